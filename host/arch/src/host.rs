@@ -1,0 +1,39 @@
+//! A host described as data: what its silicon can do.
+
+use crate::open_enum;
+
+open_enum! {
+    /// CPU vendor.
+    pub struct Vendor(u8) {
+        INTEL = 1 => "intel",
+        AMD = 2 => "amd",
+    }
+}
+
+/// The silicon of a host. A backend refuses a host that it does not fit.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Silicon {
+    pub vendor: Vendor,
+    /// MAXPHYADDR, 32 to 52.
+    pub phys_bits: u8,
+    /// Paging levels of the host kernel (4 or 5); on AMD also those of the nested page table.
+    pub host_levels: u8,
+    /// Levels that EPT offers (4 or 5).
+    pub ept_levels: u8,
+    /// 1 GiB pages in EPT/NPT and in the host's CPUID.
+    pub gbpages: bool,
+    /// EPT accessed and dirty bits.
+    pub ept_ad: bool,
+    /// Advanced exit information for EPT violations (qualification bits 9-11).
+    pub ept_advanced: bool,
+    /// APIC-register virtualization and virtual-interrupt delivery.
+    pub apicv: bool,
+    /// SVM: next-RIP save.
+    pub nrips: bool,
+    /// SVM: decode assists.
+    pub decode_assists: bool,
+    /// log2 of the largest page with which the host backs guest memory: 12, 21 or 30.
+    pub backing_shift: u8,
+    pub pad: [u8; 5],
+}

@@ -1,0 +1,26 @@
+//! Architecture words, no behaviour: registers, exceptions, error codes, MSRs, CPUID leaves, paging entries, exit
+//! reasons, and the plain `repr(C)` structures in which the host and a backend speak about them.
+//!
+//! A leaf crate. Manuals, unless a line says otherwise: Intel SDM (doc 325384-087) and AMD APM volume 2 (24593,
+//! rev. 3.42).
+
+mod open_enum;
+
+pub mod access;
+pub mod cpuid;
+pub mod event;
+pub mod exception;
+pub mod exit;
+pub mod fpu;
+pub mod host;
+pub mod msr;
+pub mod note;
+pub mod paging;
+pub mod regs;
+pub mod sensitive;
+pub mod vcpu;
+
+/// Guest physical page size, and the unit of every frame number.
+pub const PAGE_SHIFT: u32 = 12;
+/// Bytes in a 4 KiB page.
+pub const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;

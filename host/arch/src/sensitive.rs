@@ -1,0 +1,100 @@
+//! Instructions and conditions at which virtualization may begin.
+
+use crate::open_enum;
+
+open_enum! {
+    /// What the guest is about to do. The value is also the bit in [`crate::vcpu::Intercepts`].
+    pub struct SensitiveKind(u8) {
+        CPUID = 0 => "CPUID",
+        RDMSR = 1 => "RDMSR",
+        WRMSR = 2 => "WRMSR",
+        /// MOV to CR; `number` is the register, `value` the operand.
+        CR_WRITE = 3 => "MOV to CR",
+        CR_READ = 4 => "MOV from CR",
+        CLTS = 5 => "CLTS",
+        /// `value` is the 16-bit operand.
+        LMSW = 6 => "LMSW",
+        /// Reads CR0.
+        SMSW = 7 => "SMSW",
+        DR_WRITE = 8 => "MOV to DR",
+        DR_READ = 9 => "MOV from DR",
+        /// `address` is the linear address.
+        INVLPG = 10 => "INVLPG",
+        /// `value` is the type, `address` the descriptor's address, `aux` its PCID and `aux2` its linear address.
+        INVPCID = 11 => "INVPCID",
+        HLT = 12 => "HLT",
+        /// `number` is the port, `size` bytes; OUT: `value`.
+        IN = 13 => "IN",
+        OUT = 14 => "OUT",
+        /// String forms: `address` is the linear address of the operand.
+        INS = 15 => "INS",
+        OUTS = 16 => "OUTS",
+        RDTSC = 17 => "RDTSC",
+        RDTSCP = 18 => "RDTSCP",
+        RDPMC = 19 => "RDPMC",
+        WBINVD = 20 => "WBINVD",
+        INVD = 21 => "INVD",
+        MONITOR = 22 => "MONITOR",
+        MWAIT = 23 => "MWAIT",
+        PAUSE = 24 => "PAUSE",
+        VMCALL = 25 => "VMCALL",
+        VMMCALL = 26 => "VMMCALL",
+        XSETBV = 27 => "XSETBV",
+        /// LGDT, LIDT, SGDT, SIDT: `number` 0 GDTR, 1 IDTR; `value` 1 for a load.
+        GDTR_IDTR = 28 => "GDTR/IDTR access",
+        /// LLDT, LTR, SLDT, STR: `number` 0 LDTR, 1 TR; `value` 1 for a load.
+        LDTR_TR = 29 => "LDTR/TR access",
+        /// VMXON, VMXOFF, VMREAD, ...: Intel's nested instructions.
+        VMX = 30 => "VMX instruction",
+        /// VMRUN, VMLOAD, VMSAVE, STGI, CLGI, INVLPGA, SKINIT: AMD's; `number` is the opcode's last byte.
+        SVM = 31 => "SVM instruction",
+        RDRAND = 32 => "RDRAND",
+        RDSEED = 33 => "RDSEED",
+        TASK_SWITCH = 34 => "task switch",
+        IRET = 35 => "IRET",
+        RSM = 36 => "RSM",
+        /// Not instructions: conditions checked between instructions.
+        INTERRUPT_WINDOW = 40 => "interrupt window",
+        NMI_WINDOW = 41 => "NMI window",
+        TRIPLE_FAULT = 42 => "triple fault",
+        INIT = 43 => "INIT",
+        SIPI = 44 => "SIPI",
+        /// Accesses to a mapping of kind `APIC_PAGE`: `number` is the offset; write: `value`.
+        APIC_READ = 45 => "APIC page read",
+        APIC_WRITE = 46 => "APIC page write",
+        /// An x87 or SSE instruction met CR0.TS or similar; not intercepted by current KVM.
+        RDPRU = 47 => "RDPRU",
+        GETSEC = 48 => "GETSEC",
+        ENCLS = 49 => "ENCLS",
+    }
+}
+
+/// A sensitive instruction with the operands that an exit needs. The RIP of the vCPU state still points at it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sensitive {
+    pub kind: SensitiveKind,
+    /// Instruction length in bytes.
+    pub len: u8,
+    /// Operand or address size in bytes, where it matters.
+    pub size: u8,
+    /// General register of the operand (MOV CR/DR), 0-15.
+    pub gpr: u8,
+    /// Register or port number, APIC offset.
+    pub number: u32,
+    pub value: u64,
+    pub address: u64,
+    pub aux: u64,
+    pub aux2: u64,
+    /// REP prefix on INS and OUTS.
+    pub rep: bool,
+    /// Port given as immediate.
+    pub immediate: bool,
+    /// Memory operand instead of a register (LMSW, SMSW, SLDT, ...).
+    pub memory: bool,
+    /// Segment register of OUTS, 0-5.
+    pub segment: u8,
+    /// Address size of string instructions in bytes.
+    pub address_size: u8,
+    pub bytes: [u8; 15],
+}

@@ -1,0 +1,236 @@
+//! The state of a vCPU: one structure that the interpreter runs on and that every backend sees.
+
+use crate::{event::Event, fpu::Fpu, open_enum, regs::*, sensitive::SensitiveKind};
+use bitfield_struct::bitfield;
+
+/// General registers by their encoding number.
+pub mod gpr {
+    pub const RAX: usize = 0;
+    pub const RCX: usize = 1;
+    pub const RDX: usize = 2;
+    pub const RBX: usize = 3;
+    pub const RSP: usize = 4;
+    pub const RBP: usize = 5;
+    pub const RSI: usize = 6;
+    pub const RDI: usize = 7;
+}
+
+/// Segment registers by their encoding number; LDTR and TR follow.
+pub mod seg {
+    pub const ES: usize = 0;
+    pub const CS: usize = 1;
+    pub const SS: usize = 2;
+    pub const DS: usize = 3;
+    pub const FS: usize = 4;
+    pub const GS: usize = 5;
+    pub const LDTR: usize = 6;
+    pub const TR: usize = 7;
+}
+
+/// A segment register with its hidden part. A null selector has `present` clear.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segment {
+    pub base: u64,
+    /// Byte-granular limit.
+    pub limit: u32,
+    pub selector: u16,
+    pub attr: SegAttr,
+}
+
+/// GDTR or IDTR.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableReg {
+    pub base: u64,
+    pub limit: u16,
+    pub pad: [u16; 3],
+}
+
+/// What holds back interrupts after the current instruction.
+#[bitfield(u32)]
+#[derive(PartialEq, Eq)]
+pub struct Interruptibility {
+    pub sti: bool,
+    pub mov_ss: bool,
+    pub smi: bool,
+    /// NMIs are blocked until IRET.
+    pub nmi: bool,
+    #[bits(28)]
+    __: u32,
+}
+
+open_enum! {
+    /// Whether the vCPU executes. See: SDM vol. 3C 25.4.2 Guest Non-Register State
+    pub struct Activity(u32) {
+        ACTIVE = 0 => "active",
+        HLT = 1 => "halted",
+        SHUTDOWN = 2 => "shutdown",
+        WAIT_FOR_SIPI = 3 => "wait for SIPI",
+    }
+}
+
+/// What the backend wants to hear of. Published by the backend, read by the interpreter at every sensitive
+/// instruction: what is clear here never crosses the boundary.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Intercepts {
+    /// Bit `SensitiveKind`.
+    pub sensitive: u64,
+    /// Bit per exception vector; `exception()` has the last word (a #PF may be taken by error code).
+    pub exceptions: u32,
+    /// Bits of CR0-CR15 whose reads and writes are offered; low half writes, high half reads.
+    pub cr: u32,
+    /// Interrupts are delivered by virtual-interrupt delivery: no exit, straight from the local APIC.
+    pub virtual_interrupts: bool,
+    pub pad: [u8; 7],
+}
+
+impl Intercepts {
+    /// Whether instructions of this kind are offered to the backend.
+    pub const fn wants(&self, kind: SensitiveKind) -> bool {
+        self.sensitive >> kind.0 & 1 != 0
+    }
+
+    /// Asks for, or stops asking for, instructions of this kind.
+    pub const fn set(&mut self, kind: SensitiveKind, on: bool) {
+        self.sensitive = self.sensitive & !(1 << kind.0) | (on as u64) << kind.0;
+    }
+}
+
+/// Everything that a world switch saves. Values are what the guest sees; what silicon holds instead under a given
+/// backend (CR0.NE, CR4.VMXE, shadow CR3) is that backend's own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VcpuState {
+    pub gpr: [u64; 16],
+    pub rip: u64,
+    pub rflags: u64,
+    /// Indexed by `seg`.
+    pub seg: [Segment; 8],
+    pub gdtr: TableReg,
+    pub idtr: TableReg,
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    /// The task priority as CR8 shows it; the local APIC's TPR is the same value shifted.
+    pub cr8: u64,
+    pub xcr0: u64,
+    pub efer: u64,
+    pub dr: [u64; 4],
+    pub dr6: u64,
+    pub dr7: u64,
+    /// PAE page-directory pointers, as loaded at the last MOV CR3.
+    pub pdptr: [u64; 4],
+    pub pkru: u32,
+    pub interruptibility: Interruptibility,
+    pub activity: Activity,
+    /// CPL. Kept apart from SS.DPL because real-mode segments have no meaningful DPL.
+    pub cpl: u32,
+    // MSRs that silicon lets through or that a world switch loads.
+    pub sysenter_cs: u64,
+    pub sysenter_esp: u64,
+    pub sysenter_eip: u64,
+    pub star: u64,
+    pub lstar: u64,
+    pub cstar: u64,
+    pub sfmask: u64,
+    pub kernel_gs_base: u64,
+    pub tsc_aux: u64,
+    pub pat: u64,
+    pub xss: u64,
+    pub spec_ctrl: u64,
+    pub debugctl: u64,
+    /// Added to the host's virtual time-stamp counter.
+    pub tsc_offset: u64,
+    pub tsc_adjust: u64,
+    /// Retired instructions: the virtual clock. Written by the host only.
+    pub icount: u64,
+    /// The host's virtual TSC at this crossing. Written by the host only.
+    pub tsc: u64,
+    /// To be delivered at the next entry. Written by the backend, consumed by the host.
+    pub inject: Event,
+    pub intercepts: Intercepts,
+    pub fpu: Fpu,
+}
+
+impl VcpuState {
+    /// The state after RESET: real mode at F000:FFF0. See: SDM vol. 3A Table 9-1. IA-32 and Intel 64 Processor States
+    pub fn reset() -> Self {
+        let data = |selector, base| Segment {
+            base,
+            limit: 0xffff,
+            selector,
+            attr: SegAttr::new().with_typ(3).with_s(true).with_present(true),
+        };
+        let mut seg = [data(0, 0); 8];
+        seg[seg::CS] = Segment { attr: data(0, 0).attr.with_typ(0xb), ..data(0xf000, 0xffff_0000) };
+        seg[seg::LDTR].attr = SegAttr::new().with_typ(2).with_present(true);
+        seg[seg::TR].attr = SegAttr::new().with_typ(0xb).with_present(true);
+        Self {
+            gpr: [0; 16],
+            rip: 0xfff0,
+            rflags: 2,
+            seg,
+            gdtr: TableReg { limit: 0xffff, ..Default::default() },
+            idtr: TableReg { limit: 0xffff, ..Default::default() },
+            cr0: Cr0::new().with_cd(true).with_nw(true).with_et(true).into_bits(),
+            cr2: 0,
+            cr3: 0,
+            cr4: 0,
+            cr8: 0,
+            xcr0: 1,
+            efer: 0,
+            dr: [0; 4],
+            dr6: DR6_INIT,
+            dr7: DR7_INIT,
+            pdptr: [0; 4],
+            pkru: 0,
+            interruptibility: Interruptibility::new(),
+            activity: Activity::ACTIVE,
+            cpl: 0,
+            sysenter_cs: 0,
+            sysenter_esp: 0,
+            sysenter_eip: 0,
+            star: 0,
+            lstar: 0,
+            cstar: 0,
+            sfmask: 0,
+            kernel_gs_base: 0,
+            tsc_aux: 0,
+            pat: crate::msr::PAT_POWER_ON,
+            xss: 0,
+            spec_ctrl: 0,
+            debugctl: 0,
+            tsc_offset: 0,
+            tsc_adjust: 0,
+            icount: 0,
+            tsc: 0,
+            inject: Event::default(),
+            intercepts: Intercepts::default(),
+            fpu: Fpu::RESET,
+        }
+    }
+
+    /// Whether the vCPU runs in IA-32e mode with a 64-bit code segment.
+    pub fn is_64bit_code(&self) -> bool {
+        Efer::from_bits(self.efer).lma() && self.seg[seg::CS].attr.l()
+    }
+
+    pub fn cr0(&self) -> Cr0 {
+        Cr0::from_bits(self.cr0)
+    }
+
+    pub fn cr4(&self) -> Cr4 {
+        Cr4::from_bits(self.cr4)
+    }
+
+    pub fn efer(&self) -> Efer {
+        Efer::from_bits(self.efer)
+    }
+
+    pub fn rflags(&self) -> Rflags {
+        Rflags::from_bits(self.rflags)
+    }
+}

@@ -1,0 +1,76 @@
+//! The one way out of the interpreter.
+
+use crate::ram::Ram;
+use vmtape_arch::{
+    access::{Access, Mapping},
+    exception::Exception,
+    sensitive::Sensitive,
+    vcpu::VcpuState,
+};
+
+/// Why an instruction could not go on. It has had no effect and is restarted later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupted {
+    /// The guest takes this exception.
+    Fault(Exception),
+    /// The environment has recorded an exit: leave [`crate::Cpu::run`] with [`crate::Stop::Exit`].
+    Exit,
+}
+
+/// How the environment answers at a sensitive instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Execute it as silicon without virtualization would.
+    Native,
+    /// As [`Interrupted`].
+    Interrupted(Interrupted),
+    /// The instruction completes, then [`crate::Cpu::run`] leaves with [`crate::Stop::Exit`].
+    TrapAfter,
+}
+
+/// Everything the interpreter cannot do alone. Implemented by the machine around a backend, and by KVM's emulator.
+pub trait Env {
+    /// Guest RAM, addressed by host physical address.
+    fn ram(&self) -> &Ram;
+
+    /// Translates an access that missed the TLB.
+    fn access(&mut self, state: &mut VcpuState, access: &Access) -> Result<Mapping, Interrupted>;
+
+    /// Called for a sensitive instruction or condition that `state.intercepts` asks for.
+    fn sensitive(&mut self, state: &mut VcpuState, insn: &Sensitive) -> Decision;
+
+    /// Called for an exception whose bit is set in `state.intercepts.exceptions`, before its delivery.
+    /// `None`: deliver it natively. `Some(())`: an exit was recorded.
+    fn exception(&mut self, state: &mut VcpuState, exception: &Exception) -> Option<()>;
+
+    /// Reads (`write` is `None`) or writes `size` bytes on a mapping that is not RAM. For APIC pages
+    /// [`Env::sensitive`] was asked first.
+    fn device(
+        &mut self,
+        state: &mut VcpuState,
+        gpa: u64,
+        size: u8,
+        write: Option<u64>,
+    ) -> Result<u64, Interrupted>;
+
+    /// Port input (`write` is `None`) or output that was not intercepted.
+    fn port(&mut self, state: &mut VcpuState, port: u16, size: u8, write: Option<u32>) -> u32;
+
+    /// CPUID that was not intercepted: EAX, EBX, ECX, EDX.
+    fn cpuid(&mut self, state: &mut VcpuState, function: u32, index: u32) -> [u32; 4];
+
+    /// RDMSR (`write` is `None`) or WRMSR of an MSR that the vCPU state does not hold, not intercepted.
+    fn msr(&mut self, state: &mut VcpuState, index: u32, write: Option<u64>) -> Result<u64, Exception>;
+
+    /// The virtual time-stamp counter, offset not applied.
+    fn tsc(&mut self, state: &VcpuState) -> u64;
+
+    /// 64 random bits for RDRAND and RDSEED, from the machine's inputs.
+    fn random(&mut self) -> u64;
+
+    /// MOV CR8 that was not intercepted changed the task priority (`state.cr8` holds it).
+    fn tpr_changed(&mut self, state: &mut VcpuState);
+
+    /// Takes the highest pending interrupt where `state.intercepts.virtual_interrupts` lets silicon deliver it.
+    fn virtual_interrupt(&mut self, state: &mut VcpuState) -> Option<u8>;
+}

@@ -1,0 +1,377 @@
+//! The boundary in Rust words: a tape is the recorded conversation through these two traits.
+
+use vmtape_arch::{
+    access::{Access, Answer, Verdict},
+    cpuid::CpuidEntry,
+    exception::Exception,
+    exit::{Exit, Resume},
+    host::Silicon,
+    note::{Note, NoteKind},
+    open_enum,
+    sensitive::Sensitive,
+    vcpu::VcpuState,
+};
+
+/// A negative errno with the kernel's number, as an ioctl returns it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    pub const ENOENT: Self = Self(-2);
+    pub const E2BIG: Self = Self(-7);
+    pub const EFAULT: Self = Self(-14);
+    pub const EBUSY: Self = Self(-16);
+    pub const EINVAL: Self = Self(-22);
+    pub const ENOTTY: Self = Self(-25);
+}
+
+/// Addresses every vCPU in [`Host::flush_tlb`].
+pub const ALL_VCPUS: u32 = u32::MAX;
+
+open_enum! {
+    /// How much of a host TLB to drop.
+    pub struct FlushScope(u32) {
+        /// Everything of the vCPU.
+        ALL = 0 => "all",
+        /// Everything but global entries.
+        NON_GLOBAL = 1 => "non-global",
+        /// The page that holds a linear address.
+        GVA = 2 => "gva",
+        /// Every entry that maps the page at a guest physical address.
+        GPA = 3 => "gpa",
+    }
+}
+
+open_enum! {
+    /// Who is asked for a device register.
+    pub struct BusSpace(u32) {
+        /// KVM's in-kernel devices (PIC, PIT, I/O APIC, local APIC).
+        KERNEL_PIO = 0 => "kernel pio",
+        KERNEL_MMIO = 1 => "kernel mmio",
+        /// The VMM: completes at once; unclaimed reads give all ones.
+        USER_PIO = 2 => "user pio",
+        USER_MMIO = 3 => "user mmio",
+        /// MSRs that an in-kernel device owns: APIC_BASE, x2APIC, TSC_DEADLINE. `address` is the MSR.
+        MSR = 4 => "msr",
+    }
+}
+
+/// One device access. `data` holds the value written, or receives the value read.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BusOp {
+    pub space: BusSpace,
+    pub write: bool,
+    /// Bytes: 1, 2, 4 or 8.
+    pub size: u8,
+    pub pad: u16,
+    pub address: u64,
+    pub data: u64,
+}
+
+/// `EmulateRequest::flags`, KVM's EMULTYPE_* with the kernel's meaning.
+pub mod emultype {
+    /// EMULTYPE_SKIP: decode, advance RIP, do nothing else.
+    pub const SKIP: u32 = 1 << 1;
+    /// EMULTYPE_TRAP_UD: from a #UD; inject #UD again if it is one.
+    pub const TRAP_UD: u32 = 1 << 3;
+    /// EMULTYPE_PF: `gpa` is the exit's address; an operand with the same page offset is not walked again.
+    pub const PF: u32 = 1 << 6;
+    /// `insn` holds the instruction: the silicon delivered its bytes, so nothing is fetched.
+    pub const HAS_BYTES: u32 = 1 << 31;
+}
+
+/// What KVM's emulator is asked to do (`x86_emulate_instruction`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EmulateRequest {
+    pub flags: u32,
+    pub insn_len: u8,
+    pub insn: [u8; 15],
+    pub pad: u32,
+    /// EMULTYPE_PF: the exit's linear address (shadow paging) and guest physical address.
+    pub gva: u64,
+    pub gpa: u64,
+}
+
+open_enum! {
+    /// How an emulation ended.
+    pub struct EmulateStatus(u32) {
+        /// Executed; registers, RIP and memory are updated.
+        DONE = 0 => "done",
+        /// The guest is to take `fault`; nothing was changed.
+        FAULT = 1 => "fault",
+        /// The emulator does not know the instruction or cannot fetch it.
+        UNHANDLEABLE = 2 => "unhandleable",
+    }
+}
+
+/// The result of an emulation.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Emulated {
+    pub status: EmulateStatus,
+    pub insn_len: u8,
+    pub insn: [u8; 15],
+    /// An access went to userspace (it is complete: the devices answered).
+    pub user_mmio: bool,
+    pub pad: [u8; 3],
+    pub fault: Exception,
+}
+
+/// Where an emulated access goes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Translation {
+    pub gpa: u64,
+    /// Valid if `ram`.
+    pub hpa: u64,
+    /// False: the gpa is in no memory slot, the access is MMIO.
+    pub ram: bool,
+    pub pad: [u8; 7],
+}
+
+/// The backend's side of an emulation: KVM's software walk, and its reaction to writes of page tables.
+pub trait EmulatorMmu {
+    /// Translates one linear access with the walk that KVM would use here.
+    fn translate(
+        &mut self,
+        state: &VcpuState,
+        access: &Access,
+        host: &mut dyn Host,
+    ) -> Result<Translation, Exception>;
+
+    /// Guest memory was written (`kvm_page_track_write`); called after the bytes are in memory.
+    fn wrote(&mut self, gpa: u64, len: u8, host: &mut dyn Host);
+
+    /// Whether KVM's emulator knows the instruction (bytes from the first prefix on).
+    fn knows(&self, _insn: &[u8]) -> bool {
+        true
+    }
+}
+
+/// Services of the host. Host physical addresses are those of [`MemoryRegion::hpa`]; every one of them that the backend
+/// passes must lie in a registered region, or the call reports failure.
+pub trait Host {
+    /// Reads host physical memory. False: not RAM. Reads are the exit's stimulus, so they go through this call.
+    fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool;
+
+    /// Writes host physical memory, drops decoded code and marks the page dirty. False: not RAM.
+    fn write(&mut self, hpa: u64, data: &[u8]) -> bool;
+
+    /// Compares and exchanges `size` (4 or 8) bytes. `None`: not RAM; `Some(false)`: memory held something else.
+    fn cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> Option<bool>;
+
+    /// Drops translations of one vCPU or of [`ALL_VCPUS`].
+    fn flush_tlb(&mut self, vcpu: u32, scope: FlushScope, address: u64);
+
+    /// KVM's instruction emulator, with the interpreter doing the work and `mmu` translating every access.
+    fn emulate(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        request: &EmulateRequest,
+        mmu: &mut dyn EmulatorMmu,
+    ) -> Emulated;
+
+    /// Accesses a device. False: nobody claimed it (an unclaimed userspace read still fills `data` with ones).
+    fn bus(&mut self, vcpu: u32, op: &mut BusOp) -> bool;
+
+    /// The highest pending interrupt that the vCPU's APIC or PIC would deliver now; `ack` takes it.
+    fn interrupt(&mut self, vcpu: u32, ack: bool) -> Option<u8>;
+
+    /// Whether an NMI is pending; `ack` takes it.
+    fn nmi(&mut self, vcpu: u32, ack: bool) -> bool;
+
+    /// Puts a note on the tape.
+    fn note(&mut self, vcpu: u32, note: Note);
+
+    /// Whether notes of this kind are wanted; a backend may skip building those that are not.
+    fn wants(&self, kind: NoteKind) -> bool;
+
+    /// Logs a line; 1 error ... 5 trace.
+    fn log(&mut self, level: u32, text: &str);
+
+    /// A place where a fault plan may answer otherwise. `None`: go on.
+    fn fault_point(&mut self, vcpu: u32, id: u32) -> Option<u64>;
+
+    /// 64 bits at a host physical address.
+    fn read_u64(&mut self, hpa: u64) -> Option<u64> {
+        let mut buf = [0; 8];
+        self.read(hpa, &mut buf).then(|| u64::from_le_bytes(buf))
+    }
+
+    /// 32 bits at a host physical address.
+    fn read_u32(&mut self, hpa: u64) -> Option<u32> {
+        let mut buf = [0; 4];
+        self.read(hpa, &mut buf).then(|| u32::from_le_bytes(buf))
+    }
+}
+
+/// A memory slot (`struct kvm_userspace_memory_region`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryRegion {
+    pub slot: u32,
+    /// Bit 0: log dirty pages. Bit 1: read-only.
+    pub flags: u32,
+    pub gpa: u64,
+    /// Bytes; zero deletes the slot.
+    pub size: u64,
+    /// Where the slot's memory lies in the host's physical address space.
+    pub hpa: u64,
+}
+
+/// What a VM is created with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmConfig {
+    pub silicon: Silicon,
+    /// Profile, patches and module parameters: `("kvm", "v6.12")`, `("+NAME", "")`, `("-NAME", "")`, `("ept", "on")`, ...
+    pub options: Vec<(String, String)>,
+}
+
+/// One row of a table that a plugin exports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableRow {
+    pub id: u32,
+    /// Short name, as options and fault plans spell it.
+    pub name: String,
+    /// One sentence.
+    pub text: String,
+    /// Manual section, or KVM file, function and commit.
+    pub source: String,
+    /// Parameters: the default. Patches: first release. Otherwise empty.
+    pub value: String,
+}
+
+/// What a plugin says of itself before any VM exists.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Description {
+    pub name: String,
+    pub summary: String,
+    pub isa: vmtape_arch::exit::Isa,
+    pub vendor: vmtape_arch::host::Vendor,
+    pub rules: Vec<TableRow>,
+    pub patches: Vec<TableRow>,
+    pub parameters: Vec<TableRow>,
+    pub fault_points: Vec<TableRow>,
+    /// Profiles known, oldest first.
+    pub profiles: Vec<TableRow>,
+    /// Capabilities worth showing: id is the KVM_CAP number.
+    pub capabilities: Vec<TableRow>,
+}
+
+/// A plugin: what is known before a VM exists, and the way to one.
+pub trait Plugin {
+    type Vm: Backend;
+
+    fn describe() -> Description;
+
+    /// Creates a VM. The error says which option or which property of the silicon does not fit.
+    fn create(config: &VmConfig) -> Result<Self::Vm, String>;
+}
+
+/// A VM under one backend: silicon (`access`, `sensitive`, `exception`, `window`) and KVM (everything else).
+///
+/// `vcpu` is the index that `create_vcpu` was given. Calls never overlap.
+pub trait Backend {
+    // --- control, in the words of the KVM ioctls ---
+
+    /// The options as resolved: profile, every patch and parameter, so that a tape never depends on a default.
+    fn resolved(&self) -> Vec<(String, String)>;
+
+    /// KVM_CHECK_EXTENSION.
+    fn check_extension(&self, cap: u32) -> i64;
+
+    /// KVM_GET_SUPPORTED_CPUID, given what the silicon's own CPUID says.
+    fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry>;
+
+    /// KVM_SET_USER_MEMORY_REGION.
+    fn set_memory_region(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno>;
+
+    /// KVM_CREATE_VCPU.
+    fn create_vcpu(&mut self, vcpu: u32) -> Result<(), Errno>;
+
+    /// KVM_SET_CPUID2.
+    fn set_cpuid(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        entries: &[CpuidEntry],
+        host: &mut dyn Host,
+    ) -> Result<(), Errno>;
+
+    /// KVM_GET_CPUID2.
+    fn get_cpuid(&self, vcpu: u32) -> Vec<CpuidEntry>;
+
+    /// KVM_GET_MSRS, one register.
+    fn get_msr(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        index: u32,
+        host: &mut dyn Host,
+    ) -> Result<u64, Errno>;
+
+    /// KVM_SET_MSRS, one register.
+    fn set_msr(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        index: u32,
+        data: u64,
+        host: &mut dyn Host,
+    ) -> Result<(), Errno>;
+
+    /// The host changed the state from outside (reset, INIT, SIPI, restored registers).
+    fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host);
+
+    /// Everything the backend keeps, so that a run goes on from here byte for byte; for the same build only.
+    fn save(&self) -> Vec<u8>;
+
+    /// The inverse of `save`, on a VM created with the same configuration, slots and vCPUs.
+    fn restore(&mut self, saved: &[u8]) -> Result<(), Errno>;
+
+    // --- silicon ---
+
+    /// Translates an access that missed the host's TLB. EXIT fills in `exit`.
+    fn access(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        access: &Access,
+        host: &mut dyn Host,
+        exit: &mut Exit,
+    ) -> Answer;
+
+    /// A sensitive instruction or condition whose bit in `state.intercepts` is set.
+    /// FAULT: `fault` is filled in. EXIT: `exit` is.
+    fn sensitive(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        insn: &Sensitive,
+        host: &mut dyn Host,
+        exit: &mut Exit,
+        fault: &mut Exception,
+    ) -> Verdict;
+
+    /// The guest is about to take an exception whose bit in `state.intercepts` is set: NATIVE or EXIT.
+    fn exception(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        exception: &Exception,
+        host: &mut dyn Host,
+        exit: &mut Exit,
+    ) -> Verdict;
+
+    // --- KVM ---
+
+    /// Before the guest runs: at the first entry, after each exit, and when the host has an interrupt to deliver.
+    /// Sets `state.inject` and asks for windows (`vcpu_enter_guest`). Anything but GUEST keeps the vCPU out.
+    fn enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Resume;
+
+    /// Handles an exit (`vmx_handle_exit`, `svm_handle_exit`).
+    fn handle_exit(&mut self, vcpu: u32, state: &mut VcpuState, exit: &Exit, host: &mut dyn Host) -> Resume;
+}

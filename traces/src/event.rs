@@ -1,0 +1,95 @@
+//! What happens in a run, event by event.
+//!
+//! An exit is told by a group of events of its vCPU: `Exit`, then the stimulus (`Registers`, `Read`) and the `Note`s in
+//! the order in which they happened, then `Resume`. Notes outside such a group belong to the entry that follows
+//! (injected events, for one). Nothing on the tape depends on wall-clock time, addresses of this process, or threads.
+
+use vmtape_arch::{cpuid::CpuidEntry, exit::Exit, exit::Resume, note::Note};
+
+/// One event of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The guest left guest mode.
+    Exit(Box<ExitEvent>),
+    /// Registers that the handling of the exit uses.
+    Registers(Registers),
+    /// Guest memory that the handling of the exit read.
+    Read { hpa: u64, data: Data },
+    /// What the backend did.
+    Note { vcpu: u32, note: Note },
+    /// The end of the exit's handling.
+    Resume { vcpu: u32, resume: Resume },
+    /// A nondeterministic input: random numbers, bytes typed on the serial port, ...
+    Input { icount: u64, source: InputSource, value: u64 },
+    /// An ioctl of the VMM while the guest was stopped.
+    Control { icount: u64, control: Control },
+    /// A hash over registers and memory, so that two runs can be compared without their events.
+    StateHash { icount: u64, exits: u64, hash: u64 },
+    /// The run ended.
+    End { icount: u64, exits: u64, end: End },
+}
+
+/// The exit itself and where it happened.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExitEvent {
+    pub vcpu: u32,
+    /// Instructions retired by all vCPUs: the virtual clock.
+    pub icount: u64,
+    pub rip: u64,
+    pub exit: Exit,
+}
+
+/// Values of registers, by mask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registers {
+    pub vcpu: u32,
+    /// Bits 0-15 general registers, 16 RFLAGS, 17 CR0, 18 CR2, 19 CR3, 20 CR4, 21 CR8, 22 EFER, 23 CPL, 24 PKRU,
+    /// 25 XCR0, 26 interruptibility, 27 CS attributes and base, 28 GDTR base, 29 IDTR base, 30 DR7.
+    pub mask: u32,
+    /// One value per set bit, low bit first (bit 27 takes two: attributes, base).
+    pub values: Vec<u64>,
+}
+
+/// Up to 16 bytes inline: reads by handlers are mostly one paging entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Data {
+    U64(u64),
+    U32(u32),
+    Bytes(Vec<u8>),
+}
+
+vmtape_arch::open_enum! {
+    /// Where an input came from.
+    pub struct InputSource(u32) {
+        RANDOM = 0 => "random",
+        SERIAL = 1 => "serial",
+        FAULT = 2 => "fault",
+    }
+}
+
+/// An ioctl and its result (zero or a negative errno).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control {
+    SetCpuid { vcpu: u32, entries: Vec<CpuidEntry>, result: i32 },
+    SetMemoryRegion { slot: u32, flags: u32, gpa: u64, size: u64, hpa: u64, result: i32 },
+    SetMsr { vcpu: u32, index: u32, data: u64, result: i32 },
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The guest wrote to the debug-exit port: the status as QEMU's process would give it, `(code << 1) | 1`.
+    DebugExit { status: u32 },
+    /// Triple fault or reset.
+    Shutdown { reason: String },
+    /// All vCPUs are halted and nothing can wake them.
+    Idle,
+    /// KVM_RUN returned something that the VMM cannot continue from.
+    Fatal { vcpu: u32, resume: Resume, reason: String },
+    /// The exit budget or the instruction limit was reached.
+    Limit { what: String },
+    /// The watchdog saw no progress: equal exits without end.
+    NoProgress { vcpu: u32, repeats: u64, reason: String },
+    /// The recording stops here (imported tapes, killed recordings).
+    Cut,
+}
