@@ -1,0 +1,105 @@
+//! The rules of this repository that no compiler checks: who may depend on whom, who may name a backend, how long a
+//! file may be, and that unsafe code says why.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Lines beyond which a file is surely two files.
+const LINES_MAX: usize = 800;
+
+/// Which workspace crates a crate may depend on (outside of tests). Lower layers come first.
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("vmtape_arch", &[]),
+    ("vmtape_cpu", &["vmtape_arch"]),
+    ("vmtape_abi", &["vmtape_arch"]),
+    ("vmtape_traces", &["vmtape_arch"]),
+    ("vmtape_guests", &["vmtape_arch"]),
+    ("vmtape_kvm_mmu", &["vmtape_arch", "vmtape_abi"]),
+    ("vmtape_kvm_core", &["vmtape_arch", "vmtape_abi", "vmtape_kvm_mmu"]),
+    ("vmtape_kvm_svm", &["vmtape_arch", "vmtape_abi", "vmtape_kvm_mmu", "vmtape_kvm_core"]),
+    ("vmtape_vmx", &["vmtape_arch", "vmtape_abi", "vmtape_kvm_mmu", "vmtape_kvm_core"]),
+    ("vmtape_svm", &["vmtape_arch", "vmtape_abi", "vmtape_kvm_mmu", "vmtape_kvm_core", "vmtape_kvm_svm"]),
+    ("vmtape_svm_npt", &["vmtape_arch", "vmtape_abi", "vmtape_kvm_mmu", "vmtape_kvm_core", "vmtape_kvm_svm"]),
+    ("vmtape_machine", &["vmtape_arch", "vmtape_cpu", "vmtape_abi", "vmtape_traces"]),
+    ("vmtape_backends", &["vmtape_arch", "vmtape_abi", "vmtape_machine"]),
+    ("vmtape_replay", &["vmtape_arch", "vmtape_abi", "vmtape_machine", "vmtape_traces"]),
+];
+
+/// Folders in which no concrete backend may be named: a third party can write one that they never heard of.
+const BACKEND_BLIND: &[&str] = &["host", "traces/src", "replay/src"];
+
+/// The checkout that this program was built from.
+pub fn repository_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the checkout exists")
+}
+
+/// Every finding as `path: what`.
+pub fn check(root: &Path) -> Vec<String> {
+    let mut findings = Vec::new();
+    for file in files(root) {
+        let relative = file.strip_prefix(root).unwrap_or(&file).to_string_lossy().into_owned();
+        let Ok(text) = fs::read_to_string(&file) else { continue };
+        if relative.ends_with("Cargo.toml") && relative != "Cargo.toml" {
+            findings.extend(dependencies(&relative, &text));
+        }
+        if relative.ends_with(".rs") {
+            findings.extend(source(&relative, &text));
+        }
+    }
+    findings
+}
+
+fn files(root: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(folder) = pending.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else { continue };
+        for entry in entries.flatten() {
+            let path = entry.path();
+            let name = entry.file_name();
+            if path.is_dir() {
+                if name != "target" && name != ".git" {
+                    pending.push(path);
+                }
+            } else {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn dependencies(path: &str, text: &str) -> Vec<String> {
+    let Ok(manifest) = text.parse::<toml::Table>() else { return vec![format!("{path}: not TOML")] };
+    let name = manifest.get("package").and_then(|p| p.get("name")).and_then(|n| n.as_str()).unwrap_or("");
+    let Some((_, allowed)) = ALLOWED.iter().find(|(krate, _)| *krate == name) else { return Vec::new() };
+    let Some(dependencies) = manifest.get("dependencies").and_then(|d| d.as_table()) else { return Vec::new() };
+    dependencies
+        .keys()
+        .filter(|key| key.starts_with("vmtape") && !allowed.contains(&key.as_str()))
+        .map(|key| format!("{path}: {name} must not depend on {key}"))
+        .collect()
+}
+
+fn source(path: &str, text: &str) -> Vec<String> {
+    let mut findings = Vec::new();
+    let lines = text.lines().count();
+    if lines > LINES_MAX {
+        findings.push(format!("{path}: {lines} lines; what is it really made of?"));
+    }
+    if BACKEND_BLIND.iter().any(|folder| path.starts_with(folder)) && !path.contains("/tests/") {
+        for backend in ["vmtape_vmx", "vmtape_svm", "\"svm-npt\""] {
+            if text.contains(backend) {
+                findings.push(format!("{path}: names the backend {backend}"));
+            }
+        }
+    }
+    let opts_in = ["allow(unsafe_code", "expect(unsafe_code"].iter().any(|word| text.contains(word));
+    if opts_in && !text.contains("UNSAFETY:") && !path.starts_with("tools/xtask") {
+        findings.push(format!("{path}: opts in to unsafe code without an UNSAFETY: sentence"));
+    }
+    findings
+}
