@@ -1,0 +1,70 @@
+//! Unmodified kvm-unit-tests on every backend: each passes, and its tape replays identically.
+
+use anyhow::Result;
+use std::path::Path;
+use vmtape_conformance::{BACKENDS, guest_status, kvm_unit_tests, tail, vmtape};
+
+/// Images that need no arguments and pass under `--cpu max`.
+const GUESTS: [&str; 15] = [
+    "dummy",
+    "setjmp",
+    "idt_test",
+    "memory",
+    "sieve",
+    "rmap_chain",
+    "smap",
+    "pku",
+    "pcid",
+    "umip",
+    "syscall",
+    "tsc",
+    "msr",
+    "debug",
+    "xsave",
+];
+
+/// Records a guest and replays its tape on the same backend. The error says what is not as it should be.
+fn record_and_replay(image: &Path, backend: &str) -> Result<Result<(), String>> {
+    let folder = tempfile::tempdir()?;
+    let image = image.to_string_lossy();
+    let recorded = vmtape(
+        folder.path(),
+        &["record", "-b", backend, "--cpu", "max", "--guest-status", "-o", "a.tape", &image],
+    )?;
+    if recorded.status.code() != Some(guest_status::PASS) {
+        return Ok(Err(format!("{}:\n{}", recorded.status, tail(&recorded))));
+    }
+    let replayed = vmtape(folder.path(), &["replay", "a.tape"])?;
+    Ok(match replayed.status.success() {
+        true => Ok(()),
+        false => Err(format!("the replay is not identical:\n{}", tail(&replayed))),
+    })
+}
+
+fn all_pass_on(backend: &str) {
+    let Some(images) = kvm_unit_tests() else { return };
+    let mut failures = Vec::new();
+    for guest in GUESTS {
+        match record_and_replay(&images.join(format!("{guest}.flat")), backend) {
+            Ok(Ok(())) => println!("{backend:8} {guest:10} passes, replay identical"),
+            Ok(Err(why)) => failures.push(format!("{guest}: {why}")),
+            Err(error) => failures.push(format!("{guest}: {error:#}")),
+        }
+    }
+    assert!(failures.is_empty(), "under {backend}:\n{}", failures.join("\n"));
+}
+
+#[test]
+fn all_pass_on_vmx() {
+    all_pass_on(BACKENDS[0]);
+}
+
+#[test]
+fn all_pass_on_svm() {
+    all_pass_on(BACKENDS[1]);
+}
+
+#[test]
+fn all_pass_on_svm_npt() {
+    all_pass_on(BACKENDS[2]);
+}
