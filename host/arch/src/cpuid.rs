@@ -19,9 +19,9 @@ pub struct CpuidEntry {
 
 /// The entry for a function and index, as KVM's `cpuid_entry2_find` looks it up.
 pub fn find(entries: &[CpuidEntry], function: u32, index: u32) -> Option<&CpuidEntry> {
-    entries.iter().find(|e| {
-        e.function == function && (e.flags & CPUID_FLAG_SIGNIFICANT_INDEX == 0 || e.index == index)
-    })
+    entries
+        .iter()
+        .find(|e| e.function == function && (e.flags & CPUID_FLAG_SIGNIFICANT_INDEX == 0 || e.index == index))
 }
 
 /// MAXPHYADDR of a table: leaf 0x8000_0008 EAX[7:0], or 36 where the leaf is absent.

@@ -8,6 +8,7 @@ mod open_enum;
 
 pub mod access;
 pub mod cpuid;
+pub mod descriptor;
 pub mod event;
 pub mod exception;
 pub mod exit;

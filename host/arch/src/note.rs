@@ -60,39 +60,153 @@ pub struct RawNote {
 pub enum Note {
     /// `address` is a gpa under EPT and NPT, a gva under shadow paging; `code` is the raw qualification, EXITINFO1 or
     /// error code.
-    PageFault { address: u64, code: u64 },
-    Cpuid { function: u32, index: u32, eax: u32, ebx: u32, ecx: u32, edx: u32, found: bool, used_max_basic: bool },
-    Msr { write: bool, index: u32, data: u64, exception: bool },
-    Cr { write: bool, number: u8, value: u64 },
-    Pio { write: bool, port: u16, size: u8, count: u32, value: u64 },
+    PageFault {
+        address: u64,
+        code: u64,
+    },
+    Cpuid {
+        function: u32,
+        index: u32,
+        eax: u32,
+        ebx: u32,
+        ecx: u32,
+        edx: u32,
+        found: bool,
+        used_max_basic: bool,
+    },
+    Msr {
+        write: bool,
+        index: u32,
+        data: u64,
+        exception: bool,
+    },
+    Cr {
+        write: bool,
+        number: u8,
+        value: u64,
+    },
+    Pio {
+        write: bool,
+        port: u16,
+        size: u8,
+        count: u32,
+        value: u64,
+    },
     /// `kind` 0 unsatisfied read, 1 read, 2 write.
-    Mmio { kind: u8, len: u8, gpa: u64, value: u64 },
-    InjException { vector: Vector, has_error: bool, error_code: u32, reinjected: bool },
-    InjVirq { vector: u8, soft: bool, reinjected: bool },
+    Mmio {
+        kind: u8,
+        len: u8,
+        gpa: u64,
+        value: u64,
+    },
+    InjException {
+        vector: Vector,
+        has_error: bool,
+        error_code: u32,
+        reinjected: bool,
+    },
+    InjVirq {
+        vector: u8,
+        soft: bool,
+        reinjected: bool,
+    },
     /// `insn` holds up to 15 bytes, low byte first.
-    EmulateInsn { rip: u64, csbase: u32, len: u8, insn: u128, mode: u8, failed: bool },
-    UserspaceExit { reason: u32, errno: i32 },
-    SpteRequested { gfn: u64, pfn: u64, level: u8 },
-    SetSpte { gfn: u64, spte: u64, level: u8 },
-    PagetableWalk { address: u64, pferr: u32 },
-    PagingElement { pte: u64, level: u8 },
-    WalkerError { pferr: u32 },
-    SetAccessed { gpa: u64 },
-    SetDirty { gpa: u64 },
+    EmulateInsn {
+        rip: u64,
+        csbase: u32,
+        len: u8,
+        insn: u128,
+        mode: u8,
+        failed: bool,
+    },
+    UserspaceExit {
+        reason: u32,
+        errno: i32,
+    },
+    SpteRequested {
+        gfn: u64,
+        pfn: u64,
+        level: u8,
+    },
+    SetSpte {
+        gfn: u64,
+        spte: u64,
+        level: u8,
+    },
+    PagetableWalk {
+        address: u64,
+        pferr: u32,
+    },
+    PagingElement {
+        pte: u64,
+        level: u8,
+    },
+    WalkerError {
+        pferr: u32,
+    },
+    SetAccessed {
+        gpa: u64,
+    },
+    SetDirty {
+        gpa: u64,
+    },
     /// `role` is the kernel's `union kvm_mmu_page_role`.
-    GetPage { gfn: u64, role: u32, created: bool },
-    SyncPage { gfn: u64, role: u32 },
-    UnsyncPage { gfn: u64, role: u32 },
-    ZapPage { gfn: u64, role: u32 },
-    MarkMmioSpte { gfn: u64, access: u8 },
-    HandleMmioPageFault { address: u64, gfn: u64, access: u8 },
-    FastPageFault { address: u64, code: u64, fixed: bool },
-    Apic { write: bool, register: u32, value: u64 },
-    Hypercall { nr: u64, args: [u64; 4] },
-    FastMmio { gpa: u64 },
-    SiliconStep { gpa: u64, before: u64, after: u64, level: u8 },
-    Rule { id: u32 },
-    Warning { id: u32, value: u64 },
+    GetPage {
+        gfn: u64,
+        role: u32,
+        created: bool,
+    },
+    SyncPage {
+        gfn: u64,
+        role: u32,
+    },
+    UnsyncPage {
+        gfn: u64,
+        role: u32,
+    },
+    ZapPage {
+        gfn: u64,
+        role: u32,
+    },
+    MarkMmioSpte {
+        gfn: u64,
+        access: u8,
+    },
+    HandleMmioPageFault {
+        address: u64,
+        gfn: u64,
+        access: u8,
+    },
+    FastPageFault {
+        address: u64,
+        code: u64,
+        fixed: bool,
+    },
+    Apic {
+        write: bool,
+        register: u32,
+        value: u64,
+    },
+    Hypercall {
+        nr: u64,
+        args: [u64; 4],
+    },
+    FastMmio {
+        gpa: u64,
+    },
+    SiliconStep {
+        gpa: u64,
+        before: u64,
+        after: u64,
+        level: u8,
+    },
+    Rule {
+        id: u32,
+    },
+    Warning {
+        id: u32,
+        value: u64,
+    },
     /// A kind that this build does not know, or one without a decoded form.
     Other(RawNote),
 }
@@ -143,11 +257,7 @@ impl Note {
             }
             Self::InjException { vector, has_error, error_code, reinjected } => raw(
                 K::INJ_EXCEPTION,
-                &[
-                    vector.0.into(),
-                    error_code.into(),
-                    pack(&[(has_error.into(), 1), (reinjected.into(), 1)]),
-                ],
+                &[vector.0.into(), error_code.into(), pack(&[(has_error.into(), 1), (reinjected.into(), 1)])],
             ),
             Self::InjVirq { vector, soft, reinjected } => {
                 raw(K::INJ_VIRQ, &[vector.into(), pack(&[(soft.into(), 1), (reinjected.into(), 1)])])
@@ -230,9 +340,7 @@ impl Note {
                 has_error: bit(a[2], 0),
                 reinjected: bit(a[2], 1),
             },
-            K::INJ_VIRQ => {
-                Self::InjVirq { vector: a[0] as u8, soft: bit(a[1], 0), reinjected: bit(a[1], 1) }
-            }
+            K::INJ_VIRQ => Self::InjVirq { vector: a[0] as u8, soft: bit(a[1], 0), reinjected: bit(a[1], 1) },
             K::EMULATE_INSN => Self::EmulateInsn {
                 rip: a[0],
                 csbase: a[1] as u32,
