@@ -1,0 +1,112 @@
+//! Bad input gets a clear error that names the file and the cause, and exit code 125 (2 for usage). No panic, no hang.
+
+use anyhow::Result;
+use std::{fs, path::Path, process::Output};
+use vmtape_conformance::{tail, vmtape};
+
+const COULD_NOT_TEST: i32 = 125;
+const USAGE: i32 = 2;
+
+/// A small tape of a built-in guest.
+fn tape(folder: &Path) -> Result<Vec<u8>> {
+    let recorded = vmtape(folder, &["record", "-b", "vmx", "-o", "good.tape", "builtin:hello"])?;
+    assert!(recorded.status.success(), "{}", tail(&recorded));
+    Ok(fs::read(folder.join("good.tape"))?)
+}
+
+fn assert_refused(output: &Output, code: i32, mentions: &str, what: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{what}: {}", tail(output));
+    assert!(!stderr.contains("panicked"), "{what}: {stderr}");
+    assert!(stderr.contains(mentions), "{what}: the message must mention {mentions}: {stderr}");
+}
+
+#[test]
+fn a_cut_tape_says_so() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let whole = tape(folder.path())?;
+    for tenth in 0..10 {
+        let cut = whole.len() * tenth / 10;
+        fs::write(folder.path().join("cut.tape"), &whole[..cut])?;
+        let replayed = vmtape(folder.path(), &["replay", "cut.tape"])?;
+        assert_refused(&replayed, COULD_NOT_TEST, "cut.tape", &format!("cut at {cut} of {}", whole.len()));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_changed_byte_is_noticed() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let whole = tape(folder.path())?;
+    for step in 0..24 {
+        let at = whole.len() * step / 24;
+        let mut bent = whole.clone();
+        bent[at] ^= 0x10;
+        fs::write(folder.path().join("bent.tape"), &bent)?;
+        let replayed = vmtape(folder.path(), &["replay", "bent.tape"])?;
+        assert_refused(&replayed, COULD_NOT_TEST, "bent.tape", &format!("byte {at} changed"));
+    }
+    Ok(())
+}
+
+#[test]
+fn images_that_are_none() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let exported = vmtape(folder.path(), &["guests", "--export", "hello", "-o", "hello.flat"])?;
+    assert!(exported.status.success(), "{}", tail(&exported));
+    let image = fs::read(folder.path().join("hello.flat"))?;
+    let mut far = image.clone();
+    // e_phoff is at 0x1c; p_paddr is the fourth word of a program header: beyond every memory that the guest has.
+    let header = u32::from_le_bytes(image[0x1c..0x20].try_into()?) as usize;
+    far[header + 12..header + 16].copy_from_slice(&0xf000_0000u32.to_le_bytes());
+    let bad: [(&str, &[u8]); 4] = [
+        ("empty.flat", &[]),
+        ("short.flat", &image[..40]),
+        ("half.flat", &image[..image.len() / 2]),
+        ("far.flat", &far),
+    ];
+    for (name, bytes) in bad {
+        fs::write(folder.path().join(name), bytes)?;
+        let run = vmtape(folder.path(), &["run", "-b", "vmx", name])?;
+        assert_refused(&run, COULD_NOT_TEST, name, name);
+    }
+    let run = vmtape(folder.path(), &["run", "-b", "vmx", "absent.flat"])?;
+    assert_refused(&run, COULD_NOT_TEST, "absent.flat", "a file that is not there");
+    Ok(())
+}
+
+#[test]
+fn plugins_that_are_none() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    fs::write(folder.path().join("libtext.so"), "not a library")?;
+    let run = vmtape(folder.path(), &["run", "--plugin", "libtext.so", "-b", "text", "builtin:hello"])?;
+    assert_refused(&run, COULD_NOT_TEST, "libtext.so", "a text file as plugin");
+    let run = vmtape(folder.path(), &["run", "-b", "no-such-backend", "builtin:hello"])?;
+    assert_ne!(run.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&run.stderr).contains("no-such-backend"), "{}", tail(&run));
+    Ok(())
+}
+
+#[test]
+fn nonsense_is_a_usage_error() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let nonsense: &[(&[&str], &str)] = &[
+        (&["--cpu", "max,phys-bits=99"], "phys-bits"),
+        (&["--cpu", "no-such-model"], "no-such-model"),
+        (&["--cpu", "max,+no-such-feature"], "no-such-feature"),
+        (&["--host", "intel-9000"], "intel-9000"),
+        (&["--host", "amd-48"], "amd"),
+        (&["--kvm", "v9.99"], "v9.99"),
+        (&["--kvm", "v6.12,+no-such-patch"], "no-such-patch"),
+        (&["-m", "lots"], "lots"),
+        (&["--smp", "0"], "smp"),
+    ];
+    for (arguments, mentions) in nonsense {
+        let mut line = vec!["run", "-b", "vmx"];
+        line.extend(*arguments);
+        line.push("builtin:hello");
+        let run = vmtape(folder.path(), &line)?;
+        assert_refused(&run, USAGE, mentions, &arguments.join(" "));
+    }
+    Ok(())
+}
