@@ -21,6 +21,7 @@ impl Errno {
     pub const E2BIG: Self = Self(-7);
     pub const EFAULT: Self = Self(-14);
     pub const EBUSY: Self = Self(-16);
+    pub const EEXIST: Self = Self(-17);
     pub const EINVAL: Self = Self(-22);
     pub const ENOTTY: Self = Self(-25);
 }

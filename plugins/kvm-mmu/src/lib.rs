@@ -1,1 +1,3 @@
-//! Placeholder until this crate's first module lands.
+//! What the backends share of memory virtualization: memory slots, THE page walk, TDP and shadow MMU.
+
+pub mod slots;
