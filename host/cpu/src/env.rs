@@ -71,6 +71,15 @@ pub trait Env {
     /// MOV CR8 that was not intercepted changed the task priority (`state.cr8` holds it).
     fn tpr_changed(&mut self, state: &mut VcpuState);
 
-    /// Takes the highest pending interrupt where `state.intercepts.virtual_interrupts` lets silicon deliver it.
+    /// Takes the highest pending interrupt where `state.intercepts.virtual_interrupts` lets silicon deliver it. Asked
+    /// when a run begins and when interrupts become deliverable (RFLAGS.IF set, shadow over): a device that raises an
+    /// interrupt in between says so through [`Env::kicked`].
     fn virtual_interrupt(&mut self, state: &mut VcpuState) -> Option<u8>;
+
+    /// Whether [`crate::Cpu::run`] must return at the next instruction boundary, although its budget is not used up: a
+    /// device access raised an interrupt, moved a timer or ended the run. Asked after each instruction that called
+    /// [`Env::sensitive`], [`Env::device`], [`Env::port`], [`Env::msr`] or [`Env::tpr_changed`].
+    fn kicked(&mut self) -> bool {
+        false
+    }
 }
