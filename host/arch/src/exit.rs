@@ -301,6 +301,9 @@ open_enum! {
         ERRNO = 0x1_0002 => "errno",
         /// The model has no answer; `data[0]` holds a `SensitiveKind` or zero.
         NOT_MODELLED = 0x1_0003 => "not modelled",
+        /// The backend itself is broken: it panicked, or answered against the ABI. Written by the host's side of the
+        /// ABI, never by a backend.
+        BACKEND_FAILED = 0x1_0004 => "backend failed",
     }
 }
 

@@ -1,9 +1,15 @@
 //! The contract between the host and a backend plugin.
 //!
-//! [`contract`] says it in Rust: the trait a backend implements and the services it may call. The C form of the same
-//! contract, which is what actually crosses the shared-library boundary, stands beside it; `plugins/README.md`
-//! describes it.
+//! [`contract`] says it in Rust: the trait a backend implements and the services it may call. [`table`] is the C form of
+//! the same contract, which is what actually crosses the shared-library boundary; [`export_backend!`] writes a plugin's
+//! side of it, and [`import::Backends`] is the host's. `plugins/README.md` describes it.
 
 pub mod contract;
+pub mod export;
+pub mod import;
+mod lend;
+mod proxy;
+mod raw;
+pub mod table;
 
 pub use contract::*;
