@@ -1,6 +1,7 @@
 //! One linear access that missed the host's TLB, and what a backend answers.
 
 use crate::{event::Event, exception::Exception, open_enum};
+use serde::{Deserialize, Serialize};
 
 open_enum! {
     /// What the access does.
@@ -14,7 +15,7 @@ open_enum! {
 /// An access to guest memory. With CR0.PG=0 the linear address is the guest physical address.
 /// CR0, CR3, CR4, EFER, PKRU and RFLAGS.AC are those of the vCPU state that goes with it.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Access {
     pub gva: u64,
     pub kind: AccessKind,
@@ -41,7 +42,7 @@ open_enum! {
 
 /// A translation for the host's TLB, valid for accesses with the same privilege (user or supervisor, RFLAGS.AC).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mapping {
     /// Guest physical address of the 4 KiB page that holds the access.
     pub gpa: u64,
@@ -72,7 +73,7 @@ open_enum! {
 
 /// The answer to an access: which field counts is told by `verdict`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Answer {
     pub verdict: Verdict,
     pub pad: u32,

@@ -1,11 +1,13 @@
 //! CPUID as a table of leaves.
 
+use serde::{Deserialize, Serialize};
+
 /// `flags` bit: the leaf is selected by ECX too.
 pub const CPUID_FLAG_SIGNIFICANT_INDEX: u32 = 1;
 
 /// One entry with the fields of `struct kvm_cpuid_entry2`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CpuidEntry {
     pub function: u32,
     pub index: u32,

@@ -8,10 +8,11 @@ use crate::{
     vcpu::{Segment, seg},
 };
 use bitfield_struct::bitfield;
+use serde::{Deserialize, Serialize};
 
 /// A segment selector.
 #[bitfield(u16)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selector {
     #[bits(2)]
     pub rpl: u8,
@@ -40,7 +41,7 @@ impl Selector {
 
 /// An error code that names a selector or a gate. See: SDM vol. 3A 6.13 Error Code
 #[bitfield(u32)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct SelectorError {
     /// An event external to the program was being delivered.
     pub ext: bool,
@@ -79,7 +80,7 @@ open_enum! {
 
 /// Type of a code or data descriptor (S=1). See: SDM vol. 3A Table 3-1. Code- and Data-Segment Types
 #[bitfield(u8)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegType {
     pub accessed: bool,
     /// Data: writable. Code: readable.
@@ -111,7 +112,7 @@ impl SegType {
 
 /// A segment descriptor, or the low half of a 16-byte system descriptor.
 #[bitfield(u64)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descriptor {
     pub limit_low: u16,
     #[bits(24)]
@@ -186,7 +187,7 @@ impl Descriptor {
 
 /// A call, interrupt, trap or task gate; in IA-32e mode the low half of one.
 #[bitfield(u64)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gate {
     pub offset_low: u16,
     pub selector: u16,

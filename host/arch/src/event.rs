@@ -1,6 +1,7 @@
 //! Events injected into or being delivered to a guest.
 
 use crate::open_enum;
+use serde::{Deserialize, Serialize};
 
 open_enum! {
     /// The kind of an event, with VMX's numbers. See: SDM vol. 3C Table 25-17. Format of the VM-Entry
@@ -17,7 +18,7 @@ open_enum! {
 
 /// An event: to be injected at the next entry, or in delivery when an exit happened.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     pub valid: bool,
     pub kind: EventKind,

@@ -2,6 +2,7 @@
 
 use crate::open_enum;
 use bitfield_struct::bitfield;
+use serde::{Deserialize, Serialize};
 
 open_enum! {
     /// An exception or interrupt vector. See: SDM vol. 3A Table 6-1. Exceptions and Interrupts
@@ -38,7 +39,7 @@ impl Vector {
 
 /// A #PF error code. See: SDM vol. 3A 4.7 Page-Fault Exceptions
 #[bitfield(u32)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageFaultError {
     pub p: bool,
     pub w: bool,
@@ -59,7 +60,7 @@ pub struct PageFaultError {
 
 /// An exception on its way to the guest.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exception {
     pub vector: Vector,
     pub has_error_code: bool,

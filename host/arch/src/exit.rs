@@ -2,6 +2,7 @@
 
 use crate::{access::Access, exception::PageFaultError, open_enum, sensitive::Sensitive};
 use bitfield_struct::bitfield;
+use serde::{Deserialize, Serialize};
 
 open_enum! {
     /// Whose numbers an exit uses; the values of the kernel's `kvm_exit` tracepoint.
@@ -191,7 +192,7 @@ pub fn reason_name(isa: Isa, reason: u32) -> Option<&'static str> {
 
 /// Exit qualification of an EPT violation. See: SDM vol. 3C Table 28-7. Exit Qualification for EPT Violations
 #[bitfield(u64)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct EptQualification {
     pub read: bool,
     pub write: bool,
@@ -214,7 +215,7 @@ pub struct EptQualification {
 
 /// EXITINFO1 of a nested page fault. See: APM vol. 2 15.25.6 Nested versus Guest Page Faults, Fault Ordering
 #[bitfield(u64)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct NpfInfo {
     /// The #PF error code of the nested walk.
     #[bits(31)]
@@ -250,7 +251,7 @@ open_enum! {
 
 /// One departure from guest mode. The first six fields are those of the kernel's `kvm_exit` tracepoint and mean the same.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
     pub isa: Isa,
     /// VMX: the full exit reason. SVM: the low half of the exit code.
@@ -309,7 +310,7 @@ open_enum! {
 
 /// The end of an exit's handling.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resume {
     pub kind: ResumeKind,
     /// Negative errno, or zero.

@@ -1,8 +1,10 @@
 //! x87, SSE and AVX register state.
 
+use serde::{Deserialize, Serialize};
+
 /// The floating-point and vector registers of a vCPU.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fpu {
     pub fcw: u16,
     pub fsw: u16,

@@ -1,6 +1,7 @@
 //! A host described as data: what its silicon can do.
 
 use crate::open_enum;
+use serde::{Deserialize, Serialize};
 
 open_enum! {
     /// CPU vendor.
@@ -12,7 +13,7 @@ open_enum! {
 
 /// The silicon of a host. A backend refuses a host that it does not fit.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Silicon {
     pub vendor: Vendor,
     /// MAXPHYADDR, 32 to 52.

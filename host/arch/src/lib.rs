@@ -4,6 +4,11 @@
 //! A leaf crate. Manuals, unless a line says otherwise: Intel SDM (doc 325384-087) and AMD APM volume 2 (24593,
 //! rev. 3.42).
 
+// `open_enum!` names both by this path, in every crate that uses it.
+extern crate self as vmtape_arch;
+#[doc(hidden)]
+pub use serde;
+
 mod open_enum;
 
 pub mod access;

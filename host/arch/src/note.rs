@@ -3,6 +3,7 @@
 //! A note crosses the ABI as [`RawNote`]; everything else works with [`Note`]. Kinds are append-only.
 
 use crate::{exception::Vector, open_enum};
+use serde::{Deserialize, Serialize};
 
 open_enum! {
     /// The kind of a note: the tracepoint that it corresponds to, where there is one.
@@ -48,7 +49,7 @@ open_enum! {
 
 /// A note as it crosses the ABI. The meaning of `args` per kind is that of [`Note`]'s fields, in order.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RawNote {
     pub kind: NoteKind,
     pub pad: u32,
@@ -56,7 +57,7 @@ pub struct RawNote {
 }
 
 /// A note, decoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Note {
     /// `address` is a gpa under EPT and NPT, a gva under shadow paging; `code` is the raw qualification, EXITINFO1 or
     /// error code.

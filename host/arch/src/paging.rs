@@ -1,10 +1,11 @@
 //! Paging-structure entries.
 
 use bitfield_struct::bitfield;
+use serde::{Deserialize, Serialize};
 
 /// An entry of 64-bit (or PAE) paging at any level. See: SDM vol. 3A 4.5.4 Linear-Address Translation with 4-Level Paging
 #[bitfield(u64)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pte {
     pub p: bool,
     pub w: bool,
@@ -37,7 +38,7 @@ impl Pte {
 
 /// An EPT entry at any level. See: SDM vol. 3C 29.3.2 EPT Translation Mechanism
 #[bitfield(u64)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct EptEntry {
     pub r: bool,
     pub w: bool,
@@ -67,7 +68,7 @@ impl EptEntry {
 
 /// The EPT pointer. See: SDM vol. 3C 25.6.11 Extended-Page-Table Pointer (EPTP)
 #[bitfield(u64)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct Eptp {
     #[bits(3)]
     pub memtype: u8,

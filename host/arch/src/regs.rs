@@ -1,10 +1,11 @@
 //! Control, debug and flag registers.
 
 use bitfield_struct::bitfield;
+use serde::{Deserialize, Serialize};
 
 /// CR0. See: SDM vol. 3A 2.5 Control Registers
 #[bitfield(u64)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cr0 {
     pub pe: bool,
     pub mp: bool,
@@ -27,7 +28,7 @@ pub struct Cr0 {
 
 /// CR4. See: SDM vol. 3A 2.5 Control Registers
 #[bitfield(u64)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cr4 {
     pub vme: bool,
     pub pvi: bool,
@@ -60,7 +61,7 @@ pub struct Cr4 {
 
 /// IA32_EFER. See: APM vol. 2 3.1.7 Extended Feature Enable Register
 #[bitfield(u64)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct Efer {
     pub sce: bool,
     #[bits(7)]
@@ -79,7 +80,7 @@ pub struct Efer {
 
 /// RFLAGS. See: SDM vol. 1 3.4.3 EFLAGS Register
 #[bitfield(u64)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rflags {
     pub cf: bool,
     pub always_one: bool,
@@ -109,7 +110,7 @@ pub struct Rflags {
 
 /// DR6. See: SDM vol. 3B 18.2.3 Debug Status Register
 #[bitfield(u64)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dr6 {
     #[bits(4)]
     pub b: u8,
@@ -135,7 +136,7 @@ pub const DR7_INIT: u64 = 0x400;
 /// Segment attributes in the layout of the VMCS access-rights field, which a `Segment` carries.
 /// See: SDM vol. 3C 25.4.1 Guest Register State, Table 25-2
 #[bitfield(u16)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegAttr {
     #[bits(4)]
     pub typ: u8,

@@ -1,6 +1,7 @@
 //! Instructions and conditions at which virtualization may begin.
 
 use crate::open_enum;
+use serde::{Deserialize, Serialize};
 
 open_enum! {
     /// What the guest is about to do. The value is also the bit in [`crate::vcpu::Intercepts`].
@@ -71,7 +72,7 @@ open_enum! {
 
 /// A sensitive instruction with the operands that an exit needs. The RIP of the vCPU state still points at it.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sensitive {
     pub kind: SensitiveKind,
     /// Instruction length in bytes.

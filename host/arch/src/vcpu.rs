@@ -2,6 +2,7 @@
 
 use crate::{event::Event, fpu::Fpu, open_enum, regs::*, sensitive::SensitiveKind};
 use bitfield_struct::bitfield;
+use serde::{Deserialize, Serialize};
 
 /// General registers by their encoding number.
 pub mod gpr {
@@ -29,7 +30,7 @@ pub mod seg {
 
 /// A segment register with its hidden part. A null selector has `present` clear.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     pub base: u64,
     /// Byte-granular limit.
@@ -40,7 +41,7 @@ pub struct Segment {
 
 /// GDTR or IDTR.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableReg {
     pub base: u64,
     pub limit: u16,
@@ -49,7 +50,7 @@ pub struct TableReg {
 
 /// What holds back interrupts after the current instruction.
 #[bitfield(u32)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interruptibility {
     pub sti: bool,
     pub mov_ss: bool,
@@ -73,7 +74,7 @@ open_enum! {
 /// What the backend wants to hear of. Published by the backend, read by the interpreter at every sensitive
 /// instruction: what is clear here never crosses the boundary.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intercepts {
     /// Bit `SensitiveKind`.
     pub sensitive: u64,
@@ -101,7 +102,7 @@ impl Intercepts {
 /// Everything that a world switch saves. Values are what the guest sees; what silicon holds instead under a given
 /// backend (CR0.NE, CR4.VMXE, shadow CR3) is that backend's own.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuState {
     pub gpr: [u64; 16],
     pub rip: u64,
