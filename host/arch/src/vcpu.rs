@@ -152,6 +152,12 @@ pub struct VcpuState {
     pub tsc: u64,
     /// To be delivered at the next entry. Written by the backend, consumed by the host.
     pub inject: Event,
+    /// The event in delivery while the backend is asked about an access, exception or condition that the delivery met;
+    /// not valid at any other time. Written by the host only.
+    pub delivering: Event,
+    /// Debug exceptions recognized but not yet delivered, as bits of DR6, in a shadow of MOV SS or behind an exit.
+    /// See: SDM vol. 3C Table 25-4. Format of Pending-Debug-Exceptions
+    pub pending_debug: u64,
     pub intercepts: Intercepts,
     pub fpu: Fpu,
 }
@@ -209,6 +215,8 @@ impl VcpuState {
             icount: 0,
             tsc: 0,
             inject: Event::default(),
+            delivering: Event::default(),
+            pending_debug: 0,
             intercepts: Intercepts::default(),
             fpu: Fpu::RESET,
         }
