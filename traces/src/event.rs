@@ -2,7 +2,8 @@
 //!
 //! An exit is told by a group of events of its vCPU: `Exit`, then the stimulus (`Registers`, `Read`) and the `Note`s in
 //! the order in which they happened, then `Resume`. Notes outside such a group belong to the entry that follows
-//! (injected events, for one). Nothing on the tape depends on wall-clock time, addresses of this process, or threads.
+//! (injected events, for one); `Note::Entry` ends them where the guest goes on. Nothing on the tape depends on
+//! wall-clock time, addresses of this process, or threads.
 
 use vmtape_arch::{cpuid::CpuidEntry, exit::Exit, exit::Resume, note::Note};
 
@@ -25,9 +26,14 @@ pub enum Event {
     Control { icount: u64, control: Control },
     /// A hash over registers and memory, so that two runs can be compared without their events.
     StateHash { icount: u64, exits: u64, hash: u64 },
+    /// A line of an imported trace that has no decoded form: `event: text`.
+    Line { vcpu: u32, text: String },
     /// The run ended.
     End { icount: u64, exits: u64, end: End },
 }
+
+/// The vCPU of an imported line whose task never was a vCPU.
+pub const NO_VCPU: u32 = u32::MAX;
 
 /// The exit itself and where it happened.
 #[derive(Clone, Debug, PartialEq)]

@@ -37,6 +37,8 @@ open_enum! {
         NESTED_VMENTER = 27 => "kvm_nested_vmenter",
         NESTED_VMEXIT = 28 => "kvm_nested_vmexit",
         FAST_MMIO = 29 => "kvm_fast_mmio",
+        /// Put on the tape by the host: `enter` let the vCPU into the guest.
+        ENTRY = 30 => "kvm_entry",
         // From here on: not tracepoints of KVM.
         /// One step of the silicon's own walk: entry gpa, value before, value after, level.
         SILICON_STEP = 64 => "silicon_step",
@@ -297,6 +299,9 @@ impl Note {
             Self::Apic { write, register, value } => raw(K::APIC, &[register.into(), value, write.into()]),
             Self::Hypercall { nr, args } => raw(K::HYPERCALL, &[nr, args[0], args[1], args[2], args[3]]),
             Self::FastMmio { gpa } => raw(K::FAST_MMIO, &[gpa]),
+            Self::Entry { rip, intr_info, error_code } => {
+                raw(K::ENTRY, &[rip, intr_info.into(), error_code.into()])
+            }
             Self::SiliconStep { gpa, before, after, level } => {
                 raw(K::SILICON_STEP, &[gpa, before, after, level.into()])
             }
@@ -370,6 +375,7 @@ impl Note {
             K::APIC => Self::Apic { register: a[0] as u32, value: a[1], write: bit(a[2], 0) },
             K::HYPERCALL => Self::Hypercall { nr: a[0], args: [a[1], a[2], a[3], a[4]] },
             K::FAST_MMIO => Self::FastMmio { gpa: a[0] },
+            K::ENTRY => Self::Entry { rip: a[0], intr_info: a[1] as u32, error_code: a[2] as u32 },
             K::SILICON_STEP => Self::SiliconStep { gpa: a[0], before: a[1], after: a[2], level: a[3] as u8 },
             K::RULE => Self::Rule { id: a[0] as u32 },
             K::WARNING => Self::Warning { id: a[0] as u32, value: a[1] },

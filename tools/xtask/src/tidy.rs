@@ -76,7 +76,9 @@ fn dependencies(path: &str, text: &str) -> Vec<String> {
     let Ok(manifest) = text.parse::<toml::Table>() else { return vec![format!("{path}: not TOML")] };
     let name = manifest.get("package").and_then(|p| p.get("name")).and_then(|n| n.as_str()).unwrap_or("");
     let Some((_, allowed)) = ALLOWED.iter().find(|(krate, _)| *krate == name) else { return Vec::new() };
-    let Some(dependencies) = manifest.get("dependencies").and_then(|d| d.as_table()) else { return Vec::new() };
+    let Some(dependencies) = manifest.get("dependencies").and_then(|d| d.as_table()) else {
+        return Vec::new();
+    };
     dependencies
         .keys()
         .filter(|key| key.starts_with("vmtape") && !allowed.contains(&key.as_str()))
