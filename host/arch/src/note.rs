@@ -197,6 +197,13 @@ pub enum Note {
     FastMmio {
         gpa: u64,
     },
+    /// The guest goes on at `rip`. What is injected (VM-entry interruption information or EVENTINJ) is in the
+    /// tracepoint from 7.2 on; zero otherwise.
+    Entry {
+        rip: u64,
+        intr_info: u32,
+        error_code: u32,
+    },
     SiliconStep {
         gpa: u64,
         before: u64,
