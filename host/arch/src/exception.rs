@@ -64,7 +64,10 @@ pub struct PageFaultError {
 pub struct Exception {
     pub vector: Vector,
     pub has_error_code: bool,
-    pub pad: [u8; 2],
+    /// INT3, INTO and ICEBP: the length of the instruction, at which RIP still points although the exception is a trap.
+    /// Otherwise zero.
+    pub insn_len: u8,
+    pub pad: u8,
     pub error_code: u32,
     /// #PF: the value for CR2. #DB: the DR6 bits to set. Otherwise zero.
     pub payload: u64,
@@ -73,12 +76,12 @@ pub struct Exception {
 impl Exception {
     /// An exception without an error code.
     pub const fn new(vector: Vector) -> Self {
-        Self { vector, has_error_code: false, pad: [0; 2], error_code: 0, payload: 0 }
+        Self { vector, has_error_code: false, insn_len: 0, pad: 0, error_code: 0, payload: 0 }
     }
 
     /// An exception with an error code.
     pub const fn with_code(vector: Vector, error_code: u32) -> Self {
-        Self { vector, has_error_code: true, pad: [0; 2], error_code, payload: 0 }
+        Self { vector, has_error_code: true, insn_len: 0, pad: 0, error_code, payload: 0 }
     }
 
     /// `#GP(code)`.
