@@ -1,1 +1,16 @@
-//! Placeholder until this crate's first module lands.
+//! KVM's vendor-neutral half: what `kvm.ko` does for `kvm_intel` and `kvm_amd` alike. No exports.
+//!
+//! Names of functions are those of Linux 6.12's arch/x86/kvm unless a line says otherwise.
+#![forbid(unsafe_code)]
+
+pub mod cpuid;
+pub mod cr;
+pub mod emulate;
+pub mod events;
+pub mod io;
+pub mod msr;
+pub mod profile;
+pub mod vcpu;
+
+pub use vcpu::Vcpu;
+pub use vmtape_kvm_mmu::slots;

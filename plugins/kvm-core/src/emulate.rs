@@ -1,0 +1,127 @@
+//! KVM's instruction emulator as the exit handlers use it.
+//!
+//! See: KVM arch/x86/kvm/x86.c x86_emulate_instruction(), handle_emulation_failure()
+
+use crate::vcpu::Vcpu;
+use vmtape_abi::{EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Host, Translation, emultype};
+use vmtape_arch::{
+    access::Access,
+    exception::Exception,
+    exit::{Resume, ResumeKind},
+    note::Note,
+    vcpu::VcpuState,
+};
+
+/// KVM_INTERNAL_ERROR_EMULATION and KVM_INTERNAL_ERROR_DELIVERY_EV.
+pub const SUBERROR_EMULATION: u64 = 1;
+pub const SUBERROR_DELIVERY_EV: u64 = 3;
+/// KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES.
+const FLAG_INSTRUCTION_BYTES: u64 = 1;
+
+/// `kvm_emulate_instruction(vcpu, flags)`: the emulator walks the guest's tables for every access.
+pub fn emulate_instruction(
+    vcpu: &mut Vcpu,
+    state: &mut VcpuState,
+    flags: u32,
+    mmu: &mut dyn EmulatorMmu,
+    host: &mut dyn Host,
+) -> Resume {
+    x86_emulate(vcpu, state, &EmulateRequest { flags, ..Default::default() }, mmu, host)
+}
+
+/// `x86_emulate_instruction`.
+pub fn x86_emulate(
+    vcpu: &mut Vcpu,
+    state: &mut VcpuState,
+    request: &EmulateRequest,
+    mmu: &mut dyn EmulatorMmu,
+    host: &mut dyn Host,
+) -> Resume {
+    let trap_ud = request.flags & emultype::TRAP_UD != 0;
+    let result = if trap_ud {
+        host.emulate(vcpu.id, state, request, &mut OnlyOnUd(mmu))
+    } else {
+        host.emulate(vcpu.id, state, request, mmu)
+    };
+    match result.status {
+        EmulateStatus::DONE => Resume::GUEST,
+        EmulateStatus::FAULT => {
+            vcpu.inject(state, &result.fault);
+            Resume::GUEST
+        }
+        _ if trap_ud => {
+            vcpu.inject(state, &Exception::ud());
+            Resume::GUEST
+        }
+        _ => failure(vcpu, state, &result, host),
+    }
+}
+
+/// `handle_emulation_failure`: the guest takes #UD; at CPL 0 userspace hears of it too.
+fn failure(vcpu: &mut Vcpu, state: &mut VcpuState, result: &Emulated, host: &mut dyn Host) -> Resume {
+    vcpu.inject(state, &Exception::ud());
+    if state.cpl != 0 {
+        return Resume::GUEST;
+    }
+    host.note(vcpu.id, Note::UserspaceExit { reason: ResumeKind::INTERNAL_ERROR.0, errno: 0 });
+    let mut words = [0; 16];
+    words[0] = result.insn_len;
+    words[1..].copy_from_slice(&result.insn);
+    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| words[at + i]));
+    let mut resume = Resume::new(ResumeKind::INTERNAL_ERROR);
+    resume.data = [SUBERROR_EMULATION, 4, FLAG_INSTRUCTION_BYTES, word(0), word(8), 0];
+    resume
+}
+
+/// The emulator on a #UD: only instructions with the EmulateOnUD flag are executed, all others are the guest's #UD.
+/// See: KVM emulate.c x86_decode_insn()
+struct OnlyOnUd<'a>(&'a mut dyn EmulatorMmu);
+
+impl EmulatorMmu for OnlyOnUd<'_> {
+    fn translate(
+        &mut self,
+        state: &VcpuState,
+        access: &Access,
+        host: &mut dyn Host,
+    ) -> Result<Translation, Exception> {
+        self.0.translate(state, access, host)
+    }
+
+    fn wrote(&mut self, gpa: u64, len: u8, host: &mut dyn Host) {
+        self.0.wrote(gpa, len, host);
+    }
+
+    fn knows(&self, insn: &[u8]) -> bool {
+        emulates_on_ud(insn) && self.0.knows(insn)
+    }
+}
+
+/// Instructions with the EmulateOnUD flag: SYSCALL, SYSENTER, SYSEXIT, VMCALL, VMMCALL, MOVBE, RDPID.
+fn emulates_on_ud(insn: &[u8]) -> bool {
+    let prefix =
+        |b: &u8| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 | 0x40..=0x4f);
+    let start = insn.iter().position(|b| !prefix(b)).unwrap_or(insn.len());
+    match &insn[start..] {
+        [0x0f, 0x05 | 0x34 | 0x35, ..] | [0x0f, 0x01, 0xc1 | 0xd9, ..] | [0x0f, 0x38, 0xf0 | 0xf1, ..] => {
+            true
+        }
+        [0x0f, 0xc7, modrm, ..] => modrm >> 3 & 7 == 7,
+        _ => false,
+    }
+}
+
+/// KVM_EXIT_INTERNAL_ERROR with suberror DELIVERY_EV: an exit that KVM cannot handle interrupted the delivery of an event.
+/// See: KVM vmx/vmx.c __vmx_handle_exit()
+pub fn delivery_error(
+    vcpu: u32,
+    info: u64,
+    reason: u64,
+    qualification: u64,
+    gpa: u64,
+    host: &mut dyn Host,
+) -> Resume {
+    host.note(vcpu, Note::UserspaceExit { reason: ResumeKind::INTERNAL_ERROR.0, errno: 0 });
+    let mut resume = Resume::new(ResumeKind::INTERNAL_ERROR);
+    resume.data = [SUBERROR_DELIVERY_EV, 4, info, reason, qualification, gpa];
+    resume
+}

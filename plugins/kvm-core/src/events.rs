@@ -1,0 +1,344 @@
+//! Events on their way into the guest: queueing, double faults, injection, and injection again after an exit.
+//!
+//! See: KVM arch/x86/kvm/x86.c kvm_check_and_inject_events(), kvm_multiple_exception()
+
+use serde::{Deserialize, Serialize};
+use vmtape_abi::Host;
+use vmtape_arch::{
+    event::{Event, EventKind},
+    exception::{Exception, Vector},
+    note::Note,
+    regs::{Dr6, Rflags},
+    vcpu::VcpuState,
+};
+
+/// DR7.GD: general detect.
+const DR7_GD: u64 = 1 << 13;
+/// DR6 bits that are one when the condition did not happen.
+const DR6_ACTIVE_LOW: u64 = 0xffff_0ff0;
+/// DR6.B0-B3, BS, BT, BD and the inverted bits (DR_TRAP_BITS).
+const DR_TRAP_BITS: u64 = 0xf;
+
+/// An exception that KVM delivers (`struct kvm_queued_exception`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct QueuedException {
+    vector: u8,
+    error_code: Option<u32>,
+    insn_len: u8,
+    /// How the VM-entry names it: hardware or software exception.
+    soft: bool,
+}
+
+/// An interrupt that KVM delivers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct QueuedInterrupt {
+    vector: u8,
+    soft: bool,
+    insn_len: u8,
+}
+
+/// What a vendor answers when KVM asks whether the guest can take something now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// `interrupt_allowed`.
+    pub interrupt: bool,
+    /// `nmi_allowed`.
+    pub nmi: bool,
+    /// Interrupts of the local APIC reach the guest by virtual-interrupt delivery.
+    pub virtual_interrupts: bool,
+}
+
+/// What the vendor has to ask its silicon for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WindowRequests {
+    pub interrupt: bool,
+    pub nmi: bool,
+    /// An NMI is injected: silicon blocks further ones until IRET.
+    pub nmi_injected: bool,
+}
+
+/// The events of a vCPU.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Events {
+    /// Queued, not yet in the entry controls.
+    pending: Option<QueuedException>,
+    /// In the entry controls; the guest may or may not take it before the next exit.
+    injected: Option<QueuedException>,
+    interrupt: Option<QueuedInterrupt>,
+    nmi_injected: bool,
+    /// A third fault: the guest shuts down at the next entry (KVM_REQ_TRIPLE_FAULT).
+    triple_fault: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Benign,
+    Contributory,
+    PageFault,
+}
+
+fn class(vector: u8) -> Class {
+    match Vector(vector) {
+        Vector::PF => Class::PageFault,
+        Vector::DE | Vector::TS | Vector::NP | Vector::SS | Vector::GP => Class::Contributory,
+        _ => Class::Benign,
+    }
+}
+
+/// `exception_type`: whether the saved RIP is that of the instruction.
+fn is_fault(vector: u8) -> bool {
+    // A #DB may be a fault or a trap: KVM leaves RF alone. #BP and #OF are traps; NMI, #DF and #MC are neither.
+    !matches!(Vector(vector), Vector::NMI | Vector::DB | Vector::BP | Vector::OF | Vector::DF | Vector::MC)
+}
+
+impl Events {
+    /// `kvm_queue_exception` and its forms with error code and payload.
+    pub fn queue(&mut self, state: &mut VcpuState, exception: &Exception) {
+        deliver_payload(state, exception);
+        let new = QueuedException {
+            vector: exception.vector.0,
+            error_code: exception.has_error_code.then_some(exception.error_code),
+            insn_len: 0,
+            soft: false,
+        };
+        let Some(previous) = self.pending.or(self.injected) else {
+            self.pending = Some(new);
+            return;
+        };
+        if Vector(previous.vector) == Vector::DF {
+            self.triple_fault = true;
+            return;
+        }
+        let (first, second) = (class(previous.vector), class(new.vector));
+        let doubles = first == Class::Contributory && second == Class::Contributory
+            || first == Class::PageFault && second != Class::Benign;
+        let double = QueuedException { vector: Vector::DF.0, error_code: Some(0), ..new };
+        self.injected = None;
+        self.pending = Some(if doubles { double } else { new });
+    }
+
+    /// A software exception (#BP, #OF) that KVM's emulator or handler raises for an INT3 or INTO.
+    pub fn queue_soft(&mut self, vector: Vector, insn_len: u8) {
+        self.pending = Some(QueuedException { vector: vector.0, error_code: None, insn_len, soft: true });
+    }
+
+    /// Takes the request that the guest shut down.
+    pub fn take_triple_fault(&mut self) -> bool {
+        std::mem::take(&mut self.triple_fault)
+    }
+
+    /// Whether anything waits to be injected, other than interrupts of the host's controllers.
+    pub fn any(&self) -> bool {
+        self.pending.is_some() || self.injected.is_some() || self.interrupt.is_some() || self.nmi_injected
+    }
+
+    /// `kvm_event_needs_reinjection`.
+    fn needs_reinjection(&self) -> bool {
+        self.injected.is_some() || self.interrupt.is_some() || self.nmi_injected
+    }
+
+    /// Drops an interrupt or exception that is queued (`kvm_clear_exception_queue`, `kvm_clear_interrupt_queue`).
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// After an exit: what was injected has been delivered, unless the exit interrupted its delivery, in which case it is
+    /// queued again. See: KVM vmx/vmx.c __vmx_complete_interrupts(), svm/svm.c svm_complete_interrupts()
+    pub fn complete(&mut self, delivering: &Event) {
+        (self.injected, self.interrupt, self.nmi_injected) = (None, None, false);
+        if !delivering.valid {
+            return;
+        }
+        let exception = |soft, insn_len| QueuedException {
+            vector: delivering.vector,
+            error_code: delivering.has_error_code.then_some(delivering.error_code),
+            insn_len,
+            soft,
+        };
+        let interrupt = |soft, insn_len| QueuedInterrupt { vector: delivering.vector, soft, insn_len };
+        match delivering.kind {
+            EventKind::NMI => self.nmi_injected = true,
+            EventKind::SOFTWARE_EXCEPTION | EventKind::PRIVILEGED_SOFTWARE_EXCEPTION => {
+                self.injected = Some(exception(true, delivering.insn_len));
+            }
+            EventKind::HARDWARE_EXCEPTION => self.injected = Some(exception(false, 0)),
+            EventKind::SOFTWARE_INTERRUPT => self.interrupt = Some(interrupt(true, delivering.insn_len)),
+            EventKind::EXTERNAL_INTERRUPT => self.interrupt = Some(interrupt(false, 0)),
+            _ => {}
+        }
+    }
+
+    /// Chooses what the next entry injects, writes it to `state.inject`, and says which windows to ask for.
+    pub fn check_and_inject(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        windows: Windows,
+        host: &mut dyn Host,
+    ) -> WindowRequests {
+        let mut requests = WindowRequests::default();
+        state.inject = Event::default();
+        if let Some(exception) = self.injected {
+            inject_exception(vcpu, state, exception, true, host);
+        } else if self.pending.is_some() {
+        } else if self.nmi_injected {
+            inject_nmi(state, true, &mut requests);
+        } else if let Some(interrupt) = self.interrupt {
+            inject_interrupt(vcpu, state, interrupt, true, host);
+        }
+        let mut can_inject = !self.needs_reinjection();
+        if let Some(exception) = self.pending.take() {
+            if is_fault(exception.vector) {
+                state.rflags = state.rflags().with_rf(true).into_bits();
+            }
+            if Vector(exception.vector) == Vector::DB {
+                state.dr7 &= !DR7_GD;
+            }
+            inject_exception(vcpu, state, exception, false, host);
+            self.injected = Some(exception);
+            can_inject = false;
+        }
+        if host.nmi(vcpu, false) {
+            if can_inject && windows.nmi {
+                host.nmi(vcpu, true);
+                self.nmi_injected = true;
+                inject_nmi(state, false, &mut requests);
+                can_inject = false;
+            }
+            requests.nmi = host.nmi(vcpu, false);
+        }
+        if windows.virtual_interrupts {
+            return requests;
+        }
+        if host.interrupt(vcpu, false).is_some() {
+            if can_inject
+                && windows.interrupt
+                && let Some(vector) = host.interrupt(vcpu, true)
+            {
+                let interrupt = QueuedInterrupt { vector, soft: false, insn_len: 0 };
+                self.interrupt = Some(interrupt);
+                inject_interrupt(vcpu, state, interrupt, false, host);
+            }
+            requests.interrupt = host.interrupt(vcpu, false).is_some();
+        }
+        requests
+    }
+}
+
+/// `kvm_deliver_exception_payload`: CR2 and DR6 are written when the exception is queued.
+fn deliver_payload(state: &mut VcpuState, exception: &Exception) {
+    match exception.vector {
+        Vector::PF => state.cr2 = exception.payload,
+        Vector::DB => {
+            let mut dr6 = state.dr6 & !DR_TRAP_BITS | DR6_ACTIVE_LOW | exception.payload;
+            dr6 ^= exception.payload & DR6_ACTIVE_LOW;
+            state.dr6 = dr6 & !(1 << 12);
+        }
+        _ => {}
+    }
+}
+
+fn inject_exception(
+    vcpu: u32,
+    state: &mut VcpuState,
+    exception: QueuedException,
+    reinjected: bool,
+    host: &mut dyn Host,
+) {
+    // Real mode pushes no error codes. See: KVM x86.c kvm_inject_exception()
+    let error_code = exception.error_code.filter(|_| state.cr0().pe());
+    host.note(
+        vcpu,
+        Note::InjException {
+            vector: Vector(exception.vector),
+            has_error: exception.error_code.is_some(),
+            error_code: exception.error_code.unwrap_or(0),
+            reinjected,
+        },
+    );
+    let kind = if exception.soft { EventKind::SOFTWARE_EXCEPTION } else { EventKind::HARDWARE_EXCEPTION };
+    state.inject = Event {
+        valid: true,
+        kind,
+        vector: exception.vector,
+        has_error_code: error_code.is_some(),
+        error_code: error_code.unwrap_or(0),
+        insn_len: exception.insn_len,
+        reinjected,
+        pad: [0; 6],
+    };
+}
+
+fn inject_interrupt(
+    vcpu: u32,
+    state: &mut VcpuState,
+    interrupt: QueuedInterrupt,
+    reinjected: bool,
+    host: &mut dyn Host,
+) {
+    host.note(vcpu, Note::InjVirq { vector: interrupt.vector, soft: interrupt.soft, reinjected });
+    let kind = if interrupt.soft { EventKind::SOFTWARE_INTERRUPT } else { EventKind::EXTERNAL_INTERRUPT };
+    state.inject = Event {
+        valid: true,
+        kind,
+        vector: interrupt.vector,
+        insn_len: interrupt.insn_len,
+        reinjected,
+        ..Default::default()
+    };
+}
+
+fn inject_nmi(state: &mut VcpuState, reinjected: bool, requests: &mut WindowRequests) {
+    requests.nmi_injected = true;
+    state.inject =
+        Event { valid: true, kind: EventKind::NMI, vector: Vector::NMI.0, reinjected, ..Default::default() };
+}
+
+/// `kvm_arch_interrupt_allowed` without a vendor's nested rules: IF set, and no STI or MOV SS shadow.
+pub fn interrupt_allowed(state: &VcpuState) -> bool {
+    let shadow = state.interruptibility;
+    Rflags::from_bits(state.rflags).intr() && !shadow.sti() && !shadow.mov_ss()
+}
+
+/// Whether an NMI can be delivered: not within another, and no MOV SS or STI shadow.
+pub fn nmi_allowed(state: &VcpuState) -> bool {
+    let shadow = state.interruptibility;
+    !shadow.nmi() && !shadow.mov_ss() && !shadow.sti()
+}
+
+/// The #DB that single stepping raises after an instruction that KVM emulated or skipped, if RFLAGS.TF asks for one.
+/// See: KVM x86.c kvm_vcpu_do_singlestep()
+pub fn single_step(tf_before: bool) -> Option<Exception> {
+    let payload = Dr6::new().with_bs(true).into_bits();
+    tf_before.then_some(Exception { payload, ..Exception::new(Vector::DB) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn double_and_triple_faults() {
+        let mut state = VcpuState::reset();
+        let mut events = Events::default();
+        events.queue(&mut state, &Exception::gp(0));
+        events.queue(&mut state, &Exception { payload: 0x1000, ..Exception::with_code(Vector::PF, 2) });
+        assert_eq!(events.pending.unwrap().vector, Vector::PF.0, "#GP then #PF: the second alone");
+        assert_eq!(state.cr2, 0x1000);
+        events.queue(&mut state, &Exception::gp(0));
+        assert_eq!(events.pending.unwrap().vector, Vector::DF.0, "#PF then #GP: double fault");
+        events.queue(&mut state, &Exception::gp(0));
+        assert!(events.take_triple_fault());
+    }
+
+    #[test]
+    fn an_interrupted_delivery_is_queued_again() {
+        let mut events = Events::default();
+        let event =
+            Event { valid: true, kind: EventKind::EXTERNAL_INTERRUPT, vector: 0x20, ..Default::default() };
+        events.complete(&event);
+        assert!(events.needs_reinjection());
+        events.complete(&Event::default());
+        assert!(!events.any());
+    }
+}

@@ -1,0 +1,80 @@
+//! Exits that KVM handles without its emulator: port I/O, HLT, hypercalls.
+//!
+//! See: KVM arch/x86/kvm/x86.c kvm_fast_pio(), kvm_emulate_halt(), kvm_emulate_hypercall()
+
+use crate::vcpu::Vcpu;
+use vmtape_abi::{BusOp, BusSpace, Host};
+use vmtape_arch::{
+    exit::{Resume, ResumeKind},
+    note::Note,
+    vcpu::{Activity, VcpuState, gpr},
+};
+
+/// A port access as both vendors' exits describe it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pio {
+    pub port: u16,
+    pub size: u8,
+    pub input: bool,
+    pub insn_len: u8,
+}
+
+/// `kvm_fast_pio`: IN or OUT with RAX, first in the kernel's devices, then in userspace.
+pub fn fast_pio(vcpu: &mut Vcpu, state: &mut VcpuState, pio: &Pio, host: &mut dyn Host) -> Resume {
+    let Pio { port, size, input, insn_len } = *pio;
+    let mask = u64::MAX >> (64 - 8 * u32::from(size));
+    let value = state.gpr[gpr::RAX] & mask;
+    let note = |value| Note::Pio { write: !input, port, size, count: 1, value };
+    if !input {
+        host.note(vcpu.id, note(value));
+    }
+    let mut op =
+        BusOp { space: BusSpace::KERNEL_PIO, write: !input, size, address: port.into(), data: value, pad: 0 };
+    if input {
+        op.data = 0;
+    }
+    if !host.bus(vcpu.id, &mut op) {
+        host.note(vcpu.id, Note::UserspaceExit { reason: ResumeKind::IO.0, errno: 0 });
+        op.space = BusSpace::USER_PIO;
+        host.bus(vcpu.id, &mut op);
+    }
+    if input {
+        let data = op.data & mask;
+        host.note(vcpu.id, note(data));
+        let kept = if size < 4 { state.gpr[gpr::RAX] & !mask } else { 0 };
+        state.gpr[gpr::RAX] = kept | data;
+    }
+    vcpu.skip(state, insn_len);
+    Resume::GUEST
+}
+
+/// `kvm_emulate_halt` with the interrupt controllers in the kernel: the vCPU blocks until an event is pending.
+pub fn halt(vcpu: &mut Vcpu, state: &mut VcpuState, insn_len: u8) -> Resume {
+    vcpu.skip(state, insn_len);
+    if vcpu.events.any() {
+        return Resume::GUEST;
+    }
+    state.activity = Activity::HLT;
+    Resume::new(ResumeKind::BLOCKED)
+}
+
+/// Results of hypercalls. See: include/uapi/linux/kvm_para.h
+const KVM_ENOSYS: i64 = -1000;
+const KVM_EPERM: i64 = -1;
+const KVM_HC_VAPIC_POLL_IRQ: u64 = 1;
+
+/// `kvm_emulate_hypercall`.
+pub fn hypercall(vcpu: &mut Vcpu, state: &mut VcpuState, insn_len: u8, host: &mut dyn Host) -> Resume {
+    let long = state.is_64bit_code();
+    let arg = |reg: usize| if long { state.gpr[reg] } else { state.gpr[reg] & 0xffff_ffff };
+    let nr = arg(gpr::RAX);
+    host.note(vcpu.id, Note::Hypercall { nr, args: [gpr::RBX, gpr::RCX, gpr::RDX, gpr::RSI].map(arg) });
+    let result = match nr {
+        _ if state.cpl != 0 => KVM_EPERM,
+        KVM_HC_VAPIC_POLL_IRQ => 0,
+        _ => KVM_ENOSYS,
+    };
+    state.gpr[gpr::RAX] = if long { result as u64 } else { result as u64 & 0xffff_ffff };
+    vcpu.skip(state, insn_len);
+    Resume::GUEST
+}

@@ -1,0 +1,96 @@
+//! What KVM keeps for a vCPU, whatever the vendor (`struct kvm_vcpu_arch`).
+
+use crate::{cpuid::GuestCpuid, events, events::Events, msr::Msrs};
+use serde::{Deserialize, Serialize};
+use vmtape_abi::{BusOp, BusSpace, Errno, Host};
+use vmtape_arch::{
+    cpuid::CpuidEntry,
+    exception::Exception,
+    host::Vendor,
+    msr::Msr,
+    vcpu::{Interruptibility, VcpuState},
+};
+
+/// IA32_APIC_BASE after reset of the boot processor.
+const APIC_BASE_RESET: u64 = 0xfee0_0900;
+
+/// State of a vCPU that is not in `VcpuState`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vcpu {
+    pub id: u32,
+    pub cpuid: GuestCpuid,
+    pub msrs: Msrs,
+    pub events: Events,
+    /// IA32_APIC_BASE as the local APIC has it.
+    pub apic_base: u64,
+    /// KVM_RUN was called (`last_vmentry_cpu != -1`).
+    pub has_run: bool,
+}
+
+impl Vcpu {
+    /// KVM_CREATE_VCPU on a host of this vendor.
+    pub fn new(id: u32, vendor: Vendor) -> Self {
+        Self {
+            id,
+            cpuid: GuestCpuid::default(),
+            msrs: Msrs::new(vendor),
+            events: Events::default(),
+            apic_base: APIC_BASE_RESET,
+            has_run: false,
+        }
+    }
+
+    /// KVM_SET_CPUID2 with the rules of 5.17 and later: after KVM_RUN only the same table is accepted.
+    /// See: KVM cpuid.c kvm_set_cpuid()
+    pub fn set_cpuid(&mut self, state: &VcpuState, entries: &[CpuidEntry]) -> Result<(), Errno> {
+        let mut new = GuestCpuid::new(entries)?;
+        new.update_runtime(state, self.apic_base);
+        if self.has_run && !crate::cpuid::equal(new.entries(), self.cpuid.entries()) {
+            return Err(Errno::EINVAL);
+        }
+        self.cpuid = new;
+        Ok(())
+    }
+
+    /// `kvm_update_cpuid_runtime`.
+    pub fn update_cpuid_runtime(&mut self, state: &VcpuState) {
+        self.cpuid.update_runtime(state, self.apic_base);
+    }
+
+    /// Reads IA32_APIC_BASE from the local APIC, after the host changed it from outside (reset, restored state).
+    pub fn refresh_apic_base(&mut self, state: &VcpuState, host: &mut dyn Host) {
+        let mut op = BusOp {
+            space: BusSpace::MSR,
+            size: 8,
+            address: Msr::IA32_APIC_BASE.0.into(),
+            ..Default::default()
+        };
+        if host.bus(self.id, &mut op) && op.data != self.apic_base {
+            self.apic_base = op.data;
+            self.update_cpuid_runtime(state);
+        }
+    }
+
+    /// Queues an exception for the next entry.
+    pub fn inject(&mut self, state: &mut VcpuState, exception: &Exception) {
+        self.events.queue(state, exception);
+    }
+
+    /// `kvm_skip_emulated_instruction`: past the instruction, out of its shadow, and into a single-step trap if TF is set.
+    pub fn skip(&mut self, state: &mut VcpuState, len: u8) {
+        let stepped = events::single_step(state.rflags().tf());
+        let next = state.rip.wrapping_add(len.into());
+        // A 32-bit instruction pointer wraps at 4 GiB. See: KVM vmx/vmx.c skip_emulated_instruction()
+        state.rip = if state.is_64bit_code() { next } else { next & 0xffff_ffff };
+        clear_shadow(state);
+        if let Some(trap) = stepped {
+            self.inject(state, &trap);
+        }
+    }
+}
+
+/// The interrupt shadow of STI and MOV SS ends.
+pub fn clear_shadow(state: &mut VcpuState) {
+    let shadow: Interruptibility = state.interruptibility;
+    state.interruptibility = shadow.with_sti(false).with_mov_ss(false);
+}
