@@ -138,9 +138,8 @@ pub struct RawConfig {
 }
 
 /// A VM, owned by the backend. The host only passes it back.
-#[repr(C)]
 pub struct Vm {
-    _opaque: [u8; 0],
+    _opaque: (),
 }
 
 /// The host's services and the context to call them with, lent for the length of one call.

@@ -1,0 +1,386 @@
+// The smallest backend: guest physical memory is where the slots say, nothing is intercepted that need not be, and
+// accesses outside all slots go through the host's emulator to its devices. Written against the generated header only.
+//
+// VARIANT_* make libraries that a host must refuse.
+
+#include "vmtape_backend.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define TEXT(s) ((vt_Text){(const uint8_t *)(s), sizeof(s) - 1})
+#define MAX_SLOTS 16
+#define MAX_CPUID 256
+
+struct vt_Vm {
+    vt_MemoryRegion slots[MAX_SLOTS];
+    vt_CpuidEntry cpuid[MAX_CPUID];
+    size_t cpuid_count;
+};
+
+static bool find_slot(const vt_Vm *vm, uint64_t gpa, uint64_t *hpa) {
+    for (int i = 0; i < MAX_SLOTS; i++) {
+        const vt_MemoryRegion *slot = &vm->slots[i];
+        if (gpa - slot->gpa < slot->size) {
+            *hpa = slot->hpa + (gpa - slot->gpa);
+            return true;
+        }
+    }
+    return false;
+}
+
+// --- the guest's page walk: 4-level paging with 4 KiB, 2 MiB and 1 GiB pages, present, writable and user bits ---
+
+enum { P = 1, W = 2, U = 4, A = 0x20, D = 0x40, PS = 0x80 };
+#define FRAME 0x000ffffffffff000ull
+#define CR0_WP (1ull << 16)
+#define CR0_PG (1ull << 31)
+
+struct walk {
+    uint64_t gpa;
+    bool writable;
+};
+
+static bool page_fault(const vt_Access *access, uint32_t code, vt_Exception *fault) {
+    *fault = (vt_Exception){.vector = vt_Vector_PF, .has_error_code = true, .payload = access->gva};
+    fault->error_code = code | (access->kind == vt_AccessKind_WRITE ? W : 0) | (access->user ? U : 0);
+    return false;
+}
+
+static bool walk(const vt_Vm *vm, const vt_VcpuState *state, const vt_Access *access, vt_HostRef host,
+                 struct walk *out, vt_Exception *fault) {
+    bool write = access->kind == vt_AccessKind_WRITE;
+    *out = (struct walk){.gpa = access->gva, .writable = true};
+    if (!(state->cr0 & CR0_PG))
+        return true;
+
+    uint64_t table = state->cr3 & FRAME;
+    uint32_t allowed = W | U;
+    for (int level = 4; level >= 1; level--) {
+        int shift = 12 + 9 * (level - 1);
+        uint64_t hpa, entry;
+        if (!find_slot(vm, table + 8 * (access->gva >> shift & 511), &hpa) ||
+            !host.table->read(host.ctx, hpa, (uint8_t *)&entry, sizeof entry) || !(entry & P))
+            return page_fault(access, 0, fault);
+        allowed &= entry;
+        bool leaf = level == 1 || (level < 4 && entry & PS);
+        if (leaf && ((access->user && !(allowed & U)) ||
+                     (write && !(allowed & W) && (access->user || state->cr0 & CR0_WP))))
+            return page_fault(access, P, fault);
+
+        uint64_t touched = entry | A | (leaf && write ? D : 0);
+        if (touched != entry)
+            host.table->cmpxchg(host.ctx, hpa, entry, touched, sizeof entry);
+        if (leaf) {
+            uint64_t offset = ((uint64_t)1 << shift) - 1;
+            out->gpa = (entry & FRAME & ~offset) | (access->gva & offset);
+            out->writable = touched & D && (allowed & W || !(state->cr0 & CR0_WP));
+            return true;
+        }
+        table = entry & FRAME;
+    }
+    return false;
+}
+
+// --- silicon ---
+
+static vt_Status access_(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, const vt_Access *access, vt_HostRef host,
+                         vt_Exit *exit, vt_Answer *answer) {
+    (void)vcpu;
+    struct walk found;
+    uint64_t hpa;
+    *answer = (vt_Answer){.verdict = vt_Verdict_FAULT};
+    if (!walk(vm, state, access, host, &found, &answer->fault))
+        return vt_STATUS_OK;
+    if (!find_slot(vm, found.gpa, &hpa)) {
+        answer->verdict = vt_Verdict_EXIT;
+        *exit = (vt_Exit){.isa = vt_Isa_VMX, .reason = vt_VmxReason_EPT_MISCONFIG, .gpa = found.gpa};
+        exit->gva = access->gva;
+        exit->stimulus = vt_StimulusKind_ACCESS;
+        exit->access = *access;
+        return vt_STATUS_OK;
+    }
+    answer->verdict = vt_Verdict_NATIVE;
+    answer->mapping = (vt_Mapping){
+        .gpa = found.gpa & ~0xfffull,
+        .hpa = hpa & ~0xfffull,
+        .read = true,
+        .write = found.writable,
+        .fetch = true,
+        .kind = vt_MappingKind_RAM,
+        .guest_page_shift = 12,
+    };
+    return vt_STATUS_OK;
+}
+
+static vt_Status sensitive(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, const vt_Sensitive *insn, vt_HostRef host,
+                           vt_Exit *exit, vt_Exception *fault, vt_Verdict *verdict) {
+    (void)vm, (void)vcpu, (void)state, (void)host, (void)fault;
+    *exit = (vt_Exit){.isa = vt_Isa_VMX, .stimulus = vt_StimulusKind_SENSITIVE, .insn = *insn};
+    switch (insn->kind) {
+    case vt_SensitiveKind_INTERRUPT_WINDOW: exit->reason = vt_VmxReason_INTERRUPT_WINDOW; break;
+    case vt_SensitiveKind_TRIPLE_FAULT: exit->reason = vt_VmxReason_TRIPLE_FAULT; break;
+    case vt_SensitiveKind_HLT: exit->reason = vt_VmxReason_HLT; break;
+    case vt_SensitiveKind_CPUID: exit->reason = vt_VmxReason_CPUID; break;
+    default: *verdict = vt_Verdict_NATIVE; return vt_STATUS_OK;
+    }
+    *verdict = vt_Verdict_EXIT;
+    return vt_STATUS_OK;
+}
+
+static vt_Status exception(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, const vt_Exception *exception,
+                           vt_HostRef host, vt_Exit *exit, vt_Verdict *verdict) {
+    (void)vm, (void)vcpu, (void)state, (void)exception, (void)host, (void)exit;
+    *verdict = vt_Verdict_NATIVE;
+    return vt_STATUS_OK;
+}
+
+// --- KVM ---
+
+static void want(vt_VcpuState *state, vt_SensitiveKind kind, bool on) {
+    uint64_t bit = (uint64_t)1 << kind;
+    state->intercepts.sensitive = on ? state->intercepts.sensitive | bit : state->intercepts.sensitive & ~bit;
+}
+
+static vt_Status enter(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, vt_HostRef host, vt_Resume *resume) {
+    (void)vm;
+    *resume = (vt_Resume){.kind = vt_ResumeKind_RESUME};
+    want(state, vt_SensitiveKind_HLT, true);
+    want(state, vt_SensitiveKind_CPUID, true);
+    want(state, vt_SensitiveKind_TRIPLE_FAULT, true);
+    bool pending = host.table->interrupt(host.ctx, vcpu, false) >= 0;
+    if (state->activity == vt_Activity_HLT) {
+        if (!pending) {
+            resume->kind = vt_ResumeKind_BLOCKED;
+            return vt_STATUS_OK;
+        }
+        state->activity = vt_Activity_ACTIVE;
+    }
+    // RFLAGS.IF, and not in the shadow of STI or MOV SS.
+    bool open = state->rflags & 1 << 9 && !(state->interruptibility & 3) && !state->inject.valid;
+    want(state, vt_SensitiveKind_INTERRUPT_WINDOW, pending && !open);
+    if (pending && open) {
+        state->inject = (vt_Event){.valid = true, .kind = vt_EventKind_EXTERNAL_INTERRUPT};
+        state->inject.vector = (uint8_t)host.table->interrupt(host.ctx, vcpu, true);
+    }
+    return vt_STATUS_OK;
+}
+
+static vt_Status mmu_translate(void *ctx, const vt_VcpuState *state, const vt_Access *access, vt_HostRef host,
+                               vt_Translation *translation, vt_Exception *fault) {
+    struct walk found;
+    if (!walk(ctx, state, access, host, &found, fault))
+        return vt_STATUS_GUEST_FAULT;
+    *translation = (vt_Translation){.gpa = found.gpa};
+    translation->ram = find_slot(ctx, found.gpa, &translation->hpa);
+    return vt_STATUS_OK;
+}
+
+static vt_Status mmu_wrote(void *ctx, uint64_t gpa, uint8_t len, vt_HostRef host) {
+    (void)ctx, (void)gpa, (void)len, (void)host;
+    return vt_STATUS_OK;
+}
+
+static bool mmu_knows(void *ctx, const uint8_t *insn, size_t len) {
+    (void)ctx, (void)insn, (void)len;
+    return true;
+}
+
+static void cpuid(const vt_Vm *vm, vt_VcpuState *state) {
+    vt_CpuidEntry found = {0};
+    uint32_t function = (uint32_t)state->gpr[vt_GPR_RAX], index = (uint32_t)state->gpr[vt_GPR_RCX];
+    for (size_t i = 0; i < vm->cpuid_count; i++) {
+        const vt_CpuidEntry *entry = &vm->cpuid[i];
+        if (entry->function == function &&
+            (!(entry->flags & vt_CPUID_FLAG_SIGNIFICANT_INDEX) || entry->index == index)) {
+            found = *entry;
+            break;
+        }
+    }
+    state->gpr[vt_GPR_RAX] = found.eax;
+    state->gpr[vt_GPR_RBX] = found.ebx;
+    state->gpr[vt_GPR_RCX] = found.ecx;
+    state->gpr[vt_GPR_RDX] = found.edx;
+}
+
+static vt_Status handle_exit(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, const vt_Exit *exit, vt_HostRef host,
+                             vt_Resume *resume) {
+    *resume = (vt_Resume){.kind = vt_ResumeKind_RESUME};
+    if (exit->stimulus == vt_StimulusKind_ACCESS) {
+        vt_MmuRef mmu = {.ctx = vm, .translate = mmu_translate, .wrote = mmu_wrote, .knows = mmu_knows};
+        vt_EmulateRequest request = {0};
+        vt_Emulated done;
+        host.table->emulate(host.ctx, vcpu, state, &request, mmu, &done);
+        if (done.status == vt_EmulateStatus_UNHANDLEABLE) {
+            resume->kind = vt_ResumeKind_INTERNAL_ERROR;
+            resume->data[0] = 1;
+        } else if (done.status == vt_EmulateStatus_FAULT) {
+            state->inject = (vt_Event){.valid = true, .kind = vt_EventKind_HARDWARE_EXCEPTION};
+            state->inject.vector = done.fault.vector;
+            state->inject.has_error_code = done.fault.has_error_code;
+            state->inject.error_code = done.fault.error_code;
+            if (done.fault.vector == vt_Vector_PF)
+                state->cr2 = done.fault.payload;
+        }
+        return vt_STATUS_OK;
+    }
+    switch (exit->insn.kind) {
+    case vt_SensitiveKind_CPUID:
+        cpuid(vm, state);
+        state->rip += exit->insn.len;
+        break;
+    case vt_SensitiveKind_HLT:
+        state->rip += exit->insn.len;
+        state->activity = vt_Activity_HLT;
+        break;
+    case vt_SensitiveKind_TRIPLE_FAULT: resume->kind = vt_ResumeKind_SHUTDOWN; break;
+    default: break;
+    }
+    return vt_STATUS_OK;
+}
+
+// --- control ---
+
+static vt_Status describe(vt_DescriptionSink sink) {
+    sink.head(sink.ctx, TEXT("identity"), TEXT("guest physical memory as the slots say, no tables"), vt_Isa_VMX,
+              vt_Vendor_INTEL);
+    vt_RawRow row = {.id = 1, .name = TEXT("identity"), .text = TEXT("a gpa is found in its slot")};
+    row.source = TEXT("identity.c, find_slot()");
+    row.value = TEXT("");
+    sink.row(sink.ctx, vt_TableId_RULES, &row);
+    return vt_STATUS_OK;
+}
+
+static vt_Status create(const vt_RawConfig *config, vt_Vm **vm, vt_ByteSink error) {
+    if (config->silicon.vendor != vt_Vendor_INTEL) {
+        vt_Text reason = TEXT("identity reports exits with Intel's numbers: it needs an Intel host");
+        error.put(error.ctx, reason.ptr, reason.len);
+        return vt_STATUS_REFUSED;
+    }
+    *vm = calloc(1, sizeof **vm);
+    return *vm ? vt_STATUS_OK : -12;
+}
+
+static void destroy(vt_Vm *vm) { free(vm); }
+
+static void last_error(const vt_Vm *vm, vt_ByteSink sink) { (void)vm, (void)sink; }
+
+static vt_Status resolved(const vt_Vm *vm, vt_OptionSink sink) {
+    (void)vm;
+    sink.put(sink.ctx, TEXT("kvm"), TEXT("none"));
+    return vt_STATUS_OK;
+}
+
+static vt_Status check_extension(const vt_Vm *vm, uint32_t cap, int64_t *value) {
+    (void)vm, (void)cap;
+    *value = 0;
+    return vt_STATUS_OK;
+}
+
+static vt_Status supported_cpuid(const vt_Vm *vm, const vt_CpuidEntry *silicon, size_t count, vt_CpuidSink sink) {
+    (void)vm;
+    sink.put(sink.ctx, silicon, count);
+    return vt_STATUS_OK;
+}
+
+static vt_Status set_memory_region(vt_Vm *vm, const vt_MemoryRegion *region, vt_HostRef host) {
+    (void)host;
+    if (region->slot >= MAX_SLOTS)
+        return -22;
+    vm->slots[region->slot] = *region;
+    return vt_STATUS_OK;
+}
+
+static vt_Status create_vcpu(vt_Vm *vm, uint32_t vcpu) {
+    (void)vm, (void)vcpu;
+    return vt_STATUS_OK;
+}
+
+static vt_Status set_cpuid(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, const vt_CpuidEntry *entries, size_t count,
+                           vt_HostRef host) {
+    (void)vcpu, (void)state, (void)host;
+    if (count > MAX_CPUID)
+        return -7;
+    memcpy(vm->cpuid, entries, count * sizeof *entries);
+    vm->cpuid_count = count;
+    return vt_STATUS_OK;
+}
+
+static vt_Status get_cpuid(const vt_Vm *vm, uint32_t vcpu, vt_CpuidSink sink) {
+    (void)vcpu;
+    sink.put(sink.ctx, vm->cpuid, vm->cpuid_count);
+    return vt_STATUS_OK;
+}
+
+static vt_Status get_msr(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, uint32_t index, vt_HostRef host,
+                         uint64_t *data) {
+    (void)vm, (void)vcpu, (void)state, (void)index, (void)host, (void)data;
+    return -22;
+}
+
+static vt_Status set_msr(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, uint32_t index, uint64_t data,
+                         vt_HostRef host) {
+    (void)vm, (void)vcpu, (void)state, (void)index, (void)data, (void)host;
+    return -22;
+}
+
+static vt_Status state_changed(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, vt_HostRef host) {
+    (void)vm, (void)state;
+    host.table->flush_tlb(host.ctx, vcpu, vt_FlushScope_ALL, 0);
+    return vt_STATUS_OK;
+}
+
+static vt_Status save(const vt_Vm *vm, vt_ByteSink sink) {
+    sink.put(sink.ctx, (const uint8_t *)vm, sizeof *vm);
+    return vt_STATUS_OK;
+}
+
+static vt_Status restore(vt_Vm *vm, const uint8_t *saved, size_t len) {
+    if (len != sizeof *vm)
+        return -22;
+    memcpy(vm, saved, len);
+    return vt_STATUS_OK;
+}
+
+static const vt_BackendTable table = {
+#ifdef VARIANT_OTHER_VERSION
+    .abi_version = vt_ABI_VERSION + 1,
+#else
+    .abi_version = vt_ABI_VERSION,
+#endif
+#ifdef VARIANT_TOO_SMALL
+    .table_size = offsetof(vt_BackendTable, enter),
+#else
+    .table_size = sizeof(vt_BackendTable),
+#endif
+    .build = {(const uint8_t *)"identity 1", 10},
+    .describe = describe,
+    .create = create,
+    .destroy = destroy,
+    .last_error = last_error,
+    .resolved = resolved,
+    .check_extension = check_extension,
+    .supported_cpuid = supported_cpuid,
+    .set_memory_region = set_memory_region,
+    .create_vcpu = create_vcpu,
+    .set_cpuid = set_cpuid,
+    .get_cpuid = get_cpuid,
+    .get_msr = get_msr,
+    .set_msr = set_msr,
+    .state_changed = state_changed,
+    .save = save,
+    .restore = restore,
+    .access = access_,
+    .sensitive = sensitive,
+#ifndef VARIANT_NULL_FUNCTION
+    .exception = exception,
+#endif
+    .enter = enter,
+    .handle_exit = handle_exit,
+};
+
+#ifdef VARIANT_NO_SYMBOL
+const vt_BackendTable *vmtape_backend_v9(void) { return &table; }
+#else
+const vt_BackendTable *vmtape_backend_v1(void) { return &table; }
+#endif

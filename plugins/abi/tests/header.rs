@@ -1,0 +1,124 @@
+//! `include/vmtape_backend.h` is what cbindgen makes of the contract's sources today.
+//!
+//! `VMTAPE_BLESS=1 cargo test -p vmtape_abi --test header` writes it anew.
+
+use std::{fs, path::Path};
+
+/// Where the structures live that cross the boundary.
+const SOURCES: [&str; 12] = [
+    "../../host/arch/src/access.rs",
+    "../../host/arch/src/cpuid.rs",
+    "../../host/arch/src/event.rs",
+    "../../host/arch/src/exception.rs",
+    "../../host/arch/src/exit.rs",
+    "../../host/arch/src/fpu.rs",
+    "../../host/arch/src/host.rs",
+    "../../host/arch/src/regs.rs",
+    "../../host/arch/src/sensitive.rs",
+    "../../host/arch/src/vcpu.rs",
+    "src/contract.rs",
+    "src/table.rs",
+];
+
+/// Types that a backend needs though no function mentions them.
+const ALSO: [&str; 2] = ["VmxReason", "SvmExitCode"];
+
+#[test]
+fn header_is_current() {
+    let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("include/vmtape_backend.h");
+    let fresh = generate();
+    if std::env::var_os("VMTAPE_BLESS").is_some() {
+        fs::write(&header, &fresh).unwrap();
+    }
+    let found = fs::read_to_string(&header).unwrap_or_default();
+    assert!(found == fresh, "{} is stale: run with VMTAPE_BLESS=1 and review the change", header.display());
+}
+
+fn generate() -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("abi.rs");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut plain = String::new();
+    for file in SOURCES {
+        plain += &expand(&fs::read_to_string(root.join(file)).unwrap());
+    }
+    plain += &expand(&note_part(&fs::read_to_string(root.join("../../host/arch/src/note.rs")).unwrap()));
+    plain += "#[unsafe(no_mangle)] pub extern \"C\" fn vmtape_backend_v1() -> *const BackendTable { todo!() }\n";
+    fs::write(&source, plain).unwrap();
+
+    let mut config =
+        cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml is readable");
+    config.export.include = ALSO.map(str::to_owned).to_vec();
+    let bindings = cbindgen::Builder::new().with_config(config).with_src(&source).generate().unwrap();
+    let mut out = Vec::new();
+    bindings.write(&mut out);
+    let mut header = String::from_utf8(out).unwrap() + "\n";
+    while header.contains("\n\n\n") {
+        header = header.replace("\n\n\n", "\n\n");
+    }
+    header
+}
+
+/// `note.rs` up to the decoded form, which does not cross the boundary.
+fn note_part(source: &str) -> String {
+    source.split("/// A note, decoded.").next().unwrap().to_owned()
+}
+
+/// Replaces the two macros that cbindgen cannot see through, `open_enum!` and `#[bitfield]`, by the transparent
+/// structures that they make; drops tests and imports.
+fn expand(source: &str) -> String {
+    let mut out = String::new();
+    let mut lines = source.split("#[cfg(test)]").next().unwrap().lines().peekable();
+    let mut integer: Option<String> = None;
+    let mut module = String::new();
+    while let Some(line) = lines.next() {
+        let text = line.trim();
+        if text.starts_with("//!") || text.starts_with("use ") && text.ends_with(';') {
+            continue;
+        }
+        if text.starts_with("use ") {
+            while !lines.next().unwrap().trim().ends_with("};") {}
+        } else if let Some(name) = text.strip_prefix("pub mod ") {
+            // A module is a prefix in C: `emultype::SKIP` is `EMULTYPE_SKIP`.
+            module = name.trim_end_matches(" {").to_uppercase() + "_";
+        } else if line == "}" && !module.is_empty() {
+            module.clear();
+        } else if let (false, Some(rest)) = (module.is_empty(), text.strip_prefix("pub const ")) {
+            out += &format!("pub const {module}{rest}\n");
+        } else if text == "open_enum! {" {
+            out += &expand_open_enum(&mut lines);
+        } else if let Some(width) = text.strip_prefix("#[bitfield(") {
+            integer = Some(width.trim_end_matches(")]").to_owned());
+        } else if let (Some(width), Some(name)) = (&integer, text.strip_prefix("pub struct ")) {
+            let name = name.trim_end_matches(" {");
+            out += &format!("#[repr(transparent)] pub struct {name}({width});\n");
+            while lines.next().unwrap() != "}" {}
+            integer = None;
+        } else {
+            out += line;
+            out.push('\n');
+        }
+    }
+    out
+}
+
+fn expand_open_enum<'a>(lines: &mut impl Iterator<Item = &'a str>) -> String {
+    let (mut head, mut body, mut name) = (String::new(), String::new(), String::new());
+    for line in lines.by_ref() {
+        let text = line.trim();
+        if line == "}" {
+            break;
+        } else if let Some(rest) = text.strip_prefix("pub struct ") {
+            let (found, rest) = rest.split_once('(').unwrap();
+            let integer = rest.trim_end_matches(") {");
+            head += &format!("#[repr(transparent)] pub struct {found}(pub {integer});\n");
+            name = found.to_owned();
+        } else if let Some((constant, value)) = text.split_once(" = ") {
+            let value = value.split(" =>").next().unwrap();
+            body += &format!("pub const {constant}: {name} = {name}({value});\n");
+        } else if text.starts_with("///") {
+            if name.is_empty() { &mut head } else { &mut body }.push_str(&format!("{text}\n"));
+        }
+    }
+    format!("{head}impl {name} {{\n{body}}}\n")
+}
