@@ -1,0 +1,444 @@
+//! A backend behind the C form answers as it would if it were called directly, and its panics stay on its side.
+
+use std::cell::RefCell;
+use vmtape_abi::{
+    BusOp, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Errno, FlushScope, Host, MemoryRegion, Plugin,
+    TableRow, Translation, VmConfig,
+    contract::{Backend, Description},
+    import::Backends,
+    table::BackendTable,
+};
+use vmtape_arch::{
+    access::{Access, Answer, Mapping, Verdict},
+    cpuid::CpuidEntry,
+    exception::{Exception, PageFaultError},
+    exit::{Exit, Isa, Resume, ResumeKind},
+    host::{Silicon, Vendor},
+    note::{Note, NoteKind},
+    sensitive::Sensitive,
+    vcpu::VcpuState,
+};
+
+/// A backend whose answers depend on every argument, and that can be told to panic.
+struct Probe {
+    options: Vec<(String, String)>,
+    regions: Vec<MemoryRegion>,
+    cpuid: Vec<CpuidEntry>,
+}
+
+struct ProbePlugin;
+
+impl Plugin for ProbePlugin {
+    type Vm = Probe;
+
+    fn describe() -> Description {
+        let row = |id, name: &str| TableRow {
+            id,
+            name: name.into(),
+            text: format!("text of {name}"),
+            source: "source".into(),
+            value: "value".into(),
+        };
+        Description {
+            name: "probe".into(),
+            summary: "answers what it is asked".into(),
+            isa: Isa::VMX,
+            vendor: Vendor::INTEL,
+            rules: vec![row(1, "one"), row(2, "two")],
+            capabilities: vec![row(185, "KVM_CAP_SMALLER_MAXPHYADDR")],
+            ..Default::default()
+        }
+    }
+
+    fn create(config: &VmConfig) -> Result<Probe, String> {
+        match config.silicon.vendor {
+            Vendor::INTEL => {
+                Ok(Probe { options: config.options.clone(), regions: Vec::new(), cpuid: Vec::new() })
+            }
+            other => Err(format!("no {other} here")),
+        }
+    }
+}
+
+/// KVM's half of an emulation: a fault at 0xbad000, MMIO at 0xfee00000, a panic at 0xdead000.
+struct ProbeMmu(Vec<(u64, u8)>);
+
+impl EmulatorMmu for ProbeMmu {
+    fn translate(
+        &mut self,
+        _: &VcpuState,
+        access: &Access,
+        host: &mut dyn Host,
+    ) -> Result<Translation, Exception> {
+        host.note(0, Note::PagetableWalk { address: access.gva, pferr: 0 });
+        match access.gva {
+            0xbad000 => Err(Exception::pf(access.gva, PageFaultError::new().with_p(true))),
+            0xdead000 => panic!("translate panics"),
+            gva => Ok(Translation { gpa: gva, hpa: gva, ram: gva < 0x1000, pad: [0; 7] }),
+        }
+    }
+
+    fn wrote(&mut self, gpa: u64, len: u8, _: &mut dyn Host) {
+        self.0.push((gpa, len));
+    }
+
+    fn knows(&self, insn: &[u8]) -> bool {
+        insn != [0xd9]
+    }
+}
+
+impl Backend for Probe {
+    fn resolved(&self) -> Vec<(String, String)> {
+        self.options.clone()
+    }
+
+    fn check_extension(&self, cap: u32) -> i64 {
+        i64::from(cap) - 200
+    }
+
+    fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry> {
+        silicon.iter().map(|e| CpuidEntry { eax: e.eax + 1, ..*e }).collect()
+    }
+
+    fn set_memory_region(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno> {
+        if region.size == 7 {
+            return Err(Errno::EINVAL);
+        }
+        host.flush_tlb(3, FlushScope::GPA, region.gpa);
+        self.regions.push(*region);
+        Ok(())
+    }
+
+    fn create_vcpu(&mut self, vcpu: u32) -> Result<(), Errno> {
+        if vcpu == 0 { Ok(()) } else { Err(Errno::EBUSY) }
+    }
+
+    fn set_cpuid(
+        &mut self,
+        _: u32,
+        _: &mut VcpuState,
+        entries: &[CpuidEntry],
+        _: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        self.cpuid = entries.to_vec();
+        Ok(())
+    }
+
+    fn get_cpuid(&self, _: u32) -> Vec<CpuidEntry> {
+        self.cpuid.clone()
+    }
+
+    fn get_msr(&mut self, _: u32, state: &mut VcpuState, index: u32, _: &mut dyn Host) -> Result<u64, Errno> {
+        if index == 0x1b { Ok(state.rip) } else { Err(Errno::EINVAL) }
+    }
+
+    fn set_msr(
+        &mut self,
+        _: u32,
+        state: &mut VcpuState,
+        index: u32,
+        data: u64,
+        _: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        state.gpr[1] = data + u64::from(index);
+        Ok(())
+    }
+
+    fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, _: &mut dyn Host) {
+        state.gpr[2] = u64::from(vcpu);
+    }
+
+    fn save(&self) -> Vec<u8> {
+        vec![1, 2, 3]
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Result<(), Errno> {
+        if saved == [1, 2, 3] { Ok(()) } else { Err(Errno::EINVAL) }
+    }
+
+    fn access(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        access: &Access,
+        host: &mut dyn Host,
+        exit: &mut Exit,
+    ) -> Answer {
+        if access.gva == 0xdead000 {
+            panic!("access panics on vcpu {vcpu}");
+        }
+        let mut entry = [0; 8];
+        if !host.read(access.gva, &mut entry) {
+            exit.gpa = access.gva;
+            return Answer { verdict: Verdict::EXIT, ..Default::default() };
+        }
+        assert_eq!(host.cmpxchg(access.gva, u64::from_le_bytes(entry), 7, 8), Some(true));
+        state.cr2 = u64::from_le_bytes(entry);
+        Answer {
+            mapping: Mapping { gpa: access.gva, write: access.user, ..Default::default() },
+            ..Default::default()
+        }
+    }
+
+    fn sensitive(
+        &mut self,
+        _: u32,
+        _: &mut VcpuState,
+        insn: &Sensitive,
+        _: &mut dyn Host,
+        _: &mut Exit,
+        fault: &mut Exception,
+    ) -> Verdict {
+        *fault = Exception::gp(insn.number);
+        Verdict::FAULT
+    }
+
+    fn exception(
+        &mut self,
+        _: u32,
+        _: &mut VcpuState,
+        exception: &Exception,
+        _: &mut dyn Host,
+        exit: &mut Exit,
+    ) -> Verdict {
+        exit.exception = *exception;
+        Verdict::EXIT
+    }
+
+    fn enter(&mut self, vcpu: u32, _: &mut VcpuState, host: &mut dyn Host) -> Resume {
+        let mut resume = Resume::GUEST;
+        resume.data[0] = host.interrupt(vcpu, true).map_or(999, u64::from);
+        resume.data[1] = host.fault_point(vcpu, 5).unwrap_or(0);
+        resume.data[2] = host.nmi(vcpu, false).into();
+        resume.data[3] = host.wants(NoteKind::MSR).into();
+        resume
+    }
+
+    fn handle_exit(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        exit: &Exit,
+        host: &mut dyn Host,
+    ) -> Resume {
+        let mut mmu = ProbeMmu(Vec::new());
+        let request = EmulateRequest { gva: exit.gva, ..Default::default() };
+        let done = host.emulate(vcpu, state, &request, &mut mmu);
+        let mut op = BusOp { address: 0x3f8, ..Default::default() };
+        let claimed = host.bus(vcpu, &mut op);
+        let mut resume = Resume::GUEST;
+        resume.data = [
+            done.status.0.into(),
+            done.fault.payload,
+            mmu.0.len() as u64,
+            op.data,
+            claimed.into(),
+            mmu.0.first().map_or(0, |w| w.0),
+        ];
+        resume
+    }
+}
+
+/// A host with one page of RAM that keeps what it is told.
+#[derive(Default)]
+struct FakeHost {
+    ram: Vec<u8>,
+    told: RefCell<Vec<String>>,
+    panics: bool,
+}
+
+impl Host for FakeHost {
+    fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
+        assert!(!self.panics, "the host panics");
+        let from = self.ram.get(hpa as usize..hpa as usize + buf.len());
+        from.is_some_and(|bytes| {
+            buf.copy_from_slice(bytes);
+            true
+        })
+    }
+
+    fn write(&mut self, _: u64, _: &[u8]) -> bool {
+        false
+    }
+
+    fn cmpxchg(&mut self, hpa: u64, _: u64, new: u64, size: u8) -> Option<bool> {
+        self.ram[hpa as usize..][..size as usize].copy_from_slice(&new.to_le_bytes());
+        Some(true)
+    }
+
+    fn flush_tlb(&mut self, vcpu: u32, scope: FlushScope, address: u64) {
+        self.told.borrow_mut().push(format!("flush {vcpu} {scope} {address:#x}"));
+    }
+
+    fn emulate(
+        &mut self,
+        _: u32,
+        state: &mut VcpuState,
+        request: &EmulateRequest,
+        mmu: &mut dyn EmulatorMmu,
+    ) -> Emulated {
+        assert!(mmu.knows(&[0x90]) && !mmu.knows(&[0xd9]));
+        match mmu.translate(state, &Access { gva: request.gva, ..Default::default() }, self) {
+            Ok(found) => {
+                mmu.wrote(found.gpa, 4, self);
+                Emulated::default()
+            }
+            Err(fault) => Emulated { status: EmulateStatus::FAULT, fault, ..Default::default() },
+        }
+    }
+
+    fn bus(&mut self, _: u32, op: &mut BusOp) -> bool {
+        op.data = op.address * 2;
+        true
+    }
+
+    fn interrupt(&mut self, _: u32, ack: bool) -> Option<u8> {
+        ack.then_some(0x20)
+    }
+
+    fn nmi(&mut self, _: u32, ack: bool) -> bool {
+        !ack
+    }
+
+    fn note(&mut self, vcpu: u32, note: Note) {
+        self.told.borrow_mut().push(format!("{vcpu} {note:?}"));
+    }
+
+    fn wants(&self, kind: NoteKind) -> bool {
+        kind == NoteKind::MSR
+    }
+
+    fn log(&mut self, level: u32, text: &str) {
+        self.told.borrow_mut().push(format!("log {level} {text}"));
+    }
+
+    fn fault_point(&mut self, _: u32, id: u32) -> Option<u64> {
+        (id == 5).then_some(55)
+    }
+}
+
+fn backends() -> Backends {
+    static TABLE: BackendTable = vmtape_abi::export::table::<ProbePlugin>("probe 1");
+    extern "C" fn entry() -> *const BackendTable {
+        &TABLE
+    }
+    // SAFETY: the entry gives the table that the export module made.
+    #[expect(unsafe_code)]
+    unsafe { Backends::handshake(entry) }.unwrap()
+}
+
+fn silicon(vendor: Vendor) -> Silicon {
+    Silicon {
+        vendor,
+        phys_bits: 46,
+        host_levels: 4,
+        ept_levels: 4,
+        gbpages: true,
+        ept_ad: true,
+        ept_advanced: false,
+        apicv: false,
+        nrips: false,
+        decode_assists: false,
+        backing_shift: 12,
+        pad: [0; 5],
+    }
+}
+
+fn vm() -> Box<dyn Backend> {
+    let options = vec![("kvm".to_owned(), "v6.12".to_owned()), ("+patch".to_owned(), String::new())];
+    backends().create(&VmConfig { silicon: silicon(Vendor::INTEL), options }).unwrap()
+}
+
+#[test]
+fn description_and_refusal_cross() {
+    let backends = backends();
+    assert_eq!(backends.describe(), Ok(ProbePlugin::describe()));
+    assert_eq!(backends.build(), "probe 1");
+    let refused = backends.create(&VmConfig { silicon: silicon(Vendor::AMD), options: Vec::new() });
+    assert_eq!(refused.err().as_deref(), Some("no amd here"));
+}
+
+#[test]
+fn control_calls_cross() {
+    let (mut vm, mut host, mut state) = (vm(), FakeHost::default(), VcpuState::reset());
+    assert_eq!(vm.resolved()[1], ("+patch".into(), String::new()));
+    assert_eq!(vm.check_extension(185), -15);
+    let entries = [CpuidEntry { function: 1, eax: 9, ..Default::default() }];
+    assert_eq!(vm.supported_cpuid(&entries)[0].eax, 10);
+    assert_eq!(vm.set_cpuid(0, &mut state, &entries, &mut host), Ok(()));
+    assert_eq!(vm.get_cpuid(0), entries);
+    let region = MemoryRegion { gpa: 0x1000, size: 7, ..Default::default() };
+    assert_eq!(vm.set_memory_region(&region, &mut host), Err(Errno::EINVAL));
+    assert_eq!(vm.set_memory_region(&MemoryRegion { size: 8, ..region }, &mut host), Ok(()));
+    assert_eq!(host.told.take(), ["flush 3 gpa 0x1000"]);
+    assert_eq!(vm.create_vcpu(1), Err(Errno::EBUSY));
+    assert_eq!(vm.get_msr(0, &mut state, 0x1b, &mut host), Ok(0xfff0));
+    assert_eq!(vm.get_msr(0, &mut state, 0x1c, &mut host), Err(Errno::EINVAL));
+    assert_eq!(vm.set_msr(0, &mut state, 2, 40, &mut host), Ok(()));
+    vm.state_changed(9, &mut state, &mut host);
+    assert_eq!((state.gpr[1], state.gpr[2]), (42, 9));
+    assert_eq!(vm.restore(&vm.save()), Ok(()));
+    assert_eq!(vm.restore(&[]), Err(Errno::EINVAL));
+}
+
+#[test]
+fn silicon_and_kvm_calls_cross() {
+    let (mut vm, mut state) = (vm(), VcpuState::reset());
+    let mut host = FakeHost { ram: vec![3; 0x1000], ..Default::default() };
+    let (mut exit, mut fault) = (Exit::default(), Exception::default());
+    let access = Access { gva: 0x10, user: true, ..Default::default() };
+    let answer = vm.access(0, &mut state, &access, &mut host, &mut exit);
+    assert_eq!((answer.verdict, answer.mapping.gpa, answer.mapping.write), (Verdict::NATIVE, 0x10, true));
+    assert_eq!((state.cr2, host.ram[0x10]), (0x0303_0303_0303_0303, 7));
+    let outside = Access { gva: 0x5000, ..Default::default() };
+    assert_eq!(vm.access(0, &mut state, &outside, &mut host, &mut exit).verdict, Verdict::EXIT);
+    assert_eq!(exit.gpa, 0x5000);
+    let insn = Sensitive { number: 8, ..Default::default() };
+    assert_eq!(vm.sensitive(0, &mut state, &insn, &mut host, &mut exit, &mut fault), Verdict::FAULT);
+    assert_eq!(fault, Exception::gp(8));
+    assert_eq!(vm.exception(0, &mut state, &fault, &mut host, &mut exit), Verdict::EXIT);
+    assert_eq!(exit.exception, fault);
+    assert_eq!(vm.enter(0, &mut state, &mut host).data, [0x20, 55, 1, 1, 0, 0]);
+}
+
+#[test]
+fn an_emulation_calls_back() {
+    let (mut vm, mut host, mut state) = (vm(), FakeHost::default(), VcpuState::reset());
+    let exit = Exit { gva: 0x40, ..Default::default() };
+    let done = vm.handle_exit(0, &mut state, &exit, &mut host);
+    assert_eq!(done.data, [0, 0, 1, 0x7f0, 1, 0x40]);
+    assert_eq!(host.told.take(), ["0 PagetableWalk { address: 64, pferr: 0 }"]);
+    let fault = vm.handle_exit(0, &mut state, &Exit { gva: 0xbad000, ..exit }, &mut host);
+    assert_eq!(fault.data[..2], [EmulateStatus::FAULT.0.into(), 0xbad000]);
+}
+
+#[test]
+fn a_panic_poisons_the_vm_and_is_told_once() {
+    let (mut vm, mut host, mut state) = (vm(), FakeHost::default(), VcpuState::reset());
+    let access = Access { gva: 0xdead000, ..Default::default() };
+    let answer = vm.access(4, &mut state, &access, &mut host, &mut Exit::default());
+    assert_eq!(answer.verdict, Verdict::EXIT);
+    let resume = vm.handle_exit(4, &mut state, &Exit::default(), &mut host);
+    assert_eq!(resume.kind, ResumeKind::BACKEND_FAILED);
+    assert_eq!(vm.create_vcpu(0), Err(Errno::EIO));
+    assert_eq!(host.told.take(), ["log 1 the backend failed: it panicked: access panics on vcpu 4"]);
+}
+
+#[test]
+fn a_panic_below_an_emulation_reaches_the_outer_call() {
+    let (mut vm, mut host, mut state) = (vm(), FakeHost::default(), VcpuState::reset());
+    let exit = Exit { gva: 0xdead000, ..Default::default() };
+    assert_eq!(vm.handle_exit(0, &mut state, &exit, &mut host).kind, ResumeKind::BACKEND_FAILED);
+    assert!(host.told.borrow().last().unwrap().ends_with("it panicked: translate panics"));
+}
+
+#[test]
+fn a_panic_of_the_host_passes_through() {
+    let (mut vm, mut state) = (vm(), VcpuState::reset());
+    let mut host = FakeHost { panics: true, ..Default::default() };
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        vm.access(0, &mut state, &Access::default(), &mut host, &mut Exit::default())
+    }));
+    assert_eq!(panic.unwrap_err().downcast_ref::<&str>(), Some(&"the host panics"));
+    assert_eq!(vm.create_vcpu(0), Ok(()), "the backend is not to blame");
+}
