@@ -350,6 +350,12 @@ typedef struct vt_VcpuState {
     uint64_t tsc;
     // To be delivered at the next entry. Written by the backend, consumed by the host.
     struct vt_Event inject;
+    // The event in delivery while the backend is asked about an access, exception or condition that the delivery met;
+    // not valid at any other time. Written by the host only.
+    struct vt_Event delivering;
+    // Debug exceptions recognized but not yet delivered, as bits of DR6, in a shadow of MOV SS or behind an exit.
+    // See: SDM vol. 3C Table 25-4. Format of Pending-Debug-Exceptions
+    uint64_t pending_debug;
     struct vt_Intercepts intercepts;
     struct vt_Fpu fpu;
 } vt_VcpuState;
@@ -423,7 +429,10 @@ typedef uint8_t vt_Vector;
 typedef struct vt_Exception {
     vt_Vector vector;
     bool has_error_code;
-    uint8_t pad[2];
+    // INT3, INTO and ICEBP: the length of the instruction, at which RIP still points although the exception is a trap.
+    // Otherwise zero.
+    uint8_t insn_len;
+    uint8_t pad;
     uint32_t error_code;
     // #PF: the value for CR2. #DB: the DR6 bits to set. Otherwise zero.
     uint64_t payload;
@@ -516,6 +525,8 @@ typedef uint32_t vt_NoteKind;
 #define vt_NoteKind_NESTED_VMENTER 27
 #define vt_NoteKind_NESTED_VMEXIT 28
 #define vt_NoteKind_FAST_MMIO 29
+// Put on the tape by the host: `enter` let the vCPU into the guest.
+#define vt_NoteKind_ENTRY 30
 // One step of the silicon's own walk: entry gpa, value before, value after, level.
 #define vt_NoteKind_SILICON_STEP 64
 // A rule of the backend's table decided the outcome.
