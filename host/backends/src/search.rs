@@ -1,0 +1,107 @@
+//! Where plugins are looked for.
+
+use crate::load::{Error, LoadedPlugin};
+use etcetera::BaseStrategy;
+use std::{
+    env,
+    ffi::OsStr,
+    path::{Path, PathBuf},
+};
+
+/// Directories (or single libraries) given by the user, separated as in PATH.
+const PATH_VARIABLE: &str = "VMTAPE_PLUGIN_PATH";
+/// Where a distribution's package puts plugins.
+const SYSTEM_FOLDER: &str = "/usr/lib/vmtape/plugins";
+
+/// An ordered list of places. Earlier ones win.
+#[derive(Clone, Debug, Default)]
+pub struct Search {
+    /// Libraries that the user named: one that does not load is an error, never skipped.
+    named: Vec<PathBuf>,
+    folders: Vec<PathBuf>,
+}
+
+impl Search {
+    /// Named libraries or folders first, then `VMTAPE_PLUGIN_PATH`, beside the program, the user's data folder, and the
+    /// system's.
+    pub fn new(named: &[PathBuf]) -> Self {
+        let mut search = Self::default();
+        let listed = env::var_os(PATH_VARIABLE);
+        let listed = listed.iter().flat_map(env::split_paths).filter(|path| !path.as_os_str().is_empty());
+        for path in named.iter().cloned().chain(listed) {
+            if path.is_dir() { &mut search.folders } else { &mut search.named }.push(path);
+        }
+        if let Some(folder) = env::current_exe().ok().as_deref().and_then(Path::parent) {
+            search.folders.push(folder.to_owned());
+            search.folders.push(folder.join("../lib/vmtape/plugins"));
+        }
+        if let Ok(base) = etcetera::choose_base_strategy() {
+            search.folders.push(base.data_dir().join("vmtape/plugins"));
+        }
+        search.folders.push(SYSTEM_FOLDER.into());
+        search
+    }
+
+    /// The libraries that may be plugins, in order, each once.
+    pub fn candidates(&self) -> Vec<PathBuf> {
+        let mut found = self.named.clone();
+        for folder in &self.folders {
+            let Ok(entries) = folder.read_dir() else { continue };
+            let mut libraries: Vec<_> =
+                entries.flatten().map(|entry| entry.path()).filter(|path| is_plugin_name(path)).collect();
+            libraries.sort();
+            found.extend(libraries);
+        }
+        let mut seen = Vec::new();
+        found.retain(|path| {
+            let real = path.canonicalize().unwrap_or_else(|_| path.clone());
+            let new = !seen.contains(&real);
+            seen.push(real);
+            new
+        });
+        found
+    }
+
+    /// Loads every candidate.
+    pub fn all(&self) -> Vec<Result<LoadedPlugin, Error>> {
+        self.candidates().iter().map(|path| LoadedPlugin::load(path)).collect()
+    }
+
+    /// Loads the backend with this name: the file named after it if there is one, else the first that describes itself so.
+    pub fn load(&self, name: &str) -> Result<LoadedPlugin, Error> {
+        let file = format!("libvmtape_{}.so", name.replace('-', "_"));
+        let (expected, others): (Vec<_>, Vec<_>) = self
+            .candidates()
+            .into_iter()
+            .partition(|path| self.named.contains(path) || path.file_name() == Some(OsStr::new(&file)));
+        let mut found = Vec::new();
+        for path in expected {
+            let plugin = LoadedPlugin::load(&path)?;
+            if plugin.name() == name {
+                return Ok(plugin);
+            }
+            found.push(plugin.name().to_owned());
+        }
+        for path in others {
+            match LoadedPlugin::load(&path) {
+                Ok(plugin) if plugin.name() == name => return Ok(plugin),
+                Ok(plugin) => found.push(plugin.name().to_owned()),
+                Err(error) => tracing::warn!("skipped: {error}"),
+            }
+        }
+        Err(self.not_found(name, found))
+    }
+
+    fn not_found(&self, name: &str, found: Vec<String>) -> Error {
+        let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
+        let searched: Vec<_> =
+            self.named.iter().chain(&self.folders).map(|path| path.display().to_string()).collect();
+        Error::NotFound { name: name.to_owned(), found, searched: searched.join(", ") }
+    }
+}
+
+fn is_plugin_name(path: &Path) -> bool {
+    path.file_name()
+        .and_then(OsStr::to_str)
+        .is_some_and(|name| name.starts_with("libvmtape_") && name.ends_with(".so"))
+}
