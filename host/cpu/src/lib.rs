@@ -1,8 +1,30 @@
 //! The x86-64 interpreter: decoder cache, instruction families, flags, TLB. It knows no page walk and no device.
+//!
+//! [`Cpu::run`] executes a [`VcpuState`](vmtape_arch::vcpu::VcpuState) and leaves through [`Env`]. How instructions are
+//! plugged in is told in [`dispatch`].
 #![forbid(unsafe_code)]
 
+mod block;
+pub mod core;
+mod cpu;
+pub mod dispatch;
+mod emulate;
 mod env;
+mod features;
+pub mod flags;
+mod fp;
+pub mod insn;
+mod integer;
+mod mem;
+pub mod operand;
 mod ram;
+mod system;
+mod tlb;
 
+pub use core::Core;
+pub use cpu::{Cpu, CpuConfig, Emulation, Step, Stop};
 pub use env::{Decision, Env, Interrupted};
+pub use features::Features;
+pub use mem::Privilege;
 pub use ram::Ram;
+pub use tlb::{Flush, FlushHandle};

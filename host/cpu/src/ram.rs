@@ -1,30 +1,44 @@
 //! Guest RAM as the interpreter sees it: shared bytes, and which pages hold decoded code.
 
-use std::cell::Cell;
+use std::{cell::Cell, rc::Rc};
 use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE};
+
+/// Decoded code is tracked in lines, so that a stack or data beside code does not drop it.
+const LINE_SHIFT: u32 = 6;
 
 /// What is known of one 4 KiB page of RAM.
 #[derive(Default)]
 struct PageInfo {
-    /// Bumped by every write while `has_code` is set; a decoded block of an older generation is stale.
+    /// Lines that hold decoded code.
+    code: Cell<u64>,
+    /// Bumped by a write to a line with code; a decoded block of an older generation is stale.
     generation: Cell<u32>,
-    has_code: Cell<bool>,
     dirty: Cell<bool>,
+}
+
+struct Pages {
+    info: Vec<PageInfo>,
+    /// Bumped when pages must no longer be written behind this module's back: a TLB that has seen an older value drops
+    /// its entries.
+    write_epoch: Cell<u64>,
 }
 
 /// Host physical memory from zero up: bytes that the interpreter, devices and backends share on one thread.
 ///
-/// `Cell` rather than `&mut`, because a backend reads and writes guest memory in the middle of an instruction.
+/// `Cell` rather than `&mut`, because a backend reads and writes guest memory in the middle of an instruction. A clone
+/// is another handle to the same memory.
+#[derive(Clone)]
 pub struct Ram {
     bytes: &'static [Cell<u8>],
-    pages: Vec<PageInfo>,
+    pages: Rc<Pages>,
 }
 
 impl Ram {
     /// Wraps memory whose owner keeps it mapped for as long as the `Ram` lives.
     pub fn new(bytes: &'static [Cell<u8>]) -> Self {
-        let pages = bytes.len().div_ceil(PAGE_SIZE as usize);
-        Self { bytes, pages: (0..pages).map(|_| PageInfo::default()).collect() }
+        let count = bytes.len().div_ceil(PAGE_SIZE as usize);
+        let info = (0..count).map(|_| PageInfo::default()).collect();
+        Self { bytes, pages: Rc::new(Pages { info, write_epoch: Cell::new(0) }) }
     }
 
     /// Zeroed memory that is never freed; for tests.
@@ -57,24 +71,116 @@ impl Ram {
         for (to, from) in bytes.iter().zip(data) {
             to.set(*from);
         }
-        if !data.is_empty() {
-            for page in hpa >> PAGE_SHIFT..=(hpa + data.len() as u64 - 1) >> PAGE_SHIFT {
-                self.wrote_page(page);
+        self.wrote(hpa, data.len() as u64);
+        true
+    }
+
+    /// Notes that `len` bytes were written: marks pages dirty and drops decoded code. True: there was some.
+    pub fn wrote(&self, hpa: u64, len: u64) -> bool {
+        let mut hit = false;
+        let end = hpa + len;
+        let mut at = hpa;
+        while at < end {
+            let next = ((at >> PAGE_SHIFT) + 1) << PAGE_SHIFT;
+            let info = &self.pages.info[(at >> PAGE_SHIFT) as usize];
+            info.dirty.set(true);
+            if info.code.get() & lines(at, next.min(end)) != 0 {
+                info.code.set(0);
+                info.generation.set(info.generation.get().wrapping_add(1));
+                hit = true;
             }
+            at = next;
+        }
+        hit
+    }
+
+    /// Notes that the bytes from `hpa` to `end`, on one page, were decoded.
+    pub(crate) fn mark_code(&self, hpa: u64, end: u64) {
+        let info = &self.pages.info[(hpa >> PAGE_SHIFT) as usize];
+        let before = info.code.get();
+        if before == 0 {
+            self.end_fast_writes();
+        }
+        info.code.set(before | lines(hpa, end));
+    }
+
+    /// Whether a page holds decoded code, so that writes must be reported to [`Ram::wrote`].
+    pub(crate) fn has_code(&self, hpa: u64) -> bool {
+        self.pages.info[(hpa >> PAGE_SHIFT) as usize].code.get() != 0
+    }
+
+    /// The generation of the code on a page.
+    #[inline(always)]
+    pub(crate) fn generation(&self, page: u64) -> u32 {
+        self.pages.info.get(page as usize).map_or(0, |info| info.generation.get())
+    }
+
+    /// Changes when TLB entries that allow writing must be dropped.
+    #[inline(always)]
+    pub(crate) fn write_epoch(&self) -> u64 {
+        self.pages.write_epoch.get()
+    }
+
+    /// Whether the page was written since [`Ram::clear_dirty`].
+    pub fn is_dirty(&self, page: u64) -> bool {
+        self.pages.info.get(page as usize).is_some_and(|info| info.dirty.get())
+    }
+
+    /// Forgets which pages were written.
+    pub fn clear_dirty(&self) {
+        for info in &self.pages.info {
+            info.dirty.set(false);
+        }
+        self.end_fast_writes();
+    }
+
+    fn end_fast_writes(&self) {
+        self.pages.write_epoch.set(self.pages.write_epoch.get() + 1);
+    }
+
+    /// `N` bytes at once; compiles to one load where `N` is a register size.
+    #[inline(always)]
+    pub(crate) fn load<const N: usize>(&self, hpa: u64) -> Option<[u8; N]> {
+        let start = hpa as usize;
+        let bytes: &[Cell<u8>; N] = self.bytes.get(start..)?.first_chunk()?;
+        Some(std::array::from_fn(|i| bytes[i].get()))
+    }
+
+    /// Stores `N` bytes at once on a page that was announced as written and holds no code.
+    #[inline(always)]
+    pub(crate) fn store<const N: usize>(&self, hpa: u64, data: [u8; N]) -> bool {
+        let start = hpa as usize;
+        let Some(bytes) = self.bytes.get(start..).and_then(|b| b.first_chunk::<N>()) else { return false };
+        for (to, from) in bytes.iter().zip(data) {
+            to.set(from);
         }
         true
     }
 
-    fn range(&self, hpa: u64, len: usize) -> Option<&[Cell<u8>]> {
+    /// The bytes of a range, for bulk operations of the interpreter.
+    pub(crate) fn range(&self, hpa: u64, len: usize) -> Option<&'static [Cell<u8>]> {
         let start = usize::try_from(hpa).ok()?;
         self.bytes.get(start..start.checked_add(len)?)
     }
+}
 
-    fn wrote_page(&self, page: u64) {
-        let info = &self.pages[page as usize];
-        info.dirty.set(true);
-        if info.has_code.get() {
-            info.generation.set(info.generation.get().wrapping_add(1));
-        }
+/// The lines that the bytes from `start` to `end` touch, all on one page.
+fn lines(start: u64, end: u64) -> u64 {
+    let line = |at: u64| (at & (PAGE_SIZE - 1)) >> LINE_SHIFT;
+    vmtape_arch::paging::bits(line(start) as u32, line(end - 1) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_to_a_line_with_code_ends_the_generation() {
+        let ram = Ram::leaked(0x3000);
+        ram.mark_code(0x1040, 0x1048);
+        assert!(!ram.wrote(0x1000, 0x40) && !ram.wrote(0x1080, 8));
+        assert!(ram.wrote(0x103f, 2));
+        assert_eq!(ram.generation(1), 1);
+        assert!(!ram.has_code(0x1040) && ram.is_dirty(1) && !ram.is_dirty(0));
     }
 }

@@ -1,0 +1,213 @@
+//! The cache of decoded blocks, keyed by host physical address and mode, and valid for one generation of the page's
+//! code.
+
+use crate::{core::Core, dispatch, env::Interrupted, features::Features, insn::Insn};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, vcpu::seg};
+
+/// Instructions in a block.
+const MAX_BLOCK: usize = 32;
+/// See: SDM vol. 2A 2.3.11 AVX Instruction Length; the limit is that of all instructions.
+const MAX_INSN: usize = 15;
+/// Decoded instructions kept; beyond, the cache starts anew.
+const CAPACITY: usize = 1 << 19;
+const JUMPS: usize = 1 << 12;
+
+/// A run of decoded instructions on one page. All but the last leave RIP alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Block {
+    pub(crate) start: u32,
+    pub(crate) len: u32,
+    /// Bytes of code.
+    pub(crate) bytes: u32,
+    generation: u32,
+    page: u64,
+}
+
+/// Where a linear address led last time.
+#[derive(Clone, Copy)]
+struct Jump {
+    gva: u64,
+    key: u64,
+    block: Block,
+}
+
+/// Multiplies by a constant: the keys are addresses, and nothing iterates over the map.
+#[derive(Default)]
+struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u64(&mut self, value: u64) {
+        let mixed = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ mixed >> 32;
+    }
+}
+
+pub(crate) struct Blocks {
+    /// The first is scratch: an instruction that is executed once.
+    pub(crate) insns: Vec<Insn>,
+    index: HashMap<u64, Block, BuildHasherDefault<AddressHasher>>,
+    jumps: Box<[Jump; JUMPS]>,
+    features: Features,
+}
+
+impl Blocks {
+    pub(crate) fn new(features: Features) -> Self {
+        let none = Jump { gva: 0, key: u64::MAX, block: Block::default() };
+        let jumps = vec![none; JUMPS].into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!());
+        let mut blocks = Self { insns: Vec::new(), index: HashMap::default(), jumps, features };
+        blocks.clear();
+        blocks
+    }
+
+    pub(crate) fn set_features(&mut self, features: Features) {
+        self.features = features;
+        self.clear();
+    }
+
+    fn clear(&mut self) {
+        self.insns.clear();
+        self.insns.push(Insn::new(&Instruction::default(), dispatch::undefined));
+        self.index.clear();
+        for jump in self.jumps.iter_mut() {
+            jump.key = u64::MAX;
+        }
+    }
+
+    /// The block at RIP.
+    #[inline(always)]
+    pub(crate) fn find(&mut self, core: &mut Core<'_>) -> Result<Block, Interrupted> {
+        let gva = core.state.rip.wrapping_add(core.segments[seg::CS].base) & core.linear_mask;
+        let jump = &self.jumps[slot(gva)];
+        if jump.gva == gva
+            && jump.key == key(core)
+            && core.ram.generation(jump.block.page) == jump.block.generation
+        {
+            return Ok(jump.block);
+        }
+        self.find_slow(core, gva)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_slow(&mut self, core: &mut Core<'_>, gva: u64) -> Result<Block, Interrupted> {
+        core.check_code_limit(1)?;
+        let Some(hpa) = core.fetch(gva)? else {
+            return Ok(self.scratch(core, &[]));
+        };
+        let index = hpa << 2 | u64::from(core.mode);
+        let generation = core.ram.generation(hpa >> PAGE_SHIFT);
+        let block = match self.index.get(&index) {
+            Some(block) if block.generation == generation => *block,
+            _ => {
+                let block = self.build(core, gva, hpa)?;
+                if block.start == 0 {
+                    return Ok(block);
+                }
+                self.index.insert(index, block);
+                block
+            }
+        };
+        self.jumps[slot(gva)] = Jump { gva, key: key(core), block };
+        Ok(block)
+    }
+
+    fn build(&mut self, core: &mut Core<'_>, gva: u64, hpa: u64) -> Result<Block, Interrupted> {
+        if self.insns.len() > CAPACITY {
+            self.clear();
+        }
+        let mut buffer = [0; MAX_BLOCK * MAX_INSN];
+        let room = (PAGE_SIZE - hpa % PAGE_SIZE) as usize;
+        let bytes = &mut buffer[..room.min(MAX_BLOCK * MAX_INSN)];
+        if !core.ram.read(hpa, bytes) {
+            return Ok(self.scratch(core, &[]));
+        }
+        let start = self.insns.len();
+        let mut at = 0;
+        while self.insns.len() - start < MAX_BLOCK && at < bytes.len() {
+            let window = &bytes[at..bytes.len().min(at + MAX_INSN)];
+            let Some(insn) = self.decode(core, core.state.rip.wrapping_add(at as u64), window) else {
+                break;
+            };
+            at += insn.len as usize;
+            self.insns.push(insn);
+            if insn.ends_block {
+                break;
+            }
+        }
+        if at == 0 {
+            return self.crossing(core, gva, bytes);
+        }
+        core.ram.mark_code(hpa, hpa + at as u64);
+        core.tlb.sync(core.ram.write_epoch());
+        Ok(Block {
+            start: start as u32,
+            len: (self.insns.len() - start) as u32,
+            bytes: at as u32,
+            generation: core.ram.generation(hpa >> PAGE_SHIFT),
+            page: hpa >> PAGE_SHIFT,
+        })
+    }
+
+    /// An instruction whose last bytes lie on the next page: decoded each time, because it hangs on two pages.
+    fn crossing(&mut self, core: &mut Core<'_>, gva: u64, head: &[u8]) -> Result<Block, Interrupted> {
+        core.check_code_limit(head.len() as u64 + 1)?;
+        let mut bytes = [0; MAX_INSN];
+        bytes[..head.len()].copy_from_slice(head);
+        let next = gva.wrapping_add(head.len() as u64) & core.linear_mask;
+        let tail = &mut bytes[head.len()..];
+        let mut len = head.len();
+        if let Some(hpa) = core.fetch(next)?
+            && core.ram.read(hpa, tail)
+        {
+            len = MAX_INSN;
+        }
+        Ok(self.scratch(core, &bytes[..len]))
+    }
+
+    fn scratch(&mut self, core: &Core<'_>, bytes: &[u8]) -> Block {
+        let undefined = || Insn::new(&Instruction::default(), dispatch::undefined);
+        self.insns[0] = self.decode(core, core.state.rip, bytes).unwrap_or_else(undefined);
+        Block { start: 0, len: 1, bytes: u32::from(self.insns[0].len), generation: 0, page: u64::MAX }
+    }
+
+    /// Decodes one instruction; `None`: the bytes end too early.
+    pub(crate) fn decode(&self, core: &Core<'_>, rip: u64, bytes: &[u8]) -> Option<Insn> {
+        let bits = 16 << core.mode;
+        let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::FORCE_RESERVED_NOP);
+        let instruction = decoder.decode();
+        if instruction.code() != Code::INVALID {
+            return Some(dispatch::insn(&instruction, &self.features));
+        }
+        let handler = match decoder.last_error() {
+            DecoderError::NoMoreBytes if bytes.len() < MAX_INSN => return None,
+            DecoderError::NoMoreBytes => dispatch::too_long,
+            _ => dispatch::undefined,
+        };
+        let mut insn = Insn::new(&instruction, handler);
+        insn.len = insn.len.max(1);
+        insn.ends_block = true;
+        Some(insn)
+    }
+}
+
+#[inline(always)]
+fn slot(gva: u64) -> usize {
+    (gva ^ gva >> 12) as usize % JUMPS
+}
+
+/// What a remembered jump hangs on besides its address.
+#[inline(always)]
+fn key(core: &Core<'_>) -> u64 {
+    core.tlb.version() << 3 | u64::from(core.state.cpl == 3) << 2 | u64::from(core.mode)
+}

@@ -1,0 +1,254 @@
+//! The run loop.
+
+use crate::{
+    block::{Block, Blocks},
+    core::{Core, Leave},
+    env::{Env, Interrupted},
+    features::Features,
+    flags::{IF, TF},
+    insn::Insn,
+    system,
+    tlb::{Flush, FlushHandle, Tlb},
+};
+use vmtape_arch::{
+    exception::Exception,
+    regs::{Dr6, Rflags},
+    sensitive::SensitiveKind,
+    vcpu::{Activity, Interruptibility, VcpuState},
+};
+
+/// How a vCPU is set up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuConfig {
+    /// Instruction-set extensions that exist; others raise #UD (or decode as their ancestors).
+    pub features: Features,
+}
+
+/// Why [`Cpu::run`] came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// `until_icount` instructions have retired.
+    Budget,
+    /// The environment recorded an exit.
+    Exit,
+    /// HLT that was not intercepted, or another activity than running: see `state.activity`.
+    Halted,
+    /// A triple fault that was not intercepted.
+    TripleFault,
+}
+
+/// How [`Cpu::step_emulated`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Done; registers, RIP, memory and the instruction count are updated.
+    Executed,
+    /// The guest is to take this; nothing has changed.
+    Fault(Exception),
+    /// The instruction is unknown, or the environment gave no bytes.
+    Unhandleable,
+}
+
+/// What [`Cpu::step_emulated`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Emulation {
+    pub step: Step,
+    /// Instruction length and bytes, zero where it was not decoded.
+    pub len: u8,
+    pub bytes: [u8; 15],
+}
+
+/// The software CPU behind one vCPU: what can be thrown away at any time without the guest noticing.
+pub struct Cpu {
+    tlb: Tlb,
+    blocks: Blocks,
+}
+
+impl Cpu {
+    pub fn new(config: CpuConfig) -> Self {
+        Self { tlb: Tlb::new(), blocks: Blocks::new(config.features) }
+    }
+
+    /// Changes the instruction-set extensions (KVM_SET_CPUID2).
+    pub fn set_features(&mut self, features: Features) {
+        self.blocks.set_features(features);
+    }
+
+    /// Drops translations.
+    pub fn flush_tlb(&mut self, what: Flush) {
+        self.tlb.flush(what);
+    }
+
+    /// For dropping translations while the CPU runs: from inside [`Env`].
+    pub fn flush_handle(&self) -> FlushHandle {
+        self.tlb.handle()
+    }
+
+    /// Delivers `state.inject` if it is valid, and runs until `state.icount` reaches `until_icount` or something stops
+    /// the guest.
+    pub fn run(&mut self, state: &mut VcpuState, env: &mut dyn Env, until_icount: u64) -> Stop {
+        let mut core = Core::new(&mut self.tlb, state, env);
+        core.tlb.sync(core.ram.write_epoch());
+        match run(&mut core, &mut self.blocks, until_icount) {
+            Ok(never) => match never {},
+            Err(stop) => stop,
+        }
+    }
+
+    /// Executes one instruction as KVM's emulator does, from `bytes` or from memory: every access goes to the
+    /// environment, nothing is cached, and exceptions are returned. Counts as one retired instruction.
+    pub fn step_emulated(
+        &mut self,
+        state: &mut VcpuState,
+        env: &mut dyn Env,
+        bytes: Option<&[u8]>,
+    ) -> Emulation {
+        let mut core = Core::new(&mut self.tlb, state, env);
+        core.emulating = true;
+        core.refresh();
+        crate::emulate::step(&mut core, &self.blocks, bytes)
+    }
+}
+
+/// Runs until something stops it, which is the error.
+fn run(core: &mut Core<'_>, blocks: &mut Blocks, until: u64) -> Result<std::convert::Infallible, Stop> {
+    inject(core)?;
+    loop {
+        let mut one_by_one = false;
+        if core.check_events {
+            one_by_one = events(core)?;
+        }
+        let left = until.saturating_sub(core.state.icount);
+        if left == 0 {
+            return Err(Stop::Budget);
+        }
+        let done = if one_by_one {
+            core.check_events = true;
+            step(core, blocks)
+        } else {
+            blocks.find(core).and_then(|block| execute(core, &blocks.insns, block, left))
+        };
+        match done {
+            Ok(()) if core.leave == Leave::Exit => return Err(Stop::Exit),
+            Ok(()) => {}
+            Err(Interrupted::Exit) => return Err(Stop::Exit),
+            Err(Interrupted::Fault(exception)) => {
+                system::event::exception(core, exception)?;
+                core.after_env();
+                core.check_events = true;
+            }
+        }
+    }
+}
+
+/// Executes a block, or as much of it as the budget and the segment limit allow.
+#[inline(always)]
+fn execute(core: &mut Core<'_>, insns: &[Insn], block: Block, left: u64) -> Result<(), Interrupted> {
+    let mut rip = core.state.rip;
+    let mut len = u64::from(block.len).min(left) as usize;
+    let start = block.start as usize;
+    if rip.wrapping_add(u64::from(block.bytes)) > core.code_end {
+        len = len.min(core.insns_within_limit(&insns[start..start + len])?);
+    }
+    let mut icount = core.state.icount;
+    let mut refresh = false;
+    core.leave = Leave::No;
+    for insn in &insns[start..start + len] {
+        core.state.rip = rip;
+        core.state.icount = icount;
+        rip = rip.wrapping_add(u64::from(insn.len));
+        core.next_rip = rip;
+        (insn.handler)(core, insn)?;
+        icount += 1;
+        refresh = insn.refresh;
+        if core.leave != Leave::No {
+            break;
+        }
+    }
+    core.state.rip = core.next_rip & core.rip_mask;
+    core.state.icount = icount;
+    if refresh {
+        core.after_env();
+        core.check_events = true;
+    }
+    Ok(())
+}
+
+/// Executes one instruction with everything that may happen around it.
+fn step(core: &mut Core<'_>, blocks: &mut Blocks) -> Result<(), Interrupted> {
+    let flags = core.flags();
+    let shadow = core.state.interruptibility;
+    if !flags.rf() {
+        system::debug::code_breakpoint(core)?;
+    }
+    let block = blocks.find(core)?;
+    // The instruction may itself set RF or begin a new shadow, so the old ones end before it.
+    core.state.rflags = flags.with_rf(false).into_bits();
+    core.state.interruptibility = shadow.with_sti(false).with_mov_ss(false);
+    if let Err(why) = execute(core, &blocks.insns, block, 1) {
+        core.state.rflags = Rflags::from_bits(core.state.rflags).with_rf(flags.rf()).into_bits();
+        core.state.interruptibility = shadow;
+        return Err(why);
+    }
+    if flags.tf() {
+        core.debug_traps |= Dr6::new().with_bs(true).into_bits();
+    }
+    Ok(())
+}
+
+/// Delivers the event that the backend asks for.
+fn inject(core: &mut Core<'_>) -> Result<(), Stop> {
+    let event = std::mem::take(&mut core.state.inject);
+    if event.valid {
+        system::event::inject(core, event)?;
+        core.after_env();
+    }
+    Ok(())
+}
+
+/// Looks at everything that may happen between two instructions. True: the next instruction is to be executed alone.
+// See: SDM vol. 3A Table 6-2. Priority Among Concurrent Events
+fn events(core: &mut Core<'_>) -> Result<bool, Stop> {
+    core.check_events = false;
+    if core.debug_traps != 0 {
+        system::debug::traps(core)?;
+        core.after_env();
+    }
+    if core.state.activity != Activity::ACTIVE {
+        return Err(Stop::Halted);
+    }
+    let shadow = core.state.interruptibility;
+    let shadowed = shadow.sti() || shadow.mov_ss();
+    if !shadowed && !shadow.nmi() {
+        window(core, SensitiveKind::NMI_WINDOW)?;
+    }
+    if !shadowed && core.state.rflags & IF != 0 {
+        window(core, SensitiveKind::INTERRUPT_WINDOW)?;
+        if core.state.intercepts.virtual_interrupts
+            && let Some(vector) = core.env.virtual_interrupt(core.state)
+        {
+            core.after_env();
+            system::event::interrupt(core, vector)?;
+            core.after_env();
+            core.check_events = true;
+        }
+    }
+    Ok(needs_single_steps(core))
+}
+
+fn window(core: &mut Core<'_>, kind: SensitiveKind) -> Result<(), Stop> {
+    match core.condition(kind) {
+        Ok(()) => Ok(()),
+        Err(Interrupted::Exit) => Err(Stop::Exit),
+        Err(Interrupted::Fault(exception)) => system::event::exception(core, exception),
+    }
+}
+
+fn needs_single_steps(core: &Core<'_>) -> bool {
+    let shadow: Interruptibility = core.state.interruptibility;
+    let flags = core.state.rflags;
+    shadow.sti()
+        || shadow.mov_ss()
+        || flags & TF != 0
+        || core.flags().rf()
+        || system::debug::watches_code(core.state)
+}

@@ -1,0 +1,383 @@
+//! Memory accesses: an inline path for TLB hits, and one slow path that checks everything.
+//!
+//! `read`, `write` and `rmw` take a segment and an offset and do what the current instruction's operands need. The
+//! `_linear` forms take a linear address and whose access it is: descriptor tables and stacks in event delivery are
+//! implicit supervisor accesses. A fault leaves memory as it was, also where the second page faults.
+
+use crate::{
+    core::{Core, fault, gp, is_expand_down, rights},
+    env::Interrupted,
+    operand::Word,
+    tlb::Context,
+};
+use vmtape_arch::{
+    PAGE_SHIFT, PAGE_SIZE,
+    access::{Access, AccessKind, MappingKind},
+    exception::{Exception, Vector},
+    sensitive::{Sensitive, SensitiveKind},
+    vcpu::seg,
+};
+
+/// Whose access it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Privilege {
+    /// The current privilege level's.
+    Current,
+    /// The processor's own: supervisor whatever the CPL, and SMAP applies whatever RFLAGS.AC.
+    Implicit,
+}
+
+/// Where a byte range on one page lies.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// Host physical for RAM, guest physical otherwise.
+    address: u64,
+    kind: MappingKind,
+}
+
+/// A byte range that has been translated, on up to two pages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    first: Place,
+    first_len: usize,
+    second: Place,
+}
+
+impl Core<'_> {
+    /// Reads from a segment.
+    #[inline(always)]
+    pub fn read<T: Word>(&mut self, segment: u8, offset: u64) -> Result<T, Interrupted> {
+        let fast = &self.segments[(segment & 7) as usize];
+        let gva = offset.wrapping_add(fast.base) & self.linear_mask;
+        if offset.wrapping_add(T::BYTES) <= fast.read_end
+            && let Some(hpa) = self.tlb.lookup(self.fast_context, gva, T::BYTES, AccessKind::READ)
+            && let Some(value) = T::load(&self.ram, hpa)
+        {
+            return Ok(value);
+        }
+        self.read_slow(segment, offset)
+    }
+
+    /// Writes to a segment.
+    #[inline(always)]
+    pub fn write<T: Word>(&mut self, segment: u8, offset: u64, value: T) -> Result<(), Interrupted> {
+        let fast = &self.segments[(segment & 7) as usize];
+        let gva = offset.wrapping_add(fast.base) & self.linear_mask;
+        if offset.wrapping_add(T::BYTES) <= fast.write_end
+            && let Some(hpa) = self.tlb.lookup(self.fast_context, gva, T::BYTES, AccessKind::WRITE)
+            && value.store(&self.ram, hpa)
+        {
+            return Ok(());
+        }
+        self.write_slow(segment, offset, value)
+    }
+
+    /// Reads, lets `f` compute, and writes; `f` runs once it is known that neither faults. Its second result is
+    /// handed on.
+    #[inline(always)]
+    pub fn rmw<T: Word, R>(
+        &mut self,
+        segment: u8,
+        offset: u64,
+        f: impl FnOnce(T) -> (T, R),
+    ) -> Result<R, Interrupted> {
+        let fast = &self.segments[(segment & 7) as usize];
+        let gva = offset.wrapping_add(fast.base) & self.linear_mask;
+        if offset.wrapping_add(T::BYTES) <= fast.write_end
+            && let Some(hpa) = self.tlb.lookup(self.fast_context, gva, T::BYTES, AccessKind::WRITE)
+            && let Some(old) = T::load(&self.ram, hpa)
+        {
+            let (new, result) = f(old);
+            new.store(&self.ram, hpa);
+            return Ok(result);
+        }
+        let (span, old) = self.rmw_slow::<T>(segment, offset)?;
+        let (new, result) = f(old);
+        self.write_span(&span, &new.to_slice()[..T::BYTES as usize])?;
+        Ok(result)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn read_slow<T: Word>(&mut self, segment: u8, offset: u64) -> Result<T, Interrupted> {
+        let gva = self.linear(segment, offset, T::BYTES, AccessKind::READ)?;
+        self.read_linear(gva, Privilege::Current)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn write_slow<T: Word>(&mut self, segment: u8, offset: u64, value: T) -> Result<(), Interrupted> {
+        let gva = self.linear(segment, offset, T::BYTES, AccessKind::WRITE)?;
+        self.write_linear(gva, value, Privilege::Current)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn rmw_slow<T: Word>(&mut self, segment: u8, offset: u64) -> Result<(Span, T), Interrupted> {
+        let gva = self.linear(segment, offset, T::BYTES, AccessKind::WRITE)?;
+        let span = self.span(gva, T::BYTES as usize, AccessKind::WRITE, Privilege::Current)?;
+        let mut bytes = [0; 16];
+        self.read_span(&span, &mut bytes[..T::BYTES as usize])?;
+        Ok((span, T::from_slice(&bytes)))
+    }
+
+    /// Reads at a linear address.
+    pub fn read_linear<T: Word>(&mut self, gva: u64, how: Privilege) -> Result<T, Interrupted> {
+        let mut bytes = [0; 16];
+        let len = T::BYTES as usize;
+        let span = self.span(gva, len, AccessKind::READ, how)?;
+        self.read_span(&span, &mut bytes[..len])?;
+        Ok(T::from_slice(&bytes))
+    }
+
+    /// Writes at a linear address.
+    pub fn write_linear<T: Word>(&mut self, gva: u64, value: T, how: Privilege) -> Result<(), Interrupted> {
+        let len = T::BYTES as usize;
+        let span = self.span(gva, len, AccessKind::WRITE, how)?;
+        self.write_span(&span, &value.to_slice()[..len])
+    }
+
+    /// Reads up to a page of bytes from a segment.
+    pub fn read_bytes(&mut self, segment: u8, offset: u64, bytes: &mut [u8]) -> Result<(), Interrupted> {
+        let gva = self.linear(segment, offset, bytes.len() as u64, AccessKind::READ)?;
+        let span = self.span(gva, bytes.len(), AccessKind::READ, Privilege::Current)?;
+        self.read_span(&span, bytes)
+    }
+
+    /// Writes up to a page of bytes to a segment.
+    pub fn write_bytes(&mut self, segment: u8, offset: u64, bytes: &[u8]) -> Result<(), Interrupted> {
+        let gva = self.linear(segment, offset, bytes.len() as u64, AccessKind::WRITE)?;
+        let span = self.span(gva, bytes.len(), AccessKind::WRITE, Privilege::Current)?;
+        self.write_span(&span, bytes)
+    }
+
+    /// Checks that up to a page of bytes may be written, so that what follows cannot fault half-way.
+    pub fn probe_write(&mut self, segment: u8, offset: u64, len: u64) -> Result<(), Interrupted> {
+        let gva = self.linear(segment, offset, len, AccessKind::WRITE)?;
+        self.span(gva, len as usize, AccessKind::WRITE, Privilege::Current)?;
+        Ok(())
+    }
+
+    /// The linear address of `size` bytes in a segment, with the checks of segmentation.
+    // See: SDM vol. 3A 5.3 Limit Checking, 5.4 Type Checking; vol. 1 3.3.7.1 Canonical Addressing
+    pub fn linear(&self, segment: u8, offset: u64, size: u64, kind: AccessKind) -> Result<u64, Interrupted> {
+        let number = (segment & 7) as usize;
+        let violation = || {
+            let vector = if number == seg::SS { Vector::SS } else { Vector::GP };
+            Interrupted::Fault(Exception::with_code(vector, 0))
+        };
+        let descriptor = &self.state.seg[number];
+        if self.state.is_64bit_code() {
+            let gva = offset.wrapping_add(self.segments[number].base);
+            let last = gva.wrapping_add(size - 1);
+            return if self.is_canonical(gva) && self.is_canonical(last) {
+                Ok(gva)
+            } else {
+                Err(violation())
+            };
+        }
+        if !self.in_real_mode() {
+            let (readable, writable) = rights(descriptor.attr);
+            let allowed = if kind == AccessKind::WRITE { writable } else { readable };
+            if !allowed {
+                return Err(violation());
+            }
+        }
+        let last = offset.wrapping_add(size - 1);
+        let limit = u64::from(descriptor.limit);
+        let inside = if is_expand_down(descriptor.attr) {
+            let top = if descriptor.attr.db() { u64::from(u32::MAX) } else { 0xffff };
+            offset > limit && last <= top && last >= offset
+        } else {
+            last <= limit && last >= offset
+        };
+        if inside { Ok(descriptor.base.wrapping_add(offset) & self.linear_mask) } else { Err(violation()) }
+    }
+
+    /// Whether a linear address is canonical for the current number of paging levels.
+    pub fn is_canonical(&self, gva: u64) -> bool {
+        let bits = if self.state.cr4().la57() { 57 } else { 48 };
+        let shift = 64 - bits;
+        ((gva << shift) as i64 >> shift) as u64 == gva
+    }
+
+    /// Real or virtual-8086 mode: segments have no types.
+    pub fn in_real_mode(&self) -> bool {
+        !self.state.cr0().pe() || self.state.rflags().vm()
+    }
+
+    /// Translates a range of at most a page, both pages before anything is touched.
+    pub(crate) fn span(
+        &mut self,
+        gva: u64,
+        len: usize,
+        kind: AccessKind,
+        how: Privilege,
+    ) -> Result<Span, Interrupted> {
+        if how == Privilege::Current {
+            self.check_data(gva, len, kind)?;
+        }
+        let room = (PAGE_SIZE - gva % PAGE_SIZE) as usize;
+        let first_len = len.min(room);
+        let first = self.translate(gva, first_len, kind, how)?;
+        let mut second = first;
+        if len > room {
+            let next = gva.wrapping_add(room as u64) & self.linear_mask;
+            second = self.translate(next, len - room, kind, how)?;
+        }
+        Ok(Span { first, first_len, second })
+    }
+
+    /// Alignment and data breakpoints. See: SDM vol. 3A 6.15 Interrupt 17, vol. 3B 18.2.4 Debug Control Register
+    fn check_data(&mut self, gva: u64, len: usize, kind: AccessKind) -> Result<(), Interrupted> {
+        if kind == AccessKind::FETCH {
+            return Ok(());
+        }
+        if self.check_alignment && len <= 8 && gva % len as u64 != 0 {
+            return fault(Vector::AC);
+        }
+        if self.fast_context == Context::Slow && !self.emulating {
+            crate::system::debug::data_access(self, gva, len as u64, kind == AccessKind::WRITE);
+        }
+        Ok(())
+    }
+
+    fn translate(
+        &mut self,
+        gva: u64,
+        len: usize,
+        kind: AccessKind,
+        how: Privilege,
+    ) -> Result<Place, Interrupted> {
+        let implicit = how == Privilege::Implicit;
+        let user = self.state.cpl == 3 && !implicit;
+        let context = match (implicit, kind) {
+            (true, _) => Context::Supervisor,
+            (false, AccessKind::FETCH) if !user => Context::Supervisor,
+            _ => self.context,
+        };
+        if !self.emulating
+            && let Some(hpa) = self.tlb.lookup(context, gva, 1, kind)
+        {
+            return Ok(Place { address: hpa, kind: MappingKind::RAM });
+        }
+        let delivering = self.delivering;
+        let access = Access { gva, kind, user, implicit, size: len.min(255) as u8, pad: 0, delivering };
+        let mapping = self.env.access(self.state, &access);
+        self.tlb.sync(self.ram.write_epoch());
+        let mapping = mapping?;
+        let offset = gva % PAGE_SIZE;
+        if mapping.kind != MappingKind::RAM {
+            return Ok(Place { address: mapping.gpa | offset, kind: mapping.kind });
+        }
+        if !self.emulating {
+            let fast_write = mapping.write && !self.ram.has_code(mapping.hpa);
+            if fast_write {
+                self.ram.wrote(mapping.hpa, 1);
+            }
+            self.tlb.insert(context, gva, &mapping, fast_write);
+        }
+        Ok(Place { address: mapping.hpa | offset, kind: mapping.kind })
+    }
+
+    pub(crate) fn read_span(&mut self, span: &Span, bytes: &mut [u8]) -> Result<(), Interrupted> {
+        let (first, second) = bytes.split_at_mut(span.first_len);
+        self.read_place(span.first, first)?;
+        self.read_place(span.second, second)
+    }
+
+    pub(crate) fn write_span(&mut self, span: &Span, bytes: &[u8]) -> Result<(), Interrupted> {
+        let (first, second) = bytes.split_at(span.first_len);
+        self.write_place(span.first, first)?;
+        self.write_place(span.second, second)
+    }
+
+    fn read_place(&mut self, place: Place, bytes: &mut [u8]) -> Result<(), Interrupted> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if place.kind == MappingKind::RAM {
+            if !self.ram.read(place.address, bytes) {
+                bytes.fill(0xff);
+            }
+            return Ok(());
+        }
+        let mut gpa = place.address;
+        for chunk in device_chunks(bytes) {
+            let size = chunk.len() as u8;
+            self.offer_apic_access(place.kind, SensitiveKind::APIC_READ, gpa, size, 0)?;
+            let value = self.env.device(self.state, gpa, size, None);
+            self.after_env();
+            self.recheck_events();
+            chunk.copy_from_slice(&value?.to_le_bytes()[..chunk.len()]);
+            gpa += u64::from(size);
+        }
+        Ok(())
+    }
+
+    fn write_place(&mut self, place: Place, bytes: &[u8]) -> Result<(), Interrupted> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if place.kind == MappingKind::RAM {
+            let page = place.address >> PAGE_SHIFT;
+            let before = self.ram.generation(page);
+            self.ram.write(place.address, bytes);
+            if self.ram.generation(page) != before {
+                self.look_again();
+            }
+            return Ok(());
+        }
+        let mut gpa = place.address;
+        let mut copy = [0; PAGE_SIZE as usize];
+        let copy = &mut copy[..bytes.len()];
+        copy.copy_from_slice(bytes);
+        for chunk in device_chunks(copy) {
+            let size = chunk.len() as u8;
+            let mut value = [0; 8];
+            value[..chunk.len()].copy_from_slice(chunk);
+            let value = u64::from_le_bytes(value);
+            self.offer_apic_access(place.kind, SensitiveKind::APIC_WRITE, gpa, size, value)?;
+            let done = self.env.device(self.state, gpa, size, Some(value));
+            self.after_env();
+            self.recheck_events();
+            done?;
+            gpa += u64::from(size);
+        }
+        Ok(())
+    }
+
+    fn offer_apic_access(
+        &mut self,
+        mapping: MappingKind,
+        kind: SensitiveKind,
+        gpa: u64,
+        size: u8,
+        value: u64,
+    ) -> Result<(), Interrupted> {
+        if mapping != MappingKind::APIC_PAGE {
+            return Ok(());
+        }
+        let number = (gpa % PAGE_SIZE) as u32;
+        self.sensitive(&Sensitive { kind, size, number, value, address: gpa, ..Sensitive::default() })
+    }
+
+    /// Translates code: the host physical address, or `None` where there is no RAM.
+    pub(crate) fn fetch(&mut self, gva: u64) -> Result<Option<u64>, Interrupted> {
+        if self.state.is_64bit_code() && !self.is_canonical(gva) {
+            return gp(0);
+        }
+        let place = self.translate(gva, 1, AccessKind::FETCH, Privilege::Current)?;
+        Ok((place.kind == MappingKind::RAM).then_some(place.address))
+    }
+}
+
+/// Cuts a range into the sizes that a device sees: the whole if it is 1, 2, 4 or 8 bytes, else eights and bytes.
+fn device_chunks(bytes: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
+    let size = match bytes.len() {
+        len @ (1 | 2 | 4 | 8) => len,
+        len if len % 8 == 0 => 8,
+        _ => 1,
+    };
+    bytes.chunks_mut(size)
+}

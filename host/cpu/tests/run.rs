@@ -1,0 +1,71 @@
+//! The run loop: budgets, blocks, and what ends them.
+#![allow(dead_code)]
+
+mod common;
+
+use common::{CODE, DATA, Machine};
+use iced_x86::code_asm::*;
+use vmtape_arch::exception::Vector;
+use vmtape_cpu::Stop;
+
+#[test]
+fn stops_after_exactly_the_budget() {
+    let mut machine = Machine::assemble(64, |a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        a.add(rax, 1)?;
+        a.add(rbx, rax)?;
+        a.cmp(rax, 1000)?;
+        a.jb(top)
+    });
+    for count in [1, 2, 3, 5, 7, 100, 1001] {
+        let before = machine.state.icount;
+        assert_eq!(machine.run(count), Stop::Budget);
+        assert_eq!(machine.state.icount, before + count);
+    }
+    let icount = machine.state.icount;
+    assert_eq!(machine.state.gpr[0], icount.div_ceil(4));
+}
+
+#[test]
+fn code_that_overwrites_what_follows_runs_the_new_code() {
+    let mut machine = Machine::assemble(64, |a| {
+        let mut patched = a.create_label();
+        a.mov(byte_ptr(CODE + 9), 0x2a)?;
+        a.set_label(&mut patched)?;
+        // The store is 8 bytes long, so this immediate is the one that it overwrites.
+        a.mov(al, 1)?;
+        a.jmp(patched)
+    });
+    machine.run(2);
+    assert_eq!(machine.state.gpr[0], 0x2a);
+}
+
+#[test]
+fn a_fault_on_the_second_page_leaves_everything_alone() {
+    let mut machine = Machine::assemble(64, |a| a.add(qword_ptr(rdi), rax));
+    machine.state.gpr[0] = 0x1111;
+    machine.state.gpr[7] = DATA + 0xffc;
+    machine.env.absent.push(((DATA >> 12) + 1, vmtape_arch::access::AccessKind::WRITE));
+    let before = machine.state;
+    assert_eq!(machine.run(1), Stop::Exit);
+    let fault = machine.env.fault.expect("#PF");
+    assert_eq!((fault.vector, fault.payload), (Vector::PF, DATA + 0x1000));
+    assert_eq!(machine.state, before);
+    assert_eq!(machine.read_u64(DATA + 0xff8), 0);
+}
+
+#[test]
+fn an_instruction_across_pages_faults_when_it_is_reached() {
+    let mut machine = Machine::new(64, &[]);
+    // NOP-like MOV EAX, EAX, then a five-byte MOV EAX, imm32 of which two bytes are on the next page.
+    machine.env.ram.write(0x2ffb, &[0x89, 0xc0, 0xb8, 1, 2, 3, 4]);
+    machine.env.absent.push((3, vmtape_arch::access::AccessKind::FETCH));
+    machine.state.rip = 0x2ffb;
+    assert_eq!(machine.run(2), Stop::Exit);
+    assert_eq!(machine.state.icount, 1);
+    assert_eq!(machine.env.fault.expect("#PF").payload, 0x3000);
+    machine.env.absent.clear();
+    assert_eq!(machine.run(1), Stop::Budget);
+    assert_eq!((machine.state.gpr[0], machine.state.rip), (0x0403_0201, 0x3002));
+}
