@@ -25,6 +25,7 @@ pub use core::Core;
 pub use cpu::{Cpu, CpuConfig, Emulation, Step, Stop};
 pub use env::{Decision, Env, Interrupted};
 pub use features::Features;
+pub use fp::{MXCSR_MASK, XSAVE_COMPONENTS, XsaveComponent};
 pub use mem::Privilege;
 pub use ram::Ram;
 pub use tlb::{Flush, FlushHandle};
