@@ -1,3 +1,22 @@
 //! The tape: its events, its file format with writer and reader side by side, importers and exporters.
+//!
+//! `README.md` beside this crate describes the format byte by byte.
 
+#![forbid(unsafe_code)]
+
+pub mod codec;
+pub mod error;
 pub mod event;
+pub mod exits;
+pub mod flat;
+pub mod format;
+pub mod metadata;
+pub mod reader;
+pub mod writer;
+
+pub use error::{Cause, Error, Place, Result};
+pub use event::Event;
+pub use exits::{ExitGroup, Exits};
+pub use metadata::Metadata;
+pub use reader::Tape;
+pub use writer::{Options, Writer};

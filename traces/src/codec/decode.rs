@@ -1,0 +1,163 @@
+//! Columns into events. Every byte here may be hostile: what does not fit is an error, and memory is bounded by the
+//! size of the chunk and the model's own limits.
+
+use super::{BLOB_BIT, DICTIONARY, column, form, model::Model, op, varint};
+use crate::{
+    event::Event,
+    flat::{Clock, Flat, MAX_WORDS},
+    format::{limit, payload::Columns},
+};
+use std::collections::HashMap;
+
+struct Input {
+    bytes: Vec<u8>,
+    at: usize,
+    dictionary: Vec<u64>,
+}
+
+/// Decodes the events of one chunk.
+pub struct Decoder {
+    model: Model,
+    clock: Clock,
+    flat: Flat,
+    ops: Vec<u8>,
+    at: usize,
+    columns: HashMap<(u64, u8), Input>,
+    /// Predicted events before the next operation; `None` before its count was read.
+    run: Option<u64>,
+}
+
+type Decoded<T> = Result<T, &'static str>;
+
+impl Decoder {
+    /// A decoder for a chunk that starts at `clock`.
+    pub fn new(columns: Columns, clock: Clock) -> Self {
+        let input = |bytes| Input { bytes, at: 0, dictionary: Vec::new() };
+        Self {
+            model: Model::new(),
+            clock,
+            flat: Flat::default(),
+            ops: columns.ops,
+            at: 0,
+            columns: columns.columns.into_iter().map(|c| ((c.tag, c.word), input(c.bytes))).collect(),
+            run: None,
+        }
+    }
+
+    /// Where the stream is.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// The next event. The chunk's header says how many there are.
+    pub fn next_event(&mut self) -> Decoded<Event> {
+        let run = match self.run {
+            Some(run) => run,
+            None => self.operation().ok_or("the operations end early")?,
+        };
+        self.run = run.checked_sub(1);
+        let mask = if run > 0 { 0 } else { self.differing()? };
+        let slot = self.model.predicted().ok_or("nothing predicts the event")?;
+        let (tag, count) = (slot.tag, slot.words.len());
+        self.words(tag, count, mask)?;
+        self.model.advance(&self.flat);
+        self.flat.event(&mut self.clock)
+    }
+
+    fn operation(&mut self) -> Option<u64> {
+        let mut rest = &self.ops[self.at..];
+        let value = varint::take(&mut rest)?;
+        self.at = self.ops.len() - rest.len();
+        Some(value)
+    }
+
+    /// Reads an operation: the mask of words that differ. After it the model predicts the event's kind.
+    fn differing(&mut self) -> Decoded<u64> {
+        let tag = match self.operation().ok_or("the operations end early")? {
+            op::DIFFERS => self.model.predicted().ok_or("nothing predicts the event")?.tag,
+            other => {
+                let tag = other - op::TAG;
+                let count = self.input(tag, column::COUNT)?.varint()?;
+                if count > MAX_WORDS as u64 {
+                    return Err("too many words");
+                }
+                self.model.unpredicted(tag, count as usize);
+                tag
+            }
+        };
+        self.input(tag, column::MASK)?.varint()
+    }
+
+    fn input(&mut self, tag: u64, word: u8) -> Decoded<&mut Input> {
+        self.columns.get_mut(&(tag, word)).ok_or("a column is missing")
+    }
+
+    fn words(&mut self, tag: u64, count: usize, mask: u64) -> Decoded<()> {
+        let (slot, recent) = self.model.current();
+        if mask & !BLOB_BIT & !((1 << count) - 1) != 0 {
+            return Err("a mask of more words than the event has");
+        }
+        self.flat.tag = tag;
+        self.flat.words.clear();
+        for i in 0..count {
+            let back = slot.back[i];
+            let mut word = if back == 0 { slot.words[i] } else { recent.get(back) };
+            if mask >> i & 1 != 0 {
+                let input = self.columns.get_mut(&(tag, i as u8)).ok_or("a column is missing")?;
+                (word, slot.back[i]) = input.word(slot.words[i], |back| recent.get(back))?;
+            }
+            slot.words[i] = word;
+            recent.push(word);
+            self.flat.words.push(word);
+        }
+        if mask & BLOB_BIT != 0 {
+            let input = self.columns.get_mut(&(tag, column::BLOB)).ok_or("a column is missing")?;
+            let length = input.varint()?;
+            if length > limit::EVENT_BLOB {
+                return Err("too many bytes in one event");
+            }
+            slot.blob = input.take(length as usize)?.to_vec();
+        }
+        self.flat.blob.clone_from(&slot.blob);
+        Ok(())
+    }
+}
+
+impl Input {
+    fn varint(&mut self) -> Decoded<u64> {
+        let mut rest = &self.bytes[self.at..];
+        let value = varint::take(&mut rest).ok_or("a column ends early")?;
+        self.at = self.bytes.len() - rest.len();
+        Ok(value)
+    }
+
+    fn take(&mut self, count: usize) -> Decoded<&[u8]> {
+        let taken = self.bytes[self.at..].get(..count).ok_or("a column ends early")?;
+        self.at += count;
+        Ok(taken)
+    }
+
+    /// A stored word, and how far back it was found if that was its form.
+    fn word(&mut self, last: u64, recent: impl FnOnce(u8) -> u64) -> Decoded<(u64, u8)> {
+        let code = self.varint()?;
+        let value = code >> 2;
+        Ok(match code & 3 {
+            form::DELTA => (last.wrapping_add(varint::unzigzag(value)), 0),
+            form::COPY => {
+                let back = u8::try_from(value).ok().filter(|b| *b > 0).ok_or("a copy from too far back")?;
+                (recent(back), back)
+            }
+            form::KNOWN => {
+                (*self.dictionary.get(value as usize).ok_or("an entry that the dictionary lacks")?, 0)
+            }
+            _ => {
+                let bytes = self.take(8)?.first_chunk().ok_or("a column ends early")?;
+                let word = u64::from_le_bytes(*bytes);
+                if self.dictionary.len() < DICTIONARY {
+                    self.dictionary.push(word);
+                }
+                (word, 0)
+            }
+        })
+    }
+}

@@ -1,0 +1,128 @@
+//! What encoder and decoder both remember, so that they predict alike.
+
+use crate::flat::{Flat, tag};
+use std::collections::HashMap;
+
+/// Contexts remembered; the next one empties the memory.
+const SLOTS: usize = 1 << 16;
+
+/// The last event in a context.
+#[derive(Clone, Default)]
+pub struct Slot {
+    pub tag: u64,
+    pub words: Vec<u64>,
+    /// Per word: how far back the word was last found, or zero where its last value is the prediction.
+    pub back: Vec<u8>,
+    pub blob: Vec<u8>,
+}
+
+/// The last 256 words.
+pub struct Recent {
+    words: [u64; 256],
+    next: u8,
+}
+
+impl Recent {
+    pub fn push(&mut self, word: u64) {
+        self.words[usize::from(self.next)] = word;
+        self.next = self.next.wrapping_add(1);
+    }
+
+    /// The word `back` words ago, 1 being the last.
+    pub fn get(&self, back: u8) -> u64 {
+        self.words[usize::from(self.next.wrapping_sub(back))]
+    }
+
+    /// How far back a word is, the nearest first.
+    pub fn find(&self, word: u64) -> Option<u8> {
+        (1..=255).find(|back| self.get(*back) == word)
+    }
+}
+
+/// The memory of one chunk.
+pub struct Model {
+    contexts: HashMap<u64, usize>,
+    slots: Vec<Slot>,
+    /// The slot of the last event of each tag.
+    last: HashMap<u64, usize>,
+    pub recent: Recent,
+    context: u64,
+    /// The slot of the current context.
+    slot: Option<usize>,
+    exit: u64,
+    /// The exit before the current group's.
+    previous_exit: u64,
+}
+
+/// Mixes a value into a context. The constant is 2^64 divided by the golden ratio.
+const fn mix(context: u64, value: u64) -> u64 {
+    (context ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+}
+
+impl Model {
+    pub fn new() -> Self {
+        Self {
+            contexts: HashMap::new(),
+            slots: Vec::new(),
+            last: HashMap::new(),
+            recent: Recent { words: [0; 256], next: 0 },
+            context: 0,
+            slot: None,
+            exit: 0,
+            previous_exit: 0,
+        }
+    }
+
+    /// The slot that predicts the next event.
+    pub fn predicted(&self) -> Option<&Slot> {
+        self.slot.map(|slot| &self.slots[slot])
+    }
+
+    /// Predicts an event that was not predicted, now that its tag is known: by the last event with that tag.
+    pub fn unpredicted(&mut self, tag: u64, count: usize) {
+        if self.slots.len() == SLOTS {
+            self.contexts.clear();
+            self.slots.clear();
+            self.last.clear();
+            self.slot = None;
+        }
+        let mut slot = Slot { tag, ..Default::default() };
+        if let Some(last) = self.last.get(&tag) {
+            slot.words.clone_from(&self.slots[*last].words);
+            slot.back.clone_from(&self.slots[*last].back);
+        }
+        slot.words.resize(count, 0);
+        slot.back.resize(count, 0);
+        match self.slot {
+            Some(known) => self.slots[known] = slot,
+            None => {
+                self.contexts.insert(self.context, self.slots.len());
+                self.slot = Some(self.slots.len());
+                self.slots.push(slot);
+            }
+        }
+    }
+
+    /// The slot of the current context, which one of the above has made sure of, and the recent words.
+    pub fn current(&mut self) -> (&mut Slot, &mut Recent) {
+        let slot = self.slot.expect("an event is predicted or has got a slot");
+        (&mut self.slots[slot], &mut self.recent)
+    }
+
+    /// Goes on to the context after an event.
+    pub fn advance(&mut self, event: &Flat) {
+        if let Some(slot) = self.slot {
+            self.last.insert(event.tag, slot);
+        }
+        self.context = match event.tag {
+            tag::EXIT => {
+                let key = event.words.iter().skip(2).take(3).fold(0, |key, word| mix(key, *word));
+                self.previous_exit = std::mem::replace(&mut self.exit, key);
+                key
+            }
+            tag::RESUME => mix(mix(self.context, event.tag), self.previous_exit),
+            _ => mix(self.context, event.tag.wrapping_add(event.words.len() as u64)),
+        };
+        self.slot = self.contexts.get(&self.context).copied();
+    }
+}

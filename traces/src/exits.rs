@@ -1,0 +1,146 @@
+//! Exits as wholes: each with its stimulus, its notes and its end, whoever recorded it.
+
+use crate::{
+    error::Result,
+    event::{Data, Event, ExitEvent, NO_VCPU, Registers},
+};
+use std::collections::{BTreeMap, VecDeque};
+use vmtape_arch::{exit::Resume, note::Note};
+
+/// An exit with everything that belongs to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExitGroup {
+    /// The exit's number on the tape; the first is 0.
+    pub number: u64,
+    /// Notes of the vCPU since its last entry and before this exit: nothing, on most tapes.
+    pub before: Vec<Note>,
+    pub exit: ExitEvent,
+    pub registers: Vec<Registers>,
+    pub reads: Vec<(u64, Data)>,
+    /// What was done about the exit, up to and with the entry that followed.
+    pub notes: Vec<Note>,
+    /// How many of `notes` came before the end of the handling; the rest belong to the entry.
+    pub handled: usize,
+    /// The end of the handling, unless the tape ends before it.
+    pub resume: Option<Resume>,
+}
+
+/// Groups events into exits. A group is given out when the vCPU enters the guest again, exits again, or the tape ends.
+/// Events that belong to no vCPU's exits (inputs, controls, lines without a decoded form, the end) go to `other`.
+pub struct Exits<I> {
+    events: I,
+    open: BTreeMap<u32, Group>,
+    done: VecDeque<ExitGroup>,
+    number: u64,
+    /// The vCPU whose exit the events without a vCPU belong to.
+    current: u32,
+    /// Events outside exits since they were last taken.
+    pub other: Vec<Event>,
+    failed: bool,
+}
+
+#[derive(Default)]
+struct Group {
+    /// Notes outside an exit.
+    loose: Vec<Note>,
+    exit: Option<ExitGroup>,
+}
+
+impl<I: Iterator<Item = Result<Event>>> Exits<I> {
+    /// The exits of a stream of events whose first exit has this number.
+    pub fn new(events: I, first: u64) -> Self {
+        Self {
+            events,
+            open: BTreeMap::new(),
+            done: VecDeque::new(),
+            number: first,
+            current: NO_VCPU,
+            other: Vec::new(),
+            failed: false,
+        }
+    }
+
+    /// Notes that no exit followed, by vCPU: all there is where a trace has no exits. Complete at the end.
+    pub fn loose(&self) -> impl Iterator<Item = (u32, &[Note])> {
+        self.open.iter().map(|(vcpu, group)| (*vcpu, &group.loose[..]))
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Exit(exit) => {
+                self.current = exit.vcpu;
+                self.close(exit.vcpu);
+                let group = self.open.entry(exit.vcpu).or_default();
+                group.exit = Some(ExitGroup {
+                    number: self.number,
+                    before: std::mem::take(&mut group.loose),
+                    exit: *exit,
+                    registers: Vec::new(),
+                    reads: Vec::new(),
+                    notes: Vec::new(),
+                    handled: 0,
+                    resume: None,
+                });
+                self.number += 1;
+            }
+            Event::Note { vcpu, note } => {
+                let group = self.open.entry(vcpu).or_default();
+                group.exit.as_mut().map_or(&mut group.loose, |exit| &mut exit.notes).push(note);
+                if matches!(note, Note::Entry { .. }) {
+                    self.close(vcpu);
+                }
+            }
+            Event::Resume { vcpu, resume } => {
+                if let Some(exit) = self.open.entry(vcpu).or_default().exit.as_mut() {
+                    exit.handled = exit.notes.len();
+                    exit.resume = Some(resume);
+                }
+            }
+            Event::Registers(registers) => {
+                let group = self.open.entry(registers.vcpu).or_default();
+                if let Some(exit) = group.exit.as_mut() {
+                    exit.registers.push(registers);
+                }
+            }
+            Event::Read { hpa, data } => {
+                let group = self.open.entry(self.current).or_default();
+                if let Some(exit) = group.exit.as_mut() {
+                    exit.reads.push((hpa, data));
+                }
+            }
+            other => self.other.push(other),
+        }
+    }
+
+    fn close(&mut self, vcpu: u32) {
+        let exit = self.open.get_mut(&vcpu).and_then(|group| group.exit.take());
+        self.done.extend(exit);
+    }
+
+    fn close_all(&mut self) {
+        let mut rest: Vec<_> = self.open.values_mut().filter_map(|group| group.exit.take()).collect();
+        rest.sort_by_key(|exit| exit.number);
+        self.done.extend(rest);
+    }
+}
+
+impl<I: Iterator<Item = Result<Event>>> Iterator for Exits<I> {
+    type Item = Result<ExitGroup>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.done.is_empty() && !self.failed {
+            match self.events.next() {
+                Some(Ok(event)) => self.take(event),
+                Some(Err(error)) => {
+                    self.failed = true;
+                    return Some(Err(error));
+                }
+                None => {
+                    self.failed = true;
+                    self.close_all();
+                }
+            }
+        }
+        self.done.pop_front().map(Ok)
+    }
+}

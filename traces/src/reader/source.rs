@@ -1,0 +1,52 @@
+//! Where a tape's bytes come from. Reads, no mapping: a file that shrinks under a mapping would kill the program.
+
+use std::{
+    fs::File,
+    io::{self, ErrorKind},
+    os::unix::fs::FileExt,
+    path::Path,
+};
+
+/// A file or a buffer.
+pub(super) enum Source {
+    File { file: File, len: u64 },
+    Memory(Vec<u8>),
+}
+
+impl From<Vec<u8>> for Source {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Memory(bytes)
+    }
+}
+
+impl Source {
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let metadata = file.metadata()?;
+        if metadata.is_dir() {
+            return Err(ErrorKind::IsADirectory.into());
+        }
+        Ok(Self::File { file, len: metadata.len() })
+    }
+
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::File { len, .. } => *len,
+            Self::Memory(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// Up to `count` bytes at `offset`, fewer at the end: memory is allocated for bytes that exist.
+    pub fn prefix(&self, offset: u64, count: u64) -> io::Result<Vec<u8>> {
+        let count = count.min(self.len().saturating_sub(offset)) as usize;
+        match self {
+            Self::File { file, .. } => {
+                let mut bytes = vec![0; count];
+                file.read_exact_at(&mut bytes, offset)?;
+                Ok(bytes)
+            }
+            Self::Memory(bytes) if count == 0 => Ok(bytes[..0].to_vec()),
+            Self::Memory(bytes) => Ok(bytes[offset as usize..][..count].to_vec()),
+        }
+    }
+}

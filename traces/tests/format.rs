@@ -1,0 +1,172 @@
+//! The format keeps what it is given, and notices whatever happened to the file.
+
+mod common;
+
+use common::{PageTableTest, any_event, tape_of};
+use proptest::prelude::*;
+use std::fs;
+use vmtape_traces::{Cause, Event, Metadata, Options, Tape, Writer, event::End, writer};
+
+fn read(bytes: Vec<u8>) -> Vec<Event> {
+    let tape = Tape::from_bytes(bytes).unwrap();
+    tape.verify().unwrap();
+    assert!(tape.damage().is_none());
+    tape.events().map(Result::unwrap).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..Default::default() })]
+
+    #[test]
+    fn any_events_survive(events in prop::collection::vec(any_event(), 0..200)) {
+        // Absolute counts are kept relative to each other, so the order of the file is the order of the stream.
+        prop_assert_eq!(read(tape_of(&events)), events);
+    }
+}
+
+#[test]
+fn a_long_stream_survives_and_is_found_by_exit_and_by_icount() {
+    let events = PageTableTest::exits(1, 40_000);
+    let bytes = tape_of(&events);
+    let tape = Tape::from_bytes(bytes.clone()).unwrap();
+    assert_eq!(read(bytes), events);
+    let exits: Vec<_> =
+        events.iter().filter_map(|e| if let Event::Exit(e) = e { Some(e) } else { None }).collect();
+    assert_eq!(tape.totals().unwrap().exits, exits.len() as u64);
+    for number in [0, 1, 16383, 16384, 16385, 39_999] {
+        let mut from = tape.events_from_exit(number).unwrap();
+        assert_eq!(from.clock().exits, number);
+        assert_eq!(from.next().unwrap().unwrap(), Event::Exit(exits[number as usize].clone()));
+        assert_eq!(from.clock().exits, number + 1);
+        let mut from = tape.events_from_icount(exits[number as usize].icount).unwrap();
+        assert_eq!(from.next().unwrap().unwrap(), Event::Exit(exits[number as usize].clone()));
+    }
+    assert!(tape.events_from_exit(1 << 40).unwrap().next().is_none());
+}
+
+#[test]
+fn the_writer_thread_writes_what_the_stream_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tape");
+    let events = PageTableTest::exits(2, 20_000);
+    let (head, tail) = events.split_at(events.len() / 2);
+    for _ in 0..2 {
+        let mut writer =
+            Writer::create(&path, &Metadata::default(), &[("g", b"x")], Options::default()).unwrap();
+        head.iter().for_each(|e| writer.push(e.clone()));
+        writer.checkpoint("vm", vec![1; 100_000]);
+        tail.iter().for_each(|e| writer.push(e.clone()));
+        assert!(writer::partial(&path).exists());
+        let summary = writer.finish().unwrap();
+        assert_eq!(summary.bytes, fs::metadata(&path).unwrap().len());
+        assert!(!writer::partial(&path).exists());
+    }
+    assert!(fs::read(&path).unwrap() == fs::read(folder.path().join("a.tape.old")).unwrap());
+    let tape = Tape::open_whole(&path).unwrap();
+    assert!(tape.events().map(Result::unwrap).eq(events.iter().cloned()));
+    let checkpoint = tape.checkpoint_before(u64::MAX).unwrap();
+    assert_eq!(tape.checkpoint(checkpoint).unwrap(), ("vm".to_owned(), vec![1; 100_000]));
+    assert!(tape.events_from(checkpoint.chunk).map(Result::unwrap).eq(tail.iter().cloned()));
+    assert_eq!(tape.images().unwrap(), [("g".to_owned(), b"x".to_vec())]);
+}
+
+#[test]
+fn a_dropped_recording_opens_and_says_how_far_it_is_good() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tape");
+    let events = PageTableTest::exits(3, 5_000);
+    let mut writer = Writer::create(&path, &Metadata::default(), &[], Options::default()).unwrap();
+    events.iter().for_each(|e| writer.push(e.clone()));
+    drop(writer);
+    assert!(!path.exists());
+    let tape = Tape::open(&writer::partial(&path)).unwrap();
+    assert!(matches!(tape.damage().unwrap().cause, Cause::NoEnd));
+    let Some(Event::End { icount, exits, .. }) = events.last() else { panic!() };
+    let totals = tape.totals().unwrap();
+    assert_eq!((totals.icount, totals.exits, totals.events), (*icount, *exits, events.len() as u64));
+    assert!(tape.events().map(Result::unwrap).eq(events));
+    assert!(Tape::open_whole(&writer::partial(&path)).is_err());
+}
+
+/// What a damaged tape still gives: a prefix of the events, or an error; never anything else.
+fn check_damaged(bytes: Vec<u8>, events: &[Event]) -> bool {
+    let Ok(tape) = Tape::from_bytes(bytes) else { return true };
+    let mut good = 0;
+    let mut failed = false;
+    for event in tape.events() {
+        match event {
+            Ok(event) => {
+                assert_eq!(&event, &events[good]);
+                good += 1;
+            }
+            Err(error) => {
+                assert!(error.to_string().starts_with("(memory): "), "{error}");
+                failed = true;
+            }
+        }
+    }
+    if tape.damage().is_some() {
+        assert!(failed || tape.totals().unwrap().events == good as u64);
+    }
+    failed || tape.damage().is_some() || tape.verify().is_err() || tape.images().is_err()
+}
+
+#[test]
+fn every_cut_is_noticed() {
+    let events = PageTableTest::exits(4, 60);
+    let bytes = tape_of(&events);
+    for length in 0..bytes.len() {
+        assert!(check_damaged(bytes[..length].to_vec(), &events), "cut at {length}");
+    }
+}
+
+#[test]
+fn every_changed_byte_is_noticed() {
+    let events = PageTableTest::exits(5, 60);
+    let bytes = tape_of(&events);
+    assert!(!check_damaged(bytes.clone(), &events));
+    for at in 0..bytes.len() {
+        for change in [1, 0x10, 0x80, 0xff] {
+            let mut bent = bytes.clone();
+            bent[at] ^= change;
+            assert!(check_damaged(bent, &events), "byte {at} changed by {change:#x}");
+        }
+    }
+}
+
+#[test]
+fn other_files_are_called_what_they_are() {
+    for (bytes, what) in
+        [(&b""[..], "not a tape"), (b"\x7fELF", "not a tape"), (b"\x89VMTAPE\n", "cut short")]
+    {
+        let error = Tape::from_bytes(bytes.to_vec()).err().unwrap().to_string();
+        assert!(error.contains(what), "{error}");
+    }
+    let mut newer = tape_of(&[Event::End { icount: 0, exits: 0, end: End::Idle }]);
+    newer[8] = 2;
+    let crc = crc32fast::hash(&newer[..60]);
+    newer[60..64].copy_from_slice(&crc.to_le_bytes());
+    let error = Tape::from_bytes(newer).err().unwrap().to_string();
+    assert!(error.contains("format version 2 is newer"), "{error}");
+}
+
+#[test]
+fn exits_come_as_wholes() {
+    let events = PageTableTest::exits(6, 1000);
+    let tape = Tape::from_bytes(tape_of(&events)).unwrap();
+    let mut exits = tape.exits();
+    let (mut count, mut notes, mut reads) = (0, 0, 0);
+    for exit in exits.by_ref().map(Result::unwrap) {
+        assert_eq!(exit.number, count);
+        assert!(exit.before.is_empty() && exit.resume.is_some() && exit.handled < exit.notes.len());
+        count += 1;
+        notes += exit.notes.len();
+        reads += exit.reads.len();
+    }
+    assert_eq!(exits.other.len(), 2);
+    let of = |wanted: fn(&Event) -> bool| events.iter().filter(|e| wanted(e)).count();
+    assert_eq!(count as usize, of(|e| matches!(e, Event::Exit(_))));
+    assert_eq!(notes, of(|e| matches!(e, Event::Note { .. })));
+    assert_eq!(reads, of(|e| matches!(e, Event::Read { .. })));
+    assert_eq!(tape.exits_from(700).unwrap().next().unwrap().unwrap().number, 700);
+}
