@@ -253,7 +253,7 @@ fn exit_words(event: &ExitEvent, clock: &mut Clock, out: &mut Vec<u64>) {
     sensitive_words(&exit.insn, out);
     let x = &exit.exception;
     out.extend([
-        join(half([x.vector.0, x.has_error_code.into(), x.pad[0], x.pad[1]]), x.error_code),
+        join(half([x.vector.0, x.has_error_code.into(), x.insn_len, x.pad]), x.error_code),
         x.payload,
     ]);
 }
@@ -301,11 +301,12 @@ fn read_exit(w: &mut Words<'_>, clock: &mut Clock) -> Result<ExitEvent, &'static
     let access = read_access(w)?;
     let insn = read_sensitive(w)?;
     let (kind, payload) = (w.next()?, w.next()?);
-    let [vector, has_error_code, x0, x1] = low(kind).to_le_bytes();
+    let [vector, has_error_code, insn_len, pad] = low(kind).to_le_bytes();
     let exception = Exception {
         vector: Vector(vector),
         has_error_code: has_error_code != 0,
-        pad: [x0, x1],
+        insn_len,
+        pad,
         error_code: high(kind),
         payload,
     };
