@@ -48,6 +48,9 @@ pub struct Core<'a> {
     /// Linear addresses are cut to 32 bits outside 64-bit mode.
     pub(crate) linear_mask: u64,
     pub(crate) rip_mask: u64,
+    /// All ones of the stack's address size.
+    pub(crate) stack_mask: u64,
+    canonical_shift: u32,
     /// First offset beyond the code segment.
     pub(crate) code_end: u64,
     /// The context of explicit accesses, and the one that the hot path may look in.
@@ -79,6 +82,8 @@ impl<'a> Core<'a> {
             segments: [FastSegment::default(); 8],
             linear_mask: 0,
             rip_mask: 0,
+            stack_mask: 0,
+            canonical_shift: 0,
             code_end: 0,
             context: Context::Supervisor,
             fast_context: Context::Slow,
@@ -103,6 +108,12 @@ impl<'a> Core<'a> {
         self.rip_mask = self.linear_mask;
         self.code_end = if long { u64::MAX } else { u64::from(cs.limit) + 1 };
         self.mode = if long { 2 } else { u8::from(cs.attr.db()) };
+        self.stack_mask = match (long, self.state.seg[seg::SS].attr.db()) {
+            (true, _) => u64::MAX,
+            (false, true) => u64::from(u32::MAX),
+            (false, false) => u64::from(u16::MAX),
+        };
+        self.canonical_shift = if self.state.cr4().la57() { 64 - 57 } else { 64 - 48 };
         let real = self.in_real_mode();
         for (fast, segment) in self.segments.iter_mut().zip(&self.state.seg).take(6) {
             *fast = FastSegment::legacy(segment, real);
@@ -165,6 +176,23 @@ impl<'a> Core<'a> {
         self.state.interruptibility =
             Interruptibility::from_bits(self.state.interruptibility.into_bits() | by.into_bits());
         self.recheck_events();
+    }
+
+    /// Whether a linear address is canonical for the current number of paging levels.
+    #[inline(always)]
+    pub fn is_canonical(&self, gva: u64) -> bool {
+        ((gva << self.canonical_shift) as i64 >> self.canonical_shift) as u64 == gva
+    }
+
+    /// The base that offsets in a segment are added to: zero in 64-bit mode but for FS and GS.
+    #[inline(always)]
+    pub fn segment_base(&self, segment: u8) -> u64 {
+        self.segments[(segment & 7) as usize].base
+    }
+
+    /// Real or virtual-8086 mode: segments have no types.
+    pub fn in_real_mode(&self) -> bool {
+        !self.state.cr0().pe() || self.state.rflags().vm()
     }
 
     /// Offers an instruction to the backend if it wants it. `Ok`: execute it natively.

@@ -47,10 +47,7 @@ impl Core<'_> {
     /// Reads from a segment.
     #[inline(always)]
     pub fn read<T: Word>(&mut self, segment: u8, offset: u64) -> Result<T, Interrupted> {
-        let fast = &self.segments[(segment & 7) as usize];
-        let gva = offset.wrapping_add(fast.base) & self.linear_mask;
-        if offset.wrapping_add(T::BYTES) <= fast.read_end
-            && let Some(hpa) = self.tlb.lookup(self.fast_context, gva, T::BYTES, AccessKind::READ)
+        if let Some(hpa) = self.fast_range(segment, offset, T::BYTES, AccessKind::READ)
             && let Some(value) = T::load(&self.ram, hpa)
         {
             return Ok(value);
@@ -61,10 +58,7 @@ impl Core<'_> {
     /// Writes to a segment.
     #[inline(always)]
     pub fn write<T: Word>(&mut self, segment: u8, offset: u64, value: T) -> Result<(), Interrupted> {
-        let fast = &self.segments[(segment & 7) as usize];
-        let gva = offset.wrapping_add(fast.base) & self.linear_mask;
-        if offset.wrapping_add(T::BYTES) <= fast.write_end
-            && let Some(hpa) = self.tlb.lookup(self.fast_context, gva, T::BYTES, AccessKind::WRITE)
+        if let Some(hpa) = self.fast_range(segment, offset, T::BYTES, AccessKind::WRITE)
             && value.store(&self.ram, hpa)
         {
             return Ok(());
@@ -81,10 +75,7 @@ impl Core<'_> {
         offset: u64,
         f: impl FnOnce(T) -> (T, R),
     ) -> Result<R, Interrupted> {
-        let fast = &self.segments[(segment & 7) as usize];
-        let gva = offset.wrapping_add(fast.base) & self.linear_mask;
-        if offset.wrapping_add(T::BYTES) <= fast.write_end
-            && let Some(hpa) = self.tlb.lookup(self.fast_context, gva, T::BYTES, AccessKind::WRITE)
+        if let Some(hpa) = self.fast_range(segment, offset, T::BYTES, AccessKind::WRITE)
             && let Some(old) = T::load(&self.ram, hpa)
         {
             let (new, result) = f(old);
@@ -194,16 +185,16 @@ impl Core<'_> {
         if inside { Ok(descriptor.base.wrapping_add(offset) & self.linear_mask) } else { Err(violation()) }
     }
 
-    /// Whether a linear address is canonical for the current number of paging levels.
-    pub fn is_canonical(&self, gva: u64) -> bool {
-        let bits = if self.state.cr4().la57() { 57 } else { 48 };
-        let shift = 64 - bits;
-        ((gva << shift) as i64 >> shift) as u64 == gva
-    }
-
-    /// Real or virtual-8086 mode: segments have no types.
-    pub fn in_real_mode(&self) -> bool {
-        !self.state.cr0().pe() || self.state.rflags().vm()
+    /// The host physical address of a range that the inline path could access.
+    #[inline(always)]
+    pub(crate) fn fast_range(&self, segment: u8, offset: u64, len: u64, kind: AccessKind) -> Option<u64> {
+        let fast = &self.segments[(segment & 7) as usize];
+        let end = if kind == AccessKind::WRITE { fast.write_end } else { fast.read_end };
+        let gva = offset.wrapping_add(fast.base) & self.linear_mask;
+        if offset.wrapping_add(len) > end {
+            return None;
+        }
+        self.tlb.lookup(self.fast_context, gva, len, kind)
     }
 
     /// Translates a range of at most a page, both pages before anything is touched.

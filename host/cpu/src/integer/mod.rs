@@ -4,12 +4,34 @@ use crate::{features::Features, insn::Handler};
 use iced_x86::{Instruction, OpKind};
 
 mod arith;
+mod bcd;
+mod bit;
+mod bmi;
 mod branch;
+mod cmpxchg;
+mod misc;
 mod mov;
+mod muldiv;
+mod shift;
+mod stack;
+mod string;
 
 /// The handler of an integer instruction.
-pub(crate) fn handler(i: &Instruction, _features: &Features) -> Option<Handler> {
-    mov::handler(i).or_else(|| arith::handler(i)).or_else(|| branch::handler(i))
+pub(crate) fn handler(i: &Instruction, features: &Features) -> Option<Handler> {
+    let families = [
+        mov::handler,
+        arith::handler,
+        branch::handler,
+        stack::handler,
+        shift::handler,
+        string::handler,
+        misc::handler,
+        muldiv::handler,
+        cmpxchg::handler,
+        bmi::handler,
+        bcd::handler,
+    ];
+    families.iter().find_map(|handler| handler(i)).or_else(|| bit::handler(i, features))
 }
 
 /// Bytes of an operand that is a register or memory; other operands have the size of the first.

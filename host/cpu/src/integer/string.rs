@@ -1,0 +1,204 @@
+//! MOVS, CMPS, STOS, LODS, SCAS, with their repetitions.
+//!
+//! An instruction that repeats is one retired instruction. A fault leaves the registers at the iteration that faulted,
+//! so that it restarts there; under single-stepping it is left after each iteration.
+
+use crate::{
+    core::{Core, Leave},
+    env::Interrupted,
+    flags::{self, DF, TF, ZF},
+    insn::{Handler, Insn, prefix},
+    integer::sized,
+    operand::Int,
+};
+use iced_x86::{Instruction, Mnemonic};
+use vmtape_arch::{
+    PAGE_SIZE,
+    access::AccessKind,
+    vcpu::{
+        gpr::{RAX, RCX, RDI, RSI},
+        seg,
+    },
+};
+
+type Done = Result<(), Interrupted>;
+
+const ES: u8 = seg::ES as u8;
+
+pub(crate) fn handler(i: &Instruction) -> Option<Handler> {
+    if !i.is_string_instruction() {
+        return None;
+    }
+    let size = i.memory_size().size();
+    Some(match i.mnemonic() {
+        Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => sized!(size, T => movs::<T>),
+        Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq => sized!(size, T => cmps::<T>),
+        Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => sized!(size, T => stos::<T>),
+        Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => sized!(size, T => lods::<T>),
+        Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq => sized!(size, T => scas::<T>),
+        _ => return None,
+    })
+}
+
+impl Core<'_> {
+    /// Moves an index register by `count` elements in the direction that DF says.
+    #[inline(always)]
+    pub fn advance(&mut self, register: usize, mask: u64, bytes: u64) {
+        let back = self.state.rflags & DF != 0;
+        let step = if back { bytes.wrapping_neg() } else { bytes };
+        self.set_address(register, self.state.gpr[register].wrapping_add(step), mask);
+    }
+
+    /// Runs `iteration` once, or as often as a REP prefix and the counter say. It gives the number of iterations that
+    /// it did (at least one) and whether to go on.
+    #[inline(always)]
+    pub fn repeat(
+        &mut self,
+        insn: &Insn,
+        mut iteration: impl FnMut(&mut Self, u64) -> Result<(u64, bool), Interrupted>,
+    ) -> Done {
+        if !insn.has(prefix::REP | prefix::REPNE) {
+            return iteration(self, 1).map(|_| ());
+        }
+        let mask = insn.address_mask();
+        loop {
+            let count = self.state.gpr[RCX] & mask;
+            if count == 0 {
+                return Ok(());
+            }
+            let limit = if self.must_stop_early() { 1 } else { count };
+            let (done, go_on) = iteration(self, limit)?;
+            self.set_address(RCX, count - done, mask);
+            if !go_on {
+                return Ok(());
+            }
+            if done < count && self.must_stop_early() {
+                self.next_rip = self.state.rip;
+                return Ok(());
+            }
+        }
+    }
+
+    /// Single steps, breakpoints that were met, and exits that follow an access come between iterations.
+    fn must_stop_early(&self) -> bool {
+        self.state.rflags & TF != 0 || self.leave == Leave::Exit || self.debug_traps != 0
+    }
+
+    /// How many elements from `offset` on, counting upwards, lie on its page and before the offset wraps: at least one.
+    fn on_page(&self, segment: u8, offset: u64, mask: u64, bytes: u64, limit: u64) -> u64 {
+        let gva = offset.wrapping_add(self.segment_base(segment)) & self.linear_mask;
+        let room = (PAGE_SIZE - gva % PAGE_SIZE) / bytes;
+        room.min((mask - offset) / bytes).clamp(1, limit)
+    }
+}
+
+fn movs<T: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {
+    let mask = insn.address_mask();
+    core.repeat(insn, |core, limit| {
+        let (from, to) = (core.state.gpr[RSI] & mask, core.state.gpr[RDI] & mask);
+        let mut count = 1;
+        match bulk_copy::<T>(core, insn, from, to, limit) {
+            Some(copied) => count = copied,
+            None => {
+                let value = core.read::<T>(insn.seg, from)?;
+                core.write(ES, to, value)?;
+            }
+        }
+        core.advance(RSI, mask, count * T::BYTES);
+        core.advance(RDI, mask, count * T::BYTES);
+        Ok((count, true))
+    })
+}
+
+/// Copies as many elements as lie on both pages, if both are in the TLB and do not overlap.
+fn bulk_copy<T: Int>(core: &Core<'_>, insn: &Insn, from: u64, to: u64, limit: u64) -> Option<u64> {
+    if limit == 1 || core.state.rflags & DF != 0 {
+        return None;
+    }
+    let mask = insn.address_mask();
+    let count = core.on_page(insn.seg, from, mask, T::BYTES, limit);
+    let count = core.on_page(ES, to, mask, T::BYTES, count);
+    let len = count * T::BYTES;
+    let source = core.fast_range(insn.seg, from, len, AccessKind::READ)?;
+    let target = core.fast_range(ES, to, len, AccessKind::WRITE)?;
+    if source.abs_diff(target) < len {
+        return None;
+    }
+    let (source, target) = (core.ram.range(source, len as usize)?, core.ram.range(target, len as usize)?);
+    for (to, from) in target.iter().zip(source) {
+        to.set(from.get());
+    }
+    Some(count)
+}
+
+fn stos<T: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {
+    let mask = insn.address_mask();
+    core.repeat(insn, |core, limit| {
+        let value = T::get(core, RAX as u8);
+        let to = core.state.gpr[RDI] & mask;
+        let mut count = 1;
+        match bulk_fill(core, to, mask, value, limit) {
+            Some(filled) => count = filled,
+            None => core.write(ES, to, value)?,
+        }
+        core.advance(RDI, mask, count * T::BYTES);
+        Ok((count, true))
+    })
+}
+
+/// Fills as many elements as lie on the page, if it is in the TLB.
+fn bulk_fill<T: Int>(core: &Core<'_>, to: u64, mask: u64, value: T, limit: u64) -> Option<u64> {
+    if limit == 1 || core.state.rflags & DF != 0 {
+        return None;
+    }
+    let count = core.on_page(ES, to, mask, T::BYTES, limit);
+    let len = count * T::BYTES;
+    let target = core.fast_range(ES, to, len, AccessKind::WRITE)?;
+    let bytes = value.to_slice();
+    for element in core.ram.range(target, len as usize)?.chunks_exact(T::BYTES as usize) {
+        for (to, from) in element.iter().zip(bytes) {
+            to.set(from);
+        }
+    }
+    Some(count)
+}
+
+fn lods<T: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {
+    let mask = insn.address_mask();
+    core.repeat(insn, |core, _| {
+        let value = core.read::<T>(insn.seg, core.state.gpr[RSI] & mask)?;
+        value.set(core, RAX as u8);
+        core.advance(RSI, mask, T::BYTES);
+        Ok((1, true))
+    })
+}
+
+/// REPE goes on while equal, REPNE while not.
+#[inline(always)]
+fn goes_on(insn: &Insn, status: u64) -> bool {
+    (status & ZF != 0) != insn.has(prefix::REPNE)
+}
+
+fn cmps<T: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {
+    let mask = insn.address_mask();
+    core.repeat(insn, |core, _| {
+        let a = core.read::<T>(insn.seg, core.state.gpr[RSI] & mask)?;
+        let b = core.read::<T>(ES, core.state.gpr[RDI] & mask)?;
+        let status = flags::sub(a, b, false).1;
+        core.set_status(status);
+        core.advance(RSI, mask, T::BYTES);
+        core.advance(RDI, mask, T::BYTES);
+        Ok((1, goes_on(insn, status)))
+    })
+}
+
+fn scas<T: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {
+    let mask = insn.address_mask();
+    core.repeat(insn, |core, _| {
+        let b = core.read::<T>(ES, core.state.gpr[RDI] & mask)?;
+        let status = flags::sub(T::get(core, RAX as u8), b, false).1;
+        core.set_status(status);
+        core.advance(RDI, mask, T::BYTES);
+        Ok((1, goes_on(insn, status)))
+    })
+}
