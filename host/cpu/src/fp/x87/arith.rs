@@ -90,7 +90,7 @@ fn stack_underflow(core: &mut Core<'_>, insn: &Insn, destination: u8) -> Done {
 
 fn pop_if(core: &mut Core<'_>, insn: &Insn) {
     if matches!(insn.code.mnemonic(), Faddp | Fsubp | Fsubrp | Fmulp | Fdivp | Fdivrp) {
-        core.pop();
+        core.pop_st();
     }
 }
 

@@ -93,7 +93,7 @@ fn compare(core: &mut Core<'_>, insn: &Insn) -> Done {
     let source = source(core, insn)?;
     let Some(relation) = relation(core, source, is_quiet(op)) else { return HANDLED };
     set_conditions(core, relation);
-    (0..pops(op)).for_each(|_| core.pop());
+    (0..pops(op)).for_each(|_| core.pop_st());
     Ok(())
 }
 
@@ -108,7 +108,7 @@ fn compare_flags(core: &mut Core<'_>, insn: &Insn) -> Done {
         Relation::Equal => flags::ZF,
         Relation::Greater => 0,
     });
-    (0..pops(op)).for_each(|_| core.pop());
+    (0..pops(op)).for_each(|_| core.pop_st());
     Ok(())
 }
 

@@ -126,7 +126,7 @@ fn free(core: &mut Core<'_>, insn: &Insn) -> Done {
     let n = core.physical(insn.regs[0]);
     core.state.fpu.ftw &= !(1 << n);
     if insn.code.mnemonic() == Ffreep {
-        core.pop();
+        core.pop_st();
     }
     Ok(())
 }

@@ -72,14 +72,14 @@ fn load(core: &mut Core<'_>, insn: &Insn) -> Done {
         _ => {
             let value = core.read_extended(insn)?;
             clear_c1(core);
-            core.push(value);
+            core.push_st(value);
             return Ok(());
         }
     };
     let number = core.read_real(insn, format)?;
     clear_c1(core);
     if !core.is_empty(7) {
-        core.push(0);
+        core.push_st(0);
         return HANDLED;
     }
     let mut cx = core.x87_context(false);
@@ -94,7 +94,7 @@ fn load(core: &mut Core<'_>, insn: &Insn) -> Done {
         }
     };
     if core.raise_x87(&cx) {
-        core.push(value);
+        core.push_st(value);
     }
     Ok(())
 }
@@ -116,7 +116,7 @@ fn load_register(core: &mut Core<'_>, insn: &Insn) -> Done {
         return HANDLED;
     }
     let value = core.st(insn.regs[0]);
-    core.push(value);
+    core.push_st(value);
     Ok(())
 }
 
@@ -129,7 +129,7 @@ fn load_integer(core: &mut Core<'_>, insn: &Insn) -> Done {
     };
     let value = core.read_integer(insn, bits)?;
     clear_c1(core);
-    core.push(Context::exact_int(F80, value));
+    core.push_st(Context::exact_int(F80, value));
     Ok(())
 }
 
@@ -150,7 +150,7 @@ fn load_constant(core: &mut Core<'_>, insn: &Insn) -> Done {
         _ => (0, 0u64, false),
     };
     clear_c1(core);
-    core.push(u128::from(significand + u64::from(add)) | exponent << 64);
+    core.push_st(u128::from(significand + u64::from(add)) | exponent << 64);
     Ok(())
 }
 
@@ -168,7 +168,7 @@ fn store_register(core: &mut Core<'_>, insn: &Insn) -> Done {
     };
     core.set_st(insn.regs[0], value);
     if pops {
-        core.pop();
+        core.pop_st();
     }
     Ok(())
 }
@@ -207,7 +207,7 @@ fn store(core: &mut Core<'_>, insn: &Insn) -> Done {
     };
     core.write_bits(insn, bits, value)?;
     if insn.code.mnemonic() == Fstp {
-        core.pop();
+        core.pop_st();
     }
     Ok(())
 }
@@ -243,7 +243,7 @@ fn store_integer(core: &mut Core<'_>, insn: &Insn) -> Done {
     };
     core.write_bits(insn, bits, value as u128)?;
     if insn.code.mnemonic() != Fist {
-        core.pop();
+        core.pop_st();
     }
     Ok(())
 }
@@ -261,7 +261,7 @@ fn load_decimal(core: &mut Core<'_>, insn: &Insn) -> Done {
         value |= 1 << 79;
     }
     clear_c1(core);
-    core.push(value);
+    core.push_st(value);
     Ok(())
 }
 
@@ -301,7 +301,7 @@ fn store_decimal(core: &mut Core<'_>, insn: &Insn) -> Done {
         packed
     };
     core.write_bits(insn, 80, packed)?;
-    core.pop();
+    core.pop_st();
     Ok(())
 }
 

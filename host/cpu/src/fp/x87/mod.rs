@@ -101,7 +101,7 @@ impl Core<'_> {
         self.state.fpu.ftw |= 1 << n;
     }
 
-    fn pop(&mut self) {
+    fn pop_st(&mut self) {
         let n = self.physical(0);
         self.state.fpu.ftw &= !(1 << n);
         self.turn(1);
@@ -114,7 +114,7 @@ impl Core<'_> {
     }
 
     /// Pushes, or answers a stack overflow.
-    fn push(&mut self, value: u128) {
+    fn push_st(&mut self, value: u128) {
         if !self.is_empty(7) {
             if self.stack_fault(true) {
                 self.turn(7);
