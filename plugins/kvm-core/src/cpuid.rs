@@ -92,26 +92,6 @@ pub mod feature {
     pub const SBPB: Feature = Feature(0x8000_0021, 0, Eax, 27);
 }
 
-/// An entry as it is saved: `CpuidEntry` in order of its fields.
-type Row = [u32; 7];
-
-fn row(e: &CpuidEntry) -> Row {
-    [e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx]
-}
-
-fn unrow(r: &Row) -> CpuidEntry {
-    CpuidEntry {
-        function: r[0],
-        index: r[1],
-        flags: r[2],
-        eax: r[3],
-        ebx: r[4],
-        ecx: r[5],
-        edx: r[6],
-        pad: 0,
-    }
-}
-
 /// What CPUID answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
@@ -122,22 +102,22 @@ pub struct Answer {
 
 /// A vCPU's CPUID table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Vec<Row>", into = "Vec<Row>")]
+#[serde(from = "Vec<CpuidEntry>", into = "Vec<CpuidEntry>")]
 pub struct GuestCpuid {
     entries: Vec<CpuidEntry>,
     maxphyaddr: u8,
     amd_compatible: bool,
 }
 
-impl From<Vec<Row>> for GuestCpuid {
-    fn from(rows: Vec<Row>) -> Self {
-        Self::build(rows.iter().map(unrow).collect())
+impl From<Vec<CpuidEntry>> for GuestCpuid {
+    fn from(entries: Vec<CpuidEntry>) -> Self {
+        Self::build(entries)
     }
 }
 
-impl From<GuestCpuid> for Vec<Row> {
+impl From<GuestCpuid> for Vec<CpuidEntry> {
     fn from(cpuid: GuestCpuid) -> Self {
-        cpuid.entries.iter().map(row).collect()
+        cpuid.entries
     }
 }
 
@@ -320,7 +300,8 @@ pub fn emulate(cpuid: &GuestCpuid, vcpu: u32, state: &mut VcpuState, host: &mut 
 
 /// Whether two tables are equal as `kvm_cpuid_check_equal` sees it: same entries in the same order, padding aside.
 pub fn equal(a: &[CpuidEntry], b: &[CpuidEntry]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| row(a) == row(b))
+    let plain = |e: &CpuidEntry| CpuidEntry { pad: 0, ..*e };
+    a.iter().map(plain).eq(b.iter().map(plain))
 }
 
 /// An entry of a function whose subleaves are selected by ECX.

@@ -3,6 +3,7 @@
 //! Names of functions are those of Linux 6.12's arch/x86/kvm unless a line says otherwise.
 #![forbid(unsafe_code)]
 
+pub mod caps;
 pub mod cpuid;
 pub mod cr;
 pub mod emulate;
@@ -10,6 +11,7 @@ pub mod events;
 pub mod io;
 pub mod msr;
 pub mod profile;
+pub mod supported;
 pub mod vcpu;
 
 pub use vcpu::Vcpu;

@@ -1,0 +1,47 @@
+//! KVM_CHECK_EXTENSION.
+//!
+//! See: KVM arch/x86/kvm/x86.c kvm_vm_ioctl_check_extension(), include/uapi/linux/kvm.h
+
+use vmtape_abi::TableRow;
+use vmtape_arch::open_enum;
+
+open_enum! {
+    /// Capabilities that this model knows.
+    pub struct Cap(u32) {
+        IRQCHIP = 0 => "KVM_CAP_IRQCHIP",
+        HLT = 1 => "KVM_CAP_HLT",
+        USER_MEMORY = 3 => "KVM_CAP_USER_MEMORY",
+        EXT_CPUID = 7 => "KVM_CAP_EXT_CPUID",
+        NR_VCPUS = 9 => "KVM_CAP_NR_VCPUS",
+        NR_MEMSLOTS = 10 => "KVM_CAP_NR_MEMSLOTS",
+        MP_STATE = 14 => "KVM_CAP_MP_STATE",
+        SYNC_MMU = 16 => "KVM_CAP_SYNC_MMU",
+        READONLY_MEM = 81 => "KVM_CAP_READONLY_MEM",
+        MAX_VCPUS = 66 => "KVM_CAP_MAX_VCPUS",
+        SMALLER_MAXPHYADDR = 185 => "KVM_CAP_SMALLER_MAXPHYADDR",
+        MEMORY_FAULT_INFO = 232 => "KVM_CAP_MEMORY_FAULT_INFO",
+    }
+}
+
+/// The answer for a capability; zero where it is unknown.
+pub fn check(cap: u32, allow_smaller_maxphyaddr: bool) -> i64 {
+    match Cap(cap) {
+        Cap::SMALLER_MAXPHYADDR => allow_smaller_maxphyaddr.into(),
+        Cap::NR_VCPUS | Cap::MAX_VCPUS => 1024,
+        Cap::NR_MEMSLOTS => 32764,
+        known if known.name().is_some() => 1,
+        _ => 0,
+    }
+}
+
+/// The capabilities worth showing.
+pub fn rows() -> Vec<TableRow> {
+    let row = |(cap, name): &(Cap, &str)| TableRow {
+        id: cap.0,
+        name: (*name).into(),
+        text: String::new(),
+        source: "include/uapi/linux/kvm.h".into(),
+        value: String::new(),
+    };
+    Cap::NAMED.iter().map(row).collect()
+}

@@ -1,0 +1,152 @@
+//! KVM_GET_SUPPORTED_CPUID: what of the silicon's CPUID a guest may have.
+//!
+//! See: KVM arch/x86/kvm/cpuid.c kvm_set_cpu_caps(), __do_cpuid_func()
+
+use crate::cpuid::{Feature, feature, indexed, plain};
+use vmtape_arch::{
+    cpuid::{CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry, find},
+    host::Silicon,
+};
+
+/// Highest basic leaf that KVM knows.
+const MAX_BASIC: u32 = 0x24;
+/// Highest extended leaf that KVM knows.
+const MAX_EXTENDED: u32 = 0x8000_0022;
+/// "KVMKVMKVM" in EBX, ECX, EDX.
+const SIGNATURE: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x4d];
+/// KVM_FEATURE_NOP_IO_DELAY: the one paravirtual feature that needs nothing.
+const FEATURE_NOP_IO_DELAY: u32 = 1 << 1;
+/// Components that KVM saves for a guest (KVM_SUPPORTED_XCR0): x87, SSE, AVX, AVX-512, PKRU. MPX and AMX are left out.
+const XCR0: u32 = 0x2e7;
+
+/// A register of a leaf with the bits that KVM passes on, as its `kvm_cpu_cap_mask` lists them.
+struct Mask(u32, u32, [u32; 4]);
+
+/// EAX, EBX, ECX, EDX by leaf and subleaf. Without what is a parameter (VMX, SVM: `nested`; PDCM: `enable_pmu`; SGX) and
+/// without what KVM sets itself.
+const MASKS: &[Mask] = &[
+    Mask(1, 0, [u32::MAX, u32::MAX, 0x76fa_3203, 0x0f8b_fbff]),
+    Mask(7, 0, [u32::MAX, 0xfdbf_2ff9, 0x1a41_5f4e, 0xbc81_451c]),
+    Mask(7, 1, [0x00c0_1c30, 0, 0, 0x0000_4030]),
+    Mask(0x8000_0001, 0, [u32::MAX, u32::MAX, 0x0061_0bf3, 0xefd3_fbff]),
+    Mask(0x8000_0007, 0, [0, 0, 0, 1 << 8]),
+];
+
+/// The table that the ioctl returns. `gpa_levels`: most paging levels below the guest (EPT or NPT).
+pub fn supported_cpuid(silicon: &[CpuidEntry], host: &Silicon, tdp: bool, gpa_levels: u8) -> Vec<CpuidEntry> {
+    let top = |class: u32| find(silicon, class, 0).map_or(0, |e| e.eax);
+    let mut entries: Vec<_> = silicon
+        .iter()
+        .filter(|e| e.function <= top(0).min(MAX_BASIC) || (0x8000_0000..=MAX_EXTENDED).contains(&e.function))
+        .filter_map(|e| supported_entry(e, host, tdp, gpa_levels))
+        .collect();
+    entries.push(plain(0x4000_0000, [0x4000_0001, SIGNATURE[0], SIGNATURE[1], SIGNATURE[2]]));
+    entries.push(plain(0x4000_0001, [FEATURE_NOP_IO_DELAY, 0, 0, 0]));
+    entries.sort_by_key(|e| (e.function & 0xc000_0000 == 0x4000_0000, e.function, e.index));
+    entries
+}
+
+fn supported_entry(entry: &CpuidEntry, host: &Silicon, tdp: bool, gpa_levels: u8) -> Option<CpuidEntry> {
+    let mut e = *entry;
+    if let Some(Mask(_, _, masks)) = MASKS.iter().find(|m| m.0 == e.function && m.1 == e.index) {
+        [e.eax, e.ebx, e.ecx, e.edx] =
+            [e.eax & masks[0], e.ebx & masks[1], e.ecx & masks[2], e.edx & masks[3]];
+    }
+    match (e.function, e.index) {
+        (0, _) => e.eax = e.eax.min(MAX_BASIC),
+        // KVM models the x2APIC whether or not the host has one.
+        (1, _) => e.ecx |= bit(feature::X2APIC),
+        (6, _) => e = plain(6, [bit(feature::ARAT), 0, 0, 0]),
+        (7, 0) => {
+            e.eax = e.eax.min(2);
+            e.ebx |= bit(feature::TSC_ADJUST);
+            e.edx |= bit(feature::ARCH_CAPABILITIES);
+            // Protection keys are not implemented for shadow paging.
+            if !tdp {
+                e.ecx &= !bit(feature::PKU);
+            }
+        }
+        // No virtual PMU, SGX, processor trace, AMX.
+        (3 | 5 | 9 | 0xa | 0x12 | 0x14 | 0x1d | 0x1e, _) if e.index == 0 => e = plain(e.function, [0; 4]),
+        (0x12 | 0x14 | 0x1d | 0x1e, _) => return None,
+        // No topology: a valid one would show in subleaf 1.
+        (0xb | 0x1f, 0) => e = indexed(e.function, 0, [0; 4]),
+        (0xb | 0x1f, _) => return None,
+        (0xd, 0) => {
+            e.eax &= XCR0;
+            e.edx = 0;
+        }
+        // XSAVEOPT, XSAVEC, XGETBV1, XSAVES.
+        (0xd, 1) => {
+            e.eax &= 0xf;
+            (e.ecx, e.edx) = (0, 0);
+        }
+        (0xd, index) if index >= 32 || XCR0 >> index & 1 == 0 => return None,
+        (0x8000_0000, _) => e.eax = e.eax.min(MAX_EXTENDED),
+        (0x8000_0008, _) => {
+            let (phys, virt) = (u32::from(host.phys_bits), (e.eax >> 8 & 0xff).max(48));
+            // GuestPhysBits: what the level below can map.
+            let guest_phys = match (tdp, gpa_levels) {
+                (false, _) => 0,
+                (true, 5) => phys,
+                (true, _) => phys.min(48),
+            };
+            e.eax = phys | virt << 8 | guest_phys << 16;
+            e.edx = 0;
+        }
+        _ => {}
+    }
+    e.flags &= CPUID_FLAG_SIGNIFICANT_INDEX;
+    Some(e)
+}
+
+fn bit(Feature(.., bit): Feature) -> u32 {
+    1 << bit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmtape_arch::host::Vendor;
+
+    fn host(phys_bits: u8) -> Silicon {
+        Silicon {
+            vendor: Vendor::INTEL,
+            phys_bits,
+            host_levels: 5,
+            ept_levels: 5,
+            gbpages: true,
+            ept_ad: true,
+            ept_advanced: true,
+            apicv: true,
+            nrips: false,
+            decode_assists: false,
+            backing_shift: 21,
+            pad: [0; 5],
+        }
+    }
+
+    fn leaf8(phys_bits: u8, tdp: bool, levels: u8) -> u32 {
+        let silicon = [plain(0x8000_0000, [0x8000_0008, 0, 0, 0]), plain(0x8000_0008, [0x3934, 0, 0, 0])];
+        find(&supported_cpuid(&silicon, &host(phys_bits), tdp, levels), 0x8000_0008, 0).unwrap().eax
+    }
+
+    #[test]
+    fn guest_phys_bits() {
+        assert_eq!(leaf8(52, true, 4), 0x0030_3934);
+        assert_eq!(leaf8(52, true, 5), 0x0034_3934);
+        assert_eq!(leaf8(52, false, 4), 0x0000_3934);
+        // As the recorded host of 40 bits said of itself.
+        assert_eq!(leaf8(40, true, 4), 0x0028_3928);
+    }
+
+    #[test]
+    fn leaf_1_of_the_recorded_host() {
+        let ice_lake = plain(1, [0x706e5, 0x10800, 0x7ffa_fbbf, 0xbfeb_fbff]);
+        let table = supported_cpuid(&[plain(0, [0x1b, 0, 0, 0]), ice_lake], &host(40), true, 4);
+        let e = find(&table, 1, 0).unwrap();
+        // The VMM of the recordings added TSC-deadline and the hypervisor bit; VMX was the parameter `nested`.
+        let added = 1 << 24 | 1 << 31 | 1 << 5;
+        assert_eq!((e.ecx | added, e.edx), (0xf7fa_3223, 0x0f8b_fbff));
+    }
+}
