@@ -30,6 +30,7 @@ impl Mxcsr {
             rounding: Rounding::from_rc(self.rounding()),
             denormals_are_zero: self.daz(),
             flush_to_zero: self.ftz(),
+            overflow_masked: self.masked().overflow(),
             underflow_masked: self.masked().underflow(),
             ..Context::DEFAULT
         }

@@ -207,6 +207,7 @@ pub struct Context {
     pub denormals_are_zero: bool,
     /// MXCSR.FTZ: tiny results become zero while underflow is masked.
     pub flush_to_zero: bool,
+    pub overflow_masked: bool,
     pub underflow_masked: bool,
     /// x87 precision control rounds the significand shorter than the format.
     pub precision: Option<u32>,
@@ -221,6 +222,7 @@ impl Context {
         rounding: Rounding::Nearest,
         denormals_are_zero: false,
         flush_to_zero: false,
+        overflow_masked: true,
         underflow_masked: true,
         precision: None,
         rounded_up: false,
@@ -253,9 +255,9 @@ impl Context {
     pub fn round(&mut self, format: Format, sign: bool, exp: i32, sig: u128) -> u128 {
         let precision = self.precision.unwrap_or(format.precision);
         let emin = 1 - format.bias();
-        let rounded = self.round_at(sign, sig, 128 - precision);
+        let unbounded = self.round_at(sign, sig, 128 - precision);
         // Tininess is detected after rounding with an unbounded exponent. See: SDM vol. 1 4.9.1.5
-        let tiny = exp < emin && !(exp == emin - 1 && rounded.carry);
+        let tiny = exp < emin && !(exp == emin - 1 && unbounded.carry);
         if tiny && self.flush_to_zero && self.underflow_masked {
             self.flags.raise(Flags::new().with_underflow(true).with_precision(true));
             return format.zero(sign);
@@ -264,7 +266,7 @@ impl Context {
             let shifted = shift_right_jam(sig, (emin - exp) as u32);
             (self.round_at(sign, shifted, 128 - precision), 0)
         } else {
-            (rounded, (exp + format.bias()) as u32)
+            (unbounded, (exp + format.bias()) as u32)
         };
         // A denormal whose rounding reaches the integer bit is normal again, as is a carry out of a normal number.
         let mut value = rounded.sig;
@@ -275,20 +277,22 @@ impl Context {
             biased = 1;
         }
         if biased >= format.max_biased() {
-            return self.overflow(format, sign, precision);
-        }
-        if rounded.inexact {
-            self.flags.set_precision(true);
-            self.rounded_up = rounded.up;
+            return self.overflow(format, sign, precision, rounded.inexact);
         }
         if tiny && (rounded.inexact || !self.underflow_masked) {
             self.flags.set_underflow(true);
         }
+        // An unmasked underflow delivers the result with a scaled exponent, which may be exact.
+        let delivered = if tiny && !self.underflow_masked { unbounded } else { rounded };
+        if delivered.inexact {
+            self.flags.set_precision(true);
+            self.rounded_up = delivered.up;
+        }
         format.pack(sign, biased, (value >> (128 - format.precision)) as u64)
     }
 
-    fn overflow(&mut self, format: Format, sign: bool, precision: u32) -> u128 {
-        self.flags.raise(Flags::new().with_overflow(true).with_precision(true));
+    fn overflow(&mut self, format: Format, sign: bool, precision: u32, inexact: bool) -> u128 {
+        self.flags.raise(Flags::new().with_overflow(true).with_precision(inexact || self.overflow_masked));
         let to_infinity = match self.rounding {
             Rounding::Nearest => true,
             Rounding::Zero => false,
@@ -339,12 +343,12 @@ impl Context {
     pub fn add(&mut self, format: Format, a: Number, b: Number) -> u128 {
         match (a.class, b.class) {
             (Class::Infinity, Class::Infinity) if a.sign != b.sign => return self.invalid(format),
-            (Class::Infinity, _) => return format.infinity(a.sign),
-            (_, Class::Infinity) => return format.infinity(b.sign),
             _ => self.note_denormals(&[a, b]),
         }
         let zero_sign = self.rounding == Rounding::Down;
         match (a.class, b.class) {
+            (Class::Infinity, _) => return format.infinity(a.sign),
+            (_, Class::Infinity) => return format.infinity(b.sign),
             (Class::Zero, Class::Zero) if a.sign == b.sign => return format.zero(a.sign),
             (Class::Zero, Class::Zero) => return format.zero(zero_sign),
             (Class::Zero, _) => return self.repack(format, b),
@@ -508,6 +512,7 @@ impl Context {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Rounded {
     sig: u128,
     carry: bool,

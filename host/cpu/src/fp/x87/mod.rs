@@ -134,9 +134,11 @@ impl Core<'_> {
             (true, 2) => Some(53),
             _ => None,
         };
+        let masked = Flags::from_bits(control.masks());
         Context {
             rounding: Rounding::from_rc(control.rounding()),
-            underflow_masked: Flags::from_bits(control.masks()).underflow(),
+            overflow_masked: masked.overflow(),
+            underflow_masked: masked.underflow(),
             precision,
             ..Context::DEFAULT
         }

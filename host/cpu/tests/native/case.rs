@@ -1,0 +1,286 @@
+//! One encoded instruction, and the states it is run from.
+
+use crate::{
+    forms::Form,
+    random::{chance, double, extended, pick, range, single, value, vector},
+    silicon::{Context, DATA, RIP, TARGET},
+};
+use iced_x86::{Encoder, Instruction, Mnemonic, OpKind, Register};
+use rand_pcg::{Pcg64, rand_core::Rng};
+
+/// The part of the data pages that states fill and comparisons look at, across the page boundary.
+pub const WINDOW: usize = 0xe00;
+pub const WINDOW_SIZE: usize = 0x400;
+/// Operands lie around the middle.
+const MIDDLE: u64 = DATA + 0x1000;
+
+/// An instruction with operands.
+pub struct Case {
+    pub instruction: Instruction,
+    pub bytes: Vec<u8>,
+    /// Where its explicit memory operand lies.
+    address: u64,
+}
+
+const STATUS: u64 = 0x8d5;
+const DIRECTION: u64 = 0x400;
+
+impl Case {
+    /// Encodes the form with random operands.
+    pub fn new(form: &Form, rng: &mut Pcg64) -> Option<Self> {
+        let address = operand_address(form, rng);
+        let instruction = form.instruction(rng, address)?;
+        let mut encoder = Encoder::new(64);
+        encoder.encode(&instruction, RIP).ok()?;
+        let bytes = encoder.take_buffer();
+        // What was encoded, read back: the decoder fills in what the encoder derived.
+        let mut decoder = iced_x86::Decoder::with_ip(64, &bytes, RIP, iced_x86::DecoderOptions::NONE);
+        let instruction = decoder.decode();
+        (bytes.len() <= 15 && !instruction.is_invalid()).then_some(Self { instruction, bytes, address })
+    }
+
+    /// A random state from which the instruction stays inside the data pages.
+    pub fn state(&self, rng: &mut Pcg64) -> (Context, [u8; WINDOW_SIZE]) {
+        let mut context = Context::new();
+        let mut data = [0; WINDOW_SIZE];
+        for chunk in data.chunks_exact_mut(16) {
+            let [low, high] = if chance(rng, 20) { extended_pair(rng) } else { vector(rng) };
+            chunk[..8].copy_from_slice(&low.to_le_bytes());
+            chunk[8..].copy_from_slice(&high.to_le_bytes());
+        }
+        for register in &mut context.gpr {
+            *register = value(rng);
+        }
+        for index in 0..16 {
+            context.set_xmm(index, vector(rng));
+        }
+        if self.is_scalar_friendly() {
+            friendly_vectors(rng, &mut context);
+        }
+        context.rflags = 2 | rng.next_u64() & (STATUS | DIRECTION);
+        context.set_mxcsr(mxcsr(rng));
+        if self.uses_x87() {
+            x87(rng, &mut context);
+        }
+        self.constrain(rng, &mut context, &mut data);
+        (context, data)
+    }
+
+    fn mnemonic(&self) -> Mnemonic {
+        self.instruction.mnemonic()
+    }
+
+    /// Two operands of like magnitude find more than noise does.
+    fn is_scalar_friendly(&self) -> bool {
+        self.instruction
+            .cpuid_features()
+            .iter()
+            .any(|f| matches!(f, iced_x86::CpuidFeature::SSE | iced_x86::CpuidFeature::SSE2))
+    }
+
+    pub fn uses_x87(&self) -> bool {
+        use iced_x86::CpuidFeature::{FPU, FPU287, FPU387, MMX};
+        let mmx = (0..self.instruction.op_count()).any(|n| self.instruction.op_register(n).is_mm());
+        mmx || self.instruction.cpuid_features().iter().any(|f| matches!(*f, FPU | FPU287 | FPU387 | MMX))
+    }
+
+    /// Points registers at the data pages, or at the branch target.
+    fn constrain(&self, rng: &mut Pcg64, context: &mut Context, data: &mut [u8; WINDOW_SIZE]) {
+        let near = |rng: &mut Pcg64| MIDDLE - 64 + range(rng, 128);
+        let i = &self.instruction;
+        context.gpr[4] = near(rng) & !7;
+        if chance(rng, 20) {
+            context.gpr[4] += range(rng, 8);
+        }
+        let string = |kind| (0..i.op_count()).any(|n| i.op_kind(n) == kind);
+        if string(OpKind::MemorySegRSI) || string(OpKind::MemoryESRDI) || string(OpKind::MemorySegRDI) {
+            context.gpr[6] = near(rng);
+            context.gpr[7] = near(rng);
+            if i.has_rep_prefix() || i.has_repne_prefix() {
+                context.gpr[1] = range(rng, 8);
+            }
+        }
+        match self.mnemonic() {
+            Mnemonic::Leave | Mnemonic::Enter => context.gpr[5] = near(rng) & !7,
+            Mnemonic::Xlatb => {
+                context.gpr[3] = near(rng).wrapping_sub(context.gpr[0] & 0xff);
+                return;
+            }
+            Mnemonic::Div | Mnemonic::Idiv => divisible(rng, context),
+            // AMD's misaligned exception mask is the one bit above 15 that a processor may accept.
+            Mnemonic::Ldmxcsr => data[(self.address - DATA) as usize - WINDOW + 2] &= !2,
+            Mnemonic::Ret => put(data, context.gpr[4], TARGET),
+            _ => {}
+        }
+        self.limit_bit_offset(context);
+        self.point(rng, context);
+        if matches!(self.mnemonic(), Mnemonic::Jmp | Mnemonic::Call) {
+            match i.op0_kind() {
+                OpKind::Register => context.gpr[i.op0_register().full_register().number()] = TARGET,
+                OpKind::Memory => put(data, self.address, TARGET),
+                _ => {}
+            }
+        }
+        if matches!(self.mnemonic(), Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b | Mnemonic::Cmpxchg)
+            && chance(rng, 50)
+        {
+            self.make_equal(context, data);
+        }
+    }
+
+    /// Makes the base and index registers give the operand's address.
+    fn point(&self, rng: &mut Pcg64, context: &mut Context) {
+        let i = &self.instruction;
+        let (base, index) = (i.memory_base(), i.memory_index());
+        if base == Register::None || matches!(base, Register::RIP | Register::EIP) {
+            if index != Register::None {
+                context.gpr[index.full_register().number()] = 0;
+            }
+            return;
+        }
+        let mut rest = self.address.wrapping_sub(i.memory_displacement64());
+        if index != Register::None {
+            let scaled = range(rng, 256).wrapping_sub(128);
+            context.gpr[index.full_register().number()] = scaled;
+            rest = rest.wrapping_sub(scaled.wrapping_mul(u64::from(i.memory_index_scale())));
+        }
+        // A 32-bit address ignores the upper halves.
+        if base.is_gpr32() {
+            rest = rest & 0xffff_ffff | rng.next_u64() << 32;
+        }
+        context.gpr[base.full_register().number()] = rest;
+    }
+
+    /// BT and its kin reach as far as the bit offset says.
+    fn limit_bit_offset(&self, context: &mut Context) {
+        let i = &self.instruction;
+        let bit_test =
+            matches!(self.mnemonic(), Mnemonic::Bt | Mnemonic::Btc | Mnemonic::Btr | Mnemonic::Bts);
+        if bit_test && i.op0_kind() == OpKind::Memory && i.op1_kind() == OpKind::Register {
+            let register = &mut context.gpr[i.op1_register().full_register().number()];
+            *register = (*register & 0x7ff).wrapping_sub(0x400);
+        }
+    }
+
+    /// Lets a comparison of CMPXCHG succeed.
+    fn make_equal(&self, context: &mut Context, data: &mut [u8; WINDOW_SIZE]) {
+        let i = &self.instruction;
+        if i.op0_kind() != OpKind::Memory {
+            context.gpr[0] = context.gpr[i.op0_register().full_register().number()];
+            return;
+        }
+        let (rax, rdx) = (context.gpr[0], context.gpr[2]);
+        match self.mnemonic() {
+            Mnemonic::Cmpxchg8b => put(data, self.address, rax & 0xffff_ffff | rdx << 32),
+            _ => {
+                put(data, self.address, rax);
+                put(data, self.address + 8, rdx);
+            }
+        }
+    }
+}
+
+/// Aligned mostly, so that aligned forms do not only fault; any alignment otherwise.
+fn operand_address(form: &Form, rng: &mut Pcg64) -> u64 {
+    let aligned = if form.mnemonic() == Mnemonic::Cmpxchg16b { 90 } else { 60 };
+    let address = MIDDLE - 64 + range(rng, 128);
+    if chance(rng, aligned) { address & !15 } else { address }
+}
+
+fn put(data: &mut [u8; WINDOW_SIZE], address: u64, value: u64) {
+    let at = (address - DATA) as usize - WINDOW;
+    data[at..at + 8].copy_from_slice(&value.to_le_bytes());
+}
+
+/// A dividend whose upper half is small, as compilers make it.
+fn divisible(rng: &mut Pcg64, context: &mut Context) {
+    match range(rng, 4) {
+        0 => context.gpr[2] = range(rng, 4),
+        1 => context.gpr[2] = (context.gpr[0] as i64 >> 63) as u64,
+        2 => {
+            context.gpr[0] = context.gpr[0] as i8 as i16 as u16 as u64;
+            context.gpr[2] = 0;
+        }
+        _ => {}
+    }
+}
+
+fn extended_pair(rng: &mut Pcg64) -> [u64; 2] {
+    let value = u128::from_le_bytes(extended(rng));
+    [value as u64, (value >> 64) as u64]
+}
+
+/// Registers that all hold the same kind of number.
+fn friendly_vectors(rng: &mut Pcg64, context: &mut Context) {
+    match range(rng, 4) {
+        0 => (0..16).for_each(|n| context.set_xmm(n, [double(rng), double(rng)])),
+        1 => (0..16).for_each(|n| context.set_xmm(n, [0; 2].map(|_: u64| single(rng) | single(rng) << 32))),
+        2 => {
+            let exponent = range(rng, 0x7ff);
+            let near =
+                |rng: &mut Pcg64| double(rng) & !(0x7ff << 52) | (exponent + range(rng, 3)).min(0x7fe) << 52;
+            (0..16).for_each(|n| context.set_xmm(n, [near(rng), near(rng)]));
+        }
+        _ => {}
+    }
+}
+
+fn mxcsr(rng: &mut Pcg64) -> u32 {
+    const MASKS: u32 = 0x1f80;
+    const FLAGS: u32 = 0x3f;
+    const ROUNDING_DAZ_FTZ: u32 = 0xe040;
+    match range(rng, 10) {
+        0..4 => MASKS,
+        4 => MASKS | FLAGS,
+        5..9 => MASKS | rng.next_u32() & (ROUNDING_DAZ_FTZ | FLAGS),
+        // Some exceptions unmasked; a pending flag by itself does not trap.
+        _ => rng.next_u32() & (MASKS | ROUNDING_DAZ_FTZ),
+    }
+}
+
+fn x87(rng: &mut Pcg64, context: &mut Context) {
+    const MASKS: u16 = 0x3f;
+    const CONDITIONS_AND_TOP: u16 = 0x7f00;
+    let precision_and_rounding = pick(rng, &[0x300, 0x300, 0x200, 0x000]) | (range(rng, 4) as u16) << 10;
+    let masks = if chance(rng, 90) { MASKS } else { range(rng, 64) as u16 };
+    let control = 0x40 | masks | precision_and_rounding;
+    let pending = if chance(rng, 50) { range(rng, 64) as u16 & masks } else { 0 };
+    let status = pending | rng.next_u32() as u16 & CONDITIONS_AND_TOP;
+    let tags = match range(rng, 4) {
+        0 => rng.next_u32() as u8,
+        1 => 0,
+        _ => 0xff,
+    };
+    context.fx[0..2].copy_from_slice(&control.to_le_bytes());
+    context.fx[2..4].copy_from_slice(&status.to_le_bytes());
+    context.fx[4] = tags;
+    for index in 0..8 {
+        context.set_st(index, extended(rng));
+    }
+}
+
+impl Case {
+    /// The instruction and what it started from, for a report.
+    pub fn describe(&self, before: &Context) -> String {
+        let i = &self.instruction;
+        let mut text = format!(
+            "{:?} {:02x?} rflags {:#x} mxcsr {:#x}",
+            i.code(),
+            self.bytes,
+            before.rflags,
+            before.mxcsr()
+        );
+        for n in 0..i.op_count() {
+            let register = if i.op_kind(n) == OpKind::Register { i.op_register(n) } else { Register::None };
+            if register.is_gpr() {
+                text += &format!(" {register:?}: {:#x}", before.gpr[register.full_register().number()]);
+            } else if register.is_xmm() {
+                text += &format!(" {register:?}: {:x?}", before.xmm(register.number()));
+            }
+        }
+        if i.op_count() > 0 && (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory) {
+            text += &format!(" memory at {:#x}", self.address);
+        }
+        text
+    }
+}

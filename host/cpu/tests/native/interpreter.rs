@@ -1,0 +1,202 @@
+//! The interpreter, set up as a user program on the same addresses.
+
+use crate::silicon::{CODE, Context, DATA, DATA_SIZE, Ending, RIP, TARGET};
+use vmtape_arch::{
+    access::{Access, Mapping},
+    exception::{Exception, PageFaultError},
+    regs::{Cr0, Cr4, Efer, SegAttr},
+    sensitive::Sensitive,
+    vcpu::{VcpuState, seg},
+};
+use vmtape_cpu::{Cpu, CpuConfig, Decision, Env, Interrupted, Ram, Stop};
+
+const PAGE: u64 = 0x1000;
+/// Host physical addresses.
+const CODE_AT: u64 = 0;
+const DATA_AT: u64 = PAGE;
+
+/// Two mapped ranges and no device.
+struct World {
+    ram: Ram,
+    exception: Option<Exception>,
+}
+
+impl Env for World {
+    fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    fn access(&mut self, _: &mut VcpuState, access: &Access) -> Result<Mapping, Interrupted> {
+        let page = access.gva & !(PAGE - 1);
+        let (hpa, write) = match page {
+            CODE => (CODE_AT, false),
+            DATA.. if page < DATA + DATA_SIZE as u64 => (DATA_AT + page - DATA, true),
+            _ => {
+                return Err(Interrupted::Fault(Exception::pf(access.gva, PageFaultError::new().with_u(true))));
+            }
+        };
+        Ok(Mapping {
+            gpa: hpa,
+            hpa,
+            read: true,
+            write,
+            fetch: !write,
+            guest_page_shift: 12,
+            ..Mapping::default()
+        })
+    }
+
+    fn exception(&mut self, _: &mut VcpuState, exception: &Exception) -> Option<()> {
+        self.exception = Some(*exception);
+        Some(())
+    }
+
+    fn sensitive(&mut self, _: &mut VcpuState, _: &Sensitive) -> Decision {
+        Decision::Native
+    }
+
+    fn device(&mut self, _: &mut VcpuState, _: u64, _: u8, _: Option<u64>) -> Result<u64, Interrupted> {
+        Ok(0)
+    }
+
+    fn port(&mut self, _: &mut VcpuState, _: u16, _: u8, _: Option<u32>) -> u32 {
+        0
+    }
+
+    fn cpuid(&mut self, _: &mut VcpuState, _: u32, _: u32) -> [u32; 4] {
+        [0; 4]
+    }
+
+    fn msr(&mut self, _: &mut VcpuState, _: u32, _: Option<u64>) -> Result<u64, Exception> {
+        Err(Exception::gp(0))
+    }
+
+    fn tsc(&mut self, _: &VcpuState) -> u64 {
+        0
+    }
+
+    fn random(&mut self) -> u64 {
+        0
+    }
+
+    fn tpr_changed(&mut self, _: &mut VcpuState) {}
+
+    fn virtual_interrupt(&mut self, _: &mut VcpuState) -> Option<u8> {
+        None
+    }
+}
+
+/// A CPU in 64-bit user mode.
+pub struct Interpreter {
+    cpu: Cpu,
+    world: World,
+    start: VcpuState,
+    next: u64,
+}
+
+impl Interpreter {
+    pub fn new() -> Self {
+        let world = World { ram: Ram::leaked((PAGE as usize) + DATA_SIZE), exception: None };
+        Self { cpu: Cpu::new(CpuConfig::default()), world, start: user_mode(), next: RIP }
+    }
+
+    /// Puts the code page in place.
+    pub fn load(&mut self, code: &[u8], len: usize) {
+        assert!(self.world.ram.write(CODE_AT, code));
+        self.next = RIP + len as u64;
+    }
+
+    /// Runs the instruction from `context` and `data` (at `offset` in the data pages), and updates both.
+    pub fn run(&mut self, context: &mut Context, offset: usize, data: &mut [u8]) -> Ending {
+        let at = DATA_AT + offset as u64;
+        assert!(self.world.ram.write(at, data));
+        self.world.exception = None;
+        let mut state = self.start;
+        enter(&mut state, context);
+        let stop = self.go(&mut state);
+        leave(&state, context);
+        assert!(self.world.ram.read(at, data));
+        match (stop, self.world.exception, state.rip) {
+            (_, Some(exception), _) => Ending::Fault(exception.vector.0),
+            (Stop::Budget, None, TARGET) => Ending::Target,
+            (Stop::Budget, None, rip) if rip == self.next => Ending::Next,
+            (stop, None, rip) => panic!("{stop:?} at {rip:#x}"),
+        }
+    }
+
+    /// Repeated string instructions may retire several times before they are done.
+    fn go(&mut self, state: &mut VcpuState) -> Stop {
+        for _ in 0..1000 {
+            let until = state.icount + 1;
+            let stop = self.cpu.run(state, &mut self.world, until);
+            if stop != Stop::Budget || state.rip != RIP {
+                return stop;
+            }
+        }
+        panic!("the instruction does not end");
+    }
+}
+
+fn user_mode() -> VcpuState {
+    let mut state = VcpuState::reset();
+    state.cr0 = Cr0::new()
+        .with_pe(true)
+        .with_mp(true)
+        .with_et(true)
+        .with_ne(true)
+        .with_wp(true)
+        .with_pg(true)
+        .into_bits();
+    let cr4 = Cr4::new().with_pae(true).with_osfxsr(true).with_osxmmexcpt(true).with_osxsave(true);
+    state.cr4 = cr4.into_bits();
+    state.efer = Efer::new().with_sce(true).with_lme(true).with_lma(true).with_nxe(true).into_bits();
+    state.xcr0 = 7;
+    state.cpl = 3;
+    let flat = SegAttr::new().with_s(true).with_present(true).with_dpl(3).with_g(true);
+    for n in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {
+        state.seg[n].attr = flat.with_typ(3).with_db(true);
+        state.seg[n].limit = u32::MAX;
+    }
+    state.seg[seg::CS].attr = flat.with_typ(0xb).with_l(true);
+    state.seg[seg::CS].base = 0;
+    state.rip = RIP;
+    state.intercepts.exceptions = u32::MAX;
+    state
+}
+
+fn enter(state: &mut VcpuState, context: &Context) {
+    state.gpr = context.gpr;
+    state.rflags = context.rflags | 0x200;
+    let fx = &context.fx;
+    let word = |at: usize| u16::from_le_bytes([fx[at], fx[at + 1]]);
+    state.fpu.fcw = word(0);
+    state.fpu.fsw = word(2);
+    state.fpu.ftw = fx[4];
+    state.fpu.mxcsr = context.mxcsr();
+    let top = usize::from(state.fpu.fsw >> 11 & 7);
+    for n in 0..8 {
+        state.fpu.st[(top + n) % 8] = context.st(n);
+    }
+    for n in 0..16 {
+        state.fpu.xmm[n] = context.xmm(n);
+    }
+    // FXRSTOR recomputes ES from flags and masks, as the control word's own instructions do.
+    let pending = state.fpu.fsw & !state.fpu.fcw & 0x3f != 0;
+    state.fpu.fsw = state.fpu.fsw & !0x8080 | if pending { 0x8080 } else { 0 };
+}
+
+fn leave(state: &VcpuState, context: &mut Context) {
+    context.gpr = state.gpr;
+    context.rflags = state.rflags;
+    context.fx[0..2].copy_from_slice(&state.fpu.fcw.to_le_bytes());
+    context.fx[2..4].copy_from_slice(&state.fpu.fsw.to_le_bytes());
+    context.fx[4] = state.fpu.ftw;
+    context.set_mxcsr(state.fpu.mxcsr);
+    let top = usize::from(state.fpu.fsw >> 11 & 7);
+    for n in 0..8 {
+        context.set_st(n, state.fpu.st[(top + n) % 8]);
+    }
+    for n in 0..16 {
+        context.set_xmm(n, state.fpu.xmm[n]);
+    }
+}

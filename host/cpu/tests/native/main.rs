@@ -1,0 +1,82 @@
+//! The interpreter against the processor that the test runs on: every instruction form from the same random states.
+
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+mod case;
+mod compare;
+mod forms;
+mod interpreter;
+mod random;
+mod silicon;
+
+use case::{Case, WINDOW};
+use compare::{Outcome, difference};
+use forms::Form;
+use interpreter::Interpreter;
+use rand_pcg::Pcg64;
+use silicon::Silicon;
+use std::collections::BTreeMap;
+
+/// Encodings per form, and states per encoding: thousands of states for each form.
+const ENCODINGS: usize = 50;
+const STATES: usize = 40;
+/// Fewer forms than this, and the list has lost something.
+const LEAST_FORMS: usize = 400;
+
+#[test]
+fn instructions_behave_as_on_this_processor() {
+    let silicon = Silicon::new();
+    let mut interpreter = Interpreter::new();
+    let only = std::env::var("VMTAPE_NATIVE_FORMS").ok();
+    let forms: Vec<Form> = forms::all()
+        .into_iter()
+        .filter(|form| only.as_ref().is_none_or(|part| form.name().contains(part)))
+        .collect();
+    let mut failures = BTreeMap::new();
+    let mut states = 0;
+    for (number, form) in forms.iter().enumerate() {
+        let mut rng = Pcg64::new(number as u128, 0x7461_7065);
+        match check(form, &silicon, &mut interpreter, &mut rng) {
+            Ok(count) => states += count,
+            Err(why) => {
+                failures.insert(form.name(), why);
+            }
+        }
+    }
+    println!("{} forms, {states} states, {} failures", forms.len(), failures.len());
+    for (form, why) in &failures {
+        println!("{form}: {why}");
+    }
+    assert!(failures.is_empty(), "{} of {} forms differ", failures.len(), forms.len());
+    assert!(only.is_some() || forms.len() >= LEAST_FORMS, "only {} forms are tested", forms.len());
+}
+
+/// Runs one form; the number of states, or the first difference.
+fn check(
+    form: &Form,
+    silicon: &Silicon,
+    interpreter: &mut Interpreter,
+    rng: &mut Pcg64,
+) -> Result<usize, String> {
+    let mut encodings = 0;
+    for _ in 0..20 * ENCODINGS {
+        let Some(case) = Case::new(form, rng) else { continue };
+        silicon.load(&case.bytes);
+        interpreter.load(&silicon.code(), case.bytes.len());
+        for _ in 0..STATES {
+            let (before, data) = case.state(rng);
+            let mut native = Outcome { context: before.clone(), data, ending: silicon::Ending::Next };
+            let mut ours = Outcome { context: before.clone(), data, ending: silicon::Ending::Next };
+            native.ending = silicon.run(&mut native.context, WINDOW, &mut native.data);
+            ours.ending = interpreter.run(&mut ours.context, WINDOW, &mut ours.data);
+            if let Some(difference) = difference(&case, &before, &native, &ours) {
+                return Err(format!("{difference}; {}", case.describe(&before)));
+            }
+        }
+        encodings += 1;
+        if encodings == ENCODINGS {
+            break;
+        }
+    }
+    if encodings == 0 { Err("cannot be encoded".to_owned()) } else { Ok(encodings * STATES) }
+}

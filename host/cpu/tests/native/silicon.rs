@@ -1,0 +1,272 @@
+//! Executes one instruction on the processor that this test runs on.
+//!
+//! Code, context and data lie at fixed low addresses, so that the interpreter sees the same addresses and no
+//! randomness of the address space reaches a register.
+
+#![expect(unsafe_code)]
+// UNSAFETY: this module maps memory at fixed addresses, catches the signals that tested instructions raise and jumps
+// into generated code. Nothing outside needs to be unsafe for that.
+
+use iced_x86::code_asm::*;
+use std::{cell::UnsafeCell, ptr};
+
+/// Where the generated code begins.
+pub const CODE: u64 = 0x1000_0000;
+/// The instruction under test.
+pub const RIP: u64 = CODE + 0x400;
+/// Where tested branches lead.
+pub const TARGET: u64 = RIP + 0x40;
+const EPILOGUE: u64 = CODE + 0x800;
+const CONTEXT: u64 = 0x1001_0000;
+/// Two pages that tested instructions read and write.
+pub const DATA: u64 = 0x1002_0000;
+pub const DATA_SIZE: usize = 0x2000;
+const PAGE: usize = 0x1000;
+
+/// What the instruction starts from and leaves behind.
+#[repr(C, align(64))]
+#[derive(Clone)]
+pub struct Context {
+    /// The FXSAVE image.
+    pub fx: [u8; 512],
+    pub gpr: [u64; 16],
+    pub rflags: u64,
+    host_rsp: u64,
+    /// How the instruction ended: see `Ending`.
+    ending: u64,
+    host_mxcsr: u64,
+    pub ymm_hi: [[u64; 2]; 16],
+}
+
+/// Where control went after the instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Next,
+    Target,
+    /// An exception of this vector.
+    Fault(u8),
+}
+
+const NEXT: u32 = 1;
+const JUMPED: u32 = 2;
+const FAULT: u64 = 0x100;
+
+const FX: usize = 0;
+const GPR: usize = 512;
+const RFLAGS: usize = GPR + 128;
+const HOST_RSP: usize = RFLAGS + 8;
+const ENDING: usize = RFLAGS + 16;
+const HOST_MXCSR: usize = RFLAGS + 24;
+
+/// The mapped pages. One per process: the addresses are fixed.
+pub struct Silicon {
+    signal_stack: UnsafeCell<Vec<u8>>,
+}
+
+impl Silicon {
+    /// Maps the pages, writes prologue and epilogue, and takes over the signals.
+    pub fn new() -> Self {
+        map(CODE, PAGE, libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC);
+        map(CONTEXT, PAGE, libc::PROT_READ | libc::PROT_WRITE);
+        map(DATA, DATA_SIZE, libc::PROT_READ | libc::PROT_WRITE);
+        let silicon = Self { signal_stack: UnsafeCell::new(vec![0; 1 << 17]) };
+        store(CODE, &prologue().expect("the prologue assembles"));
+        store(EPILOGUE, &epilogue().expect("the epilogue assembles"));
+        store(TARGET, &landing(TARGET, JUMPED).expect("the landing pad assembles"));
+        silicon.catch_signals();
+        silicon
+    }
+
+    /// Puts the instruction in place.
+    pub fn load(&self, instruction: &[u8]) {
+        assert!(instruction.len() <= 15);
+        let next = RIP + instruction.len() as u64;
+        store(RIP, instruction);
+        store(next, &landing(next, NEXT).expect("the landing pad assembles"));
+    }
+
+    /// The code page, for the interpreter to execute the same bytes.
+    pub fn code(&self) -> Vec<u8> {
+        fetch(CODE, PAGE)
+    }
+
+    /// Runs the loaded instruction from `context` and `data` (at `offset` in the data pages), and updates both.
+    pub fn run(&self, context: &mut Context, offset: usize, data: &mut [u8]) -> Ending {
+        assert!(offset + data.len() <= DATA_SIZE);
+        store(DATA + offset as u64, data);
+        context.ending = 0;
+        // SAFETY: `CONTEXT` is a mapped page, larger than a `Context` and aligned for it; nothing else refers to it.
+        let shared = unsafe { &mut *(CONTEXT as *mut Context) };
+        shared.clone_from(context);
+        // SAFETY: the prologue at `CODE` saves what the calling convention asks to be kept, and every way out of the
+        // instruction (next, branch target, signal) leads to the epilogue, which restores it. The instruction itself
+        // was chosen by the caller to write memory in the data pages only.
+        let enter: extern "C" fn() = unsafe { std::mem::transmute(CODE as *const ()) };
+        enter();
+        context.clone_from(shared);
+        data.copy_from_slice(&fetch(DATA + offset as u64, data.len()));
+        match context.ending {
+            1 => Ending::Next,
+            2 => Ending::Target,
+            other => Ending::Fault((other - FAULT) as u8),
+        }
+    }
+
+    fn catch_signals(&self) {
+        let stack = self.signal_stack.get();
+        // SAFETY: the stack lives as long as `self`, which lives as long as the test; the handler is async-signal-safe
+        // (it only changes the saved registers and the context page).
+        unsafe {
+            let alternate = libc::stack_t {
+                ss_sp: (*stack).as_mut_ptr().cast(),
+                ss_flags: 0,
+                ss_size: (&(*stack)).len(),
+            };
+            assert_eq!(libc::sigaltstack(&alternate, ptr::null_mut()), 0);
+            for signal in [libc::SIGSEGV, libc::SIGFPE, libc::SIGILL, libc::SIGBUS, libc::SIGTRAP] {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = handler as extern "C" fn(_, _, _) as usize;
+                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
+                assert_eq!(libc::sigaction(signal, &action, ptr::null_mut()), 0);
+            }
+        }
+    }
+}
+
+/// Sends a fault of the tested instruction to the epilogue, its vector noted; any other signal ends the process.
+extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel passes a valid `ucontext_t` to a handler installed with SA_SIGINFO.
+    let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+    let rip = registers[libc::REG_RIP as usize] as u64;
+    if !(RIP..EPILOGUE).contains(&rip) {
+        // SAFETY: restoring the default action and returning re-executes the faulting instruction, which ends us.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        return;
+    }
+    let vector = registers[libc::REG_TRAPNO as usize] as u64;
+    // SAFETY: the context page is mapped and the interrupted code does not touch `ending` before the epilogue.
+    unsafe { ptr::write_volatile((CONTEXT as usize + ENDING) as *mut u64, FAULT + vector) };
+    registers[libc::REG_RIP as usize] = EPILOGUE as i64;
+}
+
+fn map(address: u64, size: usize, protection: libc::c_int) {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    // SAFETY: MAP_FIXED_NOREPLACE never takes memory that is in use.
+    let got = unsafe { libc::mmap(address as *mut _, size, protection, flags, -1, 0) };
+    assert_eq!(got as u64, address, "cannot map {address:#x}: {}", std::io::Error::last_os_error());
+}
+
+fn store(address: u64, bytes: &[u8]) {
+    // SAFETY: only called with ranges inside the pages mapped in `Silicon::new`.
+    unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) }
+}
+
+fn fetch(address: u64, size: usize) -> Vec<u8> {
+    // SAFETY: only called with ranges inside the pages mapped in `Silicon::new`.
+    unsafe { std::slice::from_raw_parts(address as *const u8, size) }.to_vec()
+}
+
+/// The registers other than RAX and RSP, with their slots in the context.
+fn plain_registers() -> [(AsmRegister64, usize); 14] {
+    [rcx, rdx, rbx, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15]
+        .map(|r| (r, GPR + 8 * iced_x86::Register::from(r).number()))
+}
+
+fn prologue() -> Result<Vec<u8>, iced_x86::IcedError> {
+    let mut a = CodeAssembler::new(64)?;
+    for register in [rbx, rbp, r12, r13, r14, r15] {
+        a.push(register)?;
+    }
+    a.mov(eax, CONTEXT as u32)?;
+    a.mov(qword_ptr(rax + HOST_RSP), rsp)?;
+    a.stmxcsr(dword_ptr(rax + HOST_MXCSR))?;
+    a.fxrstor64(ptr(rax + FX))?;
+    for (register, slot) in plain_registers() {
+        a.mov(register, qword_ptr(rax + slot))?;
+    }
+    a.push(qword_ptr(rax + RFLAGS))?;
+    a.popfq()?;
+    a.mov(rsp, qword_ptr(rax + GPR + 8 * 4))?;
+    a.mov(rax, qword_ptr(rax + GPR))?;
+    a.jmp(RIP)?;
+    a.assemble(CODE)
+}
+
+fn epilogue() -> Result<Vec<u8>, iced_x86::IcedError> {
+    let mut a = CodeAssembler::new(64)?;
+    // Neither flags nor other registers change until all are saved: an absolute address needs no base.
+    a.mov(qword_ptr(CONTEXT + GPR as u64), rax)?;
+    a.mov(eax, CONTEXT as u32)?;
+    for (register, slot) in plain_registers() {
+        a.mov(qword_ptr(rax + slot), register)?;
+    }
+    a.mov(qword_ptr(rax + GPR + 8 * 4), rsp)?;
+    a.mov(rsp, qword_ptr(rax + HOST_RSP))?;
+    a.pushfq()?;
+    a.pop(qword_ptr(rax + RFLAGS))?;
+    // A test with RFLAGS.AC or DF set must not leak either into Rust code.
+    a.push(2)?;
+    a.popfq()?;
+    a.fxsave64(ptr(rax + FX))?;
+    a.fninit()?;
+    a.ldmxcsr(dword_ptr(rax + HOST_MXCSR))?;
+    for register in [r15, r14, r13, r12, rbp, rbx] {
+        a.pop(register)?;
+    }
+    a.ret()?;
+    a.assemble(EPILOGUE)
+}
+
+fn landing(at: u64, ending: u32) -> Result<Vec<u8>, iced_x86::IcedError> {
+    let mut a = CodeAssembler::new(64)?;
+    a.mov(dword_ptr(CONTEXT + ENDING as u64), ending)?;
+    a.jmp(EPILOGUE)?;
+    a.assemble(at)
+}
+
+impl Context {
+    /// All zero, with the FPU as after FNINIT.
+    pub fn new() -> Self {
+        let mut context = Self {
+            fx: [0; 512],
+            gpr: [0; 16],
+            rflags: 2,
+            host_rsp: 0,
+            ending: 0,
+            host_mxcsr: 0x1f80,
+            ymm_hi: [[0; 2]; 16],
+        };
+        context.fx[..2].copy_from_slice(&0x37fu16.to_le_bytes());
+        context.set_mxcsr(0x1f80);
+        context
+    }
+
+    pub fn mxcsr(&self) -> u32 {
+        u32::from_le_bytes(self.fx[24..28].try_into().expect("four bytes"))
+    }
+
+    pub fn set_mxcsr(&mut self, value: u32) {
+        self.fx[24..28].copy_from_slice(&value.to_le_bytes());
+    }
+
+    pub fn xmm(&self, index: usize) -> [u64; 2] {
+        let at = 160 + 16 * index;
+        let half = |at: usize| u64::from_le_bytes(self.fx[at..at + 8].try_into().expect("eight bytes"));
+        [half(at), half(at + 8)]
+    }
+
+    pub fn set_xmm(&mut self, index: usize, value: [u64; 2]) {
+        let at = 160 + 16 * index;
+        self.fx[at..at + 8].copy_from_slice(&value[0].to_le_bytes());
+        self.fx[at + 8..at + 16].copy_from_slice(&value[1].to_le_bytes());
+    }
+
+    /// Physical x87 register ST(`index`) as FXSAVE stores it.
+    pub fn st(&self, index: usize) -> [u8; 16] {
+        self.fx[32 + 16 * index..48 + 16 * index].try_into().expect("sixteen bytes")
+    }
+
+    pub fn set_st(&mut self, index: usize, value: [u8; 16]) {
+        self.fx[32 + 16 * index..48 + 16 * index].copy_from_slice(&value);
+    }
+}
