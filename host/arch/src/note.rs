@@ -3,6 +3,7 @@
 //! A note crosses the ABI as [`RawNote`]; everything else works with [`Note`]. Kinds are append-only.
 
 use crate::{exception::Vector, open_enum};
+use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
 
 open_enum! {
@@ -56,6 +57,61 @@ pub struct RawNote {
     pub kind: NoteKind,
     pub pad: u32,
     pub args: [u64; 6],
+}
+
+open_enum! {
+    /// The processor mode in `kvm_emulate_insn`: the tracepoint's flags CR0.PE, EFLAGS.VM, CS.D and CS.L.
+    /// See: KVM arch/x86/kvm/trace.h kei_decode_mode()
+    pub struct EmulateMode(u8) {
+        REAL = 0 => "real",
+        PROT16 = 1 => "prot16",
+        VM16 = 3 => "vm16",
+        PROT32 = 5 => "prot32",
+        PROT64 = 9 => "prot64",
+    }
+}
+
+/// What makes two shadow pages of the same frame different.
+/// See: KVM arch/x86/include/asm/kvm_host.h union kvm_mmu_page_role (6.12)
+#[bitfield(u32)]
+#[derive(PartialEq, Eq)]
+pub struct PageRole {
+    #[bits(4)]
+    pub level: u8,
+    pub has_4_byte_gpte: bool,
+    #[bits(2)]
+    pub quadrant: u8,
+    pub direct: bool,
+    /// Bit 0 execute, bit 1 write, bit 2 user.
+    #[bits(3)]
+    pub access: u8,
+    pub invalid: bool,
+    pub efer_nx: bool,
+    pub cr0_wp: bool,
+    pub smep_andnot_wp: bool,
+    pub smap_andnot_wp: bool,
+    pub ad_disabled: bool,
+    pub guest_mode: bool,
+    pub passthrough: bool,
+    pub is_mirror: bool,
+    #[bits(4)]
+    __: u8,
+    pub smm: u8,
+}
+
+impl PageRole {
+    /// The role as far as the kernel's tracepoints print it, to be compared with an imported one.
+    pub const fn printed(self) -> Self {
+        Self::new()
+            .with_level(self.level())
+            .with_has_4_byte_gpte(self.has_4_byte_gpte())
+            .with_quadrant(self.quadrant())
+            .with_direct(self.direct())
+            .with_access(self.access())
+            .with_invalid(self.invalid())
+            .with_efer_nx(self.efer_nx())
+            .with_ad_disabled(self.ad_disabled())
+    }
 }
 
 /// A note, decoded.
@@ -113,7 +169,7 @@ pub enum Note {
         soft: bool,
         reinjected: bool,
     },
-    /// `insn` holds up to 15 bytes, low byte first.
+    /// `insn` holds up to 15 bytes, low byte first. `mode` is an [`EmulateMode`].
     EmulateInsn {
         rip: u64,
         csbase: u32,
@@ -153,7 +209,7 @@ pub enum Note {
     SetDirty {
         gpa: u64,
     },
-    /// `role` is the kernel's `union kvm_mmu_page_role`.
+    /// `role` is a [`PageRole`].
     GetPage {
         gfn: u64,
         role: u32,

@@ -43,7 +43,8 @@ fn generate() -> String {
         plain += &expand(&fs::read_to_string(root.join(file)).unwrap());
     }
     plain += &expand(&note_part(&fs::read_to_string(root.join("../../host/arch/src/note.rs")).unwrap()));
-    plain += "#[unsafe(no_mangle)] pub extern \"C\" fn vmtape_backend_v1() -> *const BackendTable { todo!() }\n";
+    plain +=
+        "#[unsafe(no_mangle)] pub extern \"C\" fn vmtape_backend_v1() -> *const BackendTable { todo!() }\n";
     fs::write(&source, plain).unwrap();
 
     let mut config =

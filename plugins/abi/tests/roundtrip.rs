@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 use vmtape_abi::{
-    BusOp, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Errno, FlushScope, Host, MemoryRegion, Plugin,
-    TableRow, Translation, VmConfig,
+    BusOp, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Errno, FlushScope, Host, MemoryRegion,
+    Plugin, TableRow, Translation, VmConfig,
     contract::{Backend, Description},
     import::Backends,
     table::BackendTable,
@@ -214,13 +214,7 @@ impl Backend for Probe {
         resume
     }
 
-    fn handle_exit(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        exit: &Exit,
-        host: &mut dyn Host,
-    ) -> Resume {
+    fn handle_exit(&mut self, vcpu: u32, state: &mut VcpuState, exit: &Exit, host: &mut dyn Host) -> Resume {
         let mut mmu = ProbeMmu(Vec::new());
         let request = EmulateRequest { gva: exit.gva, ..Default::default() };
         let done = host.emulate(vcpu, state, &request, &mut mmu);
