@@ -1,1 +1,27 @@
-//! Placeholder until this crate's first module lands.
+//! The machine: guest memory, devices, the virtual clock, image loaders, and the run loop that carries a guest through
+//! the interpreter and a backend.
+
+mod checkpoint;
+pub mod cpuid;
+mod devices;
+mod emulate;
+mod env;
+mod error;
+mod host;
+mod inputs;
+mod loader;
+mod machine;
+mod memory;
+mod recorder;
+mod run;
+mod spec;
+
+pub use devices::NS_PER_SECOND;
+pub use error::Error;
+pub use inputs::{Inputs, Live, Recorded};
+pub use loader::LoadError;
+pub use machine::Machine;
+pub use memory::Memory;
+pub use recorder::Recorder;
+pub use run::Limits;
+pub use spec::{GuestImage, Layout, MAX_VCPUS, MachineSpec};

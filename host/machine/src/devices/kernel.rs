@@ -1,0 +1,205 @@
+//! The bus of the devices that KVM models in the kernel: PIC, PIT, I/O APIC, local APICs.
+
+use super::{
+    Devices, ioapic,
+    lapic::{self, Effects, Refused, reg},
+    pic, pit,
+};
+use vmtape_abi::BusOp;
+use vmtape_arch::{msr::Msr, note::Note};
+
+/// What became of an access.
+#[derive(Default)]
+pub struct Answered {
+    pub claimed: bool,
+    /// The tracepoint that KVM's model of the device has.
+    pub note: Option<Note>,
+}
+
+impl Answered {
+    const NO: Self = Self { claimed: false, note: None };
+    const YES: Self = Self { claimed: true, note: None };
+}
+
+impl Devices {
+    pub fn kernel_pio(&mut self, op: &mut BusOp, now: u64) -> bool {
+        let Ok(port) = u16::try_from(op.address) else { return false };
+        // A wide access reaches only the first register: KVM's models take single bytes.
+        let value = op.data as u8;
+        match port {
+            _ if port & !1 == pic::MASTER || port & !1 == pic::SLAVE => {
+                if op.write {
+                    self.pic.write(port, value);
+                    self.kicked |= self.pic.output();
+                } else {
+                    op.data = self.pic.read(port).into();
+                }
+            }
+            port if pic::ELCR.contains(&port) => {
+                if op.write {
+                    self.pic.set_elcr(port, value)
+                } else {
+                    op.data = self.pic.elcr(port).into()
+                }
+            }
+            port if pit::PORTS.contains(&port) => {
+                if op.write {
+                    self.pit.write(port, value, now);
+                    self.kicked = true;
+                } else {
+                    op.data = self.pit.read(port, now).into();
+                }
+            }
+            pit::SPEAKER => {
+                if op.write {
+                    self.pit.write_speaker(value, now);
+                } else {
+                    op.data = self.pit.read_speaker(now).into();
+                }
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    pub fn kernel_mmio(&mut self, vcpu: u32, op: &mut BusOp, now: u64) -> Answered {
+        if (ioapic::BASE..ioapic::BASE + ioapic::SIZE).contains(&op.address) {
+            self.ioapic_access(op);
+            return Answered::YES;
+        }
+        let base = self.apic_base(vcpu);
+        let page = base.frame() << 12;
+        if !(page..page + lapic::SIZE).contains(&op.address) {
+            return Answered::NO;
+        }
+        if !base.enabled() || base.x2apic() {
+            // KVM_X86_QUIRK_LAPIC_MMIO_HOLE: the page stays there, reads as ones and ignores writes.
+            if !op.write {
+                op.data = u64::MAX;
+            }
+            return Answered::YES;
+        }
+        let register = (op.address - page) as u32;
+        let note = if op.write {
+            self.apic_write(vcpu, register, op.size, op.data as u32, now)
+        } else {
+            self.apic_read(vcpu, register, op, now)
+        };
+        Answered { claimed: true, note }
+    }
+
+    fn ioapic_access(&mut self, op: &mut BusOp) {
+        let offset = op.address - ioapic::BASE;
+        if op.write {
+            let mut messages = std::mem::take(&mut self.messages);
+            self.ioapic.write(offset, op.data as u32, &mut messages);
+            self.deliver_all(messages);
+        } else {
+            op.data = self.ioapic.read(offset).into();
+        }
+    }
+
+    /// See: KVM arch/x86/kvm/lapic.c kvm_lapic_reg_read()
+    fn apic_read(&mut self, vcpu: u32, register: u32, op: &mut BusOp, now: u64) -> Option<Note> {
+        op.data = 0;
+        let byte = register & 0xf;
+        if byte + u32::from(op.size) > 4 {
+            return None;
+        }
+        let value = self.lapics[vcpu as usize].read(register & !0xf, now).ok()?;
+        op.data = u64::from(value >> (byte * 8));
+        Some(Note::Apic { write: false, register: register & !0xf, value: value.into() })
+    }
+
+    /// See: KVM arch/x86/kvm/lapic.c apic_mmio_write()
+    fn apic_write(&mut self, vcpu: u32, register: u32, size: u8, value: u32, now: u64) -> Option<Note> {
+        if size != 4 || register & 0xf != 0 {
+            return None;
+        }
+        // What the model refuses is still traced and otherwise ignored.
+        let _ = self.with_effects(vcpu, |apic, effects| apic.write(register, value, now, effects));
+        Some(Note::Apic { write: true, register, value: value.into() })
+    }
+
+    /// Writes a register and delivers what follows from it.
+    fn with_effects(
+        &mut self,
+        vcpu: u32,
+        write: impl FnOnce(&mut lapic::LocalApic, &mut Effects) -> Result<(), Refused>,
+    ) -> Result<(), Refused> {
+        let mut effects = Effects { messages: std::mem::take(&mut self.messages), ended: None };
+        let result = write(&mut self.lapics[vcpu as usize], &mut effects);
+        if let Some(vector) = effects.ended {
+            self.ioapic.end_of_interrupt(vector, &mut effects.messages);
+        }
+        self.deliver_all(effects.messages);
+        // Timers move and priorities fall by these writes.
+        self.kicked = true;
+        result
+    }
+
+    /// Silicon that virtualizes the APIC handles the write itself: the effect without the exit and the tracepoint.
+    pub fn silicon_apic_write(&mut self, vcpu: u32, register: u32, value: u32, now: u64) {
+        let _ = self.with_effects(vcpu, |apic, effects| apic.write(register, value, now, effects));
+    }
+
+    /// As the virtual-APIC page holds it.
+    pub fn silicon_apic_read(&self, vcpu: u32, register: u32, now: u64) -> u32 {
+        self.lapics[vcpu as usize].read(register & !0xf, now).unwrap_or(0)
+    }
+
+    pub fn silicon_apic_store(&mut self, vcpu: u32, register: u32, value: u32) {
+        self.lapics[vcpu as usize].store(register, value);
+    }
+
+    /// MSRs that the local APIC owns. Not claimed: #GP.
+    pub fn msr(&mut self, vcpu: u32, op: &mut BusOp, now: u64) -> Answered {
+        let claimed = |ok: bool| if ok { Answered::YES } else { Answered::NO };
+        let apic = &mut self.lapics[vcpu as usize];
+        match (Msr(op.address as u32), op.write) {
+            (Msr::IA32_APIC_BASE, false) => {
+                op.data = apic.base().into_bits();
+                Answered::YES
+            }
+            (Msr::IA32_APIC_BASE, true) => {
+                self.kicked = true;
+                claimed(apic.set_base(op.data, self.max_gpa).is_ok())
+            }
+            (Msr::IA32_TSC_DEADLINE, false) => {
+                op.data = apic.timer.tsc_deadline();
+                Answered::YES
+            }
+            (Msr::IA32_TSC_DEADLINE, true) => {
+                apic.timer.set_tsc_deadline(op.data, now);
+                self.kicked = true;
+                Answered::YES
+            }
+            (Msr(index), write) if (Msr::X2APIC_FIRST.0..=Msr::X2APIC_LAST.0).contains(&index) => {
+                self.x2apic_msr(vcpu, index, write, op, now)
+            }
+            _ => Answered::NO,
+        }
+    }
+
+    fn x2apic_msr(&mut self, vcpu: u32, index: u32, write: bool, op: &mut BusOp, now: u64) -> Answered {
+        let register = (index - Msr::X2APIC_FIRST.0) << 4;
+        if write {
+            let value = op.data;
+            let result =
+                self.with_effects(vcpu, |apic, effects| apic.write_msr(register, value, now, effects));
+            // KVM traces the ICR only once it is sent, other registers before they are looked at.
+            let traced = register != reg::ICR || result.is_ok();
+            let note = traced.then_some(Note::Apic { write: true, register, value });
+            return Answered { claimed: result.is_ok(), note };
+        }
+        match self.lapics[vcpu as usize].read_msr(register, now) {
+            Ok(value) => {
+                op.data = value;
+                // KVM reads the 64-bit ICR without its tracepoint.
+                let note = (register != reg::ICR).then_some(Note::Apic { write: false, register, value });
+                Answered { claimed: true, note }
+            }
+            Err(Refused) => Answered::NO,
+        }
+    }
+}

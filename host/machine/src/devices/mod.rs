@@ -1,0 +1,240 @@
+//! Devices, one file each, all on virtual time: what KVM models in the kernel, and what a VMM models beside it.
+
+mod cmos;
+mod ioapic;
+mod kernel;
+pub mod lapic;
+mod lapic_timer;
+mod message;
+mod pic;
+mod pit;
+mod testdev;
+mod uart;
+mod user;
+
+use ioapic::IoApic;
+use lapic::{ApicBase, LocalApic};
+use message::{DeliveryMode, Message, Shorthand};
+use pic::PicPair;
+use pit::Pit;
+use serde::{Deserialize, Serialize};
+use vmtape_traces::event::End;
+
+/// One instruction is one tick of the time-stamp counter, which runs at 1 GHz: virtual time in nanoseconds.
+pub const NS_PER_SECOND: u64 = 1_000_000_000;
+
+/// What a guest's devices are built for.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceConfig {
+    pub vcpus: u32,
+    pub ram: u64,
+    pub has_x2apic: bool,
+    pub has_tsc_deadline: bool,
+    /// The highest guest physical address.
+    pub max_gpa: u64,
+}
+
+/// All devices of a machine.
+#[derive(Serialize, Deserialize)]
+pub struct Devices {
+    pub lapics: Vec<LocalApic>,
+    ioapic: IoApic,
+    pic: PicPair,
+    pit: Pit,
+    uart: uart::Uart,
+    cmos: cmos::Cmos,
+    fw_cfg: testdev::FwCfg,
+    test: testdev::TestDevice,
+    /// The last byte written to 0xcf9, and the progress in the word "Shutdown" at 0x8900.
+    reset_control: u8,
+    bochs_shutdown: usize,
+    max_gpa: u64,
+    /// Set when something happened that running vCPUs must look at.
+    kicked: bool,
+    #[serde(skip)]
+    ended: Option<End>,
+    /// Work that `service` has to do, kept to save allocations.
+    #[serde(skip)]
+    messages: Vec<Message>,
+}
+
+impl Devices {
+    pub fn new(config: &DeviceConfig) -> Self {
+        let lapic = |vcpu| LocalApic::new(vcpu, config.has_x2apic, config.has_tsc_deadline);
+        Self {
+            lapics: (0..config.vcpus).map(lapic).collect(),
+            ioapic: IoApic::default(),
+            pic: PicPair::default(),
+            pit: Pit::new(),
+            uart: uart::Uart::default(),
+            cmos: cmos::Cmos::new(config.ram),
+            fw_cfg: testdev::FwCfg::new(config.vcpus, config.ram),
+            test: testdev::TestDevice::default(),
+            reset_control: 0,
+            bochs_shutdown: 0,
+            max_gpa: config.max_gpa,
+            kicked: false,
+            ended: None,
+            messages: Vec::new(),
+        }
+    }
+
+    /// Whether something happened since the last call that running vCPUs must look at.
+    pub fn take_kick(&mut self) -> bool {
+        std::mem::take(&mut self.kicked)
+    }
+
+    pub fn is_kicked(&self) -> bool {
+        self.kicked || self.ended.is_some()
+    }
+
+    /// How the guest ended itself, if it did.
+    pub fn take_end(&mut self) -> Option<End> {
+        self.ended.take()
+    }
+
+    /// What the serial port sent since the last call.
+    pub fn take_output(&mut self) -> Vec<u8> {
+        self.uart.take_output()
+    }
+
+    /// Receives a byte on the serial port if there is room.
+    pub fn receive(&mut self, byte: u8) -> bool {
+        let room = self.uart.has_room();
+        if room {
+            self.uart.receive(&[byte]);
+            self.service_uart();
+        }
+        room
+    }
+
+    fn service_uart(&mut self) {
+        if self.uart.take_interrupt() {
+            self.pulse_irq(uart::IRQ);
+        }
+    }
+
+    /// When a timer is due next.
+    pub fn next_deadline(&self) -> Option<u64> {
+        let lapics = self.lapics.iter().filter_map(|apic| apic.timer.next_deadline());
+        lapics.chain(self.pit.next_deadline()).min()
+    }
+
+    /// Fires what is due.
+    pub fn advance(&mut self, now: u64) {
+        for apic in &mut self.lapics {
+            self.kicked |= apic.take_due_timer(now);
+        }
+        if self.pit.take_due(now) {
+            self.pulse_irq(pit::IRQ);
+        }
+    }
+
+    fn pulse_irq(&mut self, line: u8) {
+        self.set_irq(line, true);
+        self.set_irq(line, false);
+    }
+
+    /// An ISA line goes to the PIC and to the I/O APIC; the timer's is pin 2 there.
+    // See: KVM arch/x86/kvm/irq.c default_routing[]
+    fn set_irq(&mut self, line: u8, level: bool) {
+        if line < 16 {
+            self.pic.set_irq(line, level);
+            self.kicked |= self.pic.output();
+        }
+        let pin = if line == pit::IRQ { 2 } else { line };
+        let mut messages = std::mem::take(&mut self.messages);
+        self.ioapic.set_irq(pin.into(), level, &mut messages);
+        self.deliver_all(messages);
+    }
+
+    fn deliver_all(&mut self, mut messages: Vec<Message>) {
+        for message in messages.drain(..) {
+            self.deliver(&message);
+        }
+        self.messages = messages;
+    }
+
+    /// Brings a message to the local APICs that it names.
+    fn deliver(&mut self, message: &Message) {
+        if message.mode == DeliveryMode::EXTINT {
+            return;
+        }
+        if message.mode == DeliveryMode::LOWEST_PRIORITY && message.shorthand == Shorthand::NONE {
+            return self.deliver_lowest(message);
+        }
+        for apic in self.lapics.iter_mut().filter(|apic| apic.base().enabled() && apic.matches(message)) {
+            self.kicked |= apic.accept(message);
+        }
+    }
+
+    /// KVM's vector hashing: the vector selects one of the matching processors.
+    // See: KVM arch/x86/kvm/irq.c, kvm_vector_to_index()
+    fn deliver_lowest(&mut self, message: &Message) {
+        let matching = |apic: &&mut LocalApic| apic.base().enabled() && apic.matches(message);
+        let count = self.lapics.iter_mut().filter(|apic| matching(apic)).count();
+        if count != 0 {
+            let index = usize::from(message.vector) % count;
+            if let Some(apic) = self.lapics.iter_mut().filter(|apic| matching(apic)).nth(index) {
+                self.kicked |= apic.accept(message);
+            }
+        }
+    }
+
+    /// The interrupt that the vCPU would take now; `ack` takes it.
+    // See: KVM arch/x86/kvm/irq.c kvm_cpu_get_interrupt()
+    pub fn interrupt(&mut self, vcpu: u32, ack: bool) -> Option<u8> {
+        let apic = self.lapics.get_mut(vcpu as usize)?;
+        if vcpu == 0 && apic.accepts_pic() && self.pic.output() {
+            return Some(if ack { self.pic.ack() } else { 0 });
+        }
+        let vector = apic.pending()?;
+        if ack {
+            apic.ack(vector);
+        }
+        Some(vector)
+    }
+
+    /// As [`Devices::interrupt`] for silicon that delivers the local APIC's interrupts by itself.
+    pub fn virtual_interrupt(&mut self, vcpu: u32) -> Option<u8> {
+        let apic = self.lapics.get_mut(vcpu as usize)?;
+        let vector = apic.pending()?;
+        apic.ack(vector);
+        Some(vector)
+    }
+
+    /// Whether the PIC interrupts this vCPU, which no silicon delivers by itself.
+    pub fn wants_extint(&self, vcpu: u32) -> bool {
+        vcpu == 0 && self.lapics[0].accepts_pic() && self.pic.output()
+    }
+
+    pub fn nmi(&mut self, vcpu: u32, ack: bool) -> bool {
+        let Some(apic) = self.lapics.get_mut(vcpu as usize) else { return false };
+        let pending = apic.nmi_pending;
+        apic.nmi_pending &= !ack;
+        pending
+    }
+
+    /// Whether a halted vCPU has something to wake up for, given whether it takes interrupts.
+    pub fn can_wake(&mut self, vcpu: u32, takes_interrupts: bool) -> bool {
+        let signals = self.lapics.get(vcpu as usize).is_some_and(|a| a.nmi_pending || a.init_pending);
+        signals || takes_interrupts && self.interrupt(vcpu, false).is_some()
+    }
+
+    /// The task priority as the local APIC holds it.
+    pub fn tpr(&self, vcpu: u32) -> u8 {
+        self.lapics.get(vcpu as usize).map_or(0, LocalApic::tpr)
+    }
+
+    pub fn set_tpr(&mut self, vcpu: u32, tpr: u8) {
+        if let Some(apic) = self.lapics.get_mut(vcpu as usize) {
+            // A lower priority may uncover an interrupt.
+            self.kicked |= tpr < apic.tpr();
+            apic.set_tpr(tpr);
+        }
+    }
+
+    pub fn apic_base(&self, vcpu: u32) -> ApicBase {
+        self.lapics.get(vcpu as usize).map_or(ApicBase::new(), LocalApic::base)
+    }
+}

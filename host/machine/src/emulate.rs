@@ -1,0 +1,386 @@
+//! KVM's instruction emulator, as a service to backends: a second interpreter that translates every access anew.
+//!
+//! See: KVM arch/x86/kvm/x86.c x86_emulate_instruction(), emulator_read_write_onepage(), emulator_pio_in_out()
+
+use crate::host::Services;
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess};
+use vmtape_abi::{
+    BusOp, BusSpace, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Host, Translation, emultype,
+};
+use vmtape_arch::{
+    PAGE_SIZE,
+    access::{Access, AccessKind, Mapping, MappingKind},
+    exception::Exception,
+    exit::ResumeKind,
+    note::{Note, NoteKind},
+    sensitive::Sensitive,
+    vcpu::{VcpuState, seg},
+};
+use vmtape_cpu::{Cpu, CpuConfig, Decision, Env, Interrupted, Ram, Step};
+
+const MAX_INSN: usize = 15;
+
+/// Bits of the mode in `kvm_emulate_insn`. See: KVM arch/x86/kvm/trace.h kei_decode_mode()
+mod mode {
+    pub const CR0_PE: u8 = 1 << 0;
+    pub const EFL_VM: u8 = 1 << 1;
+    pub const CS_D: u8 = 1 << 2;
+    pub const CS_L: u8 = 1 << 3;
+}
+
+/// Emulates one instruction.
+pub(crate) fn emulate(
+    services: &mut Services,
+    vcpu: u32,
+    state: &mut VcpuState,
+    request: &EmulateRequest,
+    mmu: &mut dyn EmulatorMmu,
+) -> Emulated {
+    let mut result = Emulated::default();
+    let insn = match fetch(services, state, request, mmu, &mut result.insn) {
+        Ok(Some(insn)) => insn,
+        Ok(None) => return unhandleable(services, vcpu, state, request, result),
+        Err(fault) => return Emulated { status: EmulateStatus::FAULT, fault, ..result },
+    };
+    result.insn_len = insn.len() as u8;
+    result.insn[insn.len()..].fill(0);
+    if !mmu.knows(&result.insn[..insn.len()]) {
+        return unhandleable(services, vcpu, state, request, result);
+    }
+    trace(services, vcpu, state, &result, false);
+    if request.flags & emultype::SKIP != 0 {
+        skip(state, &result);
+        services.emulated = true;
+        state.icount += 1;
+        return result;
+    }
+    if services.tape.is_on() {
+        services.tape.registers(vcpu, state, used_registers(&insn));
+    }
+    execute(services, vcpu, state, request, mmu, result)
+}
+
+fn execute(
+    services: &mut Services,
+    vcpu: u32,
+    state: &mut VcpuState,
+    request: &EmulateRequest,
+    mmu: &mut dyn EmulatorMmu,
+    mut result: Emulated,
+) -> Emulated {
+    let mut cpu = services.emulator.take().unwrap_or_else(|| Cpu::new(CpuConfig::default()));
+    let ram = services.ram().clone();
+    let mut env = EmulatorEnv {
+        services,
+        mmu,
+        vcpu,
+        request,
+        ram,
+        writes: Vec::new(),
+        user_writes: 0,
+        user_mmio: false,
+    };
+    let bytes = &result.insn[..usize::from(result.insn_len)];
+    let emulation = cpu.step_emulated(state, &mut env, Some(bytes));
+    let EmulatorEnv { writes, user_writes, user_mmio, .. } = env;
+    services.emulator = Some(cpu);
+    result.user_mmio = user_mmio;
+    for (gpa, hpa, len) in writes {
+        let mut written = vec![0; usize::from(len)];
+        if services.memory.ram().read(hpa, &mut written) {
+            services.tape.wrote(hpa, &written);
+        }
+        mmu.wrote(gpa, len, services);
+    }
+    match emulation.step {
+        Step::Executed => {
+            services.emulated = true;
+            for _ in 0..user_writes {
+                services.note(vcpu, Note::UserspaceExit { reason: ResumeKind::MMIO.0, errno: 0 });
+            }
+            result
+        }
+        Step::Fault(fault) => Emulated { status: EmulateStatus::FAULT, fault, ..result },
+        Step::Unhandleable => {
+            if request.flags & emultype::TRAP_UD == 0 {
+                trace(services, vcpu, state, &result, true);
+            }
+            Emulated { status: EmulateStatus::UNHANDLEABLE, ..result }
+        }
+    }
+}
+
+/// The instruction is not emulated: a second trace says so, unless a #UD was expected.
+// See: KVM x86.c handle_emulation_failure()
+fn unhandleable(
+    services: &mut Services,
+    vcpu: u32,
+    state: &VcpuState,
+    request: &EmulateRequest,
+    result: Emulated,
+) -> Emulated {
+    trace(services, vcpu, state, &result, false);
+    if request.flags & emultype::TRAP_UD == 0 {
+        trace(services, vcpu, state, &result, true);
+    }
+    Emulated { status: EmulateStatus::UNHANDLEABLE, ..result }
+}
+
+fn bitness(state: &VcpuState) -> u32 {
+    match (state.is_64bit_code(), state.seg[seg::CS].attr.db()) {
+        (true, _) => 64,
+        (_, true) => 32,
+        _ => 16,
+    }
+}
+
+/// Gets and decodes the instruction at RIP. `None`: it cannot be fetched, or is no instruction.
+fn fetch(
+    services: &mut Services,
+    state: &VcpuState,
+    request: &EmulateRequest,
+    mmu: &mut dyn EmulatorMmu,
+    bytes: &mut [u8; MAX_INSN],
+) -> Result<Option<Instruction>, Exception> {
+    let mut len = 0;
+    if request.flags & emultype::HAS_BYTES != 0 {
+        len = usize::from(request.insn_len).min(MAX_INSN);
+        bytes[..len].copy_from_slice(&request.insn[..len]);
+    }
+    loop {
+        let mut decoder = Decoder::with_ip(bitness(state), &bytes[..len], state.rip, DecoderOptions::NONE);
+        let insn = decoder.decode();
+        match decoder.last_error() {
+            DecoderError::None => return Ok(Some(insn)),
+            DecoderError::NoMoreBytes if len < MAX_INSN => {}
+            _ => return Ok(None),
+        }
+        let more = fetch_page(services, state, mmu, &mut bytes[len..], len)?;
+        if more == 0 {
+            return Ok(None);
+        }
+        len += more;
+    }
+}
+
+/// Fetches what the page holds of the instruction, `done` bytes after RIP.
+// See: KVM emulate.c __do_insn_fetch_bytes()
+fn fetch_page(
+    services: &mut Services,
+    state: &VcpuState,
+    mmu: &mut dyn EmulatorMmu,
+    bytes: &mut [u8],
+    done: usize,
+) -> Result<usize, Exception> {
+    let mut gva = state.rip.wrapping_add(done as u64);
+    if !state.is_64bit_code() {
+        gva = gva.wrapping_add(state.seg[seg::CS].base) & u64::from(u32::MAX);
+    }
+    let len = bytes.len().min((PAGE_SIZE - gva % PAGE_SIZE) as usize);
+    let access =
+        Access { gva, kind: AccessKind::FETCH, user: state.cpl == 3, size: len as u8, ..Access::default() };
+    let translation = mmu.translate(state, &access, services)?;
+    let fetched = translation.ram && services.read(translation.hpa, &mut bytes[..len]);
+    Ok(if fetched { len } else { 0 })
+}
+
+fn skip(state: &mut VcpuState, result: &Emulated) {
+    let rip = state.rip.wrapping_add(result.insn_len.into());
+    state.rip = if state.is_64bit_code() { rip } else { rip & u64::from(u32::MAX) };
+    state.interruptibility = state.interruptibility.with_sti(false).with_mov_ss(false);
+    state.rflags = state.rflags().with_rf(false).into_bits();
+}
+
+fn trace(services: &mut Services, vcpu: u32, state: &VcpuState, result: &Emulated, failed: bool) {
+    if !services.wants(NoteKind::EMULATE_INSN) {
+        return;
+    }
+    let long = state.is_64bit_code();
+    let mode = match (state.cr0().pe(), state.rflags().vm(), bitness(state)) {
+        (false, ..) => 0,
+        (_, true, _) => mode::EFL_VM,
+        (.., 64) => mode::CR0_PE | mode::CS_L,
+        (.., 32) => mode::CR0_PE | mode::CS_D,
+        _ => mode::CR0_PE,
+    };
+    let mut insn = [0; 16];
+    insn[..MAX_INSN].copy_from_slice(&result.insn);
+    let csbase = if long { 0 } else { state.seg[seg::CS].base as u32 };
+    services.note(
+        vcpu,
+        Note::EmulateInsn {
+            rip: state.rip,
+            csbase,
+            len: result.insn_len,
+            insn: u128::from_le_bytes(insn),
+            mode,
+            failed,
+        },
+    );
+}
+
+/// General registers and flags that the instruction reads, as a mask of the tape's register event.
+fn used_registers(insn: &Instruction) -> u32 {
+    const RFLAGS: u32 = 1 << 16;
+    let mut factory = InstructionInfoFactory::new();
+    let read = |access| {
+        matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
+    };
+    factory
+        .info(insn)
+        .used_registers()
+        .iter()
+        .filter(|used| read(used.access()) && used.register().is_gpr())
+        .fold(RFLAGS, |mask, used| mask | 1 << used.register().full_register().number())
+}
+
+/// The environment of the emulator.
+struct EmulatorEnv<'a> {
+    services: &'a mut Services,
+    mmu: &'a mut dyn EmulatorMmu,
+    vcpu: u32,
+    request: &'a EmulateRequest,
+    ram: Ram,
+    /// RAM that is about to be written: gpa, hpa, bytes.
+    writes: Vec<(u64, u64, u8)>,
+    /// Writes that go to userspace once the instruction is complete.
+    user_writes: u32,
+    user_mmio: bool,
+}
+
+impl EmulatorEnv<'_> {
+    fn translate(&mut self, state: &VcpuState, access: &Access) -> Result<Translation, Exception> {
+        let gpa = self.request.gpa;
+        // See: KVM x86.c emulator_read_write_onepage(), emulator_can_use_gpa()
+        if self.request.flags & emultype::PF != 0 && access.gva % PAGE_SIZE == gpa % PAGE_SIZE {
+            let hpa = self.services.memory.hpa(gpa);
+            return Ok(Translation { gpa, hpa: hpa.unwrap_or(0), ram: hpa.is_some(), pad: [0; 7] });
+        }
+        self.mmu.translate(state, access, self.services)
+    }
+
+    fn bus(&mut self, space: BusSpace, address: u64, size: u8, write: Option<u64>) -> (bool, u64) {
+        let data = write.unwrap_or(0);
+        let mut op = BusOp { space, write: write.is_some(), size, pad: 0, address, data };
+        let claimed = self.services.bus(self.vcpu, &mut op);
+        (claimed, op.data)
+    }
+
+    fn note(&mut self, note: Note) {
+        self.services.note(self.vcpu, note);
+    }
+
+    fn userspace(&mut self, reason: ResumeKind) {
+        self.note(Note::UserspaceExit { reason: reason.0, errno: 0 });
+    }
+}
+
+/// `kind` of a `kvm_mmio` note.
+const READ_UNSATISFIED: u8 = 0;
+const READ: u8 = 1;
+const WRITE: u8 = 2;
+
+impl Env for EmulatorEnv<'_> {
+    fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    fn access(&mut self, state: &mut VcpuState, access: &Access) -> Result<Mapping, Interrupted> {
+        let translation = self.translate(state, access).map_err(Interrupted::Fault)?;
+        let page = |address: u64| address & !(PAGE_SIZE - 1);
+        let kind = if translation.ram { MappingKind::RAM } else { MappingKind::DEVICE };
+        if translation.ram && access.kind == AccessKind::WRITE {
+            self.writes.push((translation.gpa, translation.hpa, access.size));
+        }
+        Ok(Mapping {
+            gpa: page(translation.gpa),
+            hpa: page(translation.hpa),
+            read: true,
+            write: true,
+            fetch: true,
+            kind,
+            ..Mapping::default()
+        })
+    }
+
+    fn sensitive(&mut self, _state: &mut VcpuState, _insn: &Sensitive) -> Decision {
+        Decision::Native
+    }
+
+    fn exception(&mut self, _state: &mut VcpuState, _exception: &Exception) -> Option<()> {
+        None
+    }
+
+    fn device(
+        &mut self,
+        _state: &mut VcpuState,
+        gpa: u64,
+        size: u8,
+        write: Option<u64>,
+    ) -> Result<u64, Interrupted> {
+        if let Some(value) = write {
+            self.note(Note::Mmio { kind: WRITE, len: size, gpa, value });
+        }
+        let (claimed, data) = self.bus(BusSpace::KERNEL_MMIO, gpa, size, write);
+        if claimed {
+            if write.is_none() {
+                self.note(Note::Mmio { kind: READ, len: size, gpa, value: data });
+            }
+            return Ok(data);
+        }
+        self.user_mmio = true;
+        if write.is_none() {
+            self.note(Note::Mmio { kind: READ_UNSATISFIED, len: size, gpa, value: 0 });
+            self.userspace(ResumeKind::MMIO);
+        } else {
+            self.user_writes += 1;
+        }
+        let (_, data) = self.bus(BusSpace::USER_MMIO, gpa, size, write);
+        if write.is_none() {
+            self.note(Note::Mmio { kind: READ, len: size, gpa, value: data });
+        }
+        Ok(data)
+    }
+
+    fn port(&mut self, _state: &mut VcpuState, port: u16, size: u8, write: Option<u32>) -> u32 {
+        let note = |value: u64| Note::Pio { write: write.is_some(), port, size, count: 1, value };
+        if let Some(value) = write {
+            self.note(note(value.into()));
+        }
+        let value = write.map(u64::from);
+        let (claimed, mut data) = self.bus(BusSpace::KERNEL_PIO, port.into(), size, value);
+        if !claimed {
+            self.userspace(ResumeKind::IO);
+            (_, data) = self.bus(BusSpace::USER_PIO, port.into(), size, value);
+        }
+        if write.is_none() {
+            self.note(note(data));
+        }
+        data as u32
+    }
+
+    fn cpuid(&mut self, _state: &mut VcpuState, function: u32, index: u32) -> [u32; 4] {
+        self.services.native_cpuid(self.vcpu, function, index)
+    }
+
+    fn msr(&mut self, _state: &mut VcpuState, index: u32, write: Option<u64>) -> Result<u64, Exception> {
+        let (claimed, data) = self.bus(BusSpace::MSR, index.into(), 8, write);
+        if claimed { Ok(data) } else { Err(Exception::gp(0)) }
+    }
+
+    fn tsc(&mut self, state: &VcpuState) -> u64 {
+        state.icount.wrapping_add(self.services.clock.idle)
+    }
+
+    fn random(&mut self) -> u64 {
+        self.services.random()
+    }
+
+    fn tpr_changed(&mut self, state: &mut VcpuState) {
+        self.services.devices.set_tpr(self.vcpu, (state.cr8 << 4) as u8);
+    }
+
+    fn virtual_interrupt(&mut self, _state: &mut VcpuState) -> Option<u8> {
+        None
+    }
+}

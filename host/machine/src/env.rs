@@ -1,0 +1,172 @@
+//! The environment of a running guest: the silicon half of the backend, and the devices behind it.
+
+use crate::{devices::lapic::reg, host::Services};
+use vmtape_abi::{Backend, BusOp, BusSpace, Host};
+use vmtape_arch::{
+    PAGE_SIZE,
+    access::{Access, Mapping, Verdict},
+    cpuid::find,
+    exception::Exception,
+    exit::{Exit, StimulusKind},
+    sensitive::{Sensitive, SensitiveKind},
+    vcpu::VcpuState,
+};
+use vmtape_cpu::{Decision, Env, Interrupted, Ram};
+
+/// One vCPU's way out of the interpreter.
+pub(crate) struct GuestEnv<'a> {
+    pub(crate) vcpu: u32,
+    pub(crate) backend: &'a mut dyn Backend,
+    pub(crate) services: &'a mut Services,
+    /// Filled in when the interpreter is left with an exit.
+    pub(crate) exit: &'a mut Exit,
+    pub(crate) ram: Ram,
+    /// An APIC write traps after it was made: the register is stored, its effect is left to the exit.
+    pub(crate) apic_write_traps: bool,
+}
+
+impl Services {
+    /// CPUID as silicon answers it from the guest's table.
+    pub(crate) fn native_cpuid(&self, vcpu: u32, function: u32, index: u32) -> [u32; 4] {
+        let entry = self.cpuid.get(vcpu as usize).and_then(|table| find(table, function, index));
+        entry.map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx])
+    }
+}
+
+impl GuestEnv<'_> {
+    fn bus(&mut self, space: BusSpace, address: u64, size: u8, write: Option<u64>) -> (bool, u64) {
+        let data = write.unwrap_or(0);
+        let mut op = BusOp { space, write: write.is_some(), size, pad: 0, address, data };
+        (self.services.bus(self.vcpu, &mut op), op.data)
+    }
+}
+
+impl Env for GuestEnv<'_> {
+    fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    fn access(&mut self, state: &mut VcpuState, access: &Access) -> Result<Mapping, Interrupted> {
+        self.services.sync_clock(state);
+        self.services.tape.begin_walk();
+        let answer = self.backend.access(self.vcpu, state, access, self.services, self.exit);
+        match answer.verdict {
+            Verdict::NATIVE => Ok(answer.mapping),
+            Verdict::FAULT => Err(Interrupted::Fault(answer.fault)),
+            _ => {
+                self.exit.stimulus = StimulusKind::ACCESS;
+                self.exit.access = *access;
+                Err(Interrupted::Exit)
+            }
+        }
+    }
+
+    fn sensitive(&mut self, state: &mut VcpuState, insn: &Sensitive) -> Decision {
+        self.services.sync_clock(state);
+        self.services.tape.begin_walk();
+        let mut fault = Exception::default();
+        match self.backend.sensitive(self.vcpu, state, insn, self.services, self.exit, &mut fault) {
+            Verdict::NATIVE => {
+                self.apic_write_traps = false;
+                Decision::Native
+            }
+            Verdict::FAULT => Decision::Interrupted(Interrupted::Fault(fault)),
+            _ => {
+                self.exit.stimulus = StimulusKind::SENSITIVE;
+                self.exit.insn = *insn;
+                self.apic_write_traps = self.exit.trap && insn.kind == SensitiveKind::APIC_WRITE;
+                if self.exit.trap { Decision::TrapAfter } else { Decision::Interrupted(Interrupted::Exit) }
+            }
+        }
+    }
+
+    fn exception(&mut self, state: &mut VcpuState, exception: &Exception) -> Option<()> {
+        self.services.sync_clock(state);
+        self.services.tape.begin_walk();
+        match self.backend.exception(self.vcpu, state, exception, self.services, self.exit) {
+            Verdict::EXIT => {
+                self.exit.stimulus = StimulusKind::EXCEPTION;
+                self.exit.exception = *exception;
+                Some(())
+            }
+            _ => None,
+        }
+    }
+
+    /// The APIC-access page: the only mapping of silicon that is not RAM.
+    fn device(
+        &mut self,
+        state: &mut VcpuState,
+        gpa: u64,
+        _size: u8,
+        write: Option<u64>,
+    ) -> Result<u64, Interrupted> {
+        let now = self.services.sync_clock(state);
+        let register = (gpa % PAGE_SIZE) as u32;
+        let devices = &mut self.services.devices;
+        let Some(value) = write else {
+            return Ok(devices.silicon_apic_read(self.vcpu, register, now).into());
+        };
+        if std::mem::take(&mut self.apic_write_traps) {
+            devices.silicon_apic_store(self.vcpu, register, value as u32);
+        } else {
+            devices.silicon_apic_write(self.vcpu, register, value as u32, now);
+        }
+        if register == reg::TPR {
+            state.cr8 = u64::from(devices.tpr(self.vcpu)) >> 4;
+        }
+        Ok(0)
+    }
+
+    fn port(&mut self, state: &mut VcpuState, port: u16, size: u8, write: Option<u32>) -> u32 {
+        self.services.sync_clock(state);
+        let value = write.map(u64::from);
+        let (claimed, data) = self.bus(BusSpace::KERNEL_PIO, port.into(), size, value);
+        if claimed {
+            return data as u32;
+        }
+        self.bus(BusSpace::USER_PIO, port.into(), size, value).1 as u32
+    }
+
+    fn cpuid(&mut self, _state: &mut VcpuState, function: u32, index: u32) -> [u32; 4] {
+        self.services.native_cpuid(self.vcpu, function, index)
+    }
+
+    fn msr(&mut self, state: &mut VcpuState, index: u32, write: Option<u64>) -> Result<u64, Exception> {
+        let now = self.services.sync_clock(state);
+        let data = write.unwrap_or(0);
+        let mut op = BusOp {
+            space: BusSpace::MSR,
+            write: write.is_some(),
+            size: 8,
+            pad: 0,
+            address: index.into(),
+            data,
+        };
+        // Silicon virtualizes these registers without KVM's tracepoints.
+        let claimed = self.services.devices.msr(self.vcpu, &mut op, now).claimed;
+        state.cr8 = u64::from(self.services.devices.tpr(self.vcpu)) >> 4;
+        if claimed { Ok(op.data) } else { Err(Exception::gp(0)) }
+    }
+
+    fn tsc(&mut self, state: &VcpuState) -> u64 {
+        state.icount.wrapping_add(self.services.clock.idle)
+    }
+
+    fn random(&mut self) -> u64 {
+        self.services.random()
+    }
+
+    fn tpr_changed(&mut self, state: &mut VcpuState) {
+        self.services.devices.set_tpr(self.vcpu, (state.cr8 << 4) as u8);
+    }
+
+    fn virtual_interrupt(&mut self, state: &mut VcpuState) -> Option<u8> {
+        self.services.sync_clock(state);
+        self.services.devices.virtual_interrupt(self.vcpu)
+    }
+
+    fn kicked(&mut self) -> bool {
+        self.services.devices.is_kicked()
+    }
+}

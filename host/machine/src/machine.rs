@@ -1,0 +1,194 @@
+//! The machine: its parts, how they are put together, and what can be asked of it.
+
+use crate::{
+    Error,
+    devices::{DeviceConfig, Devices},
+    host::{Clock, Services},
+    inputs::Inputs,
+    loader,
+    memory::Memory,
+    recorder::{Recorder, Tape},
+    spec::{MAX_VCPUS, MachineSpec},
+};
+use std::io::Write;
+use vmtape_abi::{Backend, Errno};
+use vmtape_arch::{
+    cpuid::{CpuidEntry, find, maxphyaddr},
+    exit::Exit,
+    vcpu::{Activity, VcpuState},
+};
+use vmtape_cpu::{Cpu, CpuConfig, Features};
+
+/// One virtual processor.
+pub(crate) struct Vcpu {
+    pub(crate) state: VcpuState,
+    pub(crate) cpu: Cpu,
+    /// The backend is to be asked before the guest goes on.
+    pub(crate) needs_entry: bool,
+    pub(crate) progress: Progress,
+}
+
+/// What the watchdog remembers of a vCPU's last exit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) icount: u64,
+    pub(crate) rip: u64,
+    pub(crate) reason: u32,
+    pub(crate) info: [u64; 3],
+    pub(crate) counters: [u64; 3],
+    pub(crate) repeats: u64,
+}
+
+/// A guest on its way through a backend.
+pub struct Machine {
+    pub(crate) spec: MachineSpec,
+    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) vcpus: Vec<Vcpu>,
+    pub(crate) services: Services,
+    pub(crate) serial: Option<Box<dyn Write>>,
+    /// The vCPU whose turn it is, and the instruction count at which its turn ends.
+    pub(crate) current: u32,
+    pub(crate) turn_ends: u64,
+    pub(crate) exits: u64,
+    pub(crate) next_checkpoint: u64,
+    /// The exit that the backend fills in.
+    pub(crate) exit: Box<Exit>,
+}
+
+impl Machine {
+    /// Builds the machine that a specification describes and loads its guest.
+    pub fn new(
+        spec: MachineSpec,
+        backend: Box<dyn Backend>,
+        inputs: Box<dyn Inputs>,
+        recorder: Option<Box<dyn Recorder>>,
+    ) -> Result<Self, Error> {
+        if spec.vcpus == 0 || spec.vcpus > MAX_VCPUS {
+            return Err(Error::Vcpus(spec.vcpus));
+        }
+        let memory = Memory::new(spec.memory, spec.layout, spec.silicon.backing_shift)?;
+        let boot_state = loader::load(&spec, &memory)?;
+        let features = Features::from_cpuid(&spec.cpuid);
+        let vcpus: Vec<_> = (0..spec.vcpus).map(|n| Vcpu::new(n, &boot_state, features)).collect();
+        let services = Services {
+            devices: Devices::new(&device_config(&spec)),
+            clock: Clock::default(),
+            inputs,
+            tape: Tape::new(recorder, spec.vcpus),
+            flushes: vcpus.iter().map(|vcpu| vcpu.cpu.flush_handle()).collect(),
+            emulator: Some(Cpu::new(CpuConfig { features, ..CpuConfig::default() })),
+            cpuid: (0..spec.vcpus).map(|n| crate::cpuid::for_vcpu(&spec.cpuid, n, spec.vcpus)).collect(),
+            emulated: false,
+            memory,
+        };
+        let next_checkpoint = spec.checkpoint_every;
+        let mut machine = Self {
+            spec,
+            backend,
+            vcpus,
+            services,
+            serial: None,
+            current: 0,
+            turn_ends: 0,
+            exits: 0,
+            next_checkpoint,
+            exit: Box::default(),
+        };
+        machine.spec.options = machine.backend.resolved();
+        machine.set_up()?;
+        Ok(machine)
+    }
+
+    /// Slots, vCPUs and CPUID, in the order of a VMM.
+    fn set_up(&mut self) -> Result<(), Error> {
+        let refused = |what: String| move |errno: Errno| Error::Backend { what, errno };
+        for slot in self.services.memory.slots().to_vec() {
+            self.backend
+                .set_memory_region(&slot, &mut self.services)
+                .map_err(refused(format!("memory slot {} at {:#x}", slot.slot, slot.gpa)))?;
+        }
+        for (n, vcpu) in (0..).zip(&mut self.vcpus) {
+            self.backend.create_vcpu(n).map_err(refused(format!("vCPU {n}")))?;
+            let cpuid = self.services.cpuid[n as usize].clone();
+            self.backend
+                .set_cpuid(n, &mut vcpu.state, &cpuid, &mut self.services)
+                .map_err(refused(format!("the CPUID of vCPU {n}")))?;
+            self.backend.state_changed(n, &mut vcpu.state, &mut self.services);
+        }
+        Ok(())
+    }
+
+    /// Where the guest's serial output goes.
+    pub fn set_serial(&mut self, sink: Box<dyn Write>) {
+        self.serial = Some(sink);
+    }
+
+    /// The specification, with everything resolved: what a tape's header stores.
+    pub fn spec(&self) -> &MachineSpec {
+        &self.spec
+    }
+
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    /// Instructions retired by all vCPUs.
+    pub fn icount(&self) -> u64 {
+        self.services.clock.icount
+    }
+
+    /// Exits handled.
+    pub fn exits(&self) -> u64 {
+        self.exits
+    }
+
+    /// The registers of a vCPU.
+    pub fn state(&self, vcpu: u32) -> Option<&VcpuState> {
+        self.vcpus.get(vcpu as usize).map(|vcpu| &vcpu.state)
+    }
+
+    /// The memory.
+    pub fn memory(&self) -> &Memory {
+        &self.services.memory
+    }
+
+    /// Gives the recorder back.
+    pub fn take_recorder(&mut self) -> Option<Box<dyn Recorder>> {
+        self.services.tape.take_recorder()
+    }
+
+    /// The CPUID that a vCPU was given.
+    pub fn cpuid(&self, vcpu: u32) -> &[CpuidEntry] {
+        self.services.cpuid.get(vcpu as usize).map_or(&[], Vec::as_slice)
+    }
+}
+
+impl Vcpu {
+    /// The first vCPU boots the guest, the others wait for it.
+    fn new(number: u32, boot_state: &VcpuState, features: Features) -> Self {
+        let mut state = *boot_state;
+        if number != 0 {
+            state = VcpuState { activity: Activity::WAIT_FOR_SIPI, ..VcpuState::reset() };
+        }
+        Self {
+            state,
+            cpu: Cpu::new(CpuConfig { features, ..CpuConfig::default() }),
+            needs_entry: true,
+            progress: Progress::default(),
+        }
+    }
+}
+
+fn device_config(spec: &MachineSpec) -> DeviceConfig {
+    const X2APIC: u32 = 1 << 21;
+    const TSC_DEADLINE: u32 = 1 << 24;
+    let features = find(&spec.cpuid, 1, 0).map_or(0, |entry| entry.ecx);
+    let width = u32::from(maxphyaddr(&spec.cpuid)).clamp(32, 52);
+    DeviceConfig {
+        vcpus: spec.vcpus,
+        ram: spec.memory,
+        has_x2apic: features & X2APIC != 0,
+        has_tsc_deadline: features & TSC_DEADLINE != 0,
+        max_gpa: (1 << width) - 1,
+    }
+}

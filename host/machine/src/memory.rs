@@ -1,0 +1,169 @@
+//! Guest memory: one arena of host physical memory, and the slots through which a guest sees it.
+
+use crate::{Error, spec::Layout};
+use std::cell::Cell;
+use vm_memory::MmapRegion;
+use vmtape_abi::MemoryRegion;
+use vmtape_cpu::Ram;
+
+/// Where the hole for devices below 4 GiB begins.
+const HOLE_START: u64 = 3 << 30;
+const HOLE_END: u64 = 4 << 30;
+const VGA: std::ops::Range<u64> = 0xa_0000..0xc_0000;
+const MIB: u64 = 1 << 20;
+/// No guest of this machine needs more, and a typing error should not reserve it.
+const MAX_MEMORY: u64 = 1 << 38;
+
+/// Guest RAM and its slots.
+pub struct Memory {
+    // Dropped before `_arena`, whose bytes it borrows.
+    ram: Ram,
+    slots: Vec<MemoryRegion>,
+    _arena: MmapRegion,
+}
+
+impl Memory {
+    /// Reserves zeroed memory. Slots keep their alignment to the pages that back them (`backing_shift`), and host
+    /// physical addresses differ from guest physical ones, as they do on a real host.
+    pub fn new(size: u64, layout: Layout, backing_shift: u8) -> Result<Self, Error> {
+        if size == 0 || !size.is_multiple_of(MIB) {
+            return Err(Error::Memory(size, "a positive multiple of 1 MiB is needed"));
+        }
+        if size > MAX_MEMORY {
+            return Err(Error::Memory(size, "more than 256 GiB"));
+        }
+        let base = 1 << backing_shift.clamp(21, 30);
+        let slots = slots(size, layout, base);
+        let end = slots.last().map_or(0, |slot| slot.hpa + slot.size);
+        let arena = usize::try_from(end)
+            .map_err(|e| e.to_string())
+            .and_then(|end| MmapRegion::new(end).map_err(|e| e.to_string()))
+            .map_err(|cause| Error::Reserve(size / MIB, cause))?;
+        Ok(Self { ram: Ram::new(cells(&arena)), slots, _arena: arena })
+    }
+
+    /// Host physical memory.
+    pub fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    /// The slots, in guest physical order.
+    pub fn slots(&self) -> &[MemoryRegion] {
+        &self.slots
+    }
+
+    /// The host physical address behind a guest physical one, if RAM is there.
+    pub fn hpa(&self, gpa: u64) -> Option<u64> {
+        let slot = self.slots.iter().find(|s| gpa.wrapping_sub(s.gpa) < s.size)?;
+        Some(slot.hpa + (gpa - slot.gpa))
+    }
+
+    /// Whether a host physical range lies in one slot.
+    pub fn contains_hpa(&self, hpa: u64, len: u64) -> bool {
+        self.slots
+            .iter()
+            .any(|s| hpa >= s.hpa && hpa.checked_add(len).is_some_and(|end| end <= s.hpa + s.size))
+    }
+
+    /// Writes guest physical memory; the range may span adjacent slots. False: part of it is not RAM.
+    #[must_use]
+    pub fn write_gpa(&self, gpa: u64, data: &[u8]) -> bool {
+        let mut at = 0;
+        while at < data.len() {
+            let gpa = gpa.wrapping_add(at as u64);
+            let Some(slot) = self.slots.iter().find(|s| gpa.wrapping_sub(s.gpa) < s.size) else {
+                return false;
+            };
+            let room = slot.size - (gpa - slot.gpa);
+            let len = (data.len() - at).min(usize::try_from(room).unwrap_or(usize::MAX));
+            if !self.ram.write(slot.hpa + (gpa - slot.gpa), &data[at..at + len]) {
+                return false;
+            }
+            at += len;
+        }
+        true
+    }
+
+    /// Whether a guest physical range is RAM throughout.
+    pub fn covers(&self, gpa: u64, len: u64) -> bool {
+        let Some(end) = gpa.checked_add(len) else { return false };
+        let mut at = gpa;
+        while at < end {
+            match self.slots.iter().find(|s| at.wrapping_sub(s.gpa) < s.size) {
+                Some(slot) => at = slot.gpa + slot.size,
+                None => return false,
+            }
+        }
+        true
+    }
+}
+
+/// Lays out slots from `base` in the arena, which every slot is congruent to modulo the backing pages.
+fn slots(size: u64, layout: Layout, base: u64) -> Vec<MemoryRegion> {
+    let low = size.min(HOLE_START);
+    let mut ranges = match layout {
+        Layout::Flat => vec![0..low],
+        Layout::VgaHole => vec![0..VGA.start.min(low), VGA.end..low.max(VGA.end)],
+    };
+    let mut slots: Vec<_> = ranges
+        .drain(..)
+        .filter(|range| !range.is_empty())
+        .map(|range| MemoryRegion {
+            gpa: range.start,
+            size: range.end - range.start,
+            hpa: base + range.start,
+            ..Default::default()
+        })
+        .collect();
+    if size > low {
+        slots.push(MemoryRegion { gpa: HOLE_END, size: size - low, hpa: base + low, ..Default::default() });
+    }
+    for (number, slot) in slots.iter_mut().enumerate() {
+        slot.slot = number as u32;
+    }
+    slots
+}
+
+#[expect(unsafe_code)]
+fn cells(arena: &MmapRegion) -> &'static [Cell<u8>] {
+    // UNSAFETY: `Ram` takes `&'static` bytes, so that the interpreter's hot path carries no lifetime.
+    // SAFETY: the region is mapped readable and writable for its whole size, nothing else refers to it, and `Cell<u8>`
+    // has the layout of `u8`. `Memory` owns both, hands `Ram` out by reference only, and drops it first.
+    unsafe { std::slice::from_raw_parts(arena.as_ptr().cast::<Cell<u8>>(), arena.size()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_congruent_to_their_backing_pages() {
+        for (layout, size) in
+            [(Layout::Flat, 64 << 20), (Layout::VgaHole, 256 << 20), (Layout::Flat, 5 << 30)]
+        {
+            for slot in slots(size, layout, 1 << 21) {
+                assert_eq!((slot.gpa ^ slot.hpa) % (2 << 20), 0, "{slot:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_vga_hole_is_not_ram() {
+        let memory = Memory::new(16 << 20, Layout::VgaHole, 21).unwrap();
+        assert_eq!(memory.hpa(0xa_0000), None);
+        assert!(memory.hpa(0xc_0000).is_some());
+        assert!(!memory.covers(0x9_f000, 0x2000));
+        assert!(memory.covers(0x10_0000, (16 << 20) - 0x10_0000));
+        assert!(!memory.covers(0, u64::MAX));
+    }
+
+    #[test]
+    fn memory_above_the_hole_follows_4_gib() {
+        let memory = Memory::new((3 << 30) + (16 << 20), Layout::Flat, 21).unwrap();
+        assert_eq!(memory.hpa(3 << 30), None);
+        assert!(memory.write_gpa((4 << 30) + 4, b"high"));
+        let mut buf = [0; 4];
+        assert!(memory.ram().read(memory.hpa((4 << 30) + 4).unwrap(), &mut buf));
+        assert_eq!(&buf, b"high");
+    }
+}

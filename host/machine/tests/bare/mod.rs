@@ -1,0 +1,253 @@
+//! A backend without virtualization: guest physical memory is the host's, page tables are walked as bare silicon does
+//! in its simplest form, and nothing is intercepted. For tests of the machine alone.
+
+use vmtape_abi::{Backend, Errno, Host, MemoryRegion};
+use vmtape_arch::host::{Silicon, Vendor};
+use vmtape_arch::{
+    access::{Access, AccessKind, Answer, Mapping, MappingKind, Verdict},
+    cpuid::{CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry},
+    exception::{Exception, PageFaultError},
+    exit::{Exit, Resume, ResumeKind},
+    sensitive::{Sensitive, SensitiveKind},
+    vcpu::VcpuState,
+};
+use vmtape_machine::{GuestImage, Layout, MachineSpec};
+
+const PAGE: u64 = 4096;
+
+#[derive(Default)]
+pub struct Bare {
+    slots: Vec<MemoryRegion>,
+    cpuid: Vec<Vec<CpuidEntry>>,
+}
+
+impl Bare {
+    fn hpa(&self, gpa: u64) -> Option<u64> {
+        self.slots.iter().find(|s| gpa.wrapping_sub(s.gpa) < s.size).map(|s| s.hpa + (gpa - s.gpa))
+    }
+
+    /// The guest physical address, the page's shift, and whether it is writable.
+    fn walk(
+        &self,
+        state: &VcpuState,
+        access: &Access,
+        host: &mut dyn Host,
+    ) -> Result<(u64, u8, bool), PageFaultError> {
+        if !state.cr0().pg() {
+            return Ok((access.gva, 12, true));
+        }
+        assert!(state.efer().lma(), "only long mode is walked here");
+        let write = access.kind == AccessKind::WRITE;
+        let user = access.user;
+        let fault = |p: bool| {
+            PageFaultError::new()
+                .with_p(p)
+                .with_w(write)
+                .with_u(user)
+                .with_i(access.kind == AccessKind::FETCH && state.efer().nxe())
+        };
+        let (mut table, mut writable, mut user_page, mut nx) = (state.cr3 & !0xfff, true, true, false);
+        let mut level = 4;
+        loop {
+            let shift = 12 + 9 * (level - 1);
+            let address = table + (access.gva >> shift & 0x1ff) * 8;
+            let hpa = self.hpa(address).ok_or(fault(false))?;
+            let entry = host.read_u64(hpa).ok_or(fault(false))?;
+            if entry & 1 == 0 {
+                return Err(fault(false));
+            }
+            let leaf = level == 1 || level < 4 && entry & 0x80 != 0;
+            writable &= entry & 2 != 0;
+            user_page &= entry & 4 != 0;
+            nx |= entry >> 63 != 0;
+            let frame = entry & 0x000f_ffff_ffff_f000;
+            if !leaf {
+                host.write(hpa, &(entry | 0x20).to_le_bytes());
+                (table, level) = (frame, level - 1);
+                continue;
+            }
+            let denied = user && !user_page
+                || write && !writable && (user || state.cr0().wp())
+                || access.kind == AccessKind::FETCH && (nx || state.cr4().smep() && !user && user_page);
+            if denied {
+                return Err(fault(true));
+            }
+            host.write(hpa, &(entry | 0x20 | if write { 0x40 } else { 0 }).to_le_bytes());
+            let offset = (1 << shift) - 1;
+            return Ok((frame & !offset | access.gva & offset, shift as u8, write));
+        }
+    }
+}
+
+impl Backend for Bare {
+    fn resolved(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    fn check_extension(&self, _cap: u32) -> i64 {
+        0
+    }
+
+    fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry> {
+        silicon.to_vec()
+    }
+
+    fn set_memory_region(&mut self, region: &MemoryRegion, _host: &mut dyn Host) -> Result<(), Errno> {
+        self.slots.push(*region);
+        Ok(())
+    }
+
+    fn create_vcpu(&mut self, _vcpu: u32) -> Result<(), Errno> {
+        self.cpuid.push(Vec::new());
+        Ok(())
+    }
+
+    fn set_cpuid(
+        &mut self,
+        vcpu: u32,
+        _state: &mut VcpuState,
+        entries: &[CpuidEntry],
+        _host: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        self.cpuid[vcpu as usize] = entries.to_vec();
+        Ok(())
+    }
+
+    fn get_cpuid(&self, vcpu: u32) -> Vec<CpuidEntry> {
+        self.cpuid[vcpu as usize].clone()
+    }
+
+    fn get_msr(&mut self, _: u32, _: &mut VcpuState, _: u32, _: &mut dyn Host) -> Result<u64, Errno> {
+        Err(Errno::EINVAL)
+    }
+
+    fn set_msr(&mut self, _: u32, _: &mut VcpuState, _: u32, _: u64, _: &mut dyn Host) -> Result<(), Errno> {
+        Err(Errno::EINVAL)
+    }
+
+    fn state_changed(&mut self, _vcpu: u32, state: &mut VcpuState, _host: &mut dyn Host) {
+        state.intercepts.virtual_interrupts = true;
+        state.intercepts.set(SensitiveKind::TRIPLE_FAULT, true);
+    }
+
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn restore(&mut self, _saved: &[u8]) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn access(
+        &mut self,
+        _vcpu: u32,
+        state: &mut VcpuState,
+        access: &Access,
+        host: &mut dyn Host,
+        _exit: &mut Exit,
+    ) -> Answer {
+        let (gpa, shift, write) = match self.walk(state, access, host) {
+            Ok(found) => found,
+            Err(error) => {
+                let fault = Exception::pf(access.gva, error);
+                return Answer { verdict: Verdict::FAULT, fault, ..Answer::default() };
+            }
+        };
+        let hpa = self.hpa(gpa);
+        let kind = if hpa.is_some() { MappingKind::RAM } else { MappingKind::APIC_PAGE };
+        let mapping = Mapping {
+            gpa: gpa & !(PAGE - 1),
+            hpa: hpa.unwrap_or(0) & !(PAGE - 1),
+            read: true,
+            write,
+            fetch: access.kind == AccessKind::FETCH,
+            kind,
+            guest_page_shift: shift,
+            ..Mapping::default()
+        };
+        Answer { verdict: Verdict::NATIVE, mapping, ..Answer::default() }
+    }
+
+    fn sensitive(
+        &mut self,
+        _vcpu: u32,
+        _state: &mut VcpuState,
+        _insn: &Sensitive,
+        _host: &mut dyn Host,
+        exit: &mut Exit,
+        _fault: &mut Exception,
+    ) -> Verdict {
+        *exit = Exit::default();
+        Verdict::EXIT
+    }
+
+    fn exception(
+        &mut self,
+        _vcpu: u32,
+        _state: &mut VcpuState,
+        _exception: &Exception,
+        _host: &mut dyn Host,
+        _exit: &mut Exit,
+    ) -> Verdict {
+        Verdict::NATIVE
+    }
+
+    fn enter(&mut self, _vcpu: u32, _state: &mut VcpuState, _host: &mut dyn Host) -> Resume {
+        Resume::GUEST
+    }
+
+    fn handle_exit(&mut self, _: u32, _: &mut VcpuState, _: &Exit, _: &mut dyn Host) -> Resume {
+        Resume::new(ResumeKind::SHUTDOWN)
+    }
+}
+
+/// A machine of 64 MiB for an image, with a CPUID that kvm-unit-tests can live with.
+pub fn spec(name: &str, bytes: Vec<u8>, vcpus: u32) -> MachineSpec {
+    let leaf = |function, [eax, ebx, ecx, edx]: [u32; 4]| CpuidEntry {
+        function,
+        flags: if matches!(function, 7 | 0xd) { CPUID_FLAG_SIGNIFICANT_INDEX } else { 0 },
+        eax,
+        ebx,
+        ecx,
+        edx,
+        ..Default::default()
+    };
+    let features_edx = 0x0781_abfd;
+    MachineSpec {
+        image: GuestImage { name: name.to_owned(), bytes },
+        cmdline: String::new(),
+        initrd: None,
+        memory: 64 << 20,
+        vcpus,
+        layout: Layout::Flat,
+        cpu: "test".into(),
+        cpuid: vec![
+            leaf(0, [0xd, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
+            leaf(1, [0x706e5, 0x10800, 0x0080_2000, features_edx]),
+            leaf(7, [0; 4]),
+            leaf(0xa, [0; 4]),
+            leaf(0x8000_0000, [0x8000_0008, 0, 0, 0]),
+            leaf(0x8000_0001, [0, 0, 1, 0x2c10_0800]),
+            leaf(0x8000_0008, [0x3028, 0, 0, 0]),
+        ],
+        host: "test".into(),
+        silicon: Silicon {
+            vendor: Vendor::INTEL,
+            phys_bits: 40,
+            host_levels: 4,
+            ept_levels: 4,
+            gbpages: false,
+            ept_ad: true,
+            ept_advanced: true,
+            apicv: false,
+            nrips: true,
+            decode_assists: true,
+            backing_shift: 21,
+            pad: [0; 5],
+        },
+        backend: "bare".into(),
+        options: Vec::new(),
+        seed: 1,
+        checkpoint_every: 0,
+    }
+}
