@@ -22,6 +22,7 @@ pub mod host;
 pub mod msr;
 pub mod note;
 pub mod paging;
+pub mod qualification;
 pub mod regs;
 pub mod sensitive;
 pub mod vcpu;

@@ -1,0 +1,123 @@
+//! What KVM writes into the VM-execution controls, and when.
+//!
+//! See: KVM arch/x86/kvm/vmx/vmx.c vmx_vcpu_create(), vmx_update_exception_bitmap(), vmx_vcpu_after_set_cpuid()
+
+use crate::{
+    silicon::controls::{ApicMode, Controls, MsrBitmap, cr0_guest_owned, cr4_guest_owned},
+    vm::{Shared, VmxVcpu},
+};
+use vmtape_abi::{FlushScope, Host};
+use vmtape_arch::{
+    exception::{PageFaultError, Vector},
+    msr::Msr,
+    vcpu::VcpuState,
+};
+use vmtape_kvm_core::{
+    Vcpu,
+    cpuid::{Feature, GuestCpuid, feature},
+    cr::{self, MmuEffect},
+    profile::Switch,
+};
+
+/// RDRAND and RDSEED in the guest's CPUID: without them the instructions exit.
+const RDRAND: Feature = Feature(1, 0, vmtape_kvm_core::cpuid::Reg::Ecx, 30);
+const RDSEED: Feature = Feature(7, 0, vmtape_kvm_core::cpuid::Reg::Ebx, 18);
+/// IA32_APIC_BASE bits.
+const X2APIC: u64 = 1 << 10;
+const ENABLE: u64 = 1 << 11;
+
+/// `vmx_vcpu_create`.
+pub fn create(shared: &Shared, id: u32) -> VmxVcpu {
+    let core = Vcpu::new(id, shared.silicon.vendor);
+    let mut vcpu =
+        VmxVcpu { core, controls: Controls::default(), debug_registers_owned: false, exited: false };
+    let ept = shared.ept();
+    vcpu.controls.cr0_mask = !cr0_guest_owned(ept);
+    vcpu.controls.cr3_exiting = !ept;
+    vcpu.controls.mov_dr_exiting = true;
+    after_set_cpuid(shared, &mut vcpu);
+    update_apic_mode(shared, &mut vcpu);
+    vcpu
+}
+
+/// `vmx_vcpu_after_set_cpuid` and what else follows the guest's CPUID.
+pub fn after_set_cpuid(shared: &Shared, vcpu: &mut VmxVcpu) {
+    let cpuid = &vcpu.core.cpuid;
+    let controls = &mut vcpu.controls;
+    controls.cr4_mask = !cr4_guest_owned(shared.ept(), cr::cr4_reserved(cpuid));
+    controls.rdrand_exiting = !cpuid.has(RDRAND);
+    controls.rdseed_exiting = !cpuid.has(RDSEED);
+    let pred_cmd = [feature::SPEC_CTRL, feature::AMD_IBPB, feature::SBPB].iter().any(|f| cpuid.has(*f));
+    controls.msr = MsrBitmap { spec_ctrl: false, pred_cmd, flush_cmd: cpuid.has(feature::FLUSH_L1D) };
+    update_exception_bitmap(shared, cpuid, controls);
+}
+
+/// `vmx_update_exception_bitmap`.
+fn update_exception_bitmap(shared: &Shared, cpuid: &GuestCpuid, controls: &mut Controls) {
+    let bit = |vector: Vector| 1u32 << vector.0;
+    controls.exceptions = bit(Vector::UD) | bit(Vector::MC) | bit(Vector::DB) | bit(Vector::AC);
+    (controls.pfec_mask, controls.pfec_match) = (0, 0);
+    if needs_pf_intercept(shared, cpuid) {
+        controls.exceptions |= bit(Vector::PF);
+        if shared.ept() {
+            let present = PageFaultError::new().with_p(true);
+            controls.pfec_mask = present.with_rsvd(true).into_bits();
+            controls.pfec_match = present.into_bits();
+        }
+    }
+}
+
+/// `vmx_need_pf_intercept`.
+fn needs_pf_intercept(shared: &Shared, cpuid: &GuestCpuid) -> bool {
+    !shared.ept() || shared.allow_smaller_maxphyaddr() && cpuid.maxphyaddr() < shared.silicon.phys_bits
+}
+
+/// `vmx_set_virtual_apic_mode`.
+pub fn update_apic_mode(shared: &Shared, vcpu: &mut VmxVcpu) {
+    let base = vcpu.core.apic_base;
+    let apicv = shared.options.on(Switch::ENABLE_APICV);
+    let access_page = shared.options.on(Switch::FLEXPRIORITY);
+    vcpu.controls.apic = match (base & ENABLE != 0, base & X2APIC != 0) {
+        (true, true) => ApicMode::X2Apic,
+        (true, false) if access_page => ApicMode::Access,
+        _ => ApicMode::None,
+    };
+    vcpu.controls.apicv = apicv;
+}
+
+/// What a WRMSR changes in the controls.
+pub fn after_wrmsr(shared: &Shared, vcpu: &mut VmxVcpu, state: &VcpuState, index: u32) {
+    match Msr(index) {
+        // From the first value that is not zero on, the guest has the register to itself.
+        Msr::IA32_SPEC_CTRL if state.spec_ctrl != 0 => vcpu.controls.msr.spec_ctrl = true,
+        Msr::IA32_APIC_BASE => update_apic_mode(shared, vcpu),
+        _ => {}
+    }
+}
+
+/// Does to MMU and TLB what a control-register write asks for.
+pub fn apply(
+    shared: &mut Shared,
+    vcpu: &mut VmxVcpu,
+    state: &mut VcpuState,
+    effect: MmuEffect,
+    host: &mut dyn Host,
+) {
+    let id = vcpu.core.id;
+    if effect.new_pgd {
+        shared.mmu.new_pgd(id, state, host);
+    }
+    if effect.reset {
+        shared.mmu.reset_context(id, state, host);
+    }
+    if effect.unload {
+        shared.mmu.unload(id, host);
+    }
+    if effect.flush_guest || effect.unload || effect.reset {
+        shared.mmu.sync_roots(id, state, host);
+        host.flush_tlb(id, FlushScope::ALL, 0);
+    } else if effect.flush_current || effect.new_pgd {
+        shared.mmu.sync_roots(id, state, host);
+        host.flush_tlb(id, FlushScope::NON_GLOBAL, 0);
+    }
+}

@@ -1,0 +1,82 @@
+//! The rules that decide outcomes, as this plugin exports them.
+
+use vmtape_abi::TableRow;
+use vmtape_arch::open_enum;
+
+open_enum! {
+    /// A rule by number.
+    pub struct Rule(u32) {
+        RESERVED_BY_HOST_WIDTH = 1 => "reserved-by-host-width",
+        EPT_VIOLATION = 2 => "ept-violation",
+        EPT_MISCONFIG = 3 => "ept-misconfiguration",
+        EPT4_WIDE_GPA = 4 => "ept4-wide-gpa",
+        SMALLER_MAXPHYADDR_GPA = 5 => "smaller-maxphyaddr-gpa",
+        SMALLER_MAXPHYADDR_PF = 6 => "smaller-maxphyaddr-page-fault",
+        MMIO = 7 => "mmio",
+        EVENT_REINJECTED = 8 => "event-reinjected",
+    }
+}
+
+impl Rule {
+    /// The note that this rule decided.
+    pub fn note(self) -> vmtape_arch::note::Note {
+        vmtape_arch::note::Note::Rule { id: self.0 }
+    }
+}
+
+const ROWS: &[(Rule, &str, &str)] = &[
+    (
+        Rule::RESERVED_BY_HOST_WIDTH,
+        "The guest's tables are walked by the CPU, whose own MAXPHYADDR says which address bits are reserved",
+        "SDM vol. 3A 4.7 Page-Fault Exceptions",
+    ),
+    (
+        Rule::EPT_VIOLATION,
+        "EPT has no translation, or not these rights, for a guest physical address",
+        "SDM vol. 3C 29.3.3.2 EPT Violations",
+    ),
+    (
+        Rule::EPT_MISCONFIG,
+        "An EPT entry is present but malformed: KVM marks MMIO so",
+        "SDM vol. 3C 29.3.3.1 EPT Misconfigurations; KVM mmu/spte.c kvm_mmu_set_ept_masks()",
+    ),
+    (
+        Rule::EPT4_WIDE_GPA,
+        "Under 4-level EPT a guest physical address with bits 51:48 always violates; no table can resolve it",
+        "Intel, 5-Level Paging and 5-Level EPT; qualification bits 6:3 unverified",
+    ),
+    (
+        Rule::SMALLER_MAXPHYADDR_GPA,
+        "The guest physical address is beyond the guest's width: KVM emulates the instruction, whose own walk finds the \
+         reserved bit",
+        "KVM vmx/vmx.c handle_ept_violation(), commit 1dbf5d68af6f",
+    ),
+    (
+        Rule::SMALLER_MAXPHYADDR_PF,
+        "The guest is narrower than the CPU: KVM intercepts the page fault and walks again with the guest's width",
+        "KVM x86.c kvm_fixup_and_inject_pf_error(), commit 897861479c06",
+    ),
+    (
+        Rule::MMIO,
+        "The guest physical address is in no memory slot: the access is emulated",
+        "KVM mmu/mmu.c kvm_handle_noslot_fault()",
+    ),
+    (
+        Rule::EVENT_REINJECTED,
+        "An exit interrupted the delivery of an event, which is injected again",
+        "KVM vmx/vmx.c __vmx_complete_interrupts()",
+    ),
+];
+
+/// The table that the plugin exports.
+pub fn rows() -> Vec<TableRow> {
+    ROWS.iter()
+        .map(|(rule, text, source)| TableRow {
+            id: rule.0,
+            name: rule.name().unwrap_or_default().into(),
+            text: (*text).into(),
+            source: (*source).into(),
+            value: String::new(),
+        })
+        .collect()
+}

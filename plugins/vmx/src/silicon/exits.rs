@@ -1,0 +1,194 @@
+//! Exits: reasons and qualifications for instructions, exceptions and EPT.
+//!
+//! See: SDM vol. 3C 28.2.1 Basic VM-Exit Information
+
+use super::nested::EptExit;
+use bitfield_struct::bitfield;
+use vmtape_arch::{
+    access::Access,
+    event::EventKind,
+    exception::{Exception, Vector},
+    exit::{Exit, Isa, StimulusKind, VmxReason},
+    sensitive::{Sensitive, SensitiveKind},
+    vcpu::VcpuState,
+};
+
+/// Exit qualification of a control-register access. See: SDM vol. 3C Table 28-3
+#[bitfield(u64)]
+pub struct CrQualification {
+    #[bits(4)]
+    pub number: u8,
+    /// 0 MOV to CR, 1 MOV from CR, 2 CLTS, 3 LMSW.
+    #[bits(2)]
+    pub kind: u8,
+    pub lmsw_memory: bool,
+    __: bool,
+    #[bits(4)]
+    pub gpr: u8,
+    #[bits(4)]
+    __: u8,
+    pub lmsw_source: u16,
+    __: u32,
+}
+
+/// Exit qualification of MOV DR. See: SDM vol. 3C Table 28-4
+#[bitfield(u64)]
+pub struct DrQualification {
+    #[bits(3)]
+    pub number: u8,
+    __: bool,
+    /// MOV from DR.
+    pub read: bool,
+    #[bits(3)]
+    __: u8,
+    #[bits(4)]
+    pub gpr: u8,
+    #[bits(52)]
+    __: u64,
+}
+
+/// Exit qualification of an I/O instruction. See: SDM vol. 3C Table 28-5
+#[bitfield(u64)]
+pub struct IoQualification {
+    #[bits(3)]
+    pub size_minus_one: u8,
+    pub input: bool,
+    pub string: bool,
+    pub rep: bool,
+    pub immediate: bool,
+    #[bits(9)]
+    __: u16,
+    pub port: u16,
+    __: u32,
+}
+
+/// Exit qualification of an APIC access. See: SDM vol. 3C Table 28-6
+#[bitfield(u64)]
+pub struct ApicQualification {
+    #[bits(12)]
+    pub offset: u16,
+    /// 0 linear read, 1 linear write, 2 fetch, 3 during event delivery.
+    #[bits(4)]
+    pub kind: u8,
+    #[bits(48)]
+    __: u64,
+}
+
+/// The parts that all exits share. The event in delivery goes along whatever the stimulus: its error code and
+/// instruction length are fields of the VMCS too.
+fn base(reason: VmxReason, state: &VcpuState, stimulus: StimulusKind) -> Exit {
+    let access = Access { delivering: state.delivering, ..Default::default() };
+    let info2 = state.delivering.vmx_info().into();
+    Exit { isa: Isa::VMX, reason: reason.0, info2, stimulus, access, ..Default::default() }
+}
+
+/// The exit for an EPT fault.
+pub fn ept(fault: EptExit, state: &VcpuState, access: &Access) -> Exit {
+    let (reason, info1, gpa) = match fault {
+        EptExit::Violation { gpa, qualification, .. } => (VmxReason::EPT_VIOLATION, qualification.into_bits(), gpa),
+        EptExit::Misconfiguration { gpa } => (VmxReason::EPT_MISCONFIG, 0, gpa),
+    };
+    let access = Access { delivering: state.delivering, ..*access };
+    Exit { info1, gpa, gva: access.gva, access, ..base(reason, state, StimulusKind::ACCESS) }
+}
+
+/// The exit for an exception. See: SDM vol. 3C 28.2.2 Information for VM Exits Due to Vectored Events
+pub fn exception(exception: &Exception, state: &VcpuState) -> Exit {
+    let kind = match exception.vector {
+        Vector::BP | Vector::OF => EventKind::SOFTWARE_EXCEPTION,
+        Vector::DB if exception.insn_len != 0 => EventKind::PRIVILEGED_SOFTWARE_EXCEPTION,
+        _ => EventKind::HARDWARE_EXCEPTION,
+    };
+    let info = vmtape_arch::event::Event {
+        valid: true,
+        kind,
+        vector: exception.vector.0,
+        has_error_code: exception.has_error_code,
+        ..Default::default()
+    };
+    Exit {
+        info1: exception.payload,
+        intr_info: info.vmx_info(),
+        error_code: exception.error_code,
+        gva: if exception.vector == Vector::PF { exception.payload } else { 0 },
+        exception: *exception,
+        ..base(VmxReason::EXCEPTION_NMI, state, StimulusKind::EXCEPTION)
+    }
+}
+
+/// The exit for an instruction or condition.
+pub fn instruction(insn: &Sensitive, state: &VcpuState) -> Exit {
+    use SensitiveKind as K;
+    let cr = |kind| CrQualification::new().with_number(insn.number as u8).with_kind(kind).with_gpr(insn.gpr);
+    let io = IoQualification::new()
+        .with_size_minus_one(insn.size.wrapping_sub(1) & 7)
+        .with_input(matches!(insn.kind, K::IN | K::INS))
+        .with_string(matches!(insn.kind, K::INS | K::OUTS))
+        .with_rep(insn.rep)
+        .with_immediate(insn.immediate)
+        .with_port(insn.number as u16);
+    let dr = DrQualification::new().with_number(insn.number as u8).with_gpr(insn.gpr);
+    let apic = ApicQualification::new().with_offset(insn.number as u16);
+    let (reason, info1) = match insn.kind {
+        K::CPUID => (VmxReason::CPUID, 0),
+        K::RDMSR => (VmxReason::MSR_READ, 0),
+        K::WRMSR => (VmxReason::MSR_WRITE, 0),
+        K::CR_WRITE => (VmxReason::CR_ACCESS, cr(0).into_bits()),
+        K::CR_READ => (VmxReason::CR_ACCESS, cr(1).into_bits()),
+        K::LMSW => {
+            let lmsw = CrQualification::new().with_kind(3).with_lmsw_memory(insn.memory);
+            (VmxReason::CR_ACCESS, lmsw.with_lmsw_source(insn.value as u16).into_bits())
+        }
+        K::DR_WRITE => (VmxReason::DR_ACCESS, dr.into_bits()),
+        K::DR_READ => (VmxReason::DR_ACCESS, dr.with_read(true).into_bits()),
+        K::INVLPG => (VmxReason::INVLPG, insn.address),
+        K::INVPCID => (VmxReason::INVPCID, 0),
+        K::HLT => (VmxReason::HLT, 0),
+        K::IN | K::OUT | K::INS | K::OUTS => (VmxReason::IO_INSTRUCTION, io.into_bits()),
+        K::RDPMC => (VmxReason::RDPMC, 0),
+        K::WBINVD => (VmxReason::WBINVD, 0),
+        K::INVD => (VmxReason::INVD, 0),
+        K::MONITOR => (VmxReason::MONITOR_INSTRUCTION, 0),
+        K::MWAIT => (VmxReason::MWAIT_INSTRUCTION, 0),
+        K::VMCALL => (VmxReason::VMCALL, 0),
+        K::XSETBV => (VmxReason::XSETBV, 0),
+        K::VMX => (vmx_instruction(&insn.bytes), 0),
+        K::RDRAND => (VmxReason::RDRAND, 0),
+        K::RDSEED => (VmxReason::RDSEED, 0),
+        K::TASK_SWITCH => (VmxReason::TASK_SWITCH, insn.number.into()),
+        K::INTERRUPT_WINDOW => (VmxReason::INTERRUPT_WINDOW, 0),
+        K::NMI_WINDOW => (VmxReason::NMI_WINDOW, 0),
+        K::APIC_READ => (VmxReason::APIC_ACCESS, apic.into_bits()),
+        K::APIC_WRITE => (VmxReason::APIC_ACCESS, apic.with_kind(1).into_bits()),
+        _ => (VmxReason::TRIPLE_FAULT, 0),
+    };
+    Exit { info1, insn: *insn, gva: insn.address, ..base(reason, state, StimulusKind::SENSITIVE) }
+}
+
+/// An APIC-write exit: the instruction completes first. See: SDM vol. 3C 30.4.3.3 APIC-Write VM Exits
+pub fn apic_write(insn: &Sensitive, state: &VcpuState) -> Exit {
+    let info1 = ApicQualification::new().with_offset(insn.number as u16).into_bits();
+    Exit { info1, insn: *insn, trap: true, ..base(VmxReason::APIC_WRITE, state, StimulusKind::SENSITIVE) }
+}
+
+/// Which of Intel's nested instructions the bytes are. See: SDM vol. 3D chapter 31 VMX Instruction Reference
+fn vmx_instruction(bytes: &[u8]) -> VmxReason {
+    let is_prefix = |b: &u8| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf2 | 0xf3);
+    let start = bytes.iter().position(|b| !is_prefix(b)).unwrap_or(bytes.len());
+    let has = |prefix: u8| bytes[..start].contains(&prefix);
+    match bytes[start..] {
+        [0x0f, 0x01, 0xc1, ..] => VmxReason::VMCALL,
+        [0x0f, 0x01, 0xc2, ..] => VmxReason::VMLAUNCH,
+        [0x0f, 0x01, 0xc3, ..] => VmxReason::VMRESUME,
+        [0x0f, 0x01, 0xc4, ..] => VmxReason::VMOFF,
+        [0x0f, 0x01, 0xd4, ..] => VmxReason::VMFUNC,
+        [0x0f, 0x78, ..] => VmxReason::VMREAD,
+        [0x0f, 0x79, ..] => VmxReason::VMWRITE,
+        [0x0f, 0x38, 0x80, ..] => VmxReason::INVEPT,
+        [0x0f, 0x38, 0x81, ..] => VmxReason::INVVPID,
+        [0x0f, 0xc7, modrm, ..] if modrm >> 3 & 7 == 7 => VmxReason::VMPTRST,
+        [0x0f, 0xc7, ..] if has(0xf3) => VmxReason::VMON,
+        [0x0f, 0xc7, ..] if has(0x66) => VmxReason::VMCLEAR,
+        _ => VmxReason::VMPTRLD,
+    }
+}

@@ -1,0 +1,212 @@
+//! A VM under `kvm_intel`: what its vCPUs share, and what each has.
+
+use crate::{
+    rules::Rule,
+    silicon::{controls::Controls, ept::EptSilicon},
+};
+use serde::{Deserialize, Serialize};
+use vmtape_abi::{EmulateRequest, Host, VmConfig, emultype};
+use vmtape_arch::{
+    exception::{Exception, PageFaultError},
+    exit::Resume,
+    host::{Silicon, Vendor},
+    vcpu::VcpuState,
+};
+use vmtape_kvm_core::{
+    Vcpu, emulate,
+    profile::{Options, Scope, Switch},
+};
+use vmtape_kvm_mmu::{
+    fault::{FaultCode, Handled},
+    mmu::{Config, Mmu},
+    slots::Slots,
+    spte::Format,
+};
+
+/// APIC_ACCESS_PAGE_PRIVATE_MEMSLOT and where it is.
+const APIC_ACCESS_SLOT: u32 = 0;
+pub const APIC_DEFAULT_BASE: u64 = 0xfee0_0000;
+
+/// One vCPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmxVcpu {
+    pub core: Vcpu,
+    pub controls: Controls,
+    /// MOV DR runs without exits until the next exit (KVM_DEBUGREG_WONT_EXIT).
+    pub debug_registers_owned: bool,
+    /// An exit was handled since the last entry.
+    pub exited: bool,
+}
+
+/// What all vCPUs share.
+pub struct Shared {
+    pub silicon: Silicon,
+    pub options: Options,
+    pub mmu: Mmu,
+}
+
+/// A VM.
+pub struct Vm {
+    pub shared: Shared,
+    pub vcpus: Vec<VmxVcpu>,
+}
+
+/// What `save` keeps.
+#[derive(Serialize, Deserialize)]
+pub struct Saved {
+    pub mmu: Mmu,
+    pub vcpus: Vec<VmxVcpu>,
+}
+
+impl Vm {
+    /// KVM_CREATE_VM on this silicon with these options.
+    pub fn new(config: &VmConfig) -> Result<Self, String> {
+        let silicon = config.silicon;
+        if silicon.vendor != Vendor::INTEL {
+            return Err(format!("vmx needs an Intel host, this one is {}", silicon.vendor));
+        }
+        if !(32..=52).contains(&silicon.phys_bits) {
+            return Err(format!("MAXPHYADDR {} is not within 32 to 52", silicon.phys_bits));
+        }
+        let mut options = Options::parse(Scope::VMX, "vmx", &config.options).map_err(|e| e.to_string())?;
+        hardware_setup(&silicon, &mut options);
+        let ept = options.on(Switch::EPT);
+        let mut mmu = Mmu::new(Config {
+            tdp: ept,
+            format: if ept {
+                Format::Ept { ad: options.on(Switch::EPTAD) }
+            } else {
+                Format::X86 { width: silicon.phys_bits }
+            },
+            host_width: silicon.phys_bits,
+            gbpages: silicon.gbpages,
+            backing_shift: silicon.backing_shift,
+            max_tdp_level: silicon.ept_levels,
+            forced_tdp_level: false,
+            mmio_caching: options.on(Switch::MMIO_CACHING),
+            amd: false,
+            wide_gpa_faults: options.on(Switch::EPT4_WIDE_GPA_VIOLATION),
+            accessed_before_nested_fault: false,
+            dirty_before_nested_fault: false,
+        });
+        let shared_page = apic_access_hpa(&silicon);
+        if options.on(Switch::FLEXPRIORITY) {
+            mmu.set_private_slot(APIC_ACCESS_SLOT, APIC_DEFAULT_BASE, 0x1000, shared_page);
+        }
+        Ok(Self { shared: Shared { silicon, options, mmu }, vcpus: Vec::new() })
+    }
+}
+
+/// The APIC-access page lies at the top of the host's physical address space, where no guest memory is.
+pub fn apic_access_hpa(silicon: &Silicon) -> u64 {
+    (1 << silicon.phys_bits) - 0x1000
+}
+
+/// Parameters as they are once the silicon is known. See: KVM vmx/vmx.c vmx_hardware_setup()
+fn hardware_setup(silicon: &Silicon, options: &mut Options) {
+    let ept = options.on(Switch::EPT);
+    if !ept {
+        options.set(Switch::UNRESTRICTED_GUEST, false);
+        options.set(Switch::TDP_MMU, false);
+        // Shadow paging walks with the guest's width anyway.
+        options.set(Switch::ALLOW_SMALLER_MAXPHYADDR, true);
+    }
+    if !ept || !silicon.ept_ad {
+        options.set(Switch::EPTAD, false);
+    }
+    if !silicon.apicv || !options.on(Switch::FLEXPRIORITY) {
+        options.set(Switch::ENABLE_APICV, false);
+    }
+}
+
+impl Shared {
+    /// EPT is in use.
+    pub fn ept(&self) -> bool {
+        self.options.on(Switch::EPT)
+    }
+
+    /// `allow_smaller_maxphyaddr`.
+    pub fn allow_smaller_maxphyaddr(&self) -> bool {
+        self.options.on(Switch::ALLOW_SMALLER_MAXPHYADDR)
+    }
+
+    /// `fasteoi`.
+    pub fn fasteoi(&self) -> bool {
+        self.options.on(Switch::FASTEOI)
+    }
+
+    /// The memory slots.
+    pub fn slots(&self) -> &Slots {
+        &self.mmu.slots
+    }
+
+    /// What the CPU's EPT can do.
+    pub fn ept_silicon(&self) -> EptSilicon {
+        EptSilicon {
+            maxphyaddr: self.silicon.phys_bits,
+            execute_only: true,
+            gbpages: self.silicon.gbpages,
+            wide_gpa_violates: self.options.on(Switch::EPT4_WIDE_GPA_VIOLATION),
+        }
+    }
+
+    /// `kvm_mmu_page_fault`, with the emulation that it asks for.
+    pub fn mmu_page_fault(
+        &mut self,
+        vcpu: &mut Vcpu,
+        state: &mut VcpuState,
+        address: u64,
+        code: FaultCode,
+        host: &mut dyn Host,
+    ) -> Resume {
+        match self.mmu.page_fault(vcpu.id, state, address, code, host) {
+            Handled::Resume => Resume::GUEST,
+            Handled::Inject(exception) => {
+                vcpu.inject(state, &exception);
+                Resume::GUEST
+            }
+            Handled::Errno(errno) => Resume::errno(errno),
+            Handled::Emulate | Handled::EmulateOrRetry => {
+                host.note(vcpu.id, Rule::MMIO.note());
+                self.emulate(vcpu, state, emultype::PF, Some(address), host)
+            }
+        }
+    }
+
+    /// `x86_emulate_instruction`. `address`: what an exit with EMULTYPE_PF reported.
+    pub fn emulate(
+        &mut self,
+        vcpu: &mut Vcpu,
+        state: &mut VcpuState,
+        flags: u32,
+        address: Option<u64>,
+        host: &mut dyn Host,
+    ) -> Resume {
+        let address = address.unwrap_or(0);
+        let (gva, gpa) = if self.ept() { (0, address) } else { (address, 0) };
+        let request = EmulateRequest { flags, gva, gpa, ..Default::default() };
+        let known = address != 0 || flags & emultype::PF != 0;
+        let id = vcpu.id;
+        let mut emulator = self.mmu.emulator(id, (known && self.mmu.config.tdp).then_some(gpa));
+        emulate::x86_emulate(vcpu, state, &request, &mut emulator, host)
+    }
+
+    /// `kvm_fixup_and_inject_pf_error`: the fault that a CPU of the guest's width would raise.
+    pub fn fixup_page_fault(
+        &mut self,
+        vcpu: &Vcpu,
+        state: &VcpuState,
+        gva: u64,
+        error: PageFaultError,
+        host: &mut dyn Host,
+    ) -> Exception {
+        let unchanged = Exception::pf(gva, error);
+        if !error.p() {
+            return unchanged;
+        }
+        match self.mmu.gva_to_gpa(vcpu.id, state, gva, error, host) {
+            Ok(_) => unchanged,
+            Err(exception) => exception,
+        }
+    }
+}
