@@ -107,6 +107,18 @@ impl Cpu {
         core.refresh();
         crate::emulate::step(&mut core, &self.blocks, bytes)
     }
+
+    /// Decodes one instruction as [`Cpu::step_emulated`] does, and goes on behind it (EMULTYPE_SKIP).
+    pub fn skip_emulated(
+        &mut self,
+        state: &mut VcpuState,
+        env: &mut dyn Env,
+        bytes: Option<&[u8]>,
+    ) -> Emulation {
+        let mut core = Core::new(&mut self.tlb, state, env);
+        core.emulating = true;
+        crate::emulate::skip(&mut core, &self.blocks, bytes)
+    }
 }
 
 /// Runs until something stops it, which is the error.

@@ -13,6 +13,35 @@ const MAX_INSN: usize = 15;
 
 /// Executes the instruction at RIP.
 pub(crate) fn step(core: &mut Core<'_>, blocks: &Blocks, given: Option<&[u8]>) -> Emulation {
+    let shadow = core.state.interruptibility;
+    core.state.interruptibility = shadow.with_sti(false).with_mov_ss(false);
+    let emulation = with_instruction(core, blocks, given, |core, insn| match (insn.handler)(core, insn) {
+        Ok(()) => retire(core),
+        Err(Interrupted::Fault(fault)) if fault.vector == Vector::UD => Step::Unhandleable,
+        Err(Interrupted::Fault(fault)) => Step::Fault(fault),
+        Err(Interrupted::Exit) => Step::Unhandleable,
+    });
+    if emulation.step != Step::Executed {
+        core.state.interruptibility = shadow;
+    }
+    emulation
+}
+
+/// Goes on behind the instruction at RIP.
+pub(crate) fn skip(core: &mut Core<'_>, blocks: &Blocks, given: Option<&[u8]>) -> Emulation {
+    with_instruction(core, blocks, given, |core, _| {
+        let shadow = core.state.interruptibility;
+        core.state.interruptibility = shadow.with_sti(false).with_mov_ss(false);
+        retire(core)
+    })
+}
+
+fn with_instruction(
+    core: &mut Core<'_>,
+    blocks: &Blocks,
+    given: Option<&[u8]>,
+    act: impl FnOnce(&mut Core<'_>, &Insn) -> Step,
+) -> Emulation {
     let mut emulation = Emulation { step: Step::Unhandleable, len: 0, bytes: [0; MAX_INSN] };
     let insn = match decode(core, blocks, given, &mut emulation.bytes) {
         Ok(Some(insn)) => insn,
@@ -22,12 +51,7 @@ pub(crate) fn step(core: &mut Core<'_>, blocks: &Blocks, given: Option<&[u8]>) -
     emulation.len = insn.len;
     emulation.bytes[insn.len as usize..].fill(0);
     core.next_rip = core.state.rip.wrapping_add(u64::from(insn.len)) & core.rip_mask;
-    emulation.step = match (insn.handler)(core, &insn) {
-        Ok(()) => retire(core),
-        Err(Interrupted::Fault(fault)) if fault.vector == Vector::UD => Step::Unhandleable,
-        Err(Interrupted::Fault(fault)) => Step::Fault(fault),
-        Err(Interrupted::Exit) => Step::Unhandleable,
-    };
+    emulation.step = act(core, &insn);
     emulation
 }
 

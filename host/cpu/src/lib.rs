@@ -20,6 +20,7 @@ pub mod operand;
 mod ram;
 mod system;
 mod tlb;
+mod used;
 
 pub use core::Core;
 pub use cpu::{Cpu, CpuConfig, Emulation, Step, Stop};
@@ -29,3 +30,4 @@ pub use fp::{MXCSR_MASK, XSAVE_COMPONENTS, XsaveComponent};
 pub use mem::Privilege;
 pub use ram::Ram;
 pub use tlb::{Flush, FlushHandle};
+pub use used::{USES_RFLAGS, used_registers};
