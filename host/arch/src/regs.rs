@@ -128,6 +128,49 @@ pub struct Dr6 {
     __: u64,
 }
 
+/// DR7. See: SDM vol. 3B 18.2.4 Debug Control Register
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct Dr7 {
+    /// L0, G0, L1, G1, ...
+    pub enable: u8,
+    pub le: bool,
+    pub ge: bool,
+    #[bits(default = true)]
+    pub always_one: bool,
+    pub rtm: bool,
+    __: bool,
+    /// General detect: #DB at the next access to a debug register.
+    pub gd: bool,
+    #[bits(2)]
+    __: u8,
+    /// R/W0, LEN0, R/W1, LEN1, ...
+    pub conditions: u16,
+    __: u32,
+}
+
+impl Dr7 {
+    /// Whether breakpoint 0-3 is enabled, locally or globally.
+    pub const fn is_enabled(self, n: u32) -> bool {
+        self.enable() >> (2 * n) & 3 != 0
+    }
+
+    /// What breakpoint 0-3 watches: 0 instructions, 1 writes, 2 I/O, 3 reads and writes.
+    pub const fn rw(self, n: u32) -> u8 {
+        (self.conditions() >> (4 * n) & 3) as u8
+    }
+
+    /// Bytes that breakpoint 0-3 watches.
+    pub const fn len(self, n: u32) -> u64 {
+        match self.conditions() >> (4 * n + 2) & 3 {
+            0 => 1,
+            1 => 2,
+            2 => 8,
+            _ => 4,
+        }
+    }
+}
+
 /// DR6 after reset: its reserved bits that read as one.
 pub const DR6_INIT: u64 = 0xffff_0ff0;
 /// DR7 after reset: bit 10 reads as one.

@@ -4,10 +4,10 @@ use crate::{
     env::{Decision, Env, Interrupted},
     insn::Insn,
     ram::Ram,
+    system::model::Model,
     tlb::{Context, Tlb},
 };
 use vmtape_arch::{
-    event::Event,
     exception::{Exception, Vector},
     regs::{Rflags, SegAttr},
     sensitive::{Sensitive, SensitiveKind},
@@ -40,8 +40,8 @@ pub struct Core<'a> {
     /// Where the instruction goes on: branches change it, and instructions that stay where they are (REP, HLT woken
     /// later) set it back to `state.rip`.
     pub next_rip: u64,
-    /// The event whose delivery the current accesses belong to.
-    pub delivering: Event,
+    /// What the silicon can do, where the checks of system instructions depend on it.
+    pub(crate) model: Model,
     pub(crate) ram: Ram,
     pub(crate) tlb: &'a mut Tlb,
     pub(crate) segments: [FastSegment; 8],
@@ -64,19 +64,21 @@ pub struct Core<'a> {
     pub(crate) mode: u8,
     /// KVM's emulator: nothing is cached, and exceptions are returned rather than delivered.
     pub(crate) emulating: bool,
+    /// RFLAGS.TF was set when the instruction began, and the instruction does not say otherwise.
+    pub(crate) single_step: bool,
     /// #DB conditions that the current instruction met, in DR6's layout; taken after it.
     pub debug_traps: u64,
 }
 
 impl<'a> Core<'a> {
-    pub(crate) fn new(tlb: &'a mut Tlb, state: &'a mut VcpuState, env: &'a mut dyn Env) -> Self {
+    pub(crate) fn new(tlb: &'a mut Tlb, model: Model, state: &'a mut VcpuState, env: &'a mut dyn Env) -> Self {
         let ram = env.ram().clone();
         let next_rip = state.rip;
         let mut core = Self {
             state,
             env,
             next_rip,
-            delivering: Event::default(),
+            model,
             ram,
             tlb,
             segments: [FastSegment::default(); 8],
@@ -92,6 +94,7 @@ impl<'a> Core<'a> {
             check_events: true,
             mode: 0,
             emulating: false,
+            single_step: false,
             debug_traps: 0,
         };
         core.refresh();

@@ -7,7 +7,7 @@ use crate::{
     features::Features,
     flags::{IF, TF},
     insn::Insn,
-    system,
+    system::{self, model::Model},
     tlb::{Flush, FlushHandle, Tlb},
 };
 use vmtape_arch::{
@@ -22,6 +22,8 @@ use vmtape_arch::{
 pub struct CpuConfig {
     /// Instruction-set extensions that exist; others raise #UD (or decode as their ancestors).
     pub features: Features,
+    /// The silicon below: what bounds control registers, MSRs and addresses where nothing is intercepted.
+    pub model: Model,
 }
 
 /// Why [`Cpu::run`] came back.
@@ -61,11 +63,12 @@ pub struct Emulation {
 pub struct Cpu {
     tlb: Tlb,
     blocks: Blocks,
+    model: Model,
 }
 
 impl Cpu {
     pub fn new(config: CpuConfig) -> Self {
-        Self { tlb: Tlb::new(), blocks: Blocks::new(config.features) }
+        Self { tlb: Tlb::new(), blocks: Blocks::new(config.features), model: config.model }
     }
 
     /// Changes the instruction-set extensions (KVM_SET_CPUID2).
@@ -86,7 +89,7 @@ impl Cpu {
     /// Delivers `state.inject` if it is valid, and runs until `state.icount` reaches `until_icount` or something stops
     /// the guest.
     pub fn run(&mut self, state: &mut VcpuState, env: &mut dyn Env, until_icount: u64) -> Stop {
-        let mut core = Core::new(&mut self.tlb, state, env);
+        let mut core = Core::new(&mut self.tlb, self.model, state, env);
         core.tlb.sync(core.ram.write_epoch());
         match run(&mut core, &mut self.blocks, until_icount) {
             Ok(never) => match never {},
@@ -102,7 +105,7 @@ impl Cpu {
         env: &mut dyn Env,
         bytes: Option<&[u8]>,
     ) -> Emulation {
-        let mut core = Core::new(&mut self.tlb, state, env);
+        let mut core = Core::new(&mut self.tlb, self.model, state, env);
         core.emulating = true;
         core.refresh();
         crate::emulate::step(&mut core, &self.blocks, bytes)
@@ -196,12 +199,14 @@ fn step(core: &mut Core<'_>, blocks: &mut Blocks) -> Result<(), Interrupted> {
     // The instruction may itself set RF or begin a new shadow, so the old ones end before it.
     core.state.rflags = flags.with_rf(false).into_bits();
     core.state.interruptibility = shadow.with_sti(false).with_mov_ss(false);
+    core.single_step = flags.tf();
     if let Err(why) = execute(core, &blocks.insns, block, 1) {
         core.state.rflags = Rflags::from_bits(core.state.rflags).with_rf(flags.rf()).into_bits();
         core.state.interruptibility = shadow;
+        core.single_step = false;
         return Err(why);
     }
-    if flags.tf() {
+    if std::mem::take(&mut core.single_step) {
         core.debug_traps |= Dr6::new().with_bs(true).into_bits();
     }
     Ok(())
@@ -221,7 +226,7 @@ fn inject(core: &mut Core<'_>) -> Result<(), Stop> {
 // See: SDM vol. 3A Table 6-2. Priority Among Concurrent Events
 fn events(core: &mut Core<'_>) -> Result<bool, Stop> {
     core.check_events = false;
-    if core.debug_traps != 0 {
+    if core.debug_traps | core.state.pending_debug != 0 {
         system::debug::traps(core)?;
         core.after_env();
     }

@@ -29,5 +29,6 @@ pub use features::Features;
 pub use fp::{MXCSR_MASK, XSAVE_COMPONENTS, XsaveComponent};
 pub use mem::Privilege;
 pub use ram::Ram;
+pub use system::model::Model;
 pub use tlb::{Flush, FlushHandle};
 pub use used::{USES_RFLAGS, used_registers};
