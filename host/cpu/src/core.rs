@@ -71,7 +71,12 @@ pub struct Core<'a> {
 }
 
 impl<'a> Core<'a> {
-    pub(crate) fn new(tlb: &'a mut Tlb, model: Model, state: &'a mut VcpuState, env: &'a mut dyn Env) -> Self {
+    pub(crate) fn new(
+        tlb: &'a mut Tlb,
+        model: Model,
+        state: &'a mut VcpuState,
+        env: &'a mut dyn Env,
+    ) -> Self {
         let ram = env.ram().clone();
         let next_rip = state.rip;
         let mut core = Self {

@@ -87,8 +87,8 @@ pub fn check_cr4(state: &VcpuState, model: &Model, value: u64) -> Result<(Cr4, b
         gp_if(!efer.lma() || state.cr3 & CR3_PCID != 0)?;
     }
     gp_if(new.cet() && !cr0.wp())?;
-    let pdptes = is_pae_paging(cr0, new, efer)
-        && (changed.pae() || changed.pse() || changed.pge() || changed.smep());
+    let pdptes =
+        is_pae_paging(cr0, new, efer) && (changed.pae() || changed.pse() || changed.pge() || changed.smep());
     Ok((new, pdptes))
 }
 
@@ -174,7 +174,11 @@ mod tests {
         assert!(check_cr0(&state, pg.into_bits()).is_err(), "PG without PE");
         assert!(check_cr0(&state, Cr0::new().with_nw(true).into_bits()).is_err(), "NW without CD");
         assert!(check_cr0(&state, 1 << 32).is_err(), "high half");
-        assert_eq!(check_cr0(&state, 1 << 6).unwrap().0, Cr0::new().with_et(true), "reserved low bits are ignored");
+        assert_eq!(
+            check_cr0(&state, 1 << 6).unwrap().0,
+            Cr0::new().with_et(true),
+            "reserved low bits are ignored"
+        );
         state.efer = Efer::new().with_lme(true).into_bits();
         assert!(check_cr0(&state, pg.with_pe(true).into_bits()).is_err(), "LME without PAE");
         state.cr4 = Cr4::new().with_pae(true).into_bits();

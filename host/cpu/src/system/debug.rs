@@ -38,7 +38,7 @@ fn hits(state: &VcpuState, matches: impl Fn(u8, u64, u64) -> bool) -> u64 {
 }
 
 fn overlaps(first: u64, len: u64, address: u64, watched: u64) -> bool {
-    let address = address & (watched - 1 ^ u64::MAX);
+    let address = address & !(watched - 1);
     first.wrapping_sub(address) < watched || address.wrapping_sub(first) < len
 }
 
@@ -75,9 +75,8 @@ pub(super) fn port_access(core: &mut Core<'_>, port: u16, len: u64) {
     if dr7(core.state).enable() == 0 || !core.state.cr4().de() {
         return;
     }
-    let bits = hits(core.state, |kind, address, watched| {
-        kind == IO && overlaps(port as u64, len, address, watched)
-    });
+    let bits =
+        hits(core.state, |kind, address, watched| kind == IO && overlaps(port as u64, len, address, watched));
     add_traps(core, bits);
 }
 
@@ -140,8 +139,7 @@ fn access(core: &mut Core<'_>, insn: &Sensitive) -> Result<usize, Interrupted> {
 /// MOV r, DRn.
 pub(super) fn mov_from(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted> {
     let (number, gpr) = (insn.regs[1] as u32, insn.regs[0]);
-    let number =
-        access(core, &Sensitive { number, gpr, ..core.describe(insn, SensitiveKind::DR_READ) })?;
+    let number = access(core, &Sensitive { number, gpr, ..core.describe(insn, SensitiveKind::DR_READ) })?;
     let value = match number {
         6 => core.state.dr6,
         7 => core.state.dr7,
@@ -161,7 +159,7 @@ pub(super) fn mov_to(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted
         _ => {}
     }
     match number {
-        6 => core.state.dr6 = value & DR6_WRITABLE.into_bits() | DR6_INIT,
+        6 => core.state.dr6 = (value & DR6_WRITABLE.into_bits()) | DR6_INIT,
         7 => {
             let new = Dr7::from_bits(value);
             core.state.dr7 = Dr7::new()
@@ -197,7 +195,7 @@ mod tests {
         assert_eq!(Dr7::new().into_bits(), DR7_INIT);
         // kvm-unit-tests' four-byte write breakpoint in DR1.
         let dr7 = Dr7::from_bits(0x00d0_040a);
-        assert!(dr7.is_enabled(1) && !dr7.is_enabled(0) && !dr7.is_enabled(2));
+        assert!(dr7.is_enabled(0) && dr7.is_enabled(1) && !dr7.is_enabled(2));
         assert_eq!((dr7.rw(1), dr7.len(1)), (WRITE, 4));
     }
 

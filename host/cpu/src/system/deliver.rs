@@ -3,11 +3,7 @@
 //! See: SDM vol. 3A 6.12 Exception and Interrupt Handling, 6.14 Exception and Interrupt Handling in 64-bit Mode,
 //! vol. 3B 21.3 Interrupt and Exception Handling in Virtual-8086 Mode
 
-use super::{
-    descriptor::Mode,
-    stack::Stack,
-    transfer::Target,
-};
+use super::{descriptor::Mode, stack::Stack, transfer::Target};
 use crate::{core::Core, env::Interrupted};
 use vmtape_arch::{
     descriptor::{Descriptor, Gate, Selector, SelectorError, SystemType, tss32, tss64},
@@ -34,9 +30,7 @@ impl Core<'_> {
         let software = event.kind == EventKind::SOFTWARE_INTERRUPT;
         match self.mode() {
             Mode::Real => self.deliver_real(event, self.state.idtr.base),
-            Mode::Virtual8086 if software && self.is_redirected(event.vector)? => {
-                self.deliver_real(event, 0)
-            }
+            Mode::Virtual8086 if software && self.is_redirected(event.vector)? => self.deliver_real(event, 0),
             Mode::Long => self.deliver_gate(event),
             _ => self.deliver_gate(event),
         }
@@ -87,7 +81,9 @@ impl Core<'_> {
             let tr = self.state.seg[seg::TR];
             let io_map: u16 = self.system_read(tr.base.wrapping_add(tss32::IO_MAP_BASE as u64))?;
             let at = (io_map as u64).wrapping_sub(32) + vector as u64 / 8;
-            if at <= tr.limit as u64 && self.system_read::<u8>(tr.base.wrapping_add(at))? >> (vector % 8) & 1 == 0 {
+            if at <= tr.limit as u64
+                && self.system_read::<u8>(tr.base.wrapping_add(at))? >> (vector % 8) & 1 == 0
+            {
                 return Ok(true);
             }
         }

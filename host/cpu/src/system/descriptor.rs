@@ -46,8 +46,7 @@ impl Core<'_> {
     /// Whether a fault now would be caused by an event from outside the program. See: SDM vol. 3A 6.13 Error Code
     fn is_external(&self) -> bool {
         let event = &self.state.delivering;
-        event.valid
-            && !matches!(event.kind, EventKind::SOFTWARE_INTERRUPT | EventKind::SOFTWARE_EXCEPTION)
+        event.valid && !matches!(event.kind, EventKind::SOFTWARE_INTERRUPT | EventKind::SOFTWARE_EXCEPTION)
     }
 
     /// An exception whose error code names a selector or IDT entry, or nothing.
@@ -62,12 +61,7 @@ impl Core<'_> {
     }
 
     /// As [`Core::bad`] unless `fine`.
-    pub(super) fn require(
-        &self,
-        fine: bool,
-        vector: Vector,
-        selector: Selector,
-    ) -> Result<(), Interrupted> {
+    pub(super) fn require(&self, fine: bool, vector: Vector, selector: Selector) -> Result<(), Interrupted> {
         if fine { Ok(()) } else { self.bad(vector, selector) }
     }
 

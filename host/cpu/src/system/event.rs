@@ -2,12 +2,7 @@
 //!
 //! See: SDM vol. 3A 6.15 Exception and Interrupt Reference, Interrupt 8; vol. 3C 28.1 Architectural State Before a VM Exit
 
-use crate::{
-    core::Core,
-    cpu::Stop,
-    env::Interrupted,
-    insn::Insn,
-};
+use crate::{core::Core, cpu::Stop, env::Interrupted, insn::Insn};
 use vmtape_arch::{
     event::{Event, EventKind},
     exception::{Exception, Vector},
@@ -116,7 +111,8 @@ pub(super) fn software_interrupt(core: &mut Core<'_>, insn: &Insn, vector: u8) -
 
 /// Asks the backend whether it takes the exception.
 fn offer(core: &mut Core<'_>, exception: &Exception) -> Result<(), Stop> {
-    let wanted = core.state.intercepts.exceptions.checked_shr(exception.vector.0 as u32).unwrap_or(0) & 1 != 0;
+    let wanted =
+        core.state.intercepts.exceptions.checked_shr(exception.vector.0 as u32).unwrap_or(0) & 1 != 0;
     if !wanted {
         return Ok(());
     }

@@ -15,9 +15,14 @@ use vmtape_arch::{regs::Rflags, vcpu::Interruptibility};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     /// POPF. `level0`: IOPL may change.
-    Popf { level0: bool, intr: bool },
+    Popf {
+        level0: bool,
+        intr: bool,
+    },
     IretAtLevel0,
-    Iret { intr: bool },
+    Iret {
+        intr: bool,
+    },
 }
 
 /// Flags that every program may change.
@@ -92,13 +97,15 @@ pub(super) fn popf(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted> 
     let mut stack = core.stack();
     let new = Rflags::from_bits(core.stack_pop(&mut stack, size)?);
     if virtualized {
-        core.require_gp0(!new.tf() && !(new.intr() && old.vip()))?;
+        core.require_gp0(!(new.tf() || (new.intr() && old.vip())))?;
     }
     core.switch_to(stack);
     let real = core.mode() == Mode::Real;
     // In virtual-8086 mode the CPL is 3, so that IOPL stays.
-    let change =
-        Change::Popf { level0: real || core.cpl() == 0, intr: !virtualized && (real || core.cpl() <= old.iopl()) };
+    let change = Change::Popf {
+        level0: real || core.cpl() == 0,
+        intr: !virtualized && (real || core.cpl() <= old.iopl()),
+    };
     let merged = Rflags::from_bits(merge(old, new, size, change));
     core.state.rflags = if virtualized { merged.with_vif(new.intr()) } else { merged }.into_bits();
     Ok(())
@@ -116,7 +123,8 @@ fn interrupt_flag(core: &Core<'_>) -> Result<Target, Interrupted> {
         return Ok(Target::If);
     }
     let cr4 = core.state.cr4();
-    let virtual_flag = if core.mode() == Mode::Virtual8086 { cr4.vme() } else { cr4.pvi() && core.cpl() == 3 };
+    let virtual_flag =
+        if core.mode() == Mode::Virtual8086 { cr4.vme() } else { cr4.pvi() && core.cpl() == 3 };
     core.require_gp0(virtual_flag)?;
     Ok(Target::Vif)
 }

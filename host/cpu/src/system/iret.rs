@@ -53,7 +53,7 @@ impl Core<'_> {
         let mut stack = self.stack();
         let (rip, cs, flags) = self.pop_frame(&mut stack, size)?;
         if virtual_if {
-            self.require_gp0(!flags.tf() && !(flags.intr() && old.vip()))?;
+            self.require_gp0(!(flags.tf() || (flags.intr() && old.vip())))?;
         }
         let segment = Segment { base: (cs as u64) << 4, selector: cs, ..self.state.seg[seg::CS] };
         self.require_gp0(rip <= segment.limit as u64)?;
@@ -121,7 +121,8 @@ impl Core<'_> {
         for (n, selector) in [seg::SS, seg::ES, seg::DS, seg::FS, seg::GS].into_iter().zip(selectors) {
             self.state.seg[n] = load(selector);
         }
-        self.state.rflags = merge(self.flags(), flags, 4, Change::IretAtLevel0) | Rflags::new().with_vm(true).into_bits();
+        self.state.rflags =
+            merge(self.flags(), flags, 4, Change::IretAtLevel0) | Rflags::new().with_vm(true).into_bits();
         self.state.gpr[vmtape_arch::vcpu::gpr::RSP] = sp;
         self.commit(Target { cs: load(cs), rip: rip & 0xffff, cpl: 3 });
         Ok(())

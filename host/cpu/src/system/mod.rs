@@ -40,10 +40,10 @@ fn by_code(code: Code) -> Option<Handler> {
         Mov_dr_r32 | Mov_dr_r64 => debug::mov_to,
         Mov_rm16_Sreg | Mov_r32m16_Sreg | Mov_r64m16_Sreg => segment::mov_from,
         Mov_Sreg_rm16 | Mov_Sreg_r32m16 | Mov_Sreg_r64m16 => segment::mov_to,
-        Pushw_ES | Pushw_CS | Pushw_SS | Pushw_DS | Pushw_FS | Pushw_GS | Pushd_ES | Pushd_CS
-        | Pushd_SS | Pushd_DS | Pushd_FS | Pushd_GS | Pushq_FS | Pushq_GS => segment::push,
-        Popw_ES | Popw_SS | Popw_DS | Popw_FS | Popw_GS | Popd_ES | Popd_SS | Popd_DS | Popd_FS
-        | Popd_GS | Popq_FS | Popq_GS => segment::pop,
+        Pushw_ES | Pushw_CS | Pushw_SS | Pushw_DS | Pushw_FS | Pushw_GS | Pushd_ES | Pushd_CS | Pushd_SS
+        | Pushd_DS | Pushd_FS | Pushd_GS | Pushq_FS | Pushq_GS => segment::push,
+        Popw_ES | Popw_SS | Popw_DS | Popw_FS | Popw_GS | Popd_ES | Popd_SS | Popd_DS | Popd_FS | Popd_GS
+        | Popq_FS | Popq_GS => segment::pop,
         Jmp_ptr1616 | Jmp_ptr1632 | Jmp_m1616 | Jmp_m1632 | Jmp_m1664 => transfer::jmp_far,
         Call_ptr1616 | Call_ptr1632 | Call_m1616 | Call_m1632 | Call_m1664 => transfer::call_far,
         _ => return None,
@@ -59,8 +59,6 @@ fn by_mnemonic(mnemonic: Mnemonic) -> Option<Handler> {
         Int3 => trap::int3,
         Into => trap::into,
         Int1 => debug::icebp,
-        Bound => trap::bound,
-        Ud0 | Ud1 | Ud2 => trap::undefined,
         Pushf | Pushfd | Pushfq => flags::pushf,
         Popf | Popfd | Popfq => flags::popf,
         Cli => flags::cli,
@@ -105,8 +103,8 @@ fn by_mnemonic(mnemonic: Mnemonic) -> Option<Handler> {
         Invlpg => misc::invlpg,
         Invpcid => misc::invpcid,
         Vmcall | Vmmcall | Vmrun | Vmload | Vmsave | Stgi | Clgi | Skinit | Invlpga | Rsm | Getsec
-        | Encls | Rdpru | Vmclear | Vmfunc | Vmlaunch | Vmptrld | Vmptrst | Vmread | Vmresume
-        | Vmwrite | Vmxoff | Vmxon | Invept | Invvpid => misc::virtualization,
+        | Encls | Rdpru | Vmclear | Vmfunc | Vmlaunch | Vmptrld | Vmptrst | Vmread | Vmresume | Vmwrite
+        | Vmxoff | Vmxon | Invept | Invvpid => misc::virtualization,
         _ => return None,
     })
 }

@@ -119,13 +119,13 @@ impl Core<'_> {
 
     /// Pops `size` bytes.
     pub(super) fn stack_pop(&mut self, stack: &mut Stack, size: u8) -> Result<u64, Interrupted> {
-        let value = self.peek(stack, size, 0)?;
+        let value = self.stack_peek(stack, size, 0)?;
         stack.advance(size as u64);
         Ok(value)
     }
 
     /// Reads `size` bytes that lie `offset` above the top of a stack.
-    pub(super) fn peek(&mut self, stack: &Stack, size: u8, offset: u64) -> Result<u64, Interrupted> {
+    pub(super) fn stack_peek(&mut self, stack: &Stack, size: u8, offset: u64) -> Result<u64, Interrupted> {
         let sp = stack.sp.wrapping_add(offset) & stack.mask;
         let gva = self.stack_linear(stack, sp, size)?;
         Ok(match size {

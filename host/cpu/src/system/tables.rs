@@ -26,10 +26,7 @@ fn base_size(insn: &Insn) -> u8 {
 
 fn is_idt(insn: &Insn) -> bool {
     use Code::*;
-    matches!(
-        insn.code,
-        Lidt_m1632_16 | Lidt_m1632 | Lidt_m1664 | Sidt_m1632_16 | Sidt_m1632 | Sidt_m1664
-    )
+    matches!(insn.code, Lidt_m1632_16 | Lidt_m1632 | Lidt_m1664 | Sidt_m1632_16 | Sidt_m1632 | Sidt_m1664)
 }
 
 /// What an exit tells of an access to GDTR or IDTR.
@@ -111,8 +108,7 @@ pub(super) fn load_system(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interr
     core.sensitive(&describe_system(core, insn, true))?;
     let selector: u16 = core.get(insn, 0)?;
     let n = register(insn);
-    core.state.seg[n] =
-        if n == seg::LDTR { core.fetch_ldt(selector)? } else { core.fetch_tss(selector)? };
+    core.state.seg[n] = if n == seg::LDTR { core.fetch_ldt(selector)? } else { core.fetch_tss(selector)? };
     Ok(())
 }
 
@@ -123,11 +119,7 @@ impl Core<'_> {
     }
 
     /// A system descriptor's segment with its 64-bit base.
-    fn system_segment(
-        &mut self,
-        selector: Selector,
-        descriptor: Descriptor,
-    ) -> Result<Segment, Interrupted> {
+    fn system_segment(&mut self, selector: Selector, descriptor: Descriptor) -> Result<Segment, Interrupted> {
         let mut segment = descriptor.segment(selector.into_bits());
         if self.state.efer().lma() {
             let high = self.descriptor_high(selector, Vector::GP)?;

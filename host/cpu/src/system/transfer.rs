@@ -25,7 +25,11 @@ pub(super) struct Target {
 enum Destination {
     Code(Target),
     /// A call gate: its operand size in bytes, and the parameters to copy.
-    Gate { target: Target, size: u8, parameters: u8 },
+    Gate {
+        target: Target,
+        size: u8,
+        parameters: u8,
+    },
     /// A TSS or task gate.
     Task(Selector),
 }
@@ -44,11 +48,7 @@ impl Core<'_> {
 
     /// Whether an instruction pointer lies in its segment or is canonical.
     pub(super) fn is_rip_valid(&self, cs: &Segment, rip: u64) -> bool {
-        if self.state.efer().lma() && cs.attr.l() {
-            self.is_canonical(rip)
-        } else {
-            rip <= cs.limit as u64
-        }
+        if self.state.efer().lma() && cs.attr.l() { self.is_canonical(rip) } else { rip <= cs.limit as u64 }
     }
 
     /// The code segment under a selector for JMP and CALL without a gate. See: SDM vol. 3A 5.8.1
@@ -75,12 +75,7 @@ impl Core<'_> {
         descriptor.is_code() && !(self.state.efer().lma() && descriptor.l() && descriptor.db())
     }
 
-    fn destination(
-        &mut self,
-        value: u16,
-        offset: u64,
-        is_jump: bool,
-    ) -> Result<Destination, Interrupted> {
+    fn destination(&mut self, value: u16, offset: u64, is_jump: bool) -> Result<Destination, Interrupted> {
         let selector = Selector::from_bits(value);
         self.require_gp0(!selector.is_null())?;
         let descriptor = self.descriptor(selector, Vector::GP)?;
@@ -253,7 +248,7 @@ impl Core<'_> {
             self.stack_push(&mut stack, size, self.state.gpr[gpr::RSP])?;
             let count = if size == 8 { 0 } else { parameters };
             for n in (0..count).rev() {
-                let parameter = self.peek(&old, size, n as u64 * size as u64)?;
+                let parameter = self.stack_peek(&old, size, n as u64 * size as u64)?;
                 self.stack_push(&mut stack, size, parameter)?;
             }
         }
@@ -276,8 +271,7 @@ impl Core<'_> {
         self.require_gp0(!selector.is_null())?;
         let descriptor = self.descriptor(selector, Vector::GP)?;
         let (rpl, dpl) = (selector.rpl(), descriptor.dpl());
-        let privileged =
-            if descriptor.seg_type().is_conforming_code() { dpl <= rpl } else { dpl == rpl };
+        let privileged = if descriptor.seg_type().is_conforming_code() { dpl <= rpl } else { dpl == rpl };
         let fine = self.is_code_usable(descriptor) && rpl >= self.cpl() && privileged;
         self.require(fine, Vector::GP, selector)?;
         self.require(descriptor.present(), Vector::NP, selector)?;
