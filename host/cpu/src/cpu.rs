@@ -29,7 +29,7 @@ pub struct CpuConfig {
 /// Why [`Cpu::run`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// `until_icount` instructions have retired.
+    /// `until_icount` instructions have retired, or [`Env::kicked`].
     Budget,
     /// The environment recorded an exit.
     Exit,
@@ -232,6 +232,9 @@ fn events(core: &mut Core<'_>) -> Result<bool, Stop> {
     }
     if core.state.activity != Activity::ACTIVE {
         return Err(Stop::Halted);
+    }
+    if core.env.kicked() {
+        return Err(Stop::Budget);
     }
     let shadow = core.state.interruptibility;
     let shadowed = shadow.sti() || shadow.mov_ss();

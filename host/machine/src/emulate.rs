@@ -12,21 +12,13 @@ use vmtape_arch::{
     access::{Access, AccessKind, Mapping, MappingKind},
     exception::Exception,
     exit::ResumeKind,
-    note::{Note, NoteKind},
+    note::{EmulateMode, Note, NoteKind},
     sensitive::Sensitive,
     vcpu::{VcpuState, seg},
 };
 use vmtape_cpu::{Cpu, CpuConfig, Decision, Env, Interrupted, Ram, Step};
 
 const MAX_INSN: usize = 15;
-
-/// Bits of the mode in `kvm_emulate_insn`. See: KVM arch/x86/kvm/trace.h kei_decode_mode()
-mod mode {
-    pub const CR0_PE: u8 = 1 << 0;
-    pub const EFL_VM: u8 = 1 << 1;
-    pub const CS_D: u8 = 1 << 2;
-    pub const CS_L: u8 = 1 << 3;
-}
 
 /// Emulates one instruction.
 pub(crate) fn emulate(
@@ -197,11 +189,11 @@ fn trace(services: &mut Services, vcpu: u32, state: &VcpuState, result: &Emulate
     }
     let long = state.is_64bit_code();
     let mode = match (state.cr0().pe(), state.rflags().vm(), bitness(state)) {
-        (false, ..) => 0,
-        (_, true, _) => mode::EFL_VM,
-        (.., 64) => mode::CR0_PE | mode::CS_L,
-        (.., 32) => mode::CR0_PE | mode::CS_D,
-        _ => mode::CR0_PE,
+        (false, ..) => EmulateMode::REAL,
+        (_, true, _) => EmulateMode::VM16,
+        (.., 64) => EmulateMode::PROT64,
+        (.., 32) => EmulateMode::PROT32,
+        _ => EmulateMode::PROT16,
     };
     let mut insn = [0; 16];
     insn[..MAX_INSN].copy_from_slice(&result.insn);
@@ -213,7 +205,7 @@ fn trace(services: &mut Services, vcpu: u32, state: &VcpuState, result: &Emulate
             csbase,
             len: result.insn_len,
             insn: u128::from_le_bytes(insn),
-            mode,
+            mode: mode.0,
             failed,
         },
     );
