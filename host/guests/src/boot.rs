@@ -1,0 +1,134 @@
+//! From the multiboot entry to 64-bit code: tables as data, and the few instructions that switch modes.
+
+use crate::{
+    image::{self, LOAD_ADDRESS, MULTIBOOT_HEADER_SIZE},
+    kernel::{self, Kernel, VECTORS},
+};
+use iced_x86::{IcedError, code_asm::*};
+
+/// Fixed places in the guest's memory. What a program needs beyond them it takes from above `FREE`.
+pub mod layout {
+    pub const GDT: u64 = 0x10_1000;
+    /// Limit and base of the GDT, for LGDT.
+    pub const GDTR: u64 = 0x10_1100;
+    pub const IDT: u64 = 0x10_2000;
+    pub const TSS: u64 = 0x10_3000;
+    pub const PML4: u64 = 0x10_4000;
+    pub const PDPT: u64 = 0x10_5000;
+    /// Four page directories: 0-4 GiB in 2 MiB pages.
+    pub const PD: u64 = 0x10_6000;
+    pub const CODE64: u64 = 0x10_a000;
+    /// Zeroed memory from here on.
+    pub const BSS: u64 = 0x12_0000;
+    /// What the exception handler keeps; see `kernel`.
+    pub const VARS: u64 = 0x12_0000;
+    pub const STACK_TOP: u64 = 0x14_0000;
+    /// For exceptions from CPL 3.
+    pub const RSP0_TOP: u64 = 0x14_8000;
+    pub const USER_STACK_TOP: u64 = 0x15_0000;
+    pub const AP_STACK_TOP: u64 = 0x15_8000;
+    pub const BSS_END: u64 = 0x16_0000;
+}
+
+/// Selectors of the GDT below.
+pub mod selector {
+    pub const CODE32: u16 = 0x08;
+    pub const DATA: u16 = 0x10;
+    pub const CODE64: u16 = 0x18;
+    pub const USER_DATA: u16 = 0x23;
+    pub const USER_CODE64: u16 = 0x2b;
+    pub const TSS: u16 = 0x30;
+}
+
+// See: SDM vol. 3A 3.4.5 Segment Descriptors
+const GDT: [u64; 8] = [
+    0,
+    0x00cf_9b00_0000_ffff, // 32-bit code
+    0x00cf_9300_0000_ffff, // data
+    0x00af_9b00_0000_ffff, // 64-bit code
+    0x00cf_f300_0000_ffff, // user data
+    0x00af_fb00_0000_ffff, // user 64-bit code
+    0x0000_8900_0000_0067 | (layout::TSS & 0xff_ffff) << 16,
+    0,
+];
+
+/// Present, writable, user, accessed, dirty; 2 MiB pages have bit 7 too. User, so that CPL 3 can run the programs' code.
+const TABLE_FLAGS: u64 = 0x27;
+const LARGE_PAGE_FLAGS: u64 = 0xe7;
+
+/// Builds the image of a program.
+pub fn image(program: fn(&mut Kernel) -> Result<(), IcedError>) -> Result<Vec<u8>, IcedError> {
+    let mut kernel = Kernel::new()?;
+    program(&mut kernel)?;
+    let code64 = kernel.finish()?;
+    assert!(layout::CODE64 + code64.bytes.len() as u64 <= layout::BSS, "the program overlaps its data");
+
+    let mut memory = vec![0; (layout::CODE64 - u64::from(LOAD_ADDRESS)) as usize];
+    let mut put = |address: u64, words: &[u64]| {
+        let offset = (address - u64::from(LOAD_ADDRESS)) as usize;
+        for (slot, word) in memory[offset..].chunks_exact_mut(8).zip(words) {
+            slot.copy_from_slice(&word.to_le_bytes());
+        }
+    };
+    put(layout::GDT, &GDT);
+    let limit = size_of_val(&GDT) as u64 - 1;
+    put(layout::GDTR, &[limit | layout::GDT << 16]);
+    put(layout::IDT, &idt(&code64.stubs));
+    // The TSS holds RSP0 at offset 4; the I/O bitmap lies beyond the limit.
+    put(layout::TSS, &[layout::RSP0_TOP << 32, layout::RSP0_TOP >> 32]);
+    put(layout::TSS + 0x60, &[0x68 << 48]);
+    put(layout::PML4, &[layout::PDPT | TABLE_FLAGS]);
+    let directories: Vec<u64> = (0..4).map(|i| (layout::PD + i * 0x1000) | TABLE_FLAGS).collect();
+    put(layout::PDPT, &directories);
+    let pages: Vec<u64> = (0..2048).map(|i| i << 21 | LARGE_PAGE_FLAGS).collect();
+    put(layout::PD, &pages);
+
+    let entry = u64::from(LOAD_ADDRESS + MULTIBOOT_HEADER_SIZE);
+    let start = switch_to_64bit(entry)?;
+    memory[MULTIBOOT_HEADER_SIZE as usize..][..start.len()].copy_from_slice(&start);
+    memory.extend_from_slice(&code64.bytes);
+    memory.resize((layout::BSS - u64::from(LOAD_ADDRESS)) as usize, 0);
+    let body = &memory[MULTIBOOT_HEADER_SIZE as usize..];
+    Ok(image::elf32(entry as u32, body, (layout::BSS_END - layout::BSS) as u32))
+}
+
+/// 64-bit interrupt gates. See: SDM vol. 3A Figure 6-8. 64-Bit IDT Gate Descriptors
+fn idt(stubs: &[u64; VECTORS]) -> Vec<u64> {
+    stubs
+        .iter()
+        .enumerate()
+        .flat_map(|(vector, address)| {
+            // CPL 3 may only raise the vector by which user code comes back.
+            let dpl = if vector == usize::from(kernel::RETURN_VECTOR) { 3u64 } else { 0 };
+            let attributes = 0x8e00 | dpl << 13;
+            let low = address & 0xffff
+                | u64::from(selector::CODE64) << 16
+                | attributes << 32
+                | (address >> 16 & 0xffff) << 48;
+            [low, address >> 32]
+        })
+        .collect()
+}
+
+/// 32-bit protected mode without paging to 64-bit mode; the code of the boot processor and, after its real-mode
+/// trampoline, of the others.
+pub fn switch_to_64bit(address: u64) -> Result<Vec<u8>, IcedError> {
+    let mut a = CodeAssembler::new(32)?;
+    // CR4: PAE. EFER: LME and NXE. CR0: PE, MP, ET, NE, WP, PG.
+    a.mov(eax, 0x20)?;
+    a.mov(cr4, eax)?;
+    a.mov(eax, layout::PML4 as u32)?;
+    a.mov(cr3, eax)?;
+    a.mov(ecx, 0xc000_0080u32)?;
+    a.rdmsr()?;
+    a.or(eax, 0x900)?;
+    a.wrmsr()?;
+    a.mov(eax, 0x8001_0033u32)?;
+    a.mov(cr0, eax)?;
+    a.lgdt(fword_ptr(layout::GDTR))?;
+    // JMP FAR 18:CODE64; the assembler library has no mnemonic for it in this form.
+    let target = (layout::CODE64 as u32).to_le_bytes();
+    let code64 = selector::CODE64.to_le_bytes();
+    a.db(&[0xea, target[0], target[1], target[2], target[3], code64[0], code64[1]])?;
+    a.assemble(address)
+}

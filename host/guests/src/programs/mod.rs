@@ -1,0 +1,65 @@
+//! The programs, one file each.
+
+mod bar;
+mod cpuid;
+mod hello;
+mod illegal;
+mod io;
+mod matrix;
+mod paging;
+mod smp2;
+
+use crate::GuestInfo;
+
+/// Every program, simplest first.
+pub const ALL: &[GuestInfo] = &[
+    GuestInfo {
+        name: "hello",
+        summary: "prints a line and leaves",
+        default_memory: 64,
+        default_smp: 1,
+        program: hello::program,
+    },
+    GuestInfo {
+        name: "cpuid",
+        summary: "walks CPUID leaves and MSRs, known and unknown",
+        default_memory: 64,
+        default_smp: 1,
+        program: cpuid::program,
+    },
+    GuestInfo {
+        name: "io",
+        summary: "port I/O, string I/O, and the memory-mapped registers of the APICs",
+        default_memory: 64,
+        default_smp: 1,
+        program: io::program,
+    },
+    GuestInfo {
+        name: "illegal",
+        summary: "touches one address beyond its own MAXPHYADDR and says what happened",
+        default_memory: 64,
+        default_smp: 1,
+        program: illegal::program,
+    },
+    GuestInfo {
+        name: "matrix",
+        summary: "all combinations of paging permissions, an illegal address bit among them",
+        default_memory: 64,
+        default_smp: 1,
+        program: matrix::program,
+    },
+    GuestInfo {
+        name: "bar",
+        summary: "probes a 64-bit BAR at the top of its address space, as firmware does",
+        default_memory: 64,
+        default_smp: 1,
+        program: bar::program,
+    },
+    GuestInfo {
+        name: "smp2",
+        summary: "two vCPUs: INIT and SIPI, a handshake in memory, interrupts both ways",
+        default_memory: 64,
+        default_smp: 2,
+        program: smp2::program,
+    },
+];
