@@ -56,6 +56,7 @@ fn bit<const OP: u8, T: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {
         (T::from_u64(new), x & mask != 0)
     };
     let was_set = match (insn.kinds[0], OP) {
+        (Kind::Reg, BT) => change(T::get(core, insn.regs[0])).1,
         (Kind::Reg, _) => core.modify(insn, 0, change)?,
         (_, BT) => change(core.read(insn.seg, address)?).1,
         _ => core.rmw(insn.seg, address, change)?,

@@ -4,7 +4,7 @@ use crate::{
     core::{Core, gp},
     env::Interrupted,
     flags::{self, ZF},
-    insn::{Handler, Insn},
+    insn::{Handler, Insn, Kind},
     integer::{operand_size, sized},
     operand::Int,
 };
@@ -22,13 +22,19 @@ pub(crate) fn handler(i: &Instruction) -> Option<Handler> {
     })
 }
 
-/// Memory is written whatever the comparison says: with its old value if it differs.
+/// Memory is written whatever the comparison says: with its old value if it differs. A register is not: its upper half
+/// survives a 32-bit comparison that fails.
 fn cmpxchg<T: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {
     let expected = T::get(core, RAX as u8);
     let new = T::get(core, insn.regs[1]);
-    let old = core.modify(insn, 0, |old: T| (if old == expected { new } else { old }, old))?;
+    let old = match insn.kinds[0] {
+        Kind::Reg => T::get(core, insn.regs[0]),
+        _ => core.modify(insn, 0, |old: T| (if old == expected { new } else { old }, old))?,
+    };
     if old != expected {
         old.set(core, RAX as u8);
+    } else if insn.kinds[0] == Kind::Reg {
+        new.set(core, insn.regs[0]);
     }
     core.set_status(flags::sub(expected, old, false).1);
     Ok(())

@@ -20,6 +20,8 @@ pub struct Case {
     pub bytes: Vec<u8>,
     /// Where its explicit memory operand lies.
     address: u64,
+    /// What states begin with; each renews what lies around the operand.
+    data: [u8; WINDOW_SIZE],
 }
 
 const STATUS: u64 = 0x8d5;
@@ -36,18 +38,17 @@ impl Case {
         // What was encoded, read back: the decoder fills in what the encoder derived.
         let mut decoder = iced_x86::Decoder::with_ip(64, &bytes, RIP, iced_x86::DecoderOptions::NONE);
         let instruction = decoder.decode();
-        (bytes.len() <= 15 && !instruction.is_invalid()).then_some(Self { instruction, bytes, address })
+        let mut data = [0; WINDOW_SIZE];
+        fill(rng, &mut data);
+        (bytes.len() <= 15 && !instruction.is_invalid()).then_some(Self { instruction, bytes, address, data })
     }
 
     /// A random state from which the instruction stays inside the data pages.
     pub fn state(&self, rng: &mut Pcg64) -> (Context, [u8; WINDOW_SIZE]) {
         let mut context = Context::new();
-        let mut data = [0; WINDOW_SIZE];
-        for chunk in data.chunks_exact_mut(16) {
-            let [low, high] = if chance(rng, 20) { extended_pair(rng) } else { vector(rng) };
-            chunk[..8].copy_from_slice(&low.to_le_bytes());
-            chunk[8..].copy_from_slice(&high.to_le_bytes());
-        }
+        let mut data = self.data;
+        let operand = (self.address - DATA) as usize - WINDOW & !15;
+        fill(rng, &mut data[operand..operand + 32]);
         for register in &mut context.gpr {
             *register = value(rng);
         }
@@ -177,6 +178,15 @@ impl Case {
                 put(data, self.address + 8, rdx);
             }
         }
+    }
+}
+
+/// Random bytes, in pieces of sixteen.
+fn fill(rng: &mut Pcg64, bytes: &mut [u8]) {
+    for chunk in bytes.chunks_exact_mut(16) {
+        let [low, high] = if chance(rng, 20) { extended_pair(rng) } else { vector(rng) };
+        chunk[..8].copy_from_slice(&low.to_le_bytes());
+        chunk[8..].copy_from_slice(&high.to_le_bytes());
     }
 }
 

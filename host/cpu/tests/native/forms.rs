@@ -4,6 +4,7 @@ use iced_x86::{
     Code, CpuidFeature, EncodingKind, Instruction, MemoryOperand, Mnemonic, OpCodeOperandKind as K, OpKind,
     Register,
 };
+use iced_x86::{CpuidFeature::*, Mnemonic::*};
 use rand_pcg::Pcg64;
 
 use crate::random::{chance, pick, range};
@@ -26,94 +27,29 @@ pub enum Prefix {
 }
 
 /// Instructions that a user-mode test cannot run, or whose result is not a function of their operands.
+#[rustfmt::skip]
 const EXCLUDED: &[Mnemonic] = &[
-    Mnemonic::Lsl,
-    Mnemonic::Lar,
-    Mnemonic::Verr,
-    Mnemonic::Verw,
-    Mnemonic::Sgdt,
-    Mnemonic::Sidt,
-    Mnemonic::Sldt,
-    Mnemonic::Str,
-    Mnemonic::Smsw,
-    Mnemonic::Insb,
-    Mnemonic::Insw,
-    Mnemonic::Insd,
-    Mnemonic::Outsb,
-    Mnemonic::Outsw,
-    Mnemonic::Outsd,
-    Mnemonic::In,
-    Mnemonic::Out,
-    Mnemonic::Cli,
-    Mnemonic::Sti,
-    Mnemonic::Cpuid,
-    Mnemonic::Int,
-    Mnemonic::Int1,
-    Mnemonic::Int3,
-    Mnemonic::Into,
-    Mnemonic::Iret,
-    Mnemonic::Iretd,
-    Mnemonic::Iretq,
-    Mnemonic::Retf,
-    Mnemonic::Popf,
-    Mnemonic::Popfq,
-    Mnemonic::Fxsave,
-    Mnemonic::Fxsave64,
-    Mnemonic::Ud0,
-    Mnemonic::Ud1,
-    Mnemonic::Ud2,
-    Mnemonic::Lss,
-    Mnemonic::Lfs,
-    Mnemonic::Lgs,
-    Mnemonic::Hlt,
-    Mnemonic::Fxrstor,
-    Mnemonic::Fxrstor64,
-    Mnemonic::Arpl,
-    Mnemonic::Reservednop,
-    Mnemonic::Montmul,
-    // Approximations: each processor has its own table.
-    Mnemonic::Rcpps,
-    Mnemonic::Rcpss,
-    Mnemonic::Rsqrtps,
-    Mnemonic::Rsqrtss,
+    // Privileged by CR4 or by their operands, or at the mercy of the operating system.
+    Lsl, Lar, Verr, Verw, Sgdt, Sidt, Sldt, Str, Smsw, Insb, Insw, Insd, Outsb, Outsw, Outsd, In, Out, Cli, Sti, Hlt, Cpuid,
+    Int, Int1, Int3, Into, Iret, Iretd, Iretq, Retf, Popf, Popfq, Lss, Lfs, Lgs, Arpl,
+    // Not instructions.
+    Ud0, Ud1, Ud2, Reservednop, Montmul,
+    // Their images hold addresses and reserved bytes.
+    Fxsave, Fxsave64, Fxrstor, Fxrstor64, Fnstenv, Fnsave,
+    // Two instructions each, the first of them WAIT.
+    Finit, Fclex, Fstcw, Fstsw, Fstenv, Fsave, Feni, Fdisi, Fsetpm, Fstdw, Fstsg,
+    // Approximations: each processor has its own.
+    Rcpps, Rcpss, Rsqrtps, Rsqrtss, Fsin, Fcos, Fsincos, Fptan, Fpatan, F2xm1, Fyl2x, Fyl2xp1,
 ];
 
 /// They cut RIP to 16 bits on AMD, and not on Intel.
 const BRANCHES_TO_16_BITS: &[Code] = &[Code::Retnw, Code::Retnw_imm16, Code::Jmp_rm16, Code::Call_rm16];
 
+#[rustfmt::skip]
 const FEATURES: &[CpuidFeature] = &[
-    CpuidFeature::INTEL8086,
-    CpuidFeature::INTEL8086_ONLY,
-    CpuidFeature::INTEL186,
-    CpuidFeature::INTEL286,
-    CpuidFeature::INTEL386,
-    CpuidFeature::INTEL486,
-    CpuidFeature::X64,
-    CpuidFeature::CMOV,
-    CpuidFeature::CX8,
-    CpuidFeature::CMPXCHG16B,
-    CpuidFeature::BMI1,
-    CpuidFeature::BMI2,
-    CpuidFeature::ADX,
-    CpuidFeature::POPCNT,
-    CpuidFeature::LZCNT,
-    CpuidFeature::MOVBE,
-    CpuidFeature::SSE,
-    CpuidFeature::SSE2,
-    CpuidFeature::SSE3,
-    CpuidFeature::SSSE3,
-    CpuidFeature::SSE4_1,
-    CpuidFeature::SSE4_2,
-    CpuidFeature::MMX,
-    CpuidFeature::MULTIBYTENOP,
-    CpuidFeature::PREFETCHW,
-    CpuidFeature::CLFSH,
-    CpuidFeature::CLFLUSHOPT,
-    CpuidFeature::CLWB,
-    CpuidFeature::PAUSE,
-    CpuidFeature::CET_IBT,
-    CpuidFeature::PCLMULQDQ,
-    CpuidFeature::AES,
+    INTEL8086, INTEL8086_ONLY, INTEL186, INTEL286, INTEL386, INTEL486, X64, CMOV, CX8, CMPXCHG16B, BMI1, BMI2, ADX, POPCNT,
+    LZCNT, MOVBE, SSE, SSE2, SSE3, SSSE3, SSE4_1, SSE4_2, MMX, FPU, FPU287, FPU387, MULTIBYTENOP, PREFETCHW, CLFSH,
+    CLFLUSHOPT, CLWB, PAUSE, CET_IBT, PCLMULQDQ, AES,
 ];
 
 /// Whether the processor at hand has what the form needs.
