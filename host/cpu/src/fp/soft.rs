@@ -120,6 +120,9 @@ impl Format {
     }
 }
 
+/// By what exponents are scaled when an unmasked overflow or underflow is delivered in double-extended precision.
+const SCALING: i32 = 24576;
+
 /// What kind of number it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -276,7 +279,13 @@ impl Context {
         } else if biased == 0 && value >> 127 != 0 {
             biased = 1;
         }
+        if tiny && !self.underflow_masked && format.explicit {
+            return self.scaled(format, sign, exp, &unbounded, SCALING);
+        }
         if biased >= format.max_biased() {
+            if !self.overflow_masked && format.explicit {
+                return self.scaled(format, sign, exp, &unbounded, -SCALING);
+            }
             return self.overflow(format, sign, precision, rounded.inexact);
         }
         if tiny && (rounded.inexact || !self.underflow_masked) {
@@ -289,6 +298,25 @@ impl Context {
             self.rounded_up = delivered.up;
         }
         format.pack(sign, biased, (value >> (128 - format.precision)) as u64)
+    }
+
+    /// The result of an unmasked overflow or underflow in an x87 register: its exponent is brought back into the range.
+    /// See: SDM vol. 1 8.5.4 Numeric Overflow Exception (#O), 8.5.5 Numeric Underflow Exception (#U)
+    fn scaled(&mut self, format: Format, sign: bool, exp: i32, unbounded: &Rounded, by: i32) -> u128 {
+        let overflow = by < 0;
+        self.flags.raise(Flags::new().with_overflow(overflow).with_underflow(!overflow));
+        let biased = exp + i32::from(unbounded.carry) + by + format.bias();
+        if biased <= 0 || biased >= format.max_biased() as i32 {
+            self.flags.set_precision(true);
+            self.rounded_up = overflow;
+            return if overflow { format.infinity(sign) } else { format.zero(sign) };
+        }
+        if unbounded.inexact {
+            self.flags.set_precision(true);
+            self.rounded_up = unbounded.up;
+        }
+        let sig = if unbounded.carry { 1 << 63 } else { (unbounded.sig >> 64) as u64 };
+        format.pack(sign, biased as u32, sig)
     }
 
     fn overflow(&mut self, format: Format, sign: bool, precision: u32, inexact: bool) -> u128 {

@@ -288,6 +288,10 @@ impl Case {
                 text += &format!(" {register:?}: {:x?}", before.xmm(register.number()));
             }
         }
+        if self.uses_x87() {
+            let st = |n| u128::from_le_bytes(before.st(n));
+            text += &format!(" FSW, FCW {:02x?}, {:#x}, {:#x}", &before.fx[..5], st(0), st(1));
+        }
         if i.op_count() > 0 && (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory) {
             text += &format!(" memory at {:#x}", self.address);
         }

@@ -67,14 +67,16 @@ pub fn difference(case: &Case, before: &Context, native: &Outcome, ours: &Outcom
     }
     // Conversions to and from MMX registers that raise #XM: processors differ in whether they have entered MMX state.
     let entered = native.ending != Ending::Fault(SIMD_FLOATING_POINT);
-    if case.uses_x87() && entered { x87(native, ours) } else { None }
+    if case.uses_x87() && entered { x87(case, native, ours) } else { None }
 }
 
-fn x87(native: &Outcome, ours: &Outcome) -> Option<String> {
+fn x87(case: &Case, native: &Outcome, ours: &Outcome) -> Option<String> {
+    let undefined = undefined_conditions(case.instruction.mnemonic());
     let word = |outcome: &Outcome, at: usize| {
-        u16::from_le_bytes([outcome.context.fx[at], outcome.context.fx[at + 1]])
+        let word = u16::from_le_bytes([outcome.context.fx[at], outcome.context.fx[at + 1]]);
+        if at == FSW_AT { word & !undefined } else { word }
     };
-    for (at, name) in [(0, "FCW"), (2, "FSW"), (4, "FTW")] {
+    for (at, name) in [(0, "FCW"), (FSW_AT, "FSW"), (4, "FTW")] {
         if word(native, at) != word(ours, at) {
             return Some(format!("{name} is {:#x}, not {:#x}", word(ours, at), word(native, at)));
         }
@@ -85,6 +87,20 @@ fn x87(native: &Outcome, ours: &Outcome) -> Option<String> {
             format!("ST({n}) is {:#x}, not {:#x}", u128::from_le_bytes(actual), u128::from_le_bytes(expected))
         })
     })
+}
+
+/// Where FXSAVE puts the x87 status word.
+const FSW_AT: usize = 2;
+
+/// Condition code C1 where Intel's and AMD's manuals disagree on what becomes of it.
+fn undefined_conditions(op: Mnemonic) -> u16 {
+    use Mnemonic::*;
+    const C1: u16 = 1 << 9;
+    match op {
+        Fcmovb | Fcmove | Fcmovbe | Fcmovu | Fcmovnb | Fcmovne | Fcmovnbe | Fcmovnu => C1,
+        Fcomi | Fcomip | Fucomi | Fucomip | Ffree | Ffreep => C1,
+        _ => 0,
+    }
 }
 
 /// Flags that the manuals leave undefined, by iced-x86's tables and for the counts of shifts.

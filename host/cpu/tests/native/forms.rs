@@ -38,6 +38,8 @@ const EXCLUDED: &[Mnemonic] = &[
     Fxsave, Fxsave64, Fxrstor, Fxrstor64, Fnstenv, Fnsave,
     // Two instructions each, the first of them WAIT.
     Finit, Fclex, Fstcw, Fstsw, Fstenv, Fsave, Feni, Fdisi, Fsetpm, Fstdw, Fstsg,
+    // Undocumented.
+    Fstpnce,
     // Approximations: each processor has its own.
     Rcpps, Rcpss, Rsqrtps, Rsqrtss, Fsin, Fcos, Fsincos, Fptan, Fpatan, F2xm1, Fyl2x, Fyl2xp1,
 ];

@@ -32,7 +32,10 @@ impl Env for World {
             CODE => (CODE_AT, false),
             DATA.. if page < DATA + DATA_SIZE as u64 => (DATA_AT + page - DATA, true),
             _ => {
-                return Err(Interrupted::Fault(Exception::pf(access.gva, PageFaultError::new().with_u(true))));
+                return Err(Interrupted::Fault(Exception::pf(
+                    access.gva,
+                    PageFaultError::new().with_u(true),
+                )));
             }
         };
         Ok(Mapping {

@@ -223,10 +223,10 @@ fn scaled(cx: &mut Context, a: Number, b: Number) -> u128 {
         (Class::Infinity, Class::Infinity, true) | (Class::Zero, Class::Infinity, false) => {
             return cx.invalid(F80);
         }
-        (Class::Infinity, ..) => return F80.infinity(a.sign),
         _ => cx.note_denormals(&[a, b]),
     }
     match (a.class, b.class, b.sign) {
+        (Class::Infinity, ..) => F80.infinity(a.sign),
         (Class::Zero, ..) => F80.zero(a.sign),
         (_, Class::Infinity, true) => F80.zero(a.sign),
         (_, Class::Infinity, false) => F80.infinity(a.sign),
@@ -241,25 +241,31 @@ fn scaled(cx: &mut Context, a: Number, b: Number) -> u128 {
 /// FPREM (truncating) and FPREM1 (IEEE), at most 63 bits of quotient at a time.
 fn remainder(core: &mut Core<'_>, insn: &Insn) -> Done {
     core.check_x87()?;
+    let status = core.status();
+    core.set_status_word(status.with_c2(false));
     let Some((a, b)) = top_two(core) else { return HANDLED };
     let mut cx = core.x87_context(false);
-    let (mut quotient, mut partial) = (0, false);
+    // A quotient's low bits and whether the reduction is incomplete; without one, the condition codes stay.
+    let mut reduction = None;
     let result = match (nan(&mut cx, a, b), a.class, b.class) {
         (Some(nan), ..) => nan,
         (None, Class::Infinity, _) | (None, _, Class::Zero) => cx.invalid(F80),
         _ => {
             cx.note_denormals(&[a, b]);
             let (result, q, incomplete) = reduced(&mut cx, a, b, insn.code.mnemonic() == Fprem1);
-            (quotient, partial) = (q, incomplete);
+            reduction = Some((q, incomplete));
             result
         }
     };
-    if core.raise_x87(&cx) {
+    if !core.raise_x87(&cx) {
+        return HANDLED;
+    }
+    if let Some((quotient, incomplete)) = reduction {
         let bit = |n: u32| quotient >> n & 1 != 0;
         let status = core.status();
-        core.set_status_word(status.with_c2(partial).with_c0(bit(2)).with_c3(bit(1)).with_c1(bit(0)));
-        core.set_st(0, result);
+        core.set_status_word(status.with_c2(incomplete).with_c0(bit(2)).with_c3(bit(1)).with_c1(bit(0)));
     }
+    core.set_st(0, result);
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use super::super::{
     Done,
     soft::{Class, F32, F64, F80, Number, Relation},
 };
-use super::{HANDLED, Operand};
+use super::Operand;
 use crate::{
     core::Core,
     flags,
@@ -37,12 +37,12 @@ fn is_quiet(op: Mnemonic) -> bool {
     matches!(op, Fucom | Fucomp | Fucompp | Fucomi | Fucomip)
 }
 
-/// Compares ST(0) with the source. `None`: an unmasked exception forbids the result.
-fn relation(core: &mut Core<'_>, source: Option<Number>, quiet: bool) -> Option<Relation> {
+/// Compares ST(0) with the source. The second result: nothing is popped, an unmasked exception is pending.
+fn relation(core: &mut Core<'_>, source: Option<Number>, quiet: bool) -> (Relation, bool) {
     let status = core.status();
     core.set_status_word(status.with_c1(false));
     let Some(b) = source.filter(|_| !core.is_empty(0)) else {
-        return core.stack_fault(false).then_some(Relation::Unordered);
+        return (Relation::Unordered, !core.stack_fault(false));
     };
     let a = core.st_number(0);
     let mut cx = core.x87_context(false);
@@ -54,7 +54,7 @@ fn relation(core: &mut Core<'_>, source: Option<Number>, quiet: bool) -> Option<
         cx.flags.set_invalid(true);
     }
     let relation = cx.compare(a, b);
-    core.raise_x87(&cx).then_some(relation)
+    (relation, !core.raise_x87(&cx))
 }
 
 /// The source; `None` if its register is empty.
@@ -91,9 +91,11 @@ fn compare(core: &mut Core<'_>, insn: &Insn) -> Done {
     core.check_x87()?;
     let op = insn.code.mnemonic();
     let source = source(core, insn)?;
-    let Some(relation) = relation(core, source, is_quiet(op)) else { return HANDLED };
+    let (relation, pending) = relation(core, source, is_quiet(op));
     set_conditions(core, relation);
-    (0..pops(op)).for_each(|_| core.pop_st());
+    if !pending {
+        (0..pops(op)).for_each(|_| core.pop_st());
+    }
     Ok(())
 }
 
@@ -101,23 +103,24 @@ fn compare_flags(core: &mut Core<'_>, insn: &Insn) -> Done {
     core.check_x87()?;
     let op = insn.code.mnemonic();
     let source = source(core, insn)?;
-    let Some(relation) = relation(core, source, is_quiet(op)) else { return HANDLED };
+    let (relation, pending) = relation(core, source, is_quiet(op));
     core.set_status(match relation {
         Relation::Unordered => flags::ZF | flags::PF | flags::CF,
         Relation::Less => flags::CF,
         Relation::Equal => flags::ZF,
         Relation::Greater => 0,
     });
-    (0..pops(op)).for_each(|_| core.pop_st());
+    if !pending {
+        (0..pops(op)).for_each(|_| core.pop_st());
+    }
     Ok(())
 }
 
 fn test(core: &mut Core<'_>, _: &Insn) -> Done {
     core.check_x87()?;
     let zero = Number::unpack(F80, 0);
-    if let Some(relation) = relation(core, Some(zero), false) {
-        set_conditions(core, relation);
-    }
+    let (relation, _) = relation(core, Some(zero), false);
+    set_conditions(core, relation);
     Ok(())
 }
 

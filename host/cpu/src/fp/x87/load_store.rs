@@ -93,7 +93,8 @@ fn load(core: &mut Core<'_>, insn: &Insn) -> Done {
             cx.repack(F80, number)
         }
     };
-    if core.raise_x87(&cx) {
+    // A denormal is loaded even if that exception is not masked.
+    if core.raise_x87(&cx) || !cx.flags.invalid() {
         core.push_st(value);
     }
     Ok(())

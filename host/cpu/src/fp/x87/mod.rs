@@ -154,7 +154,7 @@ impl Core<'_> {
         self.set_status_word(
             status
                 .with_flags(status.flags() | flags.into_bits())
-                .with_c1(cx.rounded_up)
+                .with_c1(cx.rounded_up && before == Flags::NONE)
                 .with_error_summary(status.error_summary() || trap)
                 .with_busy(status.busy() || trap),
         );
@@ -164,16 +164,23 @@ impl Core<'_> {
     /// As [`Core::raise_x87`] for a result that goes to memory, which unmasked overflow and underflow forbid too.
     fn raise_store(&mut self, cx: &Context) -> bool {
         let masked = Flags::from_bits(self.control().masks()).with_precision(true);
-        let stored = cx.flags.unmasked(masked) == Flags::NONE;
-        self.raise_x87(cx) && stored
+        if cx.flags.unmasked(masked) == Flags::NONE {
+            return self.raise_x87(cx);
+        }
+        // Nothing is rounded, so there is nothing imprecise.
+        self.raise_x87(&Context { flags: cx.flags.with_precision(false), rounded_up: false, ..*cx });
+        false
     }
 
     /// Flags a stack overflow or underflow. True: it is masked, go on with the indefinite value.
     fn stack_fault(&mut self, overflow: bool) -> bool {
-        let cx = Context { flags: Flags::INVALID, rounded_up: overflow, ..Context::DEFAULT };
+        let cx = Context { flags: Flags::INVALID, ..Context::DEFAULT };
         let status = self.status();
         self.set_status_word(status.with_stack_fault(true));
-        self.raise_x87(&cx)
+        let masked = self.raise_x87(&cx);
+        let status = self.status();
+        self.set_status_word(status.with_c1(overflow));
+        masked
     }
 }
 
