@@ -118,7 +118,7 @@ impl Cpu {
         env: &mut dyn Env,
         bytes: Option<&[u8]>,
     ) -> Emulation {
-        let mut core = Core::new(&mut self.tlb, state, env);
+        let mut core = Core::new(&mut self.tlb, self.model, state, env);
         core.emulating = true;
         crate::emulate::skip(&mut core, &self.blocks, bytes)
     }
