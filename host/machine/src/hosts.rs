@@ -1,0 +1,1 @@
+//! Named hosts, and hosts described in a file.

@@ -1,0 +1,1 @@
+//! CPU models in the syntax of QEMU.
