@@ -5,7 +5,7 @@ use crate::{core::Core, dispatch, env::Interrupted, features::Features, insn::In
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, vcpu::seg};
+use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE};
 
 /// Instructions in a block.
 const MAX_BLOCK: usize = 32;
@@ -84,41 +84,37 @@ impl Blocks {
         }
     }
 
-    /// The block at RIP.
+    /// The block at RIP, if it was executed lately.
     #[inline(always)]
-    pub(crate) fn find(&mut self, core: &mut Core<'_>) -> Result<Block, Interrupted> {
-        let gva = core.state.rip.wrapping_add(core.segments[seg::CS].base) & core.linear_mask;
+    pub(crate) fn recent(&self, core: &Core<'_>) -> Option<&Block> {
+        let gva = core.code_address();
         let jump = &self.jumps[slot(gva)];
-        if jump.gva == gva
+        let current = jump.gva == gva
             && jump.key == key(core)
-            && core.ram.generation(jump.block.page) == jump.block.generation
-        {
-            return Ok(jump.block);
-        }
-        self.find_slow(core, gva)
+            && core.ram.generation(jump.block.page) == jump.block.generation;
+        current.then_some(&jump.block)
     }
 
+    /// The block at RIP, decoded if need be.
     #[cold]
     #[inline(never)]
-    fn find_slow(&mut self, core: &mut Core<'_>, gva: u64) -> Result<Block, Interrupted> {
+    pub(crate) fn find(&mut self, core: &mut Core<'_>) -> Result<Block, Interrupted> {
         core.check_code_limit(1)?;
+        let gva = core.code_address();
         let Some(hpa) = core.fetch(gva)? else {
             return Ok(self.scratch(core, &[]));
         };
         let index = hpa << 2 | u64::from(core.mode);
         let generation = core.ram.generation(hpa >> PAGE_SHIFT);
-        let block = match self.index.get(&index) {
-            Some(block) if block.generation == generation => *block,
-            _ => {
-                let block = self.build(core, gva, hpa)?;
-                if block.start == 0 {
-                    return Ok(block);
-                }
-                self.index.insert(index, block);
-                block
-            }
+        let known = self.index.get(&index).filter(|block| block.generation == generation);
+        let block = match known {
+            Some(block) => *block,
+            None => self.build(core, gva, hpa)?,
         };
-        self.jumps[slot(gva)] = Jump { gva, key: key(core), block };
+        if block.start != 0 {
+            self.index.insert(index, block);
+            self.jumps[slot(gva)] = Jump { gva, key: key(core), block };
+        }
         Ok(block)
     }
 

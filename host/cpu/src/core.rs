@@ -162,6 +162,12 @@ impl<'a> Core<'a> {
         }
     }
 
+    /// The linear address of RIP.
+    #[inline(always)]
+    pub(crate) fn code_address(&self) -> u64 {
+        self.state.rip.wrapping_add(self.segments[seg::CS].base) & self.linear_mask
+    }
+
     /// Checks that the first `len` bytes at RIP lie within the code segment.
     pub(crate) fn check_code_limit(&self, len: u64) -> Result<(), Interrupted> {
         if self.state.rip.wrapping_add(len) > self.code_end { gp(0) } else { Ok(()) }

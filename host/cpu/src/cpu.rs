@@ -139,8 +139,10 @@ fn run(core: &mut Core<'_>, blocks: &mut Blocks, until: u64) -> Result<std::conv
         let done = if one_by_one {
             core.check_events = true;
             step(core, blocks)
+        } else if let Some(block) = blocks.recent(core) {
+            execute(core, &blocks.insns, block, left)
         } else {
-            blocks.find(core).and_then(|block| execute(core, &blocks.insns, block, left))
+            blocks.find(core).and_then(|block| execute(core, &blocks.insns, &block, left))
         };
         match done {
             Ok(()) if core.leave == Leave::Exit => return Err(Stop::Exit),
@@ -157,7 +159,7 @@ fn run(core: &mut Core<'_>, blocks: &mut Blocks, until: u64) -> Result<std::conv
 
 /// Executes a block, or as much of it as the budget and the segment limit allow.
 #[inline(always)]
-fn execute(core: &mut Core<'_>, insns: &[Insn], block: Block, left: u64) -> Result<(), Interrupted> {
+fn execute(core: &mut Core<'_>, insns: &[Insn], block: &Block, left: u64) -> Result<(), Interrupted> {
     let mut rip = core.state.rip;
     let mut len = u64::from(block.len).min(left) as usize;
     let start = block.start as usize;
@@ -200,7 +202,7 @@ fn step(core: &mut Core<'_>, blocks: &mut Blocks) -> Result<(), Interrupted> {
     core.state.rflags = flags.with_rf(false).into_bits();
     core.state.interruptibility = shadow.with_sti(false).with_mov_ss(false);
     core.single_step = flags.tf();
-    if let Err(why) = execute(core, &blocks.insns, block, 1) {
+    if let Err(why) = execute(core, &blocks.insns, &block, 1) {
         core.state.rflags = Rflags::from_bits(core.state.rflags).with_rf(flags.rf()).into_bits();
         core.state.interruptibility = shadow;
         core.single_step = false;
