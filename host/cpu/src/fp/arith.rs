@@ -90,15 +90,15 @@ impl Unit {
     }
 
     /// Converts a lane to a signed integer; the integer indefinite value if it does not fit.
-    pub fn to_int(&mut self, bits: u32, a: u64) -> u64 {
+    pub fn integer(&mut self, bits: u32, a: u64) -> u64 {
         // Denormal operands are not flagged here: an integer conversion only ever reports #IE and #PE.
         let n = self.context.operand(self.format, a as u128);
-        self.context.to_int(n, bits).map_or(1 << (bits - 1), |x| x as u64)
+        self.context.integer(n, bits).map_or(1 << (bits - 1), |x| x as u64)
     }
 
     /// Converts a signed integer to a lane.
-    pub fn from_int(&mut self, value: i64) -> u64 {
-        self.context.from_int(self.format, value) as u64
+    pub fn of_integer(&mut self, value: i64) -> u64 {
+        self.context.of_integer(self.format, value) as u64
     }
 
     /// ROUNDPS and its kin.

@@ -57,7 +57,7 @@ fn from_general<T: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {
     let old = core.xmm(insn.regs[0]);
     let single = insn.code.mnemonic() == Cvtsi2ss;
     let mut unit = core.conversion(insn, if single { F32 } else { F64 });
-    let result = unit.from_int(value);
+    let result = unit.of_integer(value);
     core.raise_sse(unit.context.flags)?;
     core.set_xmm(
         insn.regs[0],
@@ -71,7 +71,7 @@ fn to_general<T: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {
     let single = matches!(insn.code.mnemonic(), Cvtss2si | Cvttss2si);
     let source = if single { core.scalar::<u32>(insn, 1)? } else { core.scalar::<u64>(insn, 1)? };
     let mut unit = core.conversion(insn, if single { F32 } else { F64 });
-    let result = unit.to_int(T::BITS, source as u64);
+    let result = unit.integer(T::BITS, source as u64);
     core.raise_sse(unit.context.flags)?;
     T::from_u64(result).set(core, insn.regs[0]);
     Ok(())
@@ -100,7 +100,7 @@ fn widen(core: &mut Core<'_>, insn: &Insn) -> Done {
     let mut unit = core.conversion(insn, if integers { F64 } else { F32 });
     let result = build::<64>(|i| {
         let x = lane::<32>(source, i);
-        if integers { unit.from_int(signed::<32>(x)) } else { unit.convert(F64, x) }
+        if integers { unit.of_integer(signed::<32>(x)) } else { unit.convert(F64, x) }
     });
     core.raise_sse(unit.context.flags)?;
     core.set_xmm(insn.regs[0], result);
@@ -122,7 +122,7 @@ fn narrowed(core: &mut Core<'_>, insn: &Insn, source: u128) -> Result<u128, Inte
     let result = build::<32>(|i| match (i, to_float) {
         (2.., _) => 0,
         (_, true) => unit.convert(F32, lane::<64>(source, i)),
-        (_, false) => unit.to_int(32, lane::<64>(source, i)),
+        (_, false) => unit.integer(32, lane::<64>(source, i)),
     });
     core.raise_sse(unit.context.flags)?;
     Ok(result)
@@ -133,10 +133,10 @@ fn same_width(core: &mut Core<'_>, insn: &Insn) -> Done {
     core.check_sse()?;
     let source = core.vector(insn, 1)?;
     let mut unit = core.conversion(insn, F32);
-    let from_int = insn.code.mnemonic() == Cvtdq2ps;
+    let of_integer = insn.code.mnemonic() == Cvtdq2ps;
     let result = build::<32>(|i| {
         let x = lane::<32>(source, i);
-        if from_int { unit.from_int(signed::<32>(x)) } else { unit.to_int(32, x) }
+        if of_integer { unit.of_integer(signed::<32>(x)) } else { unit.integer(32, x) }
     });
     core.raise_sse(unit.context.flags)?;
     core.set_xmm(insn.regs[0], result);
@@ -153,7 +153,7 @@ fn from_mmx(core: &mut Core<'_>, insn: &Insn) -> Done {
     let source = u128::from(core.mmx_source(insn, 1)?);
     let mut unit = core.conversion(insn, if single { F32 } else { F64 });
     let old = core.xmm(insn.regs[0]);
-    let mut convert = |i| unit.from_int(signed::<32>(lane::<32>(source, i)));
+    let mut convert = |i| unit.of_integer(signed::<32>(lane::<32>(source, i)));
     let (low, high) = (convert(0), convert(1));
     core.raise_sse(unit.context.flags)?;
     // CVTPI2PD with a memory operand leaves the x87 state alone.
@@ -178,7 +178,7 @@ fn to_mmx(core: &mut Core<'_>, insn: &Insn) -> Done {
     } else {
         let source = core.scalar::<u64>(insn, 1)?;
         let mut unit = core.conversion(insn, F32);
-        let result = build::<32>(|i| if i < 2 { unit.to_int(32, lane::<32>(source, i)) } else { 0 });
+        let result = build::<32>(|i| if i < 2 { unit.integer(32, lane::<32>(source, i)) } else { 0 });
         core.raise_sse(unit.context.flags)?;
         result
     };

@@ -136,7 +136,7 @@ impl Core<'_> {
     /// #GP(0) unless the linear address of the memory operand is a multiple of `bytes`.
     fn check_boundary(&self, insn: &Insn, bytes: u64) -> Done {
         let linear = self.segments[(insn.seg & 7) as usize].base.wrapping_add(insn.address(self));
-        if linear % bytes != 0 { gp(0) } else { Ok(()) }
+        if linear.is_multiple_of(bytes) { Ok(()) } else { gp(0) }
     }
 
     /// Operand `n`: an XMM register, 16 aligned bytes of memory, or an immediate.

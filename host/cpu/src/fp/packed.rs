@@ -155,9 +155,9 @@ fn multiply(op: Mnemonic) -> Option<Binary> {
     Some(match op {
         Pmullw => |a, b, _| zip::<16>(a, b, |x, y| x * y),
         Pmulld => |a, b, _| zip::<32>(a, b, |x, y| x * y),
-        Pmulhw => |a, b, _| zip_signed::<16>(a, b, |x, y| x * y >> 16),
-        Pmulhuw => |a, b, _| zip::<16>(a, b, |x, y| x * y >> 16),
-        Pmulhrsw => |a, b, _| zip_signed::<16>(a, b, |x, y| ((x * y >> 14) + 1) >> 1),
+        Pmulhw => |a, b, _| zip_signed::<16>(a, b, |x, y| (x * y) >> 16),
+        Pmulhuw => |a, b, _| zip::<16>(a, b, |x, y| (x * y) >> 16),
+        Pmulhrsw => |a, b, _| zip_signed::<16>(a, b, |x, y| (((x * y) >> 14) + 1) >> 1),
         Pmuludq => |a, b, _| zip::<64>(a, b, |x, y| (x as u32 as u64) * (y as u32 as u64)),
         Pmuldq => |a, b, _| zip::<64>(a, b, |x, y| (x as i32 as i64 * y as i32 as i64) as u64),
         Pmaddwd => |a, b, _| {
@@ -205,8 +205,11 @@ fn pairs<const BITS: u32>(a: u128, b: u128, bytes: u32, f: fn(i64, i64) -> i64) 
     })
 }
 
+/// A widening of the low lanes.
+pub type Widen = fn(u128) -> u128;
+
 /// PMOVSX and PMOVZX: bytes of source used, and the widening.
-pub fn widen(op: Mnemonic) -> Option<(usize, fn(u128) -> u128)> {
+pub fn widen(op: Mnemonic) -> Option<(usize, Widen)> {
     fn sign<const FROM: u32, const TO: u32>(v: u128) -> u128 {
         build::<TO>(|i| signed::<FROM>(lane::<FROM>(v, i)) as u64)
     }

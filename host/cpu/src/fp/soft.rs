@@ -429,8 +429,8 @@ impl Context {
         let divisor = b.sig as u128;
         let dividend = (a.sig as u128) << 63;
         let low = (dividend % divisor) << 64;
-        let quotient = (dividend / divisor) << 64 | low / divisor;
-        let sticky = (low % divisor != 0) as u128;
+        let quotient = (dividend / divisor) << 64 | (low / divisor);
+        let sticky = u128::from(!low.is_multiple_of(divisor));
         self.normalize(format, sign, a.exp - b.exp, quotient | sticky)
     }
 
@@ -473,7 +473,7 @@ impl Context {
     }
 
     /// A signed integer of `bits` bits, or `None` (invalid) if it does not fit. Inexact results are flagged.
-    pub fn to_int(&mut self, n: Number, bits: u32) -> Option<i64> {
+    pub fn integer(&mut self, n: Number, bits: u32) -> Option<i64> {
         let limit = 1i128 << (bits - 1);
         let value = match n.class {
             Class::Zero => 0,
@@ -526,13 +526,13 @@ impl Context {
     }
 
     /// An integer in a format that holds it exactly.
-    pub fn exact_int(format: Format, value: i64) -> u128 {
+    pub fn exact_integer(format: Format, value: i64) -> u128 {
         let mut cx = Self::DEFAULT;
-        cx.from_int(format, value)
+        cx.of_integer(format, value)
     }
 
     /// An integer in the format.
-    pub fn from_int(&mut self, format: Format, value: i64) -> u128 {
+    pub fn of_integer(&mut self, format: Format, value: i64) -> u128 {
         match value {
             0 => format.zero(false),
             _ => self.normalize(format, value < 0, 127, value.unsigned_abs() as u128),

@@ -47,7 +47,7 @@ impl Case {
     pub fn state(&self, rng: &mut Pcg64) -> (Context, [u8; WINDOW_SIZE]) {
         let mut context = Context::new();
         let mut data = self.data;
-        let operand = (self.address - DATA) as usize - WINDOW & !15;
+        let operand = ((self.address - DATA) as usize - WINDOW) & !15;
         fill(rng, &mut data[operand..operand + 32]);
         for register in &mut context.gpr {
             *register = value(rng);

@@ -6,7 +6,7 @@ use vmtape_arch::{
     exception::{Exception, PageFaultError},
     regs::{Cr0, Cr4, Efer, SegAttr},
     sensitive::Sensitive,
-    vcpu::{VcpuState, seg},
+    vcpu::{Segment, VcpuState, seg},
 };
 use vmtape_cpu::{Cpu, CpuConfig, Decision, Env, Interrupted, Ram, Stop};
 
@@ -162,6 +162,9 @@ fn user_mode() -> VcpuState {
     }
     state.seg[seg::CS].attr = flat.with_typ(0xb).with_l(true);
     state.seg[seg::CS].base = 0;
+    // No descriptor table: far transfers fault, as random selectors do natively.
+    state.gdtr.limit = 0;
+    state.seg[seg::LDTR] = Segment::default();
     state.rip = RIP;
     state.intercepts.exceptions = u32::MAX;
     state

@@ -112,7 +112,7 @@ fn source(core: &mut Core<'_>, insn: &Insn) -> Operand {
         _ => 32,
     };
     let value = core.read_integer(insn, bits)?;
-    let exact = Context::exact_int(F80, value);
+    let exact = Context::exact_integer(F80, value);
     Ok(Some(Number::unpack(F80, exact)))
 }
 
@@ -181,7 +181,7 @@ fn extract(core: &mut Core<'_>, _: &Insn) -> Done {
         _ => {
             cx.note_denormals(&[a]);
             let mut exact = Context::DEFAULT;
-            (Context::exact_int(F80, a.exp.into()), exact.repack(F80, Number { exp: 0, ..a }))
+            (Context::exact_integer(F80, a.exp.into()), exact.repack(F80, Number { exp: 0, ..a }))
         }
     };
     if core.raise_x87(&cx) {
@@ -231,7 +231,7 @@ fn scaled(cx: &mut Context, a: Number, b: Number) -> u128 {
         (_, Class::Infinity, true) => F80.zero(a.sign),
         (_, Class::Infinity, false) => F80.infinity(a.sign),
         _ => {
-            let truncated = Context { rounding: super::Rounding::Zero, ..Context::DEFAULT }.to_int(b, 64);
+            let truncated = Context { rounding: super::Rounding::Zero, ..Context::DEFAULT }.integer(b, 64);
             let by = truncated.unwrap_or(if b.sign { i64::MIN } else { i64::MAX }).clamp(-0x1_0000, 0x1_0000);
             cx.repack(F80, Number { exp: a.exp + by as i32, ..a })
         }

@@ -73,7 +73,7 @@ fn source(core: &mut Core<'_>, insn: &Insn) -> Operand {
         Code::Ficom_m32int | Code::Ficomp_m32int => integer(32)(core)?,
         _ => return Ok((!core.is_empty(register)).then(|| core.st_number(register))),
     };
-    Ok(Some(Number::unpack(F80, super::Context::exact_int(F80, value))))
+    Ok(Some(Number::unpack(F80, super::Context::exact_integer(F80, value))))
 }
 
 fn set_conditions(core: &mut Core<'_>, relation: Relation) {

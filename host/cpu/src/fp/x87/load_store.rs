@@ -130,7 +130,7 @@ fn load_integer(core: &mut Core<'_>, insn: &Insn) -> Done {
     };
     let value = core.read_integer(insn, bits)?;
     clear_c1(core);
-    core.push_st(Context::exact_int(F80, value));
+    core.push_st(Context::exact_integer(F80, value));
     Ok(())
 }
 
@@ -233,7 +233,7 @@ fn store_integer(core: &mut Core<'_>, insn: &Insn) -> Done {
         if insn.code.mnemonic() == Fisttp {
             cx.rounding = Rounding::Zero;
         }
-        let value = cx.to_int(core.st_number(0), bits).unwrap_or(indefinite);
+        let value = cx.integer(core.st_number(0), bits).unwrap_or(indefinite);
         if cx.flags.invalid() {
             cx.rounded_up = false;
         }
@@ -257,7 +257,7 @@ fn load_decimal(core: &mut Core<'_>, insn: &Insn) -> Done {
         .rev()
         .fold(0u64, |sum, digit| sum.wrapping_mul(10).wrapping_add((packed >> (4 * digit)) as u64 & 0xf));
     let sign = packed >> 79 & 1 != 0;
-    let mut value = Context::exact_int(F80, magnitude as i64);
+    let mut value = Context::exact_integer(F80, magnitude as i64);
     if sign {
         value |= 1 << 79;
     }
@@ -280,7 +280,7 @@ fn store_decimal(core: &mut Core<'_>, insn: &Insn) -> Done {
     } else {
         let mut cx = core.x87_context(false);
         let number = core.st_number(0);
-        let packed = match cx.to_int(number, 64) {
+        let packed = match cx.integer(number, 64) {
             Some(value) if value.unsigned_abs() < LIMIT => {
                 let mut rest = value.unsigned_abs();
                 let digits = (0..18).fold(0u128, |packed, n| {
