@@ -40,6 +40,8 @@ open_enum! {
         FAST_MMIO = 29 => "kvm_fast_mmio",
         /// Put on the tape by the host: `enter` let the vCPU into the guest.
         ENTRY = 30 => "kvm_entry",
+        TDP_SPTE_CHANGED = 31 => "kvm_tdp_mmu_spte_changed",
+        MATCH_MMIO = 32 => "vcpu_match_mmio",
         // From here on: not tracepoints of KVM.
         /// One step of the silicon's own walk: entry gpa, value before, value after, level.
         SILICON_STEP = 64 => "silicon_step",
@@ -273,6 +275,9 @@ pub enum Note {
         id: u32,
         value: u64,
     },
+    TdpSpteChanged { gfn: u64, level: u8, old: u64, new: u64 },
+    /// `by_gpa`: the cache matched the guest physical address, not the linear one.
+    MatchMmio { gva: u64, gpa: u64, write: bool, by_gpa: bool },
     /// A kind that this build does not know, or one without a decoded form.
     Other(RawNote),
 }
@@ -370,6 +375,12 @@ impl Note {
             }
             Self::Rule { id } => raw(K::RULE, &[id.into()]),
             Self::Warning { id, value } => raw(K::WARNING, &[id.into(), value]),
+            Self::TdpSpteChanged { gfn, level, old, new } => {
+                raw(K::TDP_SPTE_CHANGED, &[gfn, level.into(), old, new])
+            }
+            Self::MatchMmio { gva, gpa, write, by_gpa } => {
+                raw(K::MATCH_MMIO, &[gva, gpa, pack(&[(write.into(), 1), (by_gpa.into(), 1)])])
+            }
             Self::Other(note) => note,
         }
     }
@@ -442,6 +453,12 @@ impl Note {
             K::SILICON_STEP => Self::SiliconStep { gpa: a[0], before: a[1], after: a[2], level: a[3] as u8 },
             K::RULE => Self::Rule { id: a[0] as u32 },
             K::WARNING => Self::Warning { id: a[0] as u32, value: a[1] },
+            K::TDP_SPTE_CHANGED => {
+                Self::TdpSpteChanged { gfn: a[0], level: a[1] as u8, old: a[2], new: a[3] }
+            }
+            K::MATCH_MMIO => {
+                Self::MatchMmio { gva: a[0], gpa: a[1], write: bit(a[2], 0), by_gpa: bit(a[2], 1) }
+            }
             _ => Self::Other(raw),
         }
     }

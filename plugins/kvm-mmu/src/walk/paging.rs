@@ -95,6 +95,25 @@ const fn root_mask(mode: Mode) -> u64 {
 }
 
 impl Paging {
+    /// Everything off; a start for paging that is no guest's.
+    pub const BARE: Self = Self {
+        mode: Mode::None,
+        root: 0,
+        pdptr: [0; 4],
+        maxphyaddr: 52,
+        nx: false,
+        wp: false,
+        smep: false,
+        smap: false,
+        pke: false,
+        pkru: 0,
+        ac: false,
+        gbpages: false,
+        bit8_reserved: false,
+        pse36: 40,
+        reports_fetch: false,
+    };
+
     /// The guest's own paging as its registers say, walked with the given width.
     pub fn of(state: &VcpuState, maxphyaddr: u8, gbpages: bool, amd: bool) -> Self {
         let (cr0, cr4, efer) = (state.cr0(), state.cr4(), state.efer());
@@ -227,6 +246,15 @@ pub struct WalkAccess {
 }
 
 impl WalkAccess {
+    /// PFERR_* of the access, as KVM's tracepoints show them.
+    pub fn pferr(&self) -> u32 {
+        let error = PageFaultError::new()
+            .with_w(self.kind == AccessKind::WRITE)
+            .with_u(self.user)
+            .with_i(self.kind == AccessKind::FETCH);
+        error.into_bits()
+    }
+
     /// The access of this kind with the same privilege.
     pub fn with_kind(self, kind: AccessKind) -> Self {
         Self { kind, ..self }

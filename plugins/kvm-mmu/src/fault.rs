@@ -1,0 +1,90 @@
+//! One page fault on its way through KVM's MMU.
+//!
+//! See: KVM arch/x86/kvm/mmu/mmu_internal.h struct kvm_page_fault, enum RET_PF
+
+use crate::slots::Slot;
+use bitfield_struct::bitfield;
+
+/// `KVM_PFN_NOSLOT`.
+pub const PFN_NOSLOT: u64 = 1 << 63;
+
+/// The error code of a fault as KVM's MMU takes it: a #PF's, an NPF's EXITINFO1, or what an EPT qualification becomes.
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct FaultCode {
+    pub p: bool,
+    pub w: bool,
+    pub u: bool,
+    pub rsvd: bool,
+    pub fetch: bool,
+    #[bits(27)]
+    __: u32,
+    pub guest_final: bool,
+    pub guest_page: bool,
+    #[bits(14)]
+    __: u16,
+    pub implicit: bool,
+    #[bits(15)]
+    __: u16,
+}
+
+/// `enum` RET_PF_*.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetPf {
+    Continue,
+    Retry,
+    Emulate,
+    WriteProtected,
+    Invalid,
+    Fixed,
+    Spurious,
+}
+
+/// `struct kvm_page_fault`.
+#[derive(Clone, Copy, Debug)]
+pub struct PageFault {
+    pub addr: u64,
+    pub code: FaultCode,
+    pub gfn: u64,
+    pub slot: Option<Slot>,
+    pub pfn: u64,
+    pub max_level: u8,
+    pub req_level: u8,
+    pub goal_level: u8,
+    pub map_writable: bool,
+    /// A guest page table maps itself: writing to it through emulation may need to be undone.
+    pub write_to_own_table: bool,
+}
+
+impl PageFault {
+    /// The fault as `kvm_mmu_do_page_fault` starts with it.
+    pub fn new(addr: u64, code: FaultCode) -> Self {
+        Self {
+            addr,
+            code,
+            gfn: 0,
+            slot: None,
+            pfn: PFN_NOSLOT,
+            max_level: 3,
+            req_level: 1,
+            goal_level: 1,
+            map_writable: false,
+            write_to_own_table: false,
+        }
+    }
+}
+
+/// What the exit handler has to do after `kvm_mmu_page_fault`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handled {
+    /// Back into the guest.
+    Resume,
+    /// The guest takes this page fault.
+    Inject(vmtape_arch::exception::Exception),
+    /// `x86_emulate_instruction` with EMULTYPE_PF.
+    Emulate,
+    /// The emulation may instead unprotect the page and let the guest try again (EMULTYPE_ALLOW_RETRY_PF).
+    EmulateOrRetry,
+    /// KVM_RUN fails.
+    Errno(i32),
+}

@@ -1,0 +1,101 @@
+//! The role of a shadow page: what must be equal for two vCPUs to share it.
+//!
+//! See: KVM arch/x86/include/asm/kvm_host.h union kvm_mmu_page_role, as of 6.12
+
+use crate::walk::{Acc, Mode};
+use bitfield_struct::bitfield;
+use serde::{Deserialize, Serialize};
+use vmtape_arch::vcpu::VcpuState;
+
+/// `union kvm_mmu_page_role`.
+#[bitfield(u32)]
+#[derive(PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PageRole {
+    #[bits(4)]
+    pub level: u8,
+    pub has_4_byte_gpte: bool,
+    #[bits(2)]
+    pub quadrant: u8,
+    pub direct: bool,
+    #[bits(3)]
+    pub access: u8,
+    pub invalid: bool,
+    pub efer_nx: bool,
+    pub cr0_wp: bool,
+    pub smep_andnot_wp: bool,
+    pub smap_andnot_wp: bool,
+    pub ad_disabled: bool,
+    pub guest_mode: bool,
+    pub passthrough: bool,
+    #[bits(5)]
+    __: u8,
+    pub smm: u8,
+}
+
+impl PageRole {
+    /// `role.access` as rights.
+    pub fn acc(self) -> Acc {
+        Acc::from_bits(self.access())
+    }
+}
+
+/// `union kvm_cpu_role`: the page role of the guest's own paging, and what else decides a walk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuRole {
+    pub base: PageRole,
+    pub smep: bool,
+    pub smap: bool,
+    pub pse: bool,
+    pub pke: bool,
+    pub la57: bool,
+    pub lma: bool,
+}
+
+impl CpuRole {
+    /// `kvm_calc_cpu_role`.
+    pub fn of(state: &VcpuState) -> Self {
+        let (cr0, cr4, efer) = (state.cr0(), state.cr4(), state.efer());
+        let base = PageRole::new().with_access(Acc::ALL.into_bits());
+        if !cr0.pg() {
+            return Self { base: base.with_direct(true), ..Default::default() };
+        }
+        let level = match () {
+            () if efer.lma() && cr4.la57() => Mode::Level5.levels(),
+            () if efer.lma() => Mode::Level4.levels(),
+            () if cr4.pae() => Mode::Pae.levels(),
+            () => 2,
+        };
+        Self {
+            base: base
+                .with_level(level)
+                .with_efer_nx(efer.nxe())
+                .with_cr0_wp(cr0.wp())
+                .with_smep_andnot_wp(cr4.smep() && !cr0.wp())
+                .with_smap_andnot_wp(cr4.smap() && !cr0.wp())
+                .with_has_4_byte_gpte(!cr4.pae()),
+            smep: cr4.smep(),
+            smap: cr4.smap(),
+            pse: cr4.pse(),
+            pke: efer.lma() && cr4.pke(),
+            la57: efer.lma() && cr4.la57(),
+            lma: efer.lma(),
+        }
+    }
+
+    /// The guest's paging mode.
+    pub fn mode(self) -> Mode {
+        match self.base.level() {
+            0 => Mode::None,
+            2 => Mode::Bits32 { pse: self.pse },
+            3 => Mode::Pae,
+            4 => Mode::Level4,
+            _ => Mode::Level5,
+        }
+    }
+
+    /// The role of the root that shadows this paging mode (`kvm_init_shadow_mmu`): never fewer levels than PAE, and
+    /// always with NX, which KVM needs for CR0.WP=0 under SMEP.
+    pub fn shadow_root(self) -> PageRole {
+        self.base.with_level(self.base.level().max(Mode::Pae.levels())).with_efer_nx(true)
+    }
+}

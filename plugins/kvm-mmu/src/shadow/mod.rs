@@ -1,0 +1,431 @@
+//! The shadow MMU: tables that mirror the guest's, found by (gfn, role) and shared between vCPUs.
+//!
+//! See: KVM arch/x86/kvm/mmu/mmu.c and paging_tmpl.h, as of 6.12
+
+mod map;
+mod paging;
+mod roots;
+pub mod silicon;
+mod sync;
+mod track;
+
+use crate::{
+    mmu::Mmu,
+    pages::{ENTRIES, Pages, entry_address},
+    role::PageRole,
+    spte::NONPRESENT,
+    walk::Acc,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use vmtape_abi::{ALL_VCPUS, FlushScope, Host};
+use vmtape_arch::note::Note;
+
+/// KVM_MIN_FREE_MMU_PAGES and KVM_REFILL_PAGES.
+const MIN_FREE_PAGES: usize = 5;
+const REFILL_PAGES: usize = 25;
+/// KVM_MIN_ALLOC_MMU_PAGES, and pages per thousand of guest memory.
+const MIN_PAGES: usize = 64;
+const PERMILLE_PAGES: usize = 20;
+
+/// `struct kvm_mmu_page`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ShadowPage {
+    pub gfn: u64,
+    pub role: PageRole,
+    pub root_count: u32,
+    pub unsync: bool,
+    /// Entries below which something is unsync.
+    unsync_children: [u64; 8],
+    /// Addresses of the entries that point here.
+    parents: Vec<u64>,
+    /// What each leaf maps: frame and rights (`shadowed_translation`); empty on direct pages.
+    translation: Vec<(u64, u8)>,
+    pub write_flooding: u32,
+    /// Order of creation, by which pages are recycled.
+    born: u64,
+}
+
+impl ShadowPage {
+    fn has_unsync_children(&self) -> bool {
+        self.unsync_children.iter().any(|word| *word != 0)
+    }
+
+    /// `sp_has_gptes`.
+    pub fn has_gptes(&self) -> bool {
+        !self.role.direct()
+    }
+}
+
+/// The shadow pages of a VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shadow {
+    /// By page number.
+    pages: Vec<Option<Box<ShadowPage>>>,
+    /// Valid pages by frame, oldest first (`mmu_page_hash`).
+    by_gfn: BTreeMap<u64, Vec<u64>>,
+    /// Valid pages by age (`active_mmu_pages`).
+    active: BTreeMap<u64, u64>,
+    /// Leaf entries that map a frame, by level and first frame.
+    rmap: BTreeMap<(u8, u64), Vec<u64>>,
+    /// Frames that must not become writable (`gfn_write_track`).
+    tracked: BTreeMap<u64, u32>,
+    /// `indirect_shadow_pages`.
+    indirect: u32,
+    births: u64,
+    /// A root was zapped: vCPUs drop it before they run (KVM_REQ_MMU_FREE_OBSOLETE_ROOTS).
+    obsolete_roots: bool,
+    /// Entries changed that silicon may have cached.
+    flush: bool,
+}
+
+impl Shadow {
+    pub(crate) fn sp(&self, table: u64) -> &ShadowPage {
+        self.pages[Pages::number(table)]
+            .as_deref()
+            .expect("a shadow page lives as long as an entry points to it")
+    }
+
+    pub(crate) fn sp_mut(&mut self, table: u64) -> &mut ShadowPage {
+        self.pages[Pages::number(table)]
+            .as_deref_mut()
+            .expect("a shadow page lives as long as an entry points to it")
+    }
+
+    fn get(&self, table: u64) -> Option<&ShadowPage> {
+        self.pages.get(Pages::number(table))?.as_deref()
+    }
+
+    /// `for_each_gfn_valid_sp_with_gptes`: newest first.
+    fn with_gptes(&self, gfn: u64) -> Vec<u64> {
+        if self.indirect == 0 {
+            return Vec::new();
+        }
+        let pages = self.by_gfn.get(&gfn).map_or(&[][..], Vec::as_slice);
+        pages.iter().rev().copied().filter(|table| self.sp(*table).has_gptes()).collect()
+    }
+
+    pub(crate) fn is_tracked(&self, gfn: u64) -> bool {
+        self.tracked.contains_key(&gfn)
+    }
+}
+
+/// The table that holds an entry, and the entry's index.
+pub(crate) const fn table_of(sptep: u64) -> (u64, usize) {
+    (sptep & !0xfff, (sptep >> 3 & 0x1ff) as usize)
+}
+
+impl Mmu {
+    // --- notes and flushes ---
+
+    /// Hands pending flushes to the host (`kvm_flush_remote_tlbs`).
+    pub(crate) fn shadow_flush(&mut self, host: &mut dyn Host) {
+        if std::mem::take(&mut self.shadow.flush) {
+            host.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0);
+        }
+    }
+
+    // --- finding, making and removing pages ---
+
+    /// The frame that entry `index` of a page maps (`kvm_mmu_page_get_gfn`).
+    fn entry_gfn(&self, table: u64, index: usize) -> u64 {
+        let sp = self.shadow.sp(table);
+        match sp.translation.get(index) {
+            Some((gfn, _)) => *gfn,
+            None => sp.gfn + ((index as u64) << crate::mmu::frames_shift(sp.role.level())),
+        }
+    }
+
+    /// `kvm_mmu_get_shadow_page`: an existing page with this frame and role, synchronized, or a new one.
+    pub(crate) fn get_page(&mut self, vcpu: u32, gfn: u64, role: PageRole, host: &mut dyn Host) -> u64 {
+        let found = self.find_page(vcpu, gfn, role, host);
+        let table = found.unwrap_or_else(|| self.alloc_page(vcpu, gfn, role, host));
+        host.note(vcpu, Note::GetPage { gfn, role: role.into_bits(), created: found.is_none() });
+        table
+    }
+
+    /// `kvm_mmu_find_shadow_page`.
+    fn find_page(&mut self, vcpu: u32, gfn: u64, role: PageRole, host: &mut dyn Host) -> Option<u64> {
+        let candidates = self.shadow.by_gfn.get(&gfn)?.clone();
+        for table in candidates.into_iter().rev() {
+            // An earlier turn may have zapped it.
+            let Some(sp) = self.shadow.get(table).filter(|sp| !sp.role.invalid() && sp.gfn == gfn) else {
+                continue;
+            };
+            if sp.role != role {
+                if role.level() > 1 && sp.unsync {
+                    self.zap_page(vcpu, table, host);
+                }
+                continue;
+            }
+            if role.direct() {
+                return Some(table);
+            }
+            if sp.unsync && !self.sync_page(vcpu, table, host) {
+                return None;
+            }
+            self.shadow.sp_mut(table).write_flooding = 0;
+            return Some(table);
+        }
+        None
+    }
+
+    /// `kvm_mmu_alloc_shadow_page`.
+    fn alloc_page(&mut self, vcpu: u32, gfn: u64, role: PageRole, host: &mut dyn Host) -> u64 {
+        let table = self.pages.alloc(NONPRESENT);
+        let number = Pages::number(table);
+        if self.shadow.pages.len() <= number {
+            self.shadow.pages.resize_with(number + 1, || None);
+        }
+        let born = self.shadow.births;
+        self.shadow.births += 1;
+        self.shadow.active.insert(born, table);
+        self.shadow.by_gfn.entry(gfn).or_default().push(table);
+        self.shadow.pages[number] = Some(Box::new(ShadowPage {
+            gfn,
+            role,
+            root_count: 0,
+            unsync: false,
+            unsync_children: [0; 8],
+            parents: Vec::new(),
+            translation: if role.direct() { Vec::new() } else { vec![(0, 0); ENTRIES] },
+            write_flooding: 0,
+            born,
+        }));
+        if !role.direct() {
+            self.account_shadowed(vcpu, gfn, role.level(), host);
+        }
+        table
+    }
+
+    /// `account_shadowed`: the guest's table is written only with our knowledge from now on.
+    fn account_shadowed(&mut self, vcpu: u32, gfn: u64, level: u8, host: &mut dyn Host) {
+        self.shadow.indirect += 1;
+        if level > 1 {
+            *self.shadow.tracked.entry(gfn).or_default() += 1;
+        }
+        self.large.disallow(gfn);
+        if self.write_protect_gfn(gfn) {
+            self.shadow.flush = true;
+            self.shadow_flush(host);
+        }
+        let _ = vcpu;
+    }
+
+    /// `unaccount_shadowed`.
+    fn unaccount_shadowed(&mut self, gfn: u64, level: u8) {
+        self.shadow.indirect -= 1;
+        if level > 1
+            && let Some(count) = self.shadow.tracked.get_mut(&gfn)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.shadow.tracked.remove(&gfn);
+            }
+        }
+        self.large.allow(gfn);
+    }
+
+    /// `kvm_mmu_slot_gfn_write_protect`: takes write access from every entry that maps the frame.
+    pub(crate) fn write_protect_gfn(&mut self, gfn: u64) -> bool {
+        let format = self.config.format;
+        let mut changed = false;
+        for level in 1..=3 {
+            let Some(sptes) = self.shadow.rmap.get(&(level, crate::mmu::round_gfn(gfn, level))) else {
+                continue;
+            };
+            for sptep in sptes {
+                let spte = self.pages.read(*sptep);
+                if format.is_writable(spte) || format.is_mmu_writable(spte) {
+                    self.pages.write(*sptep, format.write_protected(spte, false));
+                    changed = true;
+                }
+            }
+        }
+        changed
+    }
+
+    /// `kvm_mmu_prepare_zap_page` and `kvm_mmu_commit_zap_page`.
+    pub(crate) fn zap_page(&mut self, vcpu: u32, table: u64, host: &mut dyn Host) {
+        self.prepare_zap(vcpu, table, host);
+        self.shadow.flush = true;
+        self.shadow_flush(host);
+    }
+
+    pub(crate) fn prepare_zap(&mut self, vcpu: u32, table: u64, host: &mut dyn Host) {
+        let (gfn, role) = (self.shadow.sp(table).gfn, self.shadow.sp(table).role);
+        host.note(vcpu, Note::ZapPage { gfn, role: role.into_bits() });
+        if role.level() > 1 {
+            for child in self.unsync_below(table) {
+                if self.shadow.get(child).is_some_and(|sp| sp.unsync) {
+                    self.prepare_zap(vcpu, child, host);
+                }
+            }
+        }
+        for index in 0..ENTRIES {
+            self.zap_entry(entry_address(table, index as u64));
+        }
+        for parent in std::mem::take(&mut self.shadow.sp_mut(table).parents) {
+            self.pages.write(parent, NONPRESENT);
+        }
+        if !role.invalid() {
+            if !role.direct() {
+                self.unaccount_shadowed(gfn, role.level());
+            }
+            self.unhash(table);
+        }
+        let sp = self.shadow.sp_mut(table);
+        if std::mem::take(&mut sp.unsync) {
+            let role = sp.role;
+            host.note(vcpu, Note::SyncPage { gfn, role: role.into_bits() });
+        }
+        let sp = self.shadow.sp_mut(table);
+        sp.role.set_invalid(true);
+        if sp.root_count == 0 {
+            self.shadow.pages[Pages::number(table)] = None;
+            self.pages.release(table);
+        } else {
+            self.shadow.obsolete_roots |= !role.invalid();
+        }
+        self.shadow.flush = true;
+    }
+
+    fn unhash(&mut self, table: u64) {
+        let (gfn, born) = (self.shadow.sp(table).gfn, self.shadow.sp(table).born);
+        self.shadow.active.remove(&born);
+        if let Some(pages) = self.shadow.by_gfn.get_mut(&gfn) {
+            pages.retain(|other| *other != table);
+            if pages.is_empty() {
+                self.shadow.by_gfn.remove(&gfn);
+            }
+        }
+    }
+
+    /// `mmu_page_zap_pte`: makes an entry not present, whatever it was. True: silicon may have cached it.
+    pub(crate) fn zap_entry(&mut self, sptep: u64) -> bool {
+        let spte = self.pages.read(sptep);
+        if spte == NONPRESENT {
+            return false;
+        }
+        let format = self.config.format;
+        let (table, _) = table_of(sptep);
+        if !format.is_present(spte) {
+            self.pages.write(sptep, NONPRESENT);
+            return false;
+        }
+        if format.is_last(spte, self.shadow.sp(table).role.level()) {
+            self.drop_leaf(sptep);
+        } else {
+            self.drop_parent(format.address(spte), sptep);
+        }
+        true
+    }
+
+    /// `drop_parent_pte`.
+    pub(crate) fn drop_parent(&mut self, child: u64, sptep: u64) {
+        let parents = &mut self.shadow.sp_mut(child).parents;
+        if let Some(at) = parents.iter().position(|parent| *parent == sptep) {
+            parents.swap_remove(at);
+        }
+        self.pages.write(sptep, NONPRESENT);
+    }
+
+    /// `drop_spte`: a leaf goes, and its reverse mapping with it.
+    pub(crate) fn drop_leaf(&mut self, sptep: u64) {
+        let present = self.config.format.is_present(self.pages.read(sptep));
+        self.pages.write(sptep, NONPRESENT);
+        if !present {
+            return;
+        }
+        let (table, index) = table_of(sptep);
+        let level = self.shadow.sp(table).role.level();
+        let key = (level, crate::mmu::round_gfn(self.entry_gfn(table, index), level));
+        if let Some(sptes) = self.shadow.rmap.get_mut(&key) {
+            if let Some(at) = sptes.iter().position(|other| *other == sptep) {
+                sptes.swap_remove(at);
+            }
+            if sptes.is_empty() {
+                self.shadow.rmap.remove(&key);
+            }
+        }
+    }
+
+    /// The role of a page below `sptep` (`kvm_mmu_child_role`).
+    pub(crate) fn child_role(&self, sptep: u64, direct: bool, acc: Acc) -> PageRole {
+        let (table, index) = table_of(sptep);
+        let parent = self.shadow.sp(table).role;
+        let role = parent.with_level(parent.level() - 1).with_access(acc.into_bits()).with_direct(direct);
+        let role = role.with_invalid(false).with_passthrough(false);
+        if role.has_4_byte_gpte() { role.with_quadrant(index as u8 & 1) } else { role }
+    }
+
+    /// `kvm_mmu_get_child_sp`: `None` where a table is there already.
+    pub(crate) fn get_child(
+        &mut self,
+        vcpu: u32,
+        sptep: u64,
+        gfn: u64,
+        direct: bool,
+        acc: Acc,
+        host: &mut dyn Host,
+    ) -> Option<u64> {
+        let (format, spte) = (self.config.format, self.pages.read(sptep));
+        if format.is_present(spte) && !format.is_large(spte) {
+            return None;
+        }
+        let role = self.child_role(sptep, direct, acc);
+        Some(self.get_page(vcpu, gfn, role, host))
+    }
+
+    /// `link_shadow_page`.
+    pub(crate) fn link(&mut self, sptep: u64, child: u64, host: &mut dyn Host) {
+        let format = self.config.format;
+        if format.is_present(self.pages.read(sptep)) {
+            self.drop_leaf(sptep);
+            self.shadow.flush = true;
+            self.shadow_flush(host);
+        }
+        self.pages.write(sptep, format.nonleaf(child));
+        self.shadow.sp_mut(child).parents.push(sptep);
+        let sp = self.shadow.sp(child);
+        if sp.unsync || sp.has_unsync_children() {
+            self.mark_unsync(sptep);
+        }
+    }
+
+    /// `make_mmu_pages_available`: recycles the oldest pages that are no roots.
+    pub(crate) fn make_pages_available(&mut self, vcpu: u32, host: &mut dyn Host) {
+        let frames: u64 = self.slots.iter().map(|slot| slot.size >> 12).sum();
+        let limit = (frames as usize * PERMILLE_PAGES / 1000).max(MIN_PAGES);
+        let available = limit.saturating_sub(self.shadow.active.len());
+        if available >= MIN_FREE_PAGES {
+            return;
+        }
+        let target = self.shadow.active.len().saturating_sub(REFILL_PAGES - available);
+        while self.shadow.active.len() > target {
+            let oldest =
+                self.shadow.active.values().copied().find(|table| self.shadow.sp(*table).root_count == 0);
+            let Some(table) = oldest else { break };
+            self.prepare_zap(vcpu, table, host);
+        }
+        self.shadow_flush(host);
+    }
+
+    /// Drops every shadow page and root.
+    pub(crate) fn shadow_zap_all(&mut self) {
+        for number in 0..self.shadow.pages.len() {
+            if self.shadow.pages[number].take().is_some() {
+                self.pages.release(Pages::address(number));
+            }
+        }
+        let births = self.shadow.births;
+        self.shadow = Shadow { births, ..Shadow::default() };
+        self.large = Default::default();
+        if !self.config.tdp {
+            for vcpu in &mut self.vcpus {
+                (vcpu.root, vcpu.pae_root) = (None, [0; 4]);
+                vcpu.prev_roots.clear();
+            }
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Page faults while the guest has paging on: its tables are walked by software and mirrored.
+//!
+//! See: KVM arch/x86/kvm/mmu/paging_tmpl.h page_fault(), fetch(), pte_prefetch()
+
+use super::{map::PREFETCH, table_of};
+use crate::{
+    fault::{PageFault, RetPf},
+    mmu::{Mmu, round_gfn},
+    pages::entry_address,
+    role::PageRole,
+    walk::{Acc, Paging, Step, Walk, WalkAccess},
+};
+use vmtape_abi::Host;
+use vmtape_arch::{
+    access::AccessKind,
+    exception::Exception,
+    paging::{Pte, bits},
+    vcpu::VcpuState,
+};
+
+impl Mmu {
+    /// `FNAME(page_fault)`; `Err`: the fault is the guest's own.
+    pub(crate) fn paging_page_fault(
+        &mut self,
+        vcpu: u32,
+        state: &VcpuState,
+        fault: &mut PageFault,
+        host: &mut dyn Host,
+    ) -> Result<RetPf, Exception> {
+        let code = fault.code;
+        let kind = match () {
+            () if code.w() => AccessKind::WRITE,
+            () if code.fetch() => AccessKind::FETCH,
+            () => AccessKind::READ,
+        };
+        let access = WalkAccess { kind, user: code.u(), implicit: code.implicit() };
+        let pferr = code.with_rsvd(false).into_bits() as u32;
+        let mut walk = self.walk_guest(vcpu, state, fault.addr, &access, pferr, host)?;
+        fault.gfn = walk.gpa >> 12;
+        fault.max_level = walk.level;
+        fault.slot = self.slots.find(walk.gpa).copied();
+        if self.is_write_to_tracked(fault) {
+            self.clear_flooding(vcpu, fault.addr);
+            return Ok(RetPf::WriteProtected);
+        }
+        self.protect_clean(&mut walk, code.w());
+        let result = self.faultin_pfn(vcpu, fault, walk.acc);
+        if result != RetPf::Continue {
+            return Ok(result);
+        }
+        if code.w() && !walk.acc.write() && !state.cr0().wp() && !code.u() && fault.slot.is_some() {
+            // CR0.WP=0: the kernel may write where users may not go meanwhile, nor the kernel execute under SMEP.
+            walk.acc = walk.acc.with_write(true).with_user(false);
+            if state.cr4().smep() {
+                walk.acc.set_exec(false);
+            }
+        }
+        self.make_pages_available(vcpu, host);
+        Ok(self.fetch(vcpu, fault, &walk, host))
+    }
+
+    /// `protect_clean_gpte`: a page whose dirty bit is clear is mapped read-only, so that the first write is seen.
+    fn protect_clean(&self, walk: &mut Walk, write: bool) {
+        let clean = walk.steps.last().is_some_and(|leaf| !Pte::from_bits(leaf.before).d());
+        if !write && clean {
+            walk.acc.set_write(false);
+        }
+    }
+
+    /// `shadow_page_table_clear_flood`.
+    fn clear_flooding(&mut self, vcpu: u32, address: u64) {
+        let mut at = self.shadow_start(vcpu, address);
+        while let Some(position) = at {
+            self.shadow.sp_mut(position.table).write_flooding = 0;
+            at = self.shadow_next(position, address);
+        }
+    }
+
+    /// `FNAME(fetch)`: mirrors the guest's tables down to the leaf, then maps it.
+    fn fetch(&mut self, vcpu: u32, fault: &mut PageFault, walk: &Walk, host: &mut dyn Host) -> RetPf {
+        let Some(mut at) = self.shadow_start(vcpu, fault.addr) else { return RetPf::Retry };
+        loop {
+            self.shadow.sp_mut(at.table).write_flooding = 0;
+            if at.level == walk.level {
+                break;
+            }
+            let Some(step) = walk.steps.at(at.level - 1) else { return RetPf::Retry };
+            let table_gfn = step.address >> 12;
+            if let Some(child) = self.get_child(vcpu, at.sptep, table_gfn, false, step.above, host) {
+                if self.shadow.sp(child).has_unsync_children() {
+                    self.sync_children(vcpu, child, host);
+                }
+                self.link(at.sptep, child, host);
+            }
+            fault.write_to_own_table |= fault.code.w() && table_gfn == fault.gfn;
+            let Some(next) = self.shadow_next(at, fault.addr) else { return RetPf::Retry };
+            at = next;
+        }
+        self.hugepage_adjust(fault);
+        self.note_requested(vcpu, fault, host);
+        while at.level != fault.goal_level {
+            self.validate_direct(at.sptep, walk.acc, host);
+            let gfn = round_gfn(fault.gfn, at.level);
+            if let Some(child) = self.get_child(vcpu, at.sptep, gfn, true, walk.acc, host) {
+                self.link(at.sptep, child, host);
+            }
+            let Some(next) = self.shadow_next(at, fault.addr) else { return RetPf::Retry };
+            at = next;
+        }
+        let gfn = round_gfn(fault.gfn, at.level);
+        let result = self.set_leaf(vcpu, at.sptep, walk.acc, gfn, fault.pfn, Some(fault), host);
+        if result != RetPf::Spurious {
+            self.prefetch(vcpu, at.sptep, walk, host);
+        }
+        result
+    }
+
+    /// `validate_direct_spte`: a direct page with other rights than the guest's entry has now is unlinked.
+    fn validate_direct(&mut self, sptep: u64, acc: Acc, host: &mut dyn Host) {
+        let (format, spte) = (self.config.format, self.pages.read(sptep));
+        if !format.is_present(spte) || format.is_large(spte) {
+            return;
+        }
+        let child = format.address(spte);
+        if self.shadow.sp(child).role.acc() != acc {
+            self.drop_parent(child, sptep);
+            self.shadow.flush = true;
+            self.shadow_flush(host);
+        }
+    }
+
+    /// `FNAME(pte_prefetch)`.
+    fn prefetch(&mut self, vcpu: u32, sptep: u64, walk: &Walk, host: &mut dyn Host) {
+        let (table, index) = table_of(sptep);
+        let role = self.shadow.sp(table).role;
+        if role.level() > 1 {
+            return;
+        }
+        if role.direct() {
+            return self.prefetch_direct(vcpu, sptep, host);
+        }
+        let Some(leaf) = walk.steps.last() else { return };
+        let Some(gptes) = self.read_group(role, leaf, host) else { return };
+        let first = index & !(PREFETCH - 1);
+        for (i, gpte) in gptes.into_iter().enumerate() {
+            let entry = entry_address(table, (first + i) as u64);
+            if entry == sptep || self.config.format.is_present(self.pages.read(entry)) {
+                continue;
+            }
+            if !self.prefetch_gpte(vcpu, entry, role, gpte, host) {
+                break;
+            }
+        }
+    }
+
+    /// The guest's entries around a leaf.
+    fn read_group(&self, role: PageRole, leaf: &Step, host: &mut dyn Host) -> Option<[Pte; PREFETCH]> {
+        let size = if role.has_4_byte_gpte() { 4 } else { 8 };
+        let first = leaf.address & !(PREFETCH as u64 * size - 1);
+        let hpa = self.slots.hpa(first)?;
+        let mut bytes = [0; 8 * PREFETCH];
+        let bytes = &mut bytes[..PREFETCH * size as usize];
+        if !host.read(hpa, bytes) {
+            return None;
+        }
+        let mut gptes = [Pte::new(); PREFETCH];
+        for (gpte, chunk) in gptes.iter_mut().zip(bytes.chunks_exact(size as usize)) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            *gpte = Pte::from_bits(u64::from_le_bytes(word));
+        }
+        Some(gptes)
+    }
+
+    /// `FNAME(prefetch_gpte)`. False: stop prefetching.
+    fn prefetch_gpte(
+        &mut self,
+        vcpu: u32,
+        sptep: u64,
+        role: PageRole,
+        gpte: Pte,
+        host: &mut dyn Host,
+    ) -> bool {
+        if !self.prefetchable(vcpu, gpte) {
+            self.drop_leaf(sptep);
+            return false;
+        }
+        let (gfn, acc) = self.gpte_parts(role, gpte);
+        let Some(slot) = self.slots.find(gfn << 12).copied() else { return false };
+        if slot.readonly() || acc.write() && slot.logs_dirty() {
+            return false;
+        }
+        self.set_leaf(vcpu, sptep, acc, gfn, slot.hpa(gfn << 12) >> 12, None, host);
+        true
+    }
+
+    /// `FNAME(prefetch_invalid_gpte)`, inverted: present, accessed, and nothing reserved by the guest's width.
+    pub(crate) fn prefetchable(&mut self, vcpu: u32, gpte: Pte) -> bool {
+        let mmu = self.vcpu(vcpu);
+        let role = mmu.cpu_role;
+        let paging = Paging {
+            mode: role.mode(),
+            maxphyaddr: mmu.width.maxphyaddr,
+            nx: role.base.efer_nx(),
+            gbpages: mmu.width.gbpages,
+            bit8_reserved: mmu.width.amd,
+            ..Paging::BARE
+        };
+        gpte.p() && gpte.a() && gpte.into_bits() & paging.reserved(gpte, 1) == 0
+    }
+
+    /// Frame and rights that a level-1 entry of the guest gives below a page with this role.
+    pub(crate) fn gpte_parts(&self, role: PageRole, gpte: Pte) -> (u64, Acc) {
+        let narrow = role.has_4_byte_gpte();
+        let own =
+            Acc::new().with_write(gpte.w() && gpte.d()).with_user(gpte.u()).with_exec(narrow || !gpte.nx());
+        let address = if narrow { gpte.into_bits() & bits(12, 31) } else { gpte.address() };
+        (address >> 12, role.acc().and(own))
+    }
+}

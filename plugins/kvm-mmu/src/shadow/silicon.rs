@@ -1,0 +1,71 @@
+//! Silicon under shadow paging: an ordinary walk of KVM's tables with the host's width.
+
+use super::table_of;
+use crate::{
+    mmu::Mmu,
+    tdp::silicon::{GuestAccess, PrivateTables, mapping_kind},
+    walk::{self, AdPolicy, Failure, Mode, Paging, WalkAccess},
+};
+use vmtape_arch::{access::Mapping, vcpu::VcpuState};
+
+impl Mmu {
+    /// The paging that silicon runs with: CR0.PG, CR0.WP, CR4.PAE and EFER.NXE are always on.
+    /// See: KVM arch/x86/kvm/svm/svm.c svm_set_cr0(), svm_set_cr4(), svm_set_efer()
+    fn shadow_paging(&self, vcpu: u32, state: &VcpuState) -> Paging {
+        let (root, pdptr) = self.shadow_root(vcpu);
+        let (cr0, cr4) = (state.cr0(), state.cr4());
+        let mode = match self.vcpus[vcpu as usize].root_role.level() {
+            5 => Mode::Level5,
+            4 => Mode::Level4,
+            _ => Mode::Pae,
+        };
+        Paging {
+            mode,
+            root,
+            pdptr,
+            maxphyaddr: self.config.host_width,
+            nx: true,
+            wp: true,
+            smep: cr4.smep() && cr0.pg(),
+            smap: cr4.smap() && cr0.pg(),
+            ac: state.rflags().ac(),
+            gbpages: self.config.gbpages,
+            reports_fetch: true,
+            ..Paging::BARE
+        }
+    }
+
+    /// A guest's access under shadow paging. `Fault` is silicon's page fault, which KVM takes.
+    pub fn shadow_access(
+        &mut self,
+        vcpu: u32,
+        state: &VcpuState,
+        gva: u64,
+        access: &WalkAccess,
+    ) -> GuestAccess {
+        let paging = self.shadow_paging(vcpu, state);
+        let mut tables = PrivateTables(&mut self.pages);
+        match walk::walk(&paging, gva, access, AdPolicy::AfterTranslation, &mut tables) {
+            Ok(walk) => {
+                let (table, index) = table_of(walk.steps.last().map_or(0, |step| step.address));
+                let page = walk.gpa & !0xfff;
+                let size = (1u64 << walk.page_shift) - 1;
+                let gpa = (self.entry_gfn(table, index) << 12) | page & size;
+                let [read, write, fetch] = paging.rights(walk.acc, 0, access);
+                GuestAccess::Mapped(Mapping {
+                    gpa,
+                    hpa: page,
+                    read,
+                    write: write && walk.dirty,
+                    fetch,
+                    global: false,
+                    kind: mapping_kind(&self.slots, gpa),
+                    guest_page_shift: walk.page_shift,
+                    pad: [0; 2],
+                })
+            }
+            Err(Failure::Fault { error, .. }) => GuestAccess::Fault(error),
+            Err(Failure::Stopped { stop, .. }) => match stop {},
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The TDP MMU: one table per VM and level count, from guest physical to host physical addresses, in EPT or NPT format.
+//!
+//! See: KVM arch/x86/kvm/mmu/tdp_mmu.c, as of 6.12
+
+pub mod silicon;
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    fault::{PageFault, RetPf},
+    mmu::{Mmu, Root, round_gfn},
+    pages::entry_address,
+    role::PageRole,
+    spte::{Leaf, MMIO_GENERATION_MASK, NONPRESENT},
+    walk::Acc,
+};
+use serde::{Deserialize, Serialize};
+use vmtape_abi::{ALL_VCPUS, FlushScope, Host};
+use vmtape_arch::note::Note;
+
+/// The roots by their number of levels: vCPUs whose widths call for different depths do not share.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tdp {
+    roots: Vec<(u8, u64)>,
+}
+
+/// An entry on the way down.
+#[derive(Clone, Copy)]
+struct Entry {
+    address: u64,
+    level: u8,
+    spte: u64,
+}
+
+/// Index of a frame in a table at `level`.
+const fn index(gfn: u64, level: u8) -> u64 {
+    gfn >> crate::mmu::frames_shift(level) & 0x1ff
+}
+
+impl Mmu {
+    /// `kvm_mmu_get_tdp_level`.
+    pub fn tdp_level(&mut self, vcpu: u32) -> u8 {
+        let width = self.vcpu(vcpu).width.maxphyaddr;
+        match self.config {
+            config if config.forced_tdp_level => config.max_tdp_level,
+            config if config.max_tdp_level == 5 && width <= 48 => 4,
+            config => config.max_tdp_level,
+        }
+    }
+
+    /// `kvm_calc_tdp_mmu_root_page_role`.
+    fn tdp_role(&mut self, vcpu: u32) -> PageRole {
+        PageRole::new()
+            .with_access(Acc::ALL.into_bits())
+            .with_cr0_wp(true)
+            .with_efer_nx(true)
+            .with_ad_disabled(!self.config.format.has_ad())
+            .with_level(self.tdp_level(vcpu))
+            .with_direct(true)
+    }
+
+    /// `kvm_tdp_mmu_alloc_root`: gives the vCPU its root, new or shared.
+    pub(crate) fn tdp_load(&mut self, vcpu: u32, host: &mut dyn Host) {
+        let role = self.tdp_role(vcpu);
+        self.vcpu(vcpu).root_role = role;
+        let known = self.tdp.roots.iter().find(|(level, _)| *level == role.level()).map(|(_, hpa)| *hpa);
+        let hpa = known.unwrap_or_else(|| {
+            host.note(vcpu, Note::GetPage { gfn: 0, role: role.into_bits(), created: true });
+            let hpa = self.pages.alloc(NONPRESENT);
+            self.tdp.roots.push((role.level(), hpa));
+            hpa
+        });
+        self.vcpu(vcpu).root = Some(Root { hpa, pgd: 0 });
+    }
+
+    /// Drops every table.
+    pub(crate) fn tdp_zap_all(&mut self) {
+        for (level, root) in std::mem::take(&mut self.tdp.roots) {
+            self.tdp_release(root, level);
+        }
+        if self.config.tdp {
+            self.vcpus.iter_mut().for_each(|vcpu| vcpu.root = None);
+        }
+    }
+
+    fn tdp_release(&mut self, table: u64, level: u8) {
+        let format = self.config.format;
+        for i in 0..512 {
+            let spte = self.pages.read(entry_address(table, i));
+            if format.is_present(spte) && !format.is_last(spte, level) {
+                self.tdp_release(format.address(spte), level - 1);
+            }
+        }
+        self.pages.release(table);
+    }
+
+    /// The entries for a frame from the root to the lowest one that is there.
+    fn tdp_last(&self, root: u64, level: u8, gfn: u64) -> Entry {
+        let format = self.config.format;
+        let (mut table, mut level) = (root, level);
+        loop {
+            let address = entry_address(table, index(gfn, level));
+            let spte = self.pages.read(address);
+            if !format.is_present(spte) || format.is_last(spte, level) {
+                return Entry { address, level, spte };
+            }
+            table = format.address(spte);
+            level -= 1;
+        }
+    }
+
+    /// The lowest entry for a frame.
+    pub(crate) fn tdp_find(&self, vcpu: u32, gfn: u64) -> u64 {
+        let mmu = &self.vcpus[vcpu as usize];
+        mmu.root.map_or(NONPRESENT, |root| self.tdp_last(root.hpa, mmu.root_role.level(), gfn).spte)
+    }
+
+    /// `kvm_tdp_mmu_page_fault`.
+    pub(crate) fn tdp_page_fault(&mut self, vcpu: u32, fault: &mut PageFault, host: &mut dyn Host) -> RetPf {
+        fault.gfn = fault.addr >> 12;
+        fault.slot = self.slots.find(fault.addr).copied();
+        let fast = self.fast_page_fault(vcpu, fault, host);
+        if fast != RetPf::Invalid {
+            return fast;
+        }
+        let result = self.faultin_pfn(vcpu, fault, Acc::ALL);
+        if result != RetPf::Continue {
+            return result;
+        }
+        self.tdp_map(vcpu, fault, host)
+    }
+
+    /// `fast_page_fault`: a write to an entry that only dirty logging protects, or a fault that is already repaired.
+    fn fast_page_fault(&mut self, vcpu: u32, fault: &PageFault, host: &mut dyn Host) -> RetPf {
+        let format = self.config.format;
+        let possible = match () {
+            () if fault.code.rsvd() => false,
+            () if !fault.code.p() => !format.has_ad(),
+            () => fault.code.w(),
+        };
+        let Some(root) = self.vcpu(vcpu).root.filter(|_| possible) else { return RetPf::Invalid };
+        let level = self.vcpu(vcpu).root_role.level();
+        let entry = self.tdp_last(root.hpa, level, fault.gfn);
+        let (fetch, write) = (fault.code.fetch(), fault.code.w());
+        let logs_dirty = fault.slot.is_some_and(|slot| slot.logs_dirty());
+        let result = match entry.spte {
+            spte if !format.is_present(spte) => RetPf::Invalid,
+            spte if format.allows(spte, fetch, write) => RetPf::Spurious,
+            spte if write && format.is_mmu_writable(spte) && !(entry.level > 1 && logs_dirty) => {
+                self.pages.write(entry.address, format.made_writable(spte));
+                RetPf::Fixed
+            }
+            _ => RetPf::Invalid,
+        };
+        let fixed = result == RetPf::Fixed;
+        host.note(vcpu, Note::FastPageFault { address: fault.addr, code: fault.code.into_bits(), fixed });
+        result
+    }
+
+    /// `kvm_tdp_mmu_map`.
+    fn tdp_map(&mut self, vcpu: u32, fault: &mut PageFault, host: &mut dyn Host) -> RetPf {
+        self.hugepage_adjust(fault);
+        self.note_requested(vcpu, fault, host);
+        let Some(root) = self.vcpu(vcpu).root else { return RetPf::Retry };
+        let role = self.vcpu(vcpu).root_role;
+        let format = self.config.format;
+        let mut level = role.level();
+        let mut table = root.hpa;
+        loop {
+            let address = entry_address(table, index(fault.gfn, level));
+            let entry = Entry { address, level, spte: self.pages.read(address) };
+            if level == fault.goal_level {
+                return self.tdp_map_leaf(vcpu, fault, entry, host);
+            }
+            if format.is_present(entry.spte) && !format.is_large(entry.spte) {
+                table = format.address(entry.spte);
+            } else {
+                table = self.tdp_link(vcpu, fault.gfn, role, entry, host);
+            }
+            level -= 1;
+        }
+    }
+
+    /// Puts a new table below an entry that is absent or a large page, which is split.
+    /// See: tdp_mmu.c tdp_mmu_link_sp(), tdp_mmu_split_huge_page()
+    fn tdp_link(&mut self, vcpu: u32, gfn: u64, role: PageRole, entry: Entry, host: &mut dyn Host) -> u64 {
+        let format = self.config.format;
+        let gfn = round_gfn(gfn, entry.level);
+        let child = role.with_level(entry.level - 1);
+        host.note(vcpu, Note::GetPage { gfn, role: child.into_bits(), created: true });
+        let table = self.pages.alloc(NONPRESENT);
+        if format.is_present(entry.spte) {
+            for i in 0..512 {
+                let spte = format.huge_split(entry.spte, i, entry.level - 1);
+                self.pages.write(entry_address(table, i), spte);
+            }
+            host.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0);
+        }
+        self.tdp_set(vcpu, gfn, entry, format.nonleaf(table), host);
+        table
+    }
+
+    fn tdp_set(&mut self, vcpu: u32, gfn: u64, entry: Entry, new: u64, host: &mut dyn Host) {
+        let gfn = round_gfn(gfn, entry.level);
+        host.note(vcpu, Note::TdpSpteChanged { gfn, level: entry.level, old: entry.spte, new });
+        self.pages.write(entry.address, new);
+    }
+
+    /// `tdp_mmu_map_handle_target_level`.
+    fn tdp_map_leaf(&mut self, vcpu: u32, fault: &PageFault, entry: Entry, host: &mut dyn Host) -> RetPf {
+        let format = self.config.format;
+        let gfn = round_gfn(fault.gfn, entry.level);
+        let new = match fault.slot {
+            None => format.mmio(fault.gfn, Acc::ALL, self.generation & MMIO_GENERATION_MASK),
+            Some(_) => format.leaf(&Leaf {
+                pfn: fault.pfn,
+                level: entry.level,
+                acc: Acc::ALL,
+                host_writable: fault.map_writable,
+                accessed: true,
+                // An entry that was writable keeps the dirty state that silicon gives it.
+                dirty: !format.is_present(entry.spte) || !format.is_writable(entry.spte),
+            }),
+        };
+        if new == entry.spte {
+            return RetPf::Spurious;
+        }
+        self.tdp_set(vcpu, gfn, entry, new, host);
+        if format.is_present(entry.spte) && !format.is_last(entry.spte, entry.level) {
+            self.tdp_release(format.address(entry.spte), entry.level - 1);
+            host.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0);
+        }
+        if format.is_mmio(new) {
+            host.note(vcpu, Note::MarkMmioSpte { gfn, access: format.mmio_parts(new).1.into_bits() });
+            return RetPf::Emulate;
+        }
+        host.note(vcpu, Note::SetSpte { gfn, spte: new, level: entry.level });
+        RetPf::Fixed
+    }
+}

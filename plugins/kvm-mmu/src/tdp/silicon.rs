@@ -1,0 +1,373 @@
+//! Silicon under two-dimensional paging: the walk of EPT and NPT, and a guest's access through both dimensions.
+//!
+//! Manuals: Intel SDM 325384-087, chapter 29; AMD APM volume 2, 24593 rev. 3.42, 15.25.
+
+use crate::{
+    mmu::{Config, Mmu},
+    pages::{Pages, entry_address},
+    slots::Slots,
+    spte::Format,
+    walk::{self, AdPolicy, Failure, Leaf, Mode, Paging, Step, Steps, Tables, Update, Walk, WalkAccess},
+};
+use std::convert::Infallible;
+use vmtape_abi::Host;
+use vmtape_arch::{
+    access::{AccessKind, Mapping, MappingKind},
+    exception::PageFaultError,
+    exit::{EptQualification, NpfInfo},
+    paging::{EptEntry, bits},
+    vcpu::VcpuState,
+};
+
+/// A guest physical address that the nested tables translate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Nested {
+    pub hpa: u64,
+    pub read: bool,
+    /// Writable without another walk: the dirty bit, where there is one, is set.
+    pub write: bool,
+    pub fetch: bool,
+}
+
+/// Why they do not translate it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NestedFault {
+    /// EPT violation; the rights that all entries give together.
+    Violation {
+        read: bool,
+        write: bool,
+        fetch: bool,
+    },
+    Misconfiguration,
+    /// Nested page fault with its error code.
+    Npf(PageFaultError),
+}
+
+/// A nested fault in the middle of a guest's access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NestedStop {
+    /// The guest physical address that could not be translated.
+    pub gpa: u64,
+    pub fault: NestedFault,
+    /// What the nested access was: for a guest's table a write where silicon counts it so.
+    pub kind: AccessKind,
+    /// The access was to a guest paging-structure entry.
+    pub table: bool,
+    /// The rights of the linear address; meaningless for tables.
+    pub leaf: Leaf,
+}
+
+impl NestedStop {
+    /// The exit qualification of an EPT violation. See: SDM Table 28-7
+    pub fn qualification(&self, advanced: bool) -> EptQualification {
+        let NestedFault::Violation { read, write, fetch } = self.fault else {
+            return EptQualification::new();
+        };
+        let table_write = self.table && self.kind == AccessKind::WRITE;
+        let mut info = EptQualification::new()
+            .with_read(self.kind == AccessKind::READ || table_write)
+            .with_write(self.kind == AccessKind::WRITE)
+            .with_fetch(self.kind == AccessKind::FETCH)
+            .with_perm_r(read)
+            .with_perm_w(write)
+            .with_perm_x(fetch)
+            .with_gva_valid(true)
+            .with_gva_translated(!self.table);
+        if advanced && !self.table {
+            let acc = self.leaf.acc;
+            info = info.with_gva_user(acc.user()).with_gva_writable(acc.write()).with_gva_nx(!acc.exec());
+        }
+        info
+    }
+
+    /// EXITINFO1 of a nested page fault. See: APM 15.25.6 Nested versus Guest Page Faults, Fault Ordering
+    pub fn npf_info(&self) -> NpfInfo {
+        let NestedFault::Npf(error) = self.fault else { return NpfInfo::new() };
+        NpfInfo::new().with_code(error.into_bits()).with_final_page(!self.table).with_table(self.table)
+    }
+}
+
+/// How a guest's access through both dimensions ends.
+#[derive(Clone, Copy, Debug)]
+pub enum GuestAccess {
+    Mapped(Mapping),
+    /// The guest's own tables fault.
+    Fault(PageFaultError),
+    Nested(NestedStop),
+}
+
+/// The private tables as silicon's walk of x86-format entries sees them.
+pub(crate) struct PrivateTables<'a>(pub &'a mut Pages);
+
+impl Tables for PrivateTables<'_> {
+    type Stop = Infallible;
+
+    fn read(&mut self, address: u64, _size: u8) -> Result<Option<u64>, Infallible> {
+        Ok(Some(self.0.read(address)))
+    }
+
+    fn update(&mut self, address: u64, _old: u64, new: u64, _size: u8) -> Result<Update, Infallible> {
+        self.0.write(address, new);
+        Ok(Update::Done)
+    }
+}
+
+/// Walks EPT. See: SDM 29.3.2 EPT Translation Mechanism, 29.3.3 EPT-Induced VM Exits
+fn walk_ept(
+    pages: &mut Pages,
+    config: &Config,
+    root: u64,
+    levels: u8,
+    gpa: u64,
+    kind: AccessKind,
+) -> Result<Nested, NestedFault> {
+    let Format::Ept { ad } = config.format else { return Err(NestedFault::Misconfiguration) };
+    const NOTHING: NestedFault = NestedFault::Violation { read: false, write: false, fetch: false };
+    if levels < 5 && config.wide_gpa_faults && gpa >> 48 != 0 {
+        return Err(NOTHING);
+    }
+    let mut used = [0; 5];
+    let (mut table, mut level) = (root, levels);
+    let (mut r, mut w, mut x) = (true, true, true);
+    loop {
+        let address = entry_address(table, gpa >> (12 + 9 * (level - 1)) & 0x1ff);
+        let value = pages.read(address);
+        let entry = EptEntry::from_bits(value);
+        if !entry.r() && !entry.w() && !entry.x() {
+            return Err(NOTHING);
+        }
+        if ept_misconfigured(entry, level, config) {
+            return Err(NestedFault::Misconfiguration);
+        }
+        (r, w, x) = (r && entry.r(), w && entry.w(), x && entry.x());
+        used[level as usize - 1] = address;
+        if level > 1 && !entry.ps() {
+            table = entry.address();
+            level -= 1;
+            continue;
+        }
+        let allowed = match kind {
+            AccessKind::FETCH => x,
+            AccessKind::WRITE => w,
+            _ => r,
+        };
+        if !allowed {
+            return Err(NestedFault::Violation { read: r, write: w, fetch: x });
+        }
+        let mut dirty = true;
+        if ad {
+            for &address in &used[level as usize - 1..levels as usize] {
+                pages.write(address, EptEntry::from_bits(pages.read(address)).with_a(true).into_bits());
+            }
+            dirty = entry.d() || kind == AccessKind::WRITE;
+            pages.write(address, entry.with_a(true).with_d(dirty).into_bits());
+        }
+        let offset = bits(0, 11 + 9 * (u32::from(level) - 1));
+        return Ok(Nested {
+            hpa: entry.address() & !offset | gpa & offset,
+            read: r,
+            write: w && dirty,
+            fetch: x,
+        });
+    }
+}
+
+/// See: SDM 29.3.3.1 EPT Misconfigurations
+fn ept_misconfigured(entry: EptEntry, level: u8, config: &Config) -> bool {
+    let value = entry.into_bits();
+    let leaf = level == 1 || level <= 3 && entry.ps();
+    let reserved = bits(u32::from(config.host_width), 51)
+        | match level {
+            4 | 5 => bits(3, 7),
+            3 if leaf && !config.gbpages => bits(7, 7),
+            3 if leaf => bits(12, 29),
+            2 if leaf => bits(12, 20),
+            2 | 3 => bits(3, 6),
+            _ => 0,
+        };
+    entry.w() && !entry.r() || value & reserved != 0 || leaf && matches!(entry.memtype(), 2 | 3 | 7)
+}
+
+/// Walks the nested page table: ordinary paging with the host's mode and width, every access a user's.
+/// See: APM 15.25.5 Nested Table Walk, 15.25.6 Nested versus Guest Page Faults, Fault Ordering
+fn walk_npt(
+    pages: &mut Pages,
+    config: &Config,
+    root: u64,
+    levels: u8,
+    gpa: u64,
+    kind: AccessKind,
+) -> Result<Nested, NestedFault> {
+    let access = WalkAccess { kind, user: true, implicit: false };
+    let paging = npt_paging(config, root, levels);
+    if levels < 5 && config.wide_gpa_faults && gpa >> 48 != 0 {
+        return Err(NestedFault::Npf(paging.describe(&access)));
+    }
+    match walk::walk(&paging, gpa, &access, AdPolicy::AfterTranslation, &mut PrivateTables(pages)) {
+        Ok(walk) => {
+            let [read, write, fetch] = paging.rights(walk.acc, 0, &access);
+            Ok(Nested { hpa: walk.gpa, read, write: write && walk.dirty, fetch })
+        }
+        Err(Failure::Fault { error, .. }) => Err(NestedFault::Npf(error)),
+        Err(Failure::Stopped { stop, .. }) => match stop {},
+    }
+}
+
+fn npt_paging(config: &Config, root: u64, levels: u8) -> Paging {
+    Paging {
+        mode: if levels == 5 { Mode::Level5 } else { Mode::Level4 },
+        root,
+        maxphyaddr: config.host_width,
+        nx: true,
+        wp: true,
+        gbpages: config.gbpages,
+        bit8_reserved: true,
+        reports_fetch: true,
+        ..Paging::BARE
+    }
+}
+
+/// A guest's tables as silicon reads them: each address goes through the nested tables first.
+struct GuestTables<'a> {
+    pages: &'a mut Pages,
+    config: &'a Config,
+    root: u64,
+    levels: u8,
+    host: &'a mut dyn Host,
+    /// What reading an entry counts as.
+    entry_kind: AccessKind,
+    last: Nested,
+}
+
+impl GuestTables<'_> {
+    fn nested(&mut self, gpa: u64, kind: AccessKind) -> Result<Nested, NestedFault> {
+        match self.config.format {
+            Format::Ept { .. } => walk_ept(self.pages, self.config, self.root, self.levels, gpa, kind),
+            Format::X86 { .. } => walk_npt(self.pages, self.config, self.root, self.levels, gpa, kind),
+        }
+    }
+
+    fn entry(&mut self, gpa: u64, kind: AccessKind) -> Result<u64, NestedStop> {
+        let stop = |fault| NestedStop { gpa, fault, kind, table: true, leaf: Leaf::default() };
+        self.nested(gpa, kind).map(|nested| nested.hpa).map_err(stop)
+    }
+}
+
+impl Tables for GuestTables<'_> {
+    type Stop = NestedStop;
+
+    fn read(&mut self, address: u64, size: u8) -> Result<Option<u64>, NestedStop> {
+        let hpa = self.entry(address, self.entry_kind)?;
+        Ok(if size == 4 { self.host.read_u32(hpa).map(u64::from) } else { self.host.read_u64(hpa) })
+    }
+
+    fn update(&mut self, address: u64, old: u64, new: u64, size: u8) -> Result<Update, NestedStop> {
+        let hpa = self.entry(address, AccessKind::WRITE)?;
+        Ok(match self.host.cmpxchg(hpa, old, new, size) {
+            Some(true) => Update::Done,
+            Some(false) => Update::Changed,
+            None => Update::ReadOnly,
+        })
+    }
+
+    fn translate(&mut self, address: u64, kind: AccessKind, leaf: Leaf) -> Result<(), NestedStop> {
+        match self.nested(address, kind) {
+            Ok(nested) => {
+                self.last = nested;
+                Ok(())
+            }
+            Err(fault) => Err(NestedStop { gpa: address, fault, kind, table: false, leaf }),
+        }
+    }
+}
+
+/// What stands behind a host physical address.
+pub(crate) fn mapping_kind(slots: &Slots, gpa: u64) -> MappingKind {
+    match slots.find(gpa) {
+        Some(slot) if slot.id >= crate::slots::PRIVATE_SLOT => MappingKind::APIC_PAGE,
+        _ => MappingKind::RAM,
+    }
+}
+
+/// The mapping for the host's TLB that both dimensions allow together.
+fn combine(paging: &Paging, access: &WalkAccess, walk: &Walk, nested: &Nested, kind: MappingKind) -> Mapping {
+    let [read, write, fetch] = paging.rights(walk.acc, walk.pkey, access);
+    Mapping {
+        gpa: walk.gpa & !0xfff,
+        hpa: nested.hpa & !0xfff,
+        read: read && nested.read,
+        write: write && walk.dirty && nested.write,
+        fetch: fetch && nested.fetch,
+        global: walk.global,
+        kind,
+        guest_page_shift: walk.page_shift,
+        pad: [0; 2],
+    }
+}
+
+impl Mmu {
+    /// A guest's access under two-dimensional paging: silicon's walk of the guest's tables with the host's width.
+    /// The steps are those that silicon took, for the tape.
+    pub fn tdp_access(
+        &mut self,
+        vcpu: u32,
+        state: &VcpuState,
+        gva: u64,
+        access: &WalkAccess,
+        host: &mut dyn Host,
+    ) -> (GuestAccess, Steps) {
+        let config = self.config;
+        let paging = Paging::of(state, config.host_width, config.gbpages, config.amd);
+        let mmu = &self.vcpus[vcpu as usize];
+        let root = mmu.root.map_or(0, |root| root.hpa);
+        let (entry_kind, policy) = match config.format {
+            Format::Ept { ad: true } => (AccessKind::WRITE, AdPolicy::AfterTranslation),
+            Format::Ept { ad: false } => (AccessKind::READ, AdPolicy::AfterTranslation),
+            Format::X86 { .. } if !config.accessed_before_nested_fault => {
+                (AccessKind::WRITE, AdPolicy::AfterTranslation)
+            }
+            Format::X86 { .. } => {
+                let dirty = config.dirty_before_nested_fault;
+                (AccessKind::WRITE, AdPolicy::BeforeTranslation { dirty })
+            }
+        };
+        let mut tables = GuestTables {
+            pages: &mut self.pages,
+            config: &config,
+            root,
+            levels: mmu.root_role.level(),
+            host,
+            entry_kind,
+            last: Nested::default(),
+        };
+        match walk::walk(&paging, gva, access, policy, &mut tables) {
+            Ok(walk) => {
+                let kind = mapping_kind(&self.slots, walk.gpa);
+                let mapping = combine(&paging, access, &walk, &tables.last, kind);
+                (GuestAccess::Mapped(mapping), walk.steps)
+            }
+            Err(Failure::Fault { error, steps }) => (GuestAccess::Fault(error), steps),
+            Err(Failure::Stopped { stop, steps }) => (GuestAccess::Nested(stop), steps),
+        }
+    }
+
+    /// Replaces the entries of a frame as silicon would see them; for tests of silicon alone.
+    #[cfg(test)]
+    pub(crate) fn edit_leaf(&mut self, vcpu: u32, gfn: u64, edit: impl Fn(u64) -> u64) {
+        let mmu = self.vcpus[vcpu as usize].clone();
+        let entry = self.tdp_last(mmu.root.unwrap().hpa, mmu.root_role.level(), gfn);
+        self.pages.write(entry.address, edit(entry.spte));
+    }
+}
+
+/// The steps of a walk as notes for the tape.
+pub fn note_steps(vcpu: u32, steps: &[Step], host: &mut dyn Host) {
+    use vmtape_arch::note::{Note, NoteKind};
+    if !host.wants(NoteKind::SILICON_STEP) {
+        return;
+    }
+    for step in steps {
+        let Step { address, before, after, level, .. } = *step;
+        host.note(vcpu, Note::SiliconStep { gpa: address, before, after, level });
+    }
+}

@@ -1,0 +1,236 @@
+//! KVM's software walk of a guest's tables, and the address translation of its emulator.
+//!
+//! See: KVM arch/x86/kvm/mmu/paging_tmpl.h walk_addr_generic(); x86.c emulator_read_write_onepage()
+
+use crate::{
+    mmu::{GuestWidth, Mmu},
+    slots::Slots,
+    walk::{self, AdPolicy, Failure, Mode, Paging, Seen, Tables, Update, Walk, WalkAccess},
+};
+use std::{cell::Cell, convert::Infallible};
+use vmtape_abi::{EmulatorMmu, Host, Translation};
+use vmtape_arch::{
+    access::{Access, AccessKind},
+    exception::Exception,
+    note::{Note, NoteKind},
+    vcpu::VcpuState,
+};
+
+/// APIC_DEFAULT_PHYS_BASE: always MMIO for the emulator.
+const APIC_BASE: u64 = 0xfee0_0000;
+
+/// The guest's tables as KVM reads them: through the memory slots.
+struct SlotTables<'a> {
+    slots: &'a Slots,
+    host: &'a mut dyn Host,
+    vcpu: u32,
+    noted: bool,
+}
+
+impl Tables for SlotTables<'_> {
+    type Stop = Infallible;
+
+    fn read(&mut self, address: u64, size: u8) -> Result<Option<u64>, Infallible> {
+        let Some(hpa) = self.slots.hpa(address) else { return Ok(None) };
+        Ok(if size == 4 { self.host.read_u32(hpa).map(u64::from) } else { self.host.read_u64(hpa) })
+    }
+
+    fn update(&mut self, address: u64, old: u64, new: u64, size: u8) -> Result<Update, Infallible> {
+        let Some(slot) = self.slots.find(address).filter(|slot| !slot.readonly()) else {
+            return Ok(Update::ReadOnly);
+        };
+        Ok(match self.host.cmpxchg(slot.hpa(address), old, new, size) {
+            Some(true) => Update::Done,
+            Some(false) => Update::Changed,
+            None => Update::ReadOnly,
+        })
+    }
+
+    fn seen(&mut self, event: Seen) {
+        if self.noted {
+            let note = match event {
+                Seen::Element { level, entry } => Note::PagingElement { pte: entry, level },
+                Seen::Accessed { gpa } => Note::SetAccessed { gpa },
+                Seen::Dirty { gpa } => Note::SetDirty { gpa },
+            };
+            self.host.note(self.vcpu, note);
+        }
+    }
+}
+
+/// The guest's paging as KVM's walk sees it.
+fn guest_paging(state: &VcpuState, width: GuestWidth) -> Paging {
+    let paging = Paging::of(state, width.maxphyaddr, width.gbpages, width.amd);
+    // The walk of 4-byte entries assumes PSE-36, and EFER.NX alone makes fetches reported.
+    // See: KVM mmu.c is_cpuid_PSE36(), paging_tmpl.h walk_addr_generic()
+    Paging { pse36: 36, reports_fetch: state.efer().nxe() || state.cr4().smep(), ..paging }
+}
+
+impl Mmu {
+    /// `FNAME(walk_addr)` with the guest's width; `pferr` is what the note shows.
+    pub fn walk_guest(
+        &mut self,
+        vcpu: u32,
+        state: &VcpuState,
+        gva: u64,
+        access: &WalkAccess,
+        pferr: u32,
+        host: &mut dyn Host,
+    ) -> Result<Walk, Exception> {
+        let paging = guest_paging(state, self.vcpu(vcpu).width);
+        let noted = paging.mode != Mode::None && host.wants(NoteKind::PAGETABLE_WALK);
+        if noted {
+            host.note(vcpu, Note::PagetableWalk { address: gva, pferr });
+        }
+        let mut tables = SlotTables { slots: &self.slots, host, vcpu, noted };
+        match walk::walk(&paging, gva, access, AdPolicy::AfterTranslation, &mut tables) {
+            Ok(walk) => Ok(walk),
+            Err(Failure::Fault { error, .. }) => {
+                if noted {
+                    host.note(vcpu, Note::WalkerError { pferr: error.into_bits() });
+                }
+                Err(Exception::pf(gva, error))
+            }
+            Err(Failure::Stopped { stop, .. }) => match stop {},
+        }
+    }
+
+    /// Up to 15 bytes of the instruction at RIP, without a trace of looking.
+    pub fn peek_instruction(&mut self, vcpu: u32, state: &VcpuState, host: &mut dyn Host) -> Vec<u8> {
+        let paging = guest_paging(state, self.vcpu(vcpu).width);
+        let access = WalkAccess { kind: AccessKind::FETCH, user: state.cpl == 3, implicit: false };
+        let mut gva = state.rip.wrapping_add(state.seg[vmtape_arch::vcpu::seg::CS].base);
+        let mut bytes = Vec::new();
+        while bytes.len() < 15 {
+            let mut tables = SlotTables { slots: &self.slots, host, vcpu, noted: false };
+            let Ok(walk) = walk::walk(&paging, gva, &access, AdPolicy::None, &mut tables) else { break };
+            let Some(hpa) = self.slots.hpa(walk.gpa) else { break };
+            let mut part = vec![0; (15 - bytes.len()).min(0x1000 - (gva & 0xfff) as usize)];
+            if !host.read(hpa, &mut part) {
+                break;
+            }
+            gva = gva.wrapping_add(part.len() as u64);
+            bytes.extend(part);
+        }
+        bytes
+    }
+
+    /// The emulator's view of memory. `exit_gpa`: EMULTYPE_PF on a direct MMU, the exit's address, used for operands with
+    /// the same page offset.
+    pub fn emulator(&mut self, vcpu: u32, exit_gpa: Option<u64>) -> EmulatorView<'_> {
+        EmulatorView { mmu: self, vcpu, exit_gpa, use_gpa: Cell::new(true) }
+    }
+}
+
+/// KVM's emulator on a vCPU.
+pub struct EmulatorView<'a> {
+    mmu: &'a mut Mmu,
+    vcpu: u32,
+    exit_gpa: Option<u64>,
+    /// The instruction has one memory operand (`emulator_can_use_gpa`).
+    use_gpa: Cell<bool>,
+}
+
+impl EmulatorView<'_> {
+    /// Where a guest physical address leads; `mmio`: it is known to be no RAM.
+    fn locate(&self, gpa: u64, write: bool, mmio: bool) -> Translation {
+        let slot = self.mmu.slots.find(gpa).filter(|slot| !(mmio || write && slot.readonly()));
+        Translation { gpa, hpa: slot.map_or(0, |slot| slot.hpa(gpa)), ram: slot.is_some(), pad: [0; 7] }
+    }
+
+    /// `vcpu_is_mmio_gpa`.
+    fn is_mmio(&self, gva: u64, gpa: u64, write: bool, host: &mut dyn Host) -> bool {
+        if gpa & !0xfff == APIC_BASE {
+            return true;
+        }
+        let hit = self.mmu.match_mmio_gpa(self.vcpu, gpa);
+        if hit {
+            host.note(self.vcpu, Note::MatchMmio { gva, gpa, write, by_gpa: true });
+        }
+        hit
+    }
+
+    /// `vcpu_mmio_gva_to_gpa`, first part: the last MMIO page, if the rights that it had suffice.
+    fn matches_last(&self, state: &VcpuState, gva: u64, access: &WalkAccess) -> Option<u64> {
+        let gpa = self.mmu.match_mmio_gva(self.vcpu, gva)?;
+        let mmu = &self.mmu.vcpus[self.vcpu as usize];
+        let paging = guest_paging(state, mmu.width);
+        let acc = walk::Acc::from_bits(mmu.mmio.acc);
+        (paging.mode == Mode::None || paging.permit(acc, 0, access).is_ok()).then_some(gpa)
+    }
+}
+
+impl EmulatorMmu for EmulatorView<'_> {
+    fn translate(
+        &mut self,
+        state: &VcpuState,
+        access: &Access,
+        host: &mut dyn Host,
+    ) -> Result<Translation, Exception> {
+        let gva = access.gva;
+        let walk_access = WalkAccess::from(access);
+        let write = access.kind == AccessKind::WRITE;
+        let operand = access.kind != AccessKind::FETCH && !access.implicit;
+        if operand {
+            if let Some(gpa) = self.exit_gpa.filter(|gpa| self.use_gpa.get() && gpa & 0xfff == gva & 0xfff) {
+                let mmio = self.is_mmio(gva, gpa, write, host);
+                return Ok(self.locate(gpa, write, mmio));
+            }
+            if let Some(gpa) = self.matches_last(state, gva, &walk_access) {
+                host.note(self.vcpu, Note::MatchMmio { gva, gpa, write, by_gpa: false });
+                return Ok(self.locate(gpa, write, true));
+            }
+        }
+        let walk = self.mmu.walk_guest(self.vcpu, state, gva, &walk_access, walk_access.pferr(), host)?;
+        let mmio = operand && self.is_mmio(gva, walk.gpa, write, host);
+        Ok(self.locate(walk.gpa, write, mmio))
+    }
+
+    fn wrote(&mut self, gpa: u64, len: u8, host: &mut dyn Host) {
+        self.mmu.track_write(self.vcpu, gpa, len, host);
+    }
+
+    fn knows(&self, insn: &[u8]) -> bool {
+        self.use_gpa.set(!has_two_operands_in_memory(insn));
+        true
+    }
+}
+
+/// The opcode after legacy and REX prefixes, and whether a REP prefix stands before it.
+fn opcode(insn: &[u8]) -> (&[u8], bool) {
+    let is_prefix =
+        |b: &u8| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
+    let start = insn.iter().position(|b| !is_prefix(b)).unwrap_or(insn.len());
+    (&insn[start..], insn[..start].iter().any(|b| matches!(b, 0xf2 | 0xf3)))
+}
+
+/// `emulator_can_use_gpa`, inverted: repeated string instructions, and those with the TwoMemOp flag.
+fn has_two_operands_in_memory(insn: &[u8]) -> bool {
+    let (opcode, rep) = opcode(insn);
+    match opcode {
+        // MOVS, CMPS
+        [0xa4..=0xa7, ..] => true,
+        // INS, OUTS, STOS, LODS, SCAS
+        [0x6c..=0x6f | 0xaa..=0xaf, ..] => rep,
+        // CALL, PUSH of a memory operand
+        [0xff, modrm, ..] => matches!(modrm >> 3 & 7, 2 | 3 | 6),
+        // POP to memory
+        [0x8f, ..] => true,
+        _ => false,
+    }
+}
+
+/// `x86_page_table_writing_insn`: instructions with the PageTable flag of KVM's emulator.
+pub fn writes_page_tables(insn: &[u8]) -> bool {
+    let (opcode, _) = opcode(insn);
+    match opcode {
+        // OR, AND, XCHG, MOV
+        [0x08 | 0x09 | 0x20 | 0x21 | 0x86 | 0x87 | 0x88 | 0x89 | 0xa2 | 0xa3 | 0xc6 | 0xc7, ..] => true,
+        [0x80..=0x83, modrm, ..] => matches!(modrm >> 3 & 7, 1 | 4),
+        // BTS, CMPXCHG, CMPXCHG8B, BTS imm
+        [0x0f, 0xab | 0xb0 | 0xb1, ..] => true,
+        [0x0f, 0xba, modrm, ..] => modrm >> 3 & 7 == 5,
+        [0x0f, 0xc7, modrm, ..] => modrm >> 3 & 7 == 1,
+        _ => false,
+    }
+}
