@@ -5,7 +5,7 @@
 use crate::{
     mmu::{GuestWidth, Mmu},
     slots::Slots,
-    walk::{self, AdPolicy, Failure, Mode, Paging, Seen, Tables, Update, Walk, WalkAccess},
+    walk::{self, AdPolicy, Failure, Mode, Paging, Seen, Steps, Tables, Update, Walk, WalkAccess},
 };
 use std::{cell::Cell, convert::Infallible};
 use vmtape_abi::{EmulatorMmu, Host, Translation};
@@ -76,22 +76,23 @@ impl Mmu {
         access: &WalkAccess,
         pferr: u32,
         host: &mut dyn Host,
-    ) -> Result<Walk, Exception> {
+    ) -> Result<(Walk, Steps), Exception> {
         let paging = guest_paging(state, self.vcpu(vcpu).width);
         let noted = paging.mode != Mode::None && host.wants(NoteKind::PAGETABLE_WALK);
         if noted {
             host.note(vcpu, Note::PagetableWalk { address: gva, pferr });
         }
         let mut tables = SlotTables { slots: &self.slots, host, vcpu, noted };
-        match walk::walk(&paging, gva, access, AdPolicy::AfterTranslation, &mut tables) {
-            Ok(walk) => Ok(walk),
-            Err(Failure::Fault { error, .. }) => {
+        let mut steps = Steps::default();
+        match walk::walk(&paging, gva, access, AdPolicy::AfterTranslation, &mut tables, &mut steps) {
+            Ok(walk) => Ok((walk, steps)),
+            Err(Failure::Fault(error)) => {
                 if noted {
                     host.note(vcpu, Note::WalkerError { pferr: error.into_bits() });
                 }
                 Err(Exception::pf(gva, error))
             }
-            Err(Failure::Stopped { stop, .. }) => match stop {},
+            Err(Failure::Stopped(stop)) => match stop {},
         }
     }
 
@@ -103,7 +104,10 @@ impl Mmu {
         let mut bytes = Vec::new();
         while bytes.len() < 15 {
             let mut tables = SlotTables { slots: &self.slots, host, vcpu, noted: false };
-            let Ok(walk) = walk::walk(&paging, gva, &access, AdPolicy::None, &mut tables) else { break };
+            let mut steps = Steps::default();
+            let Ok(walk) = walk::walk(&paging, gva, &access, AdPolicy::None, &mut tables, &mut steps) else {
+                break;
+            };
             let Some(hpa) = self.slots.hpa(walk.gpa) else { break };
             let mut part = vec![0; (15 - bytes.len()).min(0x1000 - (gva & 0xfff) as usize)];
             if !host.read(hpa, &mut part) {
@@ -181,7 +185,8 @@ impl EmulatorMmu for EmulatorView<'_> {
                 return Ok(self.locate(gpa, write, true));
             }
         }
-        let walk = self.mmu.walk_guest(self.vcpu, state, gva, &walk_access, walk_access.pferr(), host)?;
+        let (walk, _) =
+            self.mmu.walk_guest(self.vcpu, state, gva, &walk_access, walk_access.pferr(), host)?;
         let mmio = operand && self.is_mmio(gva, walk.gpa, write, host);
         Ok(self.locate(walk.gpa, write, mmio))
     }

@@ -103,6 +103,7 @@ impl Mmu {
         self.pages.write(sptep, spte);
     }
 
+    #[expect(clippy::too_many_arguments)]
     /// `mmu_set_spte`; without a fault it prefetches.
     pub(crate) fn set_leaf(
         &mut self,

@@ -8,7 +8,7 @@ use crate::{
     mmu::{Mmu, round_gfn},
     pages::entry_address,
     role::PageRole,
-    walk::{Acc, Paging, Step, Walk, WalkAccess},
+    walk::{Acc, Paging, Step, Steps, Walk, WalkAccess},
 };
 use vmtape_abi::Host;
 use vmtape_arch::{
@@ -35,7 +35,7 @@ impl Mmu {
         };
         let access = WalkAccess { kind, user: code.u(), implicit: code.implicit() };
         let pferr = code.with_rsvd(false).into_bits() as u32;
-        let mut walk = self.walk_guest(vcpu, state, fault.addr, &access, pferr, host)?;
+        let (mut walk, steps) = self.walk_guest(vcpu, state, fault.addr, &access, pferr, host)?;
         fault.gfn = walk.gpa >> 12;
         fault.max_level = walk.level;
         fault.slot = self.slots.find(walk.gpa).copied();
@@ -43,7 +43,7 @@ impl Mmu {
             self.clear_flooding(vcpu, fault.addr);
             return Ok(RetPf::WriteProtected);
         }
-        self.protect_clean(&mut walk, code.w());
+        self.protect_clean(&mut walk, &steps, code.w());
         let result = self.faultin_pfn(vcpu, fault, walk.acc);
         if result != RetPf::Continue {
             return Ok(result);
@@ -56,12 +56,12 @@ impl Mmu {
             }
         }
         self.make_pages_available(vcpu, host);
-        Ok(self.fetch(vcpu, fault, &walk, host))
+        Ok(self.fetch(vcpu, fault, &walk, &steps, host))
     }
 
     /// `protect_clean_gpte`: a page whose dirty bit is clear is mapped read-only, so that the first write is seen.
-    fn protect_clean(&self, walk: &mut Walk, write: bool) {
-        let clean = walk.steps.last().is_some_and(|leaf| !Pte::from_bits(leaf.before).d());
+    fn protect_clean(&self, walk: &mut Walk, steps: &Steps, write: bool) {
+        let clean = steps.last().is_some_and(|leaf| !Pte::from_bits(leaf.before).d());
         if !write && clean {
             walk.acc.set_write(false);
         }
@@ -77,14 +77,21 @@ impl Mmu {
     }
 
     /// `FNAME(fetch)`: mirrors the guest's tables down to the leaf, then maps it.
-    fn fetch(&mut self, vcpu: u32, fault: &mut PageFault, walk: &Walk, host: &mut dyn Host) -> RetPf {
+    fn fetch(
+        &mut self,
+        vcpu: u32,
+        fault: &mut PageFault,
+        walk: &Walk,
+        steps: &Steps,
+        host: &mut dyn Host,
+    ) -> RetPf {
         let Some(mut at) = self.shadow_start(vcpu, fault.addr) else { return RetPf::Retry };
         loop {
             self.shadow.sp_mut(at.table).write_flooding = 0;
             if at.level == walk.level {
                 break;
             }
-            let Some(step) = walk.steps.at(at.level - 1) else { return RetPf::Retry };
+            let Some(step) = steps.at(at.level - 1) else { return RetPf::Retry };
             let table_gfn = step.address >> 12;
             if let Some(child) = self.get_child(vcpu, at.sptep, table_gfn, false, step.above, host) {
                 if self.shadow.sp(child).has_unsync_children() {
@@ -110,7 +117,7 @@ impl Mmu {
         let gfn = round_gfn(fault.gfn, at.level);
         let result = self.set_leaf(vcpu, at.sptep, walk.acc, gfn, fault.pfn, Some(fault), host);
         if result != RetPf::Spurious {
-            self.prefetch(vcpu, at.sptep, walk, host);
+            self.prefetch(vcpu, at.sptep, steps, host);
         }
         result
     }
@@ -130,7 +137,7 @@ impl Mmu {
     }
 
     /// `FNAME(pte_prefetch)`.
-    fn prefetch(&mut self, vcpu: u32, sptep: u64, walk: &Walk, host: &mut dyn Host) {
+    fn prefetch(&mut self, vcpu: u32, sptep: u64, steps: &Steps, host: &mut dyn Host) {
         let (table, index) = table_of(sptep);
         let role = self.shadow.sp(table).role;
         if role.level() > 1 {
@@ -139,7 +146,7 @@ impl Mmu {
         if role.direct() {
             return self.prefetch_direct(vcpu, sptep, host);
         }
-        let Some(leaf) = walk.steps.last() else { return };
+        let Some(leaf) = steps.last() else { return };
         let Some(gptes) = self.read_group(role, leaf, host) else { return };
         let first = index & !(PREFETCH - 1);
         for (i, gpte) in gptes.into_iter().enumerate() {

@@ -4,7 +4,7 @@ use super::table_of;
 use crate::{
     mmu::Mmu,
     tdp::silicon::{GuestAccess, PrivateTables, mapping_kind},
-    walk::{self, AdPolicy, Failure, Mode, Paging, WalkAccess},
+    walk::{self, AdPolicy, Failure, Mode, Paging, Steps, WalkAccess},
 };
 use vmtape_arch::{access::Mapping, vcpu::VcpuState};
 
@@ -45,9 +45,10 @@ impl Mmu {
     ) -> GuestAccess {
         let paging = self.shadow_paging(vcpu, state);
         let mut tables = PrivateTables(&mut self.pages);
-        match walk::walk(&paging, gva, access, AdPolicy::AfterTranslation, &mut tables) {
+        let mut steps = Steps::default();
+        match walk::walk(&paging, gva, access, AdPolicy::AfterTranslation, &mut tables, &mut steps) {
             Ok(walk) => {
-                let (table, index) = table_of(walk.steps.last().map_or(0, |step| step.address));
+                let (table, index) = table_of(steps.last().map_or(0, |step| step.address));
                 let page = walk.gpa & !0xfff;
                 let size = (1u64 << walk.page_shift) - 1;
                 let gpa = (self.entry_gfn(table, index) << 12) | page & size;
@@ -64,8 +65,8 @@ impl Mmu {
                     pad: [0; 2],
                 })
             }
-            Err(Failure::Fault { error, .. }) => GuestAccess::Fault(error),
-            Err(Failure::Stopped { stop, .. }) => match stop {},
+            Err(Failure::Fault(error)) => GuestAccess::Fault(error),
+            Err(Failure::Stopped(stop)) => match stop {},
         }
     }
 }

@@ -91,7 +91,7 @@ impl Mmu {
         if !self.vcpu(vcpu).root_role.direct() {
             let access = WalkAccess { kind: AccessKind::WRITE, user: state.cpl == 3, implicit: false };
             match self.walk_guest(vcpu, state, address, &access, access.pferr(), host) {
-                Ok(walk) => gpa = walk.gpa,
+                Ok((walk, _)) => gpa = walk.gpa,
                 Err(_) => return false,
             }
         }

@@ -198,18 +198,20 @@ fn walk_npt(
     gpa: u64,
     kind: AccessKind,
 ) -> Result<Nested, NestedFault> {
+    let mut steps = Steps::default();
     let access = WalkAccess { kind, user: true, implicit: false };
     let paging = npt_paging(config, root, levels);
     if levels < 5 && config.wide_gpa_faults && gpa >> 48 != 0 {
         return Err(NestedFault::Npf(paging.describe(&access)));
     }
-    match walk::walk(&paging, gpa, &access, AdPolicy::AfterTranslation, &mut PrivateTables(pages)) {
+    match walk::walk(&paging, gpa, &access, AdPolicy::AfterTranslation, &mut PrivateTables(pages), &mut steps)
+    {
         Ok(walk) => {
             let [read, write, fetch] = paging.rights(walk.acc, 0, &access);
             Ok(Nested { hpa: walk.gpa, read, write: write && walk.dirty, fetch })
         }
-        Err(Failure::Fault { error, .. }) => Err(NestedFault::Npf(error)),
-        Err(Failure::Stopped { stop, .. }) => match stop {},
+        Err(Failure::Fault(error)) => Err(NestedFault::Npf(error)),
+        Err(Failure::Stopped(stop)) => match stop {},
     }
 }
 
@@ -340,15 +342,16 @@ impl Mmu {
             entry_kind,
             last: Nested::default(),
         };
-        match walk::walk(&paging, gva, access, policy, &mut tables) {
+        let mut steps = Steps::default();
+        let outcome = match walk::walk(&paging, gva, access, policy, &mut tables, &mut steps) {
             Ok(walk) => {
                 let kind = mapping_kind(&self.slots, walk.gpa);
-                let mapping = combine(&paging, access, &walk, &tables.last, kind);
-                (GuestAccess::Mapped(mapping), walk.steps)
+                GuestAccess::Mapped(combine(&paging, access, &walk, &tables.last, kind))
             }
-            Err(Failure::Fault { error, steps }) => (GuestAccess::Fault(error), steps),
-            Err(Failure::Stopped { stop, steps }) => (GuestAccess::Nested(stop), steps),
-        }
+            Err(Failure::Fault(error)) => GuestAccess::Fault(error),
+            Err(Failure::Stopped(stop)) => GuestAccess::Nested(stop),
+        };
+        (outcome, steps)
     }
 
     /// Replaces the entries of a frame as silicon would see them; for tests of silicon alone.

@@ -138,7 +138,6 @@ impl std::ops::Deref for Steps {
 pub struct Walk {
     /// The physical address (guest physical in a guest's walk) of the access.
     pub gpa: u64,
-    pub steps: Steps,
     /// Level of the leaf; 0 where paging is off.
     pub level: u8,
     /// log2 of the page.
@@ -154,16 +153,16 @@ pub struct Walk {
 /// Why a walk did not reach its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure<S> {
-    /// A page fault by these tables, with its complete error code, and the entries read so far.
-    Fault { error: PageFaultError, steps: Steps },
-    /// Something below the tables. `steps` as far as they were read; A and D may have been set in them.
-    Stopped { stop: S, steps: Steps },
+    /// A page fault by these tables, with its complete error code.
+    Fault(PageFaultError),
+    /// Something below the tables; A and D may have been set in them.
+    Stopped(S),
 }
 
 /// Entries may change under a walk only if the tables map themselves; twice round is then enough.
 const RETRIES: u32 = 8;
 
-/// Walks the tables for one access.
+/// Walks the tables for one access; `steps` receives the entries that were read, also of a walk that fails.
 ///
 /// The order is the architecture's: each entry is read (which may stop from below), then checked for P, then for reserved
 /// bits; permissions are checked once the leaf is known; only then is the final address translated.
@@ -173,14 +172,15 @@ pub fn walk<T: Tables>(
     access: &WalkAccess,
     policy: AdPolicy,
     tables: &mut T,
+    steps: &mut Steps,
 ) -> Result<Walk, Failure<T::Stop>> {
     for _ in 0..RETRIES {
-        if let Some(walk) = Walker::new(paging, gva, access, tables).run(policy)? {
+        if let Some(walk) = Walker::new(paging, gva, access, tables, steps).run(policy)? {
             return Ok(walk);
         }
     }
     // Nobody else writes during a walk, so this is not reached; the entries as they stand are the answer.
-    let walk = Walker::new(paging, gva, access, tables).run(AdPolicy::None)?;
+    let walk = Walker::new(paging, gva, access, tables, steps).run(AdPolicy::None)?;
     Ok(walk.expect("a walk that writes nothing has nothing to repeat"))
 }
 
@@ -190,12 +190,19 @@ struct Walker<'a, T: Tables> {
     gva: u64,
     access: &'a WalkAccess,
     tables: &'a mut T,
-    steps: Steps,
+    steps: &'a mut Steps,
 }
 
 impl<'a, T: Tables> Walker<'a, T> {
-    fn new(paging: &'a Paging, gva: u64, access: &'a WalkAccess, tables: &'a mut T) -> Self {
-        Self { paging, gva, access, tables, steps: Steps::default() }
+    fn new(
+        paging: &'a Paging,
+        gva: u64,
+        access: &'a WalkAccess,
+        tables: &'a mut T,
+        steps: &'a mut Steps,
+    ) -> Self {
+        steps.len = 0;
+        Self { paging, gva, access, tables, steps }
     }
 
     /// `None`: an entry changed meanwhile.
@@ -211,13 +218,10 @@ impl<'a, T: Tables> Walker<'a, T> {
         {
             return Ok(None);
         }
-        if let Err(stop) = self.tables.translate(walk.gpa, self.access.kind, leaf) {
-            return Err(Failure::Stopped { stop, steps: self.steps });
-        }
+        self.tables.translate(walk.gpa, self.access.kind, leaf).map_err(Failure::Stopped)?;
         if policy != AdPolicy::None && !self.mark(write)? {
             return Ok(None);
         }
-        walk.steps = self.steps;
         walk.dirty = self.steps.last().is_none_or(|step| Pte::from_bits(step.after).d());
         Ok(Some(walk))
     }
@@ -225,7 +229,6 @@ impl<'a, T: Tables> Walker<'a, T> {
     fn flat(&self) -> Walk {
         Walk {
             gpa: self.gva & 0xffff_ffff,
-            steps: Steps::default(),
             level: 0,
             page_shift: 12,
             acc: Acc::ALL,
@@ -238,7 +241,7 @@ impl<'a, T: Tables> Walker<'a, T> {
     fn fault<R>(&self, error: PageFaultError) -> Result<R, Failure<T::Stop>> {
         let error =
             PageFaultError::from_bits(error.into_bits() | self.paging.describe(self.access).into_bits());
-        Err(Failure::Fault { error, steps: self.steps })
+        Err(Failure::Fault(error))
     }
 
     /// From the top table to the leaf, with all checks.
@@ -275,7 +278,7 @@ impl<'a, T: Tables> Walker<'a, T> {
         let value = match self.tables.read(address, size) {
             Ok(Some(value)) => value,
             Ok(None) => return self.fault(PageFaultError::new()),
-            Err(stop) => return Err(Failure::Stopped { stop, steps: self.steps }),
+            Err(stop) => return Err(Failure::Stopped(stop)),
         };
         self.tables.seen(Seen::Element { level, entry: value });
         self.steps.push(Step { address, before: value, after: value, above, level });
@@ -296,7 +299,6 @@ impl<'a, T: Tables> Walker<'a, T> {
         }
         Ok(Walk {
             gpa: self.paging.leaf_address(entry, level, self.gva),
-            steps: self.steps,
             level,
             page_shift: self.paging.mode.shift(level) as u8,
             acc,
@@ -329,7 +331,7 @@ impl<'a, T: Tables> Walker<'a, T> {
                 Ok(Update::Done) => self.steps.steps[i as usize].after = new.into_bits(),
                 Ok(Update::Changed) => return Ok(false),
                 Ok(Update::ReadOnly) => {}
-                Err(stop) => return Err(Failure::Stopped { stop, steps: self.steps }),
+                Err(stop) => return Err(Failure::Stopped(stop)),
             }
         }
         Ok(true)

@@ -5,6 +5,17 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 use vmtape_arch::paging::bits;
 
+/// The walk, for tests that do not look at its steps.
+fn walk<T: Tables>(
+    paging: &Paging,
+    gva: u64,
+    access: &WalkAccess,
+    policy: AdPolicy,
+    tables: &mut T,
+) -> Result<Walk, Failure<T::Stop>> {
+    super::walk(paging, gva, access, policy, tables, &mut Steps::default())
+}
+
 /// Sparse memory of entries; `nested` is a final frame whose translation fails.
 #[derive(Default)]
 struct Memory {
@@ -79,7 +90,7 @@ fn pte(memory: &Memory) -> u64 {
 
 fn error(result: Result<Walk, Failure<u64>>) -> u32 {
     match result {
-        Err(Failure::Fault { error, .. }) => error.into_bits(),
+        Err(Failure::Fault(error)) => error.into_bits(),
         other => panic!("no fault: {other:?}"),
     }
 }
@@ -103,7 +114,7 @@ fn vendors_differ_in_the_accessed_bit_before_a_nested_fault() {
         let mut memory = four_level(0x4001, 0x10_0200_0001);
         memory.nested = Some(0x100_2000);
         let result = walk(&paging(Mode::Level4, 46), GVA, &READ, policy, &mut memory);
-        assert!(matches!(result, Err(Failure::Stopped { stop: 0x10_0200_0000, .. })));
+        assert!(matches!(result, Err(Failure::Stopped(0x10_0200_0000))));
         assert_eq!(pte(&memory), expected, "{policy:?}");
     }
 }
@@ -115,7 +126,7 @@ fn the_dirty_bit_before_a_nested_fault_is_a_switch() {
         memory.nested = Some(0x2000);
         let policy = AdPolicy::BeforeTranslation { dirty };
         let result = walk(&paging(Mode::Level4, 46), GVA, &WRITE, policy, &mut memory);
-        assert!(matches!(result, Err(Failure::Stopped { .. })));
+        assert!(matches!(result, Err(Failure::Stopped(_))));
         assert_eq!(pte(&memory), expected);
     }
 }
@@ -123,10 +134,11 @@ fn the_dirty_bit_before_a_nested_fault_is_a_switch() {
 #[test]
 fn accessed_everywhere_dirty_in_the_leaf_only() {
     let mut memory = four_level(0x4007, 0x200_0007);
-    let done =
-        walk(&paging(Mode::Level4, 46), GVA + 5, &WRITE, AdPolicy::AfterTranslation, &mut memory).unwrap();
+    let (paging, mut steps) = (paging(Mode::Level4, 46), Steps::default());
+    let policy = AdPolicy::AfterTranslation;
+    let done = super::walk(&paging, GVA + 5, &WRITE, policy, &mut memory, &mut steps).unwrap();
     assert_eq!(done.gpa, 0x200_0005);
-    let after: Vec<u64> = done.steps.iter().map(|step| step.after & 0x60).collect();
+    let after: Vec<u64> = steps.iter().map(|step| step.after & 0x60).collect();
     assert_eq!(after, [0x20, 0x20, 0x20, 0x60]);
     assert!(done.dirty);
 }
@@ -240,9 +252,10 @@ proptest! {
         let mut memory = four_level(pde & !0xf_f000 | 0x4000, pte_value);
         let before = memory.words.clone();
         let access = WalkAccess { kind: AccessKind(kind), user, implicit: false };
-        let result = walk(&paging(Mode::Level4, 46), GVA, &access, AdPolicy::AfterTranslation, &mut memory);
-        match result {
-            Ok(done) => prop_assert!(done.steps.iter().all(|s| memory.words[&s.address] == s.after && s.after & 0x20 != 0)),
+        let (paging, mut steps) = (paging(Mode::Level4, 46), Steps::default());
+        let policy = AdPolicy::AfterTranslation;
+        match super::walk(&paging, GVA, &access, policy, &mut memory, &mut steps) {
+            Ok(_) => prop_assert!(steps.iter().all(|s| memory.words[&s.address] == s.after && s.after & 0x20 != 0)),
             Err(_) => prop_assert_eq!(before, memory.words),
         }
     }
