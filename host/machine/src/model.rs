@@ -1,1 +1,0 @@
-//! CPU models in the syntax of QEMU.
