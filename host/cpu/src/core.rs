@@ -156,6 +156,7 @@ impl<'a> Core<'a> {
     }
 
     /// Leaves the block after the current instruction.
+    #[inline(always)]
     pub(crate) fn look_again(&mut self) {
         if self.leave == Leave::No {
             self.leave = Leave::Relook;

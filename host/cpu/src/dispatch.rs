@@ -4,7 +4,8 @@
 //! file's `handler`, which maps iced's `Code` to it. A family is plugged in by one line in `integer/mod.rs`,
 //! `system/mod.rs` or `fp/mod.rs`. The rules for a handler:
 //!
-//! - RIP points at the instruction. Branches set `core.next_rip`; nothing else does.
+//! - RIP points at the instruction. Branches set `core.next_rip`; nothing else does. Conditional ones, which do not end
+//!   their block, leave it when they are taken.
 //! - Everything that can fault comes before the first change of state. `core.rmw` and `core.probe_write` help.
 //! - `state.rflags` is always up to date; `core.set_status` replaces the arithmetic flags.
 //! - Instructions of `system/` end their block and are followed by `Core::refresh`; so segments, control registers,
@@ -30,7 +31,8 @@ pub(crate) fn insn(i: &Instruction, features: &Features) -> Insn {
     }
     if let Some(handler) = integer::handler(i, features) {
         let mut insn = Insn::new(i, handler);
-        insn.ends_block = i.flow_control() != FlowControl::Next || i.is_string_instruction();
+        let stays = matches!(i.flow_control(), FlowControl::Next | FlowControl::ConditionalBranch);
+        insn.ends_block = !stays || i.has_rep_prefix() || i.has_repne_prefix();
         return insn;
     }
     if let Some(handler) = system::handler(i) {

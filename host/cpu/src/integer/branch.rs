@@ -105,11 +105,15 @@ fn jmp<T: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {
     jump_relative::<T>(core, insn)
 }
 
+/// A branch that is not taken stays in its block; one that is leaves it.
+#[inline(always)]
+fn take<T: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {
+    core.look_again();
+    jump_relative::<T>(core, insn)
+}
+
 fn jcc<const CC: u8, T: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {
-    if flags::condition::<CC>(core.state.rflags) {
-        return jump_relative::<T>(core, insn);
-    }
-    Ok(())
+    if flags::condition::<CC>(core.state.rflags) { take::<T>(core, insn) } else { Ok(()) }
 }
 
 fn jmp_to<T: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {
@@ -146,15 +150,12 @@ fn looping<T: Int, C: Int, const WHEN: u8>(core: &mut Core<'_>, insn: &Insn) -> 
         _ => true,
     };
     if count.to_u64() != 0 && wanted {
-        jump_relative::<T>(core, insn)?;
+        take::<T>(core, insn)?;
     }
     count.set(core, RCX as u8);
     Ok(())
 }
 
 fn jrcxz<T: Int, C: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {
-    if C::get(core, RCX as u8).to_u64() == 0 {
-        return jump_relative::<T>(core, insn);
-    }
-    Ok(())
+    if C::get(core, RCX as u8).to_u64() == 0 { take::<T>(core, insn) } else { Ok(()) }
 }
