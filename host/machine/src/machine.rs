@@ -7,6 +7,7 @@ use crate::{
     inputs::Inputs,
     loader,
     memory::Memory,
+    model::{CpuOption, silicon_cpuid},
     recorder::{Recorder, Tape},
     spec::{MAX_VCPUS, MachineSpec},
 };
@@ -56,15 +57,20 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the machine that a specification describes and loads its guest.
+    /// Builds the machine that a specification describes and loads its guest. Where the specification has no CPUID, the
+    /// CPU model is resolved against what the backend supports.
     pub fn new(
-        spec: MachineSpec,
+        mut spec: MachineSpec,
         backend: Box<dyn Backend>,
         inputs: Box<dyn Inputs>,
         recorder: Option<Box<dyn Recorder>>,
     ) -> Result<Self, Error> {
         if spec.vcpus == 0 || spec.vcpus > MAX_VCPUS {
             return Err(Error::Vcpus(spec.vcpus));
+        }
+        if spec.cpuid.is_empty() {
+            let supported = backend.supported_cpuid(&silicon_cpuid(&spec.silicon));
+            spec.cpuid = CpuOption::parse(&spec.cpu)?.cpuid(&spec.silicon, &supported);
         }
         let memory = Memory::new(spec.memory, spec.layout, spec.silicon.backing_shift)?;
         let boot_state = loader::load(&spec, &memory)?;

@@ -201,7 +201,7 @@ impl Backend for Bare {
     }
 }
 
-/// A machine of 64 MiB for an image, with a CPUID that kvm-unit-tests can live with.
+/// A machine of 128 MiB for an image, with a CPUID that kvm-unit-tests can live with.
 pub fn spec(name: &str, bytes: Vec<u8>, vcpus: u32) -> MachineSpec {
     let leaf = |function, [eax, ebx, ecx, edx]: [u32; 4]| CpuidEntry {
         function,
@@ -217,7 +217,7 @@ pub fn spec(name: &str, bytes: Vec<u8>, vcpus: u32) -> MachineSpec {
         image: GuestImage { name: name.to_owned(), bytes },
         cmdline: String::new(),
         initrd: None,
-        memory: 64 << 20,
+        memory: 128 << 20,
         vcpus,
         layout: Layout::Flat,
         cpu: "test".into(),
