@@ -1,0 +1,315 @@
+//! CPUID features by QEMU's names.
+
+use vmtape_arch::{
+    cpuid::{CpuidEntry, find},
+    host::{Silicon, Vendor},
+};
+
+/// A register of a CPUID leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Register {
+    Eax,
+    Ebx,
+    Ecx,
+    Edx,
+}
+use Register::{Eax, Ebx, Ecx, Edx};
+
+/// Who has a feature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    /// Every 64-bit processor.
+    Baseline,
+    /// The software CPU, whatever the vendor.
+    Everyone,
+    Amd,
+    /// Only where a model asks for it by name.
+    OnRequest,
+    /// Hosts with 5-level paging.
+    FiveLevel,
+    /// Hosts with 1 GiB pages.
+    GbPages,
+}
+
+/// A feature: name, leaf, subleaf, register, bit. See: SDM vol. 2A CPUID; APM vol. 3 appendix E
+#[derive(Debug, PartialEq, Eq)]
+pub struct Feature {
+    pub name: &'static str,
+    pub leaf: u32,
+    pub subleaf: u32,
+    pub register: Register,
+    pub bit: u32,
+    owner: Owner,
+}
+
+const fn feature(name: &'static str, leaf: u32, register: Register, bit: u32, owner: Owner) -> Feature {
+    Feature { name, leaf, subleaf: 0, register, bit, owner }
+}
+
+const EXTENDED: u32 = 0x8000_0001;
+
+/// Every feature that a model can have. What the interpreter does not execute is not here.
+pub static FEATURES: &[Feature] = &{
+    use Owner::*;
+    [
+        feature("fpu", 1, Edx, 0, Baseline),
+        feature("vme", 1, Edx, 1, Baseline),
+        feature("de", 1, Edx, 2, Baseline),
+        feature("pse", 1, Edx, 3, Baseline),
+        feature("tsc", 1, Edx, 4, Baseline),
+        feature("msr", 1, Edx, 5, Baseline),
+        feature("pae", 1, Edx, 6, Baseline),
+        feature("mce", 1, Edx, 7, Baseline),
+        feature("cx8", 1, Edx, 8, Baseline),
+        feature("apic", 1, Edx, 9, Baseline),
+        feature("sep", 1, Edx, 11, Baseline),
+        feature("mtrr", 1, Edx, 12, Baseline),
+        feature("pge", 1, Edx, 13, Baseline),
+        feature("mca", 1, Edx, 14, Baseline),
+        feature("cmov", 1, Edx, 15, Baseline),
+        feature("pat", 1, Edx, 16, Baseline),
+        feature("pse36", 1, Edx, 17, Baseline),
+        feature("clflush", 1, Edx, 19, Baseline),
+        feature("mmx", 1, Edx, 23, Baseline),
+        feature("fxsr", 1, Edx, 24, Baseline),
+        feature("sse", 1, Edx, 25, Baseline),
+        feature("sse2", 1, Edx, 26, Baseline),
+        feature("pni", 1, Ecx, 0, Everyone),
+        feature("monitor", 1, Ecx, 3, OnRequest),
+        feature("vmx", 1, Ecx, 5, OnRequest),
+        feature("ssse3", 1, Ecx, 9, Everyone),
+        feature("cx16", 1, Ecx, 13, Everyone),
+        feature("pcid", 1, Ecx, 17, Everyone),
+        feature("sse4.1", 1, Ecx, 19, Everyone),
+        feature("sse4.2", 1, Ecx, 20, Everyone),
+        feature("x2apic", 1, Ecx, 21, Everyone),
+        feature("movbe", 1, Ecx, 22, Everyone),
+        feature("popcnt", 1, Ecx, 23, Everyone),
+        feature("tsc-deadline", 1, Ecx, 24, Everyone),
+        feature("aes", 1, Ecx, 25, Everyone),
+        feature("xsave", 1, Ecx, 26, Everyone),
+        feature("avx", 1, Ecx, 28, OnRequest),
+        feature("rdrand", 1, Ecx, 30, Everyone),
+        feature("hypervisor", 1, Ecx, 31, Everyone),
+        feature("fsgsbase", 7, Ebx, 0, Everyone),
+        feature("tsc_adjust", 7, Ebx, 1, Everyone),
+        feature("bmi1", 7, Ebx, 3, Everyone),
+        feature("smep", 7, Ebx, 7, Everyone),
+        feature("bmi2", 7, Ebx, 8, Everyone),
+        feature("erms", 7, Ebx, 9, Everyone),
+        feature("invpcid", 7, Ebx, 10, Everyone),
+        feature("rdseed", 7, Ebx, 18, Everyone),
+        feature("adx", 7, Ebx, 19, Everyone),
+        feature("smap", 7, Ebx, 20, Everyone),
+        feature("clflushopt", 7, Ebx, 23, Everyone),
+        feature("clwb", 7, Ebx, 24, Everyone),
+        feature("umip", 7, Ecx, 2, Everyone),
+        feature("pku", 7, Ecx, 3, Everyone),
+        feature("la57", 7, Ecx, 16, FiveLevel),
+        feature("rdpid", 7, Ecx, 22, Everyone),
+        Feature { subleaf: 1, ..feature("xsaveopt", 0xd, Eax, 0, Everyone) },
+        Feature { subleaf: 1, ..feature("xsavec", 0xd, Eax, 1, Everyone) },
+        Feature { subleaf: 1, ..feature("xgetbv1", 0xd, Eax, 2, Everyone) },
+        Feature { subleaf: 1, ..feature("xsaves", 0xd, Eax, 3, Everyone) },
+        feature("syscall", EXTENDED, Edx, 11, Baseline),
+        feature("nx", EXTENDED, Edx, 20, Baseline),
+        feature("mmxext", EXTENDED, Edx, 22, Amd),
+        feature("fxsr_opt", EXTENDED, Edx, 25, Amd),
+        feature("pdpe1gb", EXTENDED, Edx, 26, GbPages),
+        feature("rdtscp", EXTENDED, Edx, 27, Everyone),
+        feature("lm", EXTENDED, Edx, 29, Baseline),
+        feature("lahf_lm", EXTENDED, Ecx, 0, Everyone),
+        feature("svm", EXTENDED, Ecx, 2, OnRequest),
+        feature("cr8legacy", EXTENDED, Ecx, 4, Amd),
+        feature("abm", EXTENDED, Ecx, 5, Everyone),
+        feature("3dnowprefetch", EXTENDED, Ecx, 8, Everyone),
+    ]
+};
+
+/// Features of `qemu64` beyond the baseline.
+pub const QEMU64: &[&str] = &["pni", "cx16", "hypervisor", "lahf_lm"];
+
+/// Features of `IvyBridge` beyond the baseline, as far as they are modelled.
+pub const IVY_BRIDGE: &[&str] = &[
+    "pni",
+    "ssse3",
+    "cx16",
+    "pcid",
+    "sse4.1",
+    "sse4.2",
+    "x2apic",
+    "popcnt",
+    "tsc-deadline",
+    "aes",
+    "xsave",
+    "rdrand",
+    "hypervisor",
+    "fsgsbase",
+    "smep",
+    "erms",
+    "xsaveopt",
+    "rdtscp",
+    "lahf_lm",
+];
+
+/// Features of `Icelake-Server` beyond the baseline, as far as they are modelled.
+pub const ICELAKE: &[&str] = &[
+    "pni",
+    "ssse3",
+    "cx16",
+    "pcid",
+    "sse4.1",
+    "sse4.2",
+    "x2apic",
+    "movbe",
+    "popcnt",
+    "tsc-deadline",
+    "aes",
+    "xsave",
+    "rdrand",
+    "hypervisor",
+    "fsgsbase",
+    "bmi1",
+    "smep",
+    "bmi2",
+    "erms",
+    "invpcid",
+    "rdseed",
+    "adx",
+    "smap",
+    "clflushopt",
+    "clwb",
+    "umip",
+    "pku",
+    "la57",
+    "xsaveopt",
+    "xsavec",
+    "xgetbv1",
+    "pdpe1gb",
+    "rdtscp",
+    "lahf_lm",
+    "abm",
+    "3dnowprefetch",
+];
+
+/// Features of `EPYC` beyond the baseline, as far as they are modelled.
+pub const EPYC: &[&str] = &[
+    "pni",
+    "ssse3",
+    "cx16",
+    "sse4.1",
+    "sse4.2",
+    "movbe",
+    "popcnt",
+    "aes",
+    "xsave",
+    "rdrand",
+    "hypervisor",
+    "fsgsbase",
+    "bmi1",
+    "smep",
+    "bmi2",
+    "rdseed",
+    "adx",
+    "smap",
+    "clflushopt",
+    "xsaveopt",
+    "xsavec",
+    "xgetbv1",
+    "mmxext",
+    "fxsr_opt",
+    "pdpe1gb",
+    "rdtscp",
+    "lahf_lm",
+    "cr8legacy",
+    "abm",
+    "3dnowprefetch",
+];
+
+/// The feature with this name; QEMU accepts `_` and `-` alike.
+pub fn named(name: &str) -> Result<&'static Feature, String> {
+    let plain = |text: &str| text.replace('_', "-").to_lowercase();
+    FEATURES
+        .iter()
+        .find(|feature| plain(feature.name) == plain(name))
+        .ok_or_else(|| format!("no feature is named '{name}'"))
+}
+
+/// Which features are on, by their place in [`FEATURES`].
+#[derive(Clone, Debug)]
+pub struct FeatureSet(Vec<bool>);
+
+impl FeatureSet {
+    fn of(has: impl Fn(&Feature) -> bool) -> Self {
+        Self(FEATURES.iter().map(has).collect())
+    }
+
+    /// Everything that the host has and that nobody needs to ask for.
+    pub fn all(silicon: &Silicon) -> Self {
+        Self::of(|feature| match feature.owner {
+            Owner::Baseline | Owner::Everyone => true,
+            Owner::Amd => silicon.vendor == Vendor::AMD,
+            Owner::OnRequest => false,
+            Owner::FiveLevel => silicon.host_levels == 5,
+            Owner::GbPages => silicon.gbpages,
+        })
+    }
+
+    /// What every 64-bit processor has.
+    pub fn baseline() -> Self {
+        Self::of(|feature| feature.owner == Owner::Baseline)
+    }
+
+    /// With these features added.
+    pub fn with(mut self, names: &[&str]) -> Self {
+        for (on, feature) in self.0.iter_mut().zip(FEATURES) {
+            *on |= names.contains(&feature.name);
+        }
+        self
+    }
+
+    /// What is in both.
+    pub fn and(mut self, other: &Self) -> Self {
+        self.0.iter_mut().zip(&other.0).for_each(|(on, other)| *on &= other);
+        self
+    }
+
+    pub fn set(&mut self, feature: &Feature, on: bool) {
+        for (state, candidate) in self.0.iter_mut().zip(FEATURES) {
+            if candidate == feature {
+                *state = on;
+            }
+        }
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.0.iter().zip(FEATURES).any(|(on, feature)| *on && feature.name == name)
+    }
+
+    /// Drops what the backend does not support, except what was asked for by name, and HYPERVISOR, which the VMM sets.
+    pub fn keep_supported(&mut self, supported: &[CpuidEntry], asked: &[&Feature]) {
+        for (on, feature) in self.0.iter_mut().zip(FEATURES) {
+            let known = find(supported, feature.leaf, feature.subleaf)
+                .is_some_and(|entry| register(entry, feature.register) >> feature.bit & 1 != 0);
+            *on &= known || feature.name == "hypervisor" || asked.contains(&feature);
+        }
+    }
+
+    /// The bits of one register.
+    pub fn bits(&self, leaf: u32, subleaf: u32, register: Register) -> u32 {
+        self.0
+            .iter()
+            .zip(FEATURES)
+            .filter(|(on, f)| **on && f.leaf == leaf && f.subleaf == subleaf && f.register == register)
+            .fold(0, |bits, (_, feature)| bits | 1 << feature.bit)
+    }
+}
+
+fn register(entry: &CpuidEntry, register: Register) -> u32 {
+    match register {
+        Eax => entry.eax,
+        Ebx => entry.ebx,
+        Ecx => entry.ecx,
+        Edx => entry.edx,
+    }
+}
