@@ -10,8 +10,10 @@ pub mod event;
 pub mod exits;
 pub mod flat;
 pub mod format;
+pub mod import;
 pub mod metadata;
 pub mod reader;
+pub mod text;
 pub mod writer;
 
 pub use error::{Cause, Error, Place, Result};

@@ -124,6 +124,14 @@ impl Writer {
         Ok(summary)
     }
 
+    /// Ends without a tape: the temporary file is removed.
+    pub fn discard(mut self) {
+        self.batch.clear();
+        // Whoever discards a tape has an error of its own to report.
+        let _ = self.join();
+        let _ = fs::remove_file(partial(&self.path));
+    }
+
     fn join(&mut self) -> Result<Summary> {
         self.queue = None;
         let gone = || Cause::WriterGone.at(&self.path.display().to_string(), Place::File);

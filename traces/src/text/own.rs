@@ -1,0 +1,183 @@
+//! Lines for what no tracepoint has: `vmtape_KIND: words for people | the event's tag and words[; bytes]`.
+
+use crate::{
+    event::{Control, Data, Event, Registers},
+    flat::{Clock, Flat, tag},
+};
+use std::fmt::Write;
+use vmtape_arch::{
+    event::Event as Injected,
+    exit::{Exit, StimulusKind},
+    note::Note,
+};
+
+/// Names of the bits of `Registers::mask`.
+const REGISTERS: [&str; 31] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+    "r15", "rflags", "cr0", "cr2", "cr3", "cr4", "cr8", "efer", "cpl", "pkru", "xcr0", "blocking", "cs.attr",
+    "gdt", "idt", "dr7",
+];
+/// The bit with two values: attributes and base.
+const CS: usize = 27;
+
+/// The first of an exit's words that `kvm_exit` does not show.
+const BEYOND_KVM_EXIT: usize = 8;
+/// The words before it that it shows in part: stimulus, trap.
+const PARTLY: [usize; 2] = [3, 4];
+
+/// The event's name and text.
+pub fn text(event: &Event) -> (String, String) {
+    let (kind, summary) = match event {
+        Event::Registers(registers) => ("registers", registers_text(registers)),
+        Event::Read { hpa, data } => ("read", format!("{hpa:#x}: {}", data_text(data))),
+        Event::Note { note, .. } => note_text(note),
+        Event::Resume { resume, .. } => ("resume", resume_text(resume)),
+        Event::Input { source, value, .. } => ("input", format!("{source} {value:#x}")),
+        Event::Control { control, .. } => ("control", control_text(control)),
+        Event::StateHash { exits, hash, .. } => ("state_hash", format!("after {exits} exits {hash:016x}")),
+        Event::End { end, .. } => ("end", format!("{end:?}")),
+        Event::Exit(_) | Event::Line { .. } => ("event", String::new()),
+    };
+    let mut flat = Flat::default();
+    flat.set(event, &mut Clock::default());
+    let mut line = format!("{summary} | {:x}", flat.tag);
+    for word in &flat.words {
+        let _ = write!(line, " {word:x}");
+    }
+    if !flat.blob.is_empty() {
+        line.push(';');
+        flat.blob.iter().for_each(|byte| _ = write!(line, "{byte:02x}"));
+    }
+    (format!("{}{kind}", super::OWN), line)
+}
+
+/// What `kvm_exit` does not show of an exit, if there is any.
+pub fn stimulus(exit: &Event) -> Option<String> {
+    let Event::Exit(event) = exit else { return None };
+    let mut flat = Flat::default();
+    flat.set(exit, &mut Clock::default());
+    let mut line = format!("{} |", stimulus_text(&event.exit));
+    let mut any = false;
+    for (i, word) in flat.words.iter().enumerate() {
+        let shown = if PARTLY.contains(&i) { word & 0xffff_ffff } else { 0 };
+        if (i >= BEYOND_KVM_EXIT || PARTLY.contains(&i)) && word ^ shown != 0 {
+            let _ = write!(line, " {i}={word:x}");
+            any = true;
+        }
+    }
+    any.then_some(line)
+}
+
+/// Puts what [`stimulus`] wrote back into an exit.
+pub fn merge_stimulus(exit: &mut Event, text: &str) -> Option<()> {
+    let icount = match exit {
+        Event::Exit(event) => event.icount,
+        _ => return None,
+    };
+    let mut flat = Flat::default();
+    flat.set(exit, &mut Clock { icount, exits: 0 });
+    for pair in text.rsplit_once('|')?.1.split_whitespace() {
+        let (index, word) = pair.split_once('=')?;
+        *flat.words.get_mut(index.parse::<usize>().ok()?)? = u64::from_str_radix(word, 16).ok()?;
+    }
+    *exit = flat.event(&mut Clock { icount, exits: 0 }).ok()?;
+    Some(())
+}
+
+/// The inverse of [`text`].
+pub fn parse(text: &str) -> Option<Event> {
+    let exact = text.rsplit_once(" | ")?.1;
+    let (words, blob) = exact.split_once(';').unwrap_or((exact, ""));
+    let mut words = words.split_whitespace().map(|word| u64::from_str_radix(word, 16).ok());
+    let tag = words.next()??;
+    let words = words.collect::<Option<Vec<_>>>()?;
+    let (pairs, rest) = blob.trim_end().as_bytes().as_chunks::<2>();
+    if tag == tag::EXIT || !rest.is_empty() {
+        return None;
+    }
+    let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let blob = pairs.iter().map(byte).collect::<Option<Vec<_>>>()?;
+    Flat { tag, words, blob }.event(&mut Clock::default()).ok()
+}
+
+fn registers_text(registers: &Registers) -> String {
+    let mut values = registers.values.iter();
+    let mut words = Vec::new();
+    for (bit, name) in REGISTERS.iter().enumerate().filter(|(bit, _)| registers.mask >> bit & 1 != 0) {
+        let value = values.next().copied().unwrap_or(0);
+        words.push(format!("{name}={value:x}"));
+        if bit == CS {
+            words.push(format!("cs.base={:x}", values.next().copied().unwrap_or(0)));
+        }
+    }
+    words.join(" ")
+}
+
+fn data_text(data: &Data) -> String {
+    match data {
+        Data::U64(value) => format!("{value:016x}"),
+        Data::U32(value) => format!("{value:08x}"),
+        Data::Bytes(bytes) => bytes.iter().take(16).map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" "),
+    }
+}
+
+fn note_text(note: &Note) -> (&'static str, String) {
+    match note {
+        Note::SiliconStep { gpa, before, after, level } => {
+            let change = if before == after { String::new() } else { format!(" -> {after:x}") };
+            ("silicon_step", format!("level {level} at {gpa:x}: {before:x}{change}"))
+        }
+        Note::Rule { id } => ("rule", format!("{id}")),
+        Note::Warning { id, value } => ("warning", format!("{id} {value:#x}")),
+        other => ("note", format!("{}", other.to_raw().kind)),
+    }
+}
+
+fn resume_text(resume: &vmtape_arch::exit::Resume) -> String {
+    let mut text = resume.kind.to_string();
+    if resume.errno != 0 {
+        let _ = write!(text, " {}", resume.errno);
+    }
+    if resume.data != [0; 6] {
+        let _ = write!(text, " {:x?}", resume.data);
+    }
+    text
+}
+
+fn control_text(control: &Control) -> String {
+    match control {
+        Control::SetCpuid { vcpu, entries, result } => {
+            format!("KVM_SET_CPUID2 vcpu {vcpu}, {} entries: {result}", entries.len())
+        }
+        Control::SetMemoryRegion { slot, flags, gpa, size, hpa, result } => format!(
+            "KVM_SET_USER_MEMORY_REGION slot {slot} flags {flags:#x} gpa {gpa:#x} size {size:#x} hpa {hpa:#x}: {result}"
+        ),
+        Control::SetMsr { vcpu, index, data, result } => {
+            format!("KVM_SET_MSRS vcpu {vcpu} {index:x} = {data:#x}: {result}")
+        }
+    }
+}
+
+fn stimulus_text(exit: &Exit) -> String {
+    let mut text = String::new();
+    match exit.stimulus {
+        StimulusKind::SENSITIVE => {
+            let _ = write!(text, "{} value {:#x}", exit.insn.kind, exit.insn.value);
+        }
+        StimulusKind::EXCEPTION => {
+            let _ = write!(text, "{} ({:#x})", exit.exception.vector, exit.exception.error_code);
+        }
+        _ => {
+            let access = &exit.access;
+            let user = if access.user { "user" } else { "supervisor" };
+            let _ = write!(text, "{} {user} {} gva {:#x}", access.kind, access.size, access.gva);
+        }
+    }
+    if exit.gpa != 0 {
+        let _ = write!(text, " gpa {:#x}", exit.gpa);
+    }
+    if exit.access.delivering != Injected::default() {
+        let _ = write!(text, " delivering {:#010x}", exit.access.delivering.vmx_info());
+    }
+    text
+}
