@@ -173,6 +173,18 @@ fn mmu_note(event: &str, mut s: Scan<'_>) -> Option<Note> {
             let code = if s.0.starts_with("sptep ") { 0 } else { parse_pferr(s.until(" ")?)? };
             Note::FastPageFault { address, code, fixed: s.dec("fixed ")? != 0 }
         }
+        "kvm_tdp_mmu_spte_changed" => Note::TdpSpteChanged {
+            gfn: s.hex("gfn ")?,
+            level: s.dec("level ")? as u8,
+            old: s.hex("old_spte ")?,
+            new: s.hex("new_spte ")?,
+        },
+        "vcpu_match_mmio" => Note::MatchMmio {
+            gva: s.hex("gva ")?,
+            gpa: s.hex("gpa ")?,
+            write: s.has("Write"),
+            by_gpa: s.has("GPA"),
+        },
         "kvm_mmu_get_page" => {
             let created = s.0.trim_end().split(' ').any(|word| word == "new");
             let (gfn, role) = page(s)?;

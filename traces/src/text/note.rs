@@ -116,6 +116,13 @@ fn write(f: &mut String, note: &Note, vcpu: u32, rip: u64) -> fmt::Result {
             }
             Ok(())
         }
+        Note::TdpSpteChanged { gfn, level, old, new } => {
+            write!(f, "as id 0 gfn {gfn:x} level {level} old_spte {old:x} new_spte {new:x}")
+        }
+        Note::MatchMmio { gva, gpa, write, by_gpa } => {
+            let (kind, by) = (if write { "Write" } else { "Read" }, if by_gpa { "GPA" } else { "GVA" });
+            write!(f, "gva {gva:#x} gpa {gpa:#x} {kind} {by}")
+        }
         Note::SiliconStep { .. } | Note::Rule { .. } | Note::Warning { .. } | Note::Other(_) => Ok(()),
     }
 }
