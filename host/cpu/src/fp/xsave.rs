@@ -96,6 +96,9 @@ impl Core<'_> {
             register[..10].copy_from_slice(&area[ST_AT + 16 * i..ST_AT + 16 * i + 10]);
             fpu.st[(top + i) % 8] = register;
         }
+        // ES follows flags and masks, whatever the image says.
+        let masks = fpu.fcw as u8 & 0x3f;
+        self.set_summary(masks);
     }
 
     fn store_mxcsr(&self, area: &mut Area) {

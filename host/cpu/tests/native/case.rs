@@ -52,9 +52,7 @@ impl Case {
         for register in &mut context.gpr {
             *register = value(rng);
         }
-        for index in 0..16 {
-            context.set_xmm(index, vector(rng));
-        }
+        random_vectors(rng, &mut context);
         if self.is_scalar_friendly() {
             friendly_vectors(rng, &mut context);
         }
@@ -220,6 +218,16 @@ fn extended_pair(rng: &mut Pcg64) -> [u64; 2] {
     [value as u64, (value >> 64) as u64]
 }
 
+/// All vector registers, each with another kind of content.
+pub fn random_vectors(rng: &mut Pcg64, context: &mut Context) {
+    for index in 0..16 {
+        context.set_xmm(index, vector(rng));
+    }
+    if is_x86_feature_detected!("avx") {
+        context.ymm_hi = std::array::from_fn(|_| [rng.next_u64(), rng.next_u64()]);
+    }
+}
+
 /// Registers that all hold the same kind of number.
 fn friendly_vectors(rng: &mut Pcg64, context: &mut Context) {
     match range(rng, 4) {
@@ -235,7 +243,7 @@ fn friendly_vectors(rng: &mut Pcg64, context: &mut Context) {
     }
 }
 
-fn mxcsr(rng: &mut Pcg64) -> u32 {
+pub fn mxcsr(rng: &mut Pcg64) -> u32 {
     const MASKS: u32 = 0x1f80;
     const FLAGS: u32 = 0x3f;
     const ROUNDING_DAZ_FTZ: u32 = 0xe040;
@@ -248,7 +256,7 @@ fn mxcsr(rng: &mut Pcg64) -> u32 {
     }
 }
 
-fn x87(rng: &mut Pcg64, context: &mut Context) {
+pub fn x87(rng: &mut Pcg64, context: &mut Context) {
     const MASKS: u16 = 0x3f;
     const CONDITIONS_AND_TOP: u16 = 0x7f00;
     let precision_and_rounding = pick(rng, &[0x300, 0x300, 0x200, 0x000]) | (range(rng, 4) as u16) << 10;

@@ -7,9 +7,9 @@ use crate::{
 use iced_x86::{Mnemonic, OpKind, RflagsBits};
 
 /// State after an instruction.
-pub struct Outcome {
+pub struct Outcome<const SIZE: usize = WINDOW_SIZE> {
     pub context: Context,
-    pub data: [u8; WINDOW_SIZE],
+    pub data: [u8; SIZE],
     pub ending: Ending,
 }
 
@@ -27,52 +27,71 @@ const FLAGS: u64 = CF | PF | AF | ZF | SF | DF | OF;
 
 /// The first difference, in words.
 pub fn difference(case: &Case, before: &Context, native: &Outcome, ours: &Outcome) -> Option<String> {
-    if native.ending != ours.ending {
-        return Some(format!("ends in {:?}, not in {:?}", ours.ending, native.ending));
-    }
-    for n in 0..16 {
-        let (expected, actual) = (native.context.gpr[n], ours.context.gpr[n]);
-        if expected != actual && !is_undefined_register(case, before, n) {
-            return Some(format!("register {n} is {actual:#x}, not {expected:#x}"));
-        }
-    }
-    let faulted = matches!(native.ending, Ending::Fault(_));
-    let defined = if faulted { FLAGS } else { FLAGS & !undefined_flags(case, before) };
-    let differing = (native.context.rflags ^ ours.context.rflags) & defined;
-    if differing != 0 {
-        return Some(format!(
-            "flags {:#x} differ: {:#x}, not {:#x}",
-            differing, ours.context.rflags, native.context.rflags
-        ));
-    }
-    for n in 0..16 {
-        let (expected, actual) = (native.context.xmm(n), ours.context.xmm(n));
-        if expected != actual {
-            return Some(format!("xmm{n} is {actual:x?}, not {expected:x?}"));
-        }
-    }
-    if native.context.mxcsr() != ours.context.mxcsr() {
-        return Some(format!("MXCSR is {:#x}, not {:#x}", ours.context.mxcsr(), native.context.mxcsr()));
-    }
-    let at = native.data.iter().zip(&ours.data).position(|(expected, actual)| expected != actual);
-    if let Some(at) = at
-        && !is_undefined_result(case, before)
-    {
-        let end = (at + 16).min(WINDOW_SIZE);
-        return Some(format!(
-            "memory at {at:#x}: {:x?}, not {:x?}",
-            &ours.data[at..end],
-            &native.data[at..end]
-        ));
-    }
-    // Conversions to and from MMX registers that raise #XM: processors differ in whether they have entered MMX state.
-    let entered = native.ending != Ending::Fault(SIMD_FLOATING_POINT);
-    if case.uses_x87() && entered { x87(case, native, ours) } else { None }
+    ending(native, ours)
+        .or_else(|| registers(case, before, native, ours))
+        .or_else(|| flags(case, before, native, ours))
+        .or_else(|| vectors(native, ours))
+        .or_else(|| if is_undefined_result(case, before) { None } else { memory(native, ours) })
+        .or_else(|| {
+            // Conversions to and from MMX registers that raise #XM: processors differ in whether they have entered
+            // MMX state.
+            let entered = native.ending != Ending::Fault(SIMD_FLOATING_POINT);
+            let undefined = undefined_conditions(case.instruction.mnemonic());
+            if case.uses_x87() && entered { x87(undefined, native, ours) } else { None }
+        })
 }
 
-fn x87(case: &Case, native: &Outcome, ours: &Outcome) -> Option<String> {
-    let undefined = undefined_conditions(case.instruction.mnemonic());
-    let word = |outcome: &Outcome, at: usize| {
+/// As [`difference`] for an instruction that leaves nothing undefined.
+pub fn state_difference<const N: usize>(native: &Outcome<N>, ours: &Outcome<N>) -> Option<String> {
+    ending(native, ours)
+        .or_else(|| vectors(native, ours))
+        .or_else(|| memory(native, ours))
+        .or_else(|| x87(0, native, ours))
+}
+
+fn ending<const N: usize>(native: &Outcome<N>, ours: &Outcome<N>) -> Option<String> {
+    (native.ending != ours.ending).then(|| format!("ends in {:?}, not in {:?}", ours.ending, native.ending))
+}
+
+fn registers(case: &Case, before: &Context, native: &Outcome, ours: &Outcome) -> Option<String> {
+    let differs = |n: &usize| {
+        native.context.gpr[*n] != ours.context.gpr[*n] && !is_undefined_register(case, before, *n)
+    };
+    let n = (0..16).find(differs)?;
+    Some(format!("register {n} is {:#x}, not {:#x}", ours.context.gpr[n], native.context.gpr[n]))
+}
+
+fn flags(case: &Case, before: &Context, native: &Outcome, ours: &Outcome) -> Option<String> {
+    let faulted = matches!(native.ending, Ending::Fault(_));
+    let defined = if faulted { FLAGS } else { FLAGS & !undefined_flags(case, before) };
+    let (expected, actual) = (native.context.rflags & defined, ours.context.rflags & defined);
+    (expected != actual).then(|| format!("flags are {actual:#x}, not {expected:#x}"))
+}
+
+/// XMM registers, their upper halves, and MXCSR.
+fn vectors<const N: usize>(native: &Outcome<N>, ours: &Outcome<N>) -> Option<String> {
+    let (native, ours) = (&native.context, &ours.context);
+    if let Some(n) = (0..16).find(|n| native.xmm(*n) != ours.xmm(*n)) {
+        return Some(format!("xmm{n} is {:x?}, not {:x?}", ours.xmm(n), native.xmm(n)));
+    }
+    if let Some(n) = (0..16).find(|n| native.ymm_hi[*n] != ours.ymm_hi[*n]) {
+        return Some(format!(
+            "the upper half of ymm{n} is {:x?}, not {:x?}",
+            ours.ymm_hi[n], native.ymm_hi[n]
+        ));
+    }
+    (native.mxcsr() != ours.mxcsr())
+        .then(|| format!("MXCSR is {:#x}, not {:#x}", ours.mxcsr(), native.mxcsr()))
+}
+
+fn memory<const N: usize>(native: &Outcome<N>, ours: &Outcome<N>) -> Option<String> {
+    let at = native.data.iter().zip(&ours.data).position(|(expected, actual)| expected != actual)?;
+    let end = (at + 16).min(N);
+    Some(format!("memory at {at:#x} is {:x?}, not {:x?}", &ours.data[at..end], &native.data[at..end]))
+}
+
+fn x87<const N: usize>(undefined: u16, native: &Outcome<N>, ours: &Outcome<N>) -> Option<String> {
+    let word = |outcome: &Outcome<N>, at: usize| {
         let word = u16::from_le_bytes([outcome.context.fx[at], outcome.context.fx[at + 1]]);
         if at == FSW_AT { word & !undefined } else { word }
     };

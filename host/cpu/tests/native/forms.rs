@@ -51,7 +51,14 @@ const BRANCHES_TO_16_BITS: &[Code] = &[Code::Retnw, Code::Retnw_imm16, Code::Jmp
 const FEATURES: &[CpuidFeature] = &[
     INTEL8086, INTEL8086_ONLY, INTEL186, INTEL286, INTEL386, INTEL486, X64, CMOV, CX8, CMPXCHG16B, BMI1, BMI2, ADX, POPCNT,
     LZCNT, MOVBE, SSE, SSE2, SSE3, SSSE3, SSE4_1, SSE4_2, MMX, FPU, FPU287, FPU387, MULTIBYTENOP, PREFETCHW, CLFSH,
-    CLFLUSHOPT, CLWB, PAUSE, CET_IBT, PCLMULQDQ, AES,
+    CLFLUSHOPT, CLWB, PAUSE, CET_IBT, PCLMULQDQ, AES, AVX,
+];
+
+/// All of AVX that there is.
+#[rustfmt::skip]
+const AVX_MOVES: &[Mnemonic] = &[
+    Vmovdqa, Vmovaps, Vmovapd, Vmovntdq, Vmovntps, Vmovntpd, Vmovntdqa, Vmovdqu, Vmovups, Vmovupd, Vlddqu, Vzeroupper,
+    Vzeroall,
 ];
 
 /// Whether the processor at hand has what the form needs.
@@ -70,6 +77,7 @@ fn native(features: &[CpuidFeature]) -> bool {
         CpuidFeature::SSE4_2 => is_x86_feature_detected!("sse4.2"),
         CpuidFeature::PCLMULQDQ => is_x86_feature_detected!("pclmulqdq"),
         CpuidFeature::AES => is_x86_feature_detected!("aes"),
+        CpuidFeature::AVX => is_x86_feature_detected!("avx"),
         // No name in the standard library; every processor with AVX2 has the first, and they act as NOPs here.
         CpuidFeature::CLFLUSHOPT | CpuidFeature::CLWB => is_x86_feature_detected!("avx512f"),
         _ => true,
@@ -90,6 +98,7 @@ fn testable(code: Code) -> bool {
         && !code.is_privileged()
         && !EXCLUDED.contains(&code.mnemonic())
         && !BRANCHES_TO_16_BITS.contains(&code)
+        && (!features.contains(&AVX) || AVX_MOVES.contains(&code.mnemonic()))
         && features.iter().all(|feature| FEATURES.contains(feature))
         && native(features)
         && !info.op_kinds().iter().any(|kind| unsupported(*kind))
@@ -149,7 +158,13 @@ fn is_memory_only(kind: K) -> bool {
 fn may_be_memory(kind: K) -> bool {
     matches!(
         kind,
-        K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::mm_or_mem | K::xmm_or_mem
+        K::r8_or_mem
+            | K::r16_or_mem
+            | K::r32_or_mem
+            | K::r64_or_mem
+            | K::mm_or_mem
+            | K::xmm_or_mem
+            | K::ymm_or_mem
     )
 }
 
@@ -297,6 +312,7 @@ fn register(rng: &mut Pcg64, kind: K) -> Option<Register> {
         K::r64_or_mem | K::r64_reg | K::r64_rm | K::r64_opcode | K::r64_vvvv => any(rng, Register::RAX, 16),
         K::mm_or_mem | K::mm_reg | K::mm_rm => any(rng, Register::MM0, 8),
         K::xmm_or_mem | K::xmm_reg | K::xmm_rm => any(rng, Register::XMM0, 16),
+        K::ymm_or_mem | K::ymm_reg | K::ymm_rm => any(rng, Register::YMM0, 16),
         K::al => Register::AL,
         K::cl => Register::CL,
         K::ax => Register::AX,

@@ -186,6 +186,7 @@ fn enter(state: &mut VcpuState, context: &Context) {
     for n in 0..16 {
         state.fpu.xmm[n] = context.xmm(n);
     }
+    state.fpu.ymm_hi = context.ymm_hi;
     // FXRSTOR recomputes ES from flags and masks, as the control word's own instructions do.
     let pending = state.fpu.fsw & !state.fpu.fcw & 0x3f != 0;
     state.fpu.fsw = state.fpu.fsw & !0x8080 | if pending { 0x8080 } else { 0 };
@@ -205,4 +206,5 @@ fn leave(state: &VcpuState, context: &mut Context) {
     for n in 0..16 {
         context.set_xmm(n, state.fpu.xmm[n]);
     }
+    context.ymm_hi = state.fpu.ymm_hi;
 }

@@ -5,6 +5,7 @@
 mod case;
 mod compare;
 mod forms;
+mod images;
 mod interpreter;
 mod random;
 mod silicon;
@@ -15,7 +16,7 @@ use forms::Form;
 use interpreter::Interpreter;
 use rand_pcg::Pcg64;
 use silicon::Silicon;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Mutex};
 
 /// Encodings per form, and states per encoding: thousands of states for each form.
 const ENCODINGS: usize = 50;
@@ -23,8 +24,32 @@ const STATES: usize = 40;
 /// Fewer forms than this, and the list has lost something.
 const LEAST_FORMS: usize = 400;
 
+/// The pages lie at fixed addresses, so one test at a time.
+static PAGES: Mutex<()> = Mutex::new(());
+
+#[test]
+fn state_images_are_saved_and_restored_as_on_this_processor() {
+    let features = ["xsave", "xsaveopt", "xsavec", "avx"];
+    let _pages = PAGES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if !(is_x86_feature_detected!("xsavec")
+        && is_x86_feature_detected!("xsaveopt")
+        && is_x86_feature_detected!("avx"))
+    {
+        eprintln!("SKIPPED, LOUDLY: this processor lacks one of {features:?}");
+        return;
+    }
+    let silicon = Silicon::new();
+    let mut interpreter = Interpreter::new();
+    let differences = images::check(&silicon, &mut |bytes, offset, outcome| {
+        interpreter.load(&silicon.code(), bytes.len());
+        outcome.ending = interpreter.run(&mut outcome.context, offset, &mut outcome.data);
+    });
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
 #[test]
 fn instructions_behave_as_on_this_processor() {
+    let _pages = PAGES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let silicon = Silicon::new();
     let mut interpreter = Interpreter::new();
     let only = std::env::var("VMTAPE_NATIVE_FORMS").ok();

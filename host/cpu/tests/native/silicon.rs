@@ -57,6 +57,10 @@ const RFLAGS: usize = GPR + 128;
 const HOST_RSP: usize = RFLAGS + 8;
 const ENDING: usize = RFLAGS + 16;
 const HOST_MXCSR: usize = RFLAGS + 24;
+const YMM_HI: usize = RFLAGS + 32;
+
+const YMM: [AsmRegisterYmm; 16] =
+    [ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15];
 
 /// The mapped pages. One per process: the addresses are fixed.
 pub struct Silicon {
@@ -149,6 +153,15 @@ extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, context:
     registers[libc::REG_RIP as usize] = EPILOGUE as i64;
 }
 
+impl Drop for Silicon {
+    fn drop(&mut self) {
+        for (address, size) in [(CODE, PAGE), (CONTEXT, PAGE), (DATA, DATA_SIZE)] {
+            // SAFETY: mapped by `new`, and nothing refers to the pages once `self` is gone.
+            unsafe { libc::munmap(address as *mut _, size) };
+        }
+    }
+}
+
 fn map(address: u64, size: usize, protection: libc::c_int) {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     // SAFETY: MAP_FIXED_NOREPLACE never takes memory that is in use.
@@ -181,6 +194,11 @@ fn prologue() -> Result<Vec<u8>, iced_x86::IcedError> {
     a.mov(qword_ptr(rax + HOST_RSP), rsp)?;
     a.stmxcsr(dword_ptr(rax + HOST_MXCSR))?;
     a.fxrstor64(ptr(rax + FX))?;
+    if is_x86_feature_detected!("avx") {
+        for (n, register) in YMM.into_iter().enumerate() {
+            a.vinsertf128(register, register, xmmword_ptr(rax + YMM_HI + 16 * n), 1)?;
+        }
+    }
     for (register, slot) in plain_registers() {
         a.mov(register, qword_ptr(rax + slot))?;
     }
@@ -208,6 +226,12 @@ fn epilogue() -> Result<Vec<u8>, iced_x86::IcedError> {
     a.push(2)?;
     a.popfq()?;
     a.fxsave64(ptr(rax + FX))?;
+    if is_x86_feature_detected!("avx") {
+        for (n, register) in YMM.into_iter().enumerate() {
+            a.vextractf128(xmmword_ptr(rax + YMM_HI + 16 * n), register, 1)?;
+        }
+        a.vzeroupper()?;
+    }
     a.fninit()?;
     a.ldmxcsr(dword_ptr(rax + HOST_MXCSR))?;
     for register in [r15, r14, r13, r12, rbp, rbx] {

@@ -139,7 +139,7 @@ impl Core<'_> {
         self.set_summary(control.masks());
     }
 
-    fn set_summary(&mut self, masks: u8) {
+    pub(in crate::fp) fn set_summary(&mut self, masks: u8) {
         let status = self.status();
         let pending = Flags::from_bits(status.flags()).unmasked(Flags::from_bits(masks)) != Flags::NONE;
         self.set_status_word(status.with_error_summary(pending).with_busy(pending));
