@@ -1,1 +1,9 @@
-//! Placeholder until this crate's first module lands.
+//! Replaying tapes: run the guest again or feed its exits to another backend, compare, explain.
+
+pub mod exempt;
+pub mod explain;
+pub mod recording;
+pub mod report;
+pub mod text;
+
+pub use report::Report;

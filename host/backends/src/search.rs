@@ -92,11 +92,14 @@ impl Search {
         Err(self.not_found(name, found))
     }
 
+    /// The places in order, for messages.
+    pub fn places(&self) -> Vec<String> {
+        self.named.iter().chain(&self.folders).map(|path| path.display().to_string()).collect()
+    }
+
     fn not_found(&self, name: &str, found: Vec<String>) -> Error {
         let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
-        let searched: Vec<_> =
-            self.named.iter().chain(&self.folders).map(|path| path.display().to_string()).collect();
-        Error::NotFound { name: name.to_owned(), found, searched: searched.join(", ") }
+        Error::NotFound { name: name.to_owned(), found, searched: self.places().join(", ") }
     }
 }
 

@@ -1,0 +1,143 @@
+//! What is compared, and what is exempt and why. The one place for both.
+//!
+//! Two runs of one backend are compared in everything: no exemption applies. A recording of the real KVM is compared
+//! with a run of ours exit by exit, less the exemptions of [`RECORDING`]. Two backends are compared in what the guest
+//! can observe; everything else is cost.
+
+use vmtape_arch::{
+    exit::{Exit, Isa, SvmExitCode, VmxReason},
+    msr::Msr,
+    note::{Note, NoteKind},
+};
+use vmtape_traces::Event;
+
+/// Something that is not compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exemption {
+    /// A short name, for counts.
+    pub name: &'static str,
+    pub what: &'static str,
+    pub why: &'static str,
+}
+
+pub const TIMESTAMPS: Exemption = Exemption {
+    name: "timestamps",
+    what: "the time of every event",
+    why: "a recording's clock is the recording host's; ours is a function of retired instructions",
+};
+pub const FRAME_NUMBERS: Exemption = Exemption {
+    name: "host frames",
+    what: "host frame numbers (pfn) in kvm_mmu_spte_requested, and entries that contain them",
+    why: "where the host kernel found a free page says nothing about the guest",
+};
+pub const HOST_SCHEDULING: Exemption = Exemption {
+    name: "host scheduling",
+    what: "exits for the host's own interrupts and NMIs, and the preemption timer, with what they did",
+    why: "they come from the recording host's devices and scheduler, at times of its wall clock",
+};
+pub const FPU_SWITCH: Exemption = Exemption {
+    name: "host FPU",
+    what: "kvm_fpu and other lines without a decoded form",
+    why: "the host's own registers and bookkeeping are switched around KVM_RUN; the guest sees none of it",
+};
+pub const REFAULT: Exemption = Exemption {
+    name: "refaults",
+    what: "page faults of the recording on pages after kvm_unmap_hva_range",
+    why: "the recording host took pages back (compaction, NUMA balancing, huge-page collapse); ours never does",
+};
+pub const FIRMWARE: Exemption = Exemption {
+    name: "firmware",
+    what: "everything before the guest's entry point",
+    why: "the recording's VMM ran a firmware first; our loader starts the guest as a multiboot loader hands over",
+};
+pub const FIRMWARE_TOUCHED: Exemption = Exemption {
+    name: "firmware's pages",
+    what: "our page faults on pages, and kinds of pages, that the recording's firmware had touched before the entry",
+    why: "their entries existed when the recorded guest began",
+};
+pub const NOT_TRACED: Exemption = Exemption {
+    name: "not traced",
+    what: "kinds of events that the recording contains nowhere",
+    why: "the recording was made with a reduced set of trace events",
+};
+pub const TIME_VALUES: Exemption = Exemption {
+    name: "time values",
+    what: "values of time-stamp counters, deadlines and timer counts",
+    why: "they are readings of the recording host's clock",
+};
+pub const MODEL_NOTES: Exemption = Exemption {
+    name: "model notes",
+    what: "steps of the silicon's walk, rules, and warnings of ours",
+    why: "they are no trace events of KVM; a recording cannot have them",
+};
+
+/// The exemptions between a recording of the real KVM and a run of ours.
+pub const RECORDING: [Exemption; 10] = [
+    TIMESTAMPS,
+    FRAME_NUMBERS,
+    HOST_SCHEDULING,
+    FPU_SWITCH,
+    REFAULT,
+    FIRMWARE,
+    FIRMWARE_TOUCHED,
+    NOT_TRACED,
+    TIME_VALUES,
+    MODEL_NOTES,
+];
+
+/// Whether an exit is the host's own business ([`HOST_SCHEDULING`]).
+pub fn is_host_exit(exit: &Exit) -> bool {
+    match exit.isa {
+        Isa::VMX => matches!(
+            VmxReason(exit.reason & 0xffff),
+            VmxReason::EXTERNAL_INTERRUPT | VmxReason::PREEMPTION_TIMER
+        ),
+        Isa::SVM => matches!(
+            SvmExitCode(exit.reason),
+            SvmExitCode::INTR | SvmExitCode::NMI | SvmExitCode::SMI | SvmExitCode::INIT
+        ),
+        _ => false,
+    }
+}
+
+/// The kinds that are compared with a recording; the rest of KVM's trace events is MMU bookkeeping that follows from
+/// the compared ones, or host state.
+pub const COMPARED_NOTES: [NoteKind; 9] = [
+    NoteKind::PAGE_FAULT,
+    NoteKind::CPUID,
+    NoteKind::MSR,
+    NoteKind::CR,
+    NoteKind::INJ_EXCEPTION,
+    NoteKind::INJ_VIRQ,
+    NoteKind::SPTE_REQUESTED,
+    NoteKind::PIO,
+    NoteKind::MMIO,
+];
+
+/// A note as it is compared with a recording: exempt fields are zero. `None`: the note is exempt.
+pub fn comparable(note: &Note) -> Option<Note> {
+    let kind = note.to_raw().kind;
+    if !COMPARED_NOTES.contains(&kind) {
+        return None;
+    }
+    Some(match *note {
+        Note::SpteRequested { gfn, level, .. } => Note::SpteRequested { gfn, pfn: 0, level },
+        Note::Msr { write, index, exception, .. } if is_time(Msr(index)) => {
+            Note::Msr { write, index, data: 0, exception }
+        }
+        // The kernel prints a re-injected exception without its error code's presence; see kvm_inj_exception.
+        other => other,
+    })
+}
+
+fn is_time(msr: Msr) -> bool {
+    /// x2APIC registers: initial count and current count of the timer.
+    const X2APIC_TIMER: [u32; 2] = [0x838, 0x839];
+    matches!(msr, Msr::IA32_TSC | Msr::IA32_TSC_DEADLINE | Msr::IA32_TSC_ADJUST)
+        || X2APIC_TIMER.contains(&msr.0)
+}
+
+/// Whether an event of a recording shows that the host took pages back ([`REFAULT`]).
+pub fn unmaps(event: &Event) -> bool {
+    matches!(event, Event::Line { text, .. } if text.starts_with("kvm_unmap_hva_range"))
+}

@@ -1,0 +1,152 @@
+//! What a comparison found.
+
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// The answer to "same or not", by which the program's exit code goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Same,
+    Different,
+}
+
+/// Where a difference shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// Registers, memory, exceptions, CPUID and MSR values, device accesses: a divergence.
+    GuestVisible,
+    /// Which exits, how many, with which qualification.
+    HostVisible,
+}
+
+/// What kind of difference it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Class {
+    /// The manuals leave it open.
+    Architecture,
+    /// Known behaviour of a vendor's silicon, named by a rule.
+    Silicon,
+    /// Known behaviour of KVM in this profile, named by a rule.
+    Kvm,
+    Unexplained,
+}
+
+impl Class {
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Architecture => "allowed by the architecture",
+            Self::Silicon => "known silicon behaviour",
+            Self::Kvm => "known KVM behaviour of this profile",
+            Self::Unexplained => "unexplained",
+        }
+    }
+}
+
+/// One thing that differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Row {
+    pub what: String,
+    pub expected: String,
+    pub actual: String,
+}
+
+impl Row {
+    pub fn new(what: impl Into<String>, expected: impl Into<String>, actual: impl Into<String>) -> Self {
+        Self { what: what.into(), expected: expected.into(), actual: actual.into() }
+    }
+}
+
+/// A rule of a backend's table that decided an outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rule {
+    pub id: u32,
+    pub name: String,
+    pub text: String,
+    pub source: String,
+}
+
+/// The first difference, with what is needed to understand and repeat it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Divergence {
+    pub level: Level,
+    pub class: Class,
+    pub summary: String,
+    pub vcpu: u32,
+    /// Instructions retired before the one that differs.
+    pub icount: u64,
+    pub rip: u64,
+    /// Number of the exit on each side, where there is one.
+    pub expected_exit: Option<u64>,
+    pub actual_exit: Option<u64>,
+    pub rows: Vec<Row>,
+    /// The page walks that led there, rendered, with whose they are.
+    pub walks: Vec<String>,
+    pub expected_context: Vec<String>,
+    pub actual_context: Vec<String>,
+    pub rules: Vec<Rule>,
+    /// Command line that shows it again.
+    pub reproduce: String,
+}
+
+/// How often one exit reason was taken on each side.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Cost {
+    pub expected: u64,
+    pub actual: u64,
+}
+
+/// How much was compared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Compared {
+    pub instructions: u64,
+    pub exits: u64,
+    pub events: u64,
+}
+
+/// A comparison.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    pub verdict: Verdict,
+    /// How it was compared, in one sentence.
+    pub method: String,
+    pub expected: String,
+    pub actual: String,
+    pub compared: Compared,
+    /// Differences that do not count, by exemption.
+    pub exempted: BTreeMap<&'static str, u64>,
+    /// What could not be decided, by reason: counted, never guessed.
+    pub unknown: BTreeMap<String, u64>,
+    pub divergence: Option<Divergence>,
+    /// Exits by reason, expected and actual, where the two sides take different ones.
+    pub cost: BTreeMap<String, Cost>,
+    pub expected_end: Option<String>,
+    pub actual_end: Option<String>,
+}
+
+impl Report {
+    /// A report without findings.
+    pub fn new(method: impl Into<String>, expected: impl Into<String>, actual: impl Into<String>) -> Self {
+        Self {
+            verdict: Verdict::Same,
+            method: method.into(),
+            expected: expected.into(),
+            actual: actual.into(),
+            compared: Compared::default(),
+            exempted: BTreeMap::new(),
+            unknown: BTreeMap::new(),
+            divergence: None,
+            cost: BTreeMap::new(),
+            expected_end: None,
+            actual_end: None,
+        }
+    }
+
+    /// Records the first difference; a guest-visible one decides the verdict.
+    pub fn diverge(&mut self, divergence: Divergence) {
+        self.verdict = Verdict::Different;
+        self.divergence.get_or_insert(divergence);
+    }
+}

@@ -1,0 +1,41 @@
+//! The command line.
+
+use crate::commands;
+use clap::{ArgAction, Parser, Subcommand};
+
+/// Record, replay and break x86 virtualization, without hardware.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vmtape",
+    version,
+    arg_required_else_help = true,
+    propagate_version = true,
+    after_help = "Exit codes: 0 same, 1 different, 2 usage, 125 could not test (unreadable tape, plugin does not load).\n\
+                  GUEST is builtin:NAME (see `vmtape guests`), a kvm-unit-tests .flat image, or a bzImage."
+)]
+pub struct Cli {
+    /// Log more: once info, twice debug, three times trace (RUST_LOG has the last word)
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Tour(commands::tour::Args),
+    Backends(commands::backends::Args),
+    Guests(commands::guests::Args),
+    Record(commands::record::Args),
+    Run(commands::run::Args),
+    Replay(commands::replay::Args),
+    Diff(commands::diff::Args),
+    Show(commands::show::Args),
+    Stat(commands::stat::Args),
+    Import(commands::import::Args),
+    Export(commands::export::Args),
+    Completions(commands::completions::Args),
+    #[command(hide = true)]
+    Man(commands::man::Args),
+}

@@ -1,0 +1,141 @@
+use crate::{
+    machine_args::PluginArgs,
+    output::{ExitCode, print_json},
+};
+use anyhow::Result;
+use comfy_table::{Table, presets};
+use serde::Serialize;
+use std::io::{self, Write};
+use vmtape_abi::TableRow;
+use vmtape_backends::LoadedPlugin;
+
+/// List the backend plugins found, their capabilities, profiles, parameters and patches
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    plugins: PluginArgs,
+    /// Only this backend, with all its tables
+    name: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    id: u32,
+    name: &'a str,
+    text: &'a str,
+    source: &'a str,
+    value: &'a str,
+}
+
+#[derive(Serialize)]
+struct Backend<'a> {
+    name: &'a str,
+    summary: &'a str,
+    vendor: String,
+    build: &'a str,
+    path: String,
+    profiles: Vec<Row<'a>>,
+    capabilities: Vec<Row<'a>>,
+    parameters: Vec<Row<'a>>,
+    patches: Vec<Row<'a>>,
+    fault_points: Vec<Row<'a>>,
+    rules: Vec<Row<'a>>,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    backends: Vec<Backend<'a>>,
+    errors: Vec<String>,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let search = args.plugins.search();
+    let (mut plugins, mut errors) = (Vec::new(), Vec::new());
+    match &args.name {
+        Some(name) => plugins.push(search.load(name)?),
+        None => {
+            for found in search.all() {
+                match found {
+                    Ok(plugin) => plugins.push(plugin),
+                    Err(error) => errors.push(error.to_string()),
+                }
+            }
+        }
+    }
+    if args.json {
+        let backends = plugins.iter().map(backend).collect();
+        print_json(&Report { backends, errors: errors.clone() })?;
+    } else {
+        let mut out = io::stdout().lock();
+        for plugin in &plugins {
+            print_backend(&mut out, plugin, args.name.is_some())?;
+        }
+        if plugins.is_empty() {
+            writeln!(out, "no backend found; looked in: {}", search.places().join(", "))?;
+        }
+        for error in &errors {
+            writeln!(io::stderr(), "vmtape: {error}")?;
+        }
+    }
+    Ok(if plugins.is_empty() || !errors.is_empty() { ExitCode::COULD_NOT_TEST } else { ExitCode::SAME })
+}
+
+fn backend(plugin: &LoadedPlugin) -> Backend<'_> {
+    let rows = |rows: &'_ [TableRow]| -> Vec<Row<'_>> {
+        rows.iter()
+            .map(|row| Row {
+                id: row.id,
+                name: &row.name,
+                text: &row.text,
+                source: &row.source,
+                value: &row.value,
+            })
+            .collect::<Vec<_>>()
+    };
+    let d = &plugin.description;
+    Backend {
+        name: &d.name,
+        summary: &d.summary,
+        vendor: d.vendor.to_string(),
+        build: &plugin.build,
+        path: plugin.path.display().to_string(),
+        profiles: rows(&d.profiles),
+        capabilities: rows(&d.capabilities),
+        parameters: rows(&d.parameters),
+        patches: rows(&d.patches),
+        fault_points: rows(&d.fault_points),
+        rules: rows(&d.rules),
+    }
+}
+
+fn print_backend(out: &mut impl Write, plugin: &LoadedPlugin, everything: bool) -> io::Result<()> {
+    let d = &plugin.description;
+    writeln!(out, "{}: {}", d.name, d.summary)?;
+    writeln!(out, "  {} host, {}, {}", d.vendor, plugin.build, plugin.path.display())?;
+    let profiles: Vec<_> = d.profiles.iter().map(|row| row.name.as_str()).collect();
+    writeln!(out, "  profiles: {}", profiles.join(", "))?;
+    print_rows(out, "capabilities", &d.capabilities)?;
+    print_rows(out, "parameters", &d.parameters)?;
+    if everything {
+        print_rows(out, "patches", &d.patches)?;
+        print_rows(out, "fault points", &d.fault_points)?;
+        print_rows(out, "rules", &d.rules)?;
+    }
+    writeln!(out)
+}
+
+fn print_rows(out: &mut impl Write, title: &str, rows: &[TableRow]) -> io::Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    for row in rows {
+        let value = if row.value.is_empty() { String::new() } else { format!("= {}", row.value) };
+        table.add_row([format!("    {}", row.id), row.name.clone(), value, row.text.clone(), row.source.clone()]);
+    }
+    writeln!(out, "  {title}:\n{}", table.trim_fmt())
+}

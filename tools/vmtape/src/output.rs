@@ -1,0 +1,125 @@
+//! Exit codes, errors, logs and progress: stdout carries data, stderr everything else.
+
+use anyhow::Error;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use std::io::{self, IsTerminal, Write};
+use tracing_subscriber::EnvFilter;
+
+/// The version of every JSON object that the program prints.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// How the program ends; the numbers are promises to scripts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitCode(pub u8);
+
+impl ExitCode {
+    /// Same, safe, pass.
+    pub const SAME: Self = Self(0);
+    /// Different, unsafe, fail.
+    pub const DIFFERENT: Self = Self(1);
+    /// The command line makes no sense.
+    pub const USAGE: Self = Self(2);
+    /// Could not test: an unreadable tape, a plugin that does not load.
+    pub const COULD_NOT_TEST: Self = Self(125);
+
+    /// The code for a failed command.
+    pub fn of_error(error: &Error) -> Self {
+        let usage = error.chain().any(|cause| cause.is::<Usage>());
+        if usage { Self::USAGE } else { Self::COULD_NOT_TEST }
+    }
+}
+
+impl From<ExitCode> for std::process::ExitCode {
+    fn from(code: ExitCode) -> Self {
+        code.0.into()
+    }
+}
+
+/// An error that is the command line's fault.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// A usage error from anything that can be printed.
+pub fn usage(text: impl std::fmt::Display) -> Error {
+    Error::new(Usage(text.to_string()))
+}
+
+/// Prints an error with its causes, each once, on one line.
+pub fn print_error(error: &Error) {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        // Libraries' messages often include their source already.
+        if !text.ends_with(&cause) {
+            text += if text.is_empty() { "" } else { ": " };
+            text += &cause;
+        }
+    }
+    let _ = writeln!(io::stderr(), "vmtape: {text}");
+}
+
+/// Whether the reader of our output went away.
+pub fn is_broken_pipe(error: &Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Logs go to stderr: warnings by default, more with `-v`, and whatever RUST_LOG says.
+pub fn init_logging(verbose: u8) {
+    let default = ["warn", "info", "debug", "trace"][usize::from(verbose).min(3)];
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .without_time()
+        .with_target(false)
+        .init();
+}
+
+/// Prints a report as one JSON object with its schema version.
+pub fn print_json<T: Serialize>(report: &T) -> anyhow::Result<()> {
+    #[derive(Serialize)]
+    struct Versioned<'a, T> {
+        schema_version: u32,
+        #[serde(flatten)]
+        report: &'a T,
+    }
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, &Versioned { schema_version: SCHEMA_VERSION, report })
+        .map_err(io::Error::from)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+/// Progress on stderr, on terminals only.
+pub fn progress(what: &str) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix}: {msg} [{elapsed}]") {
+        bar.set_style(style);
+    }
+    bar.set_prefix(what.to_owned());
+    bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn errors_have_their_codes() {
+        let misuse = Err::<(), _>(usage("no such host")).context("--host").unwrap_err();
+        assert_eq!(ExitCode::of_error(&misuse), ExitCode::USAGE);
+        let unreadable = Error::new(io::Error::other("short")).context("a.tape");
+        assert_eq!(ExitCode::of_error(&unreadable), ExitCode::COULD_NOT_TEST);
+        assert!(is_broken_pipe(&Error::new(io::Error::from(io::ErrorKind::BrokenPipe)).context("show")));
+    }
+}
