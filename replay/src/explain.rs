@@ -16,7 +16,9 @@ pub fn silicon_walk(group: &ExitGroup, widths: Widths) -> Vec<String> {
         .notes
         .iter()
         .filter_map(|note| match *note {
-            Note::SiliconStep { gpa, before, after, level } => Some(step(level, Some(gpa), before, after, widths)),
+            Note::SiliconStep { gpa, before, after, level } => {
+                Some(step(level, Some(gpa), before, after, widths))
+            }
             _ => None,
         })
         .collect()

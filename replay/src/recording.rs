@@ -177,9 +177,13 @@ impl Comparison<'_> {
 /// The address of a page-fault exit: a gpa under nested paging, a gva under shadow paging.
 fn fault_address(exit: &Exit) -> Option<u64> {
     match exit.isa {
-        Isa::VMX => matches!(VmxReason(exit.reason & 0xffff), VmxReason::EPT_VIOLATION | VmxReason::EPT_MISCONFIG)
-            .then_some(exit.gpa),
-        Isa::SVM => matches!(SvmExitCode(exit.reason), SvmExitCode::NPF | SvmExitCode::EXCP_PF).then_some(exit.info2),
+        Isa::VMX => {
+            matches!(VmxReason(exit.reason & 0xffff), VmxReason::EPT_VIOLATION | VmxReason::EPT_MISCONFIG)
+                .then_some(exit.gpa)
+        }
+        Isa::SVM => {
+            matches!(SvmExitCode(exit.reason), SvmExitCode::NPF | SvmExitCode::EXCP_PF).then_some(exit.info2)
+        }
         _ => None,
     }
 }

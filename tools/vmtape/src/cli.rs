@@ -24,17 +24,12 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    Tour(commands::tour::Args),
     Backends(commands::backends::Args),
     Guests(commands::guests::Args),
     Record(commands::record::Args),
     Run(commands::run::Args),
     Replay(commands::replay::Args),
     Diff(commands::diff::Args),
-    Show(commands::show::Args),
-    Stat(commands::stat::Args),
-    Import(commands::import::Args),
-    Export(commands::export::Args),
     Completions(commands::completions::Args),
     #[command(hide = true)]
     Man(commands::man::Args),

@@ -2,6 +2,7 @@
 
 mod cli;
 mod commands;
+mod hosts;
 mod machine_args;
 mod output;
 mod qemu;

@@ -3,7 +3,6 @@ use crate::{
     output::{ExitCode, print_json},
 };
 use anyhow::Result;
-use comfy_table::{Table, presets};
 use serde::Serialize;
 use std::io::{self, Write};
 use vmtape_abi::TableRow;
@@ -84,17 +83,6 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn backend(plugin: &LoadedPlugin) -> Backend<'_> {
-    let rows = |rows: &'_ [TableRow]| -> Vec<Row<'_>> {
-        rows.iter()
-            .map(|row| Row {
-                id: row.id,
-                name: &row.name,
-                text: &row.text,
-                source: &row.source,
-                value: &row.value,
-            })
-            .collect::<Vec<_>>()
-    };
     let d = &plugin.description;
     Backend {
         name: &d.name,
@@ -109,6 +97,18 @@ fn backend(plugin: &LoadedPlugin) -> Backend<'_> {
         fault_points: rows(&d.fault_points),
         rules: rows(&d.rules),
     }
+}
+
+fn rows(rows: &[TableRow]) -> Vec<Row<'_>> {
+    rows.iter()
+        .map(|row| Row {
+            id: row.id,
+            name: &row.name,
+            text: &row.text,
+            source: &row.source,
+            value: &row.value,
+        })
+        .collect()
 }
 
 fn print_backend(out: &mut impl Write, plugin: &LoadedPlugin, everything: bool) -> io::Result<()> {
@@ -131,11 +131,12 @@ fn print_rows(out: &mut impl Write, title: &str, rows: &[TableRow]) -> io::Resul
     if rows.is_empty() {
         return Ok(());
     }
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    writeln!(out, "  {title}:")?;
+    let width = rows.iter().map(|row| row.name.len() + row.value.len()).max().unwrap_or(0) + 3;
     for row in rows {
-        let value = if row.value.is_empty() { String::new() } else { format!("= {}", row.value) };
-        table.add_row([format!("    {}", row.id), row.name.clone(), value, row.text.clone(), row.source.clone()]);
+        let value = if row.value.is_empty() { String::new() } else { format!(" = {}", row.value) };
+        let name = format!("{}{value}", row.name);
+        writeln!(out, "    {:>5}  {name:width$}  {} ({})", row.id, row.text, row.source)?;
     }
-    writeln!(out, "  {title}:\n{}", table.trim_fmt())
+    Ok(())
 }

@@ -1,0 +1,19 @@
+//! Why a tape cannot be replayed.
+
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error(transparent)]
+    Tape(#[from] vmtape_traces::Error),
+    #[error(transparent)]
+    Machine(#[from] vmtape_machine::Error),
+    #[error("the tape's description of the machine cannot be read")]
+    Spec(#[from] postcard::Error),
+    #[error("{tape}: has no machine: an imported recording can be compared (`vmtape diff`), not replayed")]
+    NoMachine { tape: String },
+    #[error("the backend `{backend}` refuses the machine: {reason}")]
+    Refused { backend: String, reason: String },
+    #[error("{0}")]
+    Other(String),
+}

@@ -1,0 +1,169 @@
+//! The same backend again: every event is compared, nothing is exempt.
+
+use crate::{
+    Error,
+    explain::{self, Widths},
+    player::{Create, Player},
+    report::{Class, Compared, Divergence, Level, Report, Row},
+    spec, text,
+};
+use std::collections::VecDeque;
+use vmtape_machine::MachineSpec;
+use vmtape_traces::{Event, ExitGroup, Exits, Tape, event::End, reader::Events};
+
+/// Exits between two comparisons.
+const STRETCH: u64 = 4096;
+
+/// The events of a tape, held against those of a machine.
+pub struct Checker<'t> {
+    taped: Events<'t>,
+    compared: Compared,
+    /// The last events of the tape, for context.
+    recent: VecDeque<Event>,
+}
+
+/// Where a machine left the tape.
+pub struct Mismatch {
+    pub expected: Option<Event>,
+    pub actual: Option<Event>,
+}
+
+impl<'t> Checker<'t> {
+    pub fn new(tape: &'t Tape) -> Self {
+        Self { taped: tape.events(), compared: Compared::default(), recent: VecDeque::new() }
+    }
+
+    /// Compares the next events. `None`: they are as taped.
+    pub fn check(&mut self, events: Vec<Event>) -> Result<Option<Mismatch>, Error> {
+        for actual in events {
+            match self.taped.next().transpose()? {
+                Some(expected) if expected == actual => self.keep(expected),
+                expected => return Ok(Some(Mismatch { expected, actual: Some(actual) })),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the tape has no more events, not even an end: the recording was cut.
+    pub fn at_cut(&mut self, tape: &Tape) -> bool {
+        tape.damage().is_some() && self.compared.exits >= tape.totals().map_or(0, |totals| totals.exits)
+    }
+
+    fn keep(&mut self, event: Event) {
+        self.compared.events += 1;
+        if let Event::Exit(exit) = &event {
+            self.compared.exits += 1;
+            self.compared.instructions = exit.icount;
+        }
+        /// Events kept for context: some exits' worth.
+        const KEPT: usize = 64;
+        if self.recent.len() == KEPT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(event);
+    }
+
+    pub fn compared(&self) -> &Compared {
+        &self.compared
+    }
+
+    /// The last exits of the tape, with one more event.
+    pub fn context(&self, more: Option<&Event>) -> Vec<ExitGroup> {
+        let events = self.recent.iter().chain(more).cloned().map(Ok);
+        let first =
+            self.compared.exits.saturating_sub(
+                self.recent.iter().filter(|event| matches!(event, Event::Exit(_))).count() as u64,
+            );
+        Exits::new(events, first).filter_map(Result::ok).collect()
+    }
+}
+
+/// Runs the tape's machine again and compares event by event.
+pub fn replay(
+    tape: &Tape,
+    machine: MachineSpec,
+    create: Create,
+    report: &mut Report,
+    reproduce: &str,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), Error> {
+    let widths = widths(&machine);
+    let inputs = Box::new(spec::inputs(tape)?);
+    let mut player = Player::new(machine, inputs, spec::budget(tape), create, true)?;
+    let mut checker = Checker::new(tape);
+    let mut found = None;
+    while player.end.is_none() && found.is_none() && !checker.at_cut(tape) {
+        player.advance(u64::MAX, player.machine.exits() + STRETCH);
+        let mut events = player.take_events();
+        if let Some(end) = &player.end {
+            let (icount, exits) = (player.machine.icount(), player.machine.exits());
+            events.push(Event::End { icount, exits, end: end.clone() });
+        }
+        if checker.at_cut(tape) {
+            break;
+        }
+        found = checker.check(events)?;
+        progress(checker.compared.exits);
+    }
+    report.compared = checker.compared.clone();
+    report.actual_end = player.end.as_ref().map(text::end_text);
+    report.compared.instructions = player.machine.icount();
+    if let Some(mismatch) = found {
+        if checker.at_cut(tape) && mismatch.expected.is_none() {
+            return Ok(());
+        }
+        report.diverge(divergence(&checker, mismatch, widths, reproduce));
+    }
+    Ok(())
+}
+
+/// The widths of a machine's guest and host.
+pub fn widths(machine: &MachineSpec) -> Widths {
+    Widths { guest: vmtape_arch::cpuid::maxphyaddr(&machine.cpuid), host: machine.silicon.phys_bits }
+}
+
+fn divergence(checker: &Checker, mismatch: Mismatch, widths: Widths, reproduce: &str) -> Divergence {
+    let expected = checker.context(mismatch.expected.as_ref());
+    let actual = checker.context(mismatch.actual.as_ref());
+    let last = expected.last().or(actual.last());
+    let words = |event: &Option<Event>| event.as_ref().map_or("nothing".to_owned(), event_text);
+    Divergence {
+        level: Level::GuestVisible,
+        class: Class::Unexplained,
+        summary: "the run does not repeat itself: the same machine and inputs gave another event".into(),
+        vcpu: last.map_or(0, |group| group.exit.vcpu),
+        icount: last.map_or(0, |group| group.exit.icount),
+        rip: last.map_or(0, |group| group.exit.rip),
+        expected_exit: last.map(|group| group.number),
+        actual_exit: actual.last().map(|group| group.number),
+        rows: vec![Row::new("event", words(&mismatch.expected), words(&mismatch.actual))],
+        walks: last.map(|group| explain::silicon_walk(group, widths)).unwrap_or_default(),
+        expected_context: text::context(expected.iter(), 3),
+        actual_context: text::context(actual.iter(), 3),
+        rules: Vec::new(),
+        reproduce: reproduce.to_owned(),
+    }
+}
+
+/// Any event on one line.
+pub fn event_text(event: &Event) -> String {
+    match event {
+        Event::Exit(exit) => {
+            format!(
+                "exit {} at rip {:#x} icount {} {:x?}",
+                text::reason(&exit.exit),
+                exit.rip,
+                exit.icount,
+                exit.exit
+            )
+        }
+        Event::Note { note, .. } => text::note_line(note),
+        Event::Resume { resume, .. } => text::resume_text(resume),
+        Event::End { icount, end, .. } => format!("after {icount} instructions, {}", end_words(end)),
+        other => format!("{other:x?}"),
+    }
+}
+
+fn end_words(end: &End) -> String {
+    text::end_text(end)
+}

@@ -1,0 +1,113 @@
+//! A machine that runs in stretches, its events at hand after each.
+
+use crate::{Error, spec::Budget};
+use std::{cell::RefCell, io::Write, ops::ControlFlow, rc::Rc};
+use vmtape_abi::Backend;
+use vmtape_arch::note::NoteKind;
+use vmtape_machine::{Inputs, Limits, Machine, MachineSpec, Recorder};
+use vmtape_traces::{Event, event::End};
+
+/// Makes a VM of the backend that a specification names.
+pub type Create<'a> = &'a dyn Fn(&MachineSpec) -> Result<Box<dyn Backend>, Error>;
+
+/// What a machine has told since it was last asked.
+#[derive(Default)]
+struct Heard {
+    on: bool,
+    events: Vec<Event>,
+    serial: Vec<u8>,
+}
+
+#[derive(Clone, Default)]
+struct Listener(Rc<RefCell<Heard>>);
+
+impl Recorder for Listener {
+    fn wants(&self, _: NoteKind) -> bool {
+        self.0.borrow().on
+    }
+
+    fn event(&mut self, event: Event) -> ControlFlow<()> {
+        let mut heard = self.0.borrow_mut();
+        if heard.on {
+            heard.events.push(event);
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+impl Write for Listener {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.borrow_mut().serial.extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A machine on its way.
+pub struct Player {
+    pub machine: Machine,
+    heard: Listener,
+    budget: Budget,
+    /// How it ended, once it has.
+    pub end: Option<End>,
+}
+
+impl Player {
+    /// Builds the machine. `listen`: events are kept from the start.
+    pub fn new(
+        spec: MachineSpec,
+        inputs: Box<dyn Inputs>,
+        budget: Budget,
+        create: Create,
+        listen: bool,
+    ) -> Result<Self, Error> {
+        let heard = Listener::default();
+        heard.0.borrow_mut().on = listen;
+        let backend = create(&spec)?;
+        let mut machine = Machine::new(spec, backend, inputs, Some(Box::new(heard.clone())))?;
+        machine.set_serial(Box::new(heard.clone()));
+        Ok(Self { machine, heard, budget, end: None })
+    }
+
+    /// Keeps events from here on, or stops keeping them.
+    pub fn listen(&self, on: bool) {
+        self.heard.0.borrow_mut().on = on;
+    }
+
+    /// Runs until so many instructions have retired in all, or so many exits were taken, or the end.
+    pub fn advance(&mut self, instructions: u64, exits: u64) {
+        if self.end.is_some() {
+            return;
+        }
+        let limits = Limits {
+            instructions: instructions.min(self.budget.instructions),
+            exits: exits.min(self.budget.exits),
+            ..Limits::default()
+        };
+        let end = self.machine.advance(&limits);
+        let paused = matches!(end, End::Limit { .. })
+            && self.machine.icount() < self.budget.instructions
+            && self.machine.exits() < self.budget.exits;
+        if !paused {
+            self.end = Some(end);
+        }
+    }
+
+    /// The events since the last call.
+    pub fn take_events(&self) -> Vec<Event> {
+        std::mem::take(&mut self.heard.0.borrow_mut().events)
+    }
+
+    /// The events since the last call of [`Player::take_events`], which keeps them.
+    pub fn peek_events(&self) -> Vec<Event> {
+        self.heard.0.borrow().events.clone()
+    }
+
+    /// What the guest printed since the last call.
+    pub fn take_serial(&self) -> Vec<u8> {
+        std::mem::take(&mut self.heard.0.borrow_mut().serial)
+    }
+}

@@ -1,0 +1,91 @@
+//! The machine on a tape: what a recording stores of it, and how a replay builds it again.
+
+use crate::Error;
+use vmtape_machine::{MachineSpec, Recorded};
+use vmtape_traces::{Event, Metadata, Tape};
+
+/// Names of the tape's images.
+const IMAGE: &str = "image";
+const INITRD: &str = "initrd";
+/// Metadata notes: the limits that a recording ran under.
+const MAX_INSTRUCTIONS: &str = "max-insns";
+const MAX_EXITS: &str = "max-exits";
+
+/// Limits that belong to a run: the user's, not the watchdog's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    pub instructions: u64,
+    pub exits: u64,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { instructions: u64::MAX, exits: u64::MAX }
+    }
+}
+
+/// What a tape of this machine says of it.
+pub fn metadata(spec: &MachineSpec, budget: &Budget) -> Result<Metadata, Error> {
+    // The images have chunks of their own.
+    let mut bare = spec.clone();
+    bare.image.bytes.clear();
+    bare.initrd = spec.initrd.as_ref().map(|_| Vec::new());
+    let limits = [(MAX_INSTRUCTIONS, budget.instructions), (MAX_EXITS, budget.exits)];
+    let limits = limits.iter().filter(|(_, limit)| *limit != u64::MAX);
+    Ok(Metadata {
+        origin: format!("vmtape {}", env!("CARGO_PKG_VERSION")),
+        backend: spec.backend.clone(),
+        options: spec.options.clone(),
+        silicon: Some(spec.silicon),
+        guest: spec.image.name.clone(),
+        command_line: spec.cmdline.clone(),
+        memory: spec.memory,
+        vcpus: spec.vcpus,
+        cpuid: spec.cpuid.clone(),
+        machine: postcard::to_stdvec(&bare)?,
+        notes: limits.map(|(name, limit)| ((*name).to_owned(), limit.to_string())).collect(),
+    })
+}
+
+/// The images that go with [`metadata`].
+pub fn images(spec: &MachineSpec) -> Vec<(&str, &[u8])> {
+    let initrd = spec.initrd.as_ref().map(|bytes| (INITRD, bytes.as_slice()));
+    [(IMAGE, spec.image.bytes.as_slice())].into_iter().chain(initrd).collect()
+}
+
+/// The machine of a tape.
+pub fn machine(tape: &Tape) -> Result<MachineSpec, Error> {
+    let stored = &tape.metadata().machine;
+    if stored.is_empty() {
+        return Err(Error::NoMachine { tape: tape.name().to_owned() });
+    }
+    let mut spec: MachineSpec = postcard::from_bytes(stored)?;
+    for (name, bytes) in tape.images()? {
+        match name.as_str() {
+            IMAGE => spec.image.bytes = bytes,
+            INITRD => spec.initrd = Some(bytes),
+            _ => {}
+        }
+    }
+    Ok(spec)
+}
+
+/// The limits of a tape.
+pub fn budget(tape: &Tape) -> Budget {
+    let limit = |name| {
+        let note = tape.metadata().notes.iter().find(|(key, _)| key == name);
+        note.and_then(|(_, value)| value.parse().ok()).unwrap_or(u64::MAX)
+    };
+    Budget { instructions: limit(MAX_INSTRUCTIONS), exits: limit(MAX_EXITS) }
+}
+
+/// The inputs of a tape.
+pub fn inputs(tape: &Tape) -> Result<Recorded, Error> {
+    let mut inputs = Vec::new();
+    for event in tape.events() {
+        if let Event::Input { icount, source, value } = event? {
+            inputs.push((icount, source, value));
+        }
+    }
+    Ok(Recorded::new(inputs))
+}

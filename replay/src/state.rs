@@ -1,0 +1,215 @@
+//! What a guest can observe of itself: registers and memory of two machines, compared.
+
+use crate::{explain, report::Row};
+use std::fmt::Write;
+use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, vcpu::VcpuState};
+use vmtape_machine::Machine;
+
+/// One difference between two machines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// A register of a vCPU, by name.
+    Register { vcpu: u32, name: String, expected: u64, actual: u64 },
+    /// An aligned quadword of memory.
+    Memory { gpa: u64, expected: u64, actual: u64 },
+    /// One of the two got further.
+    Progress { expected: u64, actual: u64 },
+    /// The runs ended in other ways, in words.
+    End { expected: String, actual: String },
+}
+
+/// Differences listed per comparison; more say nothing more.
+const LISTED: usize = 16;
+
+impl Difference {
+    pub fn row(&self) -> Row {
+        match self {
+            Self::Register { vcpu, name, expected, actual } => {
+                Row::new(format!("vCPU {vcpu} {name}"), format!("{expected:#x}"), format!("{actual:#x}"))
+            }
+            Self::Memory { gpa, expected, actual } => {
+                Row::new(format!("memory at {gpa:#x}"), format!("{expected:#x}"), format!("{actual:#x}"))
+            }
+            Self::Progress { expected, actual } => {
+                Row::new("instructions retired", expected.to_string(), actual.to_string())
+            }
+            Self::End { expected, actual } => Row::new("the run", expected, actual),
+        }
+    }
+
+    /// The difference in a sentence.
+    pub fn text(&self) -> String {
+        let row = self.row();
+        if let Self::End { .. } = self {
+            return format!("expected: {}; actual: {}", row.expected, row.actual);
+        }
+        format!("{} is {} instead of {}", row.what, row.actual, row.expected)
+    }
+
+    /// The sentence for a paging entry whose accessed or dirty bit is all that differs.
+    pub fn accessed_dirty(&self) -> Option<String> {
+        let Self::Memory { gpa, expected, actual } = self else { return None };
+        let bits = explain::accessed_dirty_difference(*expected, *actual)?;
+        let mut text = String::new();
+        let _ = write!(
+            text,
+            "the guest's paging entry at {gpa:#x} has its {bits}: {actual:#x}, not {expected:#x}"
+        );
+        Some(text)
+    }
+
+    fn page(&self) -> Option<u64> {
+        match self {
+            Self::Memory { gpa, .. } => Some(gpa >> PAGE_SHIFT),
+            _ => None,
+        }
+    }
+}
+
+/// Compares registers, and memory that either machine has ever written.
+pub fn compare(expected: &Machine, actual: &Machine) -> Vec<Difference> {
+    let mut differences = registers(expected, actual);
+    for slot in expected.memory().slots() {
+        for gpa in (slot.gpa..slot.gpa + slot.size).step_by(PAGE_SIZE as usize) {
+            let dirty = |machine: &Machine| {
+                let memory = machine.memory();
+                memory.hpa(gpa).is_some_and(|hpa| memory.ram().is_dirty(hpa >> PAGE_SHIFT))
+            };
+            if dirty(expected) || dirty(actual) {
+                page(expected, actual, gpa, &mut differences);
+            }
+        }
+    }
+    differences
+}
+
+/// Compares registers, and the pages of memory that differ later.
+pub fn compare_pages(expected: &Machine, actual: &Machine, later: &[Difference]) -> Vec<Difference> {
+    let mut differences = registers(expected, actual);
+    let mut pages: Vec<_> = later.iter().filter_map(Difference::page).collect();
+    pages.dedup();
+    for gfn in pages {
+        page(expected, actual, gfn << PAGE_SHIFT, &mut differences);
+    }
+    differences
+}
+
+fn page(expected: &Machine, actual: &Machine, gpa: u64, differences: &mut Vec<Difference>) {
+    let read = |machine: &Machine| {
+        let mut bytes = [0; PAGE_SIZE as usize];
+        let memory = machine.memory();
+        let read = memory.hpa(gpa).is_some_and(|hpa| memory.ram().read(hpa, &mut bytes));
+        read.then_some(bytes)
+    };
+    let (Some(a), Some(b)) = (read(expected), read(actual)) else { return };
+    if a == b {
+        return;
+    }
+    let words = |bytes: &[u8; PAGE_SIZE as usize]| -> Vec<u64> {
+        bytes.as_chunks::<8>().0.iter().map(|chunk| u64::from_le_bytes(*chunk)).collect()
+    };
+    let pairs = words(&a).into_iter().zip(words(&b)).enumerate();
+    let found = pairs.filter(|(_, (a, b))| a != b).map(|(n, (expected, actual))| Difference::Memory {
+        gpa: gpa + 8 * n as u64,
+        expected,
+        actual,
+    });
+    let room = LISTED.saturating_sub(differences.len()).max(1);
+    differences.extend(found.take(room));
+}
+
+fn registers(expected: &Machine, actual: &Machine) -> Vec<Difference> {
+    let mut differences = Vec::new();
+    for vcpu in 0..expected.spec().vcpus {
+        let (Some(a), Some(b)) = (expected.state(vcpu), actual.state(vcpu)) else { continue };
+        if visible(a) == visible(b) {
+            continue;
+        }
+        for (name, a, b) in named(a).into_iter().zip(named(b)).map(|((name, a), (_, b))| (name, a, b)) {
+            if a != b {
+                differences.push(Difference::Register { vcpu, name, expected: a, actual: b });
+            }
+        }
+    }
+    differences
+}
+
+/// The state without what the guest cannot observe at an instruction's end: the host's clocks, what the backend asked
+/// for, and the cached PDPTEs, which follow from memory.
+fn visible(state: &VcpuState) -> VcpuState {
+    VcpuState {
+        tsc: 0,
+        icount: 0,
+        inject: Default::default(),
+        delivering: Default::default(),
+        intercepts: Default::default(),
+        pdptr: [0; 4],
+        ..*state
+    }
+}
+
+/// The registers by name.
+fn named(state: &VcpuState) -> Vec<(String, u64)> {
+    const GPR: [&str; 16] = [
+        "RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8", "R9", "R10", "R11", "R12", "R13",
+        "R14", "R15",
+    ];
+    const SEG: [&str; 8] = ["ES", "CS", "SS", "DS", "FS", "GS", "LDTR", "TR"];
+    let s = visible(state);
+    let mut out: Vec<(String, u64)> = vec![("RIP".into(), s.rip), ("RFLAGS".into(), s.rflags)];
+    out.extend(GPR.iter().zip(s.gpr).map(|(name, value)| ((*name).to_owned(), value)));
+    let singles = [
+        ("CR0", s.cr0),
+        ("CR2", s.cr2),
+        ("CR3", s.cr3),
+        ("CR4", s.cr4),
+        ("CR8", s.cr8),
+        ("EFER", s.efer),
+        ("XCR0", s.xcr0),
+        ("CPL", s.cpl.into()),
+        ("PKRU", s.pkru.into()),
+        ("DR6", s.dr6),
+        ("DR7", s.dr7),
+        ("activity", s.activity.0.into()),
+        ("interruptibility", s.interruptibility.into_bits().into()),
+        ("pending debug exceptions", s.pending_debug),
+        ("SYSENTER_CS", s.sysenter_cs),
+        ("SYSENTER_ESP", s.sysenter_esp),
+        ("SYSENTER_EIP", s.sysenter_eip),
+        ("STAR", s.star),
+        ("LSTAR", s.lstar),
+        ("CSTAR", s.cstar),
+        ("SFMASK", s.sfmask),
+        ("KERNEL_GS_BASE", s.kernel_gs_base),
+        ("TSC_AUX", s.tsc_aux),
+        ("PAT", s.pat),
+        ("XSS", s.xss),
+        ("SPEC_CTRL", s.spec_ctrl),
+        ("DEBUGCTL", s.debugctl),
+        ("TSC offset", s.tsc_offset),
+        ("TSC_ADJUST", s.tsc_adjust),
+        ("GDTR base", s.gdtr.base),
+        ("GDTR limit", s.gdtr.limit.into()),
+        ("IDTR base", s.idtr.base),
+        ("IDTR limit", s.idtr.limit.into()),
+    ];
+    out.extend(singles.iter().map(|(name, value)| ((*name).to_owned(), *value)));
+    for (n, value) in s.dr.iter().enumerate() {
+        out.push((format!("DR{n}"), *value));
+    }
+    for (name, segment) in SEG.iter().zip(s.seg) {
+        out.push((format!("{name} selector"), segment.selector.into()));
+        out.push((format!("{name} base"), segment.base));
+        out.push((format!("{name} limit"), segment.limit.into()));
+        out.push((format!("{name} attributes"), segment.attr.into_bits().into()));
+    }
+    let f = s.fpu;
+    out.push(("FCW".into(), f.fcw.into()));
+    out.push(("FSW".into(), f.fsw.into()));
+    out.push(("MXCSR".into(), f.mxcsr.into()));
+    for (n, value) in f.xmm.iter().enumerate() {
+        out.push((format!("XMM{n} low"), value[0]));
+        out.push((format!("XMM{n} high"), value[1]));
+    }
+    out
+}

@@ -1,0 +1,32 @@
+use crate::{commands::report, output::ExitCode};
+use anyhow::{Result, anyhow};
+use clap::ValueHint;
+use std::path::PathBuf;
+use vmtape_replay::{Report, recording};
+use vmtape_traces::Tape;
+
+/// Compare two tapes; one of them may be an imported recording of the real KVM
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[arg(value_name = "EXPECTED", value_hint = ValueHint::FilePath)]
+    expected: PathBuf,
+    #[arg(value_name = "ACTUAL", value_hint = ValueHint::FilePath)]
+    actual: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let (expected, actual) = (Tape::open(&args.expected)?, Tape::open(&args.actual)?);
+    for tape in [&expected, &actual] {
+        if let Some(damage) = tape.damage() {
+            return Err(anyhow!("{damage}"));
+        }
+    }
+    let reproduce = std::env::args().collect::<Vec<_>>().join(" ");
+    let method = "a recording of the real KVM against a run, exit by exit";
+    let mut report = Report::new(method, expected.name(), actual.name());
+    recording::compare(&expected, &actual, &mut report, &reproduce)?;
+    report::print(&report, args.json)
+}

@@ -1,0 +1,29 @@
+//! One file per subcommand.
+
+pub mod backends;
+pub mod completions;
+pub mod diff;
+pub mod guests;
+pub mod man;
+mod outcome;
+pub mod record;
+pub mod replay;
+mod report;
+pub mod run;
+
+use crate::{cli::Command, output::ExitCode};
+use anyhow::Result;
+
+/// Runs the command.
+pub fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Backends(args) => backends::run(&args),
+        Command::Guests(args) => guests::run(&args),
+        Command::Record(args) => record::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Replay(args) => replay::run(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
+    }
+}

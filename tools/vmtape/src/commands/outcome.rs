@@ -1,0 +1,83 @@
+//! How a run ended: in words, as JSON, and as an exit code.
+
+use crate::output::{ExitCode, print_json};
+use anyhow::Result;
+use serde::Serialize;
+use vmtape_arch::exit::ResumeKind;
+use vmtape_machine::Machine;
+use vmtape_replay::text;
+use vmtape_traces::event::End;
+
+#[derive(Serialize)]
+struct Report {
+    end: &'static str,
+    text: String,
+    guest_status: Option<u32>,
+    instructions: u64,
+    exits: u64,
+}
+
+/// Says how the run ended and gives the exit code.
+pub fn report(machine: &Machine, end: &End, json: bool, guest_status: bool) -> Result<ExitCode> {
+    let text = text::end_text(end);
+    if json {
+        print_json(&Report {
+            end: word(end),
+            text: text.clone(),
+            guest_status: status(end),
+            instructions: machine.icount(),
+            exits: machine.exits(),
+        })?;
+    }
+    let code = code(end, guest_status);
+    let line = format!("{text} after {} instructions and {} exits", machine.icount(), machine.exits());
+    match end {
+        End::DebugExit { .. } | End::Limit { .. } => tracing::info!("{line}"),
+        _ => eprintln!("vmtape: {line}"),
+    }
+    Ok(code)
+}
+
+/// The end in one word, for scripts.
+pub fn word(end: &End) -> &'static str {
+    match end {
+        End::DebugExit { .. } => "debug-exit",
+        End::Shutdown { .. } => "shutdown",
+        End::Idle => "idle",
+        End::Fatal { .. } => "fatal",
+        End::Limit { .. } => "limit",
+        End::NoProgress { .. } => "no-progress",
+        End::Cut => "cut",
+    }
+}
+
+fn status(end: &End) -> Option<u32> {
+    match end {
+        End::DebugExit { status } => Some(*status),
+        _ => None,
+    }
+}
+
+/// The program's exit code for a run: the guest's own status where that is asked for.
+fn code(end: &End, guest_status: bool) -> ExitCode {
+    match end {
+        End::Fatal { resume, .. } if resume.kind == ResumeKind::BACKEND_FAILED => ExitCode::COULD_NOT_TEST,
+        End::Fatal { .. } | End::NoProgress { .. } => ExitCode::DIFFERENT,
+        End::DebugExit { status } if guest_status => ExitCode(*status as u8),
+        End::DebugExit { .. } | End::Limit { .. } | End::Cut => ExitCode::SAME,
+        End::Shutdown { .. } | End::Idle => ExitCode(guest_status.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guests_status_passes_only_when_asked_for() {
+        let end = End::DebugExit { status: 3 };
+        assert_eq!((code(&end, false), code(&end, true)), (ExitCode::SAME, ExitCode(3)));
+        let stuck = End::NoProgress { vcpu: 0, repeats: 9, reason: String::new() };
+        assert_eq!(code(&stuck, false), ExitCode::DIFFERENT);
+    }
+}

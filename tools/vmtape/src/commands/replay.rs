@@ -1,0 +1,190 @@
+use crate::{
+    commands::report,
+    hosts,
+    machine_args::{PluginArgs, create, parse_backend, parse_kvm},
+    output::{ExitCode, progress, usage},
+};
+use anyhow::Result;
+use clap::{ValueEnum, ValueHint};
+use std::{cell::RefCell, collections::BTreeMap, path::PathBuf, rc::Rc};
+use vmtape_abi::Backend;
+use vmtape_backends::LoadedPlugin;
+use vmtape_machine::MachineSpec;
+use vmtape_replay::{Error, Report, across, identical, spec};
+use vmtape_traces::Tape;
+
+/// Run a tape's guest again and compare: on the same backend every event, on another what the guest can observe
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[arg(value_hint = ValueHint::FilePath)]
+    tape: PathBuf,
+
+    /// Another backend and its options: NAME[,OPTION=VALUE...]
+    #[arg(short, long, value_name = "BACKEND")]
+    backend: Option<String>,
+
+    #[command(flatten)]
+    plugins: PluginArgs,
+
+    /// Another host (default: the tape's, or the other vendor's with the same width and levels)
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
+
+    /// Another KVM: RELEASE, then +PATCH, -PATCH and PARAMETER=VALUE, separated by commas
+    #[arg(long, value_name = "PROFILE", allow_hyphen_values = true)]
+    kvm: Option<String>,
+
+    /// Whether the guest runs
+    #[arg(long, value_enum, default_value = "run")]
+    mode: Mode,
+
+    /// Exits of context before a difference
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    context: usize,
+
+    /// Compare with a guest that is wider than the host
+    #[arg(long)]
+    force: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Run the guest again
+    Run,
+}
+
+/// Plugins that a replay uses, each loaded once.
+pub struct Plugins {
+    search: vmtape_backends::Search,
+    loaded: RefCell<BTreeMap<String, Rc<LoadedPlugin>>>,
+}
+
+impl Plugins {
+    pub fn new(args: &PluginArgs) -> Self {
+        Self { search: args.search(), loaded: RefCell::default() }
+    }
+
+    pub fn get(&self, name: &str) -> Result<Rc<LoadedPlugin>> {
+        if let Some(plugin) = self.loaded.borrow().get(name) {
+            return Ok(plugin.clone());
+        }
+        let plugin = Rc::new(self.search.load(name)?);
+        self.loaded.borrow_mut().insert(name.to_owned(), plugin.clone());
+        Ok(plugin)
+    }
+
+    /// Makes a VM for a replayed machine.
+    pub fn create(&self, machine: &MachineSpec) -> Result<Box<dyn Backend>, Error> {
+        let plugin = self.get(&machine.backend).map_err(|error| Error::Other(format!("{error:#}")))?;
+        create(&plugin, machine.silicon, &machine.options).map_err(|error| Error::Refused {
+            backend: machine.backend.clone(),
+            reason: format!("{error:#}"),
+        })
+    }
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let tape = Tape::open(&args.tape)?;
+    if let Some(damage) = tape.damage() {
+        return Err(anyhow::anyhow!("{damage}"));
+    }
+    let plugins = Plugins::new(&args.plugins);
+    let expected = spec::machine(&tape)?;
+    let actual = actual_machine(args, &expected, &plugins)?;
+    let report = compare(args, &tape, &plugins, expected, actual)?;
+    report::print(&report, args.json)
+}
+
+/// The machine to compare with: the tape's, with what the options change.
+fn actual_machine(args: &Args, expected: &MachineSpec, plugins: &Plugins) -> Result<MachineSpec> {
+    let mut actual = expected.clone();
+    let mut changes = Vec::new();
+    if let Some(backend) = &args.backend {
+        let (name, options) = parse_backend(backend)?;
+        if name != expected.backend {
+            // Options of the other backend are its own defaults for the same profile.
+            actual.options.retain(|(key, _)| key == "kvm");
+        }
+        actual.backend = name;
+        changes.extend(options);
+    }
+    changes.extend(args.kvm.as_deref().map(parse_kvm).transpose()?.unwrap_or_default());
+    let plugin = plugins.get(&actual.backend)?;
+    match &args.host {
+        Some(host) => {
+            actual.silicon = hosts::parse(host)?;
+            actual.silicon.backing_shift = expected.silicon.backing_shift;
+            actual.host = host.clone();
+        }
+        None if plugin.description.vendor != expected.silicon.vendor => {
+            (actual.host, actual.silicon) = hosts::other_vendor(&expected.silicon)?;
+        }
+        None => {}
+    }
+    for (key, value) in changes {
+        actual.options.retain(|(name, _)| *name != key);
+        actual.options.push((key, value));
+    }
+    let guest = vmtape_arch::cpuid::maxphyaddr(&actual.cpuid);
+    if guest > actual.silicon.phys_bits && !args.force {
+        return Err(usage(format!(
+            "the guest has {guest} physical address bits, host {} only {}: it cannot run there (--force tries)",
+            actual.host, actual.silicon.phys_bits
+        )));
+    }
+    actual.options = create(&plugin, actual.silicon, &actual.options)?.resolved();
+    Ok(actual)
+}
+
+fn compare(
+    args: &Args,
+    tape: &Tape,
+    plugins: &Plugins,
+    expected: MachineSpec,
+    actual: MachineSpec,
+) -> Result<Report> {
+    let reproduce = std::env::args().collect::<Vec<_>>().join(" ");
+    let name = |machine: &MachineSpec| format!("{} on {}", machine.backend, machine.host);
+    let bar = progress("replay");
+    let create = |machine: &MachineSpec| plugins.create(machine);
+    let Mode::Run = args.mode;
+    let report = if same_machine(&expected, &actual) {
+        let method = "the same backend runs the guest again; every event is compared";
+        let mut report = Report::new(method, tape.name(), name(&actual));
+        let mut tick = |exits| bar.set_message(format!("{exits} exits"));
+        identical::replay(tape, actual, &create, &mut report, &reproduce, &mut tick)?;
+        report
+    } else {
+        let method = "both backends run the guest; registers, memory and output are compared instruction by instruction";
+        let mut report = Report::new(method, format!("{} ({})", name(&expected), tape.name()), name(&actual));
+        let plugin = plugins.get(&actual.backend)?;
+        let sides = across::Sides {
+            tape,
+            expected,
+            actual,
+            create: &create,
+            rules: &plugin.description.rules,
+            context: args.context,
+            reproduce,
+        };
+        let mut tick = |instructions| bar.set_message(format!("{instructions} instructions"));
+        sides.compare(&mut report, &mut tick)?;
+        report
+    };
+    bar.finish_and_clear();
+    Ok(report)
+}
+
+fn same_machine(a: &MachineSpec, b: &MachineSpec) -> bool {
+    (&a.backend, &a.silicon, sorted(&a.options)) == (&b.backend, &b.silicon, sorted(&b.options))
+}
+
+fn sorted(options: &[(String, String)]) -> Vec<(String, String)> {
+    let mut options = options.to_vec();
+    options.sort();
+    options
+}

@@ -1,0 +1,104 @@
+//! Comparisons in words.
+
+use crate::output::{ExitCode, print_json};
+use anyhow::Result;
+use std::io::{self, Write};
+use vmtape_replay::{
+    Report,
+    report::{Divergence, Level, Verdict},
+};
+
+/// Prints a comparison and gives its exit code.
+pub fn print(report: &Report, json: bool) -> Result<ExitCode> {
+    if json {
+        print_json(report)?;
+    } else {
+        write(&mut io::stdout().lock(), report)?;
+    }
+    Ok(match report.verdict {
+        Verdict::Same => ExitCode::SAME,
+        Verdict::Different => ExitCode::DIFFERENT,
+    })
+}
+
+pub fn write(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    writeln!(out, "expected: {}", report.expected)?;
+    writeln!(out, "actual:   {}", report.actual)?;
+    let c = &report.compared;
+    let word = match report.verdict {
+        Verdict::Same => "SAME",
+        Verdict::Different => "DIFFERENT",
+    };
+    writeln!(
+        out,
+        "{word}: {} instructions, {} exits, {} events compared",
+        c.instructions, c.exits, c.events
+    )?;
+    writeln!(out, "  ({})", report.method)?;
+    for (side, end) in [("expected", &report.expected_end), ("actual", &report.actual_end)] {
+        if let Some(end) = end {
+            writeln!(out, "  {side} end: {end}")?;
+        }
+    }
+    for (name, count) in &report.exempted {
+        writeln!(out, "  exempt: {name}: {count}")?;
+    }
+    for (name, count) in &report.unknown {
+        writeln!(out, "  unknown: {name}: {count}")?;
+    }
+    if let Some(divergence) = &report.divergence {
+        write_divergence(out, divergence)?;
+    }
+    write_cost(out, report)
+}
+
+fn write_divergence(out: &mut impl Write, d: &Divergence) -> io::Result<()> {
+    let level = match d.level {
+        Level::GuestVisible => "the guest can see it",
+        Level::HostVisible => "the host can see it",
+    };
+    writeln!(out)?;
+    writeln!(out, "first divergence: {}", d.summary)?;
+    writeln!(out, "  class: {}; {level}", d.class.text())?;
+    writeln!(out, "  after {} instructions, vCPU {}, rip {:#x}", d.icount, d.vcpu, d.rip)?;
+    for row in &d.rows {
+        writeln!(out, "  {}", row.what)?;
+        writeln!(out, "    expected {}", row.expected)?;
+        writeln!(out, "    actual   {}", row.actual)?;
+    }
+    for rule in &d.rules {
+        writeln!(out, "  rule {}: {}", rule.name, rule.text)?;
+        writeln!(out, "    See: {}", rule.source)?;
+    }
+    if !d.walks.is_empty() {
+        writeln!(out, "  page walks:")?;
+        for line in &d.walks {
+            writeln!(out, "    {line}")?;
+        }
+    }
+    for (side, context) in [("expected", &d.expected_context), ("actual", &d.actual_context)] {
+        if !context.is_empty() {
+            writeln!(out, "  {side}, the exits up to there:")?;
+            for line in context {
+                writeln!(out, "    {line}")?;
+            }
+        }
+    }
+    if !d.reproduce.is_empty() {
+        writeln!(out, "  again: {}", d.reproduce)?;
+    }
+    Ok(())
+}
+
+/// The exits that the two sides took differently often.
+fn write_cost(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    let differing: Vec<_> = report.cost.iter().filter(|(_, cost)| cost.expected != cost.actual).collect();
+    if differing.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\ncost (exits by reason, expected and actual):")?;
+    for (reason, cost) in differing {
+        writeln!(out, "  {reason:24} {:>10} {:>10}", cost.expected, cost.actual)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,269 @@
+//! Options that describe a machine, shared by the commands that run one.
+
+use crate::{hosts, output::usage};
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum, ValueHint};
+use std::{fs, path::PathBuf};
+use vmtape_abi::{Backend, VmConfig};
+use vmtape_arch::host::Silicon;
+use vmtape_backends::{LoadedPlugin, Search};
+use vmtape_machine::{GuestImage, Layout, MachineSpec};
+use vmtape_replay::spec::Budget;
+
+/// How images are named that the program has itself.
+const BUILTIN: &str = "builtin:";
+
+/// Where plugins come from.
+#[derive(Clone, Debug, Args)]
+pub struct PluginArgs {
+    /// A backend library, or a folder of them, to look at first (also: VMTAPE_PLUGIN_PATH)
+    #[arg(long = "plugin", value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    plugin: Vec<PathBuf>,
+}
+
+impl PluginArgs {
+    pub fn search(&self) -> Search {
+        Search::new(&self.plugin)
+    }
+}
+
+/// Where RAM lies.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LayoutArg {
+    /// From zero up; VGA text memory is RAM
+    Flat,
+    /// As the small VMM of the kvm_intel recordings lays it out: a hole at 0xa0000-0xbffff
+    Mvmm,
+}
+
+/// A guest, the host it runs on, and the backend between them.
+#[derive(Clone, Debug, Args)]
+pub struct MachineArgs {
+    /// builtin:NAME, a multiboot image (kvm-unit-tests .flat), or a bzImage
+    #[arg(value_name = "GUEST", value_hint = ValueHint::FilePath)]
+    guest: String,
+
+    /// The backend and its options: NAME[,OPTION=VALUE...], as in `vmx,ept=0`
+    #[arg(short, long, value_name = "BACKEND")]
+    backend: String,
+
+    #[command(flatten)]
+    pub plugins: PluginArgs,
+
+    /// The guest's CPU: MODEL[,+FEATURE,-FEATURE,phys-bits=N], or tape:FILE for the CPUID of a recording
+    #[arg(long, value_name = "MODEL", default_value = "max", allow_hyphen_values = true)]
+    cpu: String,
+
+    /// The host's silicon: a name (intel-46, intel-52-4level, amd-48, ...) or a TOML file
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
+
+    /// Which KVM: RELEASE, then +PATCH, -PATCH and PARAMETER=VALUE, separated by commas
+    #[arg(long, value_name = "PROFILE", allow_hyphen_values = true)]
+    kvm: Option<String>,
+
+    /// Guest memory, in MiB or with a suffix (256M, 1G)
+    #[arg(short, long, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
+
+    /// Virtual CPUs
+    #[arg(long, value_name = "N", value_parser = parse_smp)]
+    smp: Option<u32>,
+
+    /// Arguments for the guest
+    #[arg(long, value_name = "ARGS", default_value = "", allow_hyphen_values = true)]
+    append: String,
+
+    /// A file for the guest (kvm-unit-tests: its environment)
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    initrd: Option<PathBuf>,
+
+    /// Where RAM lies
+    #[arg(long, value_enum, default_value = "flat")]
+    layout: LayoutArg,
+
+    /// Largest page with which the host backs guest memory
+    #[arg(long, value_name = "SIZE", value_parser = ["4K", "2M", "1G"])]
+    backing: Option<String>,
+
+    /// Seed of the guest's random numbers
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    #[command(flatten)]
+    limits: LimitArgs,
+}
+
+/// When to stop a guest that does not stop by itself.
+#[derive(Clone, Debug, Args)]
+pub struct LimitArgs {
+    /// Stop after so many instructions
+    #[arg(long, value_name = "N")]
+    max_insns: Option<u64>,
+
+    /// Stop after so many exits
+    #[arg(long, value_name = "N")]
+    max_exits: Option<u64>,
+}
+
+impl MachineArgs {
+    /// The budget of the run.
+    pub fn budget(&self) -> Budget {
+        Budget {
+            instructions: self.limits.max_insns.unwrap_or(u64::MAX),
+            exits: self.limits.max_exits.unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Loads the backend, resolves everything, and gives the machine's specification with a VM for it.
+    pub fn resolve(&self) -> Result<(MachineSpec, Box<dyn Backend>, LoadedPlugin)> {
+        let (name, mut options) = parse_backend(&self.backend)?;
+        options.extend(self.kvm.as_deref().map(parse_kvm).transpose()?.unwrap_or_default());
+        let plugin = self.plugins.search().load(&name)?;
+        let (host, mut silicon) = match &self.host {
+            Some(host) => (host.clone(), hosts::parse(host)?),
+            None => hosts::default_for(plugin.description.vendor)?,
+        };
+        if let Some(backing) = &self.backing {
+            silicon.backing_shift = match backing.as_str() {
+                "4K" => 12,
+                "2M" => 21,
+                _ => 30,
+            };
+        }
+        let backend = create(&plugin, silicon, &options)?;
+        let guest = self.guest()?;
+        let builtin = self.guest.strip_prefix(BUILTIN).and_then(vmtape_guests::find);
+        let memory = self.memory.unwrap_or(builtin.map_or(256 << 20, |g| u64::from(g.default_memory) << 20));
+        let vcpus = self.smp.unwrap_or(builtin.map_or(1, |guest| guest.default_smp));
+        let spec = MachineSpec {
+            image: guest,
+            cmdline: self.append.clone(),
+            initrd: self.initrd.as_ref().map(|path| read(path)).transpose()?,
+            memory,
+            vcpus,
+            layout: match self.layout {
+                LayoutArg::Flat => Layout::Flat,
+                LayoutArg::Mvmm => Layout::VgaHole,
+            },
+            cpuid: hosts::guest_cpuid(&self.cpu, &silicon, &*backend)?,
+            cpu: self.cpu.clone(),
+            host,
+            silicon,
+            backend: name,
+            options: backend.resolved(),
+            seed: self.seed,
+            checkpoint_every: 0,
+        };
+        Ok((spec, backend, plugin))
+    }
+
+    fn guest(&self) -> Result<GuestImage> {
+        let bytes = match self.guest.strip_prefix(BUILTIN) {
+            Some(name) => vmtape_guests::image(name)
+                .ok_or_else(|| usage(format!("no built-in guest `{name}` (see `vmtape guests`)")))?,
+            None => read(&PathBuf::from(&self.guest))?,
+        };
+        Ok(GuestImage { name: self.guest.clone(), bytes })
+    }
+}
+
+fn read(path: &PathBuf) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| path.display().to_string())
+}
+
+/// Creates a VM; a backend that refuses the silicon or an option is the command line's fault.
+pub fn create(
+    plugin: &LoadedPlugin,
+    silicon: Silicon,
+    options: &[(String, String)],
+) -> Result<Box<dyn Backend>> {
+    plugin
+        .create(&VmConfig { silicon, options: options.to_vec() })
+        .map_err(|reason| usage(format!("backend {}: {reason}", plugin.name())))
+}
+
+/// `NAME[,OPTION=VALUE...]`.
+pub fn parse_backend(text: &str) -> Result<(String, Vec<(String, String)>)> {
+    let mut parts = text.split(',');
+    let name = parts.next().unwrap_or_default().to_owned();
+    if name.is_empty() {
+        return Err(usage(format!("-b {text}: a backend's name is needed (see `vmtape backends`)")));
+    }
+    let options = parts.map(|part| parse_option(part, "-b", text)).collect::<Result<_>>()?;
+    Ok((name, options))
+}
+
+/// `RELEASE,+PATCH,-PATCH,PARAMETER=VALUE`, each part optional.
+pub fn parse_kvm(text: &str) -> Result<Vec<(String, String)>> {
+    text.split(',')
+        .map(|part| match part.chars().next() {
+            Some('+' | '-') => Ok((part.to_owned(), String::new())),
+            Some(_) if part.contains('=') => parse_option(part, "--kvm", text),
+            Some(_) => Ok(("kvm".to_owned(), part.to_owned())),
+            None => Err(usage(format!("--kvm {text}: an empty part"))),
+        })
+        .collect()
+}
+
+fn parse_option(part: &str, option: &str, text: &str) -> Result<(String, String)> {
+    match part.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(usage(format!("{option} {text}: `{part}` is not OPTION=VALUE"))),
+    }
+}
+
+/// A memory size in QEMU's syntax: MiB without a suffix.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.to_ascii_uppercase() {
+        t if t.ends_with('K') => (t.trim_end_matches('K').to_owned(), 10),
+        t if t.ends_with('G') => (t.trim_end_matches('G').to_owned(), 30),
+        t => (t.trim_end_matches('M').to_owned(), 20),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("`{text}` is not a size (256M, 1G)"))?;
+    match number.checked_mul(1 << shift) {
+        Some(size) if size > 0 => Ok(size),
+        _ => Err(format!("`{text}` is not a size of memory")),
+    }
+}
+
+/// `N` or QEMU's `cpus=N`, with sockets and the rest ignored.
+fn parse_smp(text: &str) -> Result<u32, String> {
+    let first = text.split(',').next().unwrap_or_default();
+    let digits = first.strip_prefix("cpus=").unwrap_or(first);
+    match digits.parse() {
+        Ok(count) if (1..=vmtape_machine::MAX_VCPUS).contains(&count) => Ok(count),
+        _ => Err(format!("between 1 and {} vCPUs are possible", vmtape_machine::MAX_VCPUS)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(options: Vec<(String, String)>) -> Vec<String> {
+        options.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
+    }
+
+    #[test]
+    fn backends_and_profiles() {
+        let (name, options) = parse_backend("vmx,ept=0,eptad=1").unwrap();
+        assert_eq!((name.as_str(), pairs(options)), ("vmx", vec!["ept=0".into(), "eptad=1".into()]));
+        assert!(parse_backend("vmx,ept").is_err());
+        assert!(parse_backend("").is_err());
+        let profile = parse_kvm("v6.12,+fix,-other,ignore_msrs=1").unwrap();
+        assert_eq!(pairs(profile), ["kvm=v6.12", "+fix=", "-other=", "ignore_msrs=1"]);
+        assert!(parse_kvm("v6.12,").is_err());
+    }
+
+    #[test]
+    fn sizes_and_counts() {
+        assert_eq!(parse_size("256"), Ok(256 << 20));
+        assert_eq!(parse_size("1g"), Ok(1 << 30));
+        for bad in ["lots", "0", "", "-1", "99999999999999999999", "9999999999999G"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_smp("cpus=2,sockets=1"), Ok(2));
+        assert!(parse_smp("0").is_err() && parse_smp("255").is_err());
+    }
+}
