@@ -134,6 +134,14 @@ impl Ram {
         self.end_fast_writes();
     }
 
+    /// Forgets which bytes were decoded; for a caller that drops every [`crate::Cpu`] on this memory too.
+    pub fn forget_code(&self) {
+        for info in &self.pages.info {
+            info.code.set(0);
+        }
+        self.end_fast_writes();
+    }
+
     fn end_fast_writes(&self) {
         self.pages.write_epoch.set(self.pages.write_epoch.get() + 1);
     }

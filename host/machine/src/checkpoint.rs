@@ -1,7 +1,236 @@
-//! The whole machine as bytes, and back.
+//! The whole machine as bytes and back, so that a replay can start in the middle; and a hash over it.
+//!
+//! A checkpoint holds the memory pages that changed since the one before. What an interpreter caches is not part of it:
+//! the machine drops those caches wherever it makes one, so that the run goes on there exactly as a restored one does.
 
-use crate::machine::Machine;
+use crate::{
+    Error,
+    devices::Devices,
+    host::Clock,
+    machine::{Machine, Progress, Vcpu},
+};
+use serde::{Deserialize, Serialize};
+use vmtape_arch::{
+    PAGE_SHIFT, PAGE_SIZE,
+    event::Event as GuestEvent,
+    vcpu::{Intercepts, VcpuState},
+};
+use vmtape_cpu::{Cpu, CpuConfig, Features};
+use vmtape_traces::event::Event;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+/// Set in a page's number where the page is zero and its bytes are left out.
+const ZERO_PAGE: u64 = 1 << 63;
+const PAGE: usize = PAGE_SIZE as usize;
+
+/// Everything but memory.
+#[derive(Serialize, Deserialize)]
+struct Saved<D> {
+    vcpus: Vec<(VcpuState, bool, Progress)>,
+    devices: D,
+    clock: Clock,
+    inputs: Vec<u8>,
+    backend: Vec<u8>,
+    current: u32,
+    turn_ends: u64,
+    exits: u64,
+    next_checkpoint: u64,
+    page_hashes: u64,
+}
+
+/// Hashes of pages, kept as one number that does not depend on when a page was looked at.
+#[derive(Default)]
+pub(crate) struct PageHashes {
+    pages: Vec<u64>,
+    sum: u64,
+}
+
+impl PageHashes {
+    /// All pages are zero.
+    pub(crate) fn new(pages: u64) -> Self {
+        Self { pages: vec![0; pages as usize], sum: 0 }
+    }
+
+    /// A zero page counts as nothing, so that untouched memory need not be read.
+    fn update(&mut self, page: u64, bytes: &[u8]) {
+        let new = if is_zero(bytes) { 0 } else { xxh3_64_with_seed(bytes, page) };
+        if let Some(slot) = self.pages.get_mut(page as usize) {
+            self.sum ^= *slot ^ new;
+            *slot = new;
+        }
+    }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
+}
+
+/// Registers as the guest sees them: what the backend publishes in the same structure is left out.
+fn guest_visible(state: &VcpuState) -> VcpuState {
+    VcpuState { intercepts: Intercepts::default(), inject: GuestEvent::default(), ..*state }
+}
 
 impl Machine {
-    pub(crate) fn checkpoint_if_due(&mut self) {}
+    /// Called after each exit.
+    pub(crate) fn checkpoint_if_due(&mut self) {
+        if self.spec.checkpoint_every == 0 || self.exits < self.next_checkpoint {
+            return;
+        }
+        self.next_checkpoint = self.exits + self.spec.checkpoint_every;
+        self.hash_dirty_pages();
+        self.tell_hash();
+        self.drop_caches();
+        let wanted = self.services.tape.recorder().is_some_and(|recorder| recorder.wants_checkpoints());
+        let bytes = if wanted { self.save() } else { Vec::new() };
+        self.services.ram().clear_dirty();
+        self.services.tape.forget();
+        if let Some(recorder) = self.services.tape.recorder().filter(|_| wanted) {
+            recorder.checkpoint(self.services.clock.icount, self.exits, bytes);
+        }
+    }
+
+    /// Puts the hash over registers and memory on the tape.
+    pub(crate) fn tell_hash(&mut self) {
+        if self.services.tape.is_on() {
+            let hash = self.state_hash();
+            let (icount, exits) = (self.services.clock.icount, self.exits);
+            self.services.tape.event(Event::StateHash { icount, exits, hash });
+        }
+    }
+
+    /// A hash over the registers that guests see and all memory.
+    pub fn state_hash(&mut self) -> u64 {
+        self.hash_dirty_pages();
+        let mut words = vec![self.page_hashes.sum];
+        for vcpu in &self.vcpus {
+            let registers = postcard::to_stdvec(&guest_visible(&vcpu.state)).unwrap_or_default();
+            words.push(xxh3_64(&registers));
+        }
+        let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
+        xxh3_64(&bytes)
+    }
+
+    pub(crate) fn hash_dirty_pages(&mut self) {
+        let mut bytes = [0; PAGE];
+        for page in self.services.memory.dirty_pages() {
+            if self.services.ram().read(page << PAGE_SHIFT, &mut bytes) {
+                self.page_hashes.update(page, &bytes);
+            }
+        }
+    }
+
+    /// Interpreters start with nothing cached, as they do after [`Machine::restore`].
+    fn drop_caches(&mut self) {
+        self.services.ram().forget_code();
+        let features = Features::from_cpuid(&self.spec.cpuid);
+        for vcpu in &mut self.vcpus {
+            vcpu.cpu = Cpu::new(CpuConfig { features, ..CpuConfig::default() });
+        }
+        self.services.flushes = self.vcpus.iter().map(|vcpu| vcpu.cpu.flush_handle()).collect();
+    }
+
+    fn save(&self) -> Vec<u8> {
+        let saved = Saved {
+            vcpus: self.vcpus.iter().map(|v| (v.state, v.needs_entry, v.progress)).collect(),
+            devices: &self.services.devices,
+            clock: self.services.clock,
+            inputs: self.services.inputs.save(),
+            backend: self.backend.save(),
+            current: self.current,
+            turn_ends: self.turn_ends,
+            exits: self.exits,
+            next_checkpoint: self.next_checkpoint,
+            page_hashes: self.page_hashes.sum,
+        };
+        let state = postcard::to_stdvec(&saved).unwrap_or_default();
+        let mut out = (state.len() as u64).to_le_bytes().to_vec();
+        out.extend_from_slice(&state);
+        let mut bytes = [0; PAGE];
+        for page in self.services.memory.dirty_pages() {
+            if !self.services.ram().read(page << PAGE_SHIFT, &mut bytes) {
+                continue;
+            }
+            if is_zero(&bytes) {
+                out.extend_from_slice(&(page | ZERO_PAGE).to_le_bytes());
+            } else {
+                out.extend_from_slice(&page.to_le_bytes());
+                out.extend_from_slice(&bytes);
+            }
+        }
+        out
+    }
+
+    /// Brings a machine that was just built from the same specification to where the last checkpoint of a chain was
+    /// made. The chain begins with the first checkpoint of the run.
+    pub fn restore<'a>(&mut self, chain: impl IntoIterator<Item = &'a [u8]>) -> Result<(), Error> {
+        let mut last = None;
+        for checkpoint in chain {
+            let (state, pages) = split(checkpoint).ok_or_else(damaged)?;
+            self.restore_pages(pages).ok_or_else(damaged)?;
+            last = Some(state);
+        }
+        let state = last.ok_or_else(|| Error::Checkpoint("none was given".to_owned()))?;
+        let saved = postcard::from_bytes(state).map_err(|e| Error::Checkpoint(e.to_string()))?;
+        self.hash_dirty_pages();
+        self.restore_state(saved)
+    }
+
+    fn restore_pages(&mut self, mut pages: &[u8]) -> Option<()> {
+        while !pages.is_empty() {
+            let number;
+            (number, pages) = pages.split_first_chunk::<8>()?;
+            let number = u64::from_le_bytes(*number);
+            let page = number & !ZERO_PAGE;
+            let bytes: &[u8; PAGE];
+            if number & ZERO_PAGE != 0 {
+                bytes = &[0; PAGE];
+            } else {
+                (bytes, pages) = pages.split_first_chunk::<PAGE>()?;
+            }
+            let hpa = page.checked_mul(PAGE_SIZE)?;
+            let known = self.services.memory.contains_hpa(hpa, PAGE_SIZE);
+            if !known || !self.services.ram().write(hpa, bytes) {
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    fn restore_state(&mut self, saved: Saved<Devices>) -> Result<(), Error> {
+        let vcpus_fit = saved.vcpus.len() == self.vcpus.len() && (saved.current as usize) < self.vcpus.len();
+        if !vcpus_fit || saved.devices.lapics.len() != self.vcpus.len() {
+            return Err(Error::Checkpoint("it is of a machine with another number of vCPUs".to_owned()));
+        }
+        if saved.page_hashes != self.page_hashes.sum {
+            return Err(Error::Checkpoint("memory differs from what was saved".to_owned()));
+        }
+        if !self.services.inputs.restore(&saved.inputs) {
+            return Err(Error::Checkpoint("it holds no position of these inputs".to_owned()));
+        }
+        self.backend
+            .restore(&saved.backend)
+            .map_err(|errno| Error::Backend { what: "its saved state".to_owned(), errno })?;
+        for (vcpu, (state, needs_entry, progress)) in self.vcpus.iter_mut().zip(saved.vcpus) {
+            *vcpu = Vcpu { state, needs_entry, progress, cpu: Cpu::new(CpuConfig::default()) };
+        }
+        self.services.devices = saved.devices;
+        self.services.clock = saved.clock;
+        self.current = saved.current;
+        self.turn_ends = saved.turn_ends;
+        self.exits = saved.exits;
+        self.next_checkpoint = saved.next_checkpoint;
+        self.drop_caches();
+        self.services.ram().clear_dirty();
+        self.services.tape.forget();
+        Ok(())
+    }
+}
+
+fn split(checkpoint: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (len, rest) = checkpoint.split_first_chunk::<8>()?;
+    rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)
+}
+
+fn damaged() -> Error {
+    Error::Checkpoint("it is damaged".to_owned())
 }

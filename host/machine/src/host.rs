@@ -1,6 +1,7 @@
 //! The services that a backend calls: memory, TLB flushes, devices, the emulator, the tape.
 
 use crate::{devices::Devices, inputs::Inputs, memory::Memory, recorder::Tape};
+use serde::{Deserialize, Serialize};
 use vmtape_abi::{ALL_VCPUS, BusOp, BusSpace, EmulateRequest, Emulated, EmulatorMmu, FlushScope, Host};
 use vmtape_arch::{
     cpuid::CpuidEntry,
@@ -11,7 +12,7 @@ use vmtape_cpu::{Cpu, Flush, FlushHandle, Ram};
 use vmtape_traces::event::{Event, InputSource};
 
 /// Virtual time. One retired instruction is one tick of the time-stamp counter, and one nanosecond.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Clock {
     /// Instructions retired by all vCPUs.
     pub(crate) icount: u64,

@@ -2,6 +2,7 @@
 
 use crate::{
     Error,
+    checkpoint::PageHashes,
     devices::{DeviceConfig, Devices},
     host::{Clock, Services},
     inputs::Inputs,
@@ -11,9 +12,11 @@ use crate::{
     recorder::{Recorder, Tape},
     spec::{MAX_VCPUS, MachineSpec},
 };
+use serde::{Deserialize, Serialize};
 use std::io::Write;
 use vmtape_abi::{Backend, Errno};
 use vmtape_arch::{
+    PAGE_SIZE,
     cpuid::{CpuidEntry, find, maxphyaddr},
     exit::Exit,
     vcpu::{Activity, VcpuState},
@@ -30,7 +33,7 @@ pub(crate) struct Vcpu {
 }
 
 /// What the watchdog remembers of a vCPU's last exit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Progress {
     pub(crate) icount: u64,
     pub(crate) rip: u64,
@@ -52,6 +55,7 @@ pub struct Machine {
     pub(crate) turn_ends: u64,
     pub(crate) exits: u64,
     pub(crate) next_checkpoint: u64,
+    pub(crate) page_hashes: PageHashes,
     /// The exit that the backend fills in.
     pub(crate) exit: Box<Exit>,
 }
@@ -88,6 +92,7 @@ impl Machine {
             memory,
         };
         let next_checkpoint = spec.checkpoint_every;
+        let page_hashes = PageHashes::new(services.ram().len() / PAGE_SIZE);
         let mut machine = Self {
             spec,
             backend,
@@ -98,10 +103,14 @@ impl Machine {
             turn_ends: 0,
             exits: 0,
             next_checkpoint,
+            page_hashes,
             exit: Box::default(),
         };
         machine.spec.options = machine.backend.resolved();
         machine.set_up()?;
+        // From here on a page is dirty if the run changed it: a replay loads the same image.
+        machine.hash_dirty_pages();
+        machine.services.ram().clear_dirty();
         Ok(machine)
     }
 

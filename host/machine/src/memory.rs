@@ -4,6 +4,7 @@ use crate::{Error, spec::Layout};
 use std::cell::Cell;
 use vm_memory::MmapRegion;
 use vmtape_abi::MemoryRegion;
+use vmtape_arch::PAGE_SHIFT;
 use vmtape_cpu::Ram;
 
 /// Where the hole for devices below 4 GiB begins.
@@ -63,6 +64,14 @@ impl Memory {
         self.slots
             .iter()
             .any(|s| hpa >= s.hpa && hpa.checked_add(len).is_some_and(|end| end <= s.hpa + s.size))
+    }
+
+    /// Host physical page numbers of RAM that was written since [`Ram::clear_dirty`], in order.
+    pub(crate) fn dirty_pages(&self) -> impl Iterator<Item = u64> {
+        self.slots
+            .iter()
+            .flat_map(|slot| slot.hpa >> PAGE_SHIFT..(slot.hpa + slot.size) >> PAGE_SHIFT)
+            .filter(|page| self.ram.is_dirty(*page))
     }
 
     /// Writes guest physical memory; the range may span adjacent slots. False: part of it is not RAM.

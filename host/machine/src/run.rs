@@ -36,6 +36,7 @@ impl Machine {
     /// Runs the guest until it ends or a limit is reached, and tells the recorder how it ended.
     pub fn run(&mut self, limits: &Limits) -> End {
         let end = self.advance(limits);
+        self.tell_hash();
         self.services.tape.event(Event::End {
             icount: self.services.clock.icount,
             exits: self.exits,

@@ -23,9 +23,6 @@ pub mod reg {
     pub const LDR: u32 = 0xd0;
     pub const DFR: u32 = 0xe0;
     pub const SPURIOUS: u32 = 0xf0;
-    pub const ISR: u32 = 0x100;
-    pub const TMR: u32 = 0x180;
-    pub const IRR: u32 = 0x200;
     pub const ESR: u32 = 0x280;
     pub const ICR: u32 = 0x300;
     pub const ICR_HIGH: u32 = 0x310;

@@ -1,7 +1,7 @@
 //! A backend without virtualization: guest physical memory is the host's, page tables are walked as bare silicon does
 //! in its simplest form, and nothing is intercepted. For tests of the machine alone.
 
-use vmtape_abi::{Backend, Errno, Host, MemoryRegion};
+use vmtape_abi::{Backend, BusOp, BusSpace, Errno, Host, MemoryRegion};
 use vmtape_arch::host::{Silicon, Vendor};
 use vmtape_arch::{
     access::{Access, AccessKind, Answer, Mapping, MappingKind, Verdict},
@@ -19,9 +19,17 @@ const PAGE: u64 = 4096;
 pub struct Bare {
     slots: Vec<MemoryRegion>,
     cpuid: Vec<Vec<CpuidEntry>>,
+    /// IN and OUT leave the guest.
+    intercepts_ports: bool,
 }
 
 impl Bare {
+    /// One that intercepts port I/O, so that there are exits.
+    #[allow(dead_code)]
+    pub fn with_exits() -> Self {
+        Self { intercepts_ports: true, ..Self::default() }
+    }
+
     fn hpa(&self, gpa: u64) -> Option<u64> {
         self.slots.iter().find(|s| gpa.wrapping_sub(s.gpa) < s.size).map(|s| s.hpa + (gpa - s.gpa))
     }
@@ -128,6 +136,8 @@ impl Backend for Bare {
     fn state_changed(&mut self, _vcpu: u32, state: &mut VcpuState, _host: &mut dyn Host) {
         state.intercepts.virtual_interrupts = true;
         state.intercepts.set(SensitiveKind::TRIPLE_FAULT, true);
+        state.intercepts.set(SensitiveKind::IN, self.intercepts_ports);
+        state.intercepts.set(SensitiveKind::OUT, self.intercepts_ports);
     }
 
     fn save(&self) -> Vec<u8> {
@@ -196,8 +206,31 @@ impl Backend for Bare {
         Resume::GUEST
     }
 
-    fn handle_exit(&mut self, _: u32, _: &mut VcpuState, _: &Exit, _: &mut dyn Host) -> Resume {
-        Resume::new(ResumeKind::SHUTDOWN)
+    fn handle_exit(&mut self, vcpu: u32, state: &mut VcpuState, exit: &Exit, host: &mut dyn Host) -> Resume {
+        let insn = &exit.insn;
+        let write = match insn.kind {
+            SensitiveKind::IN => false,
+            SensitiveKind::OUT => true,
+            _ => return Resume::new(ResumeKind::SHUTDOWN),
+        };
+        let mut op = BusOp {
+            space: BusSpace::KERNEL_PIO,
+            write,
+            size: insn.size,
+            address: insn.number.into(),
+            data: state.gpr[0],
+            pad: 0,
+        };
+        if !host.bus(vcpu, &mut op) {
+            op.space = BusSpace::USER_PIO;
+            host.bus(vcpu, &mut op);
+        }
+        if !write {
+            let mask = u64::MAX >> (64 - 8 * u32::from(insn.size));
+            state.gpr[0] = state.gpr[0] & !mask | op.data & mask;
+        }
+        state.rip += u64::from(insn.len);
+        Resume::GUEST
     }
 }
 
@@ -223,7 +256,7 @@ pub fn spec(name: &str, bytes: Vec<u8>, vcpus: u32) -> MachineSpec {
         cpu: "test".into(),
         cpuid: vec![
             leaf(0, [0xd, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
-            leaf(1, [0x706e5, 0x10800, 0x0080_2000, features_edx]),
+            leaf(1, [0x706e5, 0x10800, 0x4080_2000, features_edx]),
             leaf(7, [0; 4]),
             leaf(0xa, [0; 4]),
             leaf(0x8000_0000, [0x8000_0008, 0, 0, 0]),

@@ -1,0 +1,99 @@
+//! A run that goes on from a checkpoint is the run that made it.
+
+mod bare;
+
+use std::{cell::RefCell, ops::ControlFlow, rc::Rc};
+use vmtape_machine::{Limits, Live, Machine, Recorder};
+use vmtape_traces::event::{End, Event};
+
+/// Keeps everything.
+#[derive(Default)]
+struct Kept {
+    events: Vec<Event>,
+    checkpoints: Vec<(u64, Vec<u8>)>,
+}
+
+struct Keep(Rc<RefCell<Kept>>);
+
+impl Recorder for Keep {
+    fn event(&mut self, event: Event) -> ControlFlow<()> {
+        self.0.borrow_mut().events.push(event);
+        ControlFlow::Continue(())
+    }
+
+    fn wants_checkpoints(&self) -> bool {
+        true
+    }
+
+    fn checkpoint(&mut self, _icount: u64, exits: u64, bytes: Vec<u8>) {
+        self.0.borrow_mut().checkpoints.push((exits, bytes));
+    }
+}
+
+/// Writes to port 0x80, draws random numbers, loops over memory; 32-bit code at 1 MiB.
+fn image() -> Vec<u8> {
+    // mov edi, 0x200000; mov ecx, 200; l: rdrand eax; stosd; out 0x80, al; in al, 0x61; add [0x300000], eax; loop l;
+    // xor eax, eax; out 0xf4, eax
+    let code =
+        b"\xbf\x00\x00\x20\x00\xb9\xc8\x00\x00\x00\x0f\xc7\xf0\xab\xe6\x80\xe4\x61\x01\x05\x00\x00\x30\x00\
+                 \xe2\xf0\x31\xc0\xe7\xf4";
+    let (base, header) = (0x10_0000u32, 84u32);
+    let mut image = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    let mut words = |words: &[u32]| image.extend(words.iter().flat_map(|w| w.to_le_bytes()));
+    let size = header + 12 + code.len() as u32;
+    words(&[3 << 16 | 2, 1, base + header + 12, 52, 0, 0, 32 << 16 | 52, 1, 0]);
+    words(&[1, 0, base, base, size, size, 7, 0x1000]);
+    words(&[0x1bad_b002, 0, 0x1bad_b002u32.wrapping_neg()]);
+    image.extend_from_slice(code);
+    image
+}
+
+fn machine() -> (Machine, Rc<RefCell<Kept>>) {
+    let mut spec = bare::spec("loop", image(), 1);
+    spec.memory = 8 << 20;
+    spec.checkpoint_every = 100;
+    let kept = Rc::new(RefCell::new(Kept::default()));
+    let recorder = Box::new(Keep(kept.clone()));
+    let backend = Box::new(bare::Bare::with_exits());
+    (Machine::new(spec, backend, Box::new(Live::new(3)), Some(recorder)).unwrap(), kept)
+}
+
+#[test]
+fn the_rest_of_a_run_follows_from_any_checkpoint() {
+    let (mut whole, kept) = machine();
+    assert_eq!(whole.run(&Limits::default()), End::DebugExit { status: 1 });
+    let hash = whole.state_hash();
+    let kept = kept.borrow();
+    assert_eq!(kept.checkpoints.len(), 4);
+    for n in 1..=kept.checkpoints.len() {
+        let (mut rest, again) = machine();
+        rest.restore(kept.checkpoints[..n].iter().map(|(_, bytes)| bytes.as_slice())).unwrap();
+        assert_eq!(rest.exits(), kept.checkpoints[n - 1].0);
+        assert_eq!(rest.run(&Limits::default()), End::DebugExit { status: 1 });
+        assert_eq!(rest.state_hash(), hash);
+        let again = again.borrow();
+        assert!(kept.events.ends_with(&again.events), "after checkpoint {n}");
+    }
+}
+
+#[test]
+fn a_second_run_is_equal() {
+    let ((mut first, a), (mut second, b)) = (machine(), machine());
+    first.run(&Limits::default());
+    second.run(&Limits::default());
+    assert_eq!(a.borrow().events, b.borrow().events);
+    assert_eq!(a.borrow().checkpoints, b.borrow().checkpoints);
+}
+
+#[test]
+fn damaged_checkpoints_are_refused() {
+    let (mut whole, kept) = machine();
+    whole.run(&Limits::default());
+    let bytes = kept.borrow().checkpoints[0].1.clone();
+    for cut in [0, 7, 8, 100, bytes.len() - 1] {
+        assert!(machine().0.restore([&bytes[..cut]]).is_err(), "cut at {cut}");
+    }
+    let mut flipped = bytes.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    assert!(machine().0.restore([flipped.as_slice()]).is_err());
+}
