@@ -51,6 +51,11 @@ pub fn fast_pio(vcpu: &mut Vcpu, state: &mut VcpuState, pio: &Pio, host: &mut dy
 /// `kvm_emulate_halt` with the interrupt controllers in the kernel: the vCPU blocks until an event is pending.
 pub fn halt(vcpu: &mut Vcpu, state: &mut VcpuState, insn_len: u8) -> Resume {
     vcpu.skip(state, insn_len);
+    block(vcpu, state)
+}
+
+/// `kvm_vcpu_halt`, once the instruction is skipped.
+pub fn block(vcpu: &Vcpu, state: &mut VcpuState) -> Resume {
     if vcpu.events.any() {
         return Resume::GUEST;
     }
@@ -65,6 +70,13 @@ const KVM_HC_VAPIC_POLL_IRQ: u64 = 1;
 
 /// `kvm_emulate_hypercall`.
 pub fn hypercall(vcpu: &mut Vcpu, state: &mut VcpuState, insn_len: u8, host: &mut dyn Host) -> Resume {
+    answer_hypercall(vcpu, state, host);
+    vcpu.skip(state, insn_len);
+    Resume::GUEST
+}
+
+/// The hypercall without the skip.
+pub fn answer_hypercall(vcpu: &Vcpu, state: &mut VcpuState, host: &mut dyn Host) {
     let long = state.is_64bit_code();
     let arg = |reg: usize| if long { state.gpr[reg] } else { state.gpr[reg] & 0xffff_ffff };
     let nr = arg(gpr::RAX);
@@ -75,6 +87,4 @@ pub fn hypercall(vcpu: &mut Vcpu, state: &mut VcpuState, insn_len: u8, host: &mu
         _ => KVM_ENOSYS,
     };
     state.gpr[gpr::RAX] = if long { result as u64 } else { result as u64 & 0xffff_ffff };
-    vcpu.skip(state, insn_len);
-    Resume::GUEST
 }

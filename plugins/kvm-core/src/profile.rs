@@ -87,6 +87,7 @@ open_enum! {
         EPT4_WIDE_GPA_VIOLATION = 1000 => "ept4-wide-gpa-violation",
         AMD_ACCESSED_BEFORE_NPF = 1001 => "amd-accessed-before-npf",
         NPT4_WIDE_GPA_FAULT = 1002 => "npt4-wide-gpa-fault",
+        AMD_DIRTY_BEFORE_NPF = 1003 => "amd-dirty-before-npf",
     }
 }
 
@@ -152,6 +153,8 @@ pub const TABLE: &[Entry] = &{
             "EOI writes of the APIC page without decoding",
             "vmx/vmx.c",
         ),
+        entry(Switch::NPT, Parameter(0), Scope::SVM, "Nested paging; the backend implies it", "svm/svm.c"),
+        entry(Switch::NPT, Parameter(1), Scope::NPT, "Nested paging; the backend implies it", "svm/svm.c"),
         entry(Switch::NRIPS, Parameter(1), Scope::AMD, "Use next-RIP save where silicon has it", "svm/svm.c"),
         entry(
             Switch::EPT4_WIDE_GPA_VIOLATION,
@@ -165,8 +168,15 @@ pub const TABLE: &[Entry] = &{
             Switch::AMD_ACCESSED_BEFORE_NPF,
             Silicon,
             Scope::NPT,
-            "The guest's accessed and dirty bits are set before the nested fault of the final address",
-            "KVM svm/svm.c svm_hardware_setup() comment; the dirty bit unverified",
+            "The guest's accessed bit is set before the nested fault of the final address",
+            "KVM svm/svm.c svm_hardware_setup() comment, commit 3edd68399dc1",
+        ),
+        entry(
+            Switch::AMD_DIRTY_BEFORE_NPF,
+            Silicon,
+            Scope::NPT,
+            "With it, on writes, the guest's dirty bit is set before the nested fault",
+            "unverified",
         ),
         entry(
             Switch::NPT4_WIDE_GPA_FAULT,

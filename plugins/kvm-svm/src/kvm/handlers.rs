@@ -1,0 +1,352 @@
+//! Exit handlers: one table from exit code to function, as `svm_exit_handlers`.
+//!
+//! See: KVM arch/x86/kvm/svm/svm.c
+
+use super::setup;
+use crate::{
+    rules::Rule,
+    silicon::exits::IoInfo,
+    vm::{Shared, SvmVcpu},
+};
+use vmtape_abi::{Host, emultype};
+use vmtape_arch::{
+    event::EventKind,
+    exception::{Exception, Vector},
+    exit::{Exit, Resume, ResumeKind, SvmExitCode},
+    note::Note,
+    sensitive::SensitiveKind,
+    vcpu::{VcpuState, gpr},
+};
+use vmtape_kvm_core::{cpuid, cr, events, io, msr};
+use vmtape_kvm_mmu::fault::FaultCode;
+
+/// Everything a handler works on.
+pub struct Cx<'a> {
+    pub shared: &'a mut Shared,
+    pub vcpu: &'a mut SvmVcpu,
+    pub state: &'a mut VcpuState,
+    pub exit: &'a Exit,
+    pub host: &'a mut dyn Host,
+}
+
+/// `svm_handle_exit`, `svm_invoke_exit_handler`.
+pub fn handle(cx: &mut Cx<'_>) -> Resume {
+    complete_interrupts(cx);
+    use SvmExitCode as C;
+    match SvmExitCode(cx.exit.reason) {
+        C::NPF => npf(cx),
+        C::EXCP_PF => page_fault(cx),
+        C::EXCP_UD => cx.emulate(emultype::TRAP_UD),
+        C::EXCP_AC => cx.inject(Exception::with_code(Vector::AC, 0)),
+        C::EXCP_DB => debug(cx),
+        C::EXCP_MC | C::INTR | C::NMI | C::SMI | C::INIT => Resume::GUEST,
+        C::CPUID => cpuid_exit(cx),
+        C::MSR if cx.exit.info1 == 0 => rdmsr(cx),
+        C::MSR => wrmsr(cx),
+        C::IOIO => io_exit(cx),
+        C::HLT => hlt(cx),
+        C::VINTR => {
+            cx.vcpu.vmcb.vintr = false;
+            Resume::GUEST
+        }
+        C::IRET => {
+            cx.vcpu.vmcb.iret = false;
+            Resume::GUEST
+        }
+        C::READ_CR0 | C::READ_CR3 | C::READ_CR4 => read_cr(cx),
+        C::WRITE_CR0 | C::WRITE_CR3 | C::WRITE_CR4 | C::CR0_SEL_WRITE => write_cr(cx),
+        C(code) if (C::READ_DR0.0..=C::WRITE_DR7.0).contains(&code) => debug_registers(cx),
+        C::INVLPG => invlpg(cx),
+        C::INVPCID => invpcid(cx),
+        C::RDPMC => cx.inject(Exception::gp(0)),
+        C::INVD | C::WBINVD | C::MONITOR | C::MWAIT | C::PAUSE => cx.skip(),
+        C::XSETBV => xsetbv(cx),
+        C::VMMCALL => hypercall(cx),
+        C::RDPRU | C::RDTSCP | C::SKINIT => cx.inject(Exception::ud()),
+        C::VMRUN | C::VMLOAD | C::VMSAVE | C::STGI | C::CLGI | C::INVLPGA => nested(cx),
+        C::SHUTDOWN => shutdown(cx),
+        _ => not_modelled(cx),
+    }
+}
+
+/// `svm_complete_interrupts`: software exceptions are not queued, the instruction is executed again.
+fn complete_interrupts(cx: &mut Cx<'_>) {
+    let mut delivering = cx.exit.access.delivering;
+    if delivering.kind == EventKind::SOFTWARE_EXCEPTION {
+        delivering.valid = false;
+    }
+    cx.vcpu.core.events.complete(&delivering);
+    if delivering.valid {
+        cx.note(Rule::EVENT_REINJECTED.note());
+    }
+}
+
+impl Cx<'_> {
+    fn note(&mut self, note: Note) {
+        self.host.note(self.vcpu.core.id, note);
+    }
+
+    fn inject(&mut self, exception: Exception) -> Resume {
+        self.vcpu.core.inject(self.state, &exception);
+        Resume::GUEST
+    }
+
+    /// `kvm_emulate_instruction`.
+    fn emulate(&mut self, flags: u32) -> Resume {
+        self.shared.emulate(&mut self.vcpu.core, self.state, flags, self.host)
+    }
+
+    /// `kvm_skip_emulated_instruction`.
+    fn skip(&mut self) -> Resume {
+        if self.shared.nrips() {
+            self.vcpu.core.skip(self.state, self.exit.insn.len);
+            return Resume::GUEST;
+        }
+        let stepped = events::single_step(self.state.rflags().tf());
+        let resume = self.skip_by_decoding();
+        vmtape_kvm_core::vcpu::clear_shadow(self.state);
+        if let Some(trap) = stepped {
+            self.inject(trap);
+        }
+        resume
+    }
+
+    /// `svm_skip_emulated_instruction` where silicon does not save the next RIP: KVM decodes the instruction.
+    fn skip_by_decoding(&mut self) -> Resume {
+        self.emulate(emultype::SKIP)
+    }
+
+    /// `kvm_complete_insn_gp`: the exception, or past the instruction.
+    fn complete(&mut self, result: Result<(), Exception>) -> Resume {
+        match result {
+            Ok(()) => self.skip(),
+            Err(exception) => self.inject(exception),
+        }
+    }
+
+    /// An instruction that KVM's emulator executes with `act`, which writes control registers or the MMU: past the
+    /// instruction first, so that it is fetched under the old state.
+    fn emulate_with(&mut self, act: impl FnOnce(&mut Self) -> Result<(), Exception>) -> Resume {
+        let (rip, icount) = (self.state.rip, self.state.icount);
+        let stepped = events::single_step(self.state.rflags().tf());
+        let resume = self.skip_by_decoding();
+        if self.state.rip == rip {
+            return resume;
+        }
+        if let Err(exception) = act(self) {
+            (self.state.rip, self.state.icount) = (rip, icount);
+            return self.inject(exception);
+        }
+        vmtape_kvm_core::vcpu::clear_shadow(self.state);
+        if let Some(trap) = stepped {
+            self.inject(trap);
+        }
+        resume
+    }
+
+    fn apply(&mut self, result: cr::Outcome) -> Result<(), Exception> {
+        let effect = result?;
+        setup::apply(self.shared, self.vcpu, self.state, effect, self.host);
+        Ok(())
+    }
+}
+
+fn not_modelled(cx: &mut Cx<'_>) -> Resume {
+    let mut resume = Resume::new(ResumeKind::NOT_MODELLED);
+    resume.data[0] = cx.exit.insn.kind.0.into();
+    resume
+}
+
+/// `shutdown_interception`.
+fn shutdown(cx: &mut Cx<'_>) -> Resume {
+    cx.note(Note::UserspaceExit { reason: ResumeKind::SHUTDOWN.0, errno: 0 });
+    Resume::new(ResumeKind::SHUTDOWN)
+}
+
+/// `npf_interception`.
+fn npf(cx: &mut Cx<'_>) -> Resume {
+    let (address, code) = (cx.exit.info2, cx.exit.info1);
+    cx.note(Note::PageFault { address, code });
+    let code = FaultCode::from_bits(code);
+    cx.shared.mmu_page_fault(&mut cx.vcpu.core, cx.state, address, code, cx.host)
+}
+
+/// `pf_interception`, `kvm_handle_page_fault`.
+fn page_fault(cx: &mut Cx<'_>) -> Resume {
+    let (address, code) = (cx.exit.info2, cx.exit.info1);
+    cx.note(Note::PageFault { address, code });
+    if cx.exit.access.delivering.valid {
+        // The event may be stuck on a page that is a page table no longer.
+        cx.shared.mmu.unprotect_and_retry(cx.vcpu.core.id, cx.state, address, cx.host);
+    }
+    let code = FaultCode::from_bits(code);
+    cx.shared.mmu_page_fault(&mut cx.vcpu.core, cx.state, address, code, cx.host)
+}
+
+/// `db_interception`.
+fn debug(cx: &mut Cx<'_>) -> Resume {
+    if cx.exit.insn.kind == SensitiveKind::NMI_WINDOW {
+        cx.vcpu.vmcb.nmi_window = false;
+        return Resume::GUEST;
+    }
+    cx.inject(Exception { insn_len: 0, ..cx.exit.exception })
+}
+
+fn cpuid_exit(cx: &mut Cx<'_>) -> Resume {
+    cpuid::emulate(&cx.vcpu.core.cpuid, cx.vcpu.core.id, cx.state, cx.host);
+    cx.skip()
+}
+
+fn rdmsr(cx: &mut Cx<'_>) -> Resume {
+    let result = msr::emulate_rdmsr(&mut cx.vcpu.core, cx.state, cx.host);
+    cx.complete(result)
+}
+
+fn wrmsr(cx: &mut Cx<'_>) -> Resume {
+    let index = cx.state.gpr[gpr::RCX] as u32;
+    let outcome = msr::emulate_wrmsr(&mut cx.vcpu.core, cx.state, cx.host);
+    let result = cx.apply(outcome);
+    if result.is_ok() {
+        setup::after_wrmsr(cx.vcpu, cx.state, index);
+    }
+    cx.complete(result)
+}
+
+/// `io_interception`: silicon says where the next instruction is.
+fn io_exit(cx: &mut Cx<'_>) -> Resume {
+    let info = IoInfo::from_bits(cx.exit.info1);
+    if info.string() {
+        return cx.emulate(0);
+    }
+    let insn_len = cx.exit.info2.wrapping_sub(cx.state.rip) as u8;
+    let pio = io::Pio { port: info.port(), size: info.size(), input: info.input(), insn_len };
+    io::fast_pio(&mut cx.vcpu.core, cx.state, &pio, cx.host)
+}
+
+/// `kvm_emulate_halt`.
+fn hlt(cx: &mut Cx<'_>) -> Resume {
+    if cx.shared.nrips() {
+        return io::halt(&mut cx.vcpu.core, cx.state, cx.exit.insn.len);
+    }
+    cx.skip();
+    io::block(&cx.vcpu.core, cx.state)
+}
+
+/// `kvm_emulate_hypercall`.
+fn hypercall(cx: &mut Cx<'_>) -> Resume {
+    if cx.shared.nrips() {
+        return io::hypercall(&mut cx.vcpu.core, cx.state, cx.exit.insn.len, cx.host);
+    }
+    io::answer_hypercall(&cx.vcpu.core, cx.state, cx.host);
+    cx.skip()
+}
+
+fn xsetbv(cx: &mut Cx<'_>) -> Resume {
+    let value = cx.state.gpr[gpr::RAX] & 0xffff_ffff | cx.state.gpr[gpr::RDX] << 32;
+    let index = cx.state.gpr[gpr::RCX] as u32;
+    let result = cr::xsetbv(&mut cx.vcpu.core, cx.state, index, value);
+    cx.complete(result)
+}
+
+/// Nested SVM is not modelled; without EFER.SVME its instructions are undefined.
+/// See: KVM svm/nested.c nested_svm_check_permissions()
+fn nested(cx: &mut Cx<'_>) -> Resume {
+    if cx.state.efer().svme() {
+        return not_modelled(cx);
+    }
+    cx.inject(Exception::ud())
+}
+
+/// `cr_interception`, reads.
+fn read_cr(cx: &mut Cx<'_>) -> Resume {
+    if !cx.shared.silicon.decode_assists || cx.exit.insn.kind != SensitiveKind::CR_READ {
+        return cx.emulate(0);
+    }
+    let number = cx.exit.insn.number;
+    let value = match number {
+        0 => cx.state.cr0,
+        3 => cx.state.cr3,
+        _ => cx.state.cr4,
+    };
+    cx.state.gpr[usize::from(cx.exit.insn.gpr)] = value;
+    cx.note(Note::Cr { write: false, number: number as u8, value });
+    cx.skip()
+}
+
+/// `cr_interception`, writes. Without decode assists the emulator decodes the instruction, and does the same.
+fn write_cr(cx: &mut Cx<'_>) -> Resume {
+    let insn = cx.exit.insn;
+    let value = match insn.kind {
+        SensitiveKind::CLTS => cx.state.cr0().with_ts(false).into_bits(),
+        SensitiveKind::LMSW => cr::lmsw(cx.state.cr0, insn.value),
+        _ => insn.value,
+    };
+    if cx.shared.silicon.decode_assists && insn.kind == SensitiveKind::CR_WRITE {
+        cx.note(Note::Cr { write: true, number: insn.number as u8, value });
+        let result = set_cr(cx, insn.number, value);
+        return cx.complete(result);
+    }
+    cx.emulate_with(|cx| set_cr(cx, insn.number, value))
+}
+
+fn set_cr(cx: &mut Cx<'_>, number: u32, value: u64) -> Result<(), Exception> {
+    let tdp = cx.shared.npt;
+    let core = &mut cx.vcpu.core;
+    let slots = &cx.shared.mmu.slots;
+    let outcome = match number {
+        0 => cr::set_cr0(core, cx.state, slots, value, tdp, cx.host),
+        3 => cr::set_cr3(core, cx.state, slots, value, cx.host),
+        _ => cr::set_cr4(core, cx.state, slots, value, tdp, cx.host),
+    };
+    cx.apply(outcome)
+}
+
+/// `dr_interception`: the first access lets all further ones through, until the next exit.
+fn debug_registers(cx: &mut Cx<'_>) -> Resume {
+    cx.vcpu.vmcb.debug_registers = false;
+    cx.vcpu.debug_registers_owned = true;
+    Resume::GUEST
+}
+
+/// `invlpg_interception`.
+fn invlpg(cx: &mut Cx<'_>) -> Resume {
+    let (id, gva) = (cx.vcpu.core.id, cx.exit.insn.address);
+    if cx.shared.silicon.decode_assists {
+        cx.shared.mmu.invlpg(id, gva, cx.host);
+        return cx.skip();
+    }
+    cx.emulate_with(|cx| {
+        cx.shared.mmu.invlpg(id, gva, cx.host);
+        Ok(())
+    })
+}
+
+/// `invpcid_interception`, `kvm_handle_invpcid`.
+fn invpcid(cx: &mut Cx<'_>) -> Resume {
+    let insn = cx.exit.insn;
+    let (kind, pcid, gva) = (insn.value, insn.aux, insn.aux2);
+    if !cx.vcpu.core.cpuid.has(cpuid::feature::INVPCID) {
+        return cx.inject(Exception::ud());
+    }
+    let pcide = cx.state.cr4().pcide();
+    let canonical = msr::is_canonical(gva, cx.vcpu.core.cpuid.virt_addr_bits(cx.state.cr4().la57()));
+    let legal = match kind {
+        0 => pcid >> 12 == 0 && (pcide || pcid == 0) && canonical,
+        1 => pcid >> 12 == 0 && (pcide || pcid == 0),
+        2 | 3 => true,
+        _ => false,
+    };
+    if !legal {
+        return cx.inject(Exception::gp(0));
+    }
+    let id = cx.vcpu.core.id;
+    match kind {
+        0 => cx.shared.mmu.invlpg(id, gva, cx.host),
+        1 => {
+            cx.shared.mmu.flush_current(id, cx.host);
+            cx.shared.mmu.free_roots_of_pcid(id, pcid, cx.host);
+        }
+        _ => cx.shared.mmu.flush_guest(id, cx.host),
+    }
+    cx.skip()
+}

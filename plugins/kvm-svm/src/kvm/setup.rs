@@ -1,0 +1,101 @@
+//! What KVM writes into the VMCB, and when.
+//!
+//! See: KVM arch/x86/kvm/svm/svm.c init_vmcb(), svm_set_cr0(), svm_vcpu_after_set_cpuid()
+
+use crate::{
+    silicon::vmcb::{MsrMap, Vmcb},
+    vm::{Shared, SvmVcpu},
+};
+use vmtape_abi::Host;
+use vmtape_arch::{exception::Vector, msr::Msr, regs::Cr0, vcpu::VcpuState};
+use vmtape_kvm_core::{Vcpu, cpuid::feature, cr::MmuEffect};
+use vmtape_kvm_mmu::mmu::GuestWidth;
+
+/// `svm_vcpu_create`, `init_vmcb`.
+pub fn create(shared: &Shared, id: u32) -> SvmVcpu {
+    let core = Vcpu::new(id, shared.silicon.vendor);
+    let bit = |vector: Vector| 1u32 << vector.0;
+    let mut exceptions = bit(Vector::UD) | bit(Vector::MC) | bit(Vector::AC) | bit(Vector::DB);
+    if !shared.npt {
+        exceptions |= bit(Vector::PF);
+    }
+    let vmcb = Vmcb { npt: shared.npt, cr0: true, exceptions, debug_registers: true, ..Default::default() };
+    let mut vcpu = SvmVcpu { core, vmcb, debug_registers_owned: false, exited: false };
+    after_set_cpuid(shared, &mut vcpu);
+    vcpu
+}
+
+/// `svm_vcpu_after_set_cpuid`, `init_vmcb_after_set_cpuid`, `svm_recalc_instruction_intercepts`.
+pub fn after_set_cpuid(shared: &Shared, vcpu: &mut SvmVcpu) {
+    let cpuid = &vcpu.core.cpuid;
+    let vmcb = &mut vcpu.vmcb;
+    vmcb.invpcid = !shared.npt || !cpuid.has(feature::INVPCID);
+    vmcb.rdtscp = !cpuid.has(feature::RDTSCP);
+    vmcb.msr = MsrMap {
+        spec_ctrl: false,
+        pred_cmd: cpuid.has(feature::AMD_IBPB),
+        flush_cmd: cpuid.has(feature::FLUSH_L1D),
+        sysenter: !cpuid.intel_compatible(),
+    };
+}
+
+/// `kvm_mmu_after_set_cpuid`: the guest's width, and roles anew.
+pub fn after_set_cpuid_mmu(shared: &mut Shared, vcpu: &SvmVcpu, state: &VcpuState, host: &mut dyn Host) {
+    let cpuid = &vcpu.core.cpuid;
+    // Under TDP silicon decides about 1 GiB pages. See: KVM cpuid.c kvm_vcpu_after_set_cpuid()
+    let gbpages = if shared.npt { shared.silicon.gbpages } else { cpuid.has(feature::GBPAGES) };
+    let id = vcpu.core.id;
+    shared.mmu.vcpu(id).width =
+        GuestWidth { maxphyaddr: cpuid.maxphyaddr(), gbpages, amd: cpuid.amd_compatible() };
+    shared.mmu.reset_context(id, state, host);
+}
+
+/// `svm_set_cr0`, the part that decides about CR0's intercepts: silicon runs with PG and WP under shadow paging, and
+/// never with CD or NW (KVM_X86_QUIRK_CD_NW_CLEARED).
+pub fn update_cr0_intercept(vcpu: &mut SvmVcpu, state: &VcpuState) {
+    let guest = Cr0::from_bits(state.cr0);
+    let mut silicon = guest.with_cd(false).with_nw(false);
+    if !vcpu.vmcb.npt {
+        silicon = silicon.with_pg(true).with_wp(true);
+    }
+    vcpu.vmcb.cr0 = silicon != guest;
+}
+
+/// What a WRMSR changes in the VMCB.
+pub fn after_wrmsr(vcpu: &mut SvmVcpu, state: &VcpuState, index: u32) {
+    // From the first value that is not zero on, the guest has the register to itself.
+    if Msr(index) == Msr::IA32_SPEC_CTRL && state.spec_ctrl != 0 {
+        vcpu.vmcb.msr.spec_ctrl = true;
+    }
+}
+
+/// Does to MMU and TLB what a control-register write asks for.
+pub fn apply(
+    shared: &mut Shared,
+    vcpu: &mut SvmVcpu,
+    state: &VcpuState,
+    effect: MmuEffect,
+    host: &mut dyn Host,
+) {
+    let id = vcpu.core.id;
+    update_cr0_intercept(vcpu, state);
+    if effect.new_pgd {
+        shared.mmu.new_pgd(id, state, host);
+    }
+    if effect.reset {
+        shared.mmu.reset_context(id, state, host);
+    } else {
+        shared.mmu.init(id, state);
+    }
+    if effect.unload {
+        shared.mmu.unload(id, host);
+    }
+    if effect.flush_guest || effect.unload || effect.reset {
+        shared.mmu.flush_guest(id, host);
+    } else if effect.flush_current {
+        shared.mmu.flush_current(id, host);
+        if !shared.npt && state.cr4().pcide() {
+            shared.mmu.free_roots_of_pcid(id, state.cr3 & 0xfff, host);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The rules that decide outcomes, as the plugins export them.
+
+use vmtape_abi::TableRow;
+use vmtape_arch::{note::Note, open_enum};
+
+open_enum! {
+    /// A rule by number.
+    pub struct Rule(u32) {
+        RESERVED_BY_HOST_WIDTH = 1 => "reserved-by-host-width",
+        NESTED_PAGE_FAULT = 2 => "nested-page-fault",
+        ACCESSED_BEFORE_NPF = 3 => "accessed-before-npf",
+        TABLE_WALK_IS_WRITE = 4 => "table-walk-is-write",
+        NPT4_WIDE_GPA = 5 => "npt4-wide-gpa",
+        SHADOW_FAULT = 6 => "shadow-page-fault",
+        RESERVED_BY_GUEST_WIDTH = 7 => "reserved-by-guest-width",
+        MMIO = 8 => "mmio",
+        EVENT_REINJECTED = 9 => "event-reinjected",
+        UNPROTECTED = 10 => "page-table-unprotected",
+    }
+}
+
+impl Rule {
+    /// The note that this rule decided.
+    pub fn note(self) -> Note {
+        Note::Rule { id: self.0 }
+    }
+}
+
+/// Which of the two plugins a rule belongs to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Npt,
+    Shadow,
+    Both,
+}
+
+const ROWS: &[(Rule, Of, &str, &str)] = &[
+    (
+        Rule::RESERVED_BY_HOST_WIDTH,
+        Of::Npt,
+        "The guest's tables are walked by the CPU, whose own MAXPHYADDR says which address bits are reserved",
+        "APM vol. 2 5.6.1 Page-Translation Exceptions; 15.25.6",
+    ),
+    (
+        Rule::NESTED_PAGE_FAULT,
+        Of::Npt,
+        "The nested page table has no translation, or not these rights, for a guest physical address",
+        "APM vol. 2 15.25.6 Nested versus Guest Page Faults, Fault Ordering",
+    ),
+    (
+        Rule::ACCESSED_BEFORE_NPF,
+        Of::Npt,
+        "AMD sets the guest's accessed bit (and, unverified, its dirty bit) before the nested page fault of the final \
+         address, and software cannot undo it",
+        "KVM svm/svm.c svm_hardware_setup(), commit 3edd68399dc1",
+    ),
+    (
+        Rule::TABLE_WALK_IS_WRITE,
+        Of::Npt,
+        "Reading a guest's page table counts as a user's write of the nested page",
+        "APM vol. 2 15.25.5 Nested Table Walk",
+    ),
+    (
+        Rule::NPT4_WIDE_GPA,
+        Of::Npt,
+        "Under a 4-level nested page table a guest physical address with bits 51:48 is not present",
+        "unverified",
+    ),
+    (
+        Rule::SHADOW_FAULT,
+        Of::Shadow,
+        "The CPU walks KVM's shadow page tables and every page fault exits; its error code speaks of them, not of the \
+         guest's tables",
+        "KVM svm/svm.c pf_interception(), mmu/paging_tmpl.h page_fault()",
+    ),
+    (
+        Rule::RESERVED_BY_GUEST_WIDTH,
+        Of::Shadow,
+        "KVM walks the guest's tables by software with the guest's own MAXPHYADDR and injects what that walk finds",
+        "KVM mmu/paging_tmpl.h walk_addr_generic()",
+    ),
+    (
+        Rule::MMIO,
+        Of::Both,
+        "The guest physical address is in no memory slot, or the page is write-protected: the access is emulated",
+        "KVM mmu/mmu.c kvm_handle_noslot_fault(), kvm_mmu_page_fault()",
+    ),
+    (
+        Rule::EVENT_REINJECTED,
+        Of::Both,
+        "An exit interrupted the delivery of an event, which is injected again",
+        "KVM svm/svm.c svm_complete_interrupts()",
+    ),
+    (
+        Rule::UNPROTECTED,
+        Of::Shadow,
+        "The instruction does not look like one that edits page tables: the page is no longer shadowed, and the guest \
+         tries again",
+        "KVM mmu/mmu.c __kvm_mmu_unprotect_gfn_and_retry()",
+    ),
+];
+
+/// The table that a plugin exports.
+pub fn rows(npt: bool) -> Vec<TableRow> {
+    let mine = if npt { Of::Npt } else { Of::Shadow };
+    ROWS.iter()
+        .filter(|(_, of, ..)| *of == mine || *of == Of::Both)
+        .map(|(rule, _, text, source)| TableRow {
+            id: rule.0,
+            name: rule.name().unwrap_or_default().into(),
+            text: (*text).into(),
+            source: (*source).into(),
+            value: String::new(),
+        })
+        .collect()
+}
