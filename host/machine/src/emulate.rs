@@ -62,16 +62,8 @@ fn execute(
 ) -> Emulated {
     let mut cpu = services.emulator.take().unwrap_or_else(|| Cpu::new(CpuConfig::default()));
     let ram = services.ram().clone();
-    let mut env = EmulatorEnv {
-        services,
-        mmu,
-        vcpu,
-        request,
-        ram,
-        writes: Vec::new(),
-        user_writes: 0,
-        user_mmio: false,
-    };
+    let mut env =
+        EmulatorEnv { services, mmu, vcpu, ram, writes: Vec::new(), user_writes: 0, user_mmio: false };
     let bytes = &result.insn[..usize::from(result.insn_len)];
     let emulation = cpu.step_emulated(state, &mut env, Some(bytes));
     let EmulatorEnv { writes, user_writes, user_mmio, .. } = env;
@@ -231,7 +223,6 @@ struct EmulatorEnv<'a> {
     services: &'a mut Services,
     mmu: &'a mut dyn EmulatorMmu,
     vcpu: u32,
-    request: &'a EmulateRequest,
     ram: Ram,
     /// RAM that is about to be written: gpa, hpa, bytes.
     writes: Vec<(u64, u64, u8)>,
@@ -242,12 +233,6 @@ struct EmulatorEnv<'a> {
 
 impl EmulatorEnv<'_> {
     fn translate(&mut self, state: &VcpuState, access: &Access) -> Result<Translation, Exception> {
-        let gpa = self.request.gpa;
-        // See: KVM x86.c emulator_read_write_onepage(), emulator_can_use_gpa()
-        if self.request.flags & emultype::PF != 0 && access.gva % PAGE_SIZE == gpa % PAGE_SIZE {
-            let hpa = self.services.memory.hpa(gpa);
-            return Ok(Translation { gpa, hpa: hpa.unwrap_or(0), ram: hpa.is_some(), pad: [0; 7] });
-        }
         self.mmu.translate(state, access, self.services)
     }
 

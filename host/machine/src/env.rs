@@ -55,7 +55,7 @@ impl Env for GuestEnv<'_> {
             Verdict::FAULT => Err(Interrupted::Fault(answer.fault)),
             _ => {
                 self.exit.stimulus = StimulusKind::ACCESS;
-                self.exit.access = *access;
+                self.exit.access = Access { delivering: state.delivering, ..*access };
                 Err(Interrupted::Exit)
             }
         }

@@ -179,7 +179,8 @@ pub trait Host {
     /// Accesses a device. False: nobody claimed it (an unclaimed userspace read still fills `data` with ones).
     fn bus(&mut self, vcpu: u32, op: &mut BusOp) -> bool;
 
-    /// The highest pending interrupt that the vCPU's APIC or PIC would deliver now; `ack` takes it.
+    /// The highest pending interrupt that the vCPU's APIC or PIC would deliver now; `ack` takes it. Zero without `ack`: the
+    /// PIC's, whose vector is known only once it is taken.
     fn interrupt(&mut self, vcpu: u32, ack: bool) -> Option<u8>;
 
     /// Whether an NMI is pending; `ack` takes it.

@@ -12,6 +12,8 @@ use vmtape_arch::{
     vcpu::VcpuState,
 };
 
+/// What `Host::interrupt` says of the PIC's interrupt, whose vector is known only once it is taken.
+const EXTINT: u8 = 0;
 /// DR7.GD: general detect.
 const DR7_GD: u64 = 1 << 13;
 /// DR6 bits that are one when the condition did not happen.
@@ -207,10 +209,9 @@ impl Events {
             }
             requests.nmi = host.nmi(vcpu, false);
         }
-        if windows.virtual_interrupts {
-            return requests;
-        }
-        if host.interrupt(vcpu, false).is_some() {
+        // Silicon delivers the local APIC's interrupts by itself then, but not the PIC's.
+        let injectable = |vector: &u8| !windows.virtual_interrupts || *vector == EXTINT;
+        if host.interrupt(vcpu, false).filter(injectable).is_some() {
             if can_inject
                 && windows.interrupt
                 && let Some(vector) = host.interrupt(vcpu, true)
@@ -219,7 +220,7 @@ impl Events {
                 self.interrupt = Some(interrupt);
                 inject_interrupt(vcpu, state, interrupt, false, host);
             }
-            requests.interrupt = host.interrupt(vcpu, false).is_some();
+            requests.interrupt = host.interrupt(vcpu, false).filter(injectable).is_some();
         }
         requests
     }

@@ -3,34 +3,28 @@
 use crate::{
     kvm::{self, Cx, setup},
     rules::Rule,
-    silicon::{
-        apic,
-        controls::ApicMode,
-        exits,
-        nested::{EptExit, GuestTables},
-    },
-    vm::{Saved, Shared, Vm, VmxVcpu, apic_access_hpa},
+    silicon::{apic, controls::ApicMode, exits},
+    vm::{Saved, Shared, Vm, VmxVcpu},
 };
 use vmtape_abi::{Backend, Errno, Host, MemoryRegion};
 use vmtape_arch::{
     access::{Access, Answer, Mapping, MappingKind, Verdict},
     cpuid::CpuidEntry,
-    event::Event,
-    exception::{Exception, PageFaultError, Vector},
+    exception::Exception,
     exit::{Exit, Resume, ResumeKind},
     note::{Note, NoteKind},
-    paging::Eptp,
     sensitive::{Sensitive, SensitiveKind},
     vcpu::{Activity, VcpuState},
 };
 use vmtape_kvm_core::{
-    caps, cpuid,
+    caps,
     events::{self, Windows},
     msr, supported,
 };
-use vmtape_kvm_mmu::walk::{AdPolicy, Failure, Paging, Steps, Walk, WalkAccess, walk};
-
-const PAGE_MASK: u64 = !0xfff;
+use vmtape_kvm_mmu::{
+    tdp::silicon::{GuestAccess, note_steps},
+    walk::WalkAccess,
+};
 
 impl Vm {
     fn parts(&mut self, vcpu: u32) -> (&mut Shared, &mut VmxVcpu) {
@@ -48,7 +42,12 @@ impl Backend for Vm {
     }
 
     fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry> {
-        supported::supported_cpuid(silicon, &self.shared.silicon, self.shared.ept(), self.shared.silicon.ept_levels)
+        supported::supported_cpuid(
+            silicon,
+            &self.shared.silicon,
+            self.shared.ept(),
+            self.shared.silicon.ept_levels,
+        )
     }
 
     fn set_memory_region(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno> {
@@ -105,7 +104,7 @@ impl Backend for Vm {
         let (shared, v) = self.parts(vcpu);
         let effect = msr::set(&mut v.core, state, index, data, true, host).map_err(|_| Errno::EINVAL)?;
         setup::after_wrmsr(shared, v, state, index);
-        setup::apply(shared, v, state, effect, host);
+        setup::apply(shared, vcpu, state, effect, host);
         state.intercepts = v.controls.intercepts();
         Ok(())
     }
@@ -143,44 +142,22 @@ impl Backend for Vm {
     ) -> Answer {
         let (shared, v) = self.parts(vcpu);
         if !shared.ept() {
-            return shadow_access(shared, v, state, access, host);
+            return shadow_access(shared, v, state, access);
         }
-        let paging = Paging::of(state, shared.silicon.phys_bits, shared.silicon.gbpages, false);
-        let wanted = WalkAccess::from(access);
-        let mut tables = GuestTables {
-            silicon: shared.ept_silicon(),
-            eptp: Eptp::from_bits(v.controls.eptp),
-            advanced: shared.silicon.ept_advanced,
-            memory: &mut shared.mmu,
-            host,
-            found: None,
-        };
-        let result = walk(&paging, access.gva, &wanted, AdPolicy::AfterTranslation, &mut tables);
-        let found = tables.found;
+        let (result, steps) = shared.mmu.tdp_access(vcpu, state, access.gva, &WalkAccess::from(access), host);
         match result {
-            Ok(walk) => {
-                let found = found.expect("a walk that ends has translated its final address");
-                let apic_page = found.hpa & PAGE_MASK == apic_access_hpa(&shared.silicon);
-                let mut mapping = mapping(&paging, &walk, &wanted);
-                mapping.hpa = found.hpa & PAGE_MASK;
-                mapping.read &= found.rights.r;
-                mapping.write &= found.rights.w && found.dirty;
-                mapping.fetch &= found.rights.x;
-                mapping.kind = page_kind(apic_page, v.controls.apic);
-                native(mapping)
-            }
-            Err(Failure::Fault { error, steps }) => {
+            GuestAccess::Mapped(mapping) => native(mapping, v.controls.apic),
+            GuestAccess::Fault(error) => {
                 if error.rsvd() && host.wants(NoteKind::RULE) {
                     host.note(vcpu, Rule::RESERVED_BY_HOST_WIDTH.note());
-                    note_steps(vcpu, &steps, host);
                 }
                 fault(Exception::pf(access.gva, error))
             }
-            Err(Failure::Stopped { stop, steps }) => {
-                *exit = exits::ept(stop, state, access);
+            GuestAccess::Nested(stop) => {
+                *exit = exits::ept(&stop, shared.silicon.ept_advanced, state, access);
                 note_steps(vcpu, &steps, host);
                 if host.wants(NoteKind::RULE) {
-                    host.note(vcpu, rule_of(&stop).note());
+                    host.note(vcpu, shared.ept_rule(vcpu, &stop).note());
                 }
                 Answer { verdict: Verdict::EXIT, ..Default::default() }
             }
@@ -266,7 +243,7 @@ impl Backend for Vm {
         let requests = v.core.events.check_and_inject(vcpu, state, windows, host);
         v.controls.interrupt_window = requests.interrupt;
         v.controls.nmi_window = requests.nmi;
-        setup::load_mmu(shared, v, state, host);
+        shared.mmu.reload(vcpu, state, host);
         let intercepts = v.controls.intercepts();
         if state.intercepts != intercepts {
             state.intercepts = intercepts;
@@ -286,69 +263,22 @@ impl Backend for Vm {
 }
 
 /// Without EPT: the CPU walks KVM's shadow page tables, with its own width.
-fn shadow_access(
-    shared: &mut Shared,
-    v: &VmxVcpu,
-    state: &VcpuState,
-    access: &Access,
-    host: &mut dyn Host,
-) -> Answer {
-    match shared.mmu.shadow_walk(v.core.id, state, access, host) {
-        Ok(mut mapping) => {
-            let apic_page = mapping.hpa == apic_access_hpa(&shared.silicon);
-            mapping.kind = page_kind(apic_page, v.controls.apic);
-            native(mapping)
-        }
-        Err(error) => fault(Exception::pf(access.gva, error)),
+fn shadow_access(shared: &mut Shared, v: &VmxVcpu, state: &VcpuState, access: &Access) -> Answer {
+    match shared.mmu.shadow_access(v.core.id, state, access.gva, &WalkAccess::from(access)) {
+        GuestAccess::Mapped(mapping) => native(mapping, v.controls.apic),
+        GuestAccess::Fault(error) => fault(Exception::pf(access.gva, error)),
+        GuestAccess::Nested(_) => unreachable!("there are no nested tables without EPT"),
     }
 }
 
-fn page_kind(apic_page: bool, mode: ApicMode) -> MappingKind {
-    match (apic_page, mode) {
-        (true, ApicMode::Access) => MappingKind::APIC_PAGE,
-        // The page itself is memory that nothing else shares.
-        (true, _) => MappingKind::DEVICE,
-        _ => MappingKind::RAM,
+/// The APIC-access page is one only while the control is set; otherwise it is memory that nothing else shares.
+fn native(mut mapping: Mapping, mode: ApicMode) -> Answer {
+    if mapping.kind == MappingKind::APIC_PAGE && mode != ApicMode::Access {
+        mapping.kind = MappingKind::DEVICE;
     }
-}
-
-/// The mapping that the guest's own tables give.
-fn mapping(paging: &Paging, walk: &Walk, access: &WalkAccess) -> Mapping {
-    let [read, write, fetch] = paging.rights(walk.acc, walk.pkey, access);
-    Mapping {
-        gpa: walk.gpa & PAGE_MASK,
-        read,
-        write: write && walk.dirty,
-        fetch,
-        global: walk.global,
-        guest_page_shift: walk.page_shift,
-        ..Default::default()
-    }
-}
-
-fn native(mapping: Mapping) -> Answer {
     Answer { verdict: Verdict::NATIVE, mapping, ..Default::default() }
 }
 
 fn fault(fault: Exception) -> Answer {
     Answer { verdict: Verdict::FAULT, fault, ..Default::default() }
-}
-
-/// The walk that led to an exit, for the tape.
-fn note_steps(vcpu: u32, steps: &Steps, host: &mut dyn Host) {
-    if !host.wants(NoteKind::SILICON_STEP) {
-        return;
-    }
-    for step in steps.iter() {
-        let (gpa, before, after, level) = (step.address, step.before, step.after, step.level);
-        host.note(vcpu, Note::SiliconStep { gpa, before, after, level });
-    }
-}
-
-fn rule_of(stop: &EptExit) -> Rule {
-    match stop {
-        EptExit::Violation { wide: true, .. } => Rule::EPT4_WIDE_GPA,
-        EptExit::Violation { .. } => Rule::EPT_VIOLATION,
-        EptExit::Misconfiguration { .. } => Rule::EPT_MISCONFIG,
-    }
 }

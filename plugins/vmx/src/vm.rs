@@ -1,15 +1,15 @@
 //! A VM under `kvm_intel`: what its vCPUs share, and what each has.
 
-use crate::{
-    rules::Rule,
-    silicon::{controls::Controls, ept::EptSilicon},
-};
+use crate::{rules::Rule, silicon::controls::Controls};
 use serde::{Deserialize, Serialize};
 use vmtape_abi::{EmulateRequest, Host, VmConfig, emultype};
 use vmtape_arch::{
+    access::AccessKind,
     exception::{Exception, PageFaultError},
     exit::Resume,
     host::{Silicon, Vendor},
+    note::NoteKind,
+    paging::bits,
     vcpu::VcpuState,
 };
 use vmtape_kvm_core::{
@@ -21,6 +21,9 @@ use vmtape_kvm_mmu::{
     mmu::{Config, Mmu},
     slots::Slots,
     spte::Format,
+    tdp::silicon::{NestedFault, NestedStop},
+    walk::WalkAccess,
+    walker::writes_page_tables,
 };
 
 /// APIC_ACCESS_PAGE_PRIVATE_MEMSLOT and where it is.
@@ -140,13 +143,13 @@ impl Shared {
         &self.mmu.slots
     }
 
-    /// What the CPU's EPT can do.
-    pub fn ept_silicon(&self) -> EptSilicon {
-        EptSilicon {
-            maxphyaddr: self.silicon.phys_bits,
-            execute_only: true,
-            gbpages: self.silicon.gbpages,
-            wide_gpa_violates: self.options.on(Switch::EPT4_WIDE_GPA_VIOLATION),
+    /// The rule by which EPT refused an access.
+    pub fn ept_rule(&mut self, vcpu: u32, stop: &NestedStop) -> Rule {
+        let wide = stop.gpa & bits(48, 51) != 0 && self.mmu.tdp_level(vcpu) == 4;
+        match stop.fault {
+            NestedFault::Misconfiguration => Rule::EPT_MISCONFIG,
+            _ if wide && self.mmu.config.wide_gpa_faults => Rule::EPT4_WIDE_GPA,
+            _ => Rule::EPT_VIOLATION,
         }
     }
 
@@ -166,11 +169,21 @@ impl Shared {
                 Resume::GUEST
             }
             Handled::Errno(errno) => Resume::errno(errno),
+            Handled::EmulateOrRetry if self.retries(vcpu.id, state, address, host) => Resume::GUEST,
             Handled::Emulate | Handled::EmulateOrRetry => {
-                host.note(vcpu.id, Rule::MMIO.note());
+                if self.ept() && host.wants(NoteKind::RULE) && self.slots().find(address).is_none() {
+                    host.note(vcpu.id, Rule::MMIO.note());
+                }
                 self.emulate(vcpu, state, emultype::PF, Some(address), host)
             }
         }
+    }
+
+    /// `retry_instruction`: an instruction that is not made for page tables writes a shadowed page, which is no longer a
+    /// page table then.
+    fn retries(&mut self, id: u32, state: &VcpuState, address: u64, host: &mut dyn Host) -> bool {
+        let insn = self.mmu.peek_instruction(id, state, host);
+        !writes_page_tables(&insn) && self.mmu.unprotect_and_retry(id, state, address, host)
     }
 
     /// `x86_emulate_instruction`. `address`: what an exit with EMULTYPE_PF reported.
@@ -182,12 +195,15 @@ impl Shared {
         address: Option<u64>,
         host: &mut dyn Host,
     ) -> Resume {
-        let address = address.unwrap_or(0);
-        let (gva, gpa) = if self.ept() { (0, address) } else { (address, 0) };
-        let request = EmulateRequest { flags, gva, gpa, ..Default::default() };
-        let known = address != 0 || flags & emultype::PF != 0;
-        let id = vcpu.id;
-        let mut emulator = self.mmu.emulator(id, (known && self.mmu.config.tdp).then_some(gpa));
+        let tdp = self.ept();
+        let request = EmulateRequest {
+            flags,
+            gva: address.filter(|_| !tdp).unwrap_or(0),
+            gpa: address.filter(|_| tdp).unwrap_or(0),
+            ..Default::default()
+        };
+        let exit_gpa = address.filter(|_| self.mmu.vcpu(vcpu.id).root_role.direct());
+        let mut emulator = self.mmu.emulator(vcpu.id, exit_gpa);
         emulate::x86_emulate(vcpu, state, &request, &mut emulator, host)
     }
 
@@ -204,7 +220,13 @@ impl Shared {
         if !error.p() {
             return unchanged;
         }
-        match self.mmu.gva_to_gpa(vcpu.id, state, gva, error, host) {
+        let kind = match () {
+            () if error.w() => AccessKind::WRITE,
+            () if error.i() => AccessKind::FETCH,
+            () => AccessKind::READ,
+        };
+        let access = WalkAccess { kind, user: error.u(), implicit: false };
+        match self.mmu.walk_guest(vcpu.id, state, gva, &access, access.pferr(), host) {
             Ok(_) => unchanged,
             Err(exception) => exception,
         }

@@ -5,18 +5,16 @@
 use super::setup;
 use crate::{
     rules::Rule,
-    silicon::{
-        apic::reg,
-        exits::{ApicQualification, CrQualification, DrQualification, IoQualification},
-    },
+    silicon::apic::reg,
     vm::{Shared, VmxVcpu},
 };
-use vmtape_abi::{BusOp, BusSpace, FlushScope, Host, emultype};
+use vmtape_abi::{BusOp, BusSpace, Host, emultype};
 use vmtape_arch::{
     event::EventKind,
     exception::{Exception, PageFaultError, Vector},
     exit::{EptQualification, Exit, Resume, ResumeKind, VmxReason},
     note::Note,
+    qualification::{ApicQualification, CrQualification, DrQualification, IoQualification},
     regs::{Cr4, Dr6},
     vcpu::{VcpuState, gpr},
 };
@@ -112,7 +110,10 @@ pub fn handle(cx: &mut Cx<'_>) -> Resume {
 /// See: KVM vmx/vmx.c __vmx_handle_exit()
 fn may_interrupt_delivery(reason: VmxReason) -> bool {
     use VmxReason as R;
-    matches!(reason, R::EXCEPTION_NMI | R::EPT_VIOLATION | R::PML_FULL | R::APIC_ACCESS | R::TASK_SWITCH | R::NOTIFY)
+    matches!(
+        reason,
+        R::EXCEPTION_NMI | R::EPT_VIOLATION | R::PML_FULL | R::APIC_ACCESS | R::TASK_SWITCH | R::NOTIFY
+    )
 }
 
 fn delivery_error(cx: &mut Cx<'_>, reason: VmxReason) -> Resume {
@@ -151,7 +152,7 @@ impl Cx<'_> {
     /// Does what a control-register write asks of the MMU and the TLB.
     fn apply(&mut self, result: cr::Outcome) -> Result<(), Exception> {
         let effect = result?;
-        setup::apply(self.shared, self.vcpu, self.state, effect, self.host);
+        setup::apply(self.shared, self.vcpu.core.id, self.state, effect, self.host);
         Ok(())
     }
 }
@@ -352,7 +353,9 @@ fn debug(cx: &mut Cx<'_>) -> Resume {
         // The exit is on the ICEBP itself, whose #DB is a trap.
         cx.state.rip = cx.state.rip.wrapping_add(cx.exit.exception.insn_len.into());
         vmtape_kvm_core::vcpu::clear_shadow(cx.state);
-    } else if cx.state.rflags().tf() && (cx.state.interruptibility.sti() || cx.state.interruptibility.mov_ss()) {
+    } else if cx.state.rflags().tf()
+        && (cx.state.interruptibility.sti() || cx.state.interruptibility.mov_ss())
+    {
         // Silicon does not set the bit in this case, and VM entry would fail without it.
         cx.state.pending_debug |= Dr6::new().with_bs(true).into_bits();
     }
@@ -392,7 +395,13 @@ fn ept_violation(cx: &mut Cx<'_>) -> Resume {
 
 /// `handle_ept_misconfig`. There are no devices on KVM's fast MMIO bus.
 fn ept_misconfig(cx: &mut Cx<'_>) -> Resume {
-    cx.shared.mmu_page_fault(&mut cx.vcpu.core, cx.state, cx.exit.gpa, FaultCode::new().with_rsvd(true), cx.host)
+    cx.shared.mmu_page_fault(
+        &mut cx.vcpu.core,
+        cx.state,
+        cx.exit.gpa,
+        FaultCode::new().with_rsvd(true),
+        cx.host,
+    )
 }
 
 /// `handle_apic_access`.
@@ -416,15 +425,21 @@ fn apic_write(cx: &mut Cx<'_>) -> Resume {
 /// `kvm_apic_write_nodecode` and `kvm_lapic_set_eoi`: the register of the local APIC itself.
 fn write_apic(cx: &mut Cx<'_>, register: u32, value: u64) {
     let address = (cx.vcpu.core.apic_base & !0xfff) + u64::from(register);
-    let mut op =
-        BusOp { space: BusSpace::KERNEL_MMIO, write: true, size: 4, address, data: value & 0xffff_ffff, pad: 0 };
+    let mut op = BusOp {
+        space: BusSpace::KERNEL_MMIO,
+        write: true,
+        size: 4,
+        address,
+        data: value & 0xffff_ffff,
+        pad: 0,
+    };
     cx.host.bus(cx.vcpu.core.id, &mut op);
 }
 
 /// `handle_invlpg`, without EPT.
 fn invlpg(cx: &mut Cx<'_>) -> Resume {
     let gva = cx.exit.info1;
-    cx.shared.invalidate_gva(&mut cx.vcpu.core, cx.state, gva, cx.host);
+    cx.shared.mmu.invlpg(cx.vcpu.core.id, gva, cx.host);
     cx.skip()
 }
 
@@ -446,13 +461,14 @@ fn invpcid(cx: &mut Cx<'_>) -> Resume {
     if !legal {
         return cx.inject(Exception::gp(0));
     }
+    let (id, mmu) = (cx.vcpu.core.id, &mut cx.shared.mmu);
     match kind {
-        0 => cx.shared.invalidate_gva(&mut cx.vcpu.core, cx.state, gva, cx.host),
-        _ => {
-            let id = cx.vcpu.core.id;
-            cx.shared.sync_roots(&mut cx.vcpu.core, cx.state, cx.host);
-            cx.host.flush_tlb(id, FlushScope::ALL, 0);
+        0 => mmu.invlpg(id, gva, cx.host),
+        1 => {
+            mmu.free_roots_of_pcid(id, pcid, cx.host);
+            mmu.flush_current(id, cx.host);
         }
+        _ => mmu.flush_guest(id, cx.host),
     }
     cx.skip()
 }

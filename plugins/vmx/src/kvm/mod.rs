@@ -1,7 +1,6 @@
 //! What `kvm_intel` does: exit handlers, and what it writes into the controls.
 
 pub mod handlers;
-pub mod mmio;
 pub mod setup;
 
 pub use handlers::{Cx, handle};

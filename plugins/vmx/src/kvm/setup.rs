@@ -18,6 +18,7 @@ use vmtape_kvm_core::{
     cr::{self, MmuEffect},
     profile::Switch,
 };
+use vmtape_kvm_mmu::mmu::GuestWidth;
 
 /// RDRAND and RDSEED in the guest's CPUID: without them the instructions exit.
 const RDRAND: Feature = Feature(1, 0, vmtape_kvm_core::cpuid::Reg::Ecx, 30);
@@ -85,6 +86,16 @@ pub fn update_apic_mode(shared: &Shared, vcpu: &mut VmxVcpu) {
     vcpu.controls.apicv = apicv;
 }
 
+/// `kvm_mmu_after_set_cpuid`.
+pub fn after_set_cpuid_mmu(shared: &mut Shared, vcpu: &VmxVcpu, state: &VcpuState, host: &mut dyn Host) {
+    let cpuid = &vcpu.core.cpuid;
+    // Under EPT the CPU decides whether 1 GiB pages exist, whatever the guest is told.
+    let gbpages = if shared.ept() { shared.silicon.gbpages } else { cpuid.has(feature::GBPAGES) };
+    shared.mmu.vcpu(vcpu.core.id).width =
+        GuestWidth { maxphyaddr: cpuid.maxphyaddr(), gbpages, amd: cpuid.amd_compatible() };
+    shared.mmu.reset_context(vcpu.core.id, state, host);
+}
+
 /// What a WRMSR changes in the controls.
 pub fn after_wrmsr(shared: &Shared, vcpu: &mut VmxVcpu, state: &VcpuState, index: u32) {
     match Msr(index) {
@@ -96,28 +107,24 @@ pub fn after_wrmsr(shared: &Shared, vcpu: &mut VmxVcpu, state: &VcpuState, index
 }
 
 /// Does to MMU and TLB what a control-register write asks for.
-pub fn apply(
-    shared: &mut Shared,
-    vcpu: &mut VmxVcpu,
-    state: &mut VcpuState,
-    effect: MmuEffect,
-    host: &mut dyn Host,
-) {
-    let id = vcpu.core.id;
+pub fn apply(shared: &mut Shared, id: u32, state: &VcpuState, effect: MmuEffect, host: &mut dyn Host) {
+    let mmu = &mut shared.mmu;
     if effect.new_pgd {
-        shared.mmu.new_pgd(id, state, host);
+        mmu.new_pgd(id, state, host);
     }
     if effect.reset {
-        shared.mmu.reset_context(id, state, host);
+        mmu.reset_context(id, state, host);
     }
     if effect.unload {
-        shared.mmu.unload(id, host);
+        mmu.unload(id, host);
     }
-    if effect.flush_guest || effect.unload || effect.reset {
-        shared.mmu.sync_roots(id, state, host);
+    if effect.flush_guest {
+        mmu.flush_guest(id, host);
+    } else if effect.flush_current {
+        mmu.flush_current(id, host);
+    }
+    // What silicon cached under the old paging mode is of no use; a changed CR3 alone keeps global entries.
+    if effect.reset || effect.unload {
         host.flush_tlb(id, FlushScope::ALL, 0);
-    } else if effect.flush_current || effect.new_pgd {
-        shared.mmu.sync_roots(id, state, host);
-        host.flush_tlb(id, FlushScope::NON_GLOBAL, 0);
     }
 }

@@ -44,8 +44,6 @@ pub struct Controls {
     pub apicv: bool,
     /// The MSR bitmaps where KVM changes them.
     pub msr: MsrBitmap,
-    /// EPT pointer; zero: EPT is off.
-    pub eptp: u64,
 }
 
 /// Which MSRs KVM has let through so far, beyond those that it always does.
@@ -70,7 +68,9 @@ impl Controls {
             Msr::IA32_SYSENTER_CS | Msr::IA32_SYSENTER_ESP | Msr::IA32_SYSENTER_EIP => false,
             Msr::IA32_SPEC_CTRL => !self.msr.spec_ctrl,
             Msr(0x808) => self.apic != ApicMode::X2Apic,
-            Msr(0x800..=0x83f) => self.apic != ApicMode::X2Apic || !self.apicv || !is_virtual_x2apic_read(index),
+            Msr(0x800..=0x83f) => {
+                self.apic != ApicMode::X2Apic || !self.apicv || !is_virtual_x2apic_read(index)
+            }
             _ => true,
         }
     }
@@ -127,8 +127,26 @@ impl Controls {
         use SensitiveKind as K;
         let mut intercepts = Intercepts { exceptions: self.exceptions, ..Default::default() };
         let always = [
-            K::CPUID, K::RDMSR, K::WRMSR, K::CR_WRITE, K::LMSW, K::HLT, K::IN, K::OUT, K::INS, K::OUTS, K::RDPMC,
-            K::WBINVD, K::INVD, K::MONITOR, K::MWAIT, K::VMCALL, K::XSETBV, K::VMX, K::TASK_SWITCH, K::TRIPLE_FAULT,
+            K::CPUID,
+            K::RDMSR,
+            K::WRMSR,
+            K::CR_WRITE,
+            K::LMSW,
+            K::HLT,
+            K::IN,
+            K::OUT,
+            K::INS,
+            K::OUTS,
+            K::RDPMC,
+            K::WBINVD,
+            K::INVD,
+            K::MONITOR,
+            K::MWAIT,
+            K::VMCALL,
+            K::XSETBV,
+            K::VMX,
+            K::TASK_SWITCH,
+            K::TRIPLE_FAULT,
             K::GETSEC,
         ];
         always.into_iter().for_each(|kind| intercepts.set(kind, true));
@@ -160,7 +178,8 @@ pub fn cr0_guest_owned(ept: bool) -> u64 {
 /// CR4 bits that KVM lets a guest own. See: KVM kvm_cache_regs.h KVM_POSSIBLE_CR4_GUEST_BITS, vmx/vmx.c
 /// set_cr4_guest_host_mask()
 pub fn cr4_guest_owned(ept: bool, reserved: u64) -> u64 {
-    let possible = Cr4::new().with_pvi(true).with_de(true).with_pce(true).with_osfxsr(true).with_osxmmexcpt(true);
+    let possible =
+        Cr4::new().with_pvi(true).with_de(true).with_pce(true).with_osfxsr(true).with_osxmmexcpt(true);
     let possible = possible.with_pge(ept).with_tsd(true).with_fsgsbase(true);
     possible.into_bits() & !reserved
 }

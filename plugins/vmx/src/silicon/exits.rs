@@ -2,77 +2,16 @@
 //!
 //! See: SDM vol. 3C 28.2.1 Basic VM-Exit Information
 
-use super::nested::EptExit;
-use bitfield_struct::bitfield;
 use vmtape_arch::{
     access::Access,
     event::EventKind,
     exception::{Exception, Vector},
     exit::{Exit, Isa, StimulusKind, VmxReason},
+    qualification::{ApicQualification, CrQualification, DrQualification, IoQualification},
     sensitive::{Sensitive, SensitiveKind},
     vcpu::VcpuState,
 };
-
-/// Exit qualification of a control-register access. See: SDM vol. 3C Table 28-3
-#[bitfield(u64)]
-pub struct CrQualification {
-    #[bits(4)]
-    pub number: u8,
-    /// 0 MOV to CR, 1 MOV from CR, 2 CLTS, 3 LMSW.
-    #[bits(2)]
-    pub kind: u8,
-    pub lmsw_memory: bool,
-    __: bool,
-    #[bits(4)]
-    pub gpr: u8,
-    #[bits(4)]
-    __: u8,
-    pub lmsw_source: u16,
-    __: u32,
-}
-
-/// Exit qualification of MOV DR. See: SDM vol. 3C Table 28-4
-#[bitfield(u64)]
-pub struct DrQualification {
-    #[bits(3)]
-    pub number: u8,
-    __: bool,
-    /// MOV from DR.
-    pub read: bool,
-    #[bits(3)]
-    __: u8,
-    #[bits(4)]
-    pub gpr: u8,
-    #[bits(52)]
-    __: u64,
-}
-
-/// Exit qualification of an I/O instruction. See: SDM vol. 3C Table 28-5
-#[bitfield(u64)]
-pub struct IoQualification {
-    #[bits(3)]
-    pub size_minus_one: u8,
-    pub input: bool,
-    pub string: bool,
-    pub rep: bool,
-    pub immediate: bool,
-    #[bits(9)]
-    __: u16,
-    pub port: u16,
-    __: u32,
-}
-
-/// Exit qualification of an APIC access. See: SDM vol. 3C Table 28-6
-#[bitfield(u64)]
-pub struct ApicQualification {
-    #[bits(12)]
-    pub offset: u16,
-    /// 0 linear read, 1 linear write, 2 fetch, 3 during event delivery.
-    #[bits(4)]
-    pub kind: u8,
-    #[bits(48)]
-    __: u64,
-}
+use vmtape_kvm_mmu::tdp::silicon::{NestedFault, NestedStop};
 
 /// The parts that all exits share. The event in delivery goes along whatever the stimulus: its error code and
 /// instruction length are fields of the VMCS too.
@@ -82,14 +21,14 @@ fn base(reason: VmxReason, state: &VcpuState, stimulus: StimulusKind) -> Exit {
     Exit { isa: Isa::VMX, reason: reason.0, info2, stimulus, access, ..Default::default() }
 }
 
-/// The exit for an EPT fault.
-pub fn ept(fault: EptExit, state: &VcpuState, access: &Access) -> Exit {
-    let (reason, info1, gpa) = match fault {
-        EptExit::Violation { gpa, qualification, .. } => (VmxReason::EPT_VIOLATION, qualification.into_bits(), gpa),
-        EptExit::Misconfiguration { gpa } => (VmxReason::EPT_MISCONFIG, 0, gpa),
+/// The exit for an EPT fault in the middle of an access.
+pub fn ept(stop: &NestedStop, advanced: bool, state: &VcpuState, access: &Access) -> Exit {
+    let (reason, info1) = match stop.fault {
+        NestedFault::Misconfiguration => (VmxReason::EPT_MISCONFIG, 0),
+        _ => (VmxReason::EPT_VIOLATION, stop.qualification(advanced).into_bits()),
     };
     let access = Access { delivering: state.delivering, ..*access };
-    Exit { info1, gpa, gva: access.gva, access, ..base(reason, state, StimulusKind::ACCESS) }
+    Exit { info1, gpa: stop.gpa, gva: access.gva, access, ..base(reason, state, StimulusKind::ACCESS) }
 }
 
 /// The exit for an exception. See: SDM vol. 3C 28.2.2 Information for VM Exits Due to Vectored Events

@@ -1,9 +1,8 @@
-//! What the CPU does: the two-dimensional walk, and which instructions, exceptions and accesses leave the guest.
+//! What the CPU does: which instructions, exceptions and accesses leave the guest, and what the exit says. The walk
+//! itself is that of the `kvm-mmu` crate.
 
 pub mod apic;
 pub mod controls;
-pub mod ept;
 pub mod exits;
-pub mod nested;
 #[cfg(test)]
 mod tests;
