@@ -4,7 +4,7 @@ use vmtape_arch::{
     exit::{Exit, Isa, Resume, ResumeKind, reason_name},
     note::Note,
 };
-use vmtape_traces::{ExitGroup, event::End};
+use vmtape_traces::{ExitGroup, event::End, text::note_text};
 
 /// The name of an exit's reason.
 pub fn reason(exit: &Exit) -> String {
@@ -65,48 +65,19 @@ pub fn group_lines(group: &ExitGroup) -> Vec<String> {
 /// A note in the words of its trace event.
 pub fn note_line(note: &Note) -> String {
     let kind = note.to_raw().kind;
-    let rw = |write: bool| if write { "write" } else { "read" };
-    let text = match *note {
-        Note::PageFault { address, code } => format!("address {address:#x} error_code {code:#x}"),
-        Note::Cpuid { function, index, eax, ebx, ecx, edx, .. } => {
-            format!("func {function:x} idx {index:x} rax {eax:x} rbx {ebx:x} rcx {ecx:x} rdx {edx:x}")
+    let text = note_text(note, 0, 0).unwrap_or_else(|| match *note {
+        Note::SiliconStep { gpa, before, after, level } if before == after => {
+            format!("level {level} at {gpa:#x}: {before:#x}")
         }
-        Note::Msr { write, index, data, exception } => {
-            let fault = if exception { " (#GP)" } else { "" };
-            format!("msr_{} {index:x} = {data:#x}{fault}", rw(write))
-        }
-        Note::Cr { write, number, value } => format!("cr_{} {number} = {value:#x}", rw(write)),
-        Note::Pio { write, port, size, count, value } => {
-            format!("pio_{} at {port:#x} size {size} count {count} val {value:#x}", rw(write))
-        }
-        Note::Mmio { kind, len, gpa, value } => {
-            let kind = ["unsatisfied-read", "read", "write"].get(usize::from(kind)).unwrap_or(&"?");
-            format!("mmio {kind} len {len} gpa {gpa:#x} val {value:#x}")
-        }
-        Note::InjException { vector, has_error, error_code, reinjected } => {
-            let code = if has_error { format!(" ({error_code:#x})") } else { String::new() };
-            format!("{vector}{code}{}", if reinjected { " [reinjected]" } else { "" })
-        }
-        Note::InjVirq { vector, .. } => format!("IRQ {vector:#x}"),
-        Note::EmulateInsn { rip, len, insn, failed, .. } => {
-            let bytes: Vec<_> =
-                insn.to_le_bytes().iter().take(len.into()).map(|byte| format!("{byte:02x}")).collect();
-            format!("{rip:x}: {}{}", bytes.join(" "), if failed { " failed" } else { "" })
-        }
-        Note::UserspaceExit { reason, errno } => format!("reason {reason} errno {errno}"),
-        Note::SpteRequested { gfn, level, .. } => format!("gfn {gfn:x} level {level}"),
-        Note::PagetableWalk { address, pferr } => format!("addr {address:x} pferr {pferr:x}"),
-        Note::PagingElement { pte, level } => format!("pte {pte:x} level {level}"),
-        Note::WalkerError { pferr } => format!("pferr {pferr:x}"),
         Note::SiliconStep { gpa, before, after, level } => {
             format!("level {level} at {gpa:#x}: {before:#x} -> {after:#x}")
         }
-        Note::Entry { rip, .. } => format!("rip {rip:#x}"),
+        Note::Rule { id } => id.to_string(),
         ref other => {
             let raw = other.to_raw();
             raw.args.iter().map(|arg| format!("{arg:#x}")).collect::<Vec<_>>().join(" ")
         }
-    };
+    });
     format!("{kind}: {text}")
 }
 

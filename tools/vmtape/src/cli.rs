@@ -30,6 +30,10 @@ pub enum Command {
     Run(commands::run::Args),
     Replay(commands::replay::Args),
     Diff(commands::diff::Args),
+    Show(commands::show::Args),
+    Stat(commands::stat::Args),
+    Import(commands::import::Args),
+    Export(commands::export::Args),
     Completions(commands::completions::Args),
     #[command(hide = true)]
     Man(commands::man::Args),

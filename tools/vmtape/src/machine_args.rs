@@ -1,14 +1,21 @@
 //! Options that describe a machine, shared by the commands that run one.
 
-use crate::{hosts, output::usage};
+use crate::output::usage;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum, ValueHint};
 use std::{fs, path::PathBuf};
 use vmtape_abi::{Backend, VmConfig};
-use vmtape_arch::host::Silicon;
+use vmtape_arch::{
+    cpuid::{CpuidEntry, maxphyaddr},
+    host::{Silicon, Vendor},
+};
 use vmtape_backends::{LoadedPlugin, Search};
-use vmtape_machine::{GuestImage, Layout, MachineSpec};
+use vmtape_machine::{
+    GuestImage, Layout, MachineSpec, hosts,
+    model::{CpuOption, silicon_cpuid},
+};
 use vmtape_replay::spec::Budget;
+use vmtape_traces::{Tape, import::cpuid_table};
 
 /// How images are named that the program has itself.
 const BUILTIN: &str = "builtin:";
@@ -90,6 +97,10 @@ pub struct MachineArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
+    /// Try a guest that is wider than its host
+    #[arg(long)]
+    force: bool,
+
     #[command(flatten)]
     limits: LimitArgs,
 }
@@ -121,8 +132,8 @@ impl MachineArgs {
         options.extend(self.kvm.as_deref().map(parse_kvm).transpose()?.unwrap_or_default());
         let plugin = self.plugins.search().load(&name)?;
         let (host, mut silicon) = match &self.host {
-            Some(host) => (host.clone(), hosts::parse(host)?),
-            None => hosts::default_for(plugin.description.vendor)?,
+            Some(host) => (host.clone(), find_host(host)?),
+            None => default_host(plugin.description.vendor)?,
         };
         if let Some(backing) = &self.backing {
             silicon.backing_shift = match backing.as_str() {
@@ -132,6 +143,8 @@ impl MachineArgs {
             };
         }
         let backend = create(&plugin, silicon, &options)?;
+        let cpuid = guest_cpuid(&self.cpu, &silicon, &*backend)?;
+        fits(&cpuid, &silicon, &host, self.force)?;
         let guest = self.guest()?;
         let builtin = self.guest.strip_prefix(BUILTIN).and_then(vmtape_guests::find);
         let memory = self.memory.unwrap_or(builtin.map_or(256 << 20, |g| u64::from(g.default_memory) << 20));
@@ -146,7 +159,7 @@ impl MachineArgs {
                 LayoutArg::Flat => Layout::Flat,
                 LayoutArg::Mvmm => Layout::VgaHole,
             },
-            cpuid: hosts::guest_cpuid(&self.cpu, &silicon, &*backend)?,
+            cpuid,
             cpu: self.cpu.clone(),
             host,
             silicon,
@@ -166,6 +179,52 @@ impl MachineArgs {
         };
         Ok(GuestImage { name: self.guest.clone(), bytes })
     }
+}
+
+/// A CPUID that comes from a tape instead of a model.
+const TAPE: &str = "tape:";
+
+/// The guest's CPUID table. That of an imported recording is laid over the table of the default model, because a
+/// recording holds only what its guest asked for.
+fn guest_cpuid(text: &str, silicon: &Silicon, backend: &dyn Backend) -> Result<Vec<CpuidEntry>> {
+    let (model, tape) = match text.strip_prefix(TAPE) {
+        Some(path) => ("max", Some(path)),
+        None => (text, None),
+    };
+    let option = CpuOption::parse(model).map_err(usage)?;
+    let mut table = option.cpuid(silicon, &backend.supported_cpuid(&silicon_cpuid(silicon)));
+    if let Some(path) = tape {
+        let tape = Tape::open(path.as_ref())?;
+        for taped in cpuid_table(&tape)? {
+            table.retain(|entry| (entry.function, entry.index) != (taped.function, taped.index));
+            table.push(taped);
+        }
+        table.sort_by_key(|entry| (entry.function, entry.index));
+    }
+    Ok(table)
+}
+
+/// A host by name or file; a wrong one is the command line's fault.
+pub fn find_host(text: &str) -> Result<Silicon> {
+    hosts::find(text).map_err(|error| usage(format!("--host: {error}")))
+}
+
+/// The host of a backend that was given none.
+fn default_host(vendor: Vendor) -> Result<(String, Silicon)> {
+    let name = if vendor == Vendor::AMD { "amd-48" } else { "intel-46" };
+    Ok((name.to_owned(), find_host(name)?))
+}
+
+/// Refuses a guest that is wider than its host, unless it is to be tried.
+pub fn fits(cpuid: &[CpuidEntry], silicon: &Silicon, host: &str, force: bool) -> Result<()> {
+    let guest = maxphyaddr(cpuid);
+    if guest > silicon.phys_bits && !force {
+        return Err(usage(format!(
+            "the guest has {guest} physical address bits, host {host} only {}: it cannot run there (--force tries)",
+            silicon.phys_bits
+        )));
+    }
+    Ok(())
 }
 
 fn read(path: &PathBuf) -> Result<Vec<u8>> {

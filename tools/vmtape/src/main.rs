@@ -2,7 +2,6 @@
 
 mod cli;
 mod commands;
-mod hosts;
 mod machine_args;
 mod output;
 mod qemu;

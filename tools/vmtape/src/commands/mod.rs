@@ -3,13 +3,17 @@
 pub mod backends;
 pub mod completions;
 pub mod diff;
+pub mod export;
 pub mod guests;
+pub mod import;
 pub mod man;
 mod outcome;
 pub mod record;
 pub mod replay;
 mod report;
 pub mod run;
+pub mod show;
+pub mod stat;
 
 use crate::{cli::Command, output::ExitCode};
 use anyhow::Result;
@@ -23,6 +27,10 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Run(args) => run::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Diff(args) => diff::run(&args),
+        Command::Show(args) => show::run(&args),
+        Command::Stat(args) => stat::run(&args),
+        Command::Import(args) => import::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }

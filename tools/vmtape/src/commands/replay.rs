@@ -1,15 +1,14 @@
 use crate::{
     commands::report,
-    hosts,
-    machine_args::{PluginArgs, create, parse_backend, parse_kvm},
-    output::{ExitCode, progress, usage},
+    machine_args::{PluginArgs, create, find_host, fits, parse_backend, parse_kvm},
+    output::{ExitCode, progress},
 };
 use anyhow::Result;
 use clap::{ValueEnum, ValueHint};
 use std::{cell::RefCell, collections::BTreeMap, path::PathBuf, rc::Rc};
 use vmtape_abi::Backend;
 use vmtape_backends::LoadedPlugin;
-use vmtape_machine::MachineSpec;
+use vmtape_machine::{MachineSpec, hosts};
 use vmtape_replay::{Error, Report, across, identical, spec};
 use vmtape_traces::Tape;
 
@@ -116,12 +115,14 @@ fn actual_machine(args: &Args, expected: &MachineSpec, plugins: &Plugins) -> Res
     let plugin = plugins.get(&actual.backend)?;
     match &args.host {
         Some(host) => {
-            actual.silicon = hosts::parse(host)?;
+            actual.silicon = find_host(host)?;
             actual.silicon.backing_shift = expected.silicon.backing_shift;
             actual.host = host.clone();
         }
         None if plugin.description.vendor != expected.silicon.vendor => {
-            (actual.host, actual.silicon) = hosts::other_vendor(&expected.silicon)?;
+            let vendor = plugin.description.vendor;
+            actual.silicon = hosts::counterpart(&expected.silicon, vendor);
+            actual.host = format!("{vendor}-{}", actual.silicon.phys_bits);
         }
         None => {}
     }
@@ -129,13 +130,7 @@ fn actual_machine(args: &Args, expected: &MachineSpec, plugins: &Plugins) -> Res
         actual.options.retain(|(name, _)| *name != key);
         actual.options.push((key, value));
     }
-    let guest = vmtape_arch::cpuid::maxphyaddr(&actual.cpuid);
-    if guest > actual.silicon.phys_bits && !args.force {
-        return Err(usage(format!(
-            "the guest has {guest} physical address bits, host {} only {}: it cannot run there (--force tries)",
-            actual.host, actual.silicon.phys_bits
-        )));
-    }
+    fits(&actual.cpuid, &actual.silicon, &actual.host, args.force)?;
     actual.options = create(&plugin, actual.silicon, &actual.options)?.resolved();
     Ok(actual)
 }

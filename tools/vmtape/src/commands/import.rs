@@ -1,0 +1,36 @@
+use crate::output::{ExitCode, print_json};
+use anyhow::Result;
+use clap::ValueHint;
+use std::path::PathBuf;
+use vmtape_traces::{Options, import};
+
+/// Make a tape of a recording of the real KVM (ftrace text, plain or gzipped)
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[arg(value_name = "TRACE", value_hint = ValueHint::FilePath)]
+    trace: PathBuf,
+    /// The tape
+    #[arg(short, long, value_name = "TAPE", value_hint = ValueHint::FilePath)]
+    output: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let summary = import::to_tape(&args.trace, &args.output, Options::default())?;
+    if args.json {
+        print_json(&summary)?;
+        return Ok(ExitCode::SAME);
+    }
+    let decoded: u64 = summary.decoded.values().sum();
+    let kept: u64 = summary.kept.values().sum();
+    println!(
+        "{} exits of {} vCPUs; {decoded} events decoded, {kept} kept as text, {} lines unreadable",
+        summary.exits, summary.vcpus, summary.unreadable
+    );
+    if summary.lost_events > 0 {
+        eprintln!("vmtape: the trace says that {} events were lost", summary.lost_events);
+    }
+    Ok(ExitCode::SAME)
+}

@@ -1,0 +1,52 @@
+use crate::output::ExitCode;
+use anyhow::Result;
+use clap::ValueHint;
+use std::{
+    io::{self, BufWriter, Write},
+    path::PathBuf,
+};
+use vmtape_traces::{Event, Tape, text::Printer};
+
+/// Print a tape, every exit in the words of the kernel's tracepoints
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[arg(value_hint = ValueHint::FilePath)]
+    tape: PathBuf,
+    /// Begin with this exit (the first is 0)
+    #[arg(long, value_name = "EXIT", default_value_t = 0)]
+    from: u64,
+    /// Stop after so many exits
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let tape = Tape::open(&args.tape)?;
+    print(&tape, args.from, args.count, BufWriter::new(io::stdout().lock()))?;
+    Ok(match tape.damage() {
+        None => ExitCode::SAME,
+        Some(damage) => {
+            eprintln!("vmtape: {damage}; shown as far as the tape is good");
+            ExitCode::COULD_NOT_TEST
+        }
+    })
+}
+
+/// Prints exits of a tape with everything around them.
+pub fn print(tape: &Tape, from: u64, count: Option<u64>, out: impl Write) -> Result<()> {
+    let mut printer = Printer::new(out)?;
+    let mut left = count.unwrap_or(u64::MAX);
+    let events = if from == 0 { tape.events() } else { tape.events_from_exit(from)? };
+    for event in events {
+        let event = event?;
+        if matches!(event, Event::Exit(_)) {
+            if left == 0 {
+                break;
+            }
+            left -= 1;
+        }
+        printer.event(&event)?;
+    }
+    printer.finish()?;
+    Ok(())
+}
