@@ -1,14 +1,16 @@
 //! What encoder and decoder both remember, so that they predict alike.
 
 use crate::flat::{Flat, tag};
-use std::collections::HashMap;
 
-/// Contexts remembered; the next one empties the memory.
-const SLOTS: usize = 1 << 16;
+/// Contexts are remembered by their high 16 bits: a new one takes the place of an old one with the same.
+const PLACES: usize = 1 << 16;
+/// Tags whose last event is remembered.
+const TAGS: usize = 512;
 
 /// The last event in a context.
 #[derive(Clone, Default)]
 pub struct Slot {
+    context: u64,
     pub tag: u64,
     pub words: Vec<u64>,
     /// Per word: how far back the word was last found, or zero where its last value is the prediction.
@@ -41,10 +43,11 @@ impl Recent {
 
 /// The memory of one chunk.
 pub struct Model {
-    contexts: HashMap<u64, usize>,
     slots: Vec<Slot>,
-    /// The slot of the last event of each tag.
-    last: HashMap<u64, usize>,
+    /// The slot at each place plus one, or zero.
+    places: Vec<u32>,
+    /// Likewise the slot of the last event of each tag.
+    last: [u32; TAGS],
     pub recent: Recent,
     context: u64,
     /// The slot of the current context.
@@ -62,9 +65,9 @@ const fn mix(context: u64, value: u64) -> u64 {
 impl Model {
     pub fn new() -> Self {
         Self {
-            contexts: HashMap::new(),
             slots: Vec::new(),
-            last: HashMap::new(),
+            places: vec![0; PLACES],
+            last: [0; TAGS],
             recent: Recent { words: [0; 256], next: 0 },
             context: 0,
             slot: None,
@@ -80,27 +83,23 @@ impl Model {
 
     /// Predicts an event that was not predicted, now that its tag is known: by the last event with that tag.
     pub fn unpredicted(&mut self, tag: u64, count: usize) {
-        if self.slots.len() == SLOTS {
-            self.contexts.clear();
-            self.slots.clear();
-            self.last.clear();
-            self.slot = None;
-        }
-        let mut slot = Slot { tag, ..Default::default() };
-        if let Some(last) = self.last.get(&tag) {
-            slot.words.clone_from(&self.slots[*last].words);
-            slot.back.clone_from(&self.slots[*last].back);
+        let mut slot = Slot { context: self.context, tag, ..Default::default() };
+        let last =
+            self.last.get(tag as usize).and_then(|last| self.slots.get((*last as usize).wrapping_sub(1)));
+        if let Some(last) = last.filter(|last| last.tag == tag) {
+            slot.words.clone_from(&last.words);
+            slot.back.clone_from(&last.back);
         }
         slot.words.resize(count, 0);
         slot.back.resize(count, 0);
-        match self.slot {
-            Some(known) => self.slots[known] = slot,
-            None => {
-                self.contexts.insert(self.context, self.slots.len());
-                self.slot = Some(self.slots.len());
-                self.slots.push(slot);
-            }
+        let place = &mut self.places[(self.context >> 48) as usize];
+        if *place == 0 {
+            self.slots.push(slot);
+            *place = self.slots.len() as u32;
+        } else {
+            self.slots[*place as usize - 1] = slot;
         }
+        self.slot = Some(*place as usize - 1);
     }
 
     /// The slot of the current context, which one of the above has made sure of, and the recent words.
@@ -111,8 +110,8 @@ impl Model {
 
     /// Goes on to the context after an event.
     pub fn advance(&mut self, event: &Flat) {
-        if let Some(slot) = self.slot {
-            self.last.insert(event.tag, slot);
+        if let (Some(slot), Some(last)) = (self.slot, self.last.get_mut(event.tag as usize)) {
+            *last = slot as u32 + 1;
         }
         self.context = match event.tag {
             tag::EXIT => {
@@ -123,6 +122,7 @@ impl Model {
             tag::RESUME => mix(mix(self.context, event.tag), self.previous_exit),
             _ => mix(self.context, event.tag.wrapping_add(event.words.len() as u64)),
         };
-        self.slot = self.contexts.get(&self.context).copied();
+        let slot = (self.places[(self.context >> 48) as usize] as usize).checked_sub(1);
+        self.slot = slot.filter(|slot| self.slots[*slot].context == self.context);
     }
 }
