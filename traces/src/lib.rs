@@ -10,6 +10,7 @@ pub mod event;
 pub mod exits;
 pub mod flat;
 pub mod format;
+pub mod fuzz;
 pub mod import;
 pub mod metadata;
 pub mod reader;

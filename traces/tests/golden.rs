@@ -1,0 +1,147 @@
+//! Tapes of released format versions stay readable, event by event.
+//!
+//! `VMTAPE_BLESS=1 cargo test -p vmtape_traces --test golden` writes the files of the current version anew; once a
+//! version is released, its files never change again.
+
+mod common;
+
+use common::PageTableTest;
+use std::{env, fs, path::PathBuf};
+use vmtape_arch::{
+    cpuid::CpuidEntry,
+    exit::{Resume, ResumeKind},
+    host::{Silicon, Vendor},
+    note::{Note, NoteKind, RawNote},
+};
+use vmtape_traces::{
+    Event, Metadata, Options, Tape,
+    event::{Control, Data, End, InputSource, NO_VCPU, Registers},
+    text::Printer,
+    writer::Stream,
+};
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(name)
+}
+
+const CPUID: CpuidEntry =
+    CpuidEntry { function: 0x8000_0008, index: 0, flags: 0, eax: 0x3024, ebx: 1, ecx: 2, edx: 3, pad: 0 };
+
+fn metadata() -> Metadata {
+    Metadata {
+        origin: "vmtape".to_owned(),
+        backend: "example".to_owned(),
+        options: vec![("kvm".to_owned(), "v6.12".to_owned())],
+        silicon: Some(Silicon {
+            vendor: Vendor::AMD,
+            phys_bits: 48,
+            host_levels: 4,
+            ept_levels: 0,
+            gbpages: true,
+            ept_ad: false,
+            ept_advanced: false,
+            apicv: false,
+            nrips: true,
+            decode_assists: true,
+            backing_shift: 21,
+            pad: [0; 5],
+        }),
+        guest: "page-tables".to_owned(),
+        command_line: "a b".to_owned(),
+        memory: 64 << 20,
+        vcpus: 1,
+        cpuid: vec![CPUID],
+        machine: b"opaque".to_vec(),
+        notes: vec![("why".to_owned(), "golden".to_owned())],
+    }
+}
+
+/// Every kind of event, and every kind of note.
+fn events() -> Vec<Event> {
+    let mut events = PageTableTest::exits(2026, 60);
+    let end = events.pop().unwrap();
+    let Event::End { icount, .. } = end else { panic!("a test ends") };
+    let note = |kind: NoteKind| {
+        let note = Note::from_raw(RawNote { kind, pad: 0, args: [0x11, 0x1, 0x1, 0x101, 0, 0] });
+        // As it will be read: with the words that its kind has.
+        Event::Note { vcpu: 0, note: Note::from_raw(note.to_raw()) }
+    };
+    // The kinds that there were when the version was released.
+    events.extend((1..=32).chain(64..=66).map(|kind| note(NoteKind(kind))));
+    events.extend([
+        Event::Registers(Registers { vcpu: 0, mask: 1 << 27 | 1, values: vec![1, 2, 3] }),
+        Event::Read { hpa: 0x1000, data: Data::U32(7) },
+        Event::Read { hpa: 0x1004, data: Data::Bytes(vec![1, 2, 3]) },
+        Event::Resume {
+            vcpu: 0,
+            resume: Resume { data: [1, 2, 3, 4, 5, 6], ..Resume::new(ResumeKind::MEMORY_FAULT) },
+        },
+        Event::Input { icount, source: InputSource::RANDOM, value: u64::MAX },
+        Event::Control { icount, control: Control::SetCpuid { vcpu: 0, entries: vec![CPUID], result: -22 } },
+        Event::Control { icount, control: Control::SetMsr { vcpu: 0, index: 0x10, data: 5, result: 0 } },
+        Event::StateHash { icount, exits: 60, hash: 0x0123_4567_89ab_cdef },
+        Event::Line { vcpu: NO_VCPU, text: "kvm_set_irq: gsi 4 level 0 source 0".to_owned() },
+    ]);
+    for end in [
+        End::DebugExit { status: 1 },
+        End::Shutdown { reason: "triple fault".to_owned() },
+        End::Idle,
+        End::Fatal { vcpu: 1, resume: Resume::errno(-14), reason: "EFAULT".to_owned() },
+        End::Limit { what: "exits".to_owned() },
+        End::NoProgress { vcpu: 0, repeats: 1000, reason: "equal exits".to_owned() },
+        End::Cut,
+    ] {
+        events.push(Event::End { icount: icount + 1, exits: 60, end });
+    }
+    events
+}
+
+fn write() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut stream = Stream::new(&mut bytes, "golden", Options::default()).unwrap();
+    stream.metadata(&metadata()).unwrap();
+    stream.image("kernel", b"\x7fELF").unwrap();
+    let events = events();
+    for (n, event) in events.iter().enumerate() {
+        if n == 200 {
+            stream.checkpoint("machine", vec![0xa5; 5000]).unwrap();
+        }
+        stream.event(event).unwrap();
+    }
+    stream.finish().unwrap();
+    bytes
+}
+
+fn text(tape: &Tape) -> String {
+    let mut printer = Printer::new(Vec::new()).unwrap();
+    tape.events().for_each(|event| printer.event(&event.unwrap()).unwrap());
+    String::from_utf8(printer.finish().unwrap()).unwrap()
+}
+
+#[test]
+fn version_1_is_readable() {
+    if env::var_os("VMTAPE_BLESS").is_some() {
+        let bytes = write();
+        fs::write(golden("v1.txt"), text(&Tape::from_bytes(bytes.clone()).unwrap())).unwrap();
+        fs::write(golden("v1.tape"), bytes).unwrap();
+    }
+    let tape = Tape::open_whole(&golden("v1.tape")).unwrap();
+    assert_eq!(tape.version(), 1);
+    assert_eq!(tape.metadata(), &metadata());
+    assert_eq!(tape.images().unwrap(), [("kernel".to_owned(), b"\x7fELF".to_vec())]);
+    let checkpoint = tape.checkpoints().next().unwrap();
+    assert_eq!(tape.checkpoint(checkpoint).unwrap(), ("machine".to_owned(), vec![0xa5; 5000]));
+    assert!(
+        text(&tape) == fs::read_to_string(golden("v1.txt")).unwrap(),
+        "the golden tape reads differently"
+    );
+    let read: Vec<_> = tape.events().map(Result::unwrap).collect();
+    let differs = events().iter().zip(&read).position(|(a, b)| a != b);
+    assert_eq!(differs.map(|at| (&read[at], events()[at].clone())), None);
+    assert_eq!(read.len(), events().len());
+}
+
+#[test]
+fn equal_events_give_equal_bytes() {
+    assert!(write() == write());
+}
