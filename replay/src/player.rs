@@ -92,6 +92,7 @@ impl Player {
             && self.machine.icount() < self.budget.instructions
             && self.machine.exits() < self.budget.exits;
         if !paused {
+            self.machine.finish(&end);
             self.end = Some(end);
         }
     }

@@ -36,13 +36,18 @@ impl Machine {
     /// Runs the guest until it ends or a limit is reached, and tells the recorder how it ended.
     pub fn run(&mut self, limits: &Limits) -> End {
         let end = self.advance(limits);
+        self.finish(&end);
+        end
+    }
+
+    /// Tells the recorder that the run has ended, after the last [`Machine::advance`].
+    pub fn finish(&mut self, end: &End) {
         self.tell_hash();
         self.services.tape.event(Event::End {
             icount: self.services.clock.icount,
             exits: self.exits,
             end: end.clone(),
         });
-        end
     }
 
     /// As [`Machine::run`], for a caller that goes on after a limit: the recorder hears of no end.
