@@ -58,16 +58,21 @@ pub fn exception(exception: &Exception, state: &VcpuState) -> Exit {
 /// The exit for an instruction or condition.
 pub fn instruction(insn: &Sensitive, state: &VcpuState) -> Exit {
     use SensitiveKind as K;
-    let cr = |kind| CrQualification::new().with_number(insn.number as u8).with_kind(kind).with_gpr(insn.gpr);
-    let io = IoQualification::new()
-        .with_size_minus_one(insn.size.wrapping_sub(1) & 7)
-        .with_input(matches!(insn.kind, K::IN | K::INS))
-        .with_string(matches!(insn.kind, K::INS | K::OUTS))
-        .with_rep(insn.rep)
-        .with_immediate(insn.immediate)
-        .with_port(insn.number as u16);
-    let dr = DrQualification::new().with_number(insn.number as u8).with_gpr(insn.gpr);
-    let apic = ApicQualification::new().with_offset(insn.number as u16);
+    // Only the fields that an instruction has are meaningful, so each qualification is built where it is needed.
+    let cr = |kind| {
+        CrQualification::new().with_number(insn.number as u8 & 0xf).with_kind(kind).with_gpr(insn.gpr & 0xf)
+    };
+    let io = || {
+        IoQualification::new()
+            .with_size_minus_one(insn.size.wrapping_sub(1) & 7)
+            .with_input(matches!(insn.kind, K::IN | K::INS))
+            .with_string(matches!(insn.kind, K::INS | K::OUTS))
+            .with_rep(insn.rep)
+            .with_immediate(insn.immediate)
+            .with_port(insn.number as u16)
+    };
+    let dr = || DrQualification::new().with_number(insn.number as u8 & 7).with_gpr(insn.gpr & 0xf);
+    let apic = || ApicQualification::new().with_offset(insn.number as u16 & 0xfff);
     let (reason, info1) = match insn.kind {
         K::CPUID => (VmxReason::CPUID, 0),
         K::RDMSR => (VmxReason::MSR_READ, 0),
@@ -78,12 +83,12 @@ pub fn instruction(insn: &Sensitive, state: &VcpuState) -> Exit {
             let lmsw = CrQualification::new().with_kind(3).with_lmsw_memory(insn.memory);
             (VmxReason::CR_ACCESS, lmsw.with_lmsw_source(insn.value as u16).into_bits())
         }
-        K::DR_WRITE => (VmxReason::DR_ACCESS, dr.into_bits()),
-        K::DR_READ => (VmxReason::DR_ACCESS, dr.with_read(true).into_bits()),
+        K::DR_WRITE => (VmxReason::DR_ACCESS, dr().into_bits()),
+        K::DR_READ => (VmxReason::DR_ACCESS, dr().with_read(true).into_bits()),
         K::INVLPG => (VmxReason::INVLPG, insn.address),
         K::INVPCID => (VmxReason::INVPCID, 0),
         K::HLT => (VmxReason::HLT, 0),
-        K::IN | K::OUT | K::INS | K::OUTS => (VmxReason::IO_INSTRUCTION, io.into_bits()),
+        K::IN | K::OUT | K::INS | K::OUTS => (VmxReason::IO_INSTRUCTION, io().into_bits()),
         K::RDPMC => (VmxReason::RDPMC, 0),
         K::WBINVD => (VmxReason::WBINVD, 0),
         K::INVD => (VmxReason::INVD, 0),
@@ -97,8 +102,8 @@ pub fn instruction(insn: &Sensitive, state: &VcpuState) -> Exit {
         K::TASK_SWITCH => (VmxReason::TASK_SWITCH, insn.number.into()),
         K::INTERRUPT_WINDOW => (VmxReason::INTERRUPT_WINDOW, 0),
         K::NMI_WINDOW => (VmxReason::NMI_WINDOW, 0),
-        K::APIC_READ => (VmxReason::APIC_ACCESS, apic.into_bits()),
-        K::APIC_WRITE => (VmxReason::APIC_ACCESS, apic.with_kind(1).into_bits()),
+        K::APIC_READ => (VmxReason::APIC_ACCESS, apic().into_bits()),
+        K::APIC_WRITE => (VmxReason::APIC_ACCESS, apic().with_kind(1).into_bits()),
         _ => (VmxReason::TRIPLE_FAULT, 0),
     };
     Exit { info1, insn: *insn, gva: insn.address, ..base(reason, state, StimulusKind::SENSITIVE) }
@@ -106,7 +111,7 @@ pub fn instruction(insn: &Sensitive, state: &VcpuState) -> Exit {
 
 /// An APIC-write exit: the instruction completes first. See: SDM vol. 3C 30.4.3.3 APIC-Write VM Exits
 pub fn apic_write(insn: &Sensitive, state: &VcpuState) -> Exit {
-    let info1 = ApicQualification::new().with_offset(insn.number as u16).into_bits();
+    let info1 = ApicQualification::new().with_offset(insn.number as u16 & 0xfff).into_bits();
     Exit { info1, insn: *insn, trap: true, ..base(VmxReason::APIC_WRITE, state, StimulusKind::SENSITIVE) }
 }
 
