@@ -192,7 +192,9 @@ impl Core<'_> {
             let segment = &self.state.seg[n];
             let typ = segment.seg_type();
             if segment.attr.dpl() < cpl && segment.attr.present() && !typ.is_conforming_code() {
-                self.state.seg[n] = Segment::null(0);
+                // The base stays, which matters to 64-bit code for FS and GS.
+                let base = segment.base;
+                self.state.seg[n] = Segment { base, ..Segment::null(0) };
             }
         }
     }
