@@ -4,19 +4,20 @@
 mod pc;
 
 const INTEL: &[u8; 12] = b"GenuineIntel";
+const AMD: &[u8; 12] = b"AuthenticAMD";
 
 /// Instructions after which a guest counts as hanging.
 const BUDGET: u64 = 2_000_000_000;
 
 /// Runs an image and demands that it passes, with at least `lines` lines of `PASS`.
-fn passes(name: &str, arguments: &str, lines: usize) {
+fn passes(name: &str, vendor: &[u8; 12], lines: usize) {
     let Some(directory) = std::env::var_os("VMTAPE_KUT") else {
         eprintln!("SKIPPED {name}: VMTAPE_KUT is not set");
         return;
     };
     let path = std::path::Path::new(&directory).join(format!("{name}.flat"));
     let image = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let ended = pc::run(&image, arguments, INTEL, BUDGET);
+    let ended = pc::run(&image, "", vendor, BUDGET);
     println!("{}", ended.console);
     println!("{:?} after {} instructions", ended.stop, ended.instructions);
     assert_eq!(ended.status, Some(0), "{name}");
@@ -25,29 +26,27 @@ fn passes(name: &str, arguments: &str, lines: usize) {
 }
 
 macro_rules! images {
-    ($($test:ident: $name:literal $arguments:literal >= $lines:literal;)*) => {
+    ($($test:ident: $name:literal $vendor:ident >= $lines:literal;)*) => {
         $(#[test]
         fn $test() {
-            passes($name, $arguments, $lines);
+            passes($name, $vendor, $lines);
         })*
     };
 }
 
 images! {
-    dummy: "dummy" "" >= 0;
-    setjmp: "setjmp" "" >= 10;
-    idt_test: "idt_test" "" >= 4;
-    umip: "umip" "" >= 21;
-    debug: "debug" "" >= 20;
-    smap: "smap" "" >= 18;
-    pku: "pku" "" >= 7;
-    pcid: "pcid" "" >= 2;
-    la57: "la57" "" >= 20;
-    memory: "memory" "" >= 6;
-    syscall: "syscall" "" >= 1;
-    msr: "msr" "" >= 20;
-    tsc: "tsc" "" >= 3;
-    xsave: "xsave" "" >= 10;
-    sieve: "sieve" "" >= 0;
-    access: "access_test" "" >= 0;
+    dummy: "dummy" INTEL >= 0;
+    setjmp: "setjmp" INTEL >= 10;
+    idt_test: "idt_test" INTEL >= 4;
+    umip: "umip" INTEL >= 21;
+    debug: "debug" INTEL >= 20;
+    smap: "smap" INTEL >= 18;
+    pku: "pku" INTEL >= 7;
+    pcid: "pcid" INTEL >= 2;
+    la57: "la57" INTEL >= 20;
+    memory: "memory" INTEL >= 6;
+    syscall: "syscall" AMD >= 1;
+    msr: "msr" INTEL >= 20;
+    tsc: "tsc" INTEL >= 3;
+    xsave: "xsave" INTEL >= 10;
 }

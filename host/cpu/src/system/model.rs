@@ -21,6 +21,8 @@ pub struct Model {
     pub efer: Efer,
     /// Bits of XCR0 that may be set.
     pub xcr0: u64,
+    /// IA32_SPEC_CTRL exists.
+    pub spec_ctrl: bool,
 }
 
 impl Default for Model {
@@ -53,6 +55,7 @@ impl Default for Model {
             cr4,
             efer: Efer::new().with_sce(true).with_lme(true).with_lma(true).with_nxe(true),
             xcr0: 0x207,
+            spec_ctrl: true,
         }
     }
 }
@@ -105,6 +108,7 @@ impl Model {
             cr4,
             efer,
             xcr0: xsave.eax as u64 | (xsave.edx as u64) << 32 | 1,
+            spec_ctrl: bit(l7.edx, 26) || bit(leaf(0x8000_0008, 0).ebx, 14),
         }
     }
 

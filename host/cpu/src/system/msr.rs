@@ -62,7 +62,7 @@ impl Core<'_> {
             Msr::TSC_AUX => state.tsc_aux,
             Msr::IA32_TSC_ADJUST => state.tsc_adjust,
             Msr::IA32_XSS => state.xss,
-            Msr::IA32_SPEC_CTRL => state.spec_ctrl,
+            Msr::IA32_SPEC_CTRL if self.model.spec_ctrl => state.spec_ctrl,
             Msr::IA32_DEBUGCTL => state.debugctl,
             _ => return None,
         })
@@ -107,7 +107,7 @@ impl Core<'_> {
             Msr::TSC_AUX => (&mut state.tsc_aux, Rule::Low32),
             Msr::IA32_PAT => (&mut state.pat, Rule::MemoryTypes),
             Msr::IA32_XSS => (&mut state.xss, Rule::Zero),
-            Msr::IA32_SPEC_CTRL => (&mut state.spec_ctrl, Rule::Low32),
+            Msr::IA32_SPEC_CTRL if model.spec_ctrl => (&mut state.spec_ctrl, Rule::Low32),
             Msr::IA32_DEBUGCTL => (&mut state.debugctl, Rule::Low32),
             _ => return Ok(false),
         };

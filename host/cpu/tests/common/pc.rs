@@ -41,6 +41,9 @@ pub struct Pc {
     apic_base: u64,
     timer: Option<u64>,
     pending: Option<u8>,
+    /// The timer was set or the guest left.
+    kick: bool,
+    misc_enable: u64,
 }
 
 fn entry(function: u32, index: Option<u32>, [eax, ebx, ecx, edx]: [u32; 4]) -> CpuidEntry {
@@ -55,12 +58,7 @@ fn cpuid_table(vendor: &[u8; 12], phys_bits: u32) -> Vec<CpuidEntry> {
     vec![
         entry(0, None, [0xd, word(0), word(8), word(4)]),
         entry(1, None, [0x806c1, 0x800, set(&[0, 9, 13, 17, 19, 20, 22, 23, 26, 30]), 0x078b_fbff]),
-        entry(7, Some(0), [
-            0,
-            set(&[0, 3, 7, 8, 10, 18, 19, 20, 23, 24]),
-            set(&[2, 3, 16, 22]),
-            0,
-        ]),
+        entry(7, Some(0), [0, set(&[0, 3, 7, 8, 10, 18, 19, 20, 23, 24]), set(&[2, 3, 16, 22]), 0]),
         entry(0xd, Some(0), [7, 0x340, 0x340, 0]),
         entry(0x8000_0000, None, [0x8000_0008, 0, 0, 0]),
         entry(0x8000_0001, None, [0, 0, set(&[0, 5]), set(&[11, 20, 26, 27, 29])]),
@@ -93,6 +91,8 @@ pub fn run(image: &[u8], arguments: &str, vendor: &[u8; 12], budget: u64) -> End
         apic_base: APIC | 0x900,
         timer: None,
         pending: None,
+        kick: false,
+        misc_enable: 0x1880,
     };
     let entry = load(&pc.ram, image, arguments);
     let mut state = multiboot_state(entry);
@@ -296,7 +296,10 @@ impl Env for Pc {
         };
         match register {
             apic::ID | apic::VERSION | apic::EOI | apic::ICR => {}
-            apic::TIMER_INITIAL => self.timer = (value != 0).then(|| state.icount + value),
+            apic::TIMER_INITIAL => {
+                self.timer = (value != 0).then(|| state.icount + value);
+                self.kick = true;
+            }
             apic::TPR => state.cr8 = value >> 4,
             _ => {
                 self.registers.insert(register, value as u32);
@@ -309,7 +312,10 @@ impl Env for Pc {
         match (port, write) {
             (0x3f8, Some(value)) => self.serial.push(value as u8),
             (0x3fd, None) => return 0x20,
-            (0xf4, Some(value)) => self.exit = Some(value),
+            (0xf4, Some(value)) => {
+                self.exit = Some(value);
+                self.kick = true;
+            }
             (0x510, Some(index)) => self.fw_cfg_select(index),
             (0x511, None) => return self.fw_cfg.pop().unwrap_or(0) as u32,
             (_, None) => return u32::MAX,
@@ -335,7 +341,14 @@ impl Env for Pc {
                 Ok(0)
             }
             (Msr::IA32_APIC_BASE, None) => Ok(self.apic_base),
-            (Msr::IA32_MISC_ENABLE, _) | (Msr::IA32_MCG_CAP, None) => Ok(0),
+            (Msr::IA32_MISC_ENABLE, Some(value)) => {
+                self.misc_enable = value;
+                Ok(0)
+            }
+            (Msr::IA32_MISC_ENABLE, None) => Ok(self.misc_enable),
+            (Msr::IA32_MCG_CAP, None) => Ok(0),
+            // AMD's performance counters.
+            _ if matches!(index, 0xc001_0000..=0xc001_0007 | 0xc001_0200..=0xc001_020b) => Ok(0),
             _ => Err(Exception::gp(0)),
         }
     }
@@ -355,6 +368,6 @@ impl Env for Pc {
     }
 
     fn kicked(&mut self) -> bool {
-        self.exit.is_some() || self.timer.is_some()
+        std::mem::take(&mut self.kick)
     }
 }
