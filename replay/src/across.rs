@@ -95,7 +95,7 @@ impl Sides<'_> {
     ) -> Result<Option<Found>, Error> {
         let (mut stretch, mut equal_at) = (FIRST_STRETCH, 0);
         loop {
-            pair.advance_to(equal_at + stretch);
+            pair.advance_to(equal_at + stretch)?;
             let events = pair.expected.take_events();
             count(&events, report, |cost| &mut cost.expected);
             self.check_tape(events, checker)?;
@@ -137,11 +137,11 @@ impl Sides<'_> {
         loop {
             let step = found.stretch.div_ceil(DIVISION);
             let mut pair = self.pair(false)?;
-            pair.advance_to(found.equal_at);
+            pair.advance_to(found.equal_at)?;
             pair.listen(step == 1);
             let equal_at = loop {
                 let before = pair.expected.machine.icount();
-                pair.advance_to(before + step);
+                pair.advance_to(before + step)?;
                 let differences = pair.differences_in(&found.differences);
                 let over = pair.expected.end.is_some() || pair.actual.end.is_some();
                 match differences.is_empty() && !over {
@@ -244,15 +244,16 @@ fn classify(differences: &[Difference], rules: &[Rule]) -> (Class, String) {
 
 impl Pair {
     /// Runs both to the same instruction count; the second one no further than the first.
-    fn advance_to(&mut self, instructions: u64) {
-        self.expected.advance(instructions, u64::MAX);
+    fn advance_to(&mut self, instructions: u64) -> Result<(), Error> {
+        self.expected.advance(instructions, u64::MAX)?;
         let Some(end) = &self.expected.end else { return self.actual.advance(instructions, u64::MAX) };
         let icount = self.expected.machine.icount();
-        self.actual.advance(icount, u64::MAX);
+        self.actual.advance(icount, u64::MAX)?;
         if !matches!(end, End::Limit { .. }) {
             // What ended the first one (a triple fault, say) may come after the last instruction that retired.
-            self.actual.advance(icount + 1, u64::MAX);
+            self.actual.advance(icount + 1, u64::MAX)?;
         }
+        Ok(())
     }
 
     fn listen(&self, on: bool) {

@@ -14,6 +14,8 @@ pub enum Error {
     NoMachine { tape: String },
     #[error("the backend `{backend}` refuses the machine: {reason}")]
     Refused { backend: String, reason: String },
+    #[error("the backend `{backend}` failed: {reason}")]
+    Failed { backend: String, reason: String },
     #[error("{0}")]
     Other(String),
 }

@@ -93,7 +93,7 @@ pub fn replay(
     let mut checker = Checker::new(tape);
     let mut found = None;
     while player.end.is_none() && found.is_none() && !checker.at_cut(tape) {
-        player.advance(u64::MAX, player.machine.exits() + STRETCH);
+        player.advance(u64::MAX, player.machine.exits() + STRETCH)?;
         found = checker.check(player.take_events())?;
         progress(checker.compared.exits);
     }

@@ -3,7 +3,7 @@
 use crate::{Error, spec::Budget};
 use std::{cell::RefCell, io::Write, ops::ControlFlow, rc::Rc};
 use vmtape_abi::Backend;
-use vmtape_arch::note::NoteKind;
+use vmtape_arch::{exit::ResumeKind, note::NoteKind};
 use vmtape_machine::{Inputs, Limits, Machine, MachineSpec, Recorder};
 use vmtape_traces::{Event, event::End};
 
@@ -78,9 +78,9 @@ impl Player {
     }
 
     /// Runs until so many instructions have retired in all, or so many exits were taken, or the end.
-    pub fn advance(&mut self, instructions: u64, exits: u64) {
+    pub fn advance(&mut self, instructions: u64, exits: u64) -> Result<(), Error> {
         if self.end.is_some() {
-            return;
+            return Ok(());
         }
         let limits = Limits {
             instructions: instructions.min(self.budget.instructions),
@@ -88,6 +88,12 @@ impl Player {
             ..Limits::default()
         };
         let end = self.machine.advance(&limits);
+        if let End::Fatal { resume, reason, .. } = &end
+            && resume.kind == ResumeKind::BACKEND_FAILED
+        {
+            let backend = self.machine.spec().backend.clone();
+            return Err(Error::Failed { backend, reason: reason.clone() });
+        }
         let paused = matches!(end, End::Limit { .. })
             && self.machine.icount() < self.budget.instructions
             && self.machine.exits() < self.budget.exits;
@@ -95,6 +101,7 @@ impl Player {
             self.machine.finish(&end);
             self.end = Some(end);
         }
+        Ok(())
     }
 
     /// The events since the last call.

@@ -87,13 +87,9 @@ pub fn end_text(end: &End) -> String {
         End::DebugExit { status } => format!("the guest left with status {status}"),
         End::Shutdown { reason } => format!("shutdown: {reason}"),
         End::Idle => "all vCPUs are halted for ever".into(),
-        End::Fatal { vcpu, resume, reason } => {
-            format!("vCPU {vcpu} cannot go on: {} {reason}", resume_text(resume))
-        }
+        End::Fatal { vcpu, reason, .. } => format!("vCPU {vcpu} cannot go on: {reason}"),
         End::Limit { what } => format!("limit reached: {what}"),
-        End::NoProgress { vcpu, repeats, reason } => {
-            format!("vCPU {vcpu} makes no progress: {repeats} equal exits: {reason}")
-        }
+        End::NoProgress { reason, .. } => format!("no progress: {reason}"),
         End::Cut => "the recording stops here".into(),
     }
 }
