@@ -346,7 +346,7 @@ impl Env for EmulatorEnv<'_> {
     }
 
     fn tsc(&mut self, state: &VcpuState) -> u64 {
-        state.icount.wrapping_add(self.services.clock.idle)
+        self.services.clock.tsc_at(state.icount)
     }
 
     fn random(&mut self) -> u64 {

@@ -3,7 +3,7 @@
 use crate::{devices::lapic::reg, host::Services};
 use vmtape_abi::{Backend, BusOp, BusSpace, Host};
 use vmtape_arch::{
-    PAGE_SIZE,
+    PAGE_SHIFT, PAGE_SIZE,
     access::{Access, Mapping, Verdict},
     cpuid::find,
     exception::Exception,
@@ -93,15 +93,19 @@ impl Env for GuestEnv<'_> {
         }
     }
 
-    /// The APIC-access page: the only mapping of silicon that is not RAM.
+    /// The APIC-access page; anything else goes to the devices as on bare metal.
     fn device(
         &mut self,
         state: &mut VcpuState,
         gpa: u64,
-        _size: u8,
+        size: u8,
         write: Option<u64>,
     ) -> Result<u64, Interrupted> {
         let now = self.services.sync_clock(state);
+        if gpa >> PAGE_SHIFT != self.services.devices.apic_base(self.vcpu).frame() {
+            let (claimed, data) = self.bus(BusSpace::KERNEL_MMIO, gpa, size, write);
+            return Ok(if claimed { data } else { self.bus(BusSpace::USER_MMIO, gpa, size, write).1 });
+        }
         let register = (gpa % PAGE_SIZE) as u32;
         let devices = &mut self.services.devices;
         let Some(value) = write else {
@@ -150,7 +154,7 @@ impl Env for GuestEnv<'_> {
     }
 
     fn tsc(&mut self, state: &VcpuState) -> u64 {
-        state.icount.wrapping_add(self.services.clock.idle)
+        self.services.clock.tsc_at(state.icount)
     }
 
     fn random(&mut self) -> u64 {

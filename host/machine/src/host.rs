@@ -1,6 +1,6 @@
 //! The services that a backend calls: memory, TLB flushes, devices, the emulator, the tape.
 
-use crate::{devices::Devices, inputs::Inputs, memory::Memory, recorder::Tape};
+use crate::{devices::Devices, devices::NS_PER_TICK, inputs::Inputs, memory::Memory, recorder::Tape};
 use serde::{Deserialize, Serialize};
 use vmtape_abi::{ALL_VCPUS, BusOp, BusSpace, EmulateRequest, Emulated, EmulatorMmu, FlushScope, Host};
 use vmtape_arch::{
@@ -11,18 +11,34 @@ use vmtape_arch::{
 use vmtape_cpu::{Cpu, Flush, FlushHandle, Ram};
 use vmtape_traces::event::{Event, InputSource};
 
-/// Virtual time. One retired instruction is one tick of the time-stamp counter, and one nanosecond.
+/// Virtual time: a function of retired instructions.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Clock {
-    /// Instructions retired by all vCPUs.
+    /// Instructions retired by all vCPUs. Each one is a tick of the time-stamp counter.
     pub(crate) icount: u64,
     /// Ticks that passed while every vCPU was halted.
-    pub(crate) idle: u64,
+    idle: u64,
 }
 
 impl Clock {
+    /// The time-stamp counter after `icount` instructions.
+    pub(crate) fn tsc_at(&self, icount: u64) -> u64 {
+        icount.wrapping_add(self.idle)
+    }
+
+    /// Nanoseconds since the machine was switched on, which devices live by.
     pub(crate) fn now(&self) -> u64 {
-        self.icount.wrapping_add(self.idle)
+        self.tsc_at(self.icount).wrapping_mul(NS_PER_TICK)
+    }
+
+    /// The instruction count at which a time is reached if no vCPU halts.
+    pub(crate) fn icount_at(&self, ns: u64) -> u64 {
+        ns.div_ceil(NS_PER_TICK).saturating_sub(self.idle)
+    }
+
+    /// Lets time pass without instructions.
+    pub(crate) fn jump_to(&mut self, ns: u64) {
+        self.idle += self.icount_at(ns).saturating_sub(self.icount);
     }
 }
 
@@ -48,11 +64,11 @@ impl Services {
         self.memory.ram()
     }
 
-    /// Takes over the instruction count that the interpreter has reached.
+    /// Takes over the instruction count that the interpreter has reached; gives the time.
     pub(crate) fn sync_clock(&mut self, state: &mut VcpuState) -> u64 {
         self.clock.icount = state.icount;
-        state.tsc = self.clock.now();
-        state.tsc
+        state.tsc = self.clock.tsc_at(state.icount);
+        self.clock.now()
     }
 
     pub(crate) fn random(&mut self) -> u64 {
@@ -67,9 +83,15 @@ impl Services {
         let icount = self.clock.icount;
         while self.inputs.next_serial().is_some_and(|due| due <= icount) {
             let Some(byte) = self.inputs.serial(icount) else { break };
-            self.tape.event(Event::Input { icount, source: InputSource::SERIAL, value: byte.into() });
-            self.devices.receive(byte);
+            self.type_byte(byte);
         }
+    }
+
+    /// Types a byte on the serial port, on the tape too.
+    pub(crate) fn type_byte(&mut self, byte: u8) {
+        let icount = self.clock.icount;
+        self.tape.event(Event::Input { icount, source: InputSource::SERIAL, value: byte.into() });
+        self.devices.receive(byte);
     }
 
     fn access_bus(&mut self, vcpu: u32, op: &mut BusOp) -> bool {

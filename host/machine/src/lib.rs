@@ -18,7 +18,7 @@ mod recorder;
 mod run;
 mod spec;
 
-pub use devices::NS_PER_SECOND;
+pub use devices::{NS_PER_SECOND, NS_PER_TICK};
 pub use error::Error;
 pub use inputs::{Inputs, Live, Recorded};
 pub use loader::LoadError;

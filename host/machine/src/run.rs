@@ -94,20 +94,16 @@ impl Machine {
         (self.exits >= limits.exits).then(|| End::Limit { what: format!("{} exits", limits.exits) })
     }
 
-    /// Everybody is halted: time jumps to the next event.
+    /// Everybody is halted: time jumps to the next timer. Without one, a typist may still wake the guest.
     fn idle(&mut self) -> Option<End> {
-        let clock = &mut self.services.clock;
-        let serial = self.services.inputs.next_serial().map(|icount| icount.wrapping_add(clock.idle));
-        let next = [self.services.devices.next_deadline(), serial].into_iter().flatten().min();
-        let Some(next) = next else { return Some(End::Idle) };
-        let jump = next.saturating_sub(clock.now());
-        clock.idle += jump;
-        if serial == Some(next) {
-            // Serial input is due by instruction count, which stands still: it arrives now.
-            let due = clock.icount;
-            if let Some(byte) = self.services.inputs.serial(due.max(next - (clock.idle - jump))) {
-                self.services.type_byte(byte);
-            }
+        if let Some(due) = self.services.devices.next_deadline() {
+            self.services.clock.jump_to(due);
+            return None;
+        }
+        let typed = self.services.inputs.next_serial().and_then(|due| self.services.inputs.serial(due));
+        match typed {
+            Some(byte) => self.services.type_byte(byte),
+            None => return Some(End::Idle),
         }
         None
     }
@@ -227,8 +223,7 @@ impl Machine {
 
     /// The instruction count at which the guest must be left at the latest.
     fn run_until(&self, limits: &Limits) -> u64 {
-        let idle = self.services.clock.idle;
-        let timer = self.services.devices.next_deadline().map(|due| due.saturating_sub(idle));
+        let timer = self.services.devices.next_deadline().map(|due| self.services.clock.icount_at(due));
         let serial = self.services.inputs.next_serial();
         let turn = (self.vcpus.len() > 1).then_some(self.turn_ends);
         [timer, serial, turn].into_iter().flatten().fold(limits.instructions, u64::min)
@@ -305,14 +300,6 @@ impl Machine {
 }
 
 impl Services {
-    /// Types a byte on the serial port, on the tape too.
-    fn type_byte(&mut self, byte: u8) {
-        let icount = self.clock.icount;
-        let source = vmtape_traces::event::InputSource::SERIAL;
-        self.tape.event(Event::Input { icount, source, value: byte.into() });
-        self.devices.receive(byte);
-    }
-
     /// Brings together what the backend and the devices hold twice: the task priority, the TSC offset, the clock.
     fn after_backend(&mut self, n: u32, state: &mut VcpuState, before: Option<&VcpuState>) {
         if let Some(before) = before {

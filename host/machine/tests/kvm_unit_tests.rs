@@ -70,3 +70,13 @@ fn sieve_begins() {
 fn smptest() {
     passes("smptest", 2);
 }
+
+#[test]
+fn apic() {
+    passes("apic", 2);
+}
+
+#[test]
+fn ioapic() {
+    passes("ioapic", 4);
+}

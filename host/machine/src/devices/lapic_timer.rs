@@ -2,6 +2,7 @@
 //!
 //! See: SDM vol. 3A 12.5.4 APIC Timer; KVM arch/x86/kvm/lapic.c start_apic_timer()
 
+use super::NS_PER_TICK;
 use serde::{Deserialize, Serialize};
 use vmtape_arch::open_enum;
 
@@ -30,7 +31,7 @@ pub struct Timer {
     due: Option<u64>,
     /// TSC-deadline mode: the guest's TSC value that it waits for, or zero.
     tsc_deadline: u64,
-    /// What the guest's TSC is ahead of virtual time.
+    /// What the guest's TSC is ahead of the host's.
     tsc_offset: u64,
 }
 
@@ -147,9 +148,9 @@ impl Timer {
     }
 
     fn rearm_deadline(&mut self, now: u64) {
-        let guest_tsc = now.wrapping_add(self.tsc_offset);
-        self.due =
-            (self.tsc_deadline != 0).then(|| now.saturating_add(self.tsc_deadline.saturating_sub(guest_tsc)));
+        let guest_tsc = (now / NS_PER_TICK).wrapping_add(self.tsc_offset);
+        let left = self.tsc_deadline.saturating_sub(guest_tsc);
+        self.due = (self.tsc_deadline != 0).then(|| now.saturating_add(left.saturating_mul(NS_PER_TICK)));
     }
 
     /// Whether the timer expired; a periodic one is started again.

@@ -256,7 +256,7 @@ pub fn spec(name: &str, bytes: Vec<u8>, vcpus: u32) -> MachineSpec {
         cpu: "test".into(),
         cpuid: vec![
             leaf(0, [0xd, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
-            leaf(1, [0x706e5, 0x10800, 0x4080_2000, features_edx]),
+            leaf(1, [0x706e5, 0x10800, 0x41a0_2000, features_edx]),
             leaf(7, [0; 4]),
             leaf(0xa, [0; 4]),
             leaf(0x8000_0000, [0x8000_0008, 0, 0, 0]),
