@@ -7,7 +7,7 @@ use crate::{
     Error,
     devices::Devices,
     host::Clock,
-    machine::{Machine, Progress, Vcpu},
+    machine::{Machine, Progress, Vcpu, cpu_config},
 };
 use serde::{Deserialize, Serialize};
 use vmtape_arch::{
@@ -15,7 +15,7 @@ use vmtape_arch::{
     event::Event as GuestEvent,
     vcpu::{Intercepts, VcpuState},
 };
-use vmtape_cpu::{Cpu, CpuConfig, Features};
+use vmtape_cpu::Cpu;
 use vmtape_traces::event::Event;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -122,9 +122,9 @@ impl Machine {
     /// Interpreters start with nothing cached, as they do after [`Machine::restore`].
     fn drop_caches(&mut self) {
         self.services.ram().forget_code();
-        let features = Features::from_cpuid(&self.spec.cpuid);
+        let config = cpu_config(&self.spec);
         for vcpu in &mut self.vcpus {
-            vcpu.cpu = Cpu::new(CpuConfig { features, ..CpuConfig::default() });
+            vcpu.cpu = Cpu::new(config);
         }
         self.services.flushes = self.vcpus.iter().map(|vcpu| vcpu.cpu.flush_handle()).collect();
     }
@@ -210,8 +210,9 @@ impl Machine {
         self.backend
             .restore(&saved.backend)
             .map_err(|errno| Error::Backend { what: "its saved state".to_owned(), errno })?;
+        let config = cpu_config(&self.spec);
         for (vcpu, (state, needs_entry, progress)) in self.vcpus.iter_mut().zip(saved.vcpus) {
-            *vcpu = Vcpu { state, needs_entry, progress, cpu: Cpu::new(CpuConfig::default()) };
+            *vcpu = Vcpu { state, needs_entry, progress, cpu: Cpu::new(config) };
         }
         self.services.devices = saved.devices;
         self.services.clock = saved.clock;

@@ -21,7 +21,7 @@ use vmtape_arch::{
     exit::Exit,
     vcpu::{Activity, VcpuState},
 };
-use vmtape_cpu::{Cpu, CpuConfig, Features};
+use vmtape_cpu::{Cpu, CpuConfig, Features, Model};
 
 /// One virtual processor.
 pub(crate) struct Vcpu {
@@ -78,15 +78,15 @@ impl Machine {
         }
         let memory = Memory::new(spec.memory, spec.layout, spec.silicon.backing_shift)?;
         let boot_state = loader::load(&spec, &memory)?;
-        let features = Features::from_cpuid(&spec.cpuid);
-        let vcpus: Vec<_> = (0..spec.vcpus).map(|n| Vcpu::new(n, &boot_state, features)).collect();
+        let config = cpu_config(&spec);
+        let vcpus: Vec<_> = (0..spec.vcpus).map(|n| Vcpu::new(n, &boot_state, config)).collect();
         let services = Services {
             devices: Devices::new(&device_config(&spec)),
             clock: Clock::default(),
             inputs,
             tape: Tape::new(recorder, spec.vcpus),
             flushes: vcpus.iter().map(|vcpu| vcpu.cpu.flush_handle()).collect(),
-            emulator: Some(Cpu::new(CpuConfig { features, ..CpuConfig::default() })),
+            emulator: Some(Cpu::new(config)),
             cpuid: (0..spec.vcpus).map(|n| crate::cpuid::for_vcpu(&spec.cpuid, n, spec.vcpus)).collect(),
             emulated: false,
             memory,
@@ -180,17 +180,20 @@ impl Machine {
 
 impl Vcpu {
     /// The first vCPU boots the guest, the others wait for it.
-    fn new(number: u32, boot_state: &VcpuState, features: Features) -> Self {
+    fn new(number: u32, boot_state: &VcpuState, config: CpuConfig) -> Self {
         let mut state = *boot_state;
         if number != 0 {
             state = VcpuState { activity: Activity::WAIT_FOR_SIPI, ..VcpuState::reset() };
         }
-        Self {
-            state,
-            cpu: Cpu::new(CpuConfig { features, ..CpuConfig::default() }),
-            needs_entry: true,
-            progress: Progress::default(),
-        }
+        Self { state, cpu: Cpu::new(config), needs_entry: true, progress: Progress::default() }
+    }
+}
+
+/// The instruction set that the guest's CPUID promises, on the host's silicon.
+pub(crate) fn cpu_config(spec: &MachineSpec) -> CpuConfig {
+    CpuConfig {
+        features: Features::from_cpuid(&spec.cpuid),
+        model: Model::from_cpuid(&silicon_cpuid(&spec.silicon)),
     }
 }
 
