@@ -3,7 +3,7 @@
 use crate::{
     forms::Form,
     random::{chance, double, extended, pick, range, single, value, vector},
-    silicon::{Context, DATA, RIP, TARGET},
+    silicon::{Context, DATA, Mode, RIP, TARGET},
 };
 use iced_x86::{Encoder, Instruction, Mnemonic, OpKind, Register};
 use rand_pcg::{Pcg64, rand_core::Rng};
@@ -18,7 +18,8 @@ const MIDDLE: u64 = DATA + 0x1000;
 pub struct Case {
     pub instruction: Instruction,
     pub bytes: Vec<u8>,
-    /// Where its explicit memory operand lies.
+    pub mode: Mode,
+    /// Where its explicit memory operand lies, as a linear address.
     address: u64,
     /// What states begin with; each renews what lies around the operand.
     data: [u8; WINDOW_SIZE],
@@ -31,16 +32,25 @@ impl Case {
     /// Encodes the form with random operands.
     pub fn new(form: &Form, rng: &mut Pcg64) -> Option<Self> {
         let address = operand_address(form, rng);
-        let instruction = form.instruction(rng, address)?;
-        let mut encoder = Encoder::new(64);
-        encoder.encode(&instruction, RIP).ok()?;
+        let mode = form.mode;
+        let instruction = form.instruction(rng, address - mode.data_base())?;
+        let mut encoder = Encoder::new(mode.bits());
+        let rip = RIP - mode.code_base();
+        encoder.encode(&instruction, rip).ok()?;
         let bytes = encoder.take_buffer();
         // What was encoded, read back: the decoder fills in what the encoder derived.
-        let mut decoder = iced_x86::Decoder::with_ip(64, &bytes, RIP, iced_x86::DecoderOptions::NONE);
+        let mut decoder =
+            iced_x86::Decoder::with_ip(mode.bits(), &bytes, rip, iced_x86::DecoderOptions::NONE);
         let instruction = decoder.decode();
         let mut data = [0; WINDOW_SIZE];
         fill(rng, &mut data);
-        (bytes.len() <= 15 && !instruction.is_invalid()).then_some(Self { instruction, bytes, address, data })
+        (bytes.len() <= 15 && !instruction.is_invalid()).then_some(Self {
+            instruction,
+            bytes,
+            mode,
+            address,
+            data,
+        })
     }
 
     /// A random state from which the instruction stays inside the data pages.
@@ -62,6 +72,9 @@ impl Case {
             x87(rng, &mut context);
         }
         self.constrain(rng, &mut context, &mut data);
+        if self.mode != Mode::Bits64 {
+            context.gpr.iter_mut().for_each(|register| *register &= 0xffff_ffff);
+        }
         (context, data)
     }
 
@@ -85,14 +98,15 @@ impl Case {
 
     /// Points registers at the data pages, or at the branch target.
     fn constrain(&self, rng: &mut Pcg64, context: &mut Context, data: &mut [u8; WINDOW_SIZE]) {
-        let near = |rng: &mut Pcg64| MIDDLE - 64 + range(rng, 128);
+        let base = self.mode.data_base();
+        let near = |rng: &mut Pcg64| MIDDLE - 64 + range(rng, 128) - base;
+        let target = TARGET - self.mode.code_base();
         let i = &self.instruction;
         context.gpr[4] = near(rng) & !7;
         if chance(rng, 20) {
             context.gpr[4] += range(rng, 8);
         }
-        let string = |kind| (0..i.op_count()).any(|n| i.op_kind(n) == kind);
-        if string(OpKind::MemorySegRSI) || string(OpKind::MemoryESRDI) || string(OpKind::MemorySegRDI) {
+        if (0..i.op_count()).any(|n| is_string(i.op_kind(n))) {
             context.gpr[6] = near(rng);
             context.gpr[7] = near(rng);
             if i.has_rep_prefix() || i.has_repne_prefix() {
@@ -108,21 +122,21 @@ impl Case {
             Mnemonic::Div | Mnemonic::Idiv => divisible(rng, context),
             // AMD's misaligned exception mask is the one bit above 15 that a processor may accept.
             Mnemonic::Ldmxcsr => data[(self.address - DATA) as usize - WINDOW + 2] &= !2,
-            Mnemonic::Ret => put(data, context.gpr[4], TARGET),
+            Mnemonic::Ret => put(data, context.gpr[4] + base, target),
             _ => {}
         }
         self.limit_bit_offset(context);
         self.point(rng, context);
         if matches!(self.mnemonic(), Mnemonic::Jmp | Mnemonic::Call) {
             match i.op0_kind() {
-                OpKind::Register => context.gpr[i.op0_register().full_register().number()] = TARGET,
-                OpKind::Memory => put(data, self.address, TARGET),
+                OpKind::Register => context.gpr[i.op0_register().full_register().number()] = target,
+                OpKind::Memory => put(data, self.address, target),
                 _ => {}
             }
         }
-        if matches!(self.mnemonic(), Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b | Mnemonic::Cmpxchg)
-            && chance(rng, 50)
-        {
+        let exchanges =
+            matches!(self.mnemonic(), Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b | Mnemonic::Cmpxchg);
+        if exchanges && chance(rng, 50) {
             self.make_equal(context, data);
         }
     }
@@ -137,17 +151,16 @@ impl Case {
             }
             return;
         }
-        let mut rest = self.address.wrapping_sub(i.memory_displacement64());
+        let mut rest = (self.address - self.mode.data_base()).wrapping_sub(i.memory_displacement64());
         if index != Register::None {
             let scaled = range(rng, 256).wrapping_sub(128);
             context.gpr[index.full_register().number()] = scaled;
             rest = rest.wrapping_sub(scaled.wrapping_mul(u64::from(i.memory_index_scale())));
         }
-        // A 32-bit address ignores the upper halves.
-        if base.is_gpr32() {
-            rest = rest & 0xffff_ffff | rng.next_u64() << 32;
-        }
-        context.gpr[base.full_register().number()] = rest;
+        // An address ignores what lies above its size.
+        let size = 8 * base.size() as u32;
+        let ignored = u64::MAX.checked_shl(size).unwrap_or(0);
+        context.gpr[base.full_register().number()] = rest & !ignored | rng.next_u64() & ignored;
     }
 
     /// BT and its kin reach as far as the bit offset says.
@@ -177,6 +190,22 @@ impl Case {
             }
         }
     }
+}
+
+fn is_string(kind: OpKind) -> bool {
+    use OpKind::*;
+    matches!(
+        kind,
+        MemorySegSI
+            | MemorySegESI
+            | MemorySegRSI
+            | MemoryESDI
+            | MemoryESEDI
+            | MemoryESRDI
+            | MemorySegDI
+            | MemorySegEDI
+            | MemorySegRDI
+    )
 }
 
 /// Random bytes, in pieces of sixteen.

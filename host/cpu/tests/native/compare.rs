@@ -2,7 +2,7 @@
 
 use crate::{
     case::{Case, WINDOW_SIZE},
-    silicon::{Context, Ending},
+    silicon::{Context, Ending, Mode},
 };
 use iced_x86::{Mnemonic, OpKind, RflagsBits};
 
@@ -54,10 +54,13 @@ fn ending<const N: usize>(native: &Outcome<N>, ours: &Outcome<N>) -> Option<Stri
 }
 
 fn registers(case: &Case, before: &Context, native: &Outcome, ours: &Outcome) -> Option<String> {
+    // Outside 64-bit mode there are eight registers of 32 bits.
+    let (count, shift) = if case.mode == Mode::Bits64 { (16, 0) } else { (8, 32) };
     let differs = |n: &usize| {
-        native.context.gpr[*n] != ours.context.gpr[*n] && !is_undefined_register(case, before, *n)
+        let difference = native.context.gpr[*n] ^ ours.context.gpr[*n];
+        difference << shift != 0 && !is_undefined_register(case, before, *n)
     };
-    let n = (0..16).find(differs)?;
+    let n = (0..count).find(differs)?;
     Some(format!("register {n} is {:#x}, not {:#x}", ours.context.gpr[n], native.context.gpr[n]))
 }
 

@@ -1,6 +1,6 @@
 //! The interpreter, set up as a user program on the same addresses.
 
-use crate::silicon::{CODE, Context, DATA, DATA_SIZE, Ending, RIP, TARGET};
+use crate::silicon::{CODE, Context, DATA, DATA_SIZE, Ending, LIMIT16, Mode, RIP, TARGET};
 use vmtape_arch::{
     access::{Access, Mapping},
     exception::{Exception, PageFaultError},
@@ -89,8 +89,9 @@ impl Env for World {
     }
 }
 
-/// A CPU in 64-bit user mode.
+/// A CPU in user mode.
 pub struct Interpreter {
+    mode: Mode,
     cpu: Cpu,
     world: World,
     start: VcpuState,
@@ -98,9 +99,9 @@ pub struct Interpreter {
 }
 
 impl Interpreter {
-    pub fn new() -> Self {
+    pub fn new(mode: Mode) -> Self {
         let world = World { ram: Ram::leaked((PAGE as usize) + DATA_SIZE), exception: None };
-        Self { cpu: Cpu::new(CpuConfig::default()), world, start: user_mode(), next: RIP }
+        Self { mode, cpu: Cpu::new(CpuConfig::default()), world, start: user_mode(mode), next: RIP }
     }
 
     /// Puts the code page in place.
@@ -119,7 +120,7 @@ impl Interpreter {
         let stop = self.go(&mut state);
         leave(&state, context);
         assert!(self.world.ram.read(at, data));
-        match (stop, self.world.exception, state.rip) {
+        match (stop, self.world.exception, state.rip + self.mode.code_base()) {
             (_, Some(exception), _) => Ending::Fault(exception.vector.0),
             (Stop::Budget, None, TARGET) => Ending::Target,
             (Stop::Budget, None, rip) if rip == self.next => Ending::Next,
@@ -132,7 +133,7 @@ impl Interpreter {
         for _ in 0..1000 {
             let until = state.icount + 1;
             let stop = self.cpu.run(state, &mut self.world, until);
-            if stop != Stop::Budget || state.rip != RIP {
+            if stop != Stop::Budget || state.rip + self.mode.code_base() != RIP {
                 return stop;
             }
         }
@@ -140,7 +141,7 @@ impl Interpreter {
     }
 }
 
-fn user_mode() -> VcpuState {
+fn user_mode(mode: Mode) -> VcpuState {
     let mut state = VcpuState::reset();
     state.cr0 = Cr0::new()
         .with_pe(true)
@@ -155,17 +156,18 @@ fn user_mode() -> VcpuState {
     state.efer = Efer::new().with_sce(true).with_lme(true).with_lma(true).with_nxe(true).into_bits();
     state.xcr0 = 7;
     state.cpl = 3;
-    let flat = SegAttr::new().with_s(true).with_present(true).with_dpl(3).with_g(true);
+    let user = SegAttr::new().with_s(true).with_present(true).with_dpl(3);
+    let limit = if mode == Mode::Bits16 { LIMIT16 } else { u32::MAX };
+    let attr = user.with_g(mode != Mode::Bits16).with_db(mode != Mode::Bits16);
     for n in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {
-        state.seg[n].attr = flat.with_typ(3).with_db(true);
-        state.seg[n].limit = u32::MAX;
+        state.seg[n] = Segment { base: mode.data_base(), limit, selector: 0, attr: attr.with_typ(3) };
     }
-    state.seg[seg::CS].attr = flat.with_typ(0xb).with_l(true);
-    state.seg[seg::CS].base = 0;
+    let code = user.with_g(mode != Mode::Bits16).with_db(mode == Mode::Bits32).with_l(mode == Mode::Bits64);
+    state.seg[seg::CS] = Segment { base: mode.code_base(), limit, selector: 0, attr: code.with_typ(0xb) };
     // No descriptor table: far transfers fault, as random selectors do natively.
     state.gdtr.limit = 0;
     state.seg[seg::LDTR] = Segment::default();
-    state.rip = RIP;
+    state.rip = RIP - mode.code_base();
     state.intercepts.exceptions = u32::MAX;
     state
 }

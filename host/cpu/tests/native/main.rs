@@ -7,6 +7,7 @@ mod compare;
 mod forms;
 mod images;
 mod interpreter;
+mod operands;
 mod random;
 mod silicon;
 
@@ -15,7 +16,7 @@ use compare::{Outcome, difference};
 use forms::Form;
 use interpreter::Interpreter;
 use rand_pcg::Pcg64;
-use silicon::Silicon;
+use silicon::{Mode, Silicon};
 use std::{collections::BTreeMap, sync::Mutex};
 
 /// Encodings per form, and states per encoding: thousands of states for each form.
@@ -38,8 +39,8 @@ fn state_images_are_saved_and_restored_as_on_this_processor() {
         eprintln!("SKIPPED, LOUDLY: this processor lacks one of {features:?}");
         return;
     }
-    let silicon = Silicon::new();
-    let mut interpreter = Interpreter::new();
+    let silicon = Silicon::new(Mode::Bits64);
+    let mut interpreter = Interpreter::new(Mode::Bits64);
     let differences = images::check(&silicon, &mut |bytes, offset, outcome| {
         interpreter.load(&silicon.code(), bytes.len());
         outcome.ending = interpreter.run(&mut outcome.context, offset, &mut outcome.data);
@@ -49,42 +50,57 @@ fn state_images_are_saved_and_restored_as_on_this_processor() {
 
 #[test]
 fn instructions_behave_as_on_this_processor() {
+    let forms = compare_forms(Mode::Bits64, ENCODINGS);
+    assert!(forms >= LEAST_FORMS, "only {forms} forms are tested");
+}
+
+#[test]
+fn compatibility_mode_behaves_as_on_this_processor() {
+    compare_forms(Mode::Bits32, ENCODINGS / 2);
+}
+
+#[test]
+fn sixteen_bit_code_behaves_as_on_this_processor() {
+    compare_forms(Mode::Bits16, ENCODINGS / 2);
+}
+
+/// Compares every form of a mode that VMTAPE_NATIVE_FORMS, if it is set, is part of the name of; how many there are.
+fn compare_forms(mode: Mode, encodings: usize) -> usize {
     let _pages = PAGES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let silicon = Silicon::new();
-    let mut interpreter = Interpreter::new();
+    let silicon = Silicon::new(mode);
+    let mut interpreter = Interpreter::new(mode);
     let only = std::env::var("VMTAPE_NATIVE_FORMS").ok();
-    let forms: Vec<Form> = forms::all()
-        .into_iter()
-        .filter(|form| only.as_ref().is_none_or(|part| form.name().contains(part)))
-        .collect();
+    let all = forms::all(mode);
+    let chosen = |form: &&Form| only.as_ref().is_none_or(|part| form.name().contains(part));
     let mut failures = BTreeMap::new();
     let mut states = 0;
-    for (number, form) in forms.iter().enumerate() {
+    for (number, form) in all.iter().filter(chosen).enumerate() {
         let mut rng = Pcg64::new(number as u128, 0x7461_7065);
-        match check(form, &silicon, &mut interpreter, &mut rng) {
+        match check(form, encodings, &silicon, &mut interpreter, &mut rng) {
             Ok(count) => states += count,
             Err(why) => {
                 failures.insert(form.name(), why);
             }
         }
     }
-    println!("{} forms, {states} states, {} failures", forms.len(), failures.len());
+    println!("{mode:?}: {} forms, {states} states, {} failures", all.len(), failures.len());
     for (form, why) in &failures {
         println!("{form}: {why}");
     }
-    assert!(failures.is_empty(), "{} of {} forms differ", failures.len(), forms.len());
-    assert!(only.is_some() || forms.len() >= LEAST_FORMS, "only {} forms are tested", forms.len());
+    assert!(failures.is_empty(), "{} of {} forms differ", failures.len(), all.len());
+    all.len()
 }
 
 /// Runs one form; the number of states, or the first difference.
 fn check(
     form: &Form,
+    encodings_wanted: usize,
     silicon: &Silicon,
     interpreter: &mut Interpreter,
     rng: &mut Pcg64,
 ) -> Result<usize, String> {
     let mut encodings = 0;
-    for _ in 0..20 * ENCODINGS {
+    for _ in 0..20 * encodings_wanted {
         let Some(case) = Case::new(form, rng) else { continue };
         silicon.load(&case.bytes);
         interpreter.load(&silicon.code(), case.bytes.len());
@@ -99,7 +115,7 @@ fn check(
             }
         }
         encodings += 1;
-        if encodings == ENCODINGS {
+        if encodings == encodings_wanted {
             break;
         }
     }

@@ -16,12 +16,60 @@ pub const CODE: u64 = 0x1000_0000;
 pub const RIP: u64 = CODE + 0x400;
 /// Where tested branches lead.
 pub const TARGET: u64 = RIP + 0x40;
+/// Selectors that Linux gives 64-bit programs, and that of its 32-bit ones.
+const USER_CS: u16 = 0x33;
+const USER_DS: u16 = 0x2b;
+const USER32_CS: u16 = 0x23;
+/// Our own 16-bit segments: the first two descriptors of the LDT.
+const CODE16: u16 = 0x07;
+const DATA16: u16 = 0x0f;
 const EPILOGUE: u64 = CODE + 0x800;
 const CONTEXT: u64 = 0x1001_0000;
 /// Two pages that tested instructions read and write.
 pub const DATA: u64 = 0x1002_0000;
 pub const DATA_SIZE: usize = 0x2000;
 const PAGE: usize = 0x1000;
+/// The limit of the 16-bit segments.
+pub const LIMIT16: u32 = 0x1fff;
+
+/// What code is executed as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// 16-bit protected mode: segments that begin at the code page and at the data pages.
+    Bits16,
+    /// Compatibility mode, flat.
+    Bits32,
+    Bits64,
+}
+
+impl Mode {
+    pub fn bits(self) -> u32 {
+        match self {
+            Self::Bits16 => 16,
+            Self::Bits32 => 32,
+            Self::Bits64 => 64,
+        }
+    }
+
+    /// The base of the code segment.
+    pub fn code_base(self) -> u64 {
+        if self == Self::Bits16 { CODE } else { 0 }
+    }
+
+    /// The base of data and stack segments.
+    pub fn data_base(self) -> u64 {
+        if self == Self::Bits16 { DATA } else { 0 }
+    }
+
+    /// The selectors of code and data.
+    fn selectors(self) -> (u16, u16) {
+        match self {
+            Self::Bits16 => (CODE16, DATA16),
+            Self::Bits32 => (USER32_CS, USER_DS),
+            Self::Bits64 => (USER_CS, USER_DS),
+        }
+    }
+}
 
 /// What the instruction starts from and leaves behind.
 #[repr(C, align(64))]
@@ -35,6 +83,12 @@ pub struct Context {
     /// How the instruction ended: see `Ending`.
     ending: u64,
     host_mxcsr: u64,
+    /// The far pointer to the instruction, then the selector of its data and stack.
+    entry: [u8; 6],
+    data_selector: u16,
+    user_ds: u64,
+    epilogue: u64,
+    pad: u64,
     pub ymm_hi: [[u64; 2]; 16],
 }
 
@@ -57,26 +111,35 @@ const RFLAGS: usize = GPR + 128;
 const HOST_RSP: usize = RFLAGS + 8;
 const ENDING: usize = RFLAGS + 16;
 const HOST_MXCSR: usize = RFLAGS + 24;
-const YMM_HI: usize = RFLAGS + 32;
+const ENTRY: usize = RFLAGS + 32;
+const DATA_SELECTOR: usize = ENTRY + 6;
+const USER_DS_AT: usize = ENTRY + 8;
+const EPILOGUE_AT: usize = ENTRY + 16;
+const YMM_HI: usize = ENTRY + 32;
 
 const YMM: [AsmRegisterYmm; 16] =
     [ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15];
 
 /// The mapped pages. One per process: the addresses are fixed.
 pub struct Silicon {
+    mode: Mode,
     signal_stack: UnsafeCell<Vec<u8>>,
 }
 
 impl Silicon {
     /// Maps the pages, writes prologue and epilogue, and takes over the signals.
-    pub fn new() -> Self {
+    pub fn new(mode: Mode) -> Self {
         map(CODE, PAGE, libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC);
         map(CONTEXT, PAGE, libc::PROT_READ | libc::PROT_WRITE);
         map(DATA, DATA_SIZE, libc::PROT_READ | libc::PROT_WRITE);
-        let silicon = Self { signal_stack: UnsafeCell::new(vec![0; 1 << 17]) };
+        let silicon = Self { mode, signal_stack: UnsafeCell::new(vec![0; 1 << 17]) };
         store(CODE, &prologue().expect("the prologue assembles"));
         store(EPILOGUE, &epilogue().expect("the epilogue assembles"));
-        store(TARGET, &landing(TARGET, JUMPED).expect("the landing pad assembles"));
+        store(TARGET, &landing(mode, JUMPED));
+        if mode == Mode::Bits16 {
+            set_descriptor(CODE16, CODE, 2);
+            set_descriptor(DATA16, DATA, 0);
+        }
         silicon.catch_signals();
         silicon
     }
@@ -86,7 +149,7 @@ impl Silicon {
         assert!(instruction.len() <= 15);
         let next = RIP + instruction.len() as u64;
         store(RIP, instruction);
-        store(next, &landing(next, NEXT).expect("the landing pad assembles"));
+        store(next, &landing(self.mode, NEXT));
     }
 
     /// The code page, for the interpreter to execute the same bytes.
@@ -98,7 +161,11 @@ impl Silicon {
     pub fn run(&self, context: &mut Context, offset: usize, data: &mut [u8]) -> Ending {
         assert!(offset + data.len() <= DATA_SIZE);
         store(DATA + offset as u64, data);
+        let (code, data_selector) = self.mode.selectors();
         context.ending = 0;
+        context.entry[..4].copy_from_slice(&((RIP - self.mode.code_base()) as u32).to_le_bytes());
+        context.entry[4..].copy_from_slice(&code.to_le_bytes());
+        context.data_selector = data_selector;
         // SAFETY: `CONTEXT` is a mapped page, larger than a `Context` and aligned for it; nothing else refers to it.
         let shared = unsafe { &mut *(CONTEXT as *mut Context) };
         shared.clone_from(context);
@@ -142,7 +209,8 @@ extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, context:
     // SAFETY: the kernel passes a valid `ucontext_t` to a handler installed with SA_SIGINFO.
     let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
     let rip = registers[libc::REG_RIP as usize] as u64;
-    if !(RIP..EPILOGUE).contains(&rip) {
+    let segments = registers[libc::REG_CSGSFS as usize] as u64;
+    if segments as u16 == USER_CS && !(RIP..EPILOGUE).contains(&rip) {
         // SAFETY: restoring the default action and returning re-executes the faulting instruction, which ends us.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
         return;
@@ -151,6 +219,8 @@ extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, context:
     // SAFETY: the context page is mapped and the interrupted code does not touch `ending` before the epilogue.
     unsafe { ptr::write_volatile((CONTEXT as usize + ENDING) as *mut u64, FAULT + vector) };
     registers[libc::REG_RIP as usize] = EPILOGUE as i64;
+    let selectors = segments & 0x0000_ffff_ffff_0000 | u64::from(USER_DS) << 48 | u64::from(USER_CS);
+    registers[libc::REG_CSGSFS as usize] = selectors as i64;
 }
 
 impl Drop for Silicon {
@@ -204,9 +274,14 @@ fn prologue() -> Result<Vec<u8>, iced_x86::IcedError> {
     }
     a.push(qword_ptr(rax + RFLAGS))?;
     a.popfq()?;
+    // Data segments matter outside 64-bit mode only. GS stays flat, for the landing pads; FS belongs to Rust.
+    a.mov(gs, word_ptr(rax + USER_DS_AT))?;
+    for segment in [ds, es, ss] {
+        a.mov(segment, word_ptr(rax + DATA_SELECTOR))?;
+    }
     a.mov(rsp, qword_ptr(rax + GPR + 8 * 4))?;
     a.mov(rax, qword_ptr(rax + GPR))?;
-    a.jmp(RIP)?;
+    a.jmp(fword_ptr(CONTEXT + ENTRY as u64))?;
     a.assemble(CODE)
 }
 
@@ -219,6 +294,9 @@ fn epilogue() -> Result<Vec<u8>, iced_x86::IcedError> {
         a.mov(qword_ptr(rax + slot), register)?;
     }
     a.mov(qword_ptr(rax + GPR + 8 * 4), rsp)?;
+    for segment in [ds, es, ss] {
+        a.mov(segment, word_ptr(rax + USER_DS_AT))?;
+    }
     a.mov(rsp, qword_ptr(rax + HOST_RSP))?;
     a.pushfq()?;
     a.pop(qword_ptr(rax + RFLAGS))?;
@@ -241,11 +319,46 @@ fn epilogue() -> Result<Vec<u8>, iced_x86::IcedError> {
     a.assemble(EPILOGUE)
 }
 
-fn landing(at: u64, ending: u32) -> Result<Vec<u8>, iced_x86::IcedError> {
+/// Notes how the instruction ended and goes to the epilogue. In bytes: assemblers do not jump between modes.
+fn landing(mode: Mode, ending: u32) -> Vec<u8> {
+    // MOV DWORD PTR GS:[ending], imm32 with a 32-bit address, then JMP FAR USER_CS:EPILOGUE.
+    let (operand_prefix, address_prefix): (&[u8], &[u8]) = match mode {
+        Mode::Bits16 => (&[0x66], &[0x67]),
+        Mode::Bits32 => (&[], &[]),
+        // Without a base, 64-bit code needs a SIB byte; and it has no direct far jump.
+        Mode::Bits64 => return landing64(ending).expect("the landing pad assembles"),
+    };
+    let address = (CONTEXT as u32 + ENDING as u32).to_le_bytes();
+    let parts: [&[u8]; 9] = [
+        operand_prefix,
+        address_prefix,
+        &[0x65, 0xc7, 0x05],
+        &address,
+        &ending.to_le_bytes(),
+        operand_prefix,
+        &[0xea],
+        &(EPILOGUE as u32).to_le_bytes(),
+        &USER_CS.to_le_bytes(),
+    ];
+    parts.concat()
+}
+
+/// The jump is absolute through memory, so that the pad works wherever it lies.
+fn landing64(ending: u32) -> Result<Vec<u8>, iced_x86::IcedError> {
     let mut a = CodeAssembler::new(64)?;
     a.mov(dword_ptr(CONTEXT + ENDING as u64), ending)?;
-    a.jmp(EPILOGUE)?;
-    a.assemble(at)
+    a.jmp(qword_ptr(CONTEXT + EPILOGUE_AT as u64))?;
+    a.assemble(RIP)
+}
+
+/// Writes an LDT descriptor of a 16-bit segment; `contents` 0 is data, 2 is code.
+fn set_descriptor(selector: u16, base: u64, contents: u32) {
+    const WRITE: libc::c_long = 0x11;
+    let descriptor = [u32::from(selector >> 3), base as u32, LIMIT16, contents << 1];
+    // SAFETY: the kernel reads one `struct user_desc` of sixteen bytes.
+    let done =
+        unsafe { libc::syscall(libc::SYS_modify_ldt, WRITE, descriptor.as_ptr(), size_of_val(&descriptor)) };
+    assert_eq!(done, 0, "modify_ldt: {}", std::io::Error::last_os_error());
 }
 
 impl Context {
@@ -258,6 +371,11 @@ impl Context {
             host_rsp: 0,
             ending: 0,
             host_mxcsr: 0x1f80,
+            entry: [0; 6],
+            data_selector: 0,
+            user_ds: USER_DS.into(),
+            epilogue: EPILOGUE,
+            pad: 0,
             ymm_hi: [[0; 2]; 16],
         };
         context.fx[..2].copy_from_slice(&0x37fu16.to_le_bytes());
