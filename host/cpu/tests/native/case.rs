@@ -21,8 +21,11 @@ pub struct Case {
     pub mode: Mode,
     /// Where its explicit memory operand lies, as a linear address.
     address: u64,
-    /// What states begin with; each renews what lies around the operand.
+    /// What states begin with. Each renews the general registers, the vector registers that are operands, and the
+    /// memory around the operand.
+    context: Context,
     data: [u8; WINDOW_SIZE],
+    vectors: Vec<usize>,
 }
 
 const STATUS: u64 = 0x8d5;
@@ -42,30 +45,27 @@ impl Case {
         let mut decoder =
             iced_x86::Decoder::with_ip(mode.bits(), &bytes, rip, iced_x86::DecoderOptions::NONE);
         let instruction = decoder.decode();
+        if bytes.len() > 15 || instruction.is_invalid() {
+            return None;
+        }
+        let mut context = Context::new();
+        random_vectors(rng, &mut context);
         let mut data = [0; WINDOW_SIZE];
         fill(rng, &mut data);
-        (bytes.len() <= 15 && !instruction.is_invalid()).then_some(Self {
-            instruction,
-            bytes,
-            mode,
-            address,
-            data,
-        })
+        let vectors = vector_operands(&instruction);
+        Some(Self { instruction, bytes, mode, address, context, data, vectors })
     }
 
     /// A random state from which the instruction stays inside the data pages.
     pub fn state(&self, rng: &mut Pcg64) -> (Context, [u8; WINDOW_SIZE]) {
-        let mut context = Context::new();
+        let mut context = self.context.clone();
         let mut data = self.data;
         let operand = ((self.address - DATA) as usize - WINDOW) & !15;
         fill(rng, &mut data[operand..operand + 32]);
         for register in &mut context.gpr {
             *register = value(rng);
         }
-        random_vectors(rng, &mut context);
-        if self.is_scalar_friendly() {
-            friendly_vectors(rng, &mut context);
-        }
+        self.renew_vectors(rng, &mut context);
         context.rflags = 2 | rng.next_u64() & (STATUS | DIRECTION);
         context.set_mxcsr(mxcsr(rng));
         if self.uses_x87() {
@@ -82,12 +82,21 @@ impl Case {
         self.instruction.mnemonic()
     }
 
-    /// Two operands of like magnitude find more than noise does.
-    fn is_scalar_friendly(&self) -> bool {
-        self.instruction
-            .cpuid_features()
-            .iter()
-            .any(|f| matches!(f, iced_x86::CpuidFeature::SSE | iced_x86::CpuidFeature::SSE2))
+    /// Vector operands, independent of each other or of one kind: like magnitudes find more than noise does.
+    fn renew_vectors(&self, rng: &mut Pcg64, context: &mut Context) {
+        let exponent = range(rng, 0x7ff);
+        let near =
+            |rng: &mut Pcg64| double(rng) & !(0x7ff << 52) | (exponent + range(rng, 3)).min(0x7fe) << 52;
+        let kind = range(rng, 4);
+        for n in &self.vectors {
+            let value = match kind {
+                0 => [double(rng), double(rng)],
+                1 => [single(rng) | single(rng) << 32, single(rng) | single(rng) << 32],
+                2 => [near(rng), near(rng)],
+                _ => vector(rng),
+            };
+            context.set_xmm(*n, value);
+        }
     }
 
     pub fn uses_x87(&self) -> bool {
@@ -121,7 +130,13 @@ impl Case {
             }
             Mnemonic::Div | Mnemonic::Idiv => divisible(rng, context),
             // AMD's misaligned exception mask is the one bit above 15 that a processor may accept.
-            Mnemonic::Ldmxcsr => data[(self.address - DATA) as usize - WINDOW + 2] &= !2,
+            Mnemonic::Ldmxcsr => {
+                let at = (self.address - DATA) as usize - WINDOW;
+                data[at + 2] &= !2;
+                if chance(rng, 70) {
+                    data[at + 2..at + 4].fill(0);
+                }
+            }
             Mnemonic::Ret => put(data, context.gpr[4] + base, target),
             _ => {}
         }
@@ -257,19 +272,14 @@ pub fn random_vectors(rng: &mut Pcg64, context: &mut Context) {
     }
 }
 
-/// Registers that all hold the same kind of number.
-fn friendly_vectors(rng: &mut Pcg64, context: &mut Context) {
-    match range(rng, 4) {
-        0 => (0..16).for_each(|n| context.set_xmm(n, [double(rng), double(rng)])),
-        1 => (0..16).for_each(|n| context.set_xmm(n, [0; 2].map(|_: u64| single(rng) | single(rng) << 32))),
-        2 => {
-            let exponent = range(rng, 0x7ff);
-            let near =
-                |rng: &mut Pcg64| double(rng) & !(0x7ff << 52) | (exponent + range(rng, 3)).min(0x7fe) << 52;
-            (0..16).for_each(|n| context.set_xmm(n, [near(rng), near(rng)]));
-        }
-        _ => {}
+/// The vector registers among the operands; XMM0 may be one without being named.
+fn vector_operands(i: &Instruction) -> Vec<usize> {
+    let registers = (0..i.op_count()).filter(|n| i.op_kind(*n) == OpKind::Register).map(|n| i.op_register(n));
+    let mut vectors: Vec<usize> = registers.filter(|r| r.is_vector_register()).map(|r| r.number()).collect();
+    if !vectors.is_empty() {
+        vectors.push(0);
     }
+    vectors
 }
 
 pub fn mxcsr(rng: &mut Pcg64) -> u32 {

@@ -1,14 +1,12 @@
 //! Random operands for a form.
 
 use crate::{
-    forms::{Form, may_be_memory},
+    forms::{Form, Prefix, may_be_memory},
     random::{chance, pick, range, value},
     silicon::{Mode, TARGET},
 };
 use iced_x86::{Instruction, MemoryOperand, Mnemonic, OpCodeOperandKind as K, OpKind, Register};
 use rand_pcg::Pcg64;
-
-use crate::forms::Prefix;
 
 impl Form {
     /// An instruction of this form whose memory operand, if it is absolute, lies at offset `address` of its segment;
@@ -49,7 +47,10 @@ impl Form {
                 (Mode::Bits16, false) => kinds[0],
                 _ => kinds[1],
             };
-            Box::new(move |to, index| Some(to.set_op_kind(index, chosen)))
+            Box::new(move |to, index| {
+                to.set_op_kind(index, chosen);
+                Some(())
+            })
         };
         let target = TARGET - self.mode.code_base();
         Some(match kind {
