@@ -163,7 +163,7 @@ impl Sides<'_> {
             groups.iter().filter(|group| group.exit.icount >= icount).cloned().collect()
         };
         let rules = self.rules_of(&here(&actual));
-        let (class, summary) = classify(&differences, &rules);
+        let (class, summary) = classify(&differences, &rules, guest);
         let mut walks = Vec::new();
         add_walks(&mut walks, &self.expected, &here(&expected), guest);
         add_walks(&mut walks, &self.actual, &here(&actual), host);
@@ -229,13 +229,16 @@ fn add_walks(walks: &mut Vec<String>, machine: &MachineSpec, groups: &[ExitGroup
 }
 
 /// Says what kind of difference it is, in a sentence.
-fn classify(differences: &[Difference], rules: &[Rule]) -> (Class, String) {
+fn classify(differences: &[Difference], rules: &[Rule], widths: Widths) -> (Class, String) {
     let class = match rules.first() {
         Some(rule) if rule.source.contains("APM") || rule.source.contains("SDM") => Class::Silicon,
         Some(_) => Class::Kvm,
         None => Class::Unexplained,
     };
-    if let Some(text) = differences.iter().find_map(Difference::accessed_dirty) {
+    // Of several entries the one with the illegal address says most.
+    let mut entries: Vec<_> = differences.iter().filter(|d| d.accessed_dirty().is_some()).collect();
+    entries.sort_by_key(|difference| !difference.is_illegal(widths.guest));
+    if let Some(text) = entries.first().and_then(|entry| entry.accessed_dirty()) {
         return (class, text);
     }
     let ends = differences.iter().find(|difference| matches!(difference, Difference::End { .. }));

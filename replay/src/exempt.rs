@@ -65,6 +65,11 @@ pub const TIME_VALUES: Exemption = Exemption {
     what: "values of time-stamp counters, deadlines and timer counts",
     why: "they are readings of the recording host's clock",
 };
+pub const USER_DEVICES: Exemption = Exemption {
+    name: "userspace devices",
+    what: "values of port I/O",
+    why: "the serial port and its like are models of the recording's VMM; ours start with other register values",
+};
 pub const MODEL_NOTES: Exemption = Exemption {
     name: "model notes",
     what: "steps of the silicon's walk, rules, and warnings of ours",
@@ -72,7 +77,7 @@ pub const MODEL_NOTES: Exemption = Exemption {
 };
 
 /// The exemptions between a recording of the real KVM and a run of ours.
-pub const RECORDING: [Exemption; 10] = [
+pub const RECORDING: [Exemption; 11] = [
     TIMESTAMPS,
     FRAME_NUMBERS,
     HOST_SCHEDULING,
@@ -82,6 +87,7 @@ pub const RECORDING: [Exemption; 10] = [
     FIRMWARE_TOUCHED,
     NOT_TRACED,
     TIME_VALUES,
+    USER_DEVICES,
     MODEL_NOTES,
 ];
 
@@ -125,7 +131,7 @@ pub fn comparable(note: &Note) -> Option<Note> {
         Note::Msr { write, index, exception, .. } if is_time(Msr(index)) => {
             Note::Msr { write, index, data: 0, exception }
         }
-        // The kernel prints a re-injected exception without its error code's presence; see kvm_inj_exception.
+        Note::Pio { write, port, size, count, .. } => Note::Pio { write, port, size, count, value: 0 },
         other => other,
     })
 }

@@ -9,7 +9,7 @@ use crate::{
 };
 use std::collections::VecDeque;
 use vmtape_machine::MachineSpec;
-use vmtape_traces::{Event, ExitGroup, Exits, Tape, event::End, reader::Events};
+use vmtape_traces::{Event, ExitGroup, Exits, Tape, reader::Events};
 
 /// Exits between two comparisons.
 const STRETCH: u64 = 4096;
@@ -149,13 +149,9 @@ pub fn event_text(event: &Event) -> String {
                 exit.exit
             )
         }
-        Event::Note { note, .. } => text::note_line(note),
+        Event::Note { vcpu, note } => text::note_line(note, *vcpu, 0),
         Event::Resume { resume, .. } => text::resume_text(resume),
-        Event::End { icount, end, .. } => format!("after {icount} instructions, {}", end_words(end)),
+        Event::End { icount, end, .. } => format!("after {icount} instructions, {}", text::end_text(end)),
         other => format!("{other:x?}"),
     }
-}
-
-fn end_words(end: &End) -> String {
-    text::end_text(end)
 }

@@ -157,7 +157,9 @@ impl Comparison<'_> {
             let (a, b) = (self.notes(theirs), self.notes(own));
             if a != b {
                 let first = a.iter().zip(&b).position(|(a, b)| a != b).unwrap_or(a.len().min(b.len()));
-                let line = |notes: &[Note]| notes.get(first).map_or("nothing".into(), text::note_line);
+                let line = |notes: &[Note]| {
+                    notes.get(first).map_or("nothing".into(), |note| text::note_line(note, 0, own.exit.rip))
+                };
                 rows.push(Row::new("then", line(&a), line(&b)));
             }
         }

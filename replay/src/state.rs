@@ -2,7 +2,7 @@
 
 use crate::{explain, report::Row};
 use std::fmt::Write;
-use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, vcpu::VcpuState};
+use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, paging::Pte, vcpu::VcpuState};
 use vmtape_machine::Machine;
 
 /// One difference between two machines.
@@ -56,6 +56,12 @@ impl Difference {
             "the guest's paging entry at {gpa:#x} has its {bits}: {actual:#x}, not {expected:#x}"
         );
         Some(text)
+    }
+
+    /// Whether it is an entry whose address does not fit the guest's width.
+    pub fn is_illegal(&self, width: u8) -> bool {
+        let Self::Memory { expected, .. } = self else { return false };
+        Pte::from_bits(*expected).address() >> width.min(63) != 0
     }
 
     fn page(&self) -> Option<u64> {

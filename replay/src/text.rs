@@ -58,14 +58,15 @@ pub fn context<'a>(groups: impl DoubleEndedIterator<Item = &'a ExitGroup>, count
 /// An exit and what was done about it.
 pub fn group_lines(group: &ExitGroup) -> Vec<String> {
     let mut lines = vec![exit_line(group)];
-    lines.extend(group.notes.iter().map(|note| format!("    {}", note_line(note))));
+    let (vcpu, rip) = (group.exit.vcpu, group.exit.rip);
+    lines.extend(group.notes.iter().map(|note| format!("    {}", note_line(note, vcpu, rip))));
     lines
 }
 
-/// A note in the words of its trace event.
-pub fn note_line(note: &Note) -> String {
+/// A note in the words of its trace event; `vcpu` and `rip` are those of its exit.
+pub fn note_line(note: &Note, vcpu: u32, rip: u64) -> String {
     let kind = note.to_raw().kind;
-    let text = note_text(note, 0, 0).unwrap_or_else(|| match *note {
+    let text = note_text(note, vcpu, rip).unwrap_or_else(|| match *note {
         Note::SiliconStep { gpa, before, after, level } if before == after => {
             format!("level {level} at {gpa:#x}: {before:#x}")
         }
