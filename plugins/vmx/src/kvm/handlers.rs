@@ -353,12 +353,9 @@ fn debug(cx: &mut Cx<'_>) -> Resume {
         // The exit is on the ICEBP itself, whose #DB is a trap.
         cx.state.rip = cx.state.rip.wrapping_add(cx.exit.exception.insn_len.into());
         vmtape_kvm_core::vcpu::clear_shadow(cx.state);
-    } else if cx.state.rflags().tf()
-        && (cx.state.interruptibility.sti() || cx.state.interruptibility.mov_ss())
-    {
-        // Silicon does not set the bit in this case, and VM entry would fail without it.
-        cx.state.pending_debug |= Dr6::new().with_bs(true).into_bits();
     }
+    // Under TF and STI or MOV SS blocking KVM sets BS in the pending debug exceptions, for VM entry's consistency check
+    // alone: the injected #DB discards them. See: SDM vol. 3C 27.7.3 Delivery of Pending Debug Exceptions after VM Entry
     cx.inject(Exception { payload: cx.exit.info1, ..Exception::new(Vector::DB) })
 }
 
