@@ -103,7 +103,7 @@ impl Backend for Vm {
     ) -> Result<(), Errno> {
         let (shared, v) = self.parts(vcpu);
         let effect = msr::set(&mut v.core, state, index, data, true, host).map_err(|_| Errno::EINVAL)?;
-        setup::after_wrmsr(shared, v, state, index);
+        setup::after_wrmsr(shared, v, index);
         setup::apply(shared, vcpu, state, effect, host);
         state.intercepts = v.controls.intercepts();
         Ok(())

@@ -229,7 +229,7 @@ fn msr_write(cx: &mut Cx<'_>) -> Resume {
     let outcome = msr::emulate_wrmsr(&mut cx.vcpu.core, cx.state, cx.host);
     let result = cx.apply(outcome);
     if result.is_ok() {
-        setup::after_wrmsr(cx.shared, cx.vcpu, cx.state, index);
+        setup::after_wrmsr(cx.shared, cx.vcpu, index);
     }
     cx.complete(result)
 }

@@ -3,7 +3,7 @@
 //! See: KVM arch/x86/kvm/vmx/vmx.c vmx_vcpu_create(), vmx_update_exception_bitmap(), vmx_vcpu_after_set_cpuid()
 
 use crate::{
-    silicon::controls::{ApicMode, Controls, MsrBitmap, cr0_guest_owned, cr4_guest_owned},
+    silicon::controls::{ApicMode, Controls, cr0_guest_owned, cr4_guest_owned},
     vm::{Shared, VmxVcpu},
 };
 use vmtape_abi::{FlushScope, Host};
@@ -48,8 +48,6 @@ pub fn after_set_cpuid(shared: &Shared, vcpu: &mut VmxVcpu) {
     controls.cr4_mask = !cr4_guest_owned(shared.ept(), cr::cr4_reserved(cpuid));
     controls.rdrand_exiting = !cpuid.has(RDRAND);
     controls.rdseed_exiting = !cpuid.has(RDSEED);
-    let pred_cmd = [feature::SPEC_CTRL, feature::AMD_IBPB, feature::SBPB].iter().any(|f| cpuid.has(*f));
-    controls.msr = MsrBitmap { spec_ctrl: false, pred_cmd, flush_cmd: cpuid.has(feature::FLUSH_L1D) };
     update_exception_bitmap(shared, cpuid, controls);
 }
 
@@ -97,12 +95,9 @@ pub fn after_set_cpuid_mmu(shared: &mut Shared, vcpu: &VmxVcpu, state: &VcpuStat
 }
 
 /// What a WRMSR changes in the controls.
-pub fn after_wrmsr(shared: &Shared, vcpu: &mut VmxVcpu, state: &VcpuState, index: u32) {
-    match Msr(index) {
-        // From the first value that is not zero on, the guest has the register to itself.
-        Msr::IA32_SPEC_CTRL if state.spec_ctrl != 0 => vcpu.controls.msr.spec_ctrl = true,
-        Msr::IA32_APIC_BASE => update_apic_mode(shared, vcpu),
-        _ => {}
+pub fn after_wrmsr(shared: &Shared, vcpu: &mut VmxVcpu, index: u32) {
+    if Msr(index) == Msr::IA32_APIC_BASE {
+        update_apic_mode(shared, vcpu);
     }
 }
 

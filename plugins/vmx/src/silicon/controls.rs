@@ -42,16 +42,6 @@ pub struct Controls {
     pub apic: ApicMode,
     /// APIC-register virtualization and virtual-interrupt delivery.
     pub apicv: bool,
-    /// The MSR bitmaps where KVM changes them.
-    pub msr: MsrBitmap,
-}
-
-/// Which MSRs KVM has let through so far, beyond those that it always does.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MsrBitmap {
-    pub spec_ctrl: bool,
-    pub pred_cmd: bool,
-    pub flush_cmd: bool,
 }
 
 /// x2APIC registers whose reads need no exit: those that `kvm_lapic_readable_reg_mask` names, but the current timer count.
@@ -61,12 +51,12 @@ fn is_virtual_x2apic_read(index: u32) -> bool {
 }
 
 impl Controls {
-    /// Whether RDMSR exits. See: KVM vmx/vmx.c vmx_vcpu_create(), vmx_update_msr_bitmap_x2apic()
+    /// Whether RDMSR exits. The MSRs of speculation control are let through only where the silicon has them, which that of
+    /// our hosts does not. See: KVM vmx/vmx.c vmx_vcpu_create(), vmx_update_msr_bitmap_x2apic()
     pub fn rdmsr_exits(&self, index: u32) -> bool {
         match Msr(index) {
             Msr::IA32_TSC | Msr::FS_BASE | Msr::GS_BASE | Msr::KERNEL_GS_BASE => false,
             Msr::IA32_SYSENTER_CS | Msr::IA32_SYSENTER_ESP | Msr::IA32_SYSENTER_EIP => false,
-            Msr::IA32_SPEC_CTRL => !self.msr.spec_ctrl,
             Msr(0x808) => self.apic != ApicMode::X2Apic,
             Msr(0x800..=0x83f) => {
                 self.apic != ApicMode::X2Apic || !self.apicv || !is_virtual_x2apic_read(index)
@@ -80,9 +70,6 @@ impl Controls {
         match Msr(index) {
             Msr::FS_BASE | Msr::GS_BASE | Msr::KERNEL_GS_BASE => false,
             Msr::IA32_SYSENTER_CS | Msr::IA32_SYSENTER_ESP | Msr::IA32_SYSENTER_EIP => false,
-            Msr::IA32_SPEC_CTRL => !self.msr.spec_ctrl,
-            Msr::IA32_PRED_CMD => !self.msr.pred_cmd,
-            Msr::IA32_FLUSH_CMD => !self.msr.flush_cmd,
             Msr(0x808) => self.apic != ApicMode::X2Apic,
             // EOI and SELF_IPI.
             Msr(0x80b | 0x83f) => self.apic != ApicMode::X2Apic || !self.apicv,
