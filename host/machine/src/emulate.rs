@@ -336,8 +336,8 @@ impl Env for EmulatorEnv<'_> {
         data as u32
     }
 
-    fn cpuid(&mut self, _state: &mut VcpuState, function: u32, index: u32) -> [u32; 4] {
-        self.services.native_cpuid(self.vcpu, function, index)
+    fn cpuid(&mut self, state: &mut VcpuState, function: u32, index: u32) -> [u32; 4] {
+        self.services.native_cpuid(self.vcpu, state, function, index)
     }
 
     fn msr(&mut self, _state: &mut VcpuState, index: u32, write: Option<u64>) -> Result<u64, Exception> {

@@ -26,10 +26,23 @@ pub(crate) struct GuestEnv<'a> {
 }
 
 impl Services {
-    /// CPUID as silicon answers it from the guest's table.
-    pub(crate) fn native_cpuid(&self, vcpu: u32, function: u32, index: u32) -> [u32; 4] {
+    /// CPUID as silicon answers it from the guest's table, with the bits that follow the processor's state.
+    pub(crate) fn native_cpuid(&self, vcpu: u32, state: &VcpuState, function: u32, index: u32) -> [u32; 4] {
+        const APIC: u32 = 9;
+        const OSXSAVE: u32 = 27;
+        const OSPKE: u32 = 4;
         let entry = self.cpuid.get(vcpu as usize).and_then(|table| find(table, function, index));
-        entry.map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx])
+        let mut entry = entry.copied().unwrap_or_default();
+        let follow = |word: &mut u32, bit: u32, on: bool| *word = *word & !(1 << bit) | u32::from(on) << bit;
+        match function {
+            1 => {
+                follow(&mut entry.edx, APIC, self.devices.apic_base(vcpu).enabled());
+                follow(&mut entry.ecx, OSXSAVE, state.cr4().osxsave());
+            }
+            7 if index == 0 => follow(&mut entry.ecx, OSPKE, state.cr4().pke()),
+            _ => {}
+        }
+        [entry.eax, entry.ebx, entry.ecx, entry.edx]
     }
 }
 
@@ -102,7 +115,8 @@ impl Env for GuestEnv<'_> {
         write: Option<u64>,
     ) -> Result<u64, Interrupted> {
         let now = self.services.sync_clock(state);
-        if gpa >> PAGE_SHIFT != self.services.devices.apic_base(self.vcpu).frame() {
+        let apic = self.services.devices.apic_base(self.vcpu);
+        if !apic.enabled() || apic.x2apic() || gpa >> PAGE_SHIFT != apic.frame() {
             let (claimed, data) = self.bus(BusSpace::KERNEL_MMIO, gpa, size, write);
             return Ok(if claimed { data } else { self.bus(BusSpace::USER_MMIO, gpa, size, write).1 });
         }
@@ -132,8 +146,8 @@ impl Env for GuestEnv<'_> {
         self.bus(BusSpace::USER_PIO, port.into(), size, value).1 as u32
     }
 
-    fn cpuid(&mut self, _state: &mut VcpuState, function: u32, index: u32) -> [u32; 4] {
-        self.services.native_cpuid(self.vcpu, function, index)
+    fn cpuid(&mut self, state: &mut VcpuState, function: u32, index: u32) -> [u32; 4] {
+        self.services.native_cpuid(self.vcpu, state, function, index)
     }
 
     fn msr(&mut self, state: &mut VcpuState, index: u32, write: Option<u64>) -> Result<u64, Exception> {

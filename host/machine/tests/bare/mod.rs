@@ -136,6 +136,7 @@ impl Backend for Bare {
     fn state_changed(&mut self, _vcpu: u32, state: &mut VcpuState, _host: &mut dyn Host) {
         state.intercepts.virtual_interrupts = true;
         state.intercepts.set(SensitiveKind::TRIPLE_FAULT, true);
+        state.intercepts.set(SensitiveKind::VMCALL, true);
         state.intercepts.set(SensitiveKind::IN, self.intercepts_ports);
         state.intercepts.set(SensitiveKind::OUT, self.intercepts_ports);
     }
@@ -211,6 +212,12 @@ impl Backend for Bare {
         let write = match insn.kind {
             SensitiveKind::IN => false,
             SensitiveKind::OUT => true,
+            SensitiveKind::VMCALL => {
+                const ENOSYS: i64 = -1000;
+                state.gpr[0] = ENOSYS as u64;
+                state.rip += u64::from(insn.len);
+                return Resume::GUEST;
+            }
             _ => return Resume::new(ResumeKind::SHUTDOWN),
         };
         let mut op = BusOp {
