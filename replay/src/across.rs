@@ -58,13 +58,14 @@ impl Sides<'_> {
         let mut pair = self.pair(true)?;
         let mut checker = Checker::new(self.tape);
         let found = self.run(&mut pair, &mut checker, report, progress)?;
+        report.compared = checker.compared().clone();
         report.compared.instructions = pair.expected.machine.icount();
-        report.compared.exits = pair.expected.machine.exits();
         report.expected_end = pair.expected.end.as_ref().map(text::end_text);
         report.actual_end = pair.actual.end.as_ref().map(text::end_text);
         if let Some(found) = found {
             drop(pair);
             let divergence = self.locate(found)?;
+            report.compared.instructions = divergence.icount;
             report.diverge(divergence);
         }
         Ok(())
@@ -157,13 +158,15 @@ impl Sides<'_> {
     fn divergence(&self, pair: &Pair, icount: u64, differences: Vec<Difference>) -> Divergence {
         let (expected, actual) = (groups(&pair.expected), groups(&pair.actual));
         let (guest, host) = (widths(&self.expected), widths(&self.actual));
+        let mut differences = differences;
+        differences.sort_by_key(|difference| difference.rank(guest.guest));
         let rows: Vec<_> = differences.iter().map(Difference::row).collect();
         // The exits before this instruction are context.
         let here = |groups: &[ExitGroup]| -> Vec<ExitGroup> {
             groups.iter().filter(|group| group.exit.icount >= icount).cloned().collect()
         };
         let rules = self.rules_of(&here(&actual));
-        let (class, summary) = classify(&differences, &rules, guest);
+        let (class, summary) = classify(&differences, &rules);
         let mut walks = Vec::new();
         add_walks(&mut walks, &self.expected, &here(&expected), guest);
         add_walks(&mut walks, &self.actual, &here(&actual), host);
@@ -228,21 +231,15 @@ fn add_walks(walks: &mut Vec<String>, machine: &MachineSpec, groups: &[ExitGroup
     }
 }
 
-/// Says what kind of difference it is, in a sentence.
-fn classify(differences: &[Difference], rules: &[Rule], widths: Widths) -> (Class, String) {
+/// Says what kind of difference it is, and the one that says most in a sentence.
+fn classify(differences: &[Difference], rules: &[Rule]) -> (Class, String) {
     let class = match rules.first() {
         Some(rule) if rule.source.contains("APM") || rule.source.contains("SDM") => Class::Silicon,
         Some(_) => Class::Kvm,
         None => Class::Unexplained,
     };
-    // Of several entries the one with the illegal address says most.
-    let mut entries: Vec<_> = differences.iter().filter(|d| d.accessed_dirty().is_some()).collect();
-    entries.sort_by_key(|difference| !difference.is_illegal(widths.guest));
-    if let Some(text) = entries.first().and_then(|entry| entry.accessed_dirty()) {
-        return (class, text);
-    }
-    let ends = differences.iter().find(|difference| matches!(difference, Difference::End { .. }));
-    (class, ends.or(differences.first()).map_or_else(String::new, Difference::text))
+    let text = |difference: &Difference| difference.accessed_dirty().unwrap_or_else(|| difference.text());
+    (class, differences.first().map_or_else(String::new, text))
 }
 
 impl Pair {

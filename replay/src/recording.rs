@@ -28,7 +28,8 @@ pub fn compare(real: &Tape, ours: &Tape, report: &mut Report, reproduce: &str) -
     let Some(first) = ours.first() else { return Ok(()) };
     let (mut real, firmware) = split_firmware(steps(real)?, first.group.exit.rip);
     let traced = kinds(real.iter().chain(&firmware));
-    let mut comparison = Comparison { touched: Pages::of(&firmware), traced, report };
+    let mut comparison =
+        Comparison { firmware: Pages::of(&firmware), touched: Pages::default(), traced, report };
     comparison.exempt(exempt::FIRMWARE, firmware.len() as u64);
     let before = real.len();
     real.retain(|step| !exempt::is_host_exit(&step.group.exit.exit));
@@ -92,7 +93,9 @@ fn mapped(note: &Note) -> Option<(u64, u64)> {
 }
 
 struct Comparison<'r> {
-    /// What the firmware touched, and what the recorded guest has touched since.
+    /// What the recording's firmware touched.
+    firmware: Pages,
+    /// What the recorded guest has touched so far.
     touched: Pages,
     traced: BTreeSet<NoteKind>,
     report: &'r mut Report,
@@ -119,7 +122,7 @@ impl Comparison<'_> {
                 self.exempt(exempt::REFAULT, 1);
                 i += 1;
             } else if let Some(address) = fault_address(&own.exit.exit)
-                && self.firmware_touched(address)
+                && self.firmware.contains(address)
             {
                 self.exempt(exempt::FIRMWARE_TOUCHED, 1);
                 // The same fault with another code is one exit on both sides.
@@ -169,10 +172,6 @@ impl Comparison<'_> {
     /// A fault of the recording on a page that it had mapped already.
     fn has_touched(&self, group: &ExitGroup) -> bool {
         fault_address(&group.exit.exit).is_some_and(|address| self.touched.contains(address))
-    }
-
-    fn firmware_touched(&self, address: u64) -> bool {
-        self.report.exempted.contains_key(exempt::FIRMWARE.name) && self.touched.contains(address)
     }
 }
 

@@ -58,10 +58,19 @@ impl Difference {
         Some(text)
     }
 
-    /// Whether it is an entry whose address does not fit the guest's width.
-    pub fn is_illegal(&self, width: u8) -> bool {
-        let Self::Memory { expected, .. } = self else { return false };
-        Pte::from_bits(*expected).address() >> width.min(63) != 0
+    /// Differences that say most come first: paging entries (those with an address that is illegal for the guest
+    /// before others), then how far the runs got, registers, and other memory.
+    pub fn rank(&self, guest_width: u8) -> u32 {
+        match self {
+            Self::Memory { expected, .. } if self.accessed_dirty().is_some() => {
+                let illegal = Pte::from_bits(*expected).address() >> guest_width.min(63) != 0;
+                if illegal { 0 } else { 1 }
+            }
+            Self::End { .. } => 2,
+            Self::Register { .. } => 3,
+            Self::Progress { .. } => 4,
+            Self::Memory { .. } => 5,
+        }
     }
 
     fn page(&self) -> Option<u64> {

@@ -59,7 +59,9 @@ pub fn context<'a>(groups: impl DoubleEndedIterator<Item = &'a ExitGroup>, count
 pub fn group_lines(group: &ExitGroup) -> Vec<String> {
     let mut lines = vec![exit_line(group)];
     let (vcpu, rip) = (group.exit.vcpu, group.exit.rip);
-    lines.extend(group.notes.iter().map(|note| format!("    {}", note_line(note, vcpu, rip))));
+    // Rules are told apart, by name.
+    let notes = group.notes.iter().filter(|note| !matches!(note, Note::Rule { .. }));
+    lines.extend(notes.map(|note| format!("    {}", note_line(note, vcpu, rip))));
     lines
 }
 

@@ -24,6 +24,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Tour(commands::tour::Args),
     Backends(commands::backends::Args),
     Guests(commands::guests::Args),
     Record(commands::record::Args),

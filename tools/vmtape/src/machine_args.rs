@@ -3,7 +3,7 @@
 use crate::output::usage;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum, ValueHint};
-use std::{fs, path::PathBuf};
+use std::{fs, io, path::PathBuf};
 use vmtape_abi::{Backend, VmConfig};
 use vmtape_arch::{
     cpuid::{CpuidEntry, maxphyaddr},
@@ -97,6 +97,10 @@ pub struct MachineArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
+    /// Do not print what the guest writes to its serial port
+    #[arg(short, long)]
+    quiet: bool,
+
     /// Try a guest that is wider than its host
     #[arg(long)]
     force: bool,
@@ -124,6 +128,11 @@ impl MachineArgs {
             instructions: self.limits.max_insns.unwrap_or(u64::MAX),
             exits: self.limits.max_exits.unwrap_or(u64::MAX),
         }
+    }
+
+    /// Where the guest's serial output goes.
+    pub fn serial(&self) -> Box<dyn io::Write> {
+        if self.quiet { Box::new(io::sink()) } else { Box::new(io::stdout()) }
     }
 
     /// Loads the backend, resolves everything, and gives the machine's specification with a VM for it.
@@ -210,7 +219,7 @@ pub fn find_host(text: &str) -> Result<Silicon> {
 }
 
 /// The host of a backend that was given none.
-fn default_host(vendor: Vendor) -> Result<(String, Silicon)> {
+pub fn default_host(vendor: Vendor) -> Result<(String, Silicon)> {
     let name = if vendor == Vendor::AMD { "amd-48" } else { "intel-46" };
     Ok((name.to_owned(), find_host(name)?))
 }

@@ -1,5 +1,5 @@
 use crate::{
-    machine_args::PluginArgs,
+    machine_args::{PluginArgs, create, default_host},
     output::{ExitCode, print_json},
 };
 use anyhow::Result;
@@ -21,12 +21,12 @@ pub struct Args {
 }
 
 #[derive(Serialize)]
-struct Row<'a> {
+struct Row {
     id: u32,
-    name: &'a str,
-    text: &'a str,
-    source: &'a str,
-    value: &'a str,
+    name: String,
+    text: String,
+    source: String,
+    value: String,
 }
 
 #[derive(Serialize)]
@@ -36,12 +36,12 @@ struct Backend<'a> {
     vendor: String,
     build: &'a str,
     path: String,
-    profiles: Vec<Row<'a>>,
-    capabilities: Vec<Row<'a>>,
-    parameters: Vec<Row<'a>>,
-    patches: Vec<Row<'a>>,
-    fault_points: Vec<Row<'a>>,
-    rules: Vec<Row<'a>>,
+    profiles: Vec<Row>,
+    capabilities: Vec<Row>,
+    parameters: Vec<Row>,
+    patches: Vec<Row>,
+    fault_points: Vec<Row>,
+    rules: Vec<Row>,
 }
 
 #[derive(Serialize)]
@@ -91,7 +91,7 @@ fn backend(plugin: &LoadedPlugin) -> Backend<'_> {
         build: &plugin.build,
         path: plugin.path.display().to_string(),
         profiles: rows(&d.profiles),
-        capabilities: rows(&d.capabilities),
+        capabilities: rows(&capabilities(plugin)),
         parameters: rows(&d.parameters),
         patches: rows(&d.patches),
         fault_points: rows(&d.fault_points),
@@ -99,14 +99,31 @@ fn backend(plugin: &LoadedPlugin) -> Backend<'_> {
     }
 }
 
-fn rows(rows: &[TableRow]) -> Vec<Row<'_>> {
+fn plugin_host(plugin: &LoadedPlugin) -> String {
+    default_host(plugin.description.vendor).map_or_else(|_| "no host".to_owned(), |(name, _)| name)
+}
+
+/// The capabilities with what KVM_CHECK_EXTENSION says of them on the default host.
+fn capabilities(plugin: &LoadedPlugin) -> Vec<TableRow> {
+    let vm =
+        default_host(plugin.description.vendor).and_then(|(_, silicon)| create(plugin, silicon, &[])).ok();
+    let mut rows = plugin.description.capabilities.clone();
+    for row in &mut rows {
+        if let Some(vm) = &vm {
+            row.value = vm.check_extension(row.id).to_string();
+        }
+    }
+    rows
+}
+
+fn rows(rows: &[TableRow]) -> Vec<Row> {
     rows.iter()
         .map(|row| Row {
             id: row.id,
-            name: &row.name,
-            text: &row.text,
-            source: &row.source,
-            value: &row.value,
+            name: row.name.clone(),
+            text: row.text.clone(),
+            source: row.source.clone(),
+            value: row.value.clone(),
         })
         .collect()
 }
@@ -117,7 +134,7 @@ fn print_backend(out: &mut impl Write, plugin: &LoadedPlugin, everything: bool) 
     writeln!(out, "  {} host, {}, {}", d.vendor, plugin.build, plugin.path.display())?;
     let profiles: Vec<_> = d.profiles.iter().map(|row| row.name.as_str()).collect();
     writeln!(out, "  profiles: {}", profiles.join(", "))?;
-    print_rows(out, "capabilities", &d.capabilities)?;
+    print_rows(out, &format!("capabilities on {}", plugin_host(plugin)), &capabilities(plugin))?;
     print_rows(out, "parameters", &d.parameters)?;
     if everything {
         print_rows(out, "patches", &d.patches)?;

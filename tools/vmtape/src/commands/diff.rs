@@ -24,7 +24,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             return Err(anyhow!("{damage}"));
         }
     }
-    let reproduce = std::env::args().collect::<Vec<_>>().join(" ");
+    let reproduce = format!("vmtape diff {} {}", args.expected.display(), args.actual.display());
     let method = "a recording of the real KVM against a run, exit by exit";
     let mut report = Report::new(method, expected.name(), actual.name());
     recording::compare(&expected, &actual, &mut report, &reproduce)?;

@@ -14,6 +14,7 @@ mod report;
 pub mod run;
 pub mod show;
 pub mod stat;
+pub mod tour;
 
 use crate::{cli::Command, output::ExitCode};
 use anyhow::Result;
@@ -21,6 +22,7 @@ use anyhow::Result;
 /// Runs the command.
 pub fn run(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Tour(args) => tour::run(&args),
         Command::Backends(args) => backends::run(&args),
         Command::Guests(args) => guests::run(&args),
         Command::Record(args) => record::run(&args),

@@ -5,7 +5,7 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use clap::ValueHint;
-use std::{cell::RefCell, io, ops::ControlFlow, path::PathBuf, rc::Rc};
+use std::{cell::RefCell, ops::ControlFlow, path::PathBuf, rc::Rc};
 use vmtape_machine::{Live, Machine, Recorder};
 use vmtape_replay::spec;
 use vmtape_traces::{Event, Options, Writer};
@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let taping = Taping(Rc::new(RefCell::new(Some(writer))));
     let inputs = Box::new(Live::new(machine_spec.seed));
     let mut machine = Machine::new(machine_spec, backend, inputs, Some(Box::new(taping.clone())))?;
-    machine.set_serial(Box::new(io::stdout()));
+    machine.set_serial(args.machine.serial());
     let end = machine.run(&limits(&args.machine));
     let writer = taping.0.borrow_mut().take().context("the tape is closed already")?;
     let summary = writer.finish()?;

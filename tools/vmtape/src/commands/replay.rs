@@ -56,6 +56,19 @@ enum Mode {
     Run,
 }
 
+impl Args {
+    /// The command that shows the same again.
+    fn command_line(&self) -> String {
+        let mut line = format!("vmtape replay {}", self.tape.display());
+        for (option, value) in [("-b", &self.backend), ("--host", &self.host), ("--kvm", &self.kvm)] {
+            if let Some(value) = value {
+                line += &format!(" {option} {value}");
+            }
+        }
+        line + &format!(" --context {}", self.context)
+    }
+}
+
 /// Plugins that a replay uses, each loaded once.
 pub struct Plugins {
     search: vmtape_backends::Search,
@@ -142,7 +155,7 @@ fn compare(
     expected: MachineSpec,
     actual: MachineSpec,
 ) -> Result<Report> {
-    let reproduce = std::env::args().collect::<Vec<_>>().join(" ");
+    let reproduce = args.command_line();
     let name = |machine: &MachineSpec| format!("{} on {}", machine.backend, machine.host);
     let bar = progress("replay");
     let create = |machine: &MachineSpec| plugins.create(machine);

@@ -61,10 +61,15 @@ fn write_divergence(out: &mut impl Write, d: &Divergence) -> io::Result<()> {
     writeln!(out, "first divergence: {}", d.summary)?;
     writeln!(out, "  class: {}; {level}", d.class.text())?;
     writeln!(out, "  after {} instructions, vCPU {}, rip {:#x}", d.icount, d.vcpu, d.rip)?;
-    for row in &d.rows {
+    /// Rows that are printed; JSON has all.
+    const ROWS: usize = 8;
+    for row in d.rows.iter().take(ROWS) {
         writeln!(out, "  {}", row.what)?;
         writeln!(out, "    expected {}", row.expected)?;
         writeln!(out, "    actual   {}", row.actual)?;
+    }
+    if d.rows.len() > ROWS {
+        writeln!(out, "  and {} more registers or words of memory that follow from it", d.rows.len() - ROWS)?;
     }
     for rule in &d.rules {
         writeln!(out, "  rule {}: {}", rule.name, rule.text)?;

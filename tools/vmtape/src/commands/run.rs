@@ -1,6 +1,5 @@
 use crate::{commands::outcome, machine_args::MachineArgs, output::ExitCode};
 use anyhow::Result;
-use std::io;
 use vmtape_machine::{Limits, Live, Machine, Recorder};
 
 /// Run a guest under a backend, without a tape
@@ -27,7 +26,7 @@ pub fn build(args: &MachineArgs, recorder: Option<Box<dyn Recorder>>) -> Result<
     let (spec, backend, _) = args.resolve()?;
     let inputs = Box::new(Live::new(spec.seed));
     let mut machine = Machine::new(spec, backend, inputs, recorder)?;
-    machine.set_serial(Box::new(io::stdout()));
+    machine.set_serial(args.serial());
     Ok(machine)
 }
 
