@@ -110,15 +110,29 @@ pub fn find(text: &str) -> Result<Silicon, Error> {
             let text = fs::read_to_string(name).map_err(|cause| error(cause.to_string()))?;
             parse(&text).map_err(error)?
         }
-        None => {
+        None => by_width(name).ok_or_else(|| {
             let names: Vec<_> = ALL.iter().map(|host| host.name).collect();
-            return Err(error(format!("neither a .toml file nor one of {}", names.join(", "))));
-        }
+            error(format!(
+                "neither a .toml file, nor VENDOR-BITS (32 to 52), nor one of {}",
+                names.join(", ")
+            ))
+        })?,
     };
     if let Some(backing) = backing {
         silicon.backing_shift = backing_shift(backing).map_err(error)?;
     }
     Ok(silicon)
+}
+
+/// `intel-43`, `amd-44`: a host of today with any width; one of 52 bits has 5-level paging.
+fn by_width(name: &str) -> Option<Silicon> {
+    let (vendor, bits) = name.split_once('-')?;
+    let bits = bits.parse().ok().filter(|bits| PHYS_BITS.contains(bits))?;
+    let levels = if bits == 52 { 5 } else { 4 };
+    match Vendor::from_name(vendor)? {
+        Vendor::INTEL => Some(intel(bits, levels, levels)),
+        _ => Some(amd(bits, levels)),
+    }
 }
 
 /// The host of a vendor that is closest to another's silicon: same width, same paging levels.
@@ -200,6 +214,14 @@ mod tests {
         for host in ALL {
             assert_eq!(check(&host.silicon), Ok(()), "{}", host.name);
             assert_eq!(find(host.name).expect("named"), host.silicon);
+        }
+    }
+
+    #[test]
+    fn any_width_has_a_host() {
+        assert_eq!(find("intel-43").expect("any width").phys_bits, 43);
+        for name in ["intel-31", "intel-53", "via-40", "intel-", "intel"] {
+            assert!(find(name).is_err(), "{name}");
         }
     }
 

@@ -86,7 +86,7 @@ impl Machine {
             inputs,
             tape: Tape::new(recorder, spec.vcpus),
             flushes: vcpus.iter().map(|vcpu| vcpu.cpu.flush_handle()).collect(),
-            emulator: Some(Cpu::new(config)),
+            emulator: Some(Cpu::new(emulator_config(&spec))),
             cpuid: (0..spec.vcpus).map(|n| crate::cpuid::for_vcpu(&spec.cpuid, n, spec.vcpus)).collect(),
             emulated: false,
             memory,
@@ -195,6 +195,13 @@ pub(crate) fn cpu_config(spec: &MachineSpec) -> CpuConfig {
         features: Features::from_cpuid(&spec.cpuid),
         model: Model::from_cpuid(&silicon_cpuid(&spec.silicon)),
     }
+}
+
+/// KVM's emulator goes by what the guest was told, its vendor too: that is how SYSCALL from compatibility mode works for
+/// an AMD guest on an Intel host.
+/// See: KVM arch/x86/kvm/emulate.c em_syscall(), emulator_get_cpuid()
+fn emulator_config(spec: &MachineSpec) -> CpuConfig {
+    CpuConfig { features: Features::from_cpuid(&spec.cpuid), model: Model::from_cpuid(&spec.cpuid) }
 }
 
 fn device_config(spec: &MachineSpec) -> DeviceConfig {

@@ -43,6 +43,7 @@ pub struct CpuOption {
     phys_bits: Option<u8>,
     host_phys_bits_limit: Option<u8>,
     guest_phys_bits: Option<u8>,
+    vendor: Option<Vendor>,
 }
 
 impl CpuOption {
@@ -64,6 +65,7 @@ impl CpuOption {
             phys_bits: None,
             host_phys_bits_limit: None,
             guest_phys_bits: None,
+            vendor: None,
         };
         for word in words {
             option.apply(word)?;
@@ -84,6 +86,7 @@ impl CpuOption {
                 "host-phys-bits" => {
                     switch(key, value)?;
                 }
+                "vendor" => self.vendor = Some(named_vendor(value)?),
                 _ => self.changes.push((named(key)?, switch(key, value)?)),
             }
         } else {
@@ -102,6 +105,8 @@ impl CpuOption {
     /// out, as VMMs do.
     pub fn cpuid(&self, silicon: &Silicon, supported: &[CpuidEntry]) -> Vec<CpuidEntry> {
         let model = MODELS.iter().find(|model| model.name == self.model);
+        // The guest may be told another vendor than its host's.
+        let silicon = &Silicon { vendor: self.vendor.unwrap_or(silicon.vendor), ..*silicon };
         let mut set = match model.and_then(|model| model.features) {
             None => FeatureSet::all(silicon),
             Some(names) => FeatureSet::baseline().with(names).and(&FeatureSet::all(silicon)),
@@ -126,6 +131,13 @@ fn width(key: &str, value: &str) -> Result<u8, String> {
         Ok(bits) if PHYS_BITS.contains(&bits) => Ok(bits),
         _ => Err(format!("{key}={value} is not a width within 32..52")),
     }
+}
+
+fn named_vendor(name: &str) -> Result<Vendor, String> {
+    [Vendor::INTEL, Vendor::AMD]
+        .into_iter()
+        .find(|vendor| name.as_bytes() == vendor_name(*vendor))
+        .ok_or_else(|| format!("vendor={name} is neither GenuineIntel nor AuthenticAMD"))
 }
 
 fn switch(key: &str, value: &str) -> Result<bool, String> {
