@@ -135,7 +135,7 @@ impl Insn {
     }
 
     fn string(&mut self, i: &Instruction, mask_shift: u8) -> Kind {
-        self.seg = number(i.memory_segment());
+        self.seg = segment(i);
         self.mask_shift = mask_shift;
         Kind::None
     }
@@ -147,7 +147,7 @@ impl Insn {
 
     fn memory(&mut self, i: &Instruction) {
         let size = address_size(i);
-        self.seg = number(i.memory_segment());
+        self.seg = segment(i);
         self.mask_shift = 64 - size * 8;
         self.disp = i.memory_displacement64();
         self.base = match i.memory_base() {
@@ -237,6 +237,18 @@ fn number(register: Register) -> u8 {
         (true, 8..) => number - 4,
         _ => number,
     }
+}
+
+/// The segment of the memory operand. 64-bit code ignores overrides other than FS and GS, also for the choice between
+/// #SS and #GP.
+// See: SDM vol. 1 3.3.4 Modes of Operation vs. Address, Stack, and Operand Sizes
+fn segment(i: &Instruction) -> u8 {
+    let ignored = matches!(i.segment_prefix(), Register::ES | Register::CS | Register::SS | Register::DS);
+    if i.code_size() != iced_x86::CodeSize::Code64 || !ignored {
+        return number(i.memory_segment());
+    }
+    let on_stack = matches!(i.memory_base().full_register(), Register::RSP | Register::RBP);
+    number(if on_stack { Register::SS } else { Register::DS })
 }
 
 /// Address size of the memory operand in bytes.

@@ -3,7 +3,7 @@
 use crate::{
     forms::Form,
     random::{chance, double, extended, pick, range, single, value, vector},
-    silicon::{Context, DATA, Mode, RIP, TARGET},
+    silicon::{Context, DATA, DATA_SIZE, Mode, RIP, TARGET},
 };
 use iced_x86::{Encoder, Instruction, Mnemonic, OpKind, Register};
 use rand_pcg::{Pcg64, rand_core::Rng};
@@ -60,8 +60,10 @@ impl Case {
     pub fn state(&self, rng: &mut Pcg64) -> (Context, [u8; WINDOW_SIZE]) {
         let mut context = self.context.clone();
         let mut data = self.data;
-        let operand = ((self.address - DATA) as usize - WINDOW) & !15;
-        fill(rng, &mut data[operand..operand + 32]);
+        if let Some(operand) = window_offset(self.address, 32) {
+            let operand = operand & !15;
+            fill(rng, &mut data[operand..operand + 32]);
+        }
         for register in &mut context.gpr {
             *register = value(rng);
         }
@@ -80,6 +82,10 @@ impl Case {
 
     fn mnemonic(&self) -> Mnemonic {
         self.instruction.mnemonic()
+    }
+
+    fn branches(&self) -> bool {
+        branches(self.mnemonic())
     }
 
     /// Vector operands, independent of each other or of one kind: like magnitudes find more than noise does.
@@ -108,12 +114,18 @@ impl Case {
     /// Points registers at the data pages, or at the branch target.
     fn constrain(&self, rng: &mut Pcg64, context: &mut Context, data: &mut [u8; WINDOW_SIZE]) {
         let base = self.mode.data_base();
-        let near = |rng: &mut Pcg64| MIDDLE - 64 + range(rng, 128) - base;
+        // Whether MASKMOVDQU checks bytes that it does not store is each processor's own.
+        let masked = matches!(self.mnemonic(), Mnemonic::Maskmovdqu | Mnemonic::Maskmovq);
+        let branches = self.branches();
+        let near = |rng: &mut Pcg64| place(rng, branches || masked) - base;
         let target = TARGET - self.mode.code_base();
         let i = &self.instruction;
         context.gpr[4] = near(rng) & !7;
         if chance(rng, 20) {
             context.gpr[4] += range(rng, 8);
+        }
+        if self.mode == Mode::Bits64 && !branches && chance(rng, 2) {
+            context.gpr[4] = non_canonical(rng);
         }
         if (0..i.op_count()).any(|n| is_string(i.op_kind(n))) {
             context.gpr[6] = near(rng);
@@ -131,10 +143,11 @@ impl Case {
             Mnemonic::Div | Mnemonic::Idiv => divisible(rng, context),
             // AMD's misaligned exception mask is the one bit above 15 that a processor may accept.
             Mnemonic::Ldmxcsr => {
-                let at = (self.address - DATA) as usize - WINDOW;
-                data[at + 2] &= !2;
-                if chance(rng, 70) {
-                    data[at + 2..at + 4].fill(0);
+                if let Some(at) = window_offset(self.address, 4) {
+                    data[at + 2] &= !2;
+                    if chance(rng, 70) {
+                        data[at + 2..at + 4].fill(0);
+                    }
                 }
             }
             Mnemonic::Ret => put(data, context.gpr[4] + base, target),
@@ -175,6 +188,9 @@ impl Case {
         // An address ignores what lies above its size.
         let size = 8 * base.size() as u32;
         let ignored = u64::MAX.checked_shl(size).unwrap_or(0);
+        if base.is_gpr64() && !self.branches() && chance(rng, 2) {
+            rest = non_canonical(rng);
+        }
         context.gpr[base.full_register().number()] = rest & !ignored | rng.next_u64() & ignored;
     }
 
@@ -232,16 +248,47 @@ fn fill(rng: &mut Pcg64, bytes: &mut [u8]) {
     }
 }
 
+/// Where the data pages are used: in the middle mostly, else at their ends, beyond which nothing is mapped.
+fn place(rng: &mut Pcg64, middle_only: bool) -> u64 {
+    match range(rng, 16) {
+        0 if !middle_only => DATA + DATA_SIZE as u64 - range(rng, 48),
+        1 if !middle_only => DATA + range(rng, 16),
+        _ => MIDDLE - 64 + range(rng, 128),
+    }
+}
+
 /// Aligned mostly, so that aligned forms do not only fault; any alignment otherwise.
 fn operand_address(form: &Form, rng: &mut Pcg64) -> u64 {
     let aligned = if form.mnemonic() == Mnemonic::Cmpxchg16b { 90 } else { 60 };
-    let address = MIDDLE - 64 + range(rng, 128);
+    let address = place(rng, branches(form.mnemonic()) || may_be_undefined(form.mnemonic()));
     if chance(rng, aligned) { address & !15 } else { address }
 }
 
+/// Whether control goes where memory says.
+fn branches(op: Mnemonic) -> bool {
+    matches!(op, Mnemonic::Jmp | Mnemonic::Call | Mnemonic::Ret)
+}
+
+/// Whether the result is undefined for some operands. Each state renews the window, but not what lies outside.
+pub fn may_be_undefined(op: Mnemonic) -> bool {
+    matches!(op, Mnemonic::Shld | Mnemonic::Shrd)
+}
+
+/// An address whose upper bits are not all equal, with 48 or 57 bits.
+fn non_canonical(rng: &mut Pcg64) -> u64 {
+    rng.next_u64() & !(1 << 63) | 1 << 62
+}
+
+/// Where `len` bytes lie in the window, if they do.
+fn window_offset(address: u64, len: usize) -> Option<usize> {
+    let at = (address - DATA) as usize;
+    (WINDOW..=WINDOW + WINDOW_SIZE - len).contains(&at).then(|| at - WINDOW)
+}
+
 fn put(data: &mut [u8; WINDOW_SIZE], address: u64, value: u64) {
-    let at = (address - DATA) as usize - WINDOW;
-    data[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    if let Some(at) = window_offset(address, 8) {
+        data[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
 }
 
 /// A dividend whose upper half is small, as compilers make it.

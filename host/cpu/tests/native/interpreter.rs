@@ -1,8 +1,8 @@
 //! The interpreter, set up as a user program on the same addresses.
 
-use crate::silicon::{CODE, Context, DATA, DATA_SIZE, Ending, LIMIT16, Mode, RIP, TARGET};
+use crate::silicon::{CODE, Context, DATA, DATA_SIZE, Ending, Fault, LIMIT16, Mode, PAGE_FAULT, RIP, TARGET};
 use vmtape_arch::{
-    access::{Access, Mapping},
+    access::{Access, AccessKind, Mapping},
     exception::{Exception, PageFaultError},
     regs::{Cr0, Cr4, Efer, SegAttr},
     sensitive::Sensitive,
@@ -32,10 +32,9 @@ impl Env for World {
             CODE => (CODE_AT, false),
             DATA.. if page < DATA + DATA_SIZE as u64 => (DATA_AT + page - DATA, true),
             _ => {
-                return Err(Interrupted::Fault(Exception::pf(
-                    access.gva,
-                    PageFaultError::new().with_u(true),
-                )));
+                let error =
+                    PageFaultError::new().with_u(access.user).with_w(access.kind == AccessKind::WRITE);
+                return Err(Interrupted::Fault(Exception::pf(access.gva, error)));
             }
         };
         Ok(Mapping {
@@ -121,11 +120,27 @@ impl Interpreter {
         leave(&state, context);
         assert!(self.world.ram.read(at, data));
         match (stop, self.world.exception, state.rip + self.mode.code_base()) {
-            (_, Some(exception), _) => Ending::Fault(exception.vector.0),
+            (_, Some(exception), _) => {
+                let vector = exception.vector.0;
+                let address = if vector == PAGE_FAULT { exception.payload } else { 0 };
+                Ending::Fault(Fault { vector, error: exception.error_code, address })
+            }
             (Stop::Budget, None, TARGET) => Ending::Target,
             (Stop::Budget, None, rip) if rip == self.next => Ending::Next,
             (stop, None, rip) => panic!("{stop:?} at {rip:#x}"),
         }
+    }
+
+    /// Replaces the data pages.
+    pub fn set_data(&mut self, data: &[u8; DATA_SIZE]) {
+        assert!(self.world.ram.write(DATA_AT, data));
+    }
+
+    /// The data pages.
+    pub fn data(&self) -> Vec<u8> {
+        let mut data = vec![0; DATA_SIZE];
+        assert!(self.world.ram.read(DATA_AT, &mut data));
+        data
     }
 
     /// Repeated string instructions may retire several times before they are done.

@@ -16,7 +16,7 @@ use compare::{Outcome, difference};
 use forms::Form;
 use interpreter::Interpreter;
 use rand_pcg::Pcg64;
-use silicon::{Mode, Silicon};
+use silicon::{Context, Mode, Silicon};
 use std::{collections::BTreeMap, sync::Mutex};
 
 /// Encodings per form, and states per encoding: thousands of states for each form.
@@ -104,6 +104,9 @@ fn check(
         let Some(case) = Case::new(form, rng) else { continue };
         silicon.load(&case.bytes);
         interpreter.load(&silicon.code(), case.bytes.len());
+        let pages = random::pages(rng);
+        silicon.set_data(&pages);
+        interpreter.set_data(&pages);
         for _ in 0..STATES {
             let (before, data) = case.state(rng);
             let mut native = Outcome { context: before.clone(), data, ending: silicon::Ending::Next };
@@ -113,6 +116,9 @@ fn check(
             if let Some(difference) = difference(&case, &before, &native, &ours) {
                 return Err(format!("{difference}; {}", case.describe(&before)));
             }
+        }
+        if silicon.data() != interpreter.data() && !case::may_be_undefined(form.mnemonic()) {
+            return Err(format!("memory outside the window differs; {}", case.describe(&Context::new())));
         }
         encodings += 1;
         if encodings == encodings_wanted {

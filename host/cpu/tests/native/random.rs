@@ -1,5 +1,6 @@
 //! Random values that like boundaries.
 
+use crate::silicon::DATA_SIZE;
 use rand_pcg::{Pcg64, rand_core::Rng};
 
 /// One of `n` numbers from zero.
@@ -88,4 +89,11 @@ pub fn vector(rng: &mut Pcg64) -> [u64; 2] {
         6 => [value(rng), value(rng)],
         _ => [rng.next_u64(), rng.next_u64()],
     }
+}
+
+/// Content for the data pages.
+pub fn pages(rng: &mut Pcg64) -> [u8; DATA_SIZE] {
+    let mut pages = [0; DATA_SIZE];
+    rng.fill_bytes(&mut pages);
+    pages
 }

@@ -80,8 +80,10 @@ pub struct Context {
     pub gpr: [u64; 16],
     pub rflags: u64,
     host_rsp: u64,
-    /// How the instruction ended: see `Ending`.
+    /// How the instruction ended: see `Ending`, and the exception's details.
     ending: u64,
+    error: u64,
+    address: u64,
     host_mxcsr: u64,
     /// The far pointer to the instruction, then the selector of its data and stack.
     entry: [u8; 6],
@@ -97,9 +99,19 @@ pub struct Context {
 pub enum Ending {
     Next,
     Target,
-    /// An exception of this vector.
-    Fault(u8),
+    Fault(Fault),
 }
+
+/// An exception: the error code of those that push one, and what a page fault leaves in CR2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub vector: u8,
+    pub error: u32,
+    pub address: u64,
+}
+
+/// The vector of #PF.
+pub const PAGE_FAULT: u8 = 14;
 
 const NEXT: u32 = 1;
 const JUMPED: u32 = 2;
@@ -110,8 +122,8 @@ const GPR: usize = 512;
 const RFLAGS: usize = GPR + 128;
 const HOST_RSP: usize = RFLAGS + 8;
 const ENDING: usize = RFLAGS + 16;
-const HOST_MXCSR: usize = RFLAGS + 24;
-const ENTRY: usize = RFLAGS + 32;
+const HOST_MXCSR: usize = RFLAGS + 40;
+const ENTRY: usize = HOST_MXCSR + 8;
 const DATA_SELECTOR: usize = ENTRY + 6;
 const USER_DS_AT: usize = ENTRY + 8;
 const EPILOGUE_AT: usize = ENTRY + 16;
@@ -179,8 +191,22 @@ impl Silicon {
         match context.ending {
             1 => Ending::Next,
             2 => Ending::Target,
-            other => Ending::Fault((other - FAULT) as u8),
+            other => {
+                let vector = (other - FAULT) as u8;
+                let address = if vector == PAGE_FAULT { context.address } else { 0 };
+                Ending::Fault(Fault { vector, error: context.error as u32, address })
+            }
         }
+    }
+
+    /// Replaces the data pages.
+    pub fn set_data(&self, data: &[u8; DATA_SIZE]) {
+        store(DATA, data);
+    }
+
+    /// The data pages.
+    pub fn data(&self) -> Vec<u8> {
+        fetch(DATA, DATA_SIZE)
     }
 
     fn catch_signals(&self) {
@@ -215,9 +241,12 @@ extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, context:
         unsafe { libc::signal(signal, libc::SIG_DFL) };
         return;
     }
-    let vector = registers[libc::REG_TRAPNO as usize] as u64;
-    // SAFETY: the context page is mapped and the interrupted code does not touch `ending` before the epilogue.
-    unsafe { ptr::write_volatile((CONTEXT as usize + ENDING) as *mut u64, FAULT + vector) };
+    let value = |register: libc::c_int| registers[register as usize] as u64;
+    let (vector, error, address) = (value(libc::REG_TRAPNO), value(libc::REG_ERR), value(libc::REG_CR2));
+    for (n, value) in [FAULT + vector, error, address].into_iter().enumerate() {
+        // SAFETY: the context page is mapped, and the interrupted code does not touch these fields before the epilogue.
+        unsafe { ptr::write_volatile((CONTEXT as usize + ENDING + 8 * n) as *mut u64, value) };
+    }
     registers[libc::REG_RIP as usize] = EPILOGUE as i64;
     let selectors = segments & 0x0000_ffff_ffff_0000 | u64::from(USER_DS) << 48 | u64::from(USER_CS);
     registers[libc::REG_CSGSFS as usize] = selectors as i64;
@@ -370,6 +399,8 @@ impl Context {
             rflags: 2,
             host_rsp: 0,
             ending: 0,
+            error: 0,
+            address: 0,
             host_mxcsr: 0x1f80,
             entry: [0; 6],
             data_selector: 0,
