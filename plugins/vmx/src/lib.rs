@@ -8,6 +8,8 @@ mod describe;
 mod kvm;
 mod rules;
 mod silicon;
+#[cfg(test)]
+mod testing;
 mod vm;
 
 pub use vm::Vm;

@@ -354,9 +354,8 @@ impl Mmu {
         (outcome, steps)
     }
 
-    /// Replaces the entries of a frame as silicon would see them; for tests of silicon alone.
-    #[cfg(test)]
-    pub(crate) fn edit_leaf(&mut self, vcpu: u32, gfn: u64, edit: impl Fn(u64) -> u64) {
+    /// Changes the lowest entry for a frame behind KVM's back: for tests of silicon, and for faults.
+    pub fn edit_leaf(&mut self, vcpu: u32, gfn: u64, edit: impl Fn(u64) -> u64) {
         let mmu = self.vcpus[vcpu as usize].clone();
         let entry = self.tdp_last(mmu.root.unwrap().hpa, mmu.root_role.level(), gfn);
         self.pages.write(entry.address, edit(entry.spte));

@@ -327,7 +327,7 @@ fn exception_nmi(cx: &mut Cx<'_>) -> Resume {
     if exception.vector == Vector::UD {
         return emulate_instruction(cx, emultype::TRAP_UD);
     }
-    if cx.exit.info2 >> 31 & 1 != 0 && !(page_fault && !error.rsvd()) {
+    if cx.exit.access.delivering.valid && (!page_fault || error.rsvd()) {
         cx.userspace(ResumeKind::INTERNAL_ERROR);
         let mut resume = Resume::new(ResumeKind::INTERNAL_ERROR);
         let (vectoring, info) = (cx.exit.info2, u64::from(cx.exit.intr_info));

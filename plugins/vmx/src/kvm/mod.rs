@@ -2,5 +2,7 @@
 
 pub mod handlers;
 pub mod setup;
+#[cfg(test)]
+mod tests;
 
 pub use handlers::{Cx, handle};

@@ -1,0 +1,240 @@
+//! A machine for unit tests: flat memory, a guest with four-level page tables, an emulator that only translates.
+
+use crate::Vm;
+use vmtape_abi::{
+    Backend, BusOp, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, FlushScope, Host, MemoryRegion,
+    VmConfig,
+};
+use vmtape_arch::{
+    access::{Access, AccessKind, Answer, Verdict},
+    cpuid::CpuidEntry,
+    exception::Exception,
+    exit::{Exit, Resume, VmxReason},
+    host::{Silicon, Vendor},
+    note::{Note, NoteKind},
+    regs::{Cr0, Cr4, Efer},
+    vcpu::VcpuState,
+};
+
+pub const MEMORY: u64 = 0x10_0000;
+/// Guest physical addresses of the guest's tables and of the page that they map at GVA 0.
+pub const PML4: u64 = 0x1000;
+pub const PDPT: u64 = 0x2000;
+pub const PD: u64 = 0x3000;
+pub const PT: u64 = 0x4000;
+pub const DATA: u64 = 0x8000;
+/// The linear address that the tests use: entry 5 of the page table.
+pub const GVA: u64 = 0x5123;
+pub const PTE: u64 = PT + 8 * 5;
+/// P, W, U, A, D.
+pub const ALL: u64 = 0x67;
+
+/// The services of a host, without devices.
+pub struct TestHost {
+    pub memory: Vec<u8>,
+    pub notes: Vec<Note>,
+    /// The access that the emulated instruction makes.
+    pub access: Access,
+    /// Where an emulated access without memory went.
+    pub mmio: Option<u64>,
+}
+
+impl Host for TestHost {
+    fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
+        let at = hpa as usize;
+        self.memory.get(at..at + buf.len()).map(|bytes| buf.copy_from_slice(bytes)).is_some()
+    }
+
+    fn write(&mut self, hpa: u64, data: &[u8]) -> bool {
+        let at = hpa as usize;
+        self.memory.get_mut(at..at + data.len()).map(|bytes| bytes.copy_from_slice(data)).is_some()
+    }
+
+    fn cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> Option<bool> {
+        assert_eq!(size, 8);
+        let same = self.read_u64(hpa)? == old;
+        if same {
+            self.write(hpa, &new.to_le_bytes());
+        }
+        Some(same)
+    }
+
+    fn flush_tlb(&mut self, _vcpu: u32, _scope: FlushScope, _address: u64) {}
+
+    fn emulate(
+        &mut self,
+        _vcpu: u32,
+        state: &mut VcpuState,
+        _request: &EmulateRequest,
+        mmu: &mut dyn EmulatorMmu,
+    ) -> Emulated {
+        let access = self.access;
+        match mmu.translate(state, &access, self) {
+            Err(fault) => Emulated { status: EmulateStatus::FAULT, fault, ..Default::default() },
+            Ok(to) => {
+                self.mmio = (!to.ram).then_some(to.gpa);
+                Emulated::default()
+            }
+        }
+    }
+
+    fn bus(&mut self, _vcpu: u32, _op: &mut BusOp) -> bool {
+        false
+    }
+
+    fn interrupt(&mut self, _vcpu: u32, _ack: bool) -> Option<u8> {
+        None
+    }
+
+    fn nmi(&mut self, _vcpu: u32, _ack: bool) -> bool {
+        false
+    }
+
+    fn note(&mut self, _vcpu: u32, note: Note) {
+        self.notes.push(note);
+    }
+
+    fn wants(&self, _kind: NoteKind) -> bool {
+        true
+    }
+
+    fn log(&mut self, _level: u32, _text: &str) {}
+
+    fn fault_point(&mut self, _vcpu: u32, _id: u32) -> Option<u64> {
+        None
+    }
+}
+
+/// A vCPU in long mode on a small VM.
+pub struct Guest {
+    pub vm: Vm,
+    pub state: VcpuState,
+    pub host: TestHost,
+    pub exit: Exit,
+}
+
+/// How an access ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Mapped,
+    /// A #PF of the guest's own tables: error code.
+    Fault(u32),
+    /// Reason and qualification without bits 11:9, which kvm-unit-tests leave out too.
+    Exit(VmxReason, u64),
+}
+
+/// A host whose EPT maps 4 KiB pages.
+pub fn silicon(phys_bits: u8) -> Silicon {
+    Silicon {
+        vendor: Vendor::INTEL,
+        phys_bits,
+        host_levels: 4,
+        ept_levels: 4,
+        gbpages: true,
+        ept_ad: true,
+        ept_advanced: true,
+        apicv: true,
+        nrips: false,
+        decode_assists: false,
+        backing_shift: 12,
+        pad: [0; 5],
+    }
+}
+
+/// The CPUID of a guest with this width.
+pub fn cpuid(maxphyaddr: u8) -> Vec<CpuidEntry> {
+    let leaf = |function, eax, ecx, edx| CpuidEntry { function, eax, ecx, edx, ..Default::default() };
+    vec![
+        leaf(0x8000_0000, 0x8000_0008, 0, 0),
+        leaf(0x8000_0001, 0, 0, 1 << 20 | 1 << 29),
+        leaf(0x8000_0008, 0x3000 | u32::from(maxphyaddr), 0, 0),
+    ]
+}
+
+impl Guest {
+    /// A guest of the given width whose tables map `GVA` to `DATA` with all rights, accessed and dirty.
+    pub fn new(silicon: Silicon, maxphyaddr: u8, options: &[(&str, &str)]) -> Self {
+        let options = options.iter().map(|(a, b)| ((*a).into(), (*b).into())).collect();
+        let mut vm = Vm::new(&VmConfig { silicon, options }).unwrap();
+        let mut host = TestHost {
+            memory: vec![0; MEMORY as usize],
+            notes: Vec::new(),
+            access: Access::default(),
+            mmio: None,
+        };
+        let mut state = VcpuState::reset();
+        state.cr0 = Cr0::new().with_pe(true).with_pg(true).with_wp(true).into_bits();
+        state.cr4 = Cr4::new().with_pae(true).into_bits();
+        state.efer = Efer::new().with_lme(true).with_lma(true).with_nxe(true).into_bits();
+        state.cr3 = PML4;
+        let region = MemoryRegion { slot: 0, flags: 0, gpa: 0, size: MEMORY, hpa: 0 };
+        vm.set_memory_region(&region, &mut host).unwrap();
+        vm.create_vcpu(0).unwrap();
+        vm.set_cpuid(0, &mut state, &cpuid(maxphyaddr), &mut host).unwrap();
+        for (table, entry) in [(PML4, PDPT), (PDPT, PD), (PD, PT)] {
+            host.write(table, &(entry | ALL).to_le_bytes());
+        }
+        host.write(PTE, &(DATA | ALL).to_le_bytes());
+        assert_eq!(vm.enter(0, &mut state, &mut host), Resume::GUEST);
+        Self { vm, state, host, exit: Exit::default() }
+    }
+
+    /// Writes an entry of the guest's tables.
+    pub fn set(&mut self, gpa: u64, entry: u64) {
+        self.host.write(gpa, &entry.to_le_bytes());
+    }
+
+    /// An entry of the guest's tables.
+    pub fn get(&mut self, gpa: u64) -> u64 {
+        self.host.read_u64(gpa).unwrap()
+    }
+
+    /// One access, as the interpreter asks for it on a TLB miss.
+    pub fn access(&mut self, kind: AccessKind, user: bool) -> Ended {
+        let access = Access { gva: GVA, kind, user, size: 8, ..Default::default() };
+        self.host.access = access;
+        let answer: Answer = self.vm.access(0, &mut self.state, &access, &mut self.host, &mut self.exit);
+        match answer.verdict {
+            Verdict::NATIVE => Ended::Mapped,
+            Verdict::FAULT => self.fault(&answer.fault),
+            _ => Ended::Exit(VmxReason(self.exit.reason), self.exit.info1 & !0xe00),
+        }
+    }
+
+    /// A #PF as the interpreter delivers it: offered to the backend first, if it is intercepted.
+    fn fault(&mut self, fault: &Exception) -> Ended {
+        let wanted = self.state.intercepts.exceptions >> fault.vector.0 & 1 != 0;
+        if wanted
+            && self.vm.exception(0, &mut self.state, fault, &mut self.host, &mut self.exit) == Verdict::EXIT
+        {
+            return Ended::Exit(VmxReason(self.exit.reason), self.exit.info1);
+        }
+        Ended::Fault(fault.error_code)
+    }
+
+    /// KVM's side of the exit, and the next entry.
+    pub fn handle(&mut self) -> Resume {
+        let exit = self.exit;
+        let resume = self.vm.handle_exit(0, &mut self.state, &exit, &mut self.host);
+        self.vm.enter(0, &mut self.state, &mut self.host);
+        resume
+    }
+
+    /// Lets KVM map everything that the access needs.
+    pub fn populate(&mut self) {
+        while let Ended::Exit(..) = self.access(AccessKind::WRITE, false) {
+            self.handle();
+        }
+    }
+
+    /// Gives the EPT entry of a frame other rights (bits 2:0), or makes other changes.
+    pub fn edit_ept(&mut self, gpa: u64, edit: impl Fn(u64) -> u64) {
+        self.vm.shared.mmu.edit_leaf(0, gpa >> 12, edit);
+    }
+
+    /// The error code that the next entry injects with #PF.
+    pub fn injected(&self) -> Option<u32> {
+        let event = self.state.inject;
+        (event.valid && event.vector == 14).then_some(event.error_code)
+    }
+}
