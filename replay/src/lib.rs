@@ -3,6 +3,7 @@
 pub mod across;
 mod error;
 pub mod exempt;
+pub mod exits;
 pub mod explain;
 pub mod identical;
 pub mod player;

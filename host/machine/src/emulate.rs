@@ -73,6 +73,9 @@ fn execute(
         let mut written = vec![0; usize::from(len)];
         if services.memory.ram().read(hpa, &mut written) {
             services.tape.wrote(hpa, &written);
+            if let Some(known) = &mut services.known {
+                known.learn(hpa, len.into());
+            }
         }
         mmu.wrote(gpa, len, services);
     }

@@ -57,6 +57,8 @@ pub(crate) struct Services {
     pub(crate) cpuid: Vec<Vec<CpuidEntry>>,
     /// The emulator has counted the instruction whose exit is being handled.
     pub(crate) emulated: bool,
+    /// What a machine that is fed from a tape knows of memory.
+    pub(crate) known: Option<crate::feed::Known>,
 }
 
 impl Services {
@@ -121,6 +123,9 @@ impl Host for Services {
         let done = self.memory.contains_hpa(hpa, buf.len() as u64) && self.ram().read(hpa, buf);
         if done {
             self.tape.read(hpa, buf);
+            if let Some(known) = &mut self.known {
+                known.read(hpa, buf.len() as u64);
+            }
         }
         done
     }
@@ -129,6 +134,9 @@ impl Host for Services {
         let done = self.memory.contains_hpa(hpa, data.len() as u64) && self.ram().write(hpa, data);
         if done {
             self.tape.wrote(hpa, data);
+            if let Some(known) = &mut self.known {
+                known.learn(hpa, data.len() as u64);
+            }
         }
         done
     }

@@ -7,6 +7,7 @@ mod devices;
 mod emulate;
 mod env;
 mod error;
+mod feed;
 mod host;
 pub mod hosts;
 mod inputs;
@@ -20,6 +21,7 @@ mod spec;
 
 pub use devices::{NS_PER_SECOND, NS_PER_TICK};
 pub use error::Error;
+pub use feed::Resolved;
 pub use inputs::{Inputs, Live, Recorded};
 pub use loader::LoadError;
 pub use machine::Machine;

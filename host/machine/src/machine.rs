@@ -89,6 +89,7 @@ impl Machine {
             emulator: Some(Cpu::new(emulator_config(&spec))),
             cpuid: (0..spec.vcpus).map(|n| crate::cpuid::for_vcpu(&spec.cpuid, n, spec.vcpus)).collect(),
             emulated: false,
+            known: None,
             memory,
         };
         let next_checkpoint = spec.checkpoint_every;

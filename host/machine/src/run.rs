@@ -81,7 +81,7 @@ impl Machine {
         }
     }
 
-    fn check_end(&mut self, limits: &Limits) -> Option<End> {
+    pub(crate) fn check_end(&mut self, limits: &Limits) -> Option<End> {
         if let Some(end) = self.services.devices.take_end() {
             return Some(end);
         }
@@ -95,7 +95,7 @@ impl Machine {
     }
 
     /// Everybody is halted: time jumps to the next timer. Without one, a typist may still wake the guest.
-    fn idle(&mut self) -> Option<End> {
+    pub(crate) fn idle(&mut self) -> Option<End> {
         if let Some(due) = self.services.devices.next_deadline() {
             self.services.clock.jump_to(due);
             return None;
@@ -128,7 +128,7 @@ impl Machine {
 
     /// Lets INIT, SIPI and interrupts act on a vCPU. True: it runs.
     // See: KVM arch/x86/kvm/lapic.c kvm_apic_accept_events(), x86.c kvm_arch_vcpu_runnable()
-    fn wake(&mut self, n: u32) -> bool {
+    pub(crate) fn wake(&mut self, n: u32) -> bool {
         self.accept_init_and_sipi(n);
         let vcpu = &mut self.vcpus[n as usize];
         let takes_interrupts = vcpu.state.rflags().intr();
@@ -205,7 +205,7 @@ impl Machine {
     }
 
     /// A device wants attention: the backend is asked whether the guest takes an interrupt.
-    fn look_at_kick(&mut self, n: u32) {
+    pub(crate) fn look_at_kick(&mut self, n: u32) {
         if self.services.devices.take_kick() {
             for (other, vcpu) in (0..).zip(&mut self.vcpus) {
                 let virtual_interrupts = vcpu.state.intercepts.virtual_interrupts;
@@ -247,7 +247,7 @@ impl Machine {
     }
 
     /// Asks the backend for the way back into the guest. False: the vCPU stays out for now.
-    fn enter(&mut self, n: u32) -> Result<bool, End> {
+    pub(crate) fn enter(&mut self, n: u32) -> Result<bool, End> {
         let vcpu = &mut self.vcpus[n as usize];
         vcpu.state.icount = self.services.clock.icount;
         self.services.sync_clock(&mut vcpu.state);
@@ -261,7 +261,7 @@ impl Machine {
         self.apply(n, &resume, None)
     }
 
-    fn handle_exit(&mut self, n: u32, limits: &Limits) -> Option<End> {
+    pub(crate) fn handle_exit(&mut self, n: u32, limits: &Limits) -> Option<End> {
         self.exits += 1;
         let vcpu = &mut self.vcpus[n as usize];
         let exit = std::mem::take(&mut *self.exit);

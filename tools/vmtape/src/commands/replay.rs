@@ -9,7 +9,7 @@ use std::{cell::RefCell, collections::BTreeMap, path::PathBuf, rc::Rc};
 use vmtape_abi::Backend;
 use vmtape_backends::LoadedPlugin;
 use vmtape_machine::{MachineSpec, hosts};
-use vmtape_replay::{Error, Report, across, identical, spec};
+use vmtape_replay::{Error, Report, across, exits, identical, spec};
 use vmtape_traces::Tape;
 
 /// Run a tape's guest again and compare: on the same backend every event, on another what the guest can observe
@@ -54,6 +54,8 @@ pub struct Args {
 enum Mode {
     /// Run the guest again
     Run,
+    /// Give the taped exits to the backend's handlers; the guest does not run
+    Exits,
 }
 
 impl Args {
@@ -64,6 +66,9 @@ impl Args {
             if let Some(value) = value {
                 line += &format!(" {option} {value}");
             }
+        }
+        if self.mode == Mode::Exits {
+            line += " --mode exits";
         }
         line + &format!(" --context {}", self.context)
     }
@@ -159,8 +164,18 @@ fn compare(
     let name = |machine: &MachineSpec| format!("{} on {}", machine.backend, machine.host);
     let bar = progress("replay");
     let create = |machine: &MachineSpec| plugins.create(machine);
-    let Mode::Run = args.mode;
-    let report = if same_machine(&expected, &actual) {
+    let report = if args.mode == Mode::Exits {
+        let same = expected.backend == actual.backend;
+        let method = if same {
+            "each taped exit is given to the backend's handlers; what they do must be the same"
+        } else {
+            "each taped stimulus is resolved by the other backend; what the guest sees is compared"
+        };
+        let mut report = Report::new(method, tape.name(), name(&actual));
+        let mut tick = |exits| bar.set_message(format!("{exits} exits"));
+        exits::replay(tape, actual, &create, same, &mut report, &reproduce, &mut tick)?;
+        report
+    } else if same_machine(&expected, &actual) {
         let method = "the same backend runs the guest again; every event is compared";
         let mut report = Report::new(method, tape.name(), name(&actual));
         let mut tick = |exits| bar.set_message(format!("{exits} exits"));

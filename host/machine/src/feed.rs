@@ -1,0 +1,246 @@
+//! Taped exits handed to a backend without running the guest.
+//!
+//! The machine is built as for a run, but nothing is interpreted: for each exit the registers and the memory that its
+//! handling used come from the tape. Devices and the clock are the machine's own, because handlers reach them. Memory
+//! that the tape did not tell is *unknown*: a read of it is counted, and what depends on it is not to be judged.
+
+use crate::machine::Machine;
+use std::collections::BTreeSet;
+use vmtape_arch::{
+    access::Verdict,
+    exception::Exception,
+    exit::{Exit, StimulusKind},
+    note::Note,
+    regs::SegAttr,
+    vcpu::{Activity, Interruptibility, VcpuState, seg},
+};
+use vmtape_traces::{
+    ExitGroup,
+    event::{Data, End, Registers},
+};
+
+/// Memory, in aligned quadwords of host physical memory, that a fed machine may know of.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    words: BTreeSet<u64>,
+    /// Reads of memory that is not known.
+    pub(crate) unknown: u64,
+}
+
+impl Known {
+    pub(crate) fn learn(&mut self, hpa: u64, len: u64) {
+        self.words.extend(hpa >> 3..(hpa + len).div_ceil(8));
+    }
+
+    pub(crate) fn read(&mut self, hpa: u64, len: u64) {
+        let known = (hpa >> 3..(hpa + len).div_ceil(8)).all(|word| self.words.contains(&word));
+        self.unknown += u64::from(!known);
+    }
+}
+
+/// How a backend dealt with a stimulus that it was given instead of an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolved {
+    /// Its silicon goes on without an exit.
+    Native,
+    /// Its silicon gives the guest an exception without an exit.
+    Fault(Exception),
+    /// It took exits and handled them.
+    Handled,
+    /// It took exits without end.
+    Endless,
+}
+
+/// Exits that one stimulus may take: a page fault per level, and then some.
+const MOST_EXITS: u32 = 16;
+
+impl Machine {
+    /// Prepares a machine that was just built for [`Machine::feed`] and [`Machine::resolve`].
+    pub fn start_feeding(&mut self) {
+        self.services.known = Some(Known::default());
+    }
+
+    /// Reads of memory that the tape did not tell, so far.
+    pub fn unknown_reads(&self) -> u64 {
+        self.services.known.as_ref().map_or(0, |known| known.unknown)
+    }
+
+    /// Gives the backend the taped exit itself, for a backend of the same kind.
+    pub fn feed(&mut self, group: &ExitGroup) -> Option<End> {
+        let n = self.bring_to(group)?;
+        *self.exit = group.exit.exit;
+        self.handle_fed(n)
+    }
+
+    /// Gives the backend's silicon what caused the taped exit, for a backend of another kind.
+    pub fn resolve(&mut self, group: &ExitGroup) -> Result<Resolved, End> {
+        let Some(n) = self.bring_to(group) else { return Ok(Resolved::Native) };
+        for exits in 0..MOST_EXITS {
+            match self.ask_silicon(n, &group.exit.exit) {
+                (Verdict::NATIVE, _) if exits > 0 => return Ok(Resolved::Handled),
+                (Verdict::NATIVE, _) => return Ok(Resolved::Native),
+                (Verdict::FAULT, fault) => return Ok(Resolved::Fault(fault)),
+                _ => {}
+            }
+            let before = self.vcpus[n as usize].state;
+            if let Some(end) = self.handle_fed(n) {
+                return Err(end);
+            }
+            let after = &self.vcpus[n as usize].state;
+            // The instruction is done or the guest has an exception: the stimulus is dealt with.
+            if after.rip != before.rip || after.inject.valid {
+                return Ok(Resolved::Handled);
+            }
+        }
+        Ok(Resolved::Endless)
+    }
+
+    /// Time, registers and memory as they were at the exit. Gives the vCPU, unless this machine has no such one.
+    fn bring_to(&mut self, group: &ExitGroup) -> Option<u32> {
+        let n = group.exit.vcpu;
+        self.vcpus.get(n as usize)?;
+        self.wake_fed(n);
+        self.services.clock.icount = group.exit.icount;
+        let now = self.services.clock.now();
+        self.services.devices.advance(now);
+        self.look_at_kick(n);
+        self.enter_before(n, &group.before);
+        let state = &mut self.vcpus[n as usize].state;
+        state.icount = group.exit.icount;
+        state.rip = group.exit.rip;
+        group.registers.iter().for_each(|registers| apply(state, registers));
+        state.inject = Default::default();
+        self.services.sync_clock(state);
+        for (hpa, data) in &group.reads {
+            let bytes = bytes(data);
+            self.services.ram().write(*hpa, &bytes);
+            if let Some(known) = &mut self.services.known {
+                known.learn(*hpa, bytes.len() as u64);
+            }
+        }
+        self.current = n;
+        Some(n)
+    }
+
+    /// Entries that no exit came before: the first one, one after a halt, or one because a device had an interrupt for
+    /// the running guest.
+    fn enter_before(&mut self, n: u32, notes: &[Note]) {
+        let mut injected = false;
+        for note in notes {
+            match *note {
+                Note::InjVirq { .. } => injected = true,
+                Note::Entry { rip, .. } => {
+                    let state = &mut self.vcpus[n as usize].state;
+                    state.rip = rip;
+                    if std::mem::take(&mut injected) {
+                        // That the guest took an interrupt says that it could.
+                        state.rflags = state.rflags().with_intr(true).into_bits();
+                        state.interruptibility = Interruptibility::new();
+                    }
+                    let _ = self.enter(n);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A halted vCPU that exits has been woken: if everybody was halted, by the next timer.
+    fn wake_fed(&mut self, n: u32) {
+        /// Timers that may be due before the one that wakes.
+        const MOST_JUMPS: u32 = 1024;
+        for _ in 0..MOST_JUMPS {
+            let everybody_halted = (0..self.vcpus.len() as u32).all(|vcpu| !self.wake(vcpu));
+            if !everybody_halted || self.idle().is_some() {
+                break;
+            }
+            let now = self.services.clock.now();
+            self.services.devices.advance(now);
+        }
+        self.vcpus[n as usize].state.activity = Activity::ACTIVE;
+    }
+
+    fn ask_silicon(&mut self, n: u32, stimulus: &Exit) -> (Verdict, Exception) {
+        let state = &mut self.vcpus[n as usize].state;
+        let (services, exit) = (&mut self.services, &mut *self.exit);
+        *exit = Exit::default();
+        let mut fault = Exception::default();
+        state.delivering = stimulus.access.delivering;
+        let verdict = match stimulus.stimulus {
+            StimulusKind::ACCESS => {
+                let answer = self.backend.access(n, state, &stimulus.access, services, exit);
+                fault = answer.fault;
+                exit.access = stimulus.access;
+                answer.verdict
+            }
+            StimulusKind::SENSITIVE if !state.intercepts.wants(stimulus.insn.kind) => Verdict::NATIVE,
+            StimulusKind::SENSITIVE => {
+                let verdict = self.backend.sensitive(n, state, &stimulus.insn, services, exit, &mut fault);
+                exit.insn = stimulus.insn;
+                verdict
+            }
+            _ => {
+                let verdict = self.backend.exception(n, state, &stimulus.exception, services, exit);
+                exit.exception = stimulus.exception;
+                // An exception that is not taken is the guest's.
+                fault = stimulus.exception;
+                if verdict == Verdict::NATIVE { Verdict::FAULT } else { verdict }
+            }
+        };
+        exit.stimulus = stimulus.stimulus;
+        state.delivering = Default::default();
+        (verdict, fault)
+    }
+
+    /// The exit's handling and the entry after it.
+    fn handle_fed(&mut self, n: u32) -> Option<End> {
+        let limits = crate::Limits::default();
+        let ended = self.handle_exit(n, &limits).or_else(|| self.check_end(&limits));
+        if ended.is_some() {
+            return ended;
+        }
+        self.look_at_kick(n);
+        let vcpu = &self.vcpus[n as usize];
+        if vcpu.needs_entry && vcpu.state.activity == Activity::ACTIVE {
+            return self.enter(n).err();
+        }
+        None
+    }
+}
+
+/// Sets the registers of an event.
+fn apply(state: &mut VcpuState, registers: &Registers) {
+    let mut values = registers.values.iter().copied();
+    for bit in (0..32).filter(|bit| registers.mask >> bit & 1 != 0) {
+        let Some(value) = values.next() else { return };
+        match bit {
+            0..16 => state.gpr[bit as usize] = value,
+            16 => state.rflags = value,
+            17 => state.cr0 = value,
+            18 => state.cr2 = value,
+            19 => state.cr3 = value,
+            20 => state.cr4 = value,
+            21 => state.cr8 = value,
+            22 => state.efer = value,
+            23 => state.cpl = value as u32,
+            24 => state.pkru = value as u32,
+            25 => state.xcr0 = value,
+            26 => state.interruptibility = Interruptibility::from_bits(value as u32),
+            27 => {
+                state.seg[seg::CS].attr = SegAttr::from_bits(value as u16);
+                state.seg[seg::CS].base = values.next().unwrap_or_default();
+            }
+            28 => state.gdtr.base = value,
+            29 => state.idtr.base = value,
+            30 => state.dr7 = value,
+            _ => {}
+        }
+    }
+}
+
+fn bytes(data: &Data) -> Vec<u8> {
+    match data {
+        Data::U64(value) => value.to_le_bytes().to_vec(),
+        Data::U32(value) => value.to_le_bytes().to_vec(),
+        Data::Bytes(bytes) => bytes.clone(),
+    }
+}
