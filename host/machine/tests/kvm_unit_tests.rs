@@ -72,11 +72,6 @@ fn smptest() {
 }
 
 #[test]
-fn apic() {
-    passes("apic", 2);
-}
-
-#[test]
 fn ioapic() {
     passes("ioapic", 4);
 }

@@ -6,8 +6,9 @@ use super::NS_PER_TICK;
 use serde::{Deserialize, Serialize};
 use vmtape_arch::open_enum;
 
-/// KVM's bus clock: one tick per nanosecond. See: KVM lapic.h APIC_BUS_CYCLE_NS_DEFAULT
-const BUS_CYCLE_NS: u64 = 1;
+/// The timer counts at the speed of the time-stamp counter: guests expect it to be no faster. A VMM says so through
+/// KVM_CAP_X86_APIC_BUS_CYCLES_NS.
+const BUS_CYCLE_NS: u64 = NS_PER_TICK;
 /// KVM's `min_timer_period_us`: a periodic timer never fires more often.
 const MIN_PERIOD_NS: u64 = 200_000;
 

@@ -286,12 +286,14 @@ impl FeatureSet {
         self.0.iter().zip(FEATURES).any(|(on, feature)| *on && feature.name == name)
     }
 
-    /// Drops what the backend does not support, except what was asked for by name, and HYPERVISOR, which the VMM sets.
+    /// Drops what the backend does not support, except what was asked for by name, and what a VMM adds: HYPERVISOR, and
+    /// TSC_DEADLINE where the local APIC is in the kernel (KVM_CAP_TSC_DEADLINE_TIMER).
     pub fn keep_supported(&mut self, supported: &[CpuidEntry], asked: &[&Feature]) {
         for (on, feature) in self.0.iter_mut().zip(FEATURES) {
             let known = find(supported, feature.leaf, feature.subleaf)
                 .is_some_and(|entry| register(entry, feature.register) >> feature.bit & 1 != 0);
-            *on &= known || feature.name == "hypervisor" || asked.contains(&feature);
+            let added = ["hypervisor", "tsc-deadline"].contains(&feature.name);
+            *on &= known || added || asked.contains(&feature);
         }
     }
 
