@@ -13,6 +13,7 @@ use crate::{
 use std::collections::VecDeque;
 use vmtape_arch::{
     exception::{Exception, Vector},
+    exit::{Resume, ResumeKind},
     note::Note,
 };
 use vmtape_machine::{MachineSpec, Resolved};
@@ -72,11 +73,17 @@ fn feed(player: &mut Player, group: &ExitGroup) -> Option<Row> {
         return Some(Row::new("end of handling", text::resume_text(expected), actual));
     }
     let ended = end.is_some() || group.resume.is_none();
-    first_difference(&group.notes, &notes, group, ended)
+    // A vCPU that halts enters when it is woken, which is after other vCPUs' exits.
+    let halted = group.resume.is_some_and(|resume| HALTED.contains(&resume.kind));
+    let expected = if halted { &group.notes[..group.handled] } else { &group.notes };
+    first_difference(expected, &notes, group, ended || halted)
 }
 
+/// Ends of handling after which the vCPU waits for an event.
+const HALTED: [ResumeKind; 2] = [ResumeKind::BLOCKED, ResumeKind::HLT];
+
 /// What handlers noted about the last exit, and how they ended.
-fn outcome(player: &Player) -> (Vec<Note>, Option<vmtape_arch::exit::Resume>) {
+fn outcome(player: &Player) -> (Vec<Note>, Option<Resume>) {
     let (mut notes, mut resume) = (Vec::new(), None);
     for event in player.take_events() {
         match event {
@@ -107,6 +114,8 @@ fn resolve(player: &mut Player, group: &ExitGroup, report: &mut Report) -> Optio
     let expected = visible(&group.notes);
     let mut actual = visible(&notes);
     match resolved {
+        // The tape ends here as well: no entry follows.
+        Err(_) if !group.notes.iter().any(|note| matches!(note, Note::Entry { .. })) => {}
         Err(end) => return Some(Row::new("the run", "goes on", text::end_text(&end))),
         Ok(Resolved::Endless) => return Some(Row::new("the exit", "handled", "exits without end")),
         Ok(Resolved::Fault(fault)) => actual.push(Seen::Exception(exception(&fault))),

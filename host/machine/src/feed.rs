@@ -7,8 +7,8 @@
 use crate::machine::Machine;
 use std::collections::BTreeSet;
 use vmtape_arch::{
-    access::Verdict,
-    exception::Exception,
+    access::{Access, AccessKind, Verdict},
+    exception::{Exception, PageFaultError, Vector},
     exit::{Exit, StimulusKind},
     note::Note,
     regs::SegAttr,
@@ -104,6 +104,11 @@ impl Machine {
         let now = self.services.clock.now();
         self.services.devices.advance(now);
         self.look_at_kick(n);
+        let has_entry = group.before.iter().any(|note| matches!(note, Note::Entry { .. }));
+        if self.vcpus[n as usize].needs_entry && !has_entry {
+            // The entry after a halt stands with the exit that halted.
+            let _ = self.enter(n);
+        }
         self.enter_before(n, &group.before);
         let state = &mut self.vcpus[n as usize].state;
         state.icount = group.exit.icount;
@@ -111,15 +116,25 @@ impl Machine {
         group.registers.iter().for_each(|registers| apply(state, registers));
         state.inject = Default::default();
         self.services.sync_clock(state);
-        for (hpa, data) in &group.reads {
-            let bytes = bytes(data);
-            self.services.ram().write(*hpa, &bytes);
-            if let Some(known) = &mut self.services.known {
-                known.learn(*hpa, bytes.len() as u64);
-            }
-        }
+        self.learn(&group.reads);
         self.current = n;
         Some(n)
+    }
+
+    /// Puts what the exit's handling read into memory. Of several reads of a byte the first one counts: what comes later
+    /// has the handler's own writes in it, which this backend is about to do itself.
+    fn learn(&mut self, reads: &[(u64, Data)]) {
+        let mut seen = BTreeSet::new();
+        for (hpa, data) in reads {
+            for (hpa, byte) in (*hpa..).zip(bytes(data)) {
+                if seen.insert(hpa) {
+                    self.services.ram().write(hpa, &[byte]);
+                }
+            }
+            if let Some(known) = &mut self.services.known {
+                known.learn(*hpa, bytes(data).len() as u64);
+            }
+        }
     }
 
     /// Entries that no exit came before: the first one, one after a halt, or one because a device had an interrupt for
@@ -160,6 +175,7 @@ impl Machine {
     }
 
     fn ask_silicon(&mut self, n: u32, stimulus: &Exit) -> (Verdict, Exception) {
+        let stimulus = &as_access(stimulus);
         let state = &mut self.vcpus[n as usize].state;
         let (services, exit) = (&mut self.services, &mut *self.exit);
         *exit = Exit::default();
@@ -187,6 +203,15 @@ impl Machine {
             }
         };
         exit.stimulus = stimulus.stimulus;
+        let mut verdict = verdict;
+        let takes = state.intercepts.exceptions >> fault.vector.0 & 1 != 0;
+        if verdict == Verdict::FAULT && takes && stimulus.stimulus != StimulusKind::EXCEPTION {
+            // A page fault of shadow tables is first of all the backend's.
+            if self.backend.exception(n, state, &fault, services, exit) == Verdict::EXIT {
+                verdict = Verdict::EXIT;
+                (exit.stimulus, exit.exception) = (StimulusKind::EXCEPTION, fault);
+            }
+        }
         state.delivering = Default::default();
         (verdict, fault)
     }
@@ -205,6 +230,22 @@ impl Machine {
         }
         None
     }
+}
+
+/// A page fault that the other silicon took (from shadow tables, for one) was an access; every silicon walks for itself.
+fn as_access(stimulus: &Exit) -> Exit {
+    let exception = &stimulus.exception;
+    if stimulus.stimulus != StimulusKind::EXCEPTION || exception.vector != Vector::PF {
+        return *stimulus;
+    }
+    let error = PageFaultError::from_bits(exception.error_code);
+    let kind = match (error.w(), error.i()) {
+        (true, _) => AccessKind::WRITE,
+        (_, true) => AccessKind::FETCH,
+        _ => AccessKind::READ,
+    };
+    let access = Access { gva: exception.payload, kind, user: error.u(), size: 1, ..stimulus.access };
+    Exit { stimulus: StimulusKind::ACCESS, access, ..*stimulus }
 }
 
 /// Sets the registers of an event.
