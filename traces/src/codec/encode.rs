@@ -107,7 +107,9 @@ impl Encoder {
             slot.words[i] = word;
             recent.push(word);
         }
-        if slot.blob != flat.blob {
+        // Most events have no bytes beside their words.
+        let both_empty = slot.blob.is_empty() && flat.blob.is_empty();
+        if !both_empty && slot.blob != flat.blob {
             mask |= BLOB_BIT;
             slot.blob.clone_from(&flat.blob);
             let output = &mut self.columns.entry((flat.tag, column::BLOB)).or_default().bytes;
