@@ -48,5 +48,7 @@ images! {
     syscall: "syscall" AMD >= 1;
     msr: "msr" INTEL >= 20;
     tsc: "tsc" INTEL >= 3;
+    emulator: "emulator" INTEL >= 150;
+    realmode: "realmode" INTEL >= 120;
     xsave: "xsave" INTEL >= 10;
 }

@@ -10,7 +10,7 @@ use vmtape_abi::{Backend, Errno, Host, MemoryRegion};
 use vmtape_arch::{
     access::{Access, Answer, Mapping, Verdict},
     cpuid::CpuidEntry,
-    exception::{Exception, PageFaultError},
+    exception::{Exception, PageFaultError, Vector},
     exit::{Exit, Resume, ResumeKind},
     note::{Note, NoteKind},
     sensitive::{Sensitive, SensitiveKind},
@@ -208,7 +208,9 @@ impl Backend for Vm {
         _host: &mut dyn Host,
         exit: &mut Exit,
     ) -> Verdict {
-        if !self.vcpus[vcpu as usize].vmcb.exception_exits(exception.vector) {
+        // See: APM vol. 2 15.9 Instruction Intercepts: the #DB of ICEBP is not subject to the intercept of #DB.
+        let icebp = exception.vector == Vector::DB && exception.insn_len != 0;
+        if icebp || !self.vcpus[vcpu as usize].vmcb.exception_exits(exception.vector) {
             return Verdict::NATIVE;
         }
         *exit = exits::exception(exception, state);

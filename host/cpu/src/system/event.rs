@@ -82,8 +82,12 @@ pub(crate) fn exception(core: &mut Core<'_>, exception: Exception) -> Result<(),
     deliver_or_escalate(core, event_of(&exception))
 }
 
-/// The event that the backend injects at entry. CR2, DR6 and RF are the backend's affair.
+/// The event that the backend injects at entry. CR2, DR6 and RF are the backend's affair. An event from outside the
+/// program discards pending debug exceptions. See: SDM vol. 3C 27.7.3 Delivery of Pending Debug Exceptions after VM Entry
 pub(crate) fn inject(core: &mut Core<'_>, event: Event) -> Result<(), Stop> {
+    if matches!(event.kind, EventKind::EXTERNAL_INTERRUPT | EventKind::NMI | EventKind::HARDWARE_EXCEPTION) {
+        core.state.pending_debug = 0;
+    }
     deliver_or_escalate(core, event)
 }
 

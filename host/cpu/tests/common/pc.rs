@@ -16,8 +16,9 @@ use vmtape_cpu::{Cpu, CpuConfig, Decision, Env, Features, Interrupted, Model, Ra
 
 const MEMORY: usize = 256 << 20;
 const APIC: u64 = 0xfee0_0000;
-const MULTIBOOT_INFO: u64 = 0x9500;
-const COMMAND_LINE: u64 = 0x9800;
+const TEST_MEMORY: u64 = 0xff00_0000;
+const MULTIBOOT_INFO: u64 = 0x9_0000;
+const COMMAND_LINE: u64 = 0x9_1000;
 /// Local APIC registers.
 mod apic {
     pub const ID: u64 = 0x20;
@@ -44,6 +45,9 @@ pub struct Pc {
     /// The timer was set or the guest left.
     kick: bool,
     misc_enable: u64,
+    /// pc-testdev's memory and port latch.
+    test_memory: Vec<u8>,
+    test_port: u32,
 }
 
 fn entry(function: u32, index: Option<u32>, [eax, ebx, ecx, edx]: [u32; 4]) -> CpuidEntry {
@@ -93,6 +97,8 @@ pub fn run(image: &[u8], arguments: &str, vendor: &[u8; 12], budget: u64) -> End
         pending: None,
         kick: false,
         misc_enable: 0x1880,
+        test_memory: vec![0; 0x1_0000],
+        test_port: 0,
     };
     let entry = load(&pc.ram, image, arguments);
     let mut state = multiboot_state(entry);
@@ -101,6 +107,7 @@ pub fn run(image: &[u8], arguments: &str, vendor: &[u8; 12], budget: u64) -> End
         let until = pc.timer.map_or(budget, |due| due.max(state.icount)).min(budget);
         stop = cpu.run(&mut state, &mut pc, until);
         match stop {
+            Stop::Halted if pc.pending.is_some() => state.activity = Activity::ACTIVE,
             Stop::Halted if state.activity == Activity::HLT => match pc.timer {
                 Some(due) => state.icount = state.icount.max(due),
                 None => break,
@@ -284,9 +291,19 @@ impl Env for Pc {
         &mut self,
         state: &mut VcpuState,
         gpa: u64,
-        _: u8,
+        size: u8,
         write: Option<u64>,
     ) -> Result<u64, Interrupted> {
+        if gpa & !0xffff == TEST_MEMORY {
+            let at = (gpa & 0xffff) as usize;
+            let bytes = &mut self.test_memory[at..at + size as usize];
+            let mut value = [0; 8];
+            match write {
+                Some(value) => bytes.copy_from_slice(&value.to_le_bytes()[..size as usize]),
+                None => value[..size as usize].copy_from_slice(bytes),
+            }
+            return Ok(u64::from_le_bytes(value));
+        }
         let register = gpa & 0xff0;
         if gpa & !0xfff != APIC {
             return Ok(u64::MAX);
@@ -318,6 +335,13 @@ impl Env for Pc {
             }
             (0x510, Some(index)) => self.fw_cfg_select(index),
             (0x511, None) => return self.fw_cfg.pop().unwrap_or(0) as u32,
+            (0xe0..=0xe3, Some(value)) => self.test_port = value,
+            (0xe0..=0xe3, None) => return self.test_port,
+            // The second interrupt controller's lines, with the vectors that firmware gives them.
+            (0x2008..=0x200f, Some(1)) => {
+                self.pending = Some((port - 0x2008) as u8 + 0x70);
+                self.kick = true;
+            }
             (_, None) => return u32::MAX,
             _ => {}
         }
