@@ -1,6 +1,8 @@
 //! The interpreter, set up as a user program on the same addresses.
 
-use crate::silicon::{CODE, Context, DATA, DATA_SIZE, Ending, Fault, LIMIT16, Mode, PAGE_FAULT, RIP, TARGET};
+use crate::silicon::{
+    CODE, Context, DATA, DATA_SIZE, Ending, Fault, LDT, LIMIT16, Mode, PAGE_FAULT, RIP, TARGET, TARGET16,
+};
 use vmtape_arch::{
     access::{Access, AccessKind, Mapping},
     exception::{Exception, PageFaultError},
@@ -14,6 +16,7 @@ const PAGE: u64 = 0x1000;
 /// Host physical addresses.
 const CODE_AT: u64 = 0;
 const DATA_AT: u64 = PAGE;
+const LDT_AT: u64 = DATA_AT + DATA_SIZE as u64;
 
 /// Two mapped ranges and no device.
 struct World {
@@ -30,10 +33,17 @@ impl Env for World {
         let page = access.gva & !(PAGE - 1);
         let (hpa, write) = match page {
             CODE => (CODE_AT, false),
+            LDT if access.implicit => (LDT_AT, true),
+            DATA.. if access.kind == AccessKind::FETCH && page < DATA + DATA_SIZE as u64 => {
+                let error = PageFaultError::new().with_p(true).with_u(true).with_i(true);
+                return Err(Interrupted::Fault(Exception::pf(access.gva, error)));
+            }
             DATA.. if page < DATA + DATA_SIZE as u64 => (DATA_AT + page - DATA, true),
             _ => {
-                let error =
-                    PageFaultError::new().with_u(access.user).with_w(access.kind == AccessKind::WRITE);
+                let error = PageFaultError::new()
+                    .with_u(access.user)
+                    .with_w(access.kind == AccessKind::WRITE)
+                    .with_i(access.kind == AccessKind::FETCH);
                 return Err(Interrupted::Fault(Exception::pf(access.gva, error)));
             }
         };
@@ -90,7 +100,6 @@ impl Env for World {
 
 /// A CPU in user mode.
 pub struct Interpreter {
-    mode: Mode,
     cpu: Cpu,
     world: World,
     start: VcpuState,
@@ -99,8 +108,9 @@ pub struct Interpreter {
 
 impl Interpreter {
     pub fn new(mode: Mode) -> Self {
-        let world = World { ram: Ram::leaked((PAGE as usize) + DATA_SIZE), exception: None };
-        Self { mode, cpu: Cpu::new(CpuConfig::default()), world, start: user_mode(mode), next: RIP }
+        let world = World { ram: Ram::leaked(2 * PAGE as usize + DATA_SIZE), exception: None };
+        assert!(world.ram.write(LDT_AT, &crate::segments::ldt()));
+        Self { cpu: Cpu::new(CpuConfig::default()), world, start: user_mode(mode), next: RIP }
     }
 
     /// Puts the code page in place.
@@ -119,13 +129,14 @@ impl Interpreter {
         let stop = self.go(&mut state);
         leave(&state, context);
         assert!(self.world.ram.read(at, data));
-        match (stop, self.world.exception, state.rip + self.mode.code_base()) {
+        match (stop, self.world.exception, state.seg[seg::CS].base + state.rip) {
             (_, Some(exception), _) => {
                 let vector = exception.vector.0;
                 let address = if vector == PAGE_FAULT { exception.payload } else { 0 };
                 Ending::Fault(Fault { vector, error: exception.error_code, address })
             }
             (Stop::Budget, None, TARGET) => Ending::Target,
+            (Stop::Budget, None, TARGET16) => Ending::Target16,
             (Stop::Budget, None, rip) if rip == self.next => Ending::Next,
             (stop, None, rip) => panic!("{stop:?} at {rip:#x}"),
         }
@@ -143,12 +154,14 @@ impl Interpreter {
         data
     }
 
-    /// Repeated string instructions may retire several times before they are done.
+    /// Goes on until a landing pad or a fault: the code may be two instructions, and repeated ones may retire several
+    /// times.
     fn go(&mut self, state: &mut VcpuState) -> Stop {
         for _ in 0..1000 {
             let until = state.icount + 1;
             let stop = self.cpu.run(state, &mut self.world, until);
-            if stop != Stop::Budget || state.rip + self.mode.code_base() != RIP {
+            let landed = [self.next, TARGET, TARGET16].contains(&(state.seg[seg::CS].base + state.rip));
+            if stop != Stop::Budget || landed {
                 return stop;
             }
         }
@@ -171,17 +184,20 @@ fn user_mode(mode: Mode) -> VcpuState {
     state.efer = Efer::new().with_sce(true).with_lme(true).with_lma(true).with_nxe(true).into_bits();
     state.xcr0 = 7;
     state.cpl = 3;
+    let (cs, data) = mode.selectors();
     let user = SegAttr::new().with_s(true).with_present(true).with_dpl(3);
     let limit = if mode == Mode::Bits16 { LIMIT16 } else { u32::MAX };
     let attr = user.with_g(mode != Mode::Bits16).with_db(mode != Mode::Bits16);
     for n in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {
-        state.seg[n] = Segment { base: mode.data_base(), limit, selector: 0, attr: attr.with_typ(3) };
+        state.seg[n] = Segment { base: mode.data_base(), limit, selector: data, attr: attr.with_typ(3) };
     }
     let code = user.with_g(mode != Mode::Bits16).with_db(mode == Mode::Bits32).with_l(mode == Mode::Bits64);
-    state.seg[seg::CS] = Segment { base: mode.code_base(), limit, selector: 0, attr: code.with_typ(0xb) };
-    // No descriptor table: far transfers fault, as random selectors do natively.
+    state.seg[seg::CS] = Segment { base: mode.code_base(), limit, selector: cs, attr: code.with_typ(0xb) };
+    // Of the GDT only what random selectors natively find of it: nothing.
     state.gdtr.limit = 0;
-    state.seg[seg::LDTR] = Segment::default();
+    let table = SegAttr::new().with_typ(2).with_present(true);
+    let limit = crate::segments::ldt().len() as u32 - 1;
+    state.seg[seg::LDTR] = Segment { base: LDT, limit, selector: 0, attr: table };
     state.rip = RIP - mode.code_base();
     state.intercepts.exceptions = u32::MAX;
     state
@@ -212,6 +228,8 @@ fn enter(state: &mut VcpuState, context: &Context) {
 fn leave(state: &VcpuState, context: &mut Context) {
     context.gpr = state.gpr;
     context.rflags = state.rflags;
+    context.selectors = [seg::ES, seg::SS, seg::DS, seg::DS].map(|n| state.seg[n].selector);
+    context.selectors[3] = 0;
     context.fx[0..2].copy_from_slice(&state.fpu.fcw.to_le_bytes());
     context.fx[2..4].copy_from_slice(&state.fpu.fsw.to_le_bytes());
     context.fx[4] = state.fpu.ftw;

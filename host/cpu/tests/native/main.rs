@@ -9,6 +9,7 @@ mod images;
 mod interpreter;
 mod operands;
 mod random;
+mod segments;
 mod silicon;
 
 use case::{Case, WINDOW};
@@ -62,6 +63,16 @@ fn compatibility_mode_behaves_as_on_this_processor() {
 #[test]
 fn sixteen_bit_code_behaves_as_on_this_processor() {
     compare_forms(Mode::Bits16, ENCODINGS / 2);
+}
+
+#[test]
+fn segments_are_loaded_and_checked_as_on_this_processor() {
+    let _pages = PAGES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let silicon = Silicon::new(segments::MODE);
+    let mut interpreter = Interpreter::new(segments::MODE);
+    let differences = segments::check(&silicon, &mut interpreter);
+    println!("{}", differences.join("\n"));
+    assert!(differences.is_empty(), "{} programs differ", differences.len());
 }
 
 /// Compares every form of a mode that VMTAPE_NATIVE_FORMS, if it is set, is part of the name of; how many there are.

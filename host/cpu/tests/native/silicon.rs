@@ -16,12 +16,16 @@ pub const CODE: u64 = 0x1000_0000;
 pub const RIP: u64 = CODE + 0x400;
 /// Where tested branches lead.
 pub const TARGET: u64 = RIP + 0x40;
+/// Where far branches to 16-bit code lead.
+pub const TARGET16: u64 = RIP + 0x80;
+/// Where the interpreter keeps what the kernel keeps natively: the LDT.
+pub const LDT: u64 = 0x1003_0000;
 /// Selectors that Linux gives 64-bit programs, and that of its 32-bit ones.
 const USER_CS: u16 = 0x33;
 const USER_DS: u16 = 0x2b;
-const USER32_CS: u16 = 0x23;
+pub const USER32_CS: u16 = 0x23;
 /// Our own 16-bit segments: the first two descriptors of the LDT.
-const CODE16: u16 = 0x07;
+pub const CODE16: u16 = 0x07;
 const DATA16: u16 = 0x0f;
 const EPILOGUE: u64 = CODE + 0x800;
 const CONTEXT: u64 = 0x1001_0000;
@@ -62,7 +66,7 @@ impl Mode {
     }
 
     /// The selectors of code and data.
-    fn selectors(self) -> (u16, u16) {
+    pub fn selectors(self) -> (u16, u16) {
         match self {
             Self::Bits16 => (CODE16, DATA16),
             Self::Bits32 => (USER32_CS, USER_DS),
@@ -90,7 +94,8 @@ pub struct Context {
     data_selector: u16,
     user_ds: u64,
     epilogue: u64,
-    pad: u64,
+    /// ES, SS and DS after the instruction.
+    pub selectors: [u16; 4],
     pub ymm_hi: [[u64; 2]; 16],
 }
 
@@ -99,6 +104,8 @@ pub struct Context {
 pub enum Ending {
     Next,
     Target,
+    /// The target in 16-bit code.
+    Target16,
     Fault(Fault),
 }
 
@@ -115,6 +122,7 @@ pub const PAGE_FAULT: u8 = 14;
 
 const NEXT: u32 = 1;
 const JUMPED: u32 = 2;
+const JUMPED16: u32 = 3;
 const FAULT: u64 = 0x100;
 
 const FX: usize = 0;
@@ -127,6 +135,7 @@ const ENTRY: usize = HOST_MXCSR + 8;
 const DATA_SELECTOR: usize = ENTRY + 6;
 const USER_DS_AT: usize = ENTRY + 8;
 const EPILOGUE_AT: usize = ENTRY + 16;
+const SELECTORS: usize = ENTRY + 24;
 const YMM_HI: usize = ENTRY + 32;
 
 const YMM: [AsmRegisterYmm; 16] =
@@ -148,9 +157,9 @@ impl Silicon {
         store(CODE, &prologue().expect("the prologue assembles"));
         store(EPILOGUE, &epilogue().expect("the epilogue assembles"));
         store(TARGET, &landing(mode, JUMPED));
-        if mode == Mode::Bits16 {
-            set_descriptor(CODE16, CODE, 2);
-            set_descriptor(DATA16, DATA, 0);
+        store(TARGET16, &landing(Mode::Bits16, JUMPED16));
+        for (n, descriptor) in crate::segments::DESCRIPTORS.iter().enumerate() {
+            set_descriptor(n as u32, descriptor);
         }
         silicon.catch_signals();
         silicon
@@ -158,7 +167,7 @@ impl Silicon {
 
     /// Puts the instruction in place.
     pub fn load(&self, instruction: &[u8]) {
-        assert!(instruction.len() <= 15);
+        assert!(instruction.len() <= 32, "code and landing pad fit before the target");
         let next = RIP + instruction.len() as u64;
         store(RIP, instruction);
         store(next, &landing(self.mode, NEXT));
@@ -191,6 +200,7 @@ impl Silicon {
         match context.ending {
             1 => Ending::Next,
             2 => Ending::Target,
+            3 => Ending::Target16,
             other => {
                 let vector = (other - FAULT) as u8;
                 let address = if vector == PAGE_FAULT { context.address } else { 0 };
@@ -323,7 +333,8 @@ fn epilogue() -> Result<Vec<u8>, iced_x86::IcedError> {
         a.mov(qword_ptr(rax + slot), register)?;
     }
     a.mov(qword_ptr(rax + GPR + 8 * 4), rsp)?;
-    for segment in [ds, es, ss] {
+    for (n, segment) in [es, ss, ds].into_iter().enumerate() {
+        a.mov(word_ptr(rax + SELECTORS + 2 * n), segment)?;
         a.mov(segment, word_ptr(rax + USER_DS_AT))?;
     }
     a.mov(rsp, qword_ptr(rax + HOST_RSP))?;
@@ -380,13 +391,43 @@ fn landing64(ending: u32) -> Result<Vec<u8>, iced_x86::IcedError> {
     a.assemble(RIP)
 }
 
-/// Writes an LDT descriptor of a 16-bit segment; `contents` 0 is data, 2 is code.
-fn set_descriptor(selector: u16, base: u64, contents: u32) {
+/// A segment descriptor in the terms of `modify_ldt`. All have privilege level 3 and are marked as accessed.
+#[derive(Clone, Copy, Debug)]
+pub struct Descriptor {
+    pub base: u32,
+    pub limit: u32,
+    /// 32-bit code, or a 32-bit stack pointer or upper bound.
+    pub big: bool,
+    /// 0 data, 1 expand-down data, 2 code.
+    pub contents: u32,
+    pub read_exec_only: bool,
+    pub pages: bool,
+    pub absent: bool,
+}
+
+impl Descriptor {
+    /// As it lies in the table. See: SDM vol. 3A Figure 3-8. Segment Descriptor
+    pub fn encoded(&self) -> u64 {
+        let (base, limit) = (u64::from(self.base), u64::from(self.limit));
+        let kind = u64::from(self.contents) << 2 | u64::from(!self.read_exec_only) << 1 | 1;
+        let attributes = kind | 1 << 4 | 3 << 5 | u64::from(!self.absent) << 7;
+        let size = u64::from(self.big) << 2 | u64::from(self.pages) << 3;
+        let low = limit & 0xffff | (base & 0xff_ffff) << 16;
+        low | attributes << 40 | (limit >> 16) << 48 | size << 52 | (base >> 24) << 56
+    }
+}
+
+/// Writes an LDT descriptor.
+fn set_descriptor(number: u32, descriptor: &Descriptor) {
     const WRITE: libc::c_long = 0x11;
-    let descriptor = [u32::from(selector >> 3), base as u32, LIMIT16, contents << 1];
+    let flags = u32::from(descriptor.big)
+        | descriptor.contents << 1
+        | u32::from(descriptor.read_exec_only) << 3
+        | u32::from(descriptor.pages) << 4
+        | u32::from(descriptor.absent) << 5;
+    let entry = [number, descriptor.base, descriptor.limit, flags];
     // SAFETY: the kernel reads one `struct user_desc` of sixteen bytes.
-    let done =
-        unsafe { libc::syscall(libc::SYS_modify_ldt, WRITE, descriptor.as_ptr(), size_of_val(&descriptor)) };
+    let done = unsafe { libc::syscall(libc::SYS_modify_ldt, WRITE, entry.as_ptr(), size_of_val(&entry)) };
     assert_eq!(done, 0, "modify_ldt: {}", std::io::Error::last_os_error());
 }
 
@@ -406,7 +447,7 @@ impl Context {
             data_selector: 0,
             user_ds: USER_DS.into(),
             epilogue: EPILOGUE,
-            pad: 0,
+            selectors: [0; 4],
             ymm_hi: [[0; 2]; 16],
         };
         context.fx[..2].copy_from_slice(&0x37fu16.to_le_bytes());
