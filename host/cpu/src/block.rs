@@ -1,7 +1,7 @@
 //! The cache of decoded blocks, keyed by host physical address and mode, and valid for one generation of the page's
 //! code.
 
-use crate::{core::Core, dispatch, env::Interrupted, features::Features, insn::Insn};
+use crate::{core::Core, dispatch, env::Interrupted, features::Features, insn::Insn, ram::Ram};
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -53,11 +53,24 @@ impl Hasher for AddressHasher {
     }
 }
 
+/// An instruction that lies on two pages, as it was decoded last.
+#[derive(Clone, Copy)]
+struct Crossing {
+    insn: Insn,
+    /// Host physical addresses of its first byte and of its first byte on the second page, and the mode.
+    place: (u64, u64, u8),
+    generations: (u32, u32),
+}
+
+/// Page boundaries for which the crossing instruction is remembered.
+const CROSSINGS: usize = 64;
+
 pub(crate) struct Blocks {
     /// The first is scratch: an instruction that is executed once.
     pub(crate) insns: Vec<Insn>,
     index: HashMap<u64, Block, BuildHasherDefault<AddressHasher>>,
     jumps: Box<[Jump; JUMPS]>,
+    crossings: Vec<Option<Crossing>>,
     features: Features,
 }
 
@@ -65,7 +78,8 @@ impl Blocks {
     pub(crate) fn new(features: Features) -> Self {
         let none = Jump { gva: 0, key: u64::MAX, block: Block::default() };
         let jumps = vec![none; JUMPS].into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!());
-        let mut blocks = Self { insns: Vec::new(), index: HashMap::default(), jumps, features };
+        let mut blocks =
+            Self { insns: Vec::new(), index: HashMap::default(), jumps, crossings: Vec::new(), features };
         blocks.clear();
         blocks
     }
@@ -79,6 +93,7 @@ impl Blocks {
         self.insns.clear();
         self.insns.push(Insn::new(&Instruction::default(), dispatch::undefined));
         self.index.clear();
+        self.crossings = vec![None; CROSSINGS];
         for jump in self.jumps.iter_mut() {
             jump.key = u64::MAX;
         }
@@ -142,7 +157,7 @@ impl Blocks {
             }
         }
         if at == 0 {
-            return self.crossing(core, gva, bytes);
+            return self.crossing(core, gva, hpa, bytes);
         }
         core.ram.mark_code(hpa, hpa + at as u64);
         core.tlb.sync(core.ram.write_epoch());
@@ -155,26 +170,48 @@ impl Blocks {
         })
     }
 
-    /// An instruction whose last bytes lie on the next page: decoded each time, because it hangs on two pages.
-    fn crossing(&mut self, core: &mut Core<'_>, gva: u64, head: &[u8]) -> Result<Block, Interrupted> {
+    /// An instruction whose last bytes lie on the next page: a block of its own, which hangs on two pages.
+    fn crossing(
+        &mut self,
+        core: &mut Core<'_>,
+        gva: u64,
+        hpa: u64,
+        head: &[u8],
+    ) -> Result<Block, Interrupted> {
         core.check_code_limit(head.len() as u64 + 1)?;
+        let next = gva.wrapping_add(head.len() as u64) & core.linear_mask;
+        let Some(next) = core.fetch(next)? else {
+            return Ok(self.scratch(core, head));
+        };
+        let place = (hpa, next, core.mode);
+        let generations = |ram: &Ram| (ram.generation(hpa >> PAGE_SHIFT), ram.generation(next >> PAGE_SHIFT));
+        let remembered = (hpa >> PAGE_SHIFT) as usize % CROSSINGS;
+        if let Some(known) = self.crossings[remembered]
+            && known.place == place
+            && known.generations == generations(&core.ram)
+        {
+            self.insns[0] = known.insn;
+            return Ok(scratch_block(&known.insn));
+        }
         let mut bytes = [0; MAX_INSN];
         bytes[..head.len()].copy_from_slice(head);
-        let next = gva.wrapping_add(head.len() as u64) & core.linear_mask;
-        let tail = &mut bytes[head.len()..];
-        let mut len = head.len();
-        if let Some(hpa) = core.fetch(next)?
-            && core.ram.read(hpa, tail)
-        {
-            len = MAX_INSN;
+        if !core.ram.read(next, &mut bytes[head.len()..]) {
+            return Ok(self.scratch(core, head));
         }
-        Ok(self.scratch(core, &bytes[..len]))
+        let block = self.scratch(core, &bytes);
+        let insn = self.insns[0];
+        core.ram.mark_code(hpa, hpa + head.len() as u64);
+        core.ram.mark_code(next, next + MAX_INSN as u64);
+        core.tlb.sync(core.ram.write_epoch());
+        let generations = generations(&core.ram);
+        self.crossings[remembered] = Some(Crossing { insn, place, generations });
+        Ok(block)
     }
 
     fn scratch(&mut self, core: &Core<'_>, bytes: &[u8]) -> Block {
         let undefined = || Insn::new(&Instruction::default(), dispatch::undefined);
         self.insns[0] = self.decode(core, core.state.rip, bytes).unwrap_or_else(undefined);
-        Block { start: 0, len: 1, bytes: u32::from(self.insns[0].len), generation: 0, page: u64::MAX }
+        scratch_block(&self.insns[0])
     }
 
     /// Decodes one instruction; `None`: the bytes end too early.
@@ -186,8 +223,8 @@ impl Blocks {
             return Some(dispatch::insn(&instruction, &self.features));
         }
         let handler = match decoder.last_error() {
-            DecoderError::NoMoreBytes if bytes.len() < MAX_INSN => return None,
-            DecoderError::NoMoreBytes => dispatch::too_long,
+            DecoderError::NoMoreBytes => return None,
+            _ if instruction.len() >= MAX_INSN => dispatch::too_long,
             _ => dispatch::undefined,
         };
         let mut insn = Insn::new(&instruction, handler);
@@ -195,6 +232,11 @@ impl Blocks {
         insn.ends_block = true;
         Some(insn)
     }
+}
+
+/// The block that consists of the scratch instruction.
+fn scratch_block(insn: &Insn) -> Block {
+    Block { start: 0, len: 1, bytes: u32::from(insn.len), generation: 0, page: u64::MAX }
 }
 
 #[inline(always)]

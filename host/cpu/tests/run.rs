@@ -58,7 +58,7 @@ fn a_fault_on_the_second_page_leaves_everything_alone() {
 #[test]
 fn an_instruction_across_pages_faults_when_it_is_reached() {
     let mut machine = Machine::new(64, &[]);
-    // NOP-like MOV EAX, EAX, then a five-byte MOV EAX, imm32 of which two bytes are on the next page.
+    // A MOV that does nothing, then a five-byte MOV EAX, imm32 of which two bytes are on the next page.
     machine.env.ram.write(0x2ffb, &[0x89, 0xc0, 0xb8, 1, 2, 3, 4]);
     machine.env.absent.push((3, vmtape_arch::access::AccessKind::FETCH));
     machine.state.rip = 0x2ffb;
@@ -68,4 +68,30 @@ fn an_instruction_across_pages_faults_when_it_is_reached() {
     machine.env.absent.clear();
     assert_eq!(machine.run(1), Stop::Budget);
     assert_eq!((machine.state.gpr[0], machine.state.rip), (0x0403_0201, 0x3002));
+    // Decoded once, it is decoded anew when either page changes.
+    machine.env.ram.write(0x3001, &[5]);
+    machine.state.rip = 0x2ffd;
+    assert_eq!(machine.run(1), Stop::Budget);
+    assert_eq!(machine.state.gpr[0], 0x0503_0201);
+}
+
+#[test]
+fn a_two_byte_opcode_may_be_cut_after_its_escape() {
+    let mut machine = Machine::new(16, &[]);
+    machine.env.ram.write(0x8fff, &[0x0f, 0x94, 0xc1]);
+    machine.state.rip = 0x8fff;
+    machine.state.gpr[1] = 0xffff;
+    assert_eq!(machine.run(1), Stop::Budget, "{:?}", machine.env.fault);
+    assert_eq!((machine.state.gpr[1], machine.state.rip), (0xff00, 0x9002));
+}
+
+#[test]
+fn fifteen_bytes_are_the_limit() {
+    for (prefixes, vector) in [(14, None), (15, Some(Vector::GP)), (16, Some(Vector::GP))] {
+        let mut code = vec![0x66; prefixes];
+        code.extend([0x90, 0x90]);
+        let mut machine = Machine::new(64, &code);
+        machine.run(1);
+        assert_eq!(machine.env.fault.map(|fault| fault.vector), vector, "{prefixes} prefixes");
+    }
 }

@@ -45,6 +45,8 @@ const DATA_SELECTOR: u16 = 0x10;
 pub fn load(spec: &MachineSpec, memory: &Memory) -> Result<VcpuState, LoadError> {
     let (entry, end) = load_elf(&spec.image.bytes, memory)?;
     write_info(spec, memory, end)?;
+    // Once more: an image that covers the boot information wins, as it does under QEMU.
+    load_elf(&spec.image.bytes, memory)?;
     Ok(entry_state(entry))
 }
 
