@@ -3,6 +3,7 @@
 use iced_x86::code_asm::CodeAssembler;
 use vmtape_arch::{
     access::{Access, AccessKind, Mapping, MappingKind},
+    event::Event,
     exception::{Exception, PageFaultError},
     regs::{Cr0, Cr4, Efer, SegAttr},
     sensitive::Sensitive,
@@ -20,6 +21,9 @@ pub struct Identity {
     /// Pages that are not present: page number and what is refused.
     pub absent: Vec<(u64, AccessKind)>,
     pub fault: Option<Exception>,
+    /// Pages whose access exits, and the event that was in delivery then.
+    pub exits: Vec<u64>,
+    pub delivering: Option<Event>,
 }
 
 impl Env for Identity {
@@ -29,6 +33,10 @@ impl Env for Identity {
 
     fn access(&mut self, _: &mut VcpuState, access: &Access) -> Result<Mapping, Interrupted> {
         let page = access.gva >> 12;
+        if self.exits.contains(&page) {
+            self.delivering = Some(access.delivering);
+            return Err(Interrupted::Exit);
+        }
         let refused = |kind| self.absent.iter().any(|(p, k)| *p == page && *k == kind);
         if access.gva >= RAM_SIZE as u64 || refused(access.kind) {
             let error = PageFaultError::new().with_w(access.kind == AccessKind::WRITE).with_u(access.user);
@@ -117,7 +125,7 @@ impl Machine {
     pub fn new(bits: u32, code: &[u8]) -> Self {
         let ram = Ram::leaked(RAM_SIZE);
         assert!(ram.write(CODE, code));
-        let env = Identity { ram, absent: Vec::new(), fault: None };
+        let env = Identity { ram, absent: Vec::new(), fault: None, exits: Vec::new(), delivering: None };
         Self { cpu: Cpu::new(CpuConfig::default()), state: state(bits), env }
     }
 
