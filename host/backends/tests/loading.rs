@@ -1,31 +1,12 @@
 //! Libraries that are backends, and libraries that are not: each refusal names the file and the cause.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+mod common;
+
+use common::{compile, intel};
+use std::{fs, path::Path};
 use vmtape_abi::VmConfig;
 use vmtape_arch::host::{Silicon, Vendor};
 use vmtape_backends::{LoadedPlugin, Search};
-
-/// Builds the backend in C of `plugins/abi`, from the header alone.
-fn compile(folder: &Path, name: &str, defines: &[&str]) -> PathBuf {
-    let abi = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/abi");
-    let library = folder.join(name);
-    let built = Command::new("cc")
-        .args(["-std=c11", "-Wall", "-Wextra", "-Wno-unused-function", "-Werror", "-shared", "-fPIC", "-O1"])
-        .args(defines)
-        .arg("-I")
-        .arg(abi.join("include"))
-        .arg(abi.join("tests/c/identity.c"))
-        .arg("-o")
-        .arg(&library)
-        .output()
-        .expect("a C compiler is installed as `cc`");
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    library
-}
 
 fn refusal(library: &Path) -> String {
     LoadedPlugin::load(library).expect_err("must be refused").to_string()
@@ -47,20 +28,7 @@ fn a_backend_in_c_is_found_by_its_name() {
 fn a_vm_under_the_backend_in_c() {
     let folder = tempfile::tempdir().unwrap();
     let plugin = LoadedPlugin::load(&compile(folder.path(), "libidentity.so", &[])).unwrap();
-    let silicon = Silicon {
-        vendor: Vendor::INTEL,
-        phys_bits: 46,
-        host_levels: 4,
-        ept_levels: 4,
-        gbpages: true,
-        ept_ad: true,
-        ept_advanced: false,
-        apicv: false,
-        nrips: false,
-        decode_assists: false,
-        backing_shift: 12,
-        pad: [0; 5],
-    };
+    let silicon = intel();
     let vm = plugin.create(&VmConfig { silicon, options: Vec::new() }).unwrap();
     assert_eq!(vm.resolved(), [("kvm".to_owned(), "none".to_owned())]);
     let amd = Silicon { vendor: Vendor::AMD, ..silicon };

@@ -527,6 +527,8 @@ typedef uint32_t vt_NoteKind;
 #define vt_NoteKind_FAST_MMIO 29
 // Put on the tape by the host: `enter` let the vCPU into the guest.
 #define vt_NoteKind_ENTRY 30
+#define vt_NoteKind_TDP_SPTE_CHANGED 31
+#define vt_NoteKind_MATCH_MMIO 32
 // One step of the silicon's own walk: entry gpa, value before, value after, level.
 #define vt_NoteKind_SILICON_STEP 64
 // A rule of the backend's table decided the outcome.
