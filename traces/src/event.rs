@@ -5,10 +5,11 @@
 //! (injected events, for one); `Note::Entry` ends them where the guest goes on. Nothing on the tape depends on
 //! wall-clock time, addresses of this process, or threads.
 
+use serde::Serialize;
 use vmtape_arch::{cpuid::CpuidEntry, exit::Exit, exit::Resume, note::Note};
 
 /// One event of a run.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub enum Event {
     /// The guest left guest mode.
     Exit(Box<ExitEvent>),
@@ -36,7 +37,7 @@ pub enum Event {
 pub const NO_VCPU: u32 = u32::MAX;
 
 /// The exit itself and where it happened.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ExitEvent {
     pub vcpu: u32,
     /// Instructions retired by all vCPUs: the virtual clock.
@@ -46,7 +47,7 @@ pub struct ExitEvent {
 }
 
 /// Values of registers, by mask.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Registers {
     pub vcpu: u32,
     /// Bits 0-15 general registers, 16 RFLAGS, 17 CR0, 18 CR2, 19 CR3, 20 CR4, 21 CR8, 22 EFER, 23 CPL, 24 PKRU,
@@ -57,7 +58,7 @@ pub struct Registers {
 }
 
 /// Up to 16 bytes inline: reads by handlers are mostly one paging entry.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub enum Data {
     U64(u64),
     U32(u32),
@@ -74,7 +75,7 @@ vmtape_arch::open_enum! {
 }
 
 /// An ioctl and its result (zero or a negative errno).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub enum Control {
     SetCpuid { vcpu: u32, entries: Vec<CpuidEntry>, result: i32 },
     SetMemoryRegion { slot: u32, flags: u32, gpa: u64, size: u64, hpa: u64, result: i32 },
@@ -82,7 +83,7 @@ pub enum Control {
 }
 
 /// How a run ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub enum End {
     /// The guest wrote to the debug-exit port: the status as QEMU's process would give it, `(code << 1) | 1`.
     DebugExit { status: u32 },

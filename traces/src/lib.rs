@@ -8,12 +8,14 @@ pub mod codec;
 pub mod error;
 pub mod event;
 pub mod exits;
+pub mod export;
 pub mod flat;
 pub mod format;
 pub mod fuzz;
 pub mod import;
 pub mod metadata;
 pub mod reader;
+pub mod stat;
 pub mod text;
 pub mod writer;
 

@@ -23,6 +23,9 @@ use group::Groups;
 use line::Line;
 use std::{collections::BTreeMap, io, path::Path};
 
+/// The origin in the metadata of imported tapes.
+pub const ORIGIN: &str = "ftrace";
+
 /// An error of an import.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -105,7 +108,7 @@ pub fn events(source: &Source, sink: &mut dyn FnMut(Event) -> Result<(), Error>)
 /// Reads a trace into a tape.
 pub fn to_tape(trace: &Path, tape: &Path, options: Options) -> Result<Summary, Error> {
     let metadata =
-        Metadata { origin: "ftrace".to_owned(), guest: trace.display().to_string(), ..Default::default() };
+        Metadata { origin: ORIGIN.to_owned(), guest: trace.display().to_string(), ..Default::default() };
     let source = Source::Path(trace.to_owned());
     let mut writer = Writer::create(tape, &metadata, &[], options)?;
     let (mut ended, mut icount) = (false, 0);

@@ -2,7 +2,7 @@ use crate::{commands::show, output::ExitCode};
 use anyhow::{Context, Result, anyhow};
 use clap::{ValueEnum, ValueHint};
 use std::{fs::File, io::BufWriter, path::PathBuf};
-use vmtape_traces::Tape;
+use vmtape_traces::{Tape, export};
 
 /// Write a tape in another format
 #[derive(Debug, clap::Args)]
@@ -20,6 +20,8 @@ pub struct Args {
 enum Format {
     /// Text as the kernel's ftrace prints it; `vmtape import` reads it back
     Ftrace,
+    /// One JSON object for the tape, then one per event
+    Jsonl,
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -28,8 +30,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Err(anyhow!("{damage}"));
     }
     let name = || args.output.display().to_string();
-    let Format::Ftrace = args.format;
     let file = File::create(&args.output).with_context(name)?;
-    show::print(&tape, 0, None, BufWriter::new(file)).with_context(name)?;
+    let out = BufWriter::new(file);
+    match args.format {
+        Format::Ftrace => show::print(&tape, 0, None, out).with_context(name)?,
+        Format::Jsonl => export::json_lines(&tape, out).with_context(name)?,
+    }
     Ok(ExitCode::SAME)
 }

@@ -9,12 +9,9 @@ use std::{
 };
 use vmtape_replay::text;
 use vmtape_traces::{
-    Event, Tape,
+    Tape,
     event::End,
-    format::{
-        align,
-        header::{ChunkHeader, ChunkKind, Sealed},
-    },
+    stat::{Accesses, Stat, stat},
 };
 
 /// Count what is on a tape: exits by reason, events by kind, bytes per exit
@@ -27,7 +24,7 @@ pub struct Args {
     json: bool,
 }
 
-#[derive(Default, Serialize)]
+#[derive(Serialize)]
 struct Report {
     tape: String,
     format_version: u16,
@@ -38,16 +35,9 @@ struct Report {
     command_line: String,
     memory: u64,
     vcpus: u32,
-    bytes: u64,
-    bytes_by_kind: BTreeMap<String, u64>,
-    event_bytes_per_exit: f64,
-    instructions: u64,
-    exits: u64,
-    events: u64,
-    exits_by_reason: BTreeMap<String, u64>,
-    events_by_kind: BTreeMap<String, u64>,
     end: Option<String>,
-    damage: Option<String>,
+    #[serde(flatten)]
+    stat: Stat,
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -58,12 +48,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     } else {
         print(&mut io::stdout().lock(), &report)?;
     }
-    Ok(if report.damage.is_some() { ExitCode::COULD_NOT_TEST } else { ExitCode::SAME })
+    Ok(if report.stat.damage.is_some() { ExitCode::COULD_NOT_TEST } else { ExitCode::SAME })
 }
 
 fn count(tape: &Tape) -> Result<Report> {
     let meta = tape.metadata();
-    let mut report = Report {
+    let stat = stat(tape)?;
+    Ok(Report {
         tape: tape.name().to_owned(),
         format_version: tape.version(),
         origin: meta.origin.clone(),
@@ -73,51 +64,9 @@ fn count(tape: &Tape) -> Result<Report> {
         command_line: meta.command_line.clone(),
         memory: meta.memory,
         vcpus: meta.vcpus,
-        bytes: tape.size(),
-        damage: tape.damage().map(ToString::to_string),
-        ..Report::default()
-    };
-    for chunk in tape.chunks() {
-        let kind = ChunkKind(chunk.kind).to_string();
-        let bytes = ChunkHeader::SIZE as u64 + align(chunk.length);
-        *report.bytes_by_kind.entry(kind).or_default() += bytes;
-    }
-    for event in tape.events() {
-        let event = event?;
-        report.events += 1;
-        *report.events_by_kind.entry(kind(&event)).or_default() += 1;
-        match event {
-            Event::Exit(exit) => {
-                report.exits += 1;
-                report.instructions = exit.icount;
-                *report.exits_by_reason.entry(text::reason(&exit.exit)).or_default() += 1;
-            }
-            Event::End { icount, end, .. } => {
-                report.instructions = icount;
-                report.end = (end != End::Cut).then(|| text::end_text(&end));
-            }
-            _ => {}
-        }
-    }
-    let event_bytes = report.bytes_by_kind.get("events").copied().unwrap_or(0);
-    report.event_bytes_per_exit = event_bytes as f64 / report.exits.max(1) as f64;
-    Ok(report)
-}
-
-/// The kind of an event in a word: a note by its trace event.
-fn kind(event: &Event) -> String {
-    match event {
-        Event::Exit(_) => "kvm_exit".into(),
-        Event::Registers(_) => "registers".into(),
-        Event::Read { .. } => "memory read".into(),
-        Event::Note { note, .. } => note.to_raw().kind.to_string(),
-        Event::Resume { .. } => "end of handling".into(),
-        Event::Input { .. } => "input".into(),
-        Event::Control { .. } => "control".into(),
-        Event::StateHash { .. } => "state hash".into(),
-        Event::Line { text, .. } => text.split(':').next().unwrap_or_default().to_owned(),
-        Event::End { .. } => "end".into(),
-    }
+        end: stat.end.as_ref().filter(|end| **end != End::Cut).map(text::end_text),
+        stat,
+    })
 }
 
 fn print(out: &mut impl Write, r: &Report) -> io::Result<()> {
@@ -127,19 +76,44 @@ fn print(out: &mut impl Write, r: &Report) -> io::Result<()> {
         writeln!(out, "  backend {} ({})", r.backend, options.join(" "))?;
         writeln!(out, "  guest {} {}, {} MiB, {} vCPUs", r.guest, r.command_line, r.memory >> 20, r.vcpus)?;
     }
-    writeln!(out, "  {} instructions, {} exits, {} events", r.instructions, r.exits, r.events)?;
+    let stat = &r.stat;
+    writeln!(out, "  {} instructions, {} exits, {} events", stat.instructions, stat.exits, stat.events)?;
+    if let Some(rate) = stat.exits_per_million_instructions {
+        writeln!(out, "  {rate:.1} exits per million instructions")?;
+    }
     if let Some(end) = &r.end {
         writeln!(out, "  {end}")?;
     }
-    if let Some(damage) = &r.damage {
+    if let Some(damage) = &stat.damage {
         writeln!(out, "  NOT WHOLE: {damage}; counted as far as it is good")?;
     }
-    writeln!(out, "  {} bytes, {:.2} bytes of events per exit", r.bytes, r.event_bytes_per_exit)?;
-    for (kind, bytes) in &r.bytes_by_kind {
-        writeln!(out, "    {kind:12} {bytes:>12} bytes")?;
+    writeln!(out, "  {} bytes, {:.2} bytes of events per exit", stat.bytes, stat.event_bytes_per_exit)?;
+    for (kind, bytes) in &stat.bytes_by_kind {
+        writeln!(out, "    {kind:16} {bytes:>12} bytes")?;
     }
-    print_counts(out, "exits by reason", &r.exits_by_reason)?;
-    print_counts(out, "events by kind", &r.events_by_kind)
+    print_counts(out, "exits by reason", &stat.exits_by_reason)?;
+    print_counts(out, "events by kind", &stat.events_by_kind)?;
+    writeln!(out, "  most exits at:")?;
+    for hot in &stat.hottest {
+        writeln!(out, "    {:18} {:28} {:>12}", hot.rip, hot.reason, hot.exits)?;
+    }
+    print_accesses(out, "MSRs", &stat.msrs)?;
+    print_accesses(out, "ports", &stat.ports)?;
+    print_accesses(out, "MMIO registers", &stat.mmio)
+}
+
+/// Reads and writes by register, the most used first.
+fn print_accesses(out: &mut impl Write, title: &str, by: &BTreeMap<String, Accesses>) -> io::Result<()> {
+    let mut sorted: Vec<_> = by.iter().collect();
+    sorted.sort_by_key(|(_, a)| std::cmp::Reverse(a.reads + a.writes));
+    if !sorted.is_empty() {
+        writeln!(out, "  {title}:")?;
+    }
+    for (name, accesses) in sorted {
+        let faults = if accesses.faults > 0 { format!(", {} #GP", accesses.faults) } else { String::new() };
+        writeln!(out, "    {name:18} {} reads, {} writes{faults}", accesses.reads, accesses.writes)?;
+    }
+    Ok(())
 }
 
 /// Counts, the largest first.
