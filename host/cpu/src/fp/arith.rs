@@ -2,8 +2,9 @@
 
 use super::{
     mxcsr::Mxcsr,
-    soft::{Class, Context, F32, F64, Flags, Format, Number, Relation},
+    soft::{Class, Context, F32, F64, Flags, Format, Number, Relation, Rounding},
 };
+use std::cmp::Ordering;
 
 /// A two-operand operation; SQRT uses the second operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,15 +23,17 @@ pub enum Op {
 pub struct Unit {
     pub format: Format,
     pub context: Context,
-    /// Host arithmetic gives the same result and raises no flag that is not set already.
+    /// #P is masked and flagged already: an inexact result changes no flag.
+    quiet: bool,
+    /// So host arithmetic, which rounds to nearest, gives the same result and raises no new flag.
     fast: bool,
 }
 
 impl Unit {
     pub fn new(mxcsr: Mxcsr, format: Format) -> Self {
         let precision = Flags::new().with_precision(true).into_bits();
-        let fast = mxcsr.flags() & precision != 0 && mxcsr.masks() & precision != 0 && mxcsr.rounding() == 0;
-        Self { format, context: mxcsr.context(), fast }
+        let quiet = mxcsr.flags() & precision != 0 && mxcsr.masks() & precision != 0;
+        Self { format, context: mxcsr.context(), quiet, fast: quiet && mxcsr.rounding() == 0 }
     }
 
     /// One lane of an operation.
@@ -65,8 +68,27 @@ impl Unit {
         result as u64
     }
 
+    /// A lane as the host's double. A single's denormal, which a double holds as a normal number, becomes zero.
+    fn host(&self, a: u64) -> f64 {
+        if self.format == F64 {
+            return f64::from_bits(a);
+        }
+        let single = f32::from_bits(a as u32);
+        if single.is_subnormal() { 0.0 } else { single.into() }
+    }
+
     /// Compares two lanes. `signal_quiet`: a quiet NaN is an invalid operation too.
     pub fn compare(&mut self, a: u64, b: u64, signal_quiet: bool) -> Relation {
+        // Neither NaNs nor denormals: no flag to raise.
+        let (x, y) = (self.host(a), self.host(b));
+        let plain = |x: f64| x.is_normal() || x == 0.0 && self.format == F64;
+        if plain(x) && plain(y) {
+            return match x.partial_cmp(&y) {
+                Some(Ordering::Less) => Relation::Less,
+                Some(Ordering::Equal) => Relation::Equal,
+                _ => Relation::Greater,
+            };
+        }
         let cx = &mut self.context;
         let (x, y) = (cx.operand(self.format, a as u128), cx.operand(self.format, b as u128));
         let signaling = [x, y].iter().any(|n| n.class == Class::Signaling || signal_quiet && n.is_nan());
@@ -91,6 +113,16 @@ impl Unit {
 
     /// Converts a lane to a signed integer; the integer indefinite value if it does not fit.
     pub fn integer(&mut self, bits: u32, a: u64) -> u64 {
+        let x = self.host(a);
+        let rounded = match self.context.rounding {
+            Rounding::Zero => x.trunc(),
+            _ => x.round_ties_even(),
+        };
+        let usual = matches!(self.context.rounding, Rounding::Zero | Rounding::Nearest);
+        let exact = rounded == x || self.quiet;
+        if usual && exact && x.is_normal() && x.abs() < (1u64 << (bits - 2)) as f64 {
+            return rounded as i64 as u64;
+        }
         // Denormal operands are not flagged here: an integer conversion only ever reports #IE and #PE.
         let n = self.context.operand(self.format, a as u128);
         self.context.integer(n, bits).map_or(1 << (bits - 1), |x| x as u64)
