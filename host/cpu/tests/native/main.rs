@@ -26,6 +26,8 @@ const STATES: usize = 40;
 /// Fewer forms than this, and the list has lost something.
 const LEAST_FORMS: usize = 400;
 
+const LOCK_PREFIX: u8 = 0xf0;
+
 /// The pages lie at fixed addresses, so one test at a time.
 static PAGES: Mutex<()> = Mutex::new(());
 
@@ -73,6 +75,28 @@ fn segments_are_loaded_and_checked_as_on_this_processor() {
     let differences = segments::check(&silicon, &mut interpreter);
     println!("{}", differences.join("\n"));
     assert!(differences.is_empty(), "{} programs differ", differences.len());
+}
+
+/// LOCK is for a few instructions with a memory destination; before any other it is #UD, whatever else is wrong.
+#[test]
+fn lock_elsewhere_is_undefined() {
+    let _pages = PAGES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let silicon = Silicon::new(Mode::Bits64);
+    let mut interpreter = Interpreter::new(Mode::Bits64);
+    let mut rng = Pcg64::new(2, 0x6c6f_636b);
+    let lockable = |form: &Form| form.memory && form.code.op_code().can_use_lock_prefix();
+    for form in forms::all(Mode::Bits64).iter().filter(|form| !lockable(form)) {
+        let Some(case) = Case::new(form, &mut rng).filter(|case| case.bytes.len() < 15) else { continue };
+        let bytes = [&[LOCK_PREFIX], &case.bytes[..]].concat();
+        silicon.load(&bytes);
+        interpreter.load(&silicon.code(), bytes.len());
+        let (before, data) = case.state(&mut rng);
+        let mut native = Outcome { context: before.clone(), data, ending: silicon::Ending::Next };
+        let mut ours = Outcome { context: before.clone(), data, ending: silicon::Ending::Next };
+        native.ending = silicon.run(&mut native.context, WINDOW, &mut native.data);
+        ours.ending = interpreter.run(&mut ours.context, WINDOW, &mut ours.data);
+        assert_eq!(ours.ending, native.ending, "{} {bytes:02x?}", form.name());
+    }
 }
 
 /// Compares every form of a mode that VMTAPE_NATIVE_FORMS, if it is set, is part of the name of; how many there are.
