@@ -267,7 +267,7 @@ impl Machine {
         let exit = std::mem::take(&mut *self.exit);
         let icount = self.services.clock.icount;
         self.services.tape.begin_exit(n, icount, &vcpu.state, &exit);
-        let before = vcpu.state;
+        let before = Before { rip: vcpu.state.rip, cr8: vcpu.state.cr8 };
         self.services.emulated = false;
         let resume = self.backend.handle_exit(n, &mut vcpu.state, &exit, &mut self.services);
         self.services.after_backend(n, &mut vcpu.state, Some(&before));
@@ -275,7 +275,7 @@ impl Machine {
         vcpu.needs_entry = true;
         let stuck = vcpu.progress.stuck(&vcpu.state, icount, &exit, limits);
         let ended = match self.apply(n, &resume, Some(&exit)) {
-            Ok(_) => stuck.map(|repeats| no_progress(n, repeats, &exit, &before)),
+            Ok(_) => stuck.map(|repeats| no_progress(n, repeats, &exit, before.rip)),
             Err(end) => Some(end),
         };
         self.checkpoint_if_due();
@@ -299,9 +299,15 @@ impl Machine {
     }
 }
 
+/// What the handling of an exit found.
+struct Before {
+    rip: u64,
+    cr8: u64,
+}
+
 impl Services {
     /// Brings together what the backend and the devices hold twice: the task priority, the TSC offset, the clock.
-    fn after_backend(&mut self, n: u32, state: &mut VcpuState, before: Option<&VcpuState>) {
+    fn after_backend(&mut self, n: u32, state: &mut VcpuState, before: Option<&Before>) {
         if let Some(before) = before {
             // An instruction that the backend skipped retired, like one that the emulator executed.
             if !self.emulated && state.rip != before.rip {
@@ -366,11 +372,10 @@ fn exit_name(exit: &Exit) -> String {
     reason_name(exit.isa, exit.reason).map_or_else(|| format!("reason {:#x}", exit.reason), str::to_owned)
 }
 
-fn no_progress(vcpu: u32, repeats: u64, exit: &Exit, state: &VcpuState) -> End {
+fn no_progress(vcpu: u32, repeats: u64, exit: &Exit, rip: u64) -> End {
     let reason = format!(
-        "vCPU {vcpu} left the guest {repeats} times at rip {:#x} with the same exit ({}, info1 {:#x}, gpa {:#x}) and \
+        "vCPU {vcpu} left the guest {repeats} times at rip {rip:#x} with the same exit ({}, info1 {:#x}, gpa {:#x}) and \
          retired no instruction in between",
-        state.rip,
         exit_name(exit),
         exit.info1,
         exit.gpa,
