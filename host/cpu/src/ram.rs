@@ -1,6 +1,6 @@
 //! Guest RAM as the interpreter sees it: shared bytes, and which pages hold decoded code.
 
-use std::{cell::Cell, rc::Rc};
+use std::{any::Any, cell::Cell, rc::Rc};
 use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE};
 
 /// Decoded code is tracked in lines, so that a stack or data beside code does not drop it.
@@ -21,6 +21,8 @@ struct Pages {
     /// Bumped when pages must no longer be written behind this module's back: a TLB that has seen an older value drops
     /// its entries.
     write_epoch: Cell<u64>,
+    /// Keeps the bytes mapped.
+    _owner: Box<dyn Any>,
 }
 
 /// Host physical memory from zero up: bytes that the interpreter, devices and backends share on one thread.
@@ -34,11 +36,16 @@ pub struct Ram {
 }
 
 impl Ram {
-    /// Wraps memory whose owner keeps it mapped for as long as the `Ram` lives.
+    /// Wraps memory that is never freed.
     pub fn new(bytes: &'static [Cell<u8>]) -> Self {
+        Self::kept_by(bytes, Box::new(()))
+    }
+
+    /// Wraps memory that stays mapped while `owner` lives, which the `Ram` and its clones keep.
+    pub fn kept_by(bytes: &'static [Cell<u8>], owner: Box<dyn Any>) -> Self {
         let count = bytes.len().div_ceil(PAGE_SIZE as usize);
         let info = (0..count).map(|_| PageInfo::default()).collect();
-        Self { bytes, pages: Rc::new(Pages { info, write_epoch: Cell::new(0) }) }
+        Self { bytes, pages: Rc::new(Pages { info, write_epoch: Cell::new(0), _owner: owner }) }
     }
 
     /// Zeroed memory that is never freed; for tests.

@@ -17,10 +17,8 @@ const MAX_MEMORY: u64 = 1 << 38;
 
 /// Guest RAM and its slots.
 pub struct Memory {
-    // Dropped before `_arena`, whose bytes it borrows.
     ram: Ram,
     slots: Vec<MemoryRegion>,
-    _arena: MmapRegion,
 }
 
 impl Memory {
@@ -40,7 +38,7 @@ impl Memory {
             .map_err(|e| e.to_string())
             .and_then(|end| MmapRegion::new(end).map_err(|e| e.to_string()))
             .map_err(|cause| Error::Reserve(size / MIB, cause))?;
-        Ok(Self { ram: Ram::new(cells(&arena)), slots, _arena: arena })
+        Ok(Self { ram: Ram::kept_by(cells(&arena), Box::new(arena)), slots })
     }
 
     /// Host physical memory.
@@ -137,7 +135,8 @@ fn slots(size: u64, layout: Layout, base: u64) -> Vec<MemoryRegion> {
 fn cells(arena: &MmapRegion) -> &'static [Cell<u8>] {
     // UNSAFETY: `Ram` takes `&'static` bytes, so that the interpreter's hot path carries no lifetime.
     // SAFETY: the region is mapped readable and writable for its whole size, nothing else refers to it, and `Cell<u8>`
-    // has the layout of `u8`. `Memory` owns both, hands `Ram` out by reference only, and drops it first.
+    // has the layout of `u8`. The `Ram` that gets the bytes keeps the region, whose mapping does not move with it, and
+    // shows them to nobody for longer than it lives.
     unsafe { std::slice::from_raw_parts(arena.as_ptr().cast::<Cell<u8>>(), arena.size()) }
 }
 
