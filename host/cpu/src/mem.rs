@@ -350,7 +350,8 @@ impl Core<'_> {
             return Ok(());
         }
         let number = (gpa % PAGE_SIZE) as u32;
-        self.sensitive(&Sensitive { kind, size, number, value, address: gpa, ..Sensitive::default() })
+        let len = self.next_rip.wrapping_sub(self.state.rip) as u8;
+        self.sensitive(&Sensitive { kind, len, size, number, value, address: gpa, ..Sensitive::default() })
     }
 
     /// Translates code: the host physical address, or `None` where there is no RAM.
