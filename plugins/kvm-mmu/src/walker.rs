@@ -122,7 +122,7 @@ impl Mmu {
     /// The emulator's view of memory. `exit_gpa`: EMULTYPE_PF on a direct MMU, the exit's address, used for operands with
     /// the same page offset.
     pub fn emulator(&mut self, vcpu: u32, exit_gpa: Option<u64>) -> EmulatorView<'_> {
-        EmulatorView { mmu: self, vcpu, exit_gpa, use_gpa: Cell::new(true) }
+        EmulatorView { mmu: self, vcpu, exit_gpa, use_gpa: Cell::new(true), reads_first: Cell::new(false) }
     }
 }
 
@@ -133,6 +133,8 @@ pub struct EmulatorView<'a> {
     exit_gpa: Option<u64>,
     /// The instruction has one memory operand (`emulator_can_use_gpa`).
     use_gpa: Cell<bool>,
+    /// The operand that is written is read before, by an access of its own.
+    reads_first: Cell<bool>,
 }
 
 impl EmulatorView<'_> {
@@ -171,6 +173,10 @@ impl EmulatorMmu for EmulatorView<'_> {
         access: &Access,
         host: &mut dyn Host,
     ) -> Result<Translation, Exception> {
+        if access.kind == AccessKind::WRITE && !access.implicit && self.reads_first.get() {
+            // See: KVM emulate.c x86_emulate_insn(), "optimisation - avoid slow emulated read if Mov"
+            self.translate(state, &Access { kind: AccessKind::READ, ..*access }, host)?;
+        }
         let gva = access.gva;
         let walk_access = WalkAccess::from(access);
         let write = access.kind == AccessKind::WRITE;
@@ -197,6 +203,7 @@ impl EmulatorMmu for EmulatorView<'_> {
 
     fn knows(&self, insn: &[u8]) -> bool {
         self.use_gpa.set(!has_two_operands_in_memory(insn));
+        self.reads_first.set(reads_before_write(insn));
         true
     }
 }
@@ -221,6 +228,26 @@ fn has_two_operands_in_memory(insn: &[u8]) -> bool {
         [0xff, modrm, ..] => matches!(modrm >> 3 & 7, 2 | 3 | 6),
         // POP to memory
         [0x8f, ..] => true,
+        _ => false,
+    }
+}
+
+/// Instructions whose destination in memory is an operand too: those without the emulator's Mov flag.
+fn reads_before_write(insn: &[u8]) -> bool {
+    let (opcode, _) = opcode(insn);
+    match opcode {
+        // ADD, OR, ADC, SBB, AND, SUB, XOR
+        [op @ 0x00..=0x31, ..] if op & 7 < 2 => true,
+        [0x80..=0x83, modrm, ..] => modrm >> 3 & 7 != 7,
+        // XCHG, shifts
+        [0x86 | 0x87 | 0xc0 | 0xc1 | 0xd0..=0xd3, ..] => true,
+        // NOT, NEG; INC, DEC
+        [0xf6 | 0xf7, modrm, ..] => matches!(modrm >> 3 & 7, 2 | 3),
+        [0xfe | 0xff, modrm, ..] => modrm >> 3 & 7 < 2,
+        // BTS, BTR, BTC, SHLD, SHRD, CMPXCHG, XADD
+        [0x0f, 0xab | 0xb3 | 0xbb | 0xa4 | 0xa5 | 0xac | 0xad | 0xb0 | 0xb1 | 0xc0 | 0xc1, ..] => true,
+        [0x0f, 0xba, modrm, ..] => modrm >> 3 & 7 > 4,
+        [0x0f, 0xc7, modrm, ..] => modrm >> 3 & 7 == 1,
         _ => false,
     }
 }

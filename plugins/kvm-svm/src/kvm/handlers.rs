@@ -189,6 +189,12 @@ fn debug(cx: &mut Cx<'_>) -> Resume {
         cx.vcpu.vmcb.nmi_window = false;
         return Resume::GUEST;
     }
+    // A trap of the instruction itself (ICEBP): silicon reports it with the next instruction's RIP.
+    let len = cx.exit.exception.insn_len;
+    if len != 0 {
+        cx.state.rip = cx.state.rip.wrapping_add(len.into());
+        vmtape_kvm_core::vcpu::clear_shadow(cx.state);
+    }
     cx.inject(Exception { insn_len: 0, ..cx.exit.exception })
 }
 
