@@ -30,7 +30,7 @@ enum Message {
 /// How a tape is written.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// The zstd level.
+    /// The zstd level of events.
     pub level: i32,
 }
 

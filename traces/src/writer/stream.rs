@@ -19,6 +19,9 @@ use crate::{
 use std::io::Write;
 use zerocopy::IntoBytes;
 
+/// The zstd level of images and checkpoints: they are large, and the guest may wait for them.
+const BLOB_LEVEL: i32 = 3;
+
 /// What was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Summary {
@@ -94,7 +97,9 @@ impl<W: Write> Stream<W> {
                 >,
             >,
     {
-        let (stored, uncompressed) = pack(value, self.level).map_err(|c| self.error(c, kind))?;
+        let blob = matches!(kind, ChunkKind::IMAGE | ChunkKind::CHECKPOINT);
+        let level = if blob { BLOB_LEVEL } else { self.level };
+        let (stored, uncompressed) = pack(value, level).map_err(|c| self.error(c, kind))?;
         within("uncompressed size", uncompressed, most).map_err(|c| self.error(c, kind))?;
         self.chunk(kind, &stored, uncompressed)
     }
