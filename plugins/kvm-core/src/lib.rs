@@ -12,6 +12,8 @@ pub mod io;
 pub mod msr;
 pub mod profile;
 pub mod supported;
+#[cfg(test)]
+mod tests;
 pub mod vcpu;
 
 pub use vcpu::Vcpu;

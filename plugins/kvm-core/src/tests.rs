@@ -1,0 +1,318 @@
+//! MSRs, control registers, port I/O and events against what KVM does with them.
+
+use crate::{
+    Vcpu,
+    cpuid::{indexed, plain},
+    cr,
+    events::Windows,
+    io, msr,
+    slots::Slots,
+};
+use vmtape_abi::{BusOp, BusSpace, EmulateRequest, Emulated, EmulatorMmu, FlushScope, Host, MemoryRegion};
+use vmtape_arch::{
+    cpuid::CpuidEntry,
+    event::{Event, EventKind},
+    exception::{Exception, Vector},
+    exit::ResumeKind,
+    host::Vendor,
+    note::{Note, NoteKind},
+    regs::{Cr0, Cr4, Efer},
+    vcpu::{VcpuState, gpr},
+};
+
+/// A host with a little memory, one kernel port and one interrupt.
+#[derive(Default)]
+struct TestHost {
+    memory: Vec<u8>,
+    notes: Vec<Note>,
+    apic_base: u64,
+    interrupt: Option<u8>,
+}
+
+impl Host for TestHost {
+    fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
+        let at = hpa as usize;
+        self.memory.get(at..at + buf.len()).map(|bytes| buf.copy_from_slice(bytes)).is_some()
+    }
+
+    fn write(&mut self, _hpa: u64, _data: &[u8]) -> bool {
+        false
+    }
+
+    fn cmpxchg(&mut self, _hpa: u64, _old: u64, _new: u64, _size: u8) -> Option<bool> {
+        None
+    }
+
+    fn flush_tlb(&mut self, _vcpu: u32, _scope: FlushScope, _address: u64) {}
+
+    fn emulate(
+        &mut self,
+        _vcpu: u32,
+        _state: &mut VcpuState,
+        _request: &EmulateRequest,
+        _mmu: &mut dyn EmulatorMmu,
+    ) -> Emulated {
+        Emulated::default()
+    }
+
+    fn bus(&mut self, _vcpu: u32, op: &mut BusOp) -> bool {
+        match (op.space, op.address) {
+            (BusSpace::MSR, 0x1b) if op.write => self.apic_base = op.data,
+            (BusSpace::KERNEL_PIO, 0x20) => op.data = 0x5a,
+            (BusSpace::USER_PIO, _) => op.data = 0xffff_ffff,
+            _ => return false,
+        }
+        true
+    }
+
+    fn interrupt(&mut self, _vcpu: u32, ack: bool) -> Option<u8> {
+        if ack { self.interrupt.take() } else { self.interrupt }
+    }
+
+    fn nmi(&mut self, _vcpu: u32, _ack: bool) -> bool {
+        false
+    }
+
+    fn note(&mut self, _vcpu: u32, note: Note) {
+        self.notes.push(note);
+    }
+
+    fn wants(&self, _kind: NoteKind) -> bool {
+        true
+    }
+
+    fn log(&mut self, _level: u32, _text: &str) {}
+
+    fn fault_point(&mut self, _vcpu: u32, _id: u32) -> Option<u64> {
+        None
+    }
+}
+
+fn cpuid() -> Vec<CpuidEntry> {
+    const PCID_X2APIC_XSAVE: u32 = 1 << 17 | 1 << 21 | 1 << 26;
+    vec![
+        plain(0, [0xd, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
+        plain(1, [0, 0, PCID_X2APIC_XSAVE, 0]),
+        indexed(7, 0, [0, 1 << 1 | 1 << 7, 0, 0]),
+        indexed(0xd, 0, [7, 0, 0, 0]),
+        indexed(0xd, 2, [256, 576, 0, 0]),
+        plain(0x8000_0000, [0x8000_0008, 0, 0, 0]),
+        plain(0x8000_0001, [0, 0, 0, 1 << 20 | 1 << 29]),
+        plain(0x8000_0008, [0x3028, 0, 0, 0]),
+    ]
+}
+
+fn guest(vendor: Vendor) -> (Vcpu, VcpuState, TestHost) {
+    let mut vcpu = Vcpu::new(0, vendor);
+    let state = VcpuState::reset();
+    vcpu.set_cpuid(&state, &cpuid()).unwrap();
+    (vcpu, state, TestHost { memory: vec![0; 0x2000], ..Default::default() })
+}
+
+/// Writes, and what a read gives afterwards; `None`: #GP. From kvm-unit-tests x86/msr.c and the kernel's mtrr.c.
+#[test]
+fn guest_writes() {
+    const NON_CANONICAL: u64 = 0x8000_0000_0000_0000;
+    for (index, data, read) in [
+        (0x174, 0x1234, Some(0x1234)),
+        (0x175, 0x1234_5678_9abc, Some(0x1234_5678_9abc)),
+        // KVM sign-extends these two instead of a #GP.
+        (0x176, 0x8000_0000_0000, Some(0xffff_8000_0000_0000)),
+        (0x1a0, 0x4_00c5_1889, Some(0x4_00c5_1809)),
+        (0x1a0, 0x0, None),
+        (0x277, 0x0707_0707, Some(0x0707_0707)),
+        (0x277, 0x0808_0808, None),
+        (0xc000_0102, NON_CANONICAL, None),
+        (0xc000_0082, 0x1234_5678_9abc, Some(0x1234_5678_9abc)),
+        (0xc000_0084, 0xffff_ffff, Some(0xffff_ffff)),
+        (0x400, u64::MAX, Some(u64::MAX)),
+        (0x400, 1 << 63, None),
+        (0x401, 1, None),
+        (0x402, u64::MAX, Some(u64::MAX)),
+        (0x480, 0, None),
+        (0x200, 6, Some(6)),
+        (0x200, 2, None),
+        (0x201, 1 << 41, None),
+        (0x2ff, 0xc06, Some(0xc06)),
+        (0xfe, 0, None),
+        (0x10a, 0, None),
+        (0x48, 0, None),
+        (0x3a, 4, None),
+        (0x8b, 5, Some(0x1_0000_0000)),
+        (0x1234, 0, None),
+    ] {
+        let (mut vcpu, mut state, mut host) = guest(Vendor::INTEL);
+        let written = msr::set(&mut vcpu, &mut state, index, data, false, &mut host);
+        assert_eq!(written.is_ok(), read.is_some(), "write {data:#x} to {index:#x}");
+        if let Some(expected) = read {
+            let value = msr::get(&mut vcpu, &state, index, false, &mut host);
+            assert_eq!(value, Ok(expected), "{index:#x}");
+        }
+    }
+}
+
+/// xAPIC to x2APIC and off again, but not back to xAPIC, and not from off to x2APIC.
+#[test]
+fn apic_base_transitions() {
+    const BASE: u64 = 0xfee0_0100;
+    const ENABLED: u64 = BASE | 1 << 11;
+    const X2APIC: u64 = ENABLED | 1 << 10;
+    let (mut vcpu, mut state, mut host) = guest(Vendor::INTEL);
+    let mut write = |data| msr::set(&mut vcpu, &mut state, 0x1b, data, false, &mut host).is_ok();
+    for (data, legal) in [
+        (X2APIC, true),
+        (ENABLED, false),
+        (BASE, true),
+        (X2APIC, false),
+        (BASE | 1 << 10, false),
+        (ENABLED, true),
+        (ENABLED | 1 << 40, false),
+        (ENABLED | 1, false),
+    ] {
+        assert_eq!(write(data), legal, "{data:#x}");
+    }
+    assert_eq!(host.apic_base, ENABLED);
+}
+
+#[test]
+fn a_written_tsc_moves_tsc_adjust() {
+    let (mut vcpu, mut state, mut host) = guest(Vendor::INTEL);
+    state.tsc = 1000;
+    msr::set(&mut vcpu, &mut state, 0x10, 5000, false, &mut host).unwrap();
+    assert_eq!(msr::get(&mut vcpu, &state, 0x10, false, &mut host), Ok(5000));
+    assert_eq!(state.tsc_adjust, 4000);
+    msr::set(&mut vcpu, &mut state, 0x3b, 0, false, &mut host).unwrap();
+    assert_eq!(msr::get(&mut vcpu, &state, 0x10, false, &mut host), Ok(1000));
+}
+
+/// KVM's table of what MOV to CR0 and CR4 may not do.
+#[test]
+fn illegal_control_registers() {
+    let (mut vcpu, mut state, mut host) = guest(Vendor::INTEL);
+    let slots = Slots::default();
+    let cr0 = Cr0::new().with_pe(true);
+    for illegal in [1 << 32, cr0.with_nw(true).into_bits(), Cr0::new().with_pg(true).into_bits()] {
+        assert!(cr::set_cr0(&vcpu, &mut state, &slots, illegal, true, &mut host).is_err(), "{illegal:#x}");
+    }
+    let cr4 = Cr4::new().with_pae(true);
+    for illegal in [
+        cr4.with_smap(true).into_bits(),
+        cr4.with_la57(true).into_bits(),
+        cr4.with_vmxe(true).into_bits(),
+        cr4.with_pcide(true).into_bits(),
+        1 << 15,
+    ] {
+        assert!(
+            cr::set_cr4(&mut vcpu, &mut state, &slots, illegal, true, &mut host).is_err(),
+            "{illegal:#x}"
+        );
+    }
+    assert!(
+        cr::set_cr4(&mut vcpu, &mut state, &slots, cr4.with_smep(true).into_bits(), true, &mut host).is_ok()
+    );
+    assert!(cr::set_cr3(&vcpu, &mut state, &slots, 1 << 40, &mut host).is_err());
+}
+
+/// Long mode as kvm-unit-tests' cstart64.S enters it, and what may not change once there.
+#[test]
+fn the_way_into_long_mode() {
+    let (mut vcpu, mut state, mut host) = guest(Vendor::INTEL);
+    let slots = Slots::default();
+    state.cr4 = Cr4::new().with_pae(true).into_bits();
+    cr::set_efer(&vcpu, &mut state, Efer::new().with_lme(true).into_bits(), false).unwrap();
+    let paged = Cr0::new().with_pe(true).with_pg(true).into_bits();
+    let effect = cr::set_cr0(&vcpu, &mut state, &slots, paged, true, &mut host).unwrap();
+    assert!(effect.reset && state.efer().lma() && state.cr0().et());
+    assert!(cr::set_efer(&vcpu, &mut state, 0, false).is_err(), "LME while paging");
+    assert!(cr::set_cr4(&mut vcpu, &mut state, &slots, 0, true, &mut host).is_err(), "PAE in long mode");
+}
+
+/// PAE pointers are read and checked with the guest's width.
+#[test]
+fn page_directory_pointers() {
+    let (vcpu, mut state, mut host) = guest(Vendor::INTEL);
+    let mut slots = Slots::default();
+    let region = MemoryRegion { slot: 0, flags: 0, gpa: 0, size: 0x2000, hpa: 0 };
+    slots.set(&region, 0xf_ffff).unwrap();
+    state.cr4 = Cr4::new().with_pae(true).into_bits();
+    host.memory[0x1000] = 1;
+    let paged = Cr0::new().with_pe(true).with_pg(true).into_bits();
+    state.cr3 = 0x1000;
+    assert!(cr::set_cr0(&vcpu, &mut state, &slots, paged, true, &mut host).is_ok());
+    assert_eq!(state.pdptr, [1, 0, 0, 0]);
+    host.memory[0x1005] = 1;
+    assert!(cr::set_cr3(&vcpu, &mut state, &slots, 0x1000, &mut host).is_err(), "bit 40 of a 40-bit guest");
+}
+
+/// XCR0 in the order of __kvm_set_xcr's checks.
+#[test]
+fn xcr0() {
+    let (mut vcpu, mut state, _) = guest(Vendor::INTEL);
+    for (value, legal) in [(1, true), (3, true), (7, true), (5, false), (2, false), (0x207, false)] {
+        assert_eq!(cr::xsetbv(&mut vcpu, &mut state, 0, value).is_ok(), legal, "{value:#x}");
+    }
+    state.cpl = 3;
+    assert!(cr::xsetbv(&mut vcpu, &mut state, 0, 3).is_err());
+}
+
+/// The order of notes that the recordings show: an OUT is traced before it leaves for userspace, an IN after.
+#[test]
+fn port_notes() {
+    let (mut vcpu, mut state, mut host) = guest(Vendor::INTEL);
+    state.gpr[gpr::RAX] = 0x1122_3344_5566_7788;
+    let pio = io::Pio { port: 0x3fd, size: 1, input: true, insn_len: 1 };
+    io::fast_pio(&mut vcpu, &mut state, &pio, &mut host);
+    assert_eq!(state.gpr[gpr::RAX], 0x1122_3344_5566_77ff);
+    let exit = Note::UserspaceExit { reason: ResumeKind::IO.0, errno: 0 };
+    assert_eq!(host.notes[0], exit);
+    assert!(matches!(host.notes[1], Note::Pio { write: false, value: 0xff, .. }));
+    host.notes.clear();
+    let pio = io::Pio { port: 0x3f8, size: 4, input: false, insn_len: 1 };
+    io::fast_pio(&mut vcpu, &mut state, &pio, &mut host);
+    assert!(matches!(host.notes[0], Note::Pio { write: true, value: 0x5566_77ff, .. }));
+    assert_eq!(host.notes[1], exit);
+    host.notes.clear();
+    let pio = io::Pio { port: 0x20, size: 4, input: true, insn_len: 1 };
+    io::fast_pio(&mut vcpu, &mut state, &pio, &mut host);
+    assert_eq!(state.gpr[gpr::RAX], 0x5a, "a 32-bit IN clears the upper half");
+    assert_eq!(host.notes.len(), 1);
+    assert_eq!(state.rip, 0xfff0 + 3);
+}
+
+/// An interrupt waits for its window, and one whose delivery was interrupted comes again, marked so.
+#[test]
+fn interrupts() {
+    let (mut vcpu, mut state, mut host) = guest(Vendor::INTEL);
+    host.interrupt = Some(0x20);
+    let closed = Windows { interrupt: false, nmi: false, virtual_interrupts: false };
+    let requests = vcpu.events.check_and_inject(0, &mut state, closed, &mut host);
+    assert!(requests.interrupt && !state.inject.valid);
+    let open = Windows { interrupt: true, ..closed };
+    let requests = vcpu.events.check_and_inject(0, &mut state, open, &mut host);
+    assert!(!requests.interrupt);
+    let interrupt =
+        Event { valid: true, kind: EventKind::EXTERNAL_INTERRUPT, vector: 0x20, ..Default::default() };
+    assert_eq!(state.inject, interrupt);
+    vcpu.events.complete(&interrupt);
+    vcpu.events.check_and_inject(0, &mut state, open, &mut host);
+    assert_eq!(state.inject, Event { reinjected: true, ..interrupt });
+    assert_eq!(host.notes.last(), Some(&Note::InjVirq { vector: 0x20, soft: false, reinjected: true }));
+    vcpu.events.complete(&Event::default());
+    vcpu.inject(&mut state, &Exception::gp(0));
+    vcpu.events.check_and_inject(0, &mut state, open, &mut host);
+    assert_eq!(state.inject.vector, Vector::GP.0);
+    assert!(state.rflags().rf(), "a fault saves RF");
+}
+
+/// With virtual-interrupt delivery only the PIC's interrupts are injected.
+#[test]
+fn virtual_interrupts_are_silicon_s() {
+    let (mut vcpu, mut state, mut host) = guest(Vendor::INTEL);
+    let windows = Windows { interrupt: true, nmi: true, virtual_interrupts: true };
+    host.interrupt = Some(0x30);
+    vcpu.events.check_and_inject(0, &mut state, windows, &mut host);
+    assert!(!state.inject.valid);
+    host.interrupt = Some(0);
+    vcpu.events.check_and_inject(0, &mut state, windows, &mut host);
+    assert!(state.inject.valid);
+}
