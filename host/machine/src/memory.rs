@@ -108,12 +108,12 @@ impl Memory {
 /// Lays out slots from `base` in the arena, which every slot is congruent to modulo the backing pages.
 fn slots(size: u64, layout: Layout, base: u64) -> Vec<MemoryRegion> {
     let low = size.min(HOLE_START);
-    let mut ranges = match layout {
-        Layout::Flat => vec![0..low],
-        Layout::VgaHole => vec![0..VGA.start.min(low), VGA.end..low.max(VGA.end)],
+    let hole = match layout {
+        Layout::Flat => low..low,
+        Layout::VgaHole => VGA.start.min(low)..VGA.end.min(low),
     };
-    let mut slots: Vec<_> = ranges
-        .drain(..)
+    let mut slots: Vec<_> = [0..hole.start, hole.end..low]
+        .into_iter()
         .filter(|range| !range.is_empty())
         .map(|range| MemoryRegion {
             gpa: range.start,

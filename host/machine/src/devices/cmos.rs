@@ -120,7 +120,7 @@ impl Cmos {
         if self.memory[usize::from(register::B)] & B_BINARY != 0 {
             value
         } else {
-            value / 10 << 4 | value % 10
+            ((value / 10) << 4) | (value % 10)
         }
     }
 }

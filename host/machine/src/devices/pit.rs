@@ -232,7 +232,7 @@ impl Pit {
     pub fn read_speaker(&self, now: u64) -> u8 {
         const REFRESH_NS: u64 = 15_085;
         let channel = &self.channels[2];
-        let refresh = now / REFRESH_NS & 1 != 0;
+        let refresh = !(now / REFRESH_NS).is_multiple_of(2);
         u8::from(channel.gate)
             | u8::from(self.speaker) << 1
             | u8::from(refresh) << 4

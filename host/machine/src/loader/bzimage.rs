@@ -132,7 +132,7 @@ fn write_page_tables(memory: &Memory) -> Result<(), LoadError> {
         let directory = directories + gib * PAGE_SIZE;
         place(memory, what, pdpt + gib * 8, &(directory | PRESENT_WRITE).to_le_bytes())?;
         let entries: Vec<u8> =
-            (0..512).flat_map(|i| ((gib << 30) + (i << 21) | PRESENT_WRITE | LARGE).to_le_bytes()).collect();
+            (0..512).flat_map(|i| (((gib << 30) + (i << 21)) | PRESENT_WRITE | LARGE).to_le_bytes()).collect();
         place(memory, what, directory, &entries)?;
     }
     Ok(())
