@@ -4,9 +4,7 @@
 
 use crate::host::Services;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess};
-use vmtape_abi::{
-    BusOp, BusSpace, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Host, Translation, emultype,
-};
+use vmtape_abi::{BusOp, BusSpace, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Host, emultype};
 use vmtape_arch::{
     PAGE_SIZE,
     access::{Access, AccessKind, Mapping, MappingKind},
@@ -235,10 +233,6 @@ struct EmulatorEnv<'a> {
 }
 
 impl EmulatorEnv<'_> {
-    fn translate(&mut self, state: &VcpuState, access: &Access) -> Result<Translation, Exception> {
-        self.mmu.translate(state, access, self.services)
-    }
-
     fn bus(&mut self, space: BusSpace, address: u64, size: u8, write: Option<u64>) -> (bool, u64) {
         let data = write.unwrap_or(0);
         let mut op = BusOp { space, write: write.is_some(), size, pad: 0, address, data };
@@ -266,7 +260,7 @@ impl Env for EmulatorEnv<'_> {
     }
 
     fn access(&mut self, state: &mut VcpuState, access: &Access) -> Result<Mapping, Interrupted> {
-        let translation = self.translate(state, access).map_err(Interrupted::Fault)?;
+        let translation = self.mmu.translate(state, access, self.services).map_err(Interrupted::Fault)?;
         let page = |address: u64| address & !(PAGE_SIZE - 1);
         let kind = if translation.ram { MappingKind::RAM } else { MappingKind::DEVICE };
         if translation.ram && access.kind == AccessKind::WRITE {

@@ -131,8 +131,9 @@ fn write_page_tables(memory: &Memory) -> Result<(), LoadError> {
     for gib in 0..MAPPED_GIB {
         let directory = directories + gib * PAGE_SIZE;
         place(memory, what, pdpt + gib * 8, &(directory | PRESENT_WRITE).to_le_bytes())?;
-        let entries: Vec<u8> =
-            (0..512).flat_map(|i| (((gib << 30) + (i << 21)) | PRESENT_WRITE | LARGE).to_le_bytes()).collect();
+        let entries: Vec<u8> = (0..512)
+            .flat_map(|i| (((gib << 30) + (i << 21)) | PRESENT_WRITE | LARGE).to_le_bytes())
+            .collect();
         place(memory, what, directory, &entries)?;
     }
     Ok(())
