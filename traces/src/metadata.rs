@@ -86,7 +86,7 @@ impl From<Stored> for Metadata {
 }
 
 fn silicon_bytes(s: &Silicon) -> [u8; 16] {
-    let [p0, p1, p2, p3, p4] = s.pad;
+    let [p0, p1, p2, p3] = s.pad;
     [
         s.vendor.0,
         s.phys_bits,
@@ -99,11 +99,11 @@ fn silicon_bytes(s: &Silicon) -> [u8; 16] {
         s.nrips.into(),
         s.decode_assists.into(),
         s.backing_shift,
+        s.rmw_reads_first.into(),
         p0,
         p1,
         p2,
         p3,
-        p4,
     ]
 }
 
@@ -120,7 +120,8 @@ fn silicon(b: [u8; 16]) -> Silicon {
         nrips: b[8] != 0,
         decode_assists: b[9] != 0,
         backing_shift: b[10],
-        pad: [b[11], b[12], b[13], b[14], b[15]],
+        rmw_reads_first: b[11] != 0,
+        pad: [b[12], b[13], b[14], b[15]],
     }
 }
 

@@ -36,5 +36,8 @@ pub struct Silicon {
     pub decode_assists: bool,
     /// log2 of the largest page with which the host backs guest memory: 12, 21 or 30.
     pub backing_shift: u8,
-    pub pad: [u8; 5],
+    /// Instructions that read, modify and write fault as a read first. Real silicon checks for the write at once; a
+    /// software CPU under a recording may not.
+    pub rmw_reads_first: bool,
+    pub pad: [u8; 4],
 }

@@ -275,9 +275,19 @@ pub enum Note {
         id: u32,
         value: u64,
     },
-    TdpSpteChanged { gfn: u64, level: u8, old: u64, new: u64 },
+    TdpSpteChanged {
+        gfn: u64,
+        level: u8,
+        old: u64,
+        new: u64,
+    },
     /// `by_gpa`: the cache matched the guest physical address, not the linear one.
-    MatchMmio { gva: u64, gpa: u64, write: bool, by_gpa: bool },
+    MatchMmio {
+        gva: u64,
+        gpa: u64,
+        write: bool,
+        by_gpa: bool,
+    },
     /// A kind that this build does not know, or one without a decoded form.
     Other(RawNote),
 }

@@ -106,6 +106,9 @@ impl Core<'_> {
     #[inline(never)]
     fn rmw_slow<T: Word>(&mut self, segment: u8, offset: u64) -> Result<(Span, T), Interrupted> {
         let gva = self.linear(segment, offset, T::BYTES, AccessKind::WRITE)?;
+        if self.model.rmw_reads_first {
+            self.span(gva, T::BYTES as usize, AccessKind::READ, Privilege::Current)?;
+        }
         let span = self.span(gva, T::BYTES as usize, AccessKind::WRITE, Privilege::Current)?;
         let mut bytes = [0; 16];
         self.read_span(&span, &mut bytes[..T::BYTES as usize])?;

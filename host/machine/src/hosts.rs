@@ -30,7 +30,8 @@ const fn intel(phys_bits: u8, ept_levels: u8, host_levels: u8) -> Silicon {
         nrips: false,
         decode_assists: false,
         backing_shift: 21,
-        pad: [0; 5],
+        rmw_reads_first: false,
+        pad: [0; 4],
     }
 }
 
@@ -48,7 +49,8 @@ const fn amd(phys_bits: u8, host_levels: u8) -> Silicon {
         nrips: true,
         decode_assists: true,
         backing_shift: 21,
-        pad: [0; 5],
+        rmw_reads_first: false,
+        pad: [0; 4],
     }
 }
 
@@ -71,8 +73,8 @@ pub const ALL: &[Host] = &[
     host("amd-48", "EPYC up to Milan", amd(48, 4)),
     host(
         "amd-48-qemu",
-        "the processor under the kvm_amd recordings: no next-RIP save, no decode assists",
-        Silicon { nrips: false, decode_assists: false, ..amd(48, 4) },
+        "the processor under the kvm_amd recordings: no next-RIP save, no decode assists, read-modify-write reads first",
+        Silicon { nrips: false, decode_assists: false, rmw_reads_first: true, ..amd(48, 4) },
     ),
     host("amd-52", "EPYC from Genoa on, 5-level paging", amd(52, 5)),
     host("amd-52-4level", "EPYC from Genoa on, kernel with 4-level paging", amd(52, 4)),
@@ -93,6 +95,7 @@ struct HostFile {
     apicv: Option<bool>,
     nrips: Option<bool>,
     decode_assists: Option<bool>,
+    rmw_reads_first: Option<bool>,
     /// `4K`, `2M` or `1G`.
     backing: Option<String>,
 }
@@ -178,7 +181,8 @@ fn parse(text: &str) -> Result<Silicon, String> {
         nrips: file.nrips.unwrap_or(base.nrips),
         decode_assists: file.decode_assists.unwrap_or(base.decode_assists),
         backing_shift: file.backing.as_deref().map_or(Ok(base.backing_shift), backing_shift)?,
-        pad: [0; 5],
+        rmw_reads_first: file.rmw_reads_first.unwrap_or(base.rmw_reads_first),
+        pad: [0; 4],
     };
     check(&silicon)?;
     Ok(silicon)

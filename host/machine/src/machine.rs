@@ -194,7 +194,10 @@ impl Vcpu {
 pub(crate) fn cpu_config(spec: &MachineSpec) -> CpuConfig {
     CpuConfig {
         features: Features::from_cpuid(&spec.cpuid),
-        model: Model::from_cpuid(&silicon_cpuid(&spec.silicon)),
+        model: Model {
+            rmw_reads_first: spec.silicon.rmw_reads_first,
+            ..Model::from_cpuid(&silicon_cpuid(&spec.silicon))
+        },
     }
 }
 

@@ -143,7 +143,10 @@ typedef struct vt_Silicon {
     bool decode_assists;
     // log2 of the largest page with which the host backs guest memory: 12, 21 or 30.
     uint8_t backing_shift;
-    uint8_t pad[5];
+    // Instructions that read, modify and write fault as a read first. Real silicon checks for the write at once; a
+    // software CPU under a recording may not.
+    bool rmw_reads_first;
+    uint8_t pad[4];
 } vt_Silicon;
 
 // A key and its value.

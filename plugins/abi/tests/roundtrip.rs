@@ -334,7 +334,8 @@ fn silicon(vendor: Vendor) -> Silicon {
         nrips: false,
         decode_assists: false,
         backing_shift: 12,
-        pad: [0; 5],
+        rmw_reads_first: false,
+        pad: [0; 4],
     }
 }
 

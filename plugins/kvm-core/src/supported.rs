@@ -122,7 +122,8 @@ mod tests {
             nrips: false,
             decode_assists: false,
             backing_shift: 21,
-            pad: [0; 5],
+            rmw_reads_first: false,
+            pad: [0; 4],
         }
     }
 

@@ -131,7 +131,8 @@ impl Bench {
             nrips: true,
             decode_assists: false,
             backing_shift: 21,
-            pad: [0; 5],
+            rmw_reads_first: false,
+            pad: [0; 4],
         };
         let vm = Vm::new(&VmConfig { silicon, options: Vec::new() }, npt).unwrap();
         let host = TestHost {

@@ -137,7 +137,8 @@ pub fn silicon(phys_bits: u8) -> Silicon {
         nrips: false,
         decode_assists: false,
         backing_shift: 12,
-        pad: [0; 5],
+        rmw_reads_first: false,
+        pad: [0; 4],
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Model {
     pub xcr0: u64,
     /// IA32_SPEC_CTRL exists.
     pub spec_ctrl: bool,
+    /// Read-modify-write operands fault as reads first; see `Silicon::rmw_reads_first`.
+    pub rmw_reads_first: bool,
 }
 
 impl Default for Model {
@@ -56,6 +58,7 @@ impl Default for Model {
             efer: Efer::new().with_sce(true).with_lme(true).with_lma(true).with_nxe(true),
             xcr0: 0x207,
             spec_ctrl: true,
+            rmw_reads_first: false,
         }
     }
 }
@@ -109,6 +112,7 @@ impl Model {
             efer,
             xcr0: xsave.eax as u64 | (xsave.edx as u64) << 32 | 1,
             spec_ctrl: bit(l7.edx, 26) || bit(leaf(0x8000_0008, 0).ebx, 14),
+            rmw_reads_first: false,
         }
     }
 
