@@ -18,6 +18,8 @@ const SIGNATURE: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x4d];
 const FEATURE_NOP_IO_DELAY: u32 = 1 << 1;
 /// Components that KVM saves for a guest (KVM_SUPPORTED_XCR0): x87, SSE, AVX, AVX-512, PKRU. MPX and AMX are left out.
 const XCR0: u32 = 0x2e7;
+/// The component of protection keys, which shadow paging does not have.
+const XCR0_PKRU: u32 = 1 << 9;
 
 /// A register of a leaf with the bits that KVM passes on, as its `kvm_cpu_cap_mask` lists them.
 struct Mask(u32, u32, [u32; 4]);
@@ -48,6 +50,7 @@ pub fn supported_cpuid(silicon: &[CpuidEntry], host: &Silicon, tdp: bool, gpa_le
 
 fn supported_entry(entry: &CpuidEntry, host: &Silicon, tdp: bool, gpa_levels: u8) -> Option<CpuidEntry> {
     let mut e = *entry;
+    let xcr0 = if tdp { XCR0 } else { XCR0 & !XCR0_PKRU };
     if let Some(Mask(_, _, masks)) = MASKS.iter().find(|m| m.0 == e.function && m.1 == e.index) {
         [e.eax, e.ebx, e.ecx, e.edx] =
             [e.eax & masks[0], e.ebx & masks[1], e.ecx & masks[2], e.edx & masks[3]];
@@ -73,7 +76,7 @@ fn supported_entry(entry: &CpuidEntry, host: &Silicon, tdp: bool, gpa_levels: u8
         (0xb | 0x1f, 0) => e = indexed(e.function, 0, [0; 4]),
         (0xb | 0x1f, _) => return None,
         (0xd, 0) => {
-            e.eax &= XCR0;
+            e.eax &= xcr0;
             e.edx = 0;
         }
         // XSAVEOPT, XSAVEC, XGETBV1, XSAVES.
@@ -81,7 +84,7 @@ fn supported_entry(entry: &CpuidEntry, host: &Silicon, tdp: bool, gpa_levels: u8
             e.eax &= 0xf;
             (e.ecx, e.edx) = (0, 0);
         }
-        (0xd, index) if index >= 32 || XCR0 >> index & 1 == 0 => return None,
+        (0xd, index) if index >= 32 || xcr0 >> index & 1 == 0 => return None,
         (0x8000_0000, _) => e.eax = e.eax.min(MAX_EXTENDED),
         (0x8000_0008, _) => {
             let (phys, virt) = (u32::from(host.phys_bits), (e.eax >> 8 & 0xff).max(48));

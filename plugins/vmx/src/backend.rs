@@ -111,6 +111,8 @@ impl Backend for Vm {
 
     fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) {
         let (shared, v) = self.parts(vcpu);
+        // INIT and RESET leave no event behind. See: KVM x86.c kvm_vcpu_reset()
+        v.core.events.clear();
         v.core.refresh_apic_base(state, host);
         v.core.update_cpuid_runtime(state);
         setup::update_apic_mode(shared, v);
