@@ -24,7 +24,7 @@ const PARITY: [u8; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;
     while byte < 256 {
-        table[byte] = if (byte as u8).count_ones() % 2 == 0 { PF as u8 } else { 0 };
+        table[byte] = if (byte as u8).count_ones().is_multiple_of(2) { PF as u8 } else { 0 };
         byte += 1;
     }
     table

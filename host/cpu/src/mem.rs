@@ -227,7 +227,7 @@ impl Core<'_> {
         if kind == AccessKind::FETCH {
             return Ok(());
         }
-        if self.check_alignment && len <= 8 && gva % len as u64 != 0 {
+        if self.check_alignment && len <= 8 && !gva.is_multiple_of(len as u64) {
             return fault(Vector::AC);
         }
         if self.fast_context == Context::Slow && !self.emulating {

@@ -58,7 +58,7 @@ fn cmpxchg16b(core: &mut Core<'_>, insn: &Insn) -> Done {
     let pair = |high: usize, low: usize| u128::from(gpr[high]) << 64 | u128::from(gpr[low]);
     let (expected, new) = (pair(RDX, RAX), pair(RCX, RBX));
     let address = insn.address(core);
-    if address.wrapping_add(core.segment_base(insn.seg)) % 16 != 0 {
+    if !address.wrapping_add(core.segment_base(insn.seg)).is_multiple_of(16) {
         return gp(0);
     }
     let old = core.rmw(insn.seg, address, |old: u128| (if old == expected { new } else { old }, old))?;
