@@ -16,6 +16,7 @@ use crate::{
     text,
 };
 use vmtape_abi::TableRow;
+use vmtape_arch::note::Note;
 use vmtape_machine::MachineSpec;
 use vmtape_traces::{Event, ExitGroup, Exits, Tape, event::End};
 
@@ -31,7 +32,8 @@ pub struct Sides<'a> {
     pub expected: MachineSpec,
     pub actual: MachineSpec,
     pub create: Create<'a>,
-    /// The rules of the other backend.
+    /// The rules of the tape's backend and of the other one.
+    pub expected_rules: &'a [TableRow],
     pub rules: &'a [TableRow],
     pub context: usize,
     pub reproduce: String,
@@ -165,8 +167,10 @@ impl Sides<'_> {
         let here = |groups: &[ExitGroup]| -> Vec<ExitGroup> {
             groups.iter().filter(|group| group.exit.icount >= icount).cloned().collect()
         };
-        let rules = self.rules_of(&here(&actual));
-        let (class, summary) = classify(&differences, &rules);
+        let mut rules = rules_of(&here(&actual), self.rules, &self.actual.backend);
+        let class_rules = rules.clone();
+        rules.extend(rules_of(&here(&expected), self.expected_rules, &self.expected.backend));
+        let (class, summary) = classify(&differences, &class_rules);
         let mut walks = Vec::new();
         add_walks(&mut walks, &self.expected, &here(&expected), guest);
         add_walks(&mut walks, &self.actual, &here(&actual), host);
@@ -189,25 +193,26 @@ impl Sides<'_> {
             reproduce: self.reproduce.clone(),
         }
     }
+}
 
-    /// The rules that the other backend named in these exits.
-    fn rules_of(&self, groups: &[ExitGroup]) -> Vec<Rule> {
-        let mut rules: Vec<Rule> = Vec::new();
-        for note in groups.iter().flat_map(|group| group.before.iter().chain(&group.notes)) {
-            if let vmtape_arch::note::Note::Rule { id } = *note
-                && !rules.iter().any(|rule| rule.id == id)
-            {
-                let row = self.rules.iter().find(|row| row.id == id);
-                rules.push(Rule {
-                    id,
-                    name: row.map_or_else(|| format!("rule {id}"), |row| row.name.clone()),
-                    text: row.map_or_else(String::new, |row| row.text.clone()),
-                    source: row.map_or_else(String::new, |row| row.source.clone()),
-                });
-            }
+/// The rules that a backend named in these exits.
+fn rules_of(groups: &[ExitGroup], table: &[TableRow], backend: &str) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = Vec::new();
+    for note in groups.iter().flat_map(|group| group.before.iter().chain(&group.notes)) {
+        if let Note::Rule { id } = *note
+            && !rules.iter().any(|rule| rule.id == id)
+        {
+            let row = table.iter().find(|row| row.id == id);
+            rules.push(Rule {
+                id,
+                backend: backend.to_owned(),
+                name: row.map_or_else(|| format!("rule {id}"), |row| row.name.clone()),
+                text: row.map_or_else(String::new, |row| row.text.clone()),
+                source: row.map_or_else(String::new, |row| row.source.clone()),
+            });
         }
-        rules
     }
+    rules
 }
 
 fn groups(player: &Player) -> Vec<ExitGroup> {

@@ -5,7 +5,7 @@
 //! memory that the tape does not have, and what the other kind alone would exit for, is unknown: counted, never guessed.
 
 use crate::{
-    Error, explain, identical,
+    Error, exempt, explain, identical,
     player::{Create, Player},
     report::{Class, Divergence, Level, Report, Row},
     spec, text,
@@ -139,13 +139,29 @@ fn resolve(player: &mut Player, group: &ExitGroup, report: &mut Report) -> Optio
 
 /// What a guest sees of an exit's handling.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Seen {
+pub enum Seen {
     Exception(String),
     Note(String),
 }
 
 impl Seen {
-    fn text(&self) -> String {
+    /// What a note says that a guest sees; backends' own detail is removed.
+    pub fn of(note: &Note) -> Option<Self> {
+        /// `kvm_mmio` tells a read twice: when it is asked for, and with its value.
+        const UNSATISFIED_READ: u8 = 0;
+        match *note {
+            Note::InjException { reinjected: true, .. } | Note::Mmio { kind: UNSATISFIED_READ, .. } => None,
+            Note::InjException { vector, has_error, error_code, .. } => {
+                Some(Self::Exception(words(vector, has_error, error_code)))
+            }
+            Note::Cpuid { .. } | Note::Msr { .. } | Note::Pio { .. } | Note::Mmio { .. } => {
+                Some(Self::Note(text::note_line(note, 0, 0)))
+            }
+            _ => None,
+        }
+    }
+
+    pub fn text(&self) -> String {
         match self {
             Self::Exception(text) | Self::Note(text) => text.clone(),
         }
@@ -161,19 +177,9 @@ fn words(vector: Vector, has_error: bool, error_code: u32) -> String {
     format!("{vector}{code}")
 }
 
-/// The notes that say what a guest sees, backends' own detail removed.
 fn visible(notes: &[Note]) -> Vec<Seen> {
-    let seen = |note: &Note| match *note {
-        Note::InjException { reinjected: true, .. } => None,
-        Note::InjException { vector, has_error, error_code, .. } => {
-            Some(Seen::Exception(words(vector, has_error, error_code)))
-        }
-        Note::Cpuid { .. } | Note::Msr { .. } | Note::Pio { .. } | Note::Mmio { .. } => {
-            Some(Seen::Note(text::note_line(note, 0, 0)))
-        }
-        _ => None,
-    };
-    notes.iter().filter_map(seen).collect()
+    let visible = notes.iter().filter(|note| !exempt::is_apic_access(note));
+    visible.filter_map(Seen::of).collect()
 }
 
 fn divergence(

@@ -44,6 +44,11 @@ impl<'t> Checker<'t> {
         Ok(None)
     }
 
+    /// The next event of the tape, which nothing was compared with.
+    pub fn rest(&mut self) -> Result<Option<Event>, Error> {
+        Ok(self.taped.next().transpose()?)
+    }
+
     /// Whether the tape has no more events, not even an end: the recording was cut.
     pub fn at_cut(&mut self, tape: &Tape) -> bool {
         tape.damage().is_some() && self.compared.exits >= tape.totals().map_or(0, |totals| totals.exits)

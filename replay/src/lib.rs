@@ -11,6 +11,7 @@ pub mod recording;
 pub mod report;
 pub mod spec;
 pub mod state;
+pub mod tapes;
 pub mod text;
 
 pub use error::Error;

@@ -116,6 +116,7 @@ impl Comparison<'_> {
             let rows = self.differences(theirs, own);
             if rows.is_empty() {
                 self.report.compared.exits += 1;
+                self.report.compared.instructions = own.exit.icount;
                 self.report.compared.events += self.notes(theirs).len() as u64;
                 (i, j) = (i + 1, j + 1);
             } else if *unmapped && self.has_touched(theirs) {

@@ -63,6 +63,7 @@ impl Row {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Rule {
     pub id: u32,
+    pub backend: String,
     pub name: String,
     pub text: String,
     pub source: String,

@@ -53,10 +53,15 @@ pub fn images(spec: &MachineSpec) -> Vec<(&str, &[u8])> {
     [(IMAGE, spec.image.bytes.as_slice())].into_iter().chain(initrd).collect()
 }
 
+/// Whether a tape is an imported recording: it has events, but no machine to run again.
+pub fn is_recording(tape: &Tape) -> bool {
+    tape.metadata().machine.is_empty()
+}
+
 /// The machine of a tape.
 pub fn machine(tape: &Tape) -> Result<MachineSpec, Error> {
     let stored = &tape.metadata().machine;
-    if stored.is_empty() {
+    if is_recording(tape) {
         return Err(Error::NoMachine { tape: tape.name().to_owned() });
     }
     let mut spec: MachineSpec = postcard::from_bytes(stored)?;

@@ -1,8 +1,11 @@
-use crate::{commands::report, output::ExitCode};
+use crate::{
+    commands::report,
+    output::{ExitCode, usage},
+};
 use anyhow::{Result, anyhow};
 use clap::ValueHint;
 use std::path::PathBuf;
-use vmtape_replay::{Report, recording};
+use vmtape_replay::{Report, recording, spec, tapes};
 use vmtape_traces::Tape;
 
 /// Compare two tapes; one of them may be an imported recording of the real KVM
@@ -25,8 +28,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     let reproduce = format!("vmtape diff {} {}", args.expected.display(), args.actual.display());
-    let method = "a recording of the real KVM against a run, exit by exit";
-    let mut report = Report::new(method, expected.name(), actual.name());
-    recording::compare(&expected, &actual, &mut report, &reproduce)?;
+    let mut report = Report::new("", expected.name(), actual.name());
+    match (spec::is_recording(&expected), spec::is_recording(&actual)) {
+        (false, false) => tapes::compare(&expected, &actual, &mut report, &reproduce)?,
+        (false, true) => {
+            return Err(usage("the recording of the real KVM is the expected side: give it first"));
+        }
+        (true, _) => {
+            report.method = "a recording of the real KVM against a run, exit by exit".into();
+            recording::compare(&expected, &actual, &mut report, &reproduce)?;
+        }
+    }
     report::print(&report, args.json)
 }

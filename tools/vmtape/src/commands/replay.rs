@@ -185,11 +185,13 @@ fn compare(
         let method = "both backends run the guest; registers, memory and output are compared instruction by instruction";
         let mut report = Report::new(method, format!("{} ({})", name(&expected), tape.name()), name(&actual));
         let plugin = plugins.get(&actual.backend)?;
+        let recorder = plugins.get(&expected.backend)?;
         let sides = across::Sides {
             tape,
             expected,
             actual,
             create: &create,
+            expected_rules: &recorder.description.rules,
             rules: &plugin.description.rules,
             context: args.context,
             reproduce,

@@ -72,7 +72,7 @@ fn write_divergence(out: &mut impl Write, d: &Divergence) -> io::Result<()> {
         writeln!(out, "  and {} more registers or words of memory that follow from it", d.rows.len() - ROWS)?;
     }
     for rule in &d.rules {
-        writeln!(out, "  rule {}: {}", rule.name, rule.text)?;
+        writeln!(out, "  rule of {}: {}: {}", rule.backend, rule.name, rule.text)?;
         writeln!(out, "    See: {}", rule.source)?;
     }
     if !d.walks.is_empty() {

@@ -1,0 +1,206 @@
+//! Two tapes held against each other, without running anything.
+//!
+//! Tapes of one machine are compared event by event. Otherwise what the guests could observe is compared, aligned by
+//! retired instructions: device accesses must be the same in order and time; CPUID and MSR values and injected exceptions
+//! where both tapes have them. What one side's silicon did without an exit is on no tape: such differences are unknown,
+//! and `vmtape replay` settles them.
+
+use crate::{
+    Error, exempt,
+    exits::Seen,
+    identical::{self, Checker},
+    report::{Class, Cost, Divergence, Level, Report, Row},
+    spec, text,
+};
+use std::collections::{BTreeMap, VecDeque};
+use vmtape_arch::note::Note;
+use vmtape_traces::{Event, ExitGroup, Exits, Tape, event::End};
+
+/// Events compared at a time.
+const BATCH: usize = 4096;
+
+/// Compares two tapes of runs. `reproduce` is the command line for the report.
+pub fn compare(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str) -> Result<(), Error> {
+    let (a, b) = (spec::machine(expected)?, spec::machine(actual)?);
+    if a.backend == b.backend {
+        let Some(found) = equal(expected, actual, report)? else {
+            report.method = "event by event: both tapes are equal".into();
+            return Ok(());
+        };
+        *report.unknown.entry(format!("first difference for the host: {found}")).or_default() += 1;
+    }
+    report.method = "what the guests could observe, aligned by retired instructions".into();
+    observed(expected, actual, report, reproduce)
+}
+
+/// Compares all events; gives the first difference in words.
+fn equal(expected: &Tape, actual: &Tape, report: &mut Report) -> Result<Option<String>, Error> {
+    let mut checker = Checker::new(expected);
+    let mut events = actual.events();
+    loop {
+        let batch = events.by_ref().take(BATCH).collect::<Result<Vec<_>, _>>()?;
+        let over = batch.is_empty();
+        if let Some(mismatch) = checker.check(batch)? {
+            let words =
+                |event: &Option<Event>| event.as_ref().map_or("nothing".into(), identical::event_text);
+            return Ok(Some(format!("{}, not {}", words(&mismatch.actual), words(&mismatch.expected))));
+        }
+        report.compared = checker.compared().clone();
+        if over {
+            let rest = checker.rest()?;
+            return Ok(rest.map(|event| format!("nothing, not {}", identical::event_text(&event))));
+        }
+    }
+}
+
+/// What a guest observed at one instruction.
+struct Moment {
+    group: ExitGroup,
+    devices: Vec<Seen>,
+    /// CPUID, MSRs and exceptions, which the other side may have without an exit.
+    others: Vec<Seen>,
+}
+
+/// The moments of a tape at which its guest could observe something.
+struct Moments<'t> {
+    exits: Exits<vmtape_traces::reader::Events<'t>>,
+    ahead: Option<Moment>,
+    recent: VecDeque<ExitGroup>,
+    end: Option<End>,
+    counts: BTreeMap<String, u64>,
+}
+
+impl<'t> Moments<'t> {
+    fn new(tape: &'t Tape) -> Result<Self, Error> {
+        let mut moments = Self {
+            exits: Exits::new(tape.events(), 0),
+            ahead: None,
+            recent: VecDeque::new(),
+            end: None,
+            counts: BTreeMap::new(),
+        };
+        moments.advance()?;
+        Ok(moments)
+    }
+
+    fn icount(&self) -> u64 {
+        self.ahead.as_ref().map_or(u64::MAX, |moment| moment.group.exit.icount)
+    }
+
+    /// Takes the moment at hand and looks for the next one.
+    fn advance(&mut self) -> Result<Option<Moment>, Error> {
+        let now = self.ahead.take();
+        while let Some(group) = self.exits.next().transpose()? {
+            *self.counts.entry(text::reason(&group.exit.exit)).or_default() += 1;
+            let moment = Moment::of(group);
+            if self.recent.len() == CONTEXT {
+                self.recent.pop_front();
+            }
+            self.recent.push_back(moment.group.clone());
+            if !moment.devices.is_empty() || !moment.others.is_empty() {
+                self.ahead = Some(moment);
+                break;
+            }
+        }
+        let end = self.exits.other.drain(..).find_map(|event| match event {
+            Event::End { end, .. } => Some(end),
+            _ => None,
+        });
+        self.end = self.end.take().or(end);
+        Ok(now)
+    }
+}
+
+/// Exits shown before a difference.
+const CONTEXT: usize = 3;
+
+impl Moment {
+    fn of(group: ExitGroup) -> Self {
+        let (mut devices, mut others) = (Vec::new(), Vec::new());
+        for note in &group.notes {
+            let Some(seen) = Seen::of(note) else { continue };
+            match note {
+                Note::Pio { .. } | Note::Mmio { .. } if exempt::is_apic_access(note) => {}
+                Note::Pio { .. } | Note::Mmio { .. } => devices.push(seen),
+                _ => others.push(seen),
+            }
+        }
+        Self { group, devices, others }
+    }
+}
+
+fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str) -> Result<(), Error> {
+    let (mut a, mut b) = (Moments::new(expected)?, Moments::new(actual)?);
+    while a.icount() != u64::MAX || b.icount() != u64::MAX {
+        let at = a.icount().min(b.icount());
+        let left = if a.icount() == at { a.advance()? } else { None };
+        let right = if b.icount() == at { b.advance()? } else { None };
+        let place = left.as_ref().or(right.as_ref()).map(|moment| moment.group.clone());
+        let parts = |moment: Option<Moment>| moment.map(|m| (m.devices, m.others)).unwrap_or_default();
+        let ((devices_a, others_a), (devices_b, others_b)) = (parts(left), parts(right));
+        report.compared.instructions = at;
+        report.compared.exits += 1;
+        let row = if devices_a != devices_b {
+            Row::new("device accesses", words(&devices_a), words(&devices_b))
+        } else if others_a == others_b {
+            continue;
+        } else if others_a.is_empty() || others_b.is_empty() {
+            let what = "CPUID, MSR accesses and exceptions that one side's silicon may have without an exit";
+            *report.unknown.entry(what.into()).or_default() += 1;
+            continue;
+        } else {
+            Row::new("what the guest sees", words(&others_a), words(&others_b))
+        };
+        if let Some(place) = place {
+            report.diverge(divergence(&place, row, (&a, &b), reproduce));
+        }
+        return Ok(());
+    }
+    finish(&a, &b, report, reproduce);
+    Ok(())
+}
+
+/// Ends and costs.
+fn finish(a: &Moments, b: &Moments, report: &mut Report, reproduce: &str) {
+    report.expected_end = a.end.as_ref().map(text::end_text);
+    report.actual_end = b.end.as_ref().map(text::end_text);
+    for (reason, count) in &a.counts {
+        report.cost.entry(reason.clone()).or_insert_with(Cost::default).expected = *count;
+    }
+    for (reason, count) in &b.counts {
+        report.cost.entry(reason.clone()).or_insert_with(Cost::default).actual = *count;
+    }
+    if a.end != b.end
+        && let Some(place) = a.recent.back().or(b.recent.back())
+    {
+        let end = |moments: &Moments| moments.end.as_ref().map_or("nothing".into(), text::end_text);
+        report.diverge(divergence(place, Row::new("the run", end(a), end(b)), (a, b), reproduce));
+    }
+}
+
+fn words(seen: &[Seen]) -> String {
+    match seen {
+        [] => "nothing".to_owned(),
+        seen => seen.iter().map(Seen::text).collect::<Vec<_>>().join("; "),
+    }
+}
+
+fn divergence(place: &ExitGroup, row: Row, sides: (&Moments, &Moments), reproduce: &str) -> Divergence {
+    let context = |moments: &Moments| text::context(moments.recent.iter(), CONTEXT);
+    Divergence {
+        level: Level::GuestVisible,
+        class: Class::Unexplained,
+        summary: format!("{}: {} instead of {}", row.what, row.actual, row.expected),
+        vcpu: place.exit.vcpu,
+        icount: place.exit.icount,
+        rip: place.exit.rip,
+        expected_exit: sides.0.recent.back().map(|group| group.number),
+        actual_exit: sides.1.recent.back().map(|group| group.number),
+        rows: vec![row],
+        walks: Vec::new(),
+        expected_context: context(sides.0),
+        actual_context: context(sides.1),
+        rules: Vec::new(),
+        reproduce: reproduce.to_owned(),
+    }
+}
