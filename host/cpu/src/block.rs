@@ -124,12 +124,16 @@ impl Blocks {
         let known = self.index.get(&index).filter(|block| block.generation == generation);
         let block = match known {
             Some(block) => *block,
-            None => self.build(core, gva, hpa)?,
+            None => {
+                let block = self.build(core, gva, hpa)?;
+                if block.start == 0 {
+                    return Ok(block);
+                }
+                self.index.insert(index, block);
+                block
+            }
         };
-        if block.start != 0 {
-            self.index.insert(index, block);
-            self.jumps[slot(gva)] = Jump { gva, key: key(core), block };
-        }
+        self.jumps[slot(gva)] = Jump { gva, key: key(core), block };
         Ok(block)
     }
 
