@@ -52,9 +52,11 @@ pub(crate) fn watches_code(state: &VcpuState) -> bool {
     dr7(state).enable() != 0 && hits(state, |kind, _, _| kind == INSTRUCTION) != 0
 }
 
-/// Called before an instruction with RF clear: raises #DB as a fault. The shadow of MOV SS holds it back for good.
+/// Called before an instruction with RF clear: raises #DB as a fault. The shadow of MOV SS holds it back for good, but not
+/// on AMD, whose shadow covers single steps and interrupts only.
 pub(crate) fn code_breakpoint(core: &mut Core<'_>) -> Result<(), Interrupted> {
-    if dr7(core.state).enable() == 0 || core.state.interruptibility.mov_ss() {
+    let held_back = core.state.interruptibility.mov_ss() && core.model.vendor == Vendor::INTEL;
+    if dr7(core.state).enable() == 0 || held_back {
         return Ok(());
     }
     let gva = core.state.rip.wrapping_add(core.segments[seg::CS].base) & core.linear_mask;
