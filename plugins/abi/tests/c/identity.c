@@ -1,7 +1,7 @@
 // The smallest backend: guest physical memory is where the slots say, nothing is intercepted that need not be, and
 // accesses outside all slots go through the host's emulator to its devices. Written against the generated header only.
 //
-// VARIANT_* make libraries that a host must refuse.
+// VARIANT_* make libraries that a host must refuse, or survive.
 
 #include "vmtape_backend.h"
 
@@ -89,6 +89,9 @@ static vt_Status access_(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, const vt
     (void)vcpu;
     struct walk found;
     uint64_t hpa;
+#ifdef VARIANT_PANICS
+    return vt_STATUS_PANICKED;
+#endif
     *answer = (vt_Answer){.verdict = vt_Verdict_FAULT};
     if (!walk(vm, state, access, host, &found, &answer->fault))
         return vt_STATUS_OK;
@@ -263,7 +266,11 @@ static vt_Status create(const vt_RawConfig *config, vt_Vm **vm, vt_ByteSink erro
 
 static void destroy(vt_Vm *vm) { free(vm); }
 
-static void last_error(const vt_Vm *vm, vt_ByteSink sink) { (void)vm, (void)sink; }
+static void last_error(const vt_Vm *vm, vt_ByteSink sink) {
+    (void)vm;
+    vt_Text reason = TEXT("the walk was asked to fail");
+    sink.put(sink.ctx, reason.ptr, reason.len);
+}
 
 static vt_Status resolved(const vt_Vm *vm, vt_OptionSink sink) {
     (void)vm;

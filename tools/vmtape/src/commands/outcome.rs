@@ -1,9 +1,10 @@
 //! How a run ended: in words, as JSON, and as an exit code.
 
 use crate::output::{ExitCode, print_json};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::Serialize;
 use vmtape_arch::exit::ResumeKind;
+use vmtape_backends::LoadedPlugin;
 use vmtape_machine::Machine;
 use vmtape_replay::text;
 use vmtape_traces::event::End;
@@ -17,8 +18,19 @@ struct Report {
     exits: u64,
 }
 
-/// Says how the run ended and gives the exit code.
-pub fn report(machine: &Machine, end: &End, json: bool, guest_status: bool) -> Result<ExitCode> {
+/// Says how the run ended and gives the exit code. A backend that broke is an error that names its file.
+pub fn report(
+    machine: &Machine,
+    end: &End,
+    plugin: &LoadedPlugin,
+    json: bool,
+    guest_status: bool,
+) -> Result<ExitCode> {
+    if let End::Fatal { resume, reason, .. } = end
+        && resume.kind == ResumeKind::BACKEND_FAILED
+    {
+        bail!("{}: the backend failed: {reason}", plugin.path.display());
+    }
     let text = text::end_text(end);
     if json {
         print_json(&Report {
@@ -61,7 +73,6 @@ fn status(end: &End) -> Option<u32> {
 /// The program's exit code for a run: the guest's own status where that is asked for.
 fn code(end: &End, guest_status: bool) -> ExitCode {
     match end {
-        End::Fatal { resume, .. } if resume.kind == ResumeKind::BACKEND_FAILED => ExitCode::COULD_NOT_TEST,
         End::Fatal { .. } | End::NoProgress { .. } => ExitCode::DIFFERENT,
         End::DebugExit { status } if guest_status => ExitCode(*status as u8),
         End::DebugExit { .. } | End::Limit { .. } | End::Cut => ExitCode::SAME,

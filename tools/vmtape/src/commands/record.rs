@@ -53,7 +53,7 @@ impl Recorder for Taping {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let (mut machine_spec, backend, _) = args.machine.resolve()?;
+    let (mut machine_spec, backend, plugin) = args.machine.resolve()?;
     machine_spec.checkpoint_every = args.checkpoint_every;
     let metadata = spec::metadata(&machine_spec, &args.machine.budget())?;
     let images = spec::images(&machine_spec);
@@ -66,5 +66,5 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let writer = taping.0.borrow_mut().take().context("the tape is closed already")?;
     let summary = writer.finish()?;
     tracing::info!(?summary, "{} is written", args.output.display());
-    outcome::report(&machine, &end, args.json, args.guest_status)
+    outcome::report(&machine, &end, &plugin, args.json, args.guest_status)
 }

@@ -1,6 +1,6 @@
 use crate::{commands::outcome, machine_args::MachineArgs, output::ExitCode};
 use anyhow::Result;
-use vmtape_machine::{Limits, Live, Machine, Recorder};
+use vmtape_machine::{Limits, Live, Machine};
 
 /// Run a guest under a backend, without a tape
 #[derive(Debug, clap::Args)]
@@ -16,18 +16,12 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let mut machine = build(&args.machine, None)?;
-    let end = machine.run(&limits(&args.machine));
-    outcome::report(&machine, &end, args.json, args.guest_status)
-}
-
-/// Builds the machine, its serial port on stdout.
-pub fn build(args: &MachineArgs, recorder: Option<Box<dyn Recorder>>) -> Result<Machine> {
-    let (spec, backend, _) = args.resolve()?;
+    let (spec, backend, plugin) = args.machine.resolve()?;
     let inputs = Box::new(Live::new(spec.seed));
-    let mut machine = Machine::new(spec, backend, inputs, recorder)?;
-    machine.set_serial(args.serial());
-    Ok(machine)
+    let mut machine = Machine::new(spec, backend, inputs, None)?;
+    machine.set_serial(args.machine.serial());
+    let end = machine.run(&limits(&args.machine));
+    outcome::report(&machine, &end, &plugin, args.json, args.guest_status)
 }
 
 /// The limits of a run: the user's, and the watchdog's.

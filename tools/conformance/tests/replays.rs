@@ -1,0 +1,112 @@
+//! What a replay on another backend says of a guest that is narrower than its host.
+
+use anyhow::Result;
+use std::path::Path;
+use vmtape_conformance::{tail, vmtape};
+
+const SAME: Option<i32> = Some(0);
+const DIFFERENT: Option<i32> = Some(1);
+
+/// The guest that touches an illegal address, under the one nested-paging backend that hides the host's width.
+fn record(folder: &Path) -> Result<()> {
+    let backend = "vmx,allow_smaller_maxphyaddr=on";
+    let line =
+        ["record", "-q", "-b", backend, "--cpu", "max,phys-bits=36", "-o", "a.tape", "builtin:illegal"];
+    let recorded = vmtape(folder, &line)?;
+    assert!(recorded.status.success(), "{}", tail(&recorded));
+    Ok(())
+}
+
+#[test]
+fn shadow_paging_hides_the_host_and_amds_nested_paging_does_not() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    record(folder.path())?;
+    for mode in ["run", "exits"] {
+        let svm = vmtape(folder.path(), &["replay", "a.tape", "-b", "svm", "--mode", mode])?;
+        assert_eq!(svm.status.code(), SAME, "{mode}: {}", tail(&svm));
+        let npt = vmtape(folder.path(), &["replay", "a.tape", "-b", "svm-npt", "--mode", mode])?;
+        assert_eq!(npt.status.code(), DIFFERENT, "{mode}: {}", tail(&npt));
+    }
+    Ok(())
+}
+
+#[test]
+fn the_first_divergence_is_the_accessed_bit_and_says_why() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    record(folder.path())?;
+    let npt = vmtape(folder.path(), &["replay", "a.tape", "-b", "svm-npt"])?;
+    let text = String::from_utf8(npt.stdout)?;
+    for expected in [
+        "accessed bit set instead of clear: 0x1002000021, not 0x1002000001",
+        "known silicon behaviour",
+        "accessed-before-npf",
+        "3edd68399dc1",
+        "bit 36 is reserved for the guest (36 bits), not for this host (46 bits)",
+        "again: vmtape replay a.tape -b svm-npt",
+    ] {
+        assert!(text.contains(expected), "{expected} is missing in:\n{text}");
+    }
+    Ok(())
+}
+
+#[test]
+fn reports_are_json_with_a_schema() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    record(folder.path())?;
+    for (line, code) in [
+        (vec!["replay", "a.tape", "--json"], SAME),
+        (vec!["replay", "a.tape", "-b", "svm-npt", "--json"], DIFFERENT),
+        (vec!["diff", "a.tape", "a.tape", "--json"], SAME),
+        (vec!["stat", "a.tape", "--json"], SAME),
+        (vec!["backends", "--json"], SAME),
+        (vec!["guests", "--json"], SAME),
+    ] {
+        let output = vmtape(folder.path(), &line)?;
+        assert_eq!(output.status.code(), code, "{line:?}: {}", tail(&output));
+        let text = String::from_utf8(output.stdout)?;
+        assert!(
+            text.trim_start().starts_with('{') && text.contains("\"schema_version\": 1"),
+            "{line:?}: {text}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_tape_goes_through_text_and_back() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    record(folder.path())?;
+    for line in [
+        vec!["export", "a.tape", "-o", "a.txt"],
+        vec!["import", "a.txt", "-o", "b.tape"],
+        vec!["export", "b.tape", "-o", "b.txt"],
+    ] {
+        let output = vmtape(folder.path(), &line)?;
+        assert_eq!(output.status.code(), SAME, "{line:?}: {}", tail(&output));
+    }
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name));
+    assert!(read("a.txt")? == read("b.txt")?, "the text of the imported tape differs");
+    Ok(())
+}
+
+#[test]
+fn the_tour_goes_as_told() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let tour = vmtape(folder.path(), &["tour"])?;
+    assert_eq!(tour.status.code(), SAME, "{}", tail(&tour));
+    for tape in ["vmx", "svm", "svm-npt"] {
+        assert!(folder.path().join(format!("vmtape-tour/{tape}.tape")).exists(), "{tape}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_guest_wider_than_the_other_host_is_refused() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let line = ["record", "-q", "-b", "vmx", "--host", "intel-52", "-o", "a.tape", "builtin:hello"];
+    assert!(vmtape(folder.path(), &line)?.status.success());
+    let refused = vmtape(folder.path(), &["replay", "a.tape", "--host", "intel-46"])?;
+    assert_eq!(refused.status.code(), Some(2), "{}", tail(&refused));
+    assert!(String::from_utf8(refused.stderr)?.contains("52 physical address bits"));
+    Ok(())
+}
