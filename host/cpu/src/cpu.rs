@@ -181,12 +181,13 @@ fn execute(core: &mut Core<'_>, insns: &[Insn], block: &Block, left: u64) -> Res
             break;
         }
     }
-    core.state.rip = core.next_rip & core.rip_mask;
     core.state.icount = icount;
     if refresh {
         core.after_env();
         core.check_events = true;
     }
+    // RIP wraps in the mode that the instruction leads to.
+    core.state.rip = core.next_rip & core.rip_mask;
     Ok(())
 }
 

@@ -95,3 +95,15 @@ fn fifteen_bytes_are_the_limit() {
         assert_eq!(machine.env.fault.map(|fault| fault.vector), vector, "{prefixes} prefixes");
     }
 }
+
+#[test]
+fn compatibility_mode_enters_the_upper_half() {
+    let mut machine = Machine::assemble(32, |a| a.sysenter());
+    machine.state.efer = common::state(64).efer;
+    machine.state.cr0 = common::state(64).cr0;
+    machine.state.cr4 = common::state(64).cr4;
+    machine.state.sysenter_cs = 8;
+    machine.state.sysenter_eip = 0xffff_8000_0000_1000;
+    assert_eq!(machine.run(1), Stop::Budget, "{:?}", machine.env.fault);
+    assert_eq!(machine.state.rip, 0xffff_8000_0000_1000);
+}
