@@ -30,6 +30,7 @@ pub struct Case {
 
 const STATUS: u64 = 0x8d5;
 const DIRECTION: u64 = 0x400;
+const ALIGNMENT_CHECK: u64 = 0x4_0000;
 
 impl Case {
     /// Encodes the form with random operands.
@@ -69,6 +70,9 @@ impl Case {
         }
         self.renew_vectors(rng, &mut context);
         context.rflags = 2 | rng.next_u64() & (STATUS | DIRECTION);
+        if self.vectors.is_empty() && !self.uses_x87() && chance(rng, 5) {
+            context.rflags |= ALIGNMENT_CHECK;
+        }
         context.set_mxcsr(mxcsr(rng));
         if self.uses_x87() {
             x87(rng, &mut context);

@@ -177,6 +177,7 @@ fn user_mode(mode: Mode) -> VcpuState {
         .with_et(true)
         .with_ne(true)
         .with_wp(true)
+        .with_am(true)
         .with_pg(true)
         .into_bits();
     let cr4 = Cr4::new().with_pae(true).with_osfxsr(true).with_osxmmexcpt(true).with_osxsave(true);
