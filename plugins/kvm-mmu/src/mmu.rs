@@ -25,6 +25,8 @@ const GENERATION_STEP: u64 = 2;
 pub struct Config {
     /// Two-dimensional paging; otherwise shadow paging.
     pub tdp: bool,
+    /// kvm.tdp_mmu: two-dimensional tables have an MMU of their own, otherwise they are shadow pages.
+    pub tdp_mmu: bool,
     /// The format of the entries that silicon reads.
     pub format: Format,
     /// The host's MAXPHYADDR.
@@ -221,6 +223,11 @@ impl Mmu {
         host.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0);
     }
 
+    /// The tables are those of the TDP MMU.
+    pub(crate) fn has_tdp_mmu(&self) -> bool {
+        self.config.tdp && self.config.tdp_mmu
+    }
+
     // --- the vCPU's MMIO cache ---
 
     fn mmio_generation(&self) -> u64 {
@@ -277,10 +284,10 @@ impl Mmu {
         }
         if result == RetPf::Invalid {
             let mut fault = PageFault::new(address, code);
-            result = if self.config.tdp {
+            result = if self.has_tdp_mmu() {
                 self.tdp_page_fault(vcpu, &mut fault, host)
             } else if self.vcpu(vcpu).root_role.direct() {
-                self.nonpaging_page_fault(vcpu, &mut fault, host)
+                self.direct_page_fault(vcpu, &mut fault, host)
             } else {
                 match self.paging_page_fault(vcpu, state, &mut fault, host) {
                     Ok(result) => result,

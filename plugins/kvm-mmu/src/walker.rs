@@ -3,6 +3,7 @@
 //! See: KVM arch/x86/kvm/mmu/paging_tmpl.h walk_addr_generic(); x86.c emulator_read_write_onepage()
 
 use crate::{
+    insn::{self, has_two_operands_in_memory, reads_before_write},
     mmu::{GuestWidth, Mmu},
     slots::Slots,
     walk::{self, AdPolicy, Failure, Mode, Paging, Seen, Steps, Tables, Update, Walk, WalkAccess},
@@ -204,65 +205,6 @@ impl EmulatorMmu for EmulatorView<'_> {
     fn knows(&self, insn: &[u8]) -> bool {
         self.use_gpa.set(!has_two_operands_in_memory(insn));
         self.reads_first.set(reads_before_write(insn));
-        true
-    }
-}
-
-/// The opcode after legacy and REX prefixes, and whether a REP prefix stands before it.
-fn opcode(insn: &[u8]) -> (&[u8], bool) {
-    let is_prefix =
-        |b: &u8| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
-    let start = insn.iter().position(|b| !is_prefix(b)).unwrap_or(insn.len());
-    (&insn[start..], insn[..start].iter().any(|b| matches!(b, 0xf2 | 0xf3)))
-}
-
-/// `emulator_can_use_gpa`, inverted: repeated string instructions, and those with the TwoMemOp flag.
-fn has_two_operands_in_memory(insn: &[u8]) -> bool {
-    let (opcode, rep) = opcode(insn);
-    match opcode {
-        // MOVS, CMPS
-        [0xa4..=0xa7, ..] => true,
-        // INS, OUTS, STOS, LODS, SCAS
-        [0x6c..=0x6f | 0xaa..=0xaf, ..] => rep,
-        // CALL, PUSH of a memory operand
-        [0xff, modrm, ..] => matches!(modrm >> 3 & 7, 2 | 3 | 6),
-        // POP to memory
-        [0x8f, ..] => true,
-        _ => false,
-    }
-}
-
-/// Instructions whose destination in memory is an operand too: those without the emulator's Mov flag.
-fn reads_before_write(insn: &[u8]) -> bool {
-    let (opcode, _) = opcode(insn);
-    match opcode {
-        // ADD, OR, ADC, SBB, AND, SUB, XOR
-        [op @ 0x00..=0x31, ..] if op & 7 < 2 => true,
-        [0x80..=0x83, modrm, ..] => modrm >> 3 & 7 != 7,
-        // XCHG, shifts
-        [0x86 | 0x87 | 0xc0 | 0xc1 | 0xd0..=0xd3, ..] => true,
-        // NOT, NEG; INC, DEC
-        [0xf6 | 0xf7, modrm, ..] => matches!(modrm >> 3 & 7, 2 | 3),
-        [0xfe | 0xff, modrm, ..] => modrm >> 3 & 7 < 2,
-        // BTS, BTR, BTC, SHLD, SHRD, CMPXCHG, XADD
-        [0x0f, 0xab | 0xb3 | 0xbb | 0xa4 | 0xa5 | 0xac | 0xad | 0xb0 | 0xb1 | 0xc0 | 0xc1, ..] => true,
-        [0x0f, 0xba, modrm, ..] => modrm >> 3 & 7 > 4,
-        [0x0f, 0xc7, modrm, ..] => modrm >> 3 & 7 == 1,
-        _ => false,
-    }
-}
-
-/// `x86_page_table_writing_insn`: instructions with the PageTable flag of KVM's emulator.
-pub fn writes_page_tables(insn: &[u8]) -> bool {
-    let (opcode, _) = opcode(insn);
-    match opcode {
-        // OR, AND, XCHG, MOV
-        [0x08 | 0x09 | 0x20 | 0x21 | 0x86 | 0x87 | 0x88 | 0x89 | 0xa2 | 0xa3 | 0xc6 | 0xc7, ..] => true,
-        [0x80..=0x83, modrm, ..] => matches!(modrm >> 3 & 7, 1 | 4),
-        // BTS, CMPXCHG, CMPXCHG8B, BTS imm
-        [0x0f, 0xab | 0xb0 | 0xb1, ..] => true,
-        [0x0f, 0xba, modrm, ..] => modrm >> 3 & 7 == 5,
-        [0x0f, 0xc7, modrm, ..] => modrm >> 3 & 7 == 1,
-        _ => false,
+        insn::is_known(insn)
     }
 }

@@ -14,9 +14,9 @@ use vmtape_kvm_core::{
 };
 use vmtape_kvm_mmu::{
     fault::{FaultCode, Handled},
+    insn::writes_page_tables,
     mmu::{Config, Mmu},
     spte::Format,
-    walker::writes_page_tables,
 };
 
 /// One vCPU.
@@ -69,6 +69,7 @@ impl Vm {
         }
         let mmu = Mmu::new(Config {
             tdp: npt,
+            tdp_mmu: options.on(Switch::TDP_MMU),
             format: Format::X86 { width: silicon.phys_bits },
             host_width: silicon.phys_bits,
             gbpages: silicon.gbpages,

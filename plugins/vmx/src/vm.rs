@@ -18,12 +18,12 @@ use vmtape_kvm_core::{
 };
 use vmtape_kvm_mmu::{
     fault::{FaultCode, Handled},
+    insn::writes_page_tables,
     mmu::{Config, Mmu},
     slots::Slots,
     spte::Format,
     tdp::silicon::{NestedFault, NestedStop},
     walk::WalkAccess,
-    walker::writes_page_tables,
 };
 
 /// APIC_ACCESS_PAGE_PRIVATE_MEMSLOT and where it is.
@@ -76,6 +76,7 @@ impl Vm {
         let ept = options.on(Switch::EPT);
         let mut mmu = Mmu::new(Config {
             tdp: ept,
+            tdp_mmu: options.on(Switch::TDP_MMU),
             format: if ept {
                 Format::Ept { ad: options.on(Switch::EPTAD) }
             } else {

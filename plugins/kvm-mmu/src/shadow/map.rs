@@ -180,8 +180,8 @@ impl Mmu {
         }
     }
 
-    /// `nonpaging_page_fault`: the guest has paging off, linear addresses are physical.
-    pub(crate) fn nonpaging_page_fault(
+    /// `direct_page_fault`: the guest has paging off, or the address is physical anyway (`tdp_mmu=off`).
+    pub(crate) fn direct_page_fault(
         &mut self,
         vcpu: u32,
         fault: &mut PageFault,
@@ -189,7 +189,10 @@ impl Mmu {
     ) -> RetPf {
         fault.gfn = fault.addr >> 12;
         fault.slot = self.slots.find(fault.addr).copied();
-        fault.max_level = 2;
+        if !self.config.tdp {
+            // See: mmu.c nonpaging_page_fault()
+            fault.max_level = 2;
+        }
         if self.is_write_to_tracked(fault) {
             return RetPf::WriteProtected;
         }

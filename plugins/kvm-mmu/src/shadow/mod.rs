@@ -421,7 +421,7 @@ impl Mmu {
         let births = self.shadow.births;
         self.shadow = Shadow { births, ..Shadow::default() };
         self.large = Default::default();
-        if !self.config.tdp {
+        if !self.has_tdp_mmu() {
             for vcpu in &mut self.vcpus {
                 (vcpu.root, vcpu.pae_root) = (None, [0; 4]);
                 vcpu.prev_roots.clear();

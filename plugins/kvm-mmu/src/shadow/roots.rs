@@ -47,7 +47,7 @@ impl Mmu {
 
     /// `mmu_free_root_page`, for every page that the root stands for.
     fn free_root(&mut self, vcpu: u32, root: Root, host: &mut dyn Host) {
-        if self.config.tdp {
+        if self.has_tdp_mmu() {
             return;
         }
         let tables = match root.hpa {
@@ -77,9 +77,13 @@ impl Mmu {
         if self.vcpu(vcpu).root.is_some() {
             return;
         }
-        if self.config.tdp {
+        if self.has_tdp_mmu() {
             self.tdp_load(vcpu, host);
         } else {
+            if self.config.tdp {
+                let role = self.tdp_role(vcpu);
+                self.vcpu(vcpu).root_role = role;
+            }
             self.make_pages_available(vcpu, host);
             let root = self.alloc_roots(vcpu, state, host);
             self.vcpu(vcpu).root = Some(root);
@@ -124,7 +128,7 @@ impl Mmu {
             return Root { hpa: DUMMY, pgd };
         }
         if role.level() >= 4 {
-            let gfn = paging.root >> 12;
+            let gfn = if role.direct() { 0 } else { paging.root >> 12 };
             return Root { hpa: self.alloc_root(vcpu, gfn, 0, role.level(), host), pgd };
         }
         // One page directory per GiB: of the guest's own, of a quarter of its 32-bit directory, or of the identity.

@@ -49,7 +49,7 @@ impl Mmu {
     }
 
     /// `kvm_calc_tdp_mmu_root_page_role`.
-    fn tdp_role(&mut self, vcpu: u32) -> PageRole {
+    pub(crate) fn tdp_role(&mut self, vcpu: u32) -> PageRole {
         PageRole::new()
             .with_access(Acc::ALL.into_bits())
             .with_cr0_wp(true)
@@ -78,7 +78,7 @@ impl Mmu {
         for (level, root) in std::mem::take(&mut self.tdp.roots) {
             self.tdp_release(root, level);
         }
-        if self.config.tdp {
+        if self.has_tdp_mmu() {
             self.vcpus.iter_mut().for_each(|vcpu| vcpu.root = None);
         }
     }

@@ -95,6 +95,7 @@ impl Bench {
     fn new(format: Format, flags: u64) -> Self {
         let mut mmu = Mmu::new(Config {
             tdp: true,
+            tdp_mmu: true,
             format,
             host_width: 46,
             gbpages: true,
@@ -315,4 +316,17 @@ fn a_stale_mmio_entry_is_made_anew() {
     let region = MemoryRegion { slot: 1, flags: 0, gpa: 0x1000_0000, size: 0x1000, hpa: 0 };
     bench.mmu.set_memory_region(&region, &mut bench.host).unwrap();
     assert!(mark(&mut bench, rsvd), "a new slot makes it stale");
+}
+
+#[test]
+fn without_the_tdp_mmu_the_tables_are_shadow_pages() {
+    let mut bench = Bench::new(EPT, SETTLED);
+    bench.mmu.zap_all(&mut bench.host);
+    bench.mmu.config.tdp_mmu = false;
+    bench.mmu.config.backing_shift = 21;
+    bench.mmu.reload(0, &bench.state, &mut bench.host);
+    bench.host.notes.clear();
+    assert!(matches!(bench.settle(), GuestAccess::Mapped(mapping) if mapping.hpa == DATA && mapping.write));
+    assert!(!bench.host.notes.iter().any(|note| matches!(note, Note::TdpSpteChanged { .. })));
+    assert!(bench.host.notes.iter().any(|note| matches!(note, Note::SetSpte { level: 2, .. })));
 }
