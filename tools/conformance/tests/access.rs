@@ -9,7 +9,7 @@ struct Run {
     serial: String,
 }
 
-/// Runs the image to its end; gives its status and what it printed.
+/// Runs the image; gives its status and what it printed.
 fn access(backend: &str, options: &[&str]) -> Result<Option<Run>> {
     let Some(images) = kvm_unit_tests() else { return Ok(None) };
     let folder = tempfile::tempdir()?;
@@ -63,32 +63,37 @@ fn a_narrow_guest_passes_under_shadow_paging() -> Result<()> {
     Ok(())
 }
 
+/// A failing run prints hundreds of megabytes before its end; its first part tells.
+const FIRST_PART: [&str; 2] = ["--max-insns", "60000000"];
+
 #[test]
 fn a_narrow_guest_fails_under_vmx_with_the_capability_off() -> Result<()> {
-    if let Some(run) = access("vmx", &["--host", "intel-46", "--cpu", "max,-pku,phys-bits=36"])? {
-        assert_eq!(run.status, Some(guest_status::FAIL), "{}", run.serial);
+    let options = ["--host", "intel-46", "--cpu", "max,-pku,phys-bits=36", FIRST_PART[0], FIRST_PART[1]];
+    if let Some(run) = access("vmx", &options)? {
+        let failures = failures(&run.serial);
+        // No accessed bit in the entry: Intel silicon leaves it alone when the final access exits.
+        let first = failures.get("pte.p pte.36 pde.p").map(String::as_str).unwrap_or_default();
+        assert!(first.starts_with("FAIL: unexpected access"), "{first}");
+        assert!(failures.len() > 100, "only {} failures", failures.len());
     }
     Ok(())
 }
 
 #[test]
 fn a_narrow_guest_fails_under_nested_paging_as_on_the_real_kvm_amd() -> Result<()> {
-    let Some(run) = access("svm-npt", &["--host", "amd-48-qemu", "--cpu", "max,-pku,phys-bits=36"])? else {
-        return Ok(());
-    };
-    assert_eq!(run.status, Some(guest_status::FAIL));
+    let options = ["--host", "amd-48-qemu", "--cpu", "max,-pku,phys-bits=36", FIRST_PART[0], FIRST_PART[1]];
+    let Some(run) = access("svm-npt", &options)? else { return Ok(()) };
     let recording =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../traces/recordings/npt1/access_pb36/serial.txt");
-    let real = failures(&fs::read_to_string(recording)?);
-    let ours = failures(&run.serial);
-    // The recording was cut: its last test may be incomplete.
-    let mut compared = 0;
-    for (name, expected) in real.iter().take(real.len().saturating_sub(1)) {
-        if expected.lines().count() == 6 {
-            assert_eq!(ours.get(name), Some(expected), "test {name}");
-            compared += 1;
-        }
+    let real = fs::read_to_string(recording)?.replace('\r', "");
+    let ours = run.serial.replace('\r', "");
+    // The recording was cut within a line.
+    let real: Vec<&str> = real.lines().collect();
+    let ours: Vec<&str> = ours.lines().collect();
+    let whole = real.len() - 1;
+    assert!(whole > 300 && ours.len() >= whole, "{} lines recorded, {} printed", real.len(), ours.len());
+    for (n, (real, ours)) in real.iter().zip(&ours).take(whole).enumerate() {
+        assert_eq!(real, ours, "line {}", n + 1);
     }
-    assert!(compared > 20, "only {compared} tests compared");
     Ok(())
 }
