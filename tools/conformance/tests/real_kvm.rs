@@ -45,6 +45,12 @@ fn kvm_intel_umip() -> Result<()> {
 }
 
 #[test]
+fn kvm_intel_setjmp_shadow_paging() -> Result<()> {
+    let options: Vec<_> = INTEL.into_iter().chain(["--kvm", "ept=off"]).collect();
+    compare("ept0/setjmp", "setjmp", "vmx", &options)
+}
+
+#[test]
 fn kvm_amd_setjmp_nested_paging() -> Result<()> {
     compare("npt1/setjmp", "setjmp", "svm-npt", &AMD)
 }
