@@ -23,6 +23,8 @@ use vmtape_traces::{Event, ExitGroup, Exits, Tape, event::End};
 /// Instructions per stretch, at first and at most: a comparison looks at every page that was ever written.
 const FIRST_STRETCH: u64 = 1 << 16;
 const LONGEST_STRETCH: u64 = 1 << 24;
+/// Events of one stretch, which are in memory until its end: with more, stretches get shorter.
+const MOST_EVENTS: usize = 1 << 18;
 /// How a stretch that ends unequal is divided.
 const DIVISION: u64 = 64;
 
@@ -99,10 +101,11 @@ impl Sides<'_> {
         let (mut stretch, mut equal_at) = (FIRST_STRETCH, 0);
         loop {
             pair.advance_to(equal_at + stretch)?;
-            let events = pair.expected.take_events();
+            let (events, others) = (pair.expected.take_events(), pair.actual.take_events());
+            let heard = events.len().max(others.len());
             count(&events, report, |cost| &mut cost.expected);
+            count(&others, report, |cost| &mut cost.actual);
             self.check_tape(events, checker)?;
-            count(&pair.actual.take_events(), report, |cost| &mut cost.actual);
             let differences = pair.differences();
             if !differences.is_empty() {
                 return Ok(Some(Found { equal_at, stretch, differences }));
@@ -111,7 +114,10 @@ impl Sides<'_> {
                 return Ok(None);
             }
             equal_at = pair.expected.machine.icount();
-            stretch = (stretch * 2).min(LONGEST_STRETCH);
+            stretch = match heard {
+                0..MOST_EVENTS => (stretch * 2).min(LONGEST_STRETCH),
+                _ => (stretch / 2).max(FIRST_STRETCH / DIVISION),
+            };
             progress(equal_at);
         }
     }

@@ -77,6 +77,13 @@ pub const MODEL_NOTES: Exemption = Exemption {
     why: "they are no trace events of KVM; a recording cannot have them",
 };
 
+pub const SILICON_BITS: Exemption = Exemption {
+    name: "entries that only silicon touched",
+    what: "kvm_mmu_set_spte, where exits are fed without their guest",
+    why: "KVM does not trace an entry that stays as it is, and without a guest no silicon sets the entry's accessed and \
+          dirty bits in between",
+};
+
 /// The exemptions between a recording of the real KVM and a run of ours.
 pub const RECORDING: [Exemption; 11] = [
     TIMESTAMPS,

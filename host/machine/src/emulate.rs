@@ -265,6 +265,11 @@ impl Env for EmulatorEnv<'_> {
         let kind = if translation.ram { MappingKind::RAM } else { MappingKind::DEVICE };
         if translation.ram && access.kind == AccessKind::WRITE {
             self.writes.push((translation.gpa, translation.hpa, access.size));
+        } else if translation.ram && access.kind == AccessKind::READ {
+            // An operand in memory is part of the exit's stimulus: the tape is told of it, as of a backend's reads.
+            let mut operand = [0; 64];
+            let len = usize::from(access.size).min(operand.len());
+            self.services.read(translation.hpa, &mut operand[..len]);
         }
         Ok(Mapping {
             gpa: page(translation.gpa),

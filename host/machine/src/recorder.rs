@@ -4,6 +4,7 @@ use std::{collections::HashMap, ops::ControlFlow};
 use vmtape_arch::{
     exit::{Exit, Resume, StimulusKind},
     note::{Note, NoteKind},
+    regs::Rflags,
     sensitive::SensitiveKind,
     vcpu::{VcpuState, gpr, seg},
 };
@@ -50,6 +51,7 @@ mod bit {
 
 /// What every exit's handling may look at.
 const ALWAYS: u32 = bit::CR0 | bit::CR3 | bit::CR4 | bit::EFER | bit::CPL | bit::INTERRUPTIBILITY | bit::CS;
+const RFLAGS_INDEX: usize = bit::RFLAGS.trailing_zeros() as usize;
 const CS_INDEX: usize = bit::CS.trailing_zeros() as usize;
 
 /// The registers of the mask by position; CS gives its attributes here and its base apart.
@@ -221,6 +223,10 @@ impl Tape {
         }
         let now = values(state);
         let known = &mut self.known[vcpu as usize];
+        // Every handler that skips an instruction looks at TF, and every entry at IF; they change rarely.
+        let decisive = Rflags::new().with_tf(true).with_intr(true).into_bits();
+        let changed = (known[RFLAGS_INDEX] ^ now[RFLAGS_INDEX]) & decisive != 0;
+        let wanted = if changed { wanted | bit::RFLAGS } else { wanted };
         let mut told = Registers { vcpu, mask: 0, values: Vec::new() };
         for n in (0..bit::COUNT).filter(|n| wanted >> n & 1 != 0) {
             let with_base = n == CS_INDEX;

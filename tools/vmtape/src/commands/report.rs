@@ -46,6 +46,12 @@ pub fn write(out: &mut impl Write, report: &Report) -> io::Result<()> {
     for (name, count) in &report.unknown {
         writeln!(out, "  unknown: {name}: {count}")?;
     }
+    if !report.unknown.is_empty() {
+        writeln!(
+            out,
+            "  (what is unknown is not judged; `vmtape replay` without --mode runs the guest and settles it)"
+        )?;
+    }
     if let Some(divergence) = &report.divergence {
         write_divergence(out, divergence)?;
     }
