@@ -36,8 +36,9 @@ pub(crate) fn insn(i: &Instruction, features: &Features) -> Insn {
         return insn;
     }
     if let Some(handler) = system::handler(i) {
-        let mut insn = end(i, handler);
-        insn.refresh = true;
+        let mut insn = Insn::new(i, handler);
+        insn.refresh = !system::is_quiet(i.mnemonic());
+        insn.ends_block = insn.refresh;
         return insn;
     }
     match fp::handler(i) {

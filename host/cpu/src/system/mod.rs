@@ -1,5 +1,5 @@
 //! System instructions, segmentation, far transfers, flags that need privilege (PUSHF, POPF, CLI, STI), event delivery
-//! and debug. Each of them ends its block.
+//! and debug. Each of them ends its block, but for the quiet ones.
 
 pub(crate) mod debug;
 pub(crate) mod event;
@@ -28,6 +28,38 @@ use iced_x86::{Code, Instruction, Mnemonic};
 /// The handler of a system instruction.
 pub(crate) fn handler(i: &Instruction) -> Option<Handler> {
     by_code(i.code()).or_else(|| by_mnemonic(i.mnemonic()))
+}
+
+/// Instructions that change nothing that is cached of the state, so that they need not end their block.
+pub(crate) fn is_quiet(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        mnemonic,
+        Pause
+            | Rdtsc
+            | Rdtscp
+            | Rdpid
+            | Rdrand
+            | Rdseed
+            | Cpuid
+            | Pushf
+            | Pushfd
+            | Pushfq
+            | Cli
+            | Sti
+            | Sgdt
+            | Sidt
+            | Sldt
+            | Str
+            | Smsw
+            | Xgetbv
+            | Rdfsbase
+            | Rdgsbase
+            | Lar
+            | Lsl
+            | Verr
+            | Verw
+    )
 }
 
 /// Mnemonics that mean several things.
