@@ -26,9 +26,23 @@ pub struct Limits {
     pub no_progress: u64,
 }
 
+/// No run is longer than this, whatever its caller says: some hours.
+const MOST_INSTRUCTIONS: u64 = 1_000_000_000_000;
+const MOST_EXITS: u64 = 10_000_000_000;
+
 impl Default for Limits {
     fn default() -> Self {
-        Self { instructions: u64::MAX, exits: u64::MAX, no_progress: 1_000 }
+        Self { instructions: MOST_INSTRUCTIONS, exits: MOST_EXITS, no_progress: 1_000 }
+    }
+}
+
+impl Limits {
+    fn bounded(&self) -> Self {
+        Self {
+            instructions: self.instructions.min(MOST_INSTRUCTIONS),
+            exits: self.exits.min(MOST_EXITS),
+            ..*self
+        }
     }
 }
 
@@ -52,6 +66,7 @@ impl Machine {
 
     /// As [`Machine::run`], for a caller that goes on after a limit: the recorder hears of no end.
     pub fn advance(&mut self, limits: &Limits) -> End {
+        let limits = &limits.bounded();
         loop {
             self.flush_serial();
             if let Some(end) = self.check_end(limits) {
