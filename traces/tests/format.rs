@@ -5,7 +5,11 @@ mod common;
 use common::{PageTableTest, any_event, tape_of};
 use proptest::prelude::*;
 use std::fs;
-use vmtape_traces::{Cause, Event, Metadata, Options, Tape, Writer, event::End, writer};
+use vmtape_traces::{
+    Cause, Event, Metadata, Options, Tape, Writer,
+    event::{End, ExitEvent},
+    writer,
+};
 
 fn read(bytes: Vec<u8>) -> Vec<Event> {
     let tape = Tape::from_bytes(bytes).unwrap();
@@ -86,6 +90,21 @@ fn a_dropped_recording_opens_and_says_how_far_it_is_good() {
     assert_eq!((totals.icount, totals.exits, totals.events), (*icount, *exits, events.len() as u64));
     assert!(tape.events().map(Result::unwrap).eq(events));
     assert!(Tape::open_whole(&writer::partial(&path)).is_err());
+}
+
+#[test]
+fn a_long_stretch_with_few_exits_is_kept_as_it_goes() {
+    let exit = |n: u64| {
+        let exit = vmtape_arch::exit::Exit::default();
+        Event::Exit(Box::new(ExitEvent { vcpu: 0, icount: n << 27, rip: n, exit }))
+    };
+    let bytes = tape_of(&(0..10).map(exit).collect::<Vec<_>>());
+    let tape = Tape::from_bytes(bytes.clone()).unwrap();
+    let last = tape.chunks().last().unwrap();
+    // Relative to the exit before the chunk.
+    assert_eq!((last.first_exit, last.events), (9, 1));
+    let cut = Tape::from_bytes(bytes[..last.offset as usize].to_vec()).unwrap();
+    assert_eq!(cut.totals().unwrap().exits, 9);
 }
 
 /// What a damaged tape still gives: a prefix of the events, or an error; never anything else.

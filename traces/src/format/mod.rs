@@ -30,6 +30,9 @@ pub mod limit {
 pub mod cut {
     /// A chunk is closed before an exit once it holds so many.
     pub const EXITS: u32 = 16384;
+    /// A chunk is closed before an exit once it covers so many instructions: a recording that is killed after a long
+    /// stretch with few exits has kept most of them.
+    pub const ICOUNT: u64 = 1 << 28;
     /// A chunk is closed at any event once it holds so many, ...
     pub const EVENTS: u32 = 1 << 18;
     /// ... or so many encoded bytes.

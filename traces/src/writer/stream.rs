@@ -106,9 +106,8 @@ impl<W: Write> Stream<W> {
 
     /// Appends an event, closing the chunk before it if that is due.
     pub fn event(&mut self, event: &Event) -> Result<()> {
-        let exits = self.encoder.clock().exits - self.start.exits;
         let full = self.events >= cut::EVENTS || self.encoder.size() >= cut::BYTES;
-        if full || matches!(event, Event::Exit(_)) && exits >= cut::EXITS.into() {
+        if full || matches!(event, Event::Exit(exit) if self.is_due(exit.icount)) {
             self.cut()?;
         }
         within("bytes of one event", blob_size(event), limit::EVENT_BLOB)
@@ -116,6 +115,12 @@ impl<W: Write> Stream<W> {
         self.encoder.push(event);
         self.events += 1;
         Ok(())
+    }
+
+    /// Whether the chunk is closed before an exit at this instruction count.
+    fn is_due(&self, icount: u64) -> bool {
+        let exits = self.encoder.clock().exits - self.start.exits;
+        exits >= cut::EXITS.into() || icount.saturating_sub(self.start.icount) >= cut::ICOUNT
     }
 
     /// Closes the event chunk.
