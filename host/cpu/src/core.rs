@@ -64,6 +64,8 @@ pub struct Core<'a> {
     pub(crate) mode: u8,
     /// KVM's emulator: nothing is cached, and exceptions are returned rather than delivered.
     pub(crate) emulating: bool,
+    /// Events delivered since the instruction count last changed, and that count.
+    pub(crate) deliveries: (u32, u64),
     /// RFLAGS.TF was set when the instruction began, and the instruction does not say otherwise.
     pub(crate) single_step: bool,
     /// #DB conditions that the current instruction met, in DR6's layout; taken after it.
@@ -99,6 +101,7 @@ impl<'a> Core<'a> {
             check_events: true,
             mode: 0,
             emulating: false,
+            deliveries: (0, 0),
             single_step: false,
             debug_traps: 0,
         };

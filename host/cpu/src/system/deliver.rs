@@ -80,7 +80,7 @@ impl Core<'_> {
         if self.state.cr4().vme() {
             let tr = self.state.seg[seg::TR];
             let io_map: u16 = self.system_read(tr.base.wrapping_add(tss32::IO_MAP_BASE as u64))?;
-            let at = (io_map as u64).wrapping_sub(32) + vector as u64 / 8;
+            let at = (io_map as u64).wrapping_sub(32).wrapping_add(vector as u64 / 8);
             if at <= tr.limit as u64
                 && self.system_read::<u8>(tr.base.wrapping_add(at))? >> (vector % 8) & 1 == 0
             {

@@ -146,8 +146,8 @@ pub(super) fn sysexit(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupte
         core.require_gp0(core.is_canonical(rip) && core.is_canonical(rsp))?;
     }
     let cut = |value: u64| if wide { value } else { value & 0xffff_ffff };
-    let selector = core.state.sysenter_cs + if wide { 32 } else { 16 };
+    let selector = core.state.sysenter_cs.wrapping_add(if wide { 32 } else { 16 });
     core.state.gpr[gpr::RSP] = cut(rsp);
-    core.enter(code(level3(selector), 3, wide), stack(level3(selector + 8), 3), 3, cut(rip));
+    core.enter(code(level3(selector), 3, wide), stack(level3(selector.wrapping_add(8)), 3), 3, cut(rip));
     Ok(())
 }
