@@ -9,7 +9,7 @@ use crate::{
     Error, exempt,
     exits::Seen,
     identical::{self, Checker},
-    report::{Class, Cost, Divergence, Level, Report, Row},
+    report::{Class, Divergence, Level, Report, Row},
     spec, text,
 };
 use std::collections::{BTreeMap, VecDeque};
@@ -165,10 +165,10 @@ fn finish(a: &Moments, b: &Moments, report: &mut Report, reproduce: &str) {
     report.expected_end = a.end.as_ref().map(text::end_text);
     report.actual_end = b.end.as_ref().map(text::end_text);
     for (reason, count) in &a.counts {
-        report.cost.entry(reason.clone()).or_insert_with(Cost::default).expected = *count;
+        report.cost.entry(reason.clone()).or_default().expected = *count;
     }
     for (reason, count) in &b.counts {
-        report.cost.entry(reason.clone()).or_insert_with(Cost::default).actual = *count;
+        report.cost.entry(reason.clone()).or_default().actual = *count;
     }
     if a.end != b.end
         && let Some(place) = a.recent.back().or(b.recent.back())

@@ -48,7 +48,7 @@ macro_rules! export_backend {
 /// Keeps panic messages for [`BackendTable::last_error`] instead of printing them. For a library of its own only: the
 /// panic hook belongs to the copy of the standard library that is linked into it.
 pub fn quiet_panics() {
-    std::panic::set_hook(Box::new(|info| crate::proxy::remember_panic(info)));
+    std::panic::set_hook(Box::new(crate::proxy::remember_panic));
 }
 
 /// What the host's `*mut Vm` points to.

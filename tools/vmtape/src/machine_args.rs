@@ -161,7 +161,7 @@ impl MachineArgs {
         let spec = MachineSpec {
             image: guest,
             cmdline: self.append.clone(),
-            initrd: self.initrd.as_ref().map(|path| read(path)).transpose()?,
+            initrd: self.initrd.as_ref().map(read).transpose()?,
             memory,
             vcpus,
             layout: match self.layout {

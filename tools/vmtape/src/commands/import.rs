@@ -1,7 +1,10 @@
 use crate::output::{ExitCode, print_json};
 use anyhow::Result;
 use clap::ValueHint;
-use std::path::PathBuf;
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
 use vmtape_traces::{Options, import};
 
 /// Make a tape of a recording of the real KVM (ftrace text, plain or gzipped)
@@ -25,10 +28,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let decoded: u64 = summary.decoded.values().sum();
     let kept: u64 = summary.kept.values().sum();
-    println!(
+    writeln!(
+        io::stdout(),
         "{} exits of {} vCPUs; {decoded} events decoded, {kept} kept as text, {} lines unreadable",
         summary.exits, summary.vcpus, summary.unreadable
-    );
+    )?;
     if summary.lost_events > 0 {
         eprintln!("vmtape: the trace says that {} events were lost", summary.lost_events);
     }
