@@ -1,0 +1,249 @@
+//! Events as words: each event is a tag, up to 64 words and some bytes. The codec below this module knows nothing of
+//! exits; the words' order here is part of the format (see traces/README.md).
+
+mod control;
+mod exit;
+
+pub(crate) use control::{cpuid_bytes, cpuid_entry};
+
+use crate::event::{Data, Event, InputSource, Registers};
+use control::{control_words, end_words, read_control, read_end};
+use exit::{exit_words, read_exit};
+use vmtape_arch::{
+    exit::{Resume, ResumeKind},
+    note::{Note, NoteKind, RawNote},
+};
+
+/// The most words that one event has.
+pub const MAX_WORDS: usize = 62;
+
+/// The kinds of events. A note's tag is `NOTE` plus its kind.
+pub mod tag {
+    pub const EXIT: u64 = 1;
+    pub const REGISTERS: u64 = 2;
+    pub const READ: u64 = 3;
+    pub const RESUME: u64 = 4;
+    pub const INPUT: u64 = 5;
+    pub const CONTROL: u64 = 6;
+    pub const STATE_HASH: u64 = 7;
+    pub const LINE: u64 = 8;
+    pub const END: u64 = 9;
+    pub const NOTE: u64 = 0x100;
+}
+
+/// What absolute counts are taken relative to, so that they predict well: both start at the chunk's header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Clock {
+    pub icount: u64,
+    pub exits: u64,
+}
+
+impl Clock {
+    fn forward(&mut self, icount: u64) -> u64 {
+        let delta = icount.wrapping_sub(self.icount);
+        self.icount = icount;
+        delta
+    }
+
+    fn at(&mut self, delta: u64) -> u64 {
+        self.icount = self.icount.wrapping_add(delta);
+        self.icount
+    }
+}
+
+/// An event as words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Flat {
+    pub tag: u64,
+    pub words: Vec<u64>,
+    pub blob: Vec<u8>,
+}
+
+/// Two halves of a word.
+const fn join(low: u32, high: u32) -> u64 {
+    low as u64 | (high as u64) << 32
+}
+
+const fn low(word: u64) -> u32 {
+    word as u32
+}
+
+const fn high(word: u64) -> u32 {
+    (word >> 32) as u32
+}
+
+/// Eight bytes as a word, low byte first.
+const fn bytes(b: [u8; 8]) -> u64 {
+    u64::from_le_bytes(b)
+}
+
+const fn half(b: [u8; 4]) -> u32 {
+    u32::from_le_bytes(b)
+}
+
+impl Flat {
+    /// Sets this to the words of `event`, reusing the memory.
+    pub fn set(&mut self, event: &Event, clock: &mut Clock) {
+        self.words.clear();
+        self.blob.clear();
+        self.tag = match event {
+            Event::Exit(exit) => {
+                exit_words(exit, clock, &mut self.words);
+                tag::EXIT
+            }
+            Event::Registers(registers) => {
+                self.words.push(join(registers.vcpu, registers.mask));
+                let inline = registers.values.len().min(MAX_WORDS - 1);
+                self.words.extend(&registers.values[..inline]);
+                self.blob.extend(registers.values[inline..].iter().flat_map(|v| v.to_le_bytes()));
+                tag::REGISTERS
+            }
+            Event::Read { hpa, data } => {
+                let (kind, value) = match data {
+                    Data::U64(value) => (0, *value),
+                    Data::U32(value) => (1, u64::from(*value)),
+                    Data::Bytes(bytes) => {
+                        self.blob.extend_from_slice(bytes);
+                        (2, 0)
+                    }
+                };
+                self.words.extend([*hpa, kind, value]);
+                tag::READ
+            }
+            Event::Note { vcpu, note } => {
+                let raw = note.to_raw();
+                self.words.push(join(*vcpu, raw.pad));
+                self.words.extend(raw.args);
+                tag::NOTE + u64::from(raw.kind.0)
+            }
+            Event::Resume { vcpu, resume } => {
+                self.words.push((*vcpu).into());
+                resume_words(resume, &mut self.words);
+                tag::RESUME
+            }
+            Event::Input { icount, source, value } => {
+                self.words.extend([clock.forward(*icount), source.0.into(), *value]);
+                tag::INPUT
+            }
+            Event::Control { icount, control } => {
+                self.words.push(clock.forward(*icount));
+                control_words(control, &mut self.words, &mut self.blob);
+                tag::CONTROL
+            }
+            Event::StateHash { icount, exits, hash } => {
+                self.words.extend([clock.forward(*icount), exits.wrapping_sub(clock.exits), *hash]);
+                tag::STATE_HASH
+            }
+            Event::Line { vcpu, text } => {
+                self.words.push((*vcpu).into());
+                self.blob.extend_from_slice(text.as_bytes());
+                tag::LINE
+            }
+            Event::End { icount, exits, end } => {
+                self.words.extend([clock.forward(*icount), exits.wrapping_sub(clock.exits)]);
+                end_words(end, &mut self.words, &mut self.blob);
+                tag::END
+            }
+        };
+    }
+
+    /// The event that these words are.
+    pub fn event(&self, clock: &mut Clock) -> Result<Event, &'static str> {
+        let mut w = Words(&self.words);
+        let event = match self.tag {
+            tag::EXIT => Event::Exit(Box::new(read_exit(&mut w, clock)?)),
+            tag::REGISTERS => {
+                let first = w.next()?;
+                let values = w.rest().iter().copied().chain(self.blob_words()?).collect();
+                Event::Registers(Registers { vcpu: low(first), mask: high(first), values })
+            }
+            tag::READ => {
+                let (hpa, kind, value) = (w.next()?, w.next()?, w.next()?);
+                let data = match kind {
+                    0 => Data::U64(value),
+                    1 => Data::U32(value as u32),
+                    2 => Data::Bytes(self.blob.clone()),
+                    _ => return Err("unknown form of read data"),
+                };
+                Event::Read { hpa, data }
+            }
+            tag::RESUME => Event::Resume { vcpu: w.u32()?, resume: read_resume(&mut w)? },
+            tag::INPUT => {
+                Event::Input { icount: clock.at(w.next()?), source: InputSource(w.u32()?), value: w.next()? }
+            }
+            tag::CONTROL => {
+                Event::Control { icount: clock.at(w.next()?), control: read_control(&mut w, &self.blob)? }
+            }
+            tag::STATE_HASH => Event::StateHash {
+                icount: clock.at(w.next()?),
+                exits: clock.exits.wrapping_add(w.next()?),
+                hash: w.next()?,
+            },
+            tag::LINE => Event::Line { vcpu: w.u32()?, text: text(&self.blob)? },
+            tag::END => Event::End {
+                icount: clock.at(w.next()?),
+                exits: clock.exits.wrapping_add(w.next()?),
+                end: read_end(&mut w, &self.blob)?,
+            },
+            note if note >= tag::NOTE && note - tag::NOTE <= u32::MAX.into() => {
+                let first = w.next()?;
+                let mut args = [0; 6];
+                for arg in &mut args {
+                    *arg = w.next()?;
+                }
+                let raw = RawNote { kind: NoteKind((note - tag::NOTE) as u32), pad: high(first), args };
+                Event::Note { vcpu: low(first), note: Note::from_raw(raw) }
+            }
+            _ => return Err("unknown kind of event"),
+        };
+        if !w.rest().is_empty() {
+            return Err("more words than the event has");
+        }
+        Ok(event)
+    }
+
+    fn blob_words(&self) -> Result<impl Iterator<Item = u64>, &'static str> {
+        let (words, rest) = self.blob.as_chunks::<8>();
+        if !rest.is_empty() {
+            return Err("bytes that are no words");
+        }
+        Ok(words.iter().map(|b| u64::from_le_bytes(*b)))
+    }
+}
+
+/// Words being taken from the front.
+struct Words<'a>(&'a [u64]);
+
+impl<'a> Words<'a> {
+    fn next(&mut self) -> Result<u64, &'static str> {
+        let (first, rest) = self.0.split_first().ok_or("fewer words than the event has")?;
+        self.0 = rest;
+        Ok(*first)
+    }
+
+    fn u32(&mut self) -> Result<u32, &'static str> {
+        self.next()?.try_into().map_err(|_| "a word beyond 32 bits")
+    }
+
+    fn rest(&mut self) -> &'a [u64] {
+        std::mem::take(&mut self.0)
+    }
+}
+
+fn text(blob: &[u8]) -> Result<String, &'static str> {
+    std::str::from_utf8(blob).map(str::to_owned).map_err(|_| "text that is not UTF-8")
+}
+
+fn resume_words(resume: &Resume, out: &mut Vec<u64>) {
+    out.push(join(resume.kind.0, resume.errno as u32));
+    out.extend(resume.data);
+}
+
+fn read_resume(w: &mut Words<'_>) -> Result<Resume, &'static str> {
+    let first = w.next()?;
+    let mut data = [0; 6];
+    for word in &mut data {
+        *word = w.next()?;
+    }
+    Ok(Resume { kind: ResumeKind(low(first)), errno: high(first) as i32, data })
+}
