@@ -9,7 +9,8 @@
 //! - Everything that can fault comes before the first change of state. `core.rmw` and `core.probe_write` help.
 //! - `state.rflags` is always up to date; `core.set_status` replaces the arithmetic flags.
 //! - Instructions of `system/` end their block and are followed by `Core::refresh`; so segments, control registers,
-//!   CPL and RFLAGS may be changed freely there, and only there.
+//!   CPL and RFLAGS may be changed freely there, and only there. Those that `system::is_quiet` lists change none of it
+//!   and stay in their block.
 //! - Sensitive instructions ask `core.sensitive` first, after the faults that take priority over an exit.
 
 use crate::{

@@ -1,11 +1,14 @@
 //! Guest instructions per second of the interpreter alone.
 
+mod common;
+
+use common::CpuTime;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use vmtape_bench::Micro;
 
 const INSTRUCTIONS: u64 = 10_000_000;
 
-fn interpreter(c: &mut Criterion) {
+fn interpreter(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("interpreter");
     group.throughput(Throughput::Elements(INSTRUCTIONS)).sample_size(10);
     let guests = [("sieve", Micro::sieve()), ("calls", Micro::calls()), ("registers", Micro::registers())];
@@ -16,5 +19,5 @@ fn interpreter(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, interpreter);
+criterion_group!(name = benches; config = Criterion::default().with_measurement(CpuTime); targets = interpreter);
 criterion_main!(benches);

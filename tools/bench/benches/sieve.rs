@@ -1,8 +1,10 @@
-//! kvm-unit-tests' `sieve` under the `vmx` backend: guest instructions per second, with and without a tape.
+//! kvm-unit-tests' `sieve` under the `vmx` backend: guest instructions per second, with and without a tape. The tape's
+//! writer has a thread of its own, whose time does not count.
 
-use criterion::{
-    BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
-};
+mod common;
+
+use common::CpuTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use std::{cell::RefCell, ops::ControlFlow, path::PathBuf, rc::Rc};
 use vmtape_abi::{Backend, Plugin, VmConfig};
 use vmtape_machine::{
@@ -54,7 +56,7 @@ fn specification(image: PathBuf) -> (MachineSpec, Box<dyn Backend>) {
 }
 
 fn measure(
-    group: &mut BenchmarkGroup<'_, WallTime>,
+    group: &mut BenchmarkGroup<'_, CpuTime>,
     name: &str,
     image: PathBuf,
     tape: impl FnOnce(&MachineSpec) -> Option<Box<dyn Recorder>>,
@@ -74,7 +76,7 @@ fn measure(
     });
 }
 
-fn sieve(c: &mut Criterion) {
+fn sieve(c: &mut Criterion<CpuTime>) {
     let Some(folder) = std::env::var_os("VMTAPE_KUT").map(PathBuf::from) else {
         eprintln!("SKIPPED: the sieve benchmark needs VMTAPE_KUT, kvm-unit-tests' x86 folder");
         return;
@@ -94,5 +96,5 @@ fn sieve(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, sieve);
+criterion_group!(name = benches; config = Criterion::default().with_measurement(CpuTime); targets = sieve);
 criterion_main!(benches);
