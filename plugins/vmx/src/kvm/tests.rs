@@ -129,6 +129,66 @@ fn the_capability_follows_the_switch() {
     assert_eq!(check(&[("ept", "off")]), 1);
 }
 
+/// Guest physical addresses that 4-level EPT cannot map: the guest has 52 bits, its host 52 and 4 levels.
+mod unmappable {
+    use super::*;
+    use crate::testing::MEMORY;
+    use vmtape_abi::{Errno, MemoryRegion};
+    use vmtape_arch::exit::Resume;
+
+    const BIT48: u64 = 1 << 48;
+
+    fn wide(maxphyaddr: u8, ept_levels: u8, switch: &str) -> Guest {
+        let silicon = vmtape_arch::host::Silicon { ept_levels, ..silicon(52) };
+        let mut guest = Guest::new(silicon, maxphyaddr, &[("allow_smaller_maxphyaddr", switch)]);
+        guest.populate();
+        guest.set(PTE, BIT48 | DATA | 0x67);
+        guest
+    }
+
+    #[test]
+    fn without_a_slot_the_access_is_mmio() {
+        let mut guest = wide(52, 4, "off");
+        let violation = Ended::Exit(VmxReason::EPT_VIOLATION, 0x181);
+        assert_eq!(guest.access(AccessKind::READ, false), violation);
+        guest.handle();
+        assert_eq!(guest.host.mmio, Some(BIT48 | DATA | 0x123));
+    }
+
+    /// KVM maps, silicon does not look: the same violation for ever.
+    #[test]
+    fn with_a_slot_there_is_no_progress() {
+        let mut guest = wide(52, 4, "off");
+        let region = MemoryRegion { slot: 1, flags: 0, gpa: BIT48, size: MEMORY, hpa: 0 };
+        guest.vm.set_memory_region(&region, &mut guest.host).unwrap();
+        for _ in 0..3 {
+            assert_eq!(guest.access(AccessKind::READ, false), Ended::Exit(VmxReason::EPT_VIOLATION, 0x181));
+            assert_eq!(guest.handle(), Resume::GUEST);
+            assert_eq!(guest.host.mmio, None);
+        }
+    }
+
+    /// Five levels are used only for guests that need them; a narrower one meets the limit of four.
+    #[test]
+    fn the_depth_follows_the_guest() {
+        assert_eq!(wide(52, 5, "off").vm.shared.mmu.tdp_level(0), 5);
+        assert_eq!(wide(52, 4, "off").vm.shared.mmu.tdp_level(0), 4);
+        let mut narrow = wide(48, 5, "on");
+        assert_eq!(narrow.vm.shared.mmu.tdp_level(0), 4);
+        assert_eq!(error_seen(&mut narrow, AccessKind::READ, false), Some(0x9));
+        let mut off = wide(48, 5, "off");
+        assert_eq!(error_seen(&mut off, AccessKind::READ, false), None);
+        assert_eq!(off.host.mmio, Some(BIT48 | DATA | 0x123));
+    }
+
+    #[test]
+    fn slots_end_at_the_host_s_width() {
+        let mut guest = Guest::new(silicon(46), 46, &[]);
+        let region = MemoryRegion { slot: 1, flags: 0, gpa: 1 << 46, size: MEMORY, hpa: 0 };
+        assert_eq!(guest.vm.set_memory_region(&region, &mut guest.host), Err(Errno::EINVAL));
+    }
+}
+
 /// KVM_SET_CPUID2 after KVM_RUN: only the same table.
 #[test]
 fn cpuid_is_fixed_once_the_guest_ran() {

@@ -134,7 +134,6 @@ impl Controls {
             K::VMX,
             K::TASK_SWITCH,
             K::TRIPLE_FAULT,
-            K::GETSEC,
         ];
         always.into_iter().for_each(|kind| intercepts.set(kind, true));
         intercepts.set(K::CR_READ, self.cr3_exiting);
