@@ -4,18 +4,52 @@ use crate::{
     Tape,
     codec::Decoder,
     flat::Clock,
-    format::payload::{Column, Columns},
+    format::{
+        header::{ChunkHeader, FileHeader, Sealed, Trailer},
+        payload::{Column, Columns},
+    },
     import::{self, Source},
 };
+use zerocopy::FromBytes;
 
-/// Reads bytes as a tape, as far as that goes.
+/// Reads bytes as a tape, as far as that goes: as they are, and with checksums that are right.
 pub fn tape(bytes: &[u8]) {
-    let Ok(tape) = Tape::from_bytes(bytes.to_vec()) else { return };
+    read(bytes.to_vec());
+    let mut sealed = bytes.to_vec();
+    reseal(&mut sealed);
+    read(sealed);
+}
+
+fn read(bytes: Vec<u8>) {
+    let Ok(tape) = Tape::from_bytes(bytes) else { return };
     let _ = tape.verify();
     let _ = tape.totals();
     let _ = tape.images();
     tape.events().take_while(Result::is_ok).for_each(drop);
     let _ = tape.events_from_exit(100).map(|mut events| events.next());
+}
+
+/// Makes every checksum right that there is a place for.
+fn reseal(bytes: &mut [u8]) {
+    let seal = |bytes: &mut [u8], start: usize, size: usize| {
+        if let Some(part) = bytes.get_mut(start..).and_then(|rest| rest.get_mut(..size)) {
+            let (body, crc) = part.split_at_mut(size - 4);
+            crc.copy_from_slice(&crc32fast::hash(body).to_le_bytes());
+        }
+    };
+    seal(bytes, 0, FileHeader::SIZE);
+    let mut at = FileHeader::SIZE;
+    while let Ok((header, _)) = ChunkHeader::read_from_prefix(bytes.get(at..).unwrap_or_default()) {
+        let payload = at + ChunkHeader::SIZE;
+        let length = usize::try_from(header.length.get()).unwrap_or(usize::MAX);
+        let end = length.checked_next_multiple_of(16).and_then(|length| payload.checked_add(length));
+        let Some(stored) = end.and_then(|end| bytes.get(payload..end)) else { break };
+        let crc = crc32fast::hash(stored).to_le_bytes();
+        bytes[payload - 8..payload - 4].copy_from_slice(&crc);
+        seal(bytes, at, ChunkHeader::SIZE);
+        at = end.unwrap_or(usize::MAX);
+    }
+    seal(bytes, bytes.len().saturating_sub(Trailer::SIZE), Trailer::SIZE);
 }
 
 /// Reads bytes as columns: a length and a place each, so that the fuzzer reaches the decoder without a checksum.

@@ -1,10 +1,11 @@
-//! The fuzz targets on a corpus and its mutations, for a few seconds.
+//! The fuzz targets on a corpus and its mutations, for a moment; VMTAPE_FUZZ_FACTOR makes it longer.
 
 mod common;
 
 use common::{PageTableTest, tape_of};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
+use std::env;
 use vmtape_traces::{codec::Encoder, flat::Clock, fuzz};
 
 /// Flips, cuts, repeats and overwrites bytes.
@@ -29,9 +30,10 @@ fn mutate(rng: &mut Pcg64, bytes: &mut Vec<u8>) {
 
 fn run(seed: u64, corpus: &[Vec<u8>], rounds: usize, target: fn(&[u8])) {
     let mut rng = Pcg64::seed_from_u64(seed);
+    let factor = env::var("VMTAPE_FUZZ_FACTOR").map_or(1, |factor| factor.parse().unwrap());
     for bytes in corpus {
         target(bytes);
-        for _ in 0..rounds {
+        for _ in 0..rounds * factor {
             let mut mutant = bytes.clone();
             mutate(&mut rng, &mut mutant);
             target(&mutant);
