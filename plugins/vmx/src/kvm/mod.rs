@@ -1,6 +1,8 @@
 //! What `kvm_intel` does: exit handlers, and what it writes into the controls.
 
+mod faults;
 pub mod handlers;
+mod registers;
 pub mod setup;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,173 @@
+//! Exits for exceptions and memory: #UD, #PF, #DB, EPT, the APIC page, TLB invalidations.
+//!
+//! See: KVM arch/x86/kvm/vmx/vmx.c
+
+use super::handlers::Cx;
+use crate::{rules::Rule, silicon::apic::reg};
+use vmtape_abi::{BusOp, BusSpace, emultype};
+use vmtape_arch::{
+    event::EventKind,
+    exception::{Exception, PageFaultError, Vector},
+    exit::{EptQualification, Resume, ResumeKind},
+    note::Note,
+    qualification::ApicQualification,
+};
+use vmtape_kvm_core::{cpuid, msr};
+use vmtape_kvm_mmu::fault::FaultCode;
+
+/// KVM_INTERNAL_ERROR_SIMUL_EX.
+const SUBERROR_SIMUL_EX: u64 = 2;
+
+/// `handle_exception_nmi`.
+pub fn exception_nmi(cx: &mut Cx<'_>) -> Resume {
+    let exception = cx.exit.exception;
+    let page_fault = exception.vector == Vector::PF;
+    let error = PageFaultError::from_bits(cx.exit.error_code);
+    if exception.vector == Vector::MC {
+        return Resume::GUEST;
+    }
+    if exception.vector == Vector::UD {
+        return cx.emulate(emultype::TRAP_UD);
+    }
+    if cx.exit.access.delivering.valid && (!page_fault || error.rsvd()) {
+        cx.userspace(ResumeKind::INTERNAL_ERROR);
+        let mut resume = Resume::new(ResumeKind::INTERNAL_ERROR);
+        let (vectoring, info) = (cx.exit.info2, u64::from(cx.exit.intr_info));
+        resume.data = [SUBERROR_SIMUL_EX, 4, vectoring, info, cx.exit.error_code.into(), 0];
+        return resume;
+    }
+    match exception.vector {
+        Vector::PF if cx.shared.ept() => {
+            cx.note(Rule::SMALLER_MAXPHYADDR_PF.note());
+            let fault = cx.shared.fixup_page_fault(&cx.vcpu.core, cx.state, cx.exit.info1, error, cx.host);
+            cx.inject(fault)
+        }
+        Vector::PF => shadow_page_fault(cx, error),
+        Vector::DB => debug(cx),
+        // `vmx_guest_inject_ac`: the host detects no split locks.
+        _ => cx.inject(Exception { payload: 0, insn_len: 0, ..exception }),
+    }
+}
+
+fn debug(cx: &mut Cx<'_>) -> Resume {
+    let icebp = cx.exit.intr_info >> 8 & 7 == u32::from(EventKind::PRIVILEGED_SOFTWARE_EXCEPTION.0);
+    if icebp {
+        // The exit is on the ICEBP itself, whose #DB is a trap.
+        cx.state.rip = cx.state.rip.wrapping_add(cx.exit.exception.insn_len.into());
+        vmtape_kvm_core::vcpu::clear_shadow(cx.state);
+    }
+    // Under TF and STI or MOV SS blocking KVM sets BS in the pending debug exceptions, for VM entry's consistency check
+    // alone: the injected #DB discards them. See: SDM vol. 3C 27.7.3 Delivery of Pending Debug Exceptions after VM Entry
+    cx.inject(Exception { payload: cx.exit.info1, ..Exception::new(Vector::DB) })
+}
+
+/// `kvm_handle_page_fault`, without EPT.
+fn shadow_page_fault(cx: &mut Cx<'_>, error: PageFaultError) -> Resume {
+    let gva = cx.exit.info1;
+    cx.note(Note::PageFault { address: gva, code: error.into_bits().into() });
+    // A write that allows the gfn's page to be unprotected: the event in delivery may be the reason.
+    let code = FaultCode::from_bits(error.into_bits().into());
+    cx.shared.mmu_page_fault(&mut cx.vcpu.core, cx.state, gva, code, cx.host)
+}
+
+/// `handle_ept_violation`.
+pub fn ept_violation(cx: &mut Cx<'_>) -> Resume {
+    let qualification = EptQualification::from_bits(cx.exit.info1);
+    let gpa = cx.exit.gpa;
+    if !cx.exit.access.delivering.valid && qualification.nmi_unblocking() {
+        cx.state.interruptibility = cx.state.interruptibility.with_nmi(true);
+    }
+    cx.note(Note::PageFault { address: gpa, code: cx.exit.info1 });
+    let present = qualification.perm_r() || qualification.perm_w() || qualification.perm_x();
+    // Bit 0 becomes the user flag, which stands for "read" here.
+    let code = FaultCode::new()
+        .with_u(qualification.read())
+        .with_w(qualification.write())
+        .with_fetch(qualification.fetch())
+        .with_p(present);
+    if cx.shared.allow_smaller_maxphyaddr() && gpa & cx.vcpu.core.cpuid.reserved_gpa_bits() != 0 {
+        cx.note(Rule::SMALLER_MAXPHYADDR_GPA.note());
+        return cx.emulate(0);
+    }
+    cx.shared.mmu_page_fault(&mut cx.vcpu.core, cx.state, gpa, code, cx.host)
+}
+
+/// `handle_ept_misconfig`. There are no devices on KVM's fast MMIO bus.
+pub fn ept_misconfig(cx: &mut Cx<'_>) -> Resume {
+    cx.shared.mmu_page_fault(
+        &mut cx.vcpu.core,
+        cx.state,
+        cx.exit.gpa,
+        FaultCode::new().with_rsvd(true),
+        cx.host,
+    )
+}
+
+/// `handle_apic_access`.
+pub fn apic_access(cx: &mut Cx<'_>) -> Resume {
+    let qualification = ApicQualification::from_bits(cx.exit.info1);
+    let eoi_write = qualification.kind() == 1 && u32::from(qualification.offset()) == reg::EOI;
+    if eoi_write && cx.shared.fasteoi() {
+        write_apic(cx, reg::EOI, 0);
+        return cx.skip();
+    }
+    cx.emulate(0)
+}
+
+/// `handle_apic_write`: the instruction has completed.
+pub fn apic_write(cx: &mut Cx<'_>) -> Resume {
+    let register = (cx.exit.info1 & 0xff0) as u32;
+    write_apic(cx, register, cx.exit.insn.value);
+    Resume::GUEST
+}
+
+/// `kvm_apic_write_nodecode` and `kvm_lapic_set_eoi`: the register of the local APIC itself.
+fn write_apic(cx: &mut Cx<'_>, register: u32, value: u64) {
+    let address = (cx.vcpu.core.apic_base & !0xfff) + u64::from(register);
+    let mut op = BusOp {
+        space: BusSpace::KERNEL_MMIO,
+        write: true,
+        size: 4,
+        address,
+        data: value & 0xffff_ffff,
+        pad: 0,
+    };
+    cx.host.bus(cx.vcpu.core.id, &mut op);
+}
+
+/// `handle_invlpg`, without EPT.
+pub fn invlpg(cx: &mut Cx<'_>) -> Resume {
+    let gva = cx.exit.info1;
+    cx.shared.mmu.invlpg(cx.vcpu.core.id, gva, cx.host);
+    cx.skip()
+}
+
+/// `handle_invpcid` and `kvm_handle_invpcid`, without EPT.
+pub fn invpcid(cx: &mut Cx<'_>) -> Resume {
+    let insn = cx.exit.insn;
+    let (kind, pcid, gva) = (insn.value, insn.aux, insn.aux2);
+    if !cx.vcpu.core.cpuid.has(cpuid::feature::INVPCID) {
+        return cx.inject(Exception::ud());
+    }
+    let pcide = cx.state.cr4().pcide();
+    let canonical = msr::is_canonical(gva, cx.vcpu.core.cpuid.virt_addr_bits(cx.state.cr4().la57()));
+    let legal = match kind {
+        0 => pcid >> 12 == 0 && canonical && (pcide || pcid == 0),
+        1 => pcid >> 12 == 0 && (pcide || pcid == 0),
+        2 | 3 => true,
+        _ => false,
+    };
+    if !legal {
+        return cx.inject(Exception::gp(0));
+    }
+    let (id, mmu) = (cx.vcpu.core.id, &mut cx.shared.mmu);
+    match kind {
+        0 => mmu.invlpg(id, gva, cx.host),
+        1 => {
+            mmu.free_roots_of_pcid(id, pcid, cx.host);
+            mmu.flush_current(id, cx.host);
+        }
+        _ => mmu.flush_guest(id, cx.host),
+    }
+    cx.skip()
+}
