@@ -8,7 +8,7 @@ use crate::{
     spec, text,
 };
 use std::collections::VecDeque;
-use vmtape_machine::MachineSpec;
+use vmtape_machine::{Live, MachineSpec};
 use vmtape_traces::{Event, ExitGroup, Exits, Tape, reader::Events};
 
 /// Exits between two comparisons.
@@ -30,7 +30,12 @@ pub struct Mismatch {
 
 impl<'t> Checker<'t> {
     pub fn new(tape: &'t Tape) -> Self {
-        Self { taped: tape.events(), compared: Compared::default(), recent: VecDeque::new() }
+        Self::at(tape.events())
+    }
+
+    /// Begins in the middle.
+    fn at(taped: Events<'t>) -> Self {
+        Self { taped, compared: Compared::default(), recent: VecDeque::new() }
     }
 
     /// Compares the next events. `None`: they are as taped.
@@ -83,19 +88,25 @@ impl<'t> Checker<'t> {
     }
 }
 
-/// Runs the tape's machine again and compares event by event.
+/// Runs the tape's machine again and compares event by event. `from`: not from its start, but from the last checkpoint
+/// with at most so many exits before it.
 pub fn replay(
     tape: &Tape,
     machine: MachineSpec,
     create: Create,
+    from: Option<u64>,
     report: &mut Report,
     reproduce: &str,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), Error> {
     let widths = widths(&machine);
-    let inputs = Box::new(spec::inputs(tape)?);
-    let mut player = Player::new(machine, inputs, spec::budget(tape), create, true)?;
-    let mut checker = Checker::new(tape);
+    let (mut player, mut checker) = match from {
+        None => {
+            let inputs = Box::new(spec::inputs(tape)?);
+            (Player::new(machine, inputs, spec::budget(tape), create, true)?, Checker::new(tape))
+        }
+        Some(exit) => middle(tape, machine, create, exit)?,
+    };
     let mut found = None;
     while player.end.is_none() && found.is_none() && !checker.at_cut(tape) {
         player.advance(u64::MAX, player.machine.exits() + STRETCH)?;
@@ -112,6 +123,31 @@ pub fn replay(
         report.diverge(divergence(&checker, mismatch, widths, reproduce));
     }
     Ok(())
+}
+
+/// A machine restored from a checkpoint, and the tape from there on.
+fn middle<'t>(
+    tape: &'t Tape,
+    machine: MachineSpec,
+    create: Create,
+    exit: u64,
+) -> Result<(Player, Checker<'t>), Error> {
+    let start = tape.checkpoint_before(exit).ok_or_else(|| {
+        Error::Other(format!(
+            "{}: has no checkpoint before exit {exit} (record --checkpoint-every)",
+            tape.name()
+        ))
+    })?;
+    let mut chain = Vec::new();
+    for checkpoint in tape.checkpoints().take_while(|checkpoint| checkpoint.exit <= start.exit) {
+        chain.push(tape.checkpoint(checkpoint)?.1);
+    }
+    // A checkpoint has the position of a live run's inputs.
+    let inputs = Box::new(Live::new(machine.seed));
+    let mut player = Player::new(machine, inputs, spec::budget(tape), create, true)?;
+    player.machine.restore(chain.iter().map(Vec::as_slice))?;
+    player.take_events();
+    Ok((player, Checker::at(tape.events_from(start.chunk))))
 }
 
 /// The widths of a machine's guest and host.

@@ -110,3 +110,15 @@ fn a_guest_wider_than_the_other_host_is_refused() -> Result<()> {
     assert!(String::from_utf8(refused.stderr)?.contains("52 physical address bits"));
     Ok(())
 }
+
+#[test]
+fn a_replay_starts_at_a_checkpoint() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let line = ["record", "-q", "-b", "vmx", "--checkpoint-every", "100", "-o", "a.tape", "builtin:cpuid"];
+    assert!(vmtape(folder.path(), &line)?.status.success());
+    let replayed = vmtape(folder.path(), &["replay", "a.tape", "--from", "250"])?;
+    assert_eq!(replayed.status.code(), SAME, "{}", tail(&replayed));
+    let without = vmtape(folder.path(), &["replay", "a.tape", "--from", "5"])?;
+    assert_eq!(without.status.code(), Some(125), "{}", tail(&without));
+    Ok(())
+}

@@ -31,7 +31,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     writeln!(
         io::stdout(),
         "{} exits of {} vCPUs; {decoded} events decoded, {kept} kept as text, {} lines unreadable",
-        summary.exits, summary.vcpus, summary.unreadable
+        summary.exits,
+        summary.vcpus,
+        summary.unreadable
     )?;
     if summary.lost_events > 0 {
         eprintln!("vmtape: the trace says that {} events were lost", summary.lost_events);

@@ -1,7 +1,7 @@
 use crate::{
     commands::report,
     machine_args::{PluginArgs, create, find_host, fits, parse_backend, parse_kvm},
-    output::{ExitCode, progress},
+    output::{ExitCode, progress, usage},
 };
 use anyhow::Result;
 use clap::{ValueEnum, ValueHint};
@@ -36,6 +36,10 @@ pub struct Args {
     /// Whether the guest runs
     #[arg(long, value_enum, default_value = "run")]
     mode: Mode,
+
+    /// Begin at the last checkpoint before this exit (same backend only; see record --checkpoint-every)
+    #[arg(long, value_name = "EXIT")]
+    from: Option<u64>,
 
     /// Exits of context before a difference
     #[arg(long, value_name = "N", default_value_t = 3)]
@@ -161,6 +165,12 @@ fn compare(
     let name = |machine: &MachineSpec| format!("{} on {}", machine.backend, machine.host);
     let bar = progress("replay");
     let create = |machine: &MachineSpec| plugins.create(machine);
+    let alike = same_machine(&expected, &actual);
+    if args.from.is_some() && (args.mode == Mode::Exits || !alike) {
+        return Err(usage(
+            "--from restores a checkpoint of the tape's own backend: not with -b or --mode exits",
+        ));
+    }
     let report = if args.mode == Mode::Exits {
         let same = expected.backend == actual.backend;
         let method = if same {
@@ -172,11 +182,11 @@ fn compare(
         let mut tick = |exits| bar.set_message(format!("{exits} exits"));
         exits::replay(tape, actual, &create, same, &mut report, &reproduce, &mut tick)?;
         report
-    } else if same_machine(&expected, &actual) {
+    } else if alike {
         let method = "the same backend runs the guest again; every event is compared";
         let mut report = Report::new(method, tape.name(), name(&actual));
         let mut tick = |exits| bar.set_message(format!("{exits} exits"));
-        identical::replay(tape, actual, &create, &mut report, &reproduce, &mut tick)?;
+        identical::replay(tape, actual, &create, args.from, &mut report, &reproduce, &mut tick)?;
         report
     } else {
         let method = "both backends run the guest; registers, memory and output are compared instruction by instruction";
