@@ -248,6 +248,14 @@ CPU:1 [LOST 42 EVENTS]
 }
 
 #[test]
+fn a_page_of_a_level_that_cannot_be_stays_a_line() {
+    let line = " a-7 [000] .... 1.0: kvm_mmu_get_page: sp gen 0 gfn 0 l16 8-byte q0 direct wux nxe ad root 0 sync new";
+    let (events, summary) = events(&Source::Text(line.to_owned()));
+    assert!(matches!(&events[..], [Event::Line { .. }]));
+    assert_eq!(summary.kept["kvm_mmu_get_page"], 1);
+}
+
+#[test]
 fn what_is_no_trace_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.txt");

@@ -273,7 +273,8 @@ fn userspace_exit(mut s: Scan<'_>) -> Option<Note> {
 /// `sp gen 0 gfn 40000 l2 8-byte q0 direct wux nxe ad root 0 sync`: frame and role.
 fn page(mut s: Scan<'_>) -> Option<(u64, u32)> {
     let gfn = s.hex("gfn ")?;
-    let mut role = PageRole::new().with_level(s.dec(" l")? as u8);
+    let level = s.dec(" l").filter(|level| *level < 16)?;
+    let mut role = PageRole::new().with_level(level as u8);
     role.set_has_4_byte_gpte(s.dec(" ")? == 4);
     role.set_quadrant(s.dec("-byte q")? as u8 & 3);
     let words: Vec<_> = s.0.split_whitespace().collect();
