@@ -3,6 +3,8 @@
 //! See: KVM arch/x86/kvm/x86.c kvm_get_msr_common(), kvm_set_msr_common(); mtrr.c; vmx/vmx.c vmx_get_msr(),
 //! vmx_set_msr(); svm/svm.c svm_get_msr(), svm_set_msr()
 
+mod other;
+
 use crate::{
     cpuid::feature,
     cr::{self, MmuEffect},
@@ -31,56 +33,6 @@ const PLATFORM_INFO_CPUID_FAULT: u64 = 1 << 31;
 /// IA32_APIC_BASE bits.
 const X2APIC_ENABLE: u64 = 1 << 10;
 const APIC_ENABLE: u64 = 1 << 11;
-
-/// MSRs without a name in the architecture crate.
-mod other {
-    pub const KVM_WALL_CLOCK: u32 = 0x11;
-    pub const KVM_SYSTEM_TIME: u32 = 0x12;
-    pub const PLATFORM_ID: u32 = 0x17;
-    pub const EBL_CR_POWERON: u32 = 0x2a;
-    pub const EBC_FREQUENCY_ID: u32 = 0x2c;
-    pub const SMI_COUNT: u32 = 0x34;
-    pub const UCODE_WRITE: u32 = 0x79;
-    pub const SMBASE: u32 = 0x9e;
-    pub const P6_PERFCTR: [u32; 2] = [0xc1, 0xc2];
-    pub const FSB_FREQ: u32 = 0xcd;
-    pub const PLATFORM_INFO: u32 = 0xce;
-    pub const UMWAIT_CONTROL: u32 = 0xe1;
-    pub const BBL_CR_CTL3: u32 = 0x11e;
-    pub const MISC_FEATURES_ENABLES: u32 = 0x140;
-    pub const MCG_CTL: u32 = 0x17b;
-    pub const P6_EVNTSEL: [u32; 2] = [0x186, 0x187];
-    pub const PERF_STATUS: u32 = 0x198;
-    pub const PERF_CTL: u32 = 0x199;
-    pub const LAST_BRANCH: std::ops::RangeInclusive<u32> = 0x1db..=0x1de;
-    pub const POWER_CTL: u32 = 0x1fc;
-    pub const MTRR_FIXED: [u32; 11] =
-        [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
-    /// KVM_NR_VAR_MTRR pairs.
-    pub const MTRR_VARIABLE: std::ops::Range<u32> = 0x200..0x210;
-    pub const MC_BANKS: std::ops::Range<u32> = 0x400..0x480;
-    pub const RAPL: [u32; 5] = [0x606, 0x639, 0x641, 0x611, 0x619];
-    pub const XFD: u32 = 0x1c4;
-    pub const XFD_ERR: u32 = 0x1c5;
-    pub const KVM_PV: std::ops::RangeInclusive<u32> = 0x4b56_4d00..=0x4b56_4d08;
-    pub const K7_EVNTSEL_PERFCTR: std::ops::RangeInclusive<u32> = 0xc001_0000..=0xc001_0007;
-    pub const SYSCFG: u32 = 0xc001_0010;
-    pub const K7_HWCR: u32 = 0xc001_0015;
-    pub const K7_CLK_CTL: u32 = 0xc001_001b;
-    pub const NB_CFG: u32 = 0xc001_001f;
-    pub const PATCH_LOADER: u32 = 0xc001_0020;
-    pub const INT_PENDING_MSG: u32 = 0xc001_0055;
-    pub const MMIO_CONF_BASE: u32 = 0xc001_0058;
-    pub const TSEG: [u32; 2] = [0xc001_0112, 0xc001_0113];
-    pub const VIRT_SPEC_CTRL: u32 = 0xc001_011f;
-    pub const OSVW: [u32; 2] = [0xc001_0140, 0xc001_0141];
-    pub const IC_CFG: u32 = 0xc001_1021;
-    pub const DC_CFG: u32 = 0xc001_1022;
-    pub const TW_CFG: u32 = 0xc001_1023;
-    pub const DE_CFG: u32 = 0xc001_1029;
-    pub const BU_CFG2: u32 = 0xc001_102a;
-    pub const EX_CFG: u32 = 0xc001_102c;
-}
 
 /// MSRs that `VcpuState` does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,55 +158,9 @@ pub fn get(
         Msr::IA32_DEBUGCTL => state.debugctl,
         Msr::IA32_FEAT_CTL if !msrs.amd_host => msrs.stored(index),
         Msr::VM_CR | Msr::VM_HSAVE_PA if msrs.amd_host => msrs.stored(index),
-        _ => get_other(vcpu, index, host_initiated)?,
+        _ => other::get(vcpu, index, host_initiated)?,
     })
 }
-
-fn get_other(vcpu: &Vcpu, index: u32, host_initiated: bool) -> Result<u64, Refused> {
-    use other::*;
-    let msrs = &vcpu.msrs;
-    let xfd = host_initiated || vcpu.cpuid.has(feature::XFD);
-    Ok(match index {
-        PLATFORM_ID | EBL_CR_POWERON | PERF_CTL => 0,
-        EBC_FREQUENCY_ID => 1 << 24,
-        FSB_FREQ => 3,
-        PERF_STATUS => 1000 | 4 << 40,
-        PLATFORM_INFO => msrs.platform_info,
-        BBL_CR_CTL3 => 0xbe70_2111,
-        P6_PERFCTR_0..=P6_PERFCTR_1 | P6_EVNTSEL_0..=P6_EVNTSEL_1 => 0,
-        _ if LAST_BRANCH.contains(&index) || RAPL.contains(&index) || K7_EVNTSEL_PERFCTR.contains(&index) => {
-            0
-        }
-        _ if MTRR_FIXED.contains(&index) || MTRR_VARIABLE.contains(&index) => msrs.stored(index),
-        _ if MC_BANKS.contains(&index) => msrs.stored(index),
-        // IA32_MCG_CTL exists only with MCG_CTL_P, which IA32_MCG_CAP does not have.
-        MCG_CTL if host_initiated => 0,
-        P5_MC_ADDR | P5_MC_TYPE => 0,
-        SMBASE if host_initiated => 0x30000,
-        SMI_COUNT => 0,
-        POWER_CTL | MISC_FEATURES_ENABLES | KVM_WALL_CLOCK | KVM_SYSTEM_TIME => msrs.stored(index),
-        XFD | XFD_ERR if xfd => msrs.stored(index),
-        UMWAIT_CONTROL if vcpu.cpuid.has(feature::WAITPKG) => msrs.stored(index),
-        _ if KVM_PV.contains(&index) => msrs.stored(index),
-        VM_HSAVE_PA_ON_INTEL | SYSCFG | INT_PENDING_MSG | NB_CFG | MMIO_CONF_BASE | BU_CFG2 | DC_CFG
-        | TW_CFG | EX_CFG => 0,
-        _ if TSEG.contains(&index) => 0,
-        K7_HWCR => msrs.stored(index),
-        K7_CLK_CTL => 0x2000_0000,
-        VIRT_SPEC_CTRL if msrs.amd_host && vcpu.cpuid.has(feature::VIRT_SSBD) => msrs.stored(index),
-        IC_CFG | DE_CFG if msrs.amd_host => msrs.stored(index),
-        _ if OSVW.contains(&index) && msrs.amd_host => msrs.stored(index),
-        _ => return Err(Refused),
-    })
-}
-
-const P6_PERFCTR_0: u32 = other::P6_PERFCTR[0];
-const P6_PERFCTR_1: u32 = other::P6_PERFCTR[1];
-const P6_EVNTSEL_0: u32 = other::P6_EVNTSEL[0];
-const P6_EVNTSEL_1: u32 = other::P6_EVNTSEL[1];
-const P5_MC_ADDR: u32 = 0;
-const P5_MC_TYPE: u32 = 1;
-const VM_HSAVE_PA_ON_INTEL: u32 = 0xc001_0117;
 
 fn has_spec_ctrl(vcpu: &Vcpu) -> bool {
     use feature::*;
@@ -353,72 +259,9 @@ pub fn set(
             allow(data & !0x1f == 0)?;
             return vcpu.msrs.store(index, data);
         }
-        _ => return set_other(vcpu, index, data, host_initiated),
+        _ => return other::set(vcpu, index, data, host_initiated),
     }
     done
-}
-
-fn set_other(vcpu: &mut Vcpu, index: u32, data: u64, host_initiated: bool) -> Written {
-    use other::*;
-    let done = Ok(MmuEffect::default());
-    let reserved_gpa = vcpu.cpuid.reserved_gpa_bits();
-    let amd_host = vcpu.msrs.amd_host;
-    let check = |legal: bool| if legal { Ok(()) } else { Err(Refused) };
-    match index {
-        NB_CFG | UCODE_WRITE | VM_HSAVE_PA_ON_INTEL | PATCH_LOADER | BU_CFG2 | DC_CFG | EX_CFG => {
-            return done;
-        }
-        BBL_CR_CTL3 => return done,
-        MMIO_CONF_BASE => return check(data == 0).and(done),
-        K7_HWCR => {
-            // TscFreqSel and the bits that KVM ignores; McStatusWrEn is the only other one.
-            let data = data & !0x148;
-            check(data & !(1 << 18 | 1 << 24) == 0)?;
-        }
-        _ if MTRR_FIXED.contains(&index) => {
-            check(data.to_le_bytes().iter().all(|t| is_valid_mtrr_type(*t)))?;
-        }
-        _ if MTRR_VARIABLE.contains(&index) => {
-            let mask = index & 1 != 0;
-            let reserved = reserved_gpa | if mask { 0x7ff } else { 0xf00 };
-            check(data & reserved == 0 && (mask || is_valid_mtrr_type(data as u8)))?;
-        }
-        _ if MC_BANKS.contains(&index) => {
-            let all_ones = data | 1 << 10 | 1 == u64::MAX;
-            match index & 3 {
-                0 => check(data == 0 || all_ones)?,
-                1 => {
-                    let status_writable = amd_host && vcpu.msrs.stored(K7_HWCR) >> 18 & 1 != 0;
-                    check(host_initiated || data == 0 || status_writable)?;
-                }
-                _ => {}
-            }
-        }
-        P6_PERFCTR_0..=P6_PERFCTR_1 | P6_EVNTSEL_0..=P6_EVNTSEL_1 => return done,
-        _ if K7_EVNTSEL_PERFCTR.contains(&index) => return done,
-        SMBASE | SMI_COUNT => return check(host_initiated).and(done),
-        PLATFORM_INFO => {
-            check(host_initiated)?;
-            vcpu.msrs.platform_info = data;
-            return done;
-        }
-        MISC_FEATURES_ENABLES => {
-            check(data & !1 == 0 && (data == 0 || vcpu.msrs.platform_info & PLATFORM_INFO_CPUID_FAULT != 0))?;
-        }
-        POWER_CTL | KVM_WALL_CLOCK | KVM_SYSTEM_TIME => {}
-        _ if KVM_PV.contains(&index) => {}
-        XFD | XFD_ERR => {
-            check(host_initiated || vcpu.cpuid.has(feature::XFD))?;
-            check(data & !vcpu.cpuid.supported_xcr0() == 0)?;
-        }
-        UMWAIT_CONTROL => check(vcpu.cpuid.has(feature::WAITPKG) && data & (bits(32, 63) | 2) == 0)?,
-        VIRT_SPEC_CTRL => check(amd_host && vcpu.cpuid.has(feature::VIRT_SSBD) && data & !4 == 0)?,
-        IC_CFG => check(amd_host)?,
-        DE_CFG => check(amd_host && data == vcpu.msrs.stored(index))?,
-        _ if OSVW.contains(&index) => check(amd_host)?,
-        _ => return Err(Refused),
-    }
-    vcpu.msrs.store(index, data)
 }
 
 /// `kvm_compute_l1_tsc_offset`: a guest that writes its TSC moves IA32_TSC_ADJUST along.
