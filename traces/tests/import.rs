@@ -248,11 +248,20 @@ CPU:1 [LOST 42 EVENTS]
 }
 
 #[test]
-fn a_page_of_a_level_that_cannot_be_stays_a_line() {
-    let line = " a-7 [000] .... 1.0: kvm_mmu_get_page: sp gen 0 gfn 0 l16 8-byte q0 direct wux nxe ad root 0 sync new";
-    let (events, summary) = events(&Source::Text(line.to_owned()));
-    assert!(matches!(&events[..], [Event::Line { .. }]));
-    assert_eq!(summary.kept["kvm_mmu_get_page"], 1);
+fn numbers_that_cannot_be_stay_lines() {
+    for (event, text) in [
+        ("kvm_mmu_get_page", "sp gen 0 gfn 0 l16 8-byte q0 direct wux nxe ad root 0 sync new"),
+        ("kvm_pio", "pio_write at 0x10000 size 1 count 1 val 0x53"),
+        ("kvm_cr", "cr_write 4 = 0x10000000000000000"),
+    ] {
+        let line = format!(" a-7 [000] .... 1.0: {event}: {text}");
+        let (events, summary) = events(&Source::Text(line));
+        assert_eq!(
+            events,
+            [Event::Line { vcpu: vmtape_traces::event::NO_VCPU, text: format!("{event}: {text}") }]
+        );
+        assert_eq!(summary.kept[event], 1);
+    }
 }
 
 #[test]

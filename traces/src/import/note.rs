@@ -18,24 +18,25 @@ impl<'a> Scan<'a> {
         Some(before)
     }
 
-    /// A hexadecimal number after a word, with or without `0x`; the number ends at the first other character.
-    fn hex(&mut self, word: &str) -> Option<u64> {
+    /// A hexadecimal number after a word, with or without `0x`; the number ends at the first other character. One that
+    /// does not fit is none: the line stays as it is.
+    fn hex<T: TryFrom<u64>>(&mut self, word: &str) -> Option<T> {
         self.until(word)?;
         self.0 = self.0.strip_prefix("0x").unwrap_or(self.0);
         self.number(16)
     }
 
     /// A decimal number after a word.
-    fn dec(&mut self, word: &str) -> Option<u64> {
+    fn dec<T: TryFrom<u64>>(&mut self, word: &str) -> Option<T> {
         self.until(word)?;
         self.number(10)
     }
 
-    fn number(&mut self, radix: u32) -> Option<u64> {
+    fn number<T: TryFrom<u64>>(&mut self, radix: u32) -> Option<T> {
         let end = self.0.find(|c: char| !c.is_digit(radix)).unwrap_or(self.0.len());
         let (digits, rest) = self.0.split_at(end);
         self.0 = rest;
-        u64::from_str_radix(digits, radix).ok()
+        u64::from_str_radix(digits, radix).ok()?.try_into().ok()
     }
 
     fn has(&self, word: &str) -> bool {
@@ -50,8 +51,8 @@ pub fn exit(text: &str, last: Isa) -> Option<(u64, Exit)> {
     let (isa, reason) = parse_reason(s.until(" rip ")?, last)?;
     let rip = s.hex("")?;
     let (info1, info2) = (s.hex(" info1 ")?, s.hex(" info2 ")?);
-    let intr_info = s.hex(" intr_info ")? as u32;
-    let error_code = s.hex(" error_code ")? as u32;
+    let intr_info = s.hex(" intr_info ")?;
+    let error_code = s.hex(" error_code ")?;
     let mut exit = Exit { isa, reason, info1, info2, intr_info, error_code, ..Default::default() };
     addresses(&mut exit);
     Some((rip, exit))
@@ -89,27 +90,27 @@ pub fn note(event: &str, text: &str) -> Option<Note> {
     Some(match event {
         "kvm_entry" => Note::Entry {
             rip: s.hex("rip ")?,
-            intr_info: if s.has("intr_info ") { s.hex("intr_info ")? as u32 } else { 0 },
-            error_code: if s.has("error_code ") { s.hex("error_code ")? as u32 } else { 0 },
+            intr_info: if s.has("intr_info ") { s.hex("intr_info ")? } else { 0 },
+            error_code: if s.has("error_code ") { s.hex("error_code ")? } else { 0 },
         },
         "kvm_page_fault" => Note::PageFault { address: s.hex("address ")?, code: s.hex("error_code ")? },
         "kvm_cpuid" => cpuid(s)?,
         "kvm_msr" => {
             let write = direction(s.until(" ")?, "msr")?;
-            let (index, data) = (s.hex("")? as u32, s.hex(" = ")?);
+            let (index, data) = (s.hex("")?, s.hex(" = ")?);
             Note::Msr { write, index, data, exception: s.has("(#GP)") }
         }
         "kvm_cr" => {
             let write = direction(s.until(" ")?, "cr")?;
-            Note::Cr { write, number: s.hex("")? as u8, value: s.hex(" = ")? }
+            Note::Cr { write, number: s.hex("")?, value: s.hex(" = ")? }
         }
         "kvm_pio" => {
             let write = direction(s.until(" ")?, "pio")?;
             Note::Pio {
                 write,
-                port: s.hex("at ")? as u16,
-                size: s.dec("size ")? as u8,
-                count: s.dec("count ")? as u32,
+                port: s.hex("at ")?,
+                size: s.dec("size ")?,
+                count: s.dec("count ")?,
                 value: s.hex("val ")?,
             }
         }
@@ -118,7 +119,7 @@ pub fn note(event: &str, text: &str) -> Option<Note> {
             let number = || u8::from_str_radix(kind.strip_prefix("0x")?, 16).ok();
             Note::Mmio {
                 kind: MmioKind::from_name(kind).map(|kind| kind.0).or_else(number)?,
-                len: s.dec("")? as u8,
+                len: s.dec("")?,
                 gpa: s.hex("gpa ")?,
                 value: s.hex("val ")?,
             }
@@ -146,36 +147,32 @@ pub fn note(event: &str, text: &str) -> Option<Note> {
 fn mmu_note(event: &str, mut s: Scan<'_>) -> Option<Note> {
     Some(match event {
         "kvm_mmu_spte_requested" => {
-            Note::SpteRequested { gfn: s.hex("gfn ")?, pfn: s.hex("pfn ")?, level: s.dec("level ")? as u8 }
+            Note::SpteRequested { gfn: s.hex("gfn ")?, pfn: s.hex("pfn ")?, level: s.dec("level ")? }
         }
         "kvm_mmu_set_spte" => {
-            Note::SetSpte { gfn: s.hex("gfn ")?, spte: s.hex("spte ")?, level: s.dec("level ")? as u8 }
+            Note::SetSpte { gfn: s.hex("gfn ")?, spte: s.hex("spte ")?, level: s.dec("level ")? }
         }
-        "kvm_mmu_pagetable_walk" => {
-            Note::PagetableWalk { address: s.hex("addr ")?, pferr: s.hex("pferr ")? as u32 }
-        }
-        "kvm_mmu_paging_element" => {
-            Note::PagingElement { pte: s.hex("pte ")?, level: s.dec("level ")? as u8 }
-        }
-        "kvm_mmu_walker_error" => Note::WalkerError { pferr: s.hex("pferr ")? as u32 },
+        "kvm_mmu_pagetable_walk" => Note::PagetableWalk { address: s.hex("addr ")?, pferr: s.hex("pferr ")? },
+        "kvm_mmu_paging_element" => Note::PagingElement { pte: s.hex("pte ")?, level: s.dec("level ")? },
+        "kvm_mmu_walker_error" => Note::WalkerError { pferr: s.hex("pferr ")? },
         "kvm_mmu_set_accessed_bit" => Note::SetAccessed { gpa: s.hex("gpa ")? },
         "kvm_mmu_set_dirty_bit" => Note::SetDirty { gpa: s.hex("gpa ")? },
-        "mark_mmio_spte" => Note::MarkMmioSpte { gfn: s.hex("gfn ")?, access: s.hex("access ")? as u8 },
+        "mark_mmio_spte" => Note::MarkMmioSpte { gfn: s.hex("gfn ")?, access: s.hex("access ")? },
         "handle_mmio_page_fault" => Note::HandleMmioPageFault {
             address: s.hex("addr:")?,
             gfn: s.hex("gfn ")?,
-            access: s.hex("access ")? as u8,
+            access: s.hex("access ")?,
         },
         "fast_page_fault" => {
             let address = s.hex("gva ")?;
             s.until("error_code ")?;
             // With no bit set the flags are an empty word.
             let code = if s.0.starts_with("sptep ") { 0 } else { parse_pferr(s.until(" ")?)? };
-            Note::FastPageFault { address, code, fixed: s.dec("fixed ")? != 0 }
+            Note::FastPageFault { address, code, fixed: s.dec::<u8>("fixed ")? != 0 }
         }
         "kvm_tdp_mmu_spte_changed" => Note::TdpSpteChanged {
             gfn: s.hex("gfn ")?,
-            level: s.dec("level ")? as u8,
+            level: s.dec("level ")?,
             old: s.hex("old_spte ")?,
             new: s.hex("new_spte ")?,
         },
@@ -207,8 +204,8 @@ fn direction(word: &str, what: &str) -> Option<bool> {
 }
 
 fn cpuid(mut s: Scan<'_>) -> Option<Note> {
-    let (function, index) = (s.hex("func ")? as u32, s.hex("idx ")? as u32);
-    let mut register = |word| s.hex(word).and_then(|value| u32::try_from(value).ok());
+    let (function, index) = (s.hex("func ")?, s.hex("idx ")?);
+    let mut register = |word| s.hex(word);
     let (eax, ebx, ecx, edx) = (register("rax ")?, register("rbx ")?, register("rcx ")?, register("rdx ")?);
     s.until("cpuid entry ")?;
     let found = s.0.starts_with("found");
@@ -222,7 +219,7 @@ fn inj_exception(mut s: Scan<'_>) -> Option<Note> {
     let number = || u8::from_str_radix(name.strip_prefix("0x")?, 16).ok().map(Vector);
     let vector = Vector::from_name(name).or_else(number)?;
     let printed = s.has(" (");
-    let error_code = if printed { s.hex(" (")? as u32 } else { 0 };
+    let error_code = if printed { s.hex(" (")? } else { 0 };
     let has_error = printed && (vector.has_error_code() || error_code != 0);
     Some(Note::InjException { vector, has_error, error_code, reinjected })
 }
@@ -232,12 +229,12 @@ fn inj_virq(mut s: Scan<'_>) -> Option<Note> {
     let (soft, reinjected) = (s.0.starts_with("Soft/INTn"), s.has("[reinjected]"));
     let old = s.0.starts_with("irq ");
     let vector = if old { s.dec("irq ")? } else { s.hex(" ")? };
-    Some(Note::InjVirq { vector: u8::try_from(vector).ok()?, soft, reinjected })
+    Some(Note::InjVirq { vector, soft, reinjected })
 }
 
 /// `0:401087:45 8b 30 (prot64) failed`.
 fn emulate_insn(mut s: Scan<'_>) -> Option<Note> {
-    let csbase = s.hex("")? as u32;
+    let csbase = s.hex("")?;
     let rip = s.hex(":")?;
     s.until(":")?;
     let (bytes, mode) = (s.until("(")?, s.until(")")?);
@@ -261,7 +258,7 @@ fn emulate_insn(mut s: Scan<'_>) -> Option<Note> {
 /// `reason KVM_EXIT_IO (2)`, `reason restart (4)`.
 fn userspace_exit(mut s: Scan<'_>) -> Option<Note> {
     let name = s.until(" (").and_then(|text| text.strip_prefix("reason "))?;
-    let number = u32::try_from(s.dec("")?).ok()?;
+    let number: u32 = s.dec("")?;
     Some(match name {
         "restart" | "error" => {
             Note::UserspaceExit { reason: 0, errno: i32::try_from(number).ok()?.checked_neg()? }
@@ -274,9 +271,9 @@ fn userspace_exit(mut s: Scan<'_>) -> Option<Note> {
 fn page(mut s: Scan<'_>) -> Option<(u64, u32)> {
     let gfn = s.hex("gfn ")?;
     let level = s.dec(" l").filter(|level| *level < 16)?;
-    let mut role = PageRole::new().with_level(level as u8);
-    role.set_has_4_byte_gpte(s.dec(" ")? == 4);
-    role.set_quadrant(s.dec("-byte q")? as u8 & 3);
+    let mut role = PageRole::new().with_level(level);
+    role.set_has_4_byte_gpte(s.dec::<u8>(" ")? == 4);
+    role.set_quadrant(s.dec::<u8>("-byte q")? & 3);
     let words: Vec<_> = s.0.split_whitespace().collect();
     let access = words.iter().find_map(|word| access(word))?;
     role.set_access(access);
