@@ -7,6 +7,7 @@ use crate::{
     Error,
     devices::Devices,
     host::Clock,
+    inputs::Taken,
     machine::{Machine, Progress, Vcpu, cpu_config},
 };
 use serde::{Deserialize, Serialize};
@@ -29,7 +30,7 @@ struct Saved<D> {
     vcpus: Vec<(VcpuState, bool, Progress)>,
     devices: D,
     clock: Clock,
-    inputs: Vec<u8>,
+    taken: Taken,
     backend: Vec<u8>,
     current: u32,
     turn_ends: u64,
@@ -134,7 +135,7 @@ impl Machine {
             vcpus: self.vcpus.iter().map(|v| (v.state, v.needs_entry, v.progress)).collect(),
             devices: &self.services.devices,
             clock: self.services.clock,
-            inputs: self.services.inputs.save(),
+            taken: self.services.taken,
             backend: self.backend.save(),
             current: self.current,
             turn_ends: self.turn_ends,
@@ -204,9 +205,6 @@ impl Machine {
         if saved.page_hashes != self.page_hashes.sum {
             return Err(Error::Checkpoint("memory differs from what was saved".to_owned()));
         }
-        if !self.services.inputs.restore(&saved.inputs) {
-            return Err(Error::Checkpoint("it holds no position of these inputs".to_owned()));
-        }
         self.backend
             .restore(&saved.backend)
             .map_err(|errno| Error::Backend { what: "its saved state".to_owned(), errno })?;
@@ -214,6 +212,8 @@ impl Machine {
         for (vcpu, (state, needs_entry, progress)) in self.vcpus.iter_mut().zip(saved.vcpus) {
             *vcpu = Vcpu { state, needs_entry, progress, cpu: Cpu::new(config) };
         }
+        self.services.inputs.skip(&saved.taken);
+        self.services.taken = saved.taken;
         self.services.devices = saved.devices;
         self.services.clock = saved.clock;
         self.current = saved.current;

@@ -1,6 +1,12 @@
 //! The services that a backend calls: memory, TLB flushes, devices, the emulator, the tape.
 
-use crate::{devices::Devices, devices::NS_PER_TICK, inputs::Inputs, memory::Memory, recorder::Tape};
+use crate::{
+    devices::Devices,
+    devices::NS_PER_TICK,
+    inputs::{Inputs, Taken},
+    memory::Memory,
+    recorder::Tape,
+};
 use serde::{Deserialize, Serialize};
 use vmtape_abi::{ALL_VCPUS, BusOp, BusSpace, EmulateRequest, Emulated, EmulatorMmu, FlushScope, Host};
 use vmtape_arch::{
@@ -48,6 +54,7 @@ pub(crate) struct Services {
     pub(crate) devices: Devices,
     pub(crate) clock: Clock,
     pub(crate) inputs: Box<dyn Inputs>,
+    pub(crate) taken: Taken,
     pub(crate) tape: Tape,
     /// One per vCPU.
     pub(crate) flushes: Vec<FlushHandle>,
@@ -76,6 +83,7 @@ impl Services {
     pub(crate) fn random(&mut self) -> u64 {
         let icount = self.clock.icount;
         let value = self.inputs.random(icount);
+        self.taken.random += 1;
         self.tape.event(Event::Input { icount, source: InputSource::RANDOM, value });
         value
     }
@@ -85,13 +93,14 @@ impl Services {
         let icount = self.clock.icount;
         while self.inputs.next_serial().is_some_and(|due| due <= icount) {
             let Some(byte) = self.inputs.serial(icount) else { break };
-            self.type_byte(byte);
+            self.type_byte(byte, icount);
         }
     }
 
-    /// Types a byte on the serial port, on the tape too.
-    pub(crate) fn type_byte(&mut self, byte: u8) {
+    /// Types a byte that was `due` on the serial port, on the tape too.
+    pub(crate) fn type_byte(&mut self, byte: u8, due: u64) {
         let icount = self.clock.icount;
+        (self.taken.serial, self.taken.last_serial) = (self.taken.serial + 1, due);
         self.tape.event(Event::Input { icount, source: InputSource::SERIAL, value: byte.into() });
         self.devices.receive(byte);
     }
@@ -217,6 +226,7 @@ impl Host for Services {
     fn fault_point(&mut self, vcpu: u32, id: u32) -> Option<u64> {
         let icount = self.clock.icount;
         let value = self.inputs.fault(icount, vcpu, id)?;
+        self.taken.faults += 1;
         self.tape.event(Event::Input { icount, source: InputSource::FAULT, value });
         Some(value)
     }

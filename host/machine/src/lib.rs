@@ -22,7 +22,7 @@ mod spec;
 pub use devices::{NS_PER_SECOND, NS_PER_TICK};
 pub use error::Error;
 pub use feed::Resolved;
-pub use inputs::{Inputs, Live, Recorded};
+pub use inputs::{Inputs, Live, Recorded, Taken};
 pub use loader::LoadError;
 pub use machine::Machine;
 pub use memory::Memory;

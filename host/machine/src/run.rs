@@ -115,11 +115,9 @@ impl Machine {
             self.services.clock.jump_to(due);
             return None;
         }
-        let typed = self.services.inputs.next_serial().and_then(|due| self.services.inputs.serial(due));
-        match typed {
-            Some(byte) => self.services.type_byte(byte),
-            None => return Some(End::Idle),
-        }
+        let Some(due) = self.services.inputs.next_serial() else { return Some(End::Idle) };
+        let Some(byte) = self.services.inputs.serial(due) else { return Some(End::Idle) };
+        self.services.type_byte(byte, due);
         None
     }
 
