@@ -8,7 +8,7 @@ use crate::{
     spec, text,
 };
 use std::collections::VecDeque;
-use vmtape_machine::{Live, MachineSpec};
+use vmtape_machine::MachineSpec;
 use vmtape_traces::{Event, ExitGroup, Exits, Tape, reader::Events};
 
 /// Exits between two comparisons.
@@ -142,8 +142,7 @@ fn middle<'t>(
     for checkpoint in tape.checkpoints().take_while(|checkpoint| checkpoint.exit <= start.exit) {
         chain.push(tape.checkpoint(checkpoint)?.1);
     }
-    // A checkpoint has the position of a live run's inputs.
-    let inputs = Box::new(Live::new(machine.seed));
+    let inputs = Box::new(spec::inputs(tape)?);
     let mut player = Player::new(machine, inputs, spec::budget(tape), create, true)?;
     player.machine.restore(chain.iter().map(Vec::as_slice))?;
     player.take_events();
