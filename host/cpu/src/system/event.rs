@@ -107,7 +107,12 @@ pub(super) fn software_interrupt(core: &mut Core<'_>, insn: &Insn, vector: u8) -
         ..Event::default()
     };
     core.state.delivering = event;
-    let done = core.deliver(&event);
+    let mut done = core.deliver(&event);
+    if let Err(Interrupted::Fault(fault)) = done
+        && offer(core, &fault).is_err()
+    {
+        done = Err(Interrupted::Exit);
+    }
     core.state.delivering = Event::default();
     core.single_step = false;
     done

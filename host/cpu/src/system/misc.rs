@@ -131,8 +131,8 @@ pub(super) fn monitor(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupte
     if core.cpl() != 0 {
         return ud();
     }
-    core.require_gp0(core.state.gpr[gpr::RCX] as u32 == 0)?;
     core.sensitive(&core.describe(insn, SensitiveKind::MONITOR))?;
+    core.require_gp0(core.state.gpr[gpr::RCX] as u32 == 0)?;
     let mask = match insn.code {
         Code::Monitorq => u64::MAX,
         Code::Monitord => 0xffff_ffff,
