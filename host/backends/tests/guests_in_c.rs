@@ -4,6 +4,7 @@ mod common;
 
 use std::{cell::RefCell, fs, io::Write, path::PathBuf, rc::Rc};
 use vmtape_abi::VmConfig;
+use vmtape_arch::exit::ResumeKind;
 use vmtape_backends::LoadedPlugin;
 use vmtape_machine::{
     GuestImage, Limits, Live, Machine, MachineSpec,
@@ -26,9 +27,9 @@ impl Write for Serial {
 }
 
 /// Runs a guest to its end and gives that and what it printed.
-fn run(name: &str, bytes: Vec<u8>) -> (End, String) {
+fn run(name: &str, bytes: Vec<u8>, defines: &[&str]) -> (End, String) {
     let folder = tempfile::tempdir().unwrap();
-    let plugin = LoadedPlugin::load(&common::compile(folder.path(), "libidentity.so", &[])).unwrap();
+    let plugin = LoadedPlugin::load(&common::compile(folder.path(), "libidentity.so", defines)).unwrap();
     let silicon = common::intel();
     let backend = plugin.create(&VmConfig { silicon, options: Vec::new() }).unwrap();
     let supported = backend.supported_cpuid(&silicon_cpuid(&silicon));
@@ -60,7 +61,7 @@ fn run(name: &str, bytes: Vec<u8>) -> (End, String) {
 #[test]
 fn built_in_guests() {
     for name in ["hello", "io"] {
-        let (end, text) = run(name, vmtape_guests::image(name).unwrap());
+        let (end, text) = run(name, vmtape_guests::image(name).unwrap(), &[]);
         assert_eq!(end, End::DebugExit { status: 1 }, "{name}: {text}");
     }
 }
@@ -71,7 +72,14 @@ fn setjmp_of_kvm_unit_tests() {
         eprintln!("SKIPPED, LOUDLY: VMTAPE_KUT is not set to the x86 folder of a built kvm-unit-tests");
         return;
     };
-    let (end, text) = run("setjmp.flat", fs::read(PathBuf::from(folder).join("setjmp.flat")).unwrap());
+    let (end, text) = run("setjmp.flat", fs::read(PathBuf::from(folder).join("setjmp.flat")).unwrap(), &[]);
     assert_eq!(end, End::DebugExit { status: 1 }, "{text}");
     assert!(text.contains("SUMMARY: 10 tests"), "{text}");
+}
+
+#[test]
+fn a_backend_that_breaks_ends_the_run() {
+    let (end, _) = run("hello", vmtape_guests::image("hello").unwrap(), &["-DVARIANT_PANICS"]);
+    let End::Fatal { resume, .. } = end else { panic!("{end:?}") };
+    assert_eq!(resume.kind, ResumeKind::BACKEND_FAILED);
 }

@@ -222,8 +222,16 @@ impl Imported {
         }
     }
 
-    /// A call that may use the host.
+    /// A call without the host.
+    fn plain(&self, call: impl FnOnce() -> Status) -> Result<(), Errno> {
+        if self.broken.get() { Err(Errno::EIO) } else { self.check(call(), None) }
+    }
+
+    /// A call that may use the host. A broken VM is not called again, whatever it would say.
     fn call(&self, host: &mut dyn Host, call: impl FnOnce(HostRef) -> Status) -> Result<(), Errno> {
+        if self.broken.get() {
+            return Err(Errno::EIO);
+        }
         let status = with_host(host, call);
         self.check(status, Some(host))
     }
@@ -235,22 +243,23 @@ impl Imported {
 impl Backend for Imported {
     fn resolved(&self) -> Vec<(String, String)> {
         let mut options = Vec::new();
-        let status = unsafe { (self.table.resolved)(self.vm, option_sink(&mut options)) };
-        let _ = self.check(status, None);
+        let sink = option_sink(&mut options);
+        let _ = self.plain(|| unsafe { (self.table.resolved)(self.vm, sink) });
         options
     }
 
     fn check_extension(&self, cap: u32) -> i64 {
         let mut value = 0;
-        let status = unsafe { (self.table.check_extension)(self.vm, cap, &mut value) };
-        self.check(status, None).map_or(0, |()| value)
+        let called = self.plain(|| unsafe { (self.table.check_extension)(self.vm, cap, &mut value) });
+        called.map_or(0, |()| value)
     }
 
     fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry> {
         let mut entries = Vec::new();
         let sink = cpuid_sink(&mut entries);
-        let status = unsafe { (self.table.supported_cpuid)(self.vm, silicon.as_ptr(), silicon.len(), sink) };
-        let _ = self.check(status, None);
+        let _ = self.plain(|| unsafe {
+            (self.table.supported_cpuid)(self.vm, silicon.as_ptr(), silicon.len(), sink)
+        });
         entries
     }
 
@@ -259,8 +268,7 @@ impl Backend for Imported {
     }
 
     fn create_vcpu(&mut self, vcpu: u32) -> Result<(), Errno> {
-        let status = unsafe { (self.table.create_vcpu)(self.vm, vcpu) };
-        self.check(status, None)
+        self.plain(|| unsafe { (self.table.create_vcpu)(self.vm, vcpu) })
     }
 
     fn set_cpuid(
@@ -277,8 +285,8 @@ impl Backend for Imported {
 
     fn get_cpuid(&self, vcpu: u32) -> Vec<CpuidEntry> {
         let mut entries = Vec::new();
-        let status = unsafe { (self.table.get_cpuid)(self.vm, vcpu, cpuid_sink(&mut entries)) };
-        let _ = self.check(status, None);
+        let sink = cpuid_sink(&mut entries);
+        let _ = self.plain(|| unsafe { (self.table.get_cpuid)(self.vm, vcpu, sink) });
         entries
     }
 
@@ -313,14 +321,13 @@ impl Backend for Imported {
 
     fn save(&self) -> Vec<u8> {
         let mut saved = Vec::new();
-        let status = unsafe { (self.table.save)(self.vm, byte_sink(&mut saved)) };
-        let _ = self.check(status, None);
+        let sink = byte_sink(&mut saved);
+        let _ = self.plain(|| unsafe { (self.table.save)(self.vm, sink) });
         saved
     }
 
     fn restore(&mut self, saved: &[u8]) -> Result<(), Errno> {
-        let status = unsafe { (self.table.restore)(self.vm, saved.as_ptr(), saved.len()) };
-        self.check(status, None)
+        self.plain(|| unsafe { (self.table.restore)(self.vm, saved.as_ptr(), saved.len()) })
     }
 
     fn access(
