@@ -5,7 +5,7 @@ use crate::{core::Core, dispatch, env::Interrupted, features::Features, insn::In
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE};
+use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, host::Vendor};
 
 /// Instructions in a block.
 const MAX_BLOCK: usize = 32;
@@ -221,7 +221,10 @@ impl Blocks {
     /// Decodes one instruction; `None`: the bytes end too early.
     pub(crate) fn decode(&self, core: &Core<'_>, rip: u64, bytes: &[u8]) -> Option<Insn> {
         let bits = 16 << core.mode;
-        let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::FORCE_RESERVED_NOP);
+        // AMD lets an operand-size prefix cut near branches in 64-bit mode; Intel ignores it.
+        let vendor =
+            if core.model.vendor == Vendor::AMD { DecoderOptions::AMD } else { DecoderOptions::NONE };
+        let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::FORCE_RESERVED_NOP | vendor);
         let instruction = decoder.decode();
         if instruction.code() != Code::INVALID {
             return Some(dispatch::insn(&instruction, &self.features));

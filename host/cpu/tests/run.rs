@@ -5,8 +5,8 @@ mod common;
 
 use common::{CODE, DATA, Machine};
 use iced_x86::code_asm::*;
-use vmtape_arch::exception::Vector;
-use vmtape_cpu::Stop;
+use vmtape_arch::{exception::Vector, host::Vendor};
+use vmtape_cpu::{Cpu, CpuConfig, Model, Stop};
 
 #[test]
 fn stops_after_exactly_the_budget() {
@@ -106,4 +106,18 @@ fn compatibility_mode_enters_the_upper_half() {
     machine.state.sysenter_eip = 0xffff_8000_0000_1000;
     assert_eq!(machine.run(1), Stop::Budget, "{:?}", machine.env.fault);
     assert_eq!(machine.state.rip, 0xffff_8000_0000_1000);
+}
+
+#[test]
+fn a_branch_with_an_operand_size_prefix_is_cut_on_amd() {
+    // A near return.
+    let code = [0x66, 0xc3];
+    for (vendor, rip, popped) in [(Vendor::INTEL, 0x1_2000, 8), (Vendor::AMD, 0x2000, 2)] {
+        let mut machine = Machine::new(64, &code);
+        let model = Model { vendor, ..Model::default() };
+        machine.cpu = Cpu::new(CpuConfig { model, ..CpuConfig::default() });
+        machine.env.ram.write(common::STACK, &0x1_2000u64.to_le_bytes());
+        assert_eq!(machine.run(1), Stop::Budget);
+        assert_eq!((machine.state.rip, machine.state.gpr[4]), (rip, common::STACK + popped));
+    }
 }
