@@ -121,3 +121,49 @@ fn a_branch_with_an_operand_size_prefix_is_cut_on_amd() {
         assert_eq!((machine.state.rip, machine.state.gpr[4]), (rip, common::STACK + popped));
     }
 }
+
+/// Calls, strings, flags and stores beside code, in circles.
+fn busy() -> Machine {
+    Machine::assemble(64, |a| {
+        let [mut again, mut function, mut even] = std::array::from_fn(|_| a.create_label());
+        a.set_label(&mut again)?;
+        a.call(function)?;
+        a.test(al, 1)?;
+        a.je(even)?;
+        a.pushfq()?;
+        a.pop(rdx)?;
+        a.add(qword_ptr(CODE + 0x800), rdx)?;
+        a.set_label(&mut even)?;
+        a.mov(rsi, DATA)?;
+        a.lea(rdi, ptr(rsi + rax))?;
+        a.mov(ecx, 37)?;
+        a.rep().movsb()?;
+        a.jmp(again)?;
+        a.set_label(&mut function)?;
+        a.imul_3(rax, rax, 29)?;
+        a.add(rax, 7)?;
+        a.and(eax, 0x1fff)?;
+        a.mov(byte_ptr(rax + DATA as i32), al)?;
+        a.ret()
+    })
+}
+
+#[test]
+fn how_a_run_is_sliced_does_not_matter() {
+    const COUNT: u64 = 20_000;
+    let mut whole = busy();
+    assert_eq!(whole.run(COUNT), Stop::Budget);
+    let mut sliced = busy();
+    let mut slice = 1;
+    while sliced.state.icount < COUNT {
+        assert_eq!(sliced.run(slice.min(COUNT - sliced.state.icount)), Stop::Budget);
+        slice = slice * 5 % 23 + 1;
+    }
+    assert_eq!(sliced.state, whole.state);
+    let memory = |machine: &Machine| {
+        let mut bytes = vec![0; common::RAM_SIZE];
+        assert!(machine.env.ram.read(0, &mut bytes));
+        bytes
+    };
+    assert!(memory(&sliced) == memory(&whole));
+}
