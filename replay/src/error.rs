@@ -14,8 +14,8 @@ pub enum Error {
     NoMachine { tape: String },
     #[error("the backend `{backend}` refuses the machine: {reason}")]
     Refused { backend: String, reason: String },
-    #[error("the backend `{backend}` failed: {reason}")]
-    Failed { backend: String, reason: String },
+    #[error("the backend `{backend}` broke after {exits} exits; what it said stands in the log")]
+    Failed { backend: String, exits: u64 },
     #[error("{0}")]
     Other(String),
 }

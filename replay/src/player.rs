@@ -88,11 +88,11 @@ impl Player {
             ..Limits::default()
         };
         let end = self.machine.advance(&limits);
-        if let End::Fatal { resume, reason, .. } = &end
+        if let End::Fatal { resume, .. } = &end
             && resume.kind == ResumeKind::BACKEND_FAILED
         {
             let backend = self.machine.spec().backend.clone();
-            return Err(Error::Failed { backend, reason: reason.clone() });
+            return Err(Error::Failed { backend, exits: self.machine.exits() });
         }
         let paused = matches!(end, End::Limit { .. })
             && self.machine.icount() < self.budget.instructions

@@ -26,10 +26,11 @@ pub fn report(
     json: bool,
     guest_status: bool,
 ) -> Result<ExitCode> {
-    if let End::Fatal { resume, reason, .. } = end
+    if let End::Fatal { resume, .. } = end
         && resume.kind == ResumeKind::BACKEND_FAILED
     {
-        bail!("{}: the backend failed: {reason}", plugin.path.display());
+        let (path, exits) = (plugin.path.display(), machine.exits());
+        bail!("{path}: the backend broke after {exits} exits; what it said stands in the log above");
     }
     let text = text::end_text(end);
     if json {
