@@ -52,8 +52,6 @@ pub struct PageFault {
     pub req_level: u8,
     pub goal_level: u8,
     pub map_writable: bool,
-    /// A guest page table maps itself: writing to it through emulation may need to be undone.
-    pub write_to_own_table: bool,
 }
 
 impl PageFault {
@@ -69,7 +67,6 @@ impl PageFault {
             req_level: 1,
             goal_level: 1,
             map_writable: false,
-            write_to_own_table: false,
         }
     }
 }

@@ -139,7 +139,7 @@ impl Mmu {
     /// `kvm_mmu_get_shadow_page`: an existing page with this frame and role, synchronized, or a new one.
     pub(crate) fn get_page(&mut self, vcpu: u32, gfn: u64, role: PageRole, host: &mut dyn Host) -> u64 {
         let found = self.find_page(vcpu, gfn, role, host);
-        let table = found.unwrap_or_else(|| self.alloc_page(vcpu, gfn, role, host));
+        let table = found.unwrap_or_else(|| self.alloc_page(gfn, role, host));
         host.note(vcpu, Note::GetPage { gfn, role: role.into_bits(), created: found.is_none() });
         table
     }
@@ -171,7 +171,7 @@ impl Mmu {
     }
 
     /// `kvm_mmu_alloc_shadow_page`.
-    fn alloc_page(&mut self, vcpu: u32, gfn: u64, role: PageRole, host: &mut dyn Host) -> u64 {
+    fn alloc_page(&mut self, gfn: u64, role: PageRole, host: &mut dyn Host) -> u64 {
         let table = self.pages.alloc(NONPRESENT);
         let number = Pages::number(table);
         if self.shadow.pages.len() <= number {
@@ -193,13 +193,13 @@ impl Mmu {
             born,
         }));
         if !role.direct() {
-            self.account_shadowed(vcpu, gfn, role.level(), host);
+            self.account_shadowed(gfn, role.level(), host);
         }
         table
     }
 
     /// `account_shadowed`: the guest's table is written only with our knowledge from now on.
-    fn account_shadowed(&mut self, vcpu: u32, gfn: u64, level: u8, host: &mut dyn Host) {
+    fn account_shadowed(&mut self, gfn: u64, level: u8, host: &mut dyn Host) {
         self.shadow.indirect += 1;
         if level > 1 {
             *self.shadow.tracked.entry(gfn).or_default() += 1;
@@ -209,7 +209,6 @@ impl Mmu {
             self.shadow.flush = true;
             self.shadow_flush(host);
         }
-        let _ = vcpu;
     }
 
     /// `unaccount_shadowed`.

@@ -99,7 +99,6 @@ impl Mmu {
                 }
                 self.link(at.sptep, child, host);
             }
-            fault.write_to_own_table |= fault.code.w() && table_gfn == fault.gfn;
             let Some(next) = self.shadow_next(at, fault.addr) else { return RetPf::Retry };
             at = next;
         }

@@ -222,9 +222,14 @@ impl Mmu {
         }
     }
 
-    /// `kvm_mmu_sync_prev_roots`: roots that could hold something unsync are freed, the next use builds them anew.
-    fn free_prev_roots(&mut self, vcpu: u32, host: &mut dyn Host) {
-        for root in std::mem::take(&mut self.vcpu(vcpu).prev_roots) {
+    /// `kvm_mmu_sync_prev_roots`: cached roots with something unsync below them are freed, the next use builds them anew.
+    fn free_unsync_prev_roots(&mut self, vcpu: u32, host: &mut dyn Host) {
+        let unsync =
+            |root: &Root| self.shadow.get(root.hpa).is_none_or(|sp| sp.unsync || sp.has_unsync_children());
+        let prev_roots = &self.vcpus[vcpu as usize].prev_roots;
+        let (freed, kept): (Vec<Root>, Vec<Root>) = prev_roots.iter().partition(|root| unsync(root));
+        self.vcpu(vcpu).prev_roots = kept;
+        for root in freed {
             self.free_root(vcpu, root, host);
         }
     }
@@ -239,7 +244,7 @@ impl Mmu {
     pub fn flush_guest(&mut self, vcpu: u32, host: &mut dyn Host) {
         self.sync_roots(vcpu, host);
         if !self.config.tdp {
-            self.free_prev_roots(vcpu, host);
+            self.free_unsync_prev_roots(vcpu, host);
         }
         host.flush_tlb(vcpu, FlushScope::ALL, 0);
     }
