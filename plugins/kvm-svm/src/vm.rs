@@ -179,7 +179,8 @@ impl Shared {
         flags: u32,
         host: &mut dyn Host,
     ) -> Resume {
-        let mut emulator = self.mmu.emulator(vcpu.id, None);
+        let emulator = self.mmu.emulator(vcpu.id, None);
+        let mut emulator = if flags & emultype::SKIP != 0 { emulator.skipping() } else { emulator };
         emulate::emulate_instruction(vcpu, state, flags, &mut emulator, host)
     }
 }
