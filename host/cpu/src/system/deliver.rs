@@ -31,7 +31,6 @@ impl Core<'_> {
         match self.mode() {
             Mode::Real => self.deliver_real(event, self.state.idtr.base),
             Mode::Virtual8086 if software && self.is_redirected(event.vector)? => self.deliver_real(event, 0),
-            Mode::Long => self.deliver_gate(event),
             _ => self.deliver_gate(event),
         }
     }

@@ -21,6 +21,13 @@ pub(super) enum Mode {
     Long,
 }
 
+/// Whether the type field in the upper half of a 16-byte descriptor is zero, as it must be.
+/// See: SDM vol. 3A 3.5.2 Segment Descriptor Tables in IA-32e Mode
+pub(super) fn is_upper_half_valid(high: u64) -> bool {
+    let descriptor = Descriptor::from_bits(high);
+    descriptor.typ() == 0 && !descriptor.s()
+}
+
 impl Core<'_> {
     pub(super) fn mode(&self) -> Mode {
         if self.state.efer().lma() {

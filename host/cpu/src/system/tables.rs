@@ -2,6 +2,7 @@
 //!
 //! See: SDM vol. 2A LGDT/LIDT, LLDT, LTR; vol. 2B SGDT, SIDT, SLDT, STR
 
+use super::descriptor::is_upper_half_valid;
 use crate::{
     core::{Core, ud},
     env::Interrupted,
@@ -124,8 +125,11 @@ impl Core<'_> {
         if self.state.efer().lma() {
             let high = self.descriptor_high(selector, Vector::GP)?;
             segment.base |= high << 32;
-            // The type field of the upper half must be zero.
-            self.require(high >> 40 & 0x1f == 0 && self.model.canonical(segment.base), Vector::GP, selector)?;
+            self.require(
+                is_upper_half_valid(high) && self.model.canonical(segment.base),
+                Vector::GP,
+                selector,
+            )?;
         }
         Ok(segment)
     }

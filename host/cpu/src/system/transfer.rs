@@ -2,7 +2,10 @@
 //!
 //! See: SDM vol. 3A 5.8 Privilege Level Checking When Transferring Program Control Between Code Segments
 
-use super::{descriptor::Mode, stack::Stack};
+use super::{
+    descriptor::{Mode, is_upper_half_valid},
+    stack::Stack,
+};
 use crate::{
     core::Core,
     env::Interrupted,
@@ -112,8 +115,7 @@ impl Core<'_> {
         let mut rip = gate.offset() as u64;
         if long {
             let high = self.descriptor_high(selector, Vector::GP)?;
-            // The type field of the upper half must be zero.
-            self.require(high >> 40 & 0x1f == 0, Vector::GP, selector)?;
+            self.require(is_upper_half_valid(high), Vector::GP, selector)?;
             rip |= high << 32;
         }
         self.require(gate.present(), Vector::NP, selector)?;
