@@ -23,7 +23,7 @@ pub use devices::{NS_PER_SECOND, NS_PER_TICK};
 pub use error::Error;
 pub use feed::Resolved;
 pub use inputs::{Inputs, Live, Recorded, Taken};
-pub use loader::LoadError;
+pub use loader::{LoadError, load as load_image};
 pub use machine::Machine;
 pub use memory::Memory;
 pub use recorder::Recorder;

@@ -49,6 +49,9 @@ mod bit {
     pub const COUNT: usize = 31;
 }
 
+/// Reads and writes of memory are told and known in units of so many bytes.
+const WORD: u64 = 8;
+
 /// What every exit's handling may look at.
 const ALWAYS: u32 = bit::CR0 | bit::CR3 | bit::CR4 | bit::EFER | bit::CPL | bit::INTERRUPTIBILITY | bit::CS;
 const RFLAGS_INDEX: usize = bit::RFLAGS.trailing_zeros() as usize;
@@ -251,11 +254,22 @@ impl Tape {
         if self.recorder.is_none() {
             return;
         }
+        // Whole words are told one by one: a word that is known already, or that the handler has just written itself, is
+        // not told again as part of a longer read.
+        if hpa.is_multiple_of(WORD) && (bytes.len() as u64).is_multiple_of(WORD) {
+            for (hpa, word) in (hpa..).step_by(WORD as usize).zip(bytes.chunks_exact(WORD as usize)) {
+                self.read_data(hpa, Data::U64(u64::from_le_bytes(word.try_into().unwrap_or_default())));
+            }
+            return;
+        }
         let data = match bytes.len() {
-            8 => Data::U64(u64::from_le_bytes(bytes.try_into().unwrap_or_default())),
             4 => Data::U32(u32::from_le_bytes(bytes.try_into().unwrap_or_default())),
             _ => Data::Bytes(bytes.to_vec()),
         };
+        self.read_data(hpa, data);
+    }
+
+    fn read_data(&mut self, hpa: u64, data: Data) {
         if self.handling { self.tell_read(hpa, data) } else { self.walk.push((hpa, data)) }
     }
 
@@ -272,8 +286,12 @@ impl Tape {
     pub(crate) fn wrote(&mut self, hpa: u64, bytes: &[u8]) {
         if self.recorder.is_some() && self.handling {
             match bytes.try_into() {
-                Ok(word) => _ = self.words.insert(hpa, u64::from_le_bytes(word)),
-                Err(_) => _ = self.words.remove(&(hpa & !7)),
+                Ok(word) if hpa.is_multiple_of(WORD) => _ = self.words.insert(hpa, u64::from_le_bytes(word)),
+                _ => {
+                    for word in hpa / WORD..(hpa + bytes.len() as u64).div_ceil(WORD) {
+                        self.words.remove(&(word * WORD));
+                    }
+                }
             }
         }
     }
