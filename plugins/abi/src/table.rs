@@ -52,6 +52,7 @@ pub struct Text {
     pub len: usize,
 }
 
+// UNSAFETY: a table with texts in it is a constant of a library, and constants must be `Sync`.
 // SAFETY: a `Text` is two words; whoever reads through it states why the memory is there.
 #[allow(unsafe_code)]
 unsafe impl Sync for Text {}

@@ -317,6 +317,7 @@ fn backends() -> Backends {
         &TABLE
     }
     // SAFETY: the entry gives the table that the export module made.
+    // UNSAFETY: the test calls a table as a host does.
     #[expect(unsafe_code)]
     unsafe { Backends::handshake(entry) }.unwrap()
 }
