@@ -37,8 +37,6 @@ pub(crate) struct Vcpu {
 pub(crate) struct Progress {
     pub(crate) icount: u64,
     pub(crate) rip: u64,
-    pub(crate) reason: u32,
-    pub(crate) info: [u64; 3],
     pub(crate) counters: [u64; 3],
     pub(crate) repeats: u64,
 }

@@ -22,7 +22,7 @@ const TURN: u64 = 2_000;
 pub struct Limits {
     pub instructions: u64,
     pub exits: u64,
-    /// Equal exits in a row without a retired instruction.
+    /// Exits in a row without a retired instruction.
     pub no_progress: u64,
 }
 
@@ -286,7 +286,7 @@ impl Machine {
         self.services.after_backend(n, &mut vcpu.state, Some(&before));
         self.services.tape.end_exit(n, &vcpu.state, &resume);
         vcpu.needs_entry = true;
-        let stuck = vcpu.progress.stuck(&vcpu.state, icount, &exit, limits);
+        let stuck = vcpu.progress.stuck(&vcpu.state, icount, limits);
         let ended = match self.apply(n, &resume, Some(&exit)) {
             Ok(_) => stuck.map(|repeats| no_progress(n, repeats, &exit, before.rip)),
             Err(end) => Some(end),
@@ -364,13 +364,12 @@ fn init(state: &mut VcpuState) {
 const CACHE_BITS: u64 = vmtape_arch::regs::Cr0::new().with_cd(true).with_nw(true).into_bits();
 
 impl Progress {
-    /// Takes note of an exit; gives the count once too many equal ones came in a row.
-    fn stuck(&mut self, state: &VcpuState, icount: u64, exit: &Exit, limits: &Limits) -> Option<u64> {
+    /// Takes note of an exit; gives the count once too many came in a row at one place. Whether they are equal does not
+    /// matter: two exits that undo each other's work loop as endlessly as one that repeats.
+    fn stuck(&mut self, state: &VcpuState, icount: u64, limits: &Limits) -> Option<u64> {
         let now = Self {
             icount,
             rip: state.rip,
-            reason: exit.reason,
-            info: [exit.info1, exit.info2, exit.gpa],
             // A REP instruction makes progress in these.
             counters: [state.gpr[1], state.gpr[6], state.gpr[7]],
             repeats: self.repeats + 1,
@@ -387,8 +386,8 @@ fn exit_name(exit: &Exit) -> String {
 
 fn no_progress(vcpu: u32, repeats: u64, exit: &Exit, rip: u64) -> End {
     let reason = format!(
-        "vCPU {vcpu} left the guest {repeats} times at rip {rip:#x} with the same exit ({}, info1 {:#x}, gpa {:#x}) and \
-         retired no instruction in between",
+        "vCPU {vcpu} left the guest {repeats} times at rip {rip:#x} and retired no instruction in between; the last exit is \
+         {}, info1 {:#x}, gpa {:#x}",
         exit_name(exit),
         exit.info1,
         exit.gpa,

@@ -222,11 +222,15 @@ impl Mmu {
                 dirty: !format.is_present(entry.spte) || !format.is_writable(entry.spte),
             }),
         };
-        if new == entry.spte {
+        // MMIO is emulated even where the entry stands already: silicon that cannot reach the entry (GPA[51:48] under four
+        // levels) faults on every access.
+        if new == entry.spte && !format.is_mmio(new) {
             return RetPf::Spurious;
         }
-        self.tdp_set(vcpu, gfn, entry, new, host);
-        if format.is_present(entry.spte) && !format.is_last(entry.spte, entry.level) {
+        if new != entry.spte {
+            self.tdp_set(vcpu, gfn, entry, new, host);
+        }
+        if new != entry.spte && format.is_present(entry.spte) && !format.is_last(entry.spte, entry.level) {
             self.tdp_release(format.address(entry.spte), entry.level - 1);
             host.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0);
         }
