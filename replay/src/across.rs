@@ -11,6 +11,7 @@ use crate::{
     identical::{Checker, event_text, widths},
     player::{Create, Player},
     report::{Class, Cost, Divergence, Level, Report, Rule},
+    signature::Signature,
     spec,
     state::{self, Difference},
     text,
@@ -182,13 +183,17 @@ impl Sides<'_> {
         add_walks(&mut walks, &self.actual, &here(&actual), host);
         let state = pair.actual.machine.state(0);
         let last = actual.last().or(expected.last());
+        let rip = last.map_or(state.map_or(0, |state| state.rip), |group| group.exit.rip);
+        let what = differences.first().map_or_else(String::new, Difference::name);
         Divergence {
+            signature: Signature::new(&what, rip),
+            cause: None,
             level: Level::GuestVisible,
             class,
             summary,
             vcpu: last.map_or(0, |group| group.exit.vcpu),
             icount,
-            rip: last.map_or(state.map_or(0, |state| state.rip), |group| group.exit.rip),
+            rip,
             expected_exit: expected.last().map(|group| group.number),
             actual_exit: actual.last().map(|group| group.number),
             rows,

@@ -8,6 +8,7 @@ use crate::{
     Error, exempt, explain, identical,
     player::{Create, Player},
     report::{Class, Divergence, Level, Report, Row},
+    signature::Signature,
     spec, text,
 };
 use std::collections::VecDeque;
@@ -200,6 +201,8 @@ fn divergence(
     reproduce: &str,
 ) -> Divergence {
     Divergence {
+        signature: Signature::new(&format!("{}:{}>{}", row.what, row.expected, row.actual), group.exit.rip),
+        cause: None,
         level: Level::GuestVisible,
         class: Class::Unexplained,
         summary: format!("exit {}: {} instead of {}", group.number, row.actual, row.expected),

@@ -5,6 +5,7 @@ use crate::{
     explain::{self, Widths},
     player::{Create, Player},
     report::{Class, Compared, Divergence, Level, Report, Row},
+    signature::Signature,
     spec, text,
 };
 use std::collections::VecDeque;
@@ -159,7 +160,11 @@ fn divergence(checker: &Checker, mismatch: Mismatch, widths: Widths, reproduce: 
     let actual = checker.context(mismatch.actual.as_ref());
     let last = expected.last().or(actual.last());
     let words = |event: &Option<Event>| event.as_ref().map_or("nothing".to_owned(), event_text);
+    let kind = |event: &Option<Event>| event.as_ref().map_or("nothing".to_owned(), event_kind);
+    let what = format!("{}>{}", kind(&mismatch.expected), kind(&mismatch.actual));
     Divergence {
+        signature: Signature::new(&what, last.map_or(0, |group| group.exit.rip)),
+        cause: None,
         level: Level::GuestVisible,
         class: Class::Unexplained,
         summary: "the run does not repeat itself: the same machine and inputs gave another event".into(),
@@ -174,6 +179,22 @@ fn divergence(checker: &Checker, mismatch: Mismatch, widths: Widths, reproduce: 
         actual_context: text::context(actual.iter(), 3),
         rules: Vec::new(),
         reproduce: reproduce.to_owned(),
+    }
+}
+
+/// What an event is, without its numbers.
+fn event_kind(event: &Event) -> String {
+    match event {
+        Event::Exit(exit) => text::reason(&exit.exit),
+        Event::Note { note, .. } => note.to_raw().kind.to_string(),
+        Event::Resume { resume, .. } => resume.kind.to_string(),
+        Event::Registers(_) => "registers".into(),
+        Event::Read { .. } => "read".into(),
+        Event::Input { source, .. } => source.to_string(),
+        Event::Control { .. } => "control".into(),
+        Event::StateHash { .. } => "state-hash".into(),
+        Event::Line { .. } => "line".into(),
+        Event::End { .. } => "end".into(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Replaying tapes: run the guest again or feed its exits to another backend, compare, explain.
 
 pub mod across;
+pub mod causes;
 mod error;
 pub mod exempt;
 pub mod exits;
@@ -9,10 +10,13 @@ pub mod identical;
 pub mod player;
 pub mod recording;
 pub mod report;
+pub mod signature;
 pub mod spec;
 pub mod state;
 pub mod tapes;
 pub mod text;
 
+pub use causes::Cause;
 pub use error::Error;
 pub use report::Report;
+pub use signature::Signature;

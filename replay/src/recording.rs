@@ -3,6 +3,7 @@
 use crate::{
     exempt::{self, Exemption},
     report::{Class, Divergence, Level, Report, Row},
+    signature::Signature,
     text,
 };
 use std::collections::BTreeSet;
@@ -226,7 +227,11 @@ fn divergence(real: &[Step], ours: &[Step], rows: Vec<Row>, reproduce: &str) -> 
         Some(row) => format!("{} is {} in the recording and {} here", row.what, row.expected, row.actual),
         None => String::new(),
     };
+    let what =
+        rows.first().map_or_else(String::new, |row| format!("{}:{}>{}", row.what, row.expected, row.actual));
     Divergence {
+        signature: Signature::new(&what, place.map_or(0, |exit| exit.rip)),
+        cause: None,
         level: Level::HostVisible,
         class: Class::Unexplained,
         summary,

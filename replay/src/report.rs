@@ -1,5 +1,6 @@
 //! What a comparison found.
 
+use crate::{causes::Cause, signature::Signature};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -74,6 +75,10 @@ pub struct Rule {
 pub struct Divergence {
     pub level: Level,
     pub class: Class,
+    /// Its name, by which other runs are asked whether they show the same.
+    pub signature: Signature,
+    /// Out of the catalogue; `None`: unexplained.
+    pub cause: Option<Cause>,
     pub summary: String,
     pub vcpu: u32,
     /// Instructions retired before the one that differs.

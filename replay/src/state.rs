@@ -37,6 +37,26 @@ impl Difference {
         }
     }
 
+    /// What differs, in a word: for a paging entry the accessed and dirty bits, never an address or a count.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Register { name, .. } => name.clone(),
+            Self::Memory { expected, actual, .. } if self.accessed_dirty().is_some() => {
+                let (expected, actual) = (Pte::from_bits(*expected), Pte::from_bits(*actual));
+                let bit = |name: &str, expected: bool, actual: bool| match (expected, actual) {
+                    (false, true) => format!("+{name}"),
+                    (true, false) => format!("-{name}"),
+                    _ => String::new(),
+                };
+                let bits = [bit("A", expected.a(), actual.a()), bit("D", expected.d(), actual.d())];
+                format!("entry:{}", bits.concat())
+            }
+            Self::Memory { .. } => "memory".into(),
+            Self::Progress { .. } => "progress".into(),
+            Self::End { .. } => "end".into(),
+        }
+    }
+
     /// The difference in a sentence.
     pub fn text(&self) -> String {
         let row = self.row();

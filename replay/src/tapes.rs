@@ -10,6 +10,7 @@ use crate::{
     exits::Seen,
     identical::{self, Checker},
     report::{Class, Divergence, Level, Report, Row},
+    signature::Signature,
     spec, text,
 };
 use std::collections::{BTreeMap, VecDeque};
@@ -188,6 +189,8 @@ fn words(seen: &[Seen]) -> String {
 fn divergence(place: &ExitGroup, row: Row, sides: (&Moments, &Moments), reproduce: &str) -> Divergence {
     let context = |moments: &Moments| text::context(moments.recent.iter(), CONTEXT);
     Divergence {
+        signature: Signature::new(&format!("{}:{}>{}", row.what, row.expected, row.actual), place.exit.rip),
+        cause: None,
         level: Level::GuestVisible,
         class: Class::Unexplained,
         summary: format!("{}: {} instead of {}", row.what, row.actual, row.expected),

@@ -1,0 +1,48 @@
+//! THE catalogue of causes: why two machines differ, in one sentence with its source.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What kind of thing a cause is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A clause of a manual, which asks for the difference or allows it.
+    Clause,
+    /// Behaviour of a vendor's silicon that no manual promises.
+    Silicon,
+    /// A change in KVM, in one of the two and not in the other.
+    Patch,
+    /// The two machines were told different things: a parameter, a width, a CPUID, another ioctl.
+    Configuration,
+}
+
+impl Kind {
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Clause => "clause of the manuals",
+            Self::Silicon => "silicon behaviour",
+            Self::Patch => "patch of KVM",
+            Self::Configuration => "configuration",
+        }
+    }
+}
+
+/// Why two machines differ.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cause {
+    pub kind: Kind,
+    /// A short name: the catalogue's, or that of a switch as options spell it.
+    pub name: String,
+    pub sentence: String,
+    /// Manual section, or KVM file, function and commit.
+    pub source: String,
+    /// What showed it: another run, with one thing changed, in which the difference is gone.
+    pub confirmed: Option<String>,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}): {}", self.name, self.kind.text(), self.sentence)
+    }
+}
