@@ -1,6 +1,6 @@
 //! The machine on a tape: what a recording stores of it, and how a replay builds it again.
 
-use crate::Error;
+use crate::{Error, player::Create};
 use vmtape_machine::{MachineSpec, Recorded};
 use vmtape_traces::{Event, Metadata, Tape};
 
@@ -93,4 +93,30 @@ pub fn inputs(tape: &Tape) -> Result<Recorded, Error> {
         }
     }
     Ok(Recorded::new(inputs))
+}
+
+/// The name of the option that holds a machine's profile.
+pub const PROFILE: &str = "kvm";
+
+/// The options of a machine that its profile does not imply: what somebody chose. Tapes hold all of them, resolved, so
+/// another profile would change nothing if they were all kept.
+pub fn chosen(machine: &MachineSpec, create: Create) -> Result<Vec<(String, String)>, Error> {
+    let resolve = |options: &[(String, String)]| -> Result<Vec<(String, String)>, Error> {
+        let mut resolved = create(&MachineSpec { options: options.to_vec(), ..machine.clone() })?.resolved();
+        resolved.sort();
+        Ok(resolved)
+    };
+    let wanted = resolve(&machine.options)?;
+    let profile: Vec<_> = wanted.iter().filter(|(name, _)| name == PROFILE).cloned().collect();
+    let implied = resolve(&profile)?;
+    let mut chosen: Vec<_> = wanted.iter().filter(|option| !implied.contains(option)).cloned().collect();
+    // One choice may imply another, as a module parameter does that KVM forces.
+    for n in (0..chosen.len()).rev() {
+        let mut fewer = [&profile[..], &chosen[..]].concat();
+        let option = fewer.remove(profile.len() + n);
+        if resolve(&fewer)? == wanted {
+            chosen.retain(|other| *other != option);
+        }
+    }
+    Ok(chosen)
 }

@@ -125,12 +125,19 @@ fn actual_machine(args: &Args, expected: &MachineSpec, plugins: &Plugins) -> Res
         let (name, options) = parse_backend(backend)?;
         if name != expected.backend {
             // Options of the other backend are its own defaults for the same profile.
-            actual.options.retain(|(key, _)| key == "kvm");
+            actual.options.retain(|(key, _)| key == spec::PROFILE);
         }
         actual.backend = name;
         changes.extend(options);
     }
-    changes.extend(args.kvm.as_deref().map(parse_kvm).transpose()?.unwrap_or_default());
+    if let Some(kvm) = &args.kvm {
+        if actual.backend == expected.backend {
+            // Another release has other defaults; what the recording's user chose stays.
+            actual.options.retain(|(key, _)| key == spec::PROFILE);
+            actual.options.extend(spec::chosen(expected, &|machine| plugins.create(machine))?);
+        }
+        changes.extend(parse_kvm(kvm)?);
+    }
     let plugin = plugins.get(&actual.backend)?;
     match &args.host {
         Some(host) => {
