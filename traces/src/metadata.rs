@@ -86,7 +86,7 @@ impl From<Stored> for Metadata {
 }
 
 fn silicon_bytes(s: &Silicon) -> [u8; 16] {
-    let [p0, p1, p2, p3] = s.pad;
+    let [p0, p1, p2] = s.pad;
     [
         s.vendor.0,
         s.phys_bits,
@@ -100,10 +100,10 @@ fn silicon_bytes(s: &Silicon) -> [u8; 16] {
         s.decode_assists.into(),
         s.backing_shift,
         s.rmw_reads_first.into(),
+        s.encryption_bits,
         p0,
         p1,
         p2,
-        p3,
     ]
 }
 
@@ -121,7 +121,8 @@ fn silicon(b: [u8; 16]) -> Silicon {
         decode_assists: b[9] != 0,
         backing_shift: b[10],
         rmw_reads_first: b[11] != 0,
-        pad: [b[12], b[13], b[14], b[15]],
+        encryption_bits: b[12],
+        pad: [b[13], b[14], b[15]],
     }
 }
 

@@ -39,5 +39,8 @@ pub struct Silicon {
     /// Instructions that read, modify and write fault as a read first. Real silicon checks for the write at once; a
     /// software CPU under a recording may not.
     pub rmw_reads_first: bool,
-    pub pad: [u8; 4],
+    /// Physical address bits that the host's memory encryption takes away from its kernel (SME, TME: key identifiers).
+    /// See: KVM arch/x86/kvm/mmu/mmu.c kvm_get_shadow_phys_bits(); APM vol. 3 E.4.17 Function 8000_001Fh
+    pub encryption_bits: u8,
+    pub pad: [u8; 3],
 }

@@ -31,7 +31,8 @@ const fn intel(phys_bits: u8, ept_levels: u8, host_levels: u8) -> Silicon {
         decode_assists: false,
         backing_shift: 21,
         rmw_reads_first: false,
-        pad: [0; 4],
+        encryption_bits: 0,
+        pad: [0; 3],
     }
 }
 
@@ -50,7 +51,8 @@ const fn amd(phys_bits: u8, host_levels: u8) -> Silicon {
         decode_assists: true,
         backing_shift: 21,
         rmw_reads_first: false,
-        pad: [0; 4],
+        encryption_bits: 0,
+        pad: [0; 3],
     }
 }
 
@@ -96,6 +98,7 @@ struct HostFile {
     nrips: Option<bool>,
     decode_assists: Option<bool>,
     rmw_reads_first: Option<bool>,
+    encryption_bits: Option<u8>,
     /// `4K`, `2M` or `1G`.
     backing: Option<String>,
 }
@@ -182,7 +185,8 @@ fn parse(text: &str) -> Result<Silicon, String> {
         decode_assists: file.decode_assists.unwrap_or(base.decode_assists),
         backing_shift: file.backing.as_deref().map_or(Ok(base.backing_shift), backing_shift)?,
         rmw_reads_first: file.rmw_reads_first.unwrap_or(base.rmw_reads_first),
-        pad: [0; 4],
+        encryption_bits: file.encryption_bits.unwrap_or(base.encryption_bits),
+        pad: [0; 3],
     };
     check(&silicon)?;
     Ok(silicon)

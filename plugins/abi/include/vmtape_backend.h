@@ -147,7 +147,10 @@ typedef struct vt_Silicon {
     // Instructions that read, modify and write fault as a read first. Real silicon checks for the write at once; a
     // software CPU under a recording may not.
     bool rmw_reads_first;
-    uint8_t pad[4];
+    // Physical address bits that the host's memory encryption takes away from its kernel (SME, TME: key identifiers).
+    // See: KVM arch/x86/kvm/mmu/mmu.c kvm_get_shadow_phys_bits(); APM vol. 3 E.4.17 Function 8000_001Fh
+    uint8_t encryption_bits;
+    uint8_t pad[3];
 } vt_Silicon;
 
 // A key and its value.

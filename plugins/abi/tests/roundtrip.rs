@@ -336,7 +336,8 @@ fn silicon(vendor: Vendor) -> Silicon {
         decode_assists: false,
         backing_shift: 12,
         rmw_reads_first: false,
-        pad: [0; 4],
+        encryption_bits: 0,
+        pad: [0; 3],
     }
 }
 

@@ -87,7 +87,10 @@ fn supported_entry(entry: &CpuidEntry, host: &Silicon, tdp: bool, gpa_levels: u8
         (0xd, index) if index >= 32 || xcr0 >> index & 1 == 0 => return None,
         (0x8000_0000, _) => e.eax = e.eax.min(MAX_EXTENDED),
         (0x8000_0008, _) => {
-            let (phys, virt) = (u32::from(host.phys_bits), (e.eax >> 8 & 0xff).max(48));
+            // Under shadow paging the guest shares the host's physical address space, without what encryption takes of it.
+            let usable =
+                if tdp { host.phys_bits } else { host.phys_bits.saturating_sub(host.encryption_bits) };
+            let (phys, virt) = (u32::from(usable), (e.eax >> 8 & 0xff).max(48));
             // GuestPhysBits: what the level below can map.
             let guest_phys = match (tdp, gpa_levels) {
                 (false, _) => 0,
@@ -126,7 +129,8 @@ mod tests {
             decode_assists: false,
             backing_shift: 21,
             rmw_reads_first: false,
-            pad: [0; 4],
+            encryption_bits: 0,
+            pad: [0; 3],
         }
     }
 

@@ -132,7 +132,8 @@ impl Bench {
             decode_assists: false,
             backing_shift: 21,
             rmw_reads_first: false,
-            pad: [0; 4],
+            encryption_bits: 0,
+            pad: [0; 3],
         };
         let vm = Vm::new(&VmConfig { silicon, options: Vec::new() }, npt).unwrap();
         let host = TestHost {

@@ -138,7 +138,8 @@ pub fn silicon(phys_bits: u8) -> Silicon {
         decode_assists: false,
         backing_shift: 12,
         rmw_reads_first: false,
-        pad: [0; 4],
+        encryption_bits: 0,
+        pad: [0; 3],
     }
 }
 
