@@ -49,6 +49,10 @@ pub struct Config {
     pub accessed_before_nested_fault: bool,
     /// ... and the dirty bit with it.
     pub dirty_before_nested_fault: bool,
+    /// vCPUs share a shadow page only if their CPUIDs give its entries the same meaning. No release does that.
+    pub role_has_cpuid: bool,
+    /// The counters of write tracking are allocated with the first shadow page instead of with each slot.
+    pub gfn_track_on_demand: bool,
 }
 
 /// What a guest's CPUID says about its page tables.

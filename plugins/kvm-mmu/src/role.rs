@@ -2,7 +2,10 @@
 //!
 //! See: KVM arch/x86/include/asm/kvm_host.h union kvm_mmu_page_role, as of 6.12
 
-use crate::walk::{Acc, Mode};
+use crate::{
+    mmu::GuestWidth,
+    walk::{Acc, Mode},
+};
 use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
 use vmtape_arch::vcpu::VcpuState;
@@ -36,6 +39,27 @@ impl PageRole {
     /// `role.access` as rights.
     pub fn acc(self) -> Acc {
         Acc::from_bits(self.access())
+    }
+}
+
+/// What a guest's CPUID decides about its page tables, as the page role would hold it if KVM shared no page between vCPUs that
+/// read its entries differently. KVM declined: "double the memory requirements for gfn_track".
+/// See: KVM mmu/mmu.c kvm_mmu_after_set_cpuid(), commit 63f5a1909f9e
+#[bitfield(u16)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuidRole {
+    pub maxphyaddr: u8,
+    pub gbpages: bool,
+    /// AMD's rules about reserved bits.
+    pub amd: bool,
+    #[bits(6)]
+    __: u8,
+}
+
+impl CpuidRole {
+    /// The part of the role that this CPUID asks for.
+    pub fn of(width: &GuestWidth) -> Self {
+        Self::new().with_maxphyaddr(width.maxphyaddr).with_gbpages(width.gbpages).with_amd(width.amd)
     }
 }
 

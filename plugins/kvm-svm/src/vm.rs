@@ -82,6 +82,8 @@ impl Vm {
             wide_gpa_faults: options.on(Switch::NPT4_WIDE_GPA_FAULT),
             accessed_before_nested_fault: options.on(Switch::AMD_ACCESSED_BEFORE_NPF),
             dirty_before_nested_fault: options.on(Switch::AMD_DIRTY_BEFORE_NPF),
+            role_has_cpuid: false,
+            gfn_track_on_demand: true,
         });
         Ok(Self { shared: Shared { npt, silicon, options, mmu }, vcpus: Vec::new() })
     }

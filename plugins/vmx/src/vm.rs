@@ -92,6 +92,8 @@ impl Vm {
             wide_gpa_faults: options.on(Switch::EPT4_WIDE_GPA_VIOLATION),
             accessed_before_nested_fault: false,
             dirty_before_nested_fault: false,
+            role_has_cpuid: false,
+            gfn_track_on_demand: true,
         });
         let shared_page = apic_access_hpa(&silicon);
         if options.on(Switch::FLEXPRIORITY) {

@@ -4,6 +4,7 @@
 
 mod map;
 mod paging;
+mod price;
 mod roots;
 pub mod silicon;
 mod sync;
@@ -12,7 +13,7 @@ mod track;
 use crate::{
     mmu::Mmu,
     pages::{ENTRIES, Pages, entry_address},
-    role::PageRole,
+    role::{CpuidRole, PageRole},
     spte::NONPRESENT,
     walk::Acc,
 };
@@ -33,6 +34,8 @@ const PERMILLE_PAGES: usize = 20;
 pub(crate) struct ShadowPage {
     pub gfn: u64,
     pub role: PageRole,
+    /// More of the role, under a patch; otherwise zero.
+    pub cpuid: CpuidRole,
     pub root_count: u32,
     pub unsync: bool,
     /// Entries below which something is unsync.
@@ -127,6 +130,14 @@ impl Mmu {
 
     // --- finding, making and removing pages ---
 
+    /// What of a vCPU's CPUID decides which pages it shares: nothing, in KVM.
+    pub(crate) fn cpuid_role(&self, vcpu: u32) -> CpuidRole {
+        if !self.config.role_has_cpuid {
+            return CpuidRole::new();
+        }
+        CpuidRole::of(&self.vcpus[vcpu as usize].width)
+    }
+
     /// The frame that entry `index` of a page maps (`kvm_mmu_page_get_gfn`).
     fn entry_gfn(&self, table: u64, index: usize) -> u64 {
         let sp = self.shadow.sp(table);
@@ -139,7 +150,7 @@ impl Mmu {
     /// `kvm_mmu_get_shadow_page`: an existing page with this frame and role, synchronized, or a new one.
     pub(crate) fn get_page(&mut self, vcpu: u32, gfn: u64, role: PageRole, host: &mut dyn Host) -> u64 {
         let found = self.find_page(vcpu, gfn, role, host);
-        let table = found.unwrap_or_else(|| self.alloc_page(gfn, role, host));
+        let table = found.unwrap_or_else(|| self.alloc_page(vcpu, gfn, role, host));
         host.note(vcpu, Note::GetPage { gfn, role: role.into_bits(), created: found.is_none() });
         table
     }
@@ -147,12 +158,13 @@ impl Mmu {
     /// `kvm_mmu_find_shadow_page`.
     fn find_page(&mut self, vcpu: u32, gfn: u64, role: PageRole, host: &mut dyn Host) -> Option<u64> {
         let candidates = self.shadow.by_gfn.get(&gfn)?.clone();
+        let cpuid = self.cpuid_role(vcpu);
         for table in candidates.into_iter().rev() {
             // An earlier turn may have zapped it.
             let Some(sp) = self.shadow.get(table).filter(|sp| !sp.role.invalid() && sp.gfn == gfn) else {
                 continue;
             };
-            if sp.role != role {
+            if sp.role != role || sp.cpuid != cpuid {
                 if role.level() > 1 && sp.unsync {
                     self.zap_page(vcpu, table, host);
                 }
@@ -171,7 +183,7 @@ impl Mmu {
     }
 
     /// `kvm_mmu_alloc_shadow_page`.
-    fn alloc_page(&mut self, gfn: u64, role: PageRole, host: &mut dyn Host) -> u64 {
+    fn alloc_page(&mut self, vcpu: u32, gfn: u64, role: PageRole, host: &mut dyn Host) -> u64 {
         let table = self.pages.alloc(NONPRESENT);
         let number = Pages::number(table);
         if self.shadow.pages.len() <= number {
@@ -184,6 +196,7 @@ impl Mmu {
         self.shadow.pages[number] = Some(Box::new(ShadowPage {
             gfn,
             role,
+            cpuid: self.cpuid_role(vcpu),
             root_count: 0,
             unsync: false,
             unsync_children: [0; 8],

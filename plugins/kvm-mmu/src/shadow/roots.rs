@@ -181,8 +181,10 @@ impl Mmu {
     /// `cached_root_find_and_keep_current`, `cached_root_find_without_current`.
     fn take_cached_root(&mut self, vcpu: u32, pgd: u64, host: &mut dyn Host) -> bool {
         let role = self.vcpus[vcpu as usize].root_role;
+        let cpuid = self.cpuid_role(vcpu);
         let usable = |mmu: &Self, root: &Root| {
-            (role.direct() || root.pgd == pgd) && mmu.shadow.get(root.hpa).is_some_and(|sp| sp.role == role)
+            let same_role = mmu.shadow.get(root.hpa).is_some_and(|sp| sp.role == role && sp.cpuid == cpuid);
+            (role.direct() || root.pgd == pgd) && same_role
         };
         let current = self.vcpu(vcpu).root;
         if let Some(root) = current

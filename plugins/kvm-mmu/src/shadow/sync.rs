@@ -137,9 +137,10 @@ impl Mmu {
     /// `kvm_sync_page_check`: the page belongs to the paging mode that the vCPU is in.
     fn can_sync(&mut self, vcpu: u32, table: u64) -> bool {
         let root = self.vcpu(vcpu).root_role;
-        let role = self.shadow.sp(table).role;
+        let sp = self.shadow.sp(table);
+        let (role, same_cpuid) = (sp.role, sp.cpuid == self.cpuid_role(vcpu));
         let same = role.with_level(root.level()).with_access(root.access()).with_quadrant(root.quadrant());
-        !role.direct() && same.with_passthrough(root.passthrough()) == root
+        !role.direct() && same_cpuid && same.with_passthrough(root.passthrough()) == root
     }
 
     /// `kvm_sync_spte`, `FNAME(sync_spte)`.

@@ -107,6 +107,8 @@ impl Bench {
             wide_gpa_faults: true,
             accessed_before_nested_fault: true,
             dirty_before_nested_fault: true,
+            role_has_cpuid: false,
+            gfn_track_on_demand: true,
         });
         let mut host = Memory { ram: vec![0; RAM], notes: Vec::new() };
         let entries = [TABLES[1] | 0x27, TABLES[2] | 0x27, TABLES[3] | 0x27, DATA | flags];
