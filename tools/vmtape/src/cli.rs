@@ -27,6 +27,7 @@ pub enum Command {
     Tour(commands::tour::Args),
     Backends(commands::backends::Args),
     Guests(commands::guests::Args),
+    Host(commands::host::Args),
     Record(commands::record::Args),
     Run(commands::run::Args),
     Replay(commands::replay::Args),

@@ -5,6 +5,7 @@ pub mod completions;
 pub mod diff;
 pub mod export;
 pub mod guests;
+pub mod host;
 pub mod import;
 pub mod man;
 mod outcome;
@@ -25,6 +26,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Tour(args) => tour::run(&args),
         Command::Backends(args) => backends::run(&args),
         Command::Guests(args) => guests::run(&args),
+        Command::Host(args) => host::run(&args),
         Command::Record(args) => record::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Replay(args) => replay::run(&args),

@@ -1,0 +1,25 @@
+//! `vmtape host`: what a host is, and what it says of itself.
+
+pub mod probe;
+
+use crate::output::ExitCode;
+use anyhow::Result;
+
+/// Look at hosts: this machine, or one that is described
+#[derive(Debug, clap::Args)]
+#[command(arg_required_else_help = true)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Probe(probe::Args),
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    match &args.command {
+        Command::Probe(args) => probe::run(args),
+    }
+}
