@@ -16,7 +16,7 @@ use crate::{
     state::{self, Difference},
     text,
 };
-use vmtape_abi::TableRow;
+use vmtape_abi::{Description, TableRow};
 use vmtape_arch::note::Note;
 use vmtape_machine::MachineSpec;
 use vmtape_traces::{Event, ExitGroup, Exits, Tape, event::End};
@@ -35,10 +35,12 @@ pub struct Sides<'a> {
     pub expected: MachineSpec,
     pub actual: MachineSpec,
     pub create: Create<'a>,
-    /// The rules of the tape's backend and of the other one.
-    pub expected_rules: &'a [TableRow],
-    pub rules: &'a [TableRow],
+    /// What the tape's backend says of itself, and the other one.
+    pub expected_plugin: &'a Description,
+    pub plugin: &'a Description,
     pub context: usize,
+    /// Whether to look for the cause: other runs, each with one thing changed.
+    pub explain: bool,
     pub reproduce: String,
 }
 
@@ -174,9 +176,9 @@ impl Sides<'_> {
         let here = |groups: &[ExitGroup]| -> Vec<ExitGroup> {
             groups.iter().filter(|group| group.exit.icount >= icount).cloned().collect()
         };
-        let mut rules = rules_of(&here(&actual), self.rules, &self.actual.backend);
+        let mut rules = rules_of(&here(&actual), &self.plugin.rules, &self.actual.backend);
         let class_rules = rules.clone();
-        rules.extend(rules_of(&here(&expected), self.expected_rules, &self.expected.backend));
+        rules.extend(rules_of(&here(&expected), &self.expected_plugin.rules, &self.expected.backend));
         let (class, summary) = classify(&differences, &class_rules);
         let mut walks = Vec::new();
         add_walks(&mut walks, &self.expected, &here(&expected), guest);

@@ -205,9 +205,10 @@ fn compare(
             expected,
             actual,
             create: &create,
-            expected_rules: &recorder.description.rules,
-            rules: &plugin.description.rules,
+            expected_plugin: &recorder.description,
+            plugin: &plugin.description,
             context: args.context,
+            explain: true,
             reproduce,
         };
         let mut tick = |instructions| bar.set_message(format!("{instructions} instructions"));
