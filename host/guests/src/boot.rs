@@ -3,6 +3,7 @@
 use crate::{
     image::{self, LOAD_ADDRESS, MULTIBOOT_HEADER_SIZE},
     kernel::{self, Kernel, VECTORS},
+    parameters::Values,
 };
 use iced_x86::{IcedError, code_asm::*};
 
@@ -57,9 +58,12 @@ const TABLE_FLAGS: u64 = 0x27;
 const LARGE_PAGE_FLAGS: u64 = 0xe7;
 
 /// Builds the image of a program.
-pub fn image(program: fn(&mut Kernel) -> Result<(), IcedError>) -> Result<Vec<u8>, IcedError> {
+pub fn image(
+    program: fn(&mut Kernel, &Values) -> Result<(), IcedError>,
+    values: &Values,
+) -> Result<Vec<u8>, IcedError> {
     let mut kernel = Kernel::new()?;
-    program(&mut kernel)?;
+    program(&mut kernel, values)?;
     let code64 = kernel.finish()?;
     assert!(layout::CODE64 + code64.bytes.len() as u64 <= layout::BSS, "the program overlaps its data");
 

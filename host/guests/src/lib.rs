@@ -2,24 +2,45 @@
 //!
 //! Each is an ELF32 multiboot-1 image that any hypervisor can start (`qemu-system-x86_64 -kernel x.flat -device
 //! isa-debug-exit,iobase=0xf4,iosize=4 -serial stdio`). Like kvm-unit-tests, a guest reports on the serial port and
-//! leaves through the debug-exit port with 0 for success.
+//! leaves through the debug-exit port with 0 for success. Some take parameters (`touch,pte=0x1002000001`): the image is
+//! assembled for these values and holds nothing else.
 #![forbid(unsafe_code)]
 
 mod boot;
 mod image;
 mod kernel;
+mod parameters;
 mod programs;
+
+use parameters::Values;
+pub use parameters::{Kind, Parameter};
+use thiserror::Error;
 
 /// A built-in guest.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestInfo {
     pub name: &'static str,
     pub summary: &'static str,
+    /// What may follow the name.
+    pub parameters: &'static [Parameter],
     /// Memory in MiB that it needs.
     pub default_memory: u32,
     /// vCPUs that it needs.
     pub default_smp: u32,
-    program: fn(&mut kernel::Kernel) -> Result<(), iced_x86::IcedError>,
+    program: fn(&mut kernel::Kernel, &Values) -> Result<(), iced_x86::IcedError>,
+}
+
+/// Why there is no such guest.
+#[derive(Debug, Error)]
+pub enum GuestError {
+    #[error("no built-in guest `{0}` (see `vmtape guests`)")]
+    UnknownGuest(String),
+    #[error("builtin:{guest} has no parameter `{key}` (see `vmtape guests {guest}`)")]
+    UnknownParameter { guest: &'static str, key: String },
+    #[error("builtin:{guest}: {key}={value} is not {key}={expected}")]
+    BadValue { guest: &'static str, key: &'static str, value: String, expected: String },
+    #[error("builtin:{guest}: {key} cannot stand beside {other}")]
+    Clash { guest: &'static str, key: &'static str, other: &'static str },
 }
 
 /// Every built-in guest, simplest first.
@@ -27,16 +48,18 @@ pub fn list() -> &'static [GuestInfo] {
     programs::ALL
 }
 
-/// The guest with this name.
-pub fn find(name: &str) -> Option<&'static GuestInfo> {
+/// The guest that `NAME[,key=value...]` names, whatever its parameters.
+pub fn find(text: &str) -> Option<&'static GuestInfo> {
+    let name = text.split_once(',').map_or(text, |(name, _)| name);
     list().iter().find(|guest| guest.name == name)
 }
 
-/// The image of the guest with this name.
-pub fn image(name: &str) -> Option<Vec<u8>> {
-    let guest = find(name)?;
-    // The programs are constants of this crate: that they assemble is a test, not a condition at run time.
-    Some(boot::image(guest.program).expect("built-in guests assemble"))
+/// The image of `NAME[,key=value...]`.
+pub fn image(text: &str) -> Result<Vec<u8>, GuestError> {
+    let guest = find(text).ok_or_else(|| GuestError::UnknownGuest(text.to_owned()))?;
+    let values = Values::parse(guest, text.split_once(',').map_or("", |(_, values)| values))?;
+    // The programs are code of this crate: that they assemble is a test, not a condition at run time.
+    Ok(boot::image(guest.program, &values).expect("built-in guests assemble"))
 }
 
 #[cfg(test)]
@@ -47,5 +70,22 @@ mod tests {
             let image = super::image(guest.name).expect("listed guests exist");
             assert_eq!(&image[..4], b"\x7fELF", "{}", guest.name);
         }
+    }
+
+    #[test]
+    fn parameters_are_checked() {
+        for (text, expected) in [
+            ("nobody", "no built-in guest `nobody` (see `vmtape guests`)"),
+            ("hello,x=1", "builtin:hello has no parameter `x` (see `vmtape guests hello`)"),
+            ("touch,wp=2", "builtin:touch: wp=2 is not wp=0|1"),
+            ("touch,pte=12z", "builtin:touch: pte=12z is not pte=N"),
+            ("touch,access=jump", "builtin:touch: access=jump is not access=read|write|fetch|x87"),
+            ("touch,pte=1,gpa=0x1000", "builtin:touch: gpa cannot stand beside pte"),
+            ("touch,gpa=1,pte=0x1000", "builtin:touch: pte cannot stand beside gpa"),
+            ("touch,wp=0,wp=0", "builtin:touch: wp cannot stand beside wp"),
+        ] {
+            assert_eq!(super::image(text).unwrap_err().to_string(), expected);
+        }
+        assert_ne!(super::image("touch,pte=0x1002000001").unwrap(), super::image("touch").unwrap());
     }
 }

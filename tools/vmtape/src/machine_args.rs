@@ -46,7 +46,7 @@ pub enum LayoutArg {
 /// A guest, the host it runs on, and the backend between them.
 #[derive(Clone, Debug, Args)]
 pub struct MachineArgs {
-    /// builtin:NAME, a multiboot image (kvm-unit-tests .flat), or a bzImage
+    /// builtin:NAME[,KEY=VALUE...], a multiboot image (kvm-unit-tests .flat), or a bzImage
     #[arg(value_name = "GUEST", value_hint = ValueHint::FilePath)]
     guest: String,
 
@@ -182,8 +182,7 @@ impl MachineArgs {
 
     fn guest(&self) -> Result<GuestImage> {
         let bytes = match self.guest.strip_prefix(BUILTIN) {
-            Some(name) => vmtape_guests::image(name)
-                .ok_or_else(|| usage(format!("no built-in guest `{name}` (see `vmtape guests`)")))?,
+            Some(name) => vmtape_guests::image(name).map_err(usage)?,
             None => read(&PathBuf::from(&self.guest))?,
         };
         Ok(GuestImage { name: self.guest.clone(), bytes })

@@ -5,6 +5,7 @@
 
 use crate::{
     kernel::{Kernel, NO_VECTOR, vars},
+    parameters::Values,
     programs::paging::{self, DATA, GVA, P_W_U, PDE, SIGNATURE},
 };
 use iced_x86::{IcedError, code_asm::*};
@@ -15,7 +16,7 @@ const BAR_SIZE: i32 = 0x4000_0000;
 const DEVICE_PAGE: i32 = 0x9b;
 const PROBE_VALUE: i32 = 0x1357_9bdf;
 
-pub fn program(k: &mut Kernel) -> Result<(), IcedError> {
+pub fn program(k: &mut Kernel, _: &Values) -> Result<(), IcedError> {
     let mut promised = k.a.create_label();
     paging::prepare(k)?;
     paging::address_widths(k)?;

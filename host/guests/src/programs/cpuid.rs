@@ -1,6 +1,9 @@
 //! CPUID leaves and MSRs. An unknown MSR must fault.
 
-use crate::kernel::{Kernel, vars};
+use crate::{
+    kernel::{Kernel, vars},
+    parameters::Values,
+};
 use iced_x86::{IcedError, code_asm::*};
 
 const LEAVES: [(u32, u32); 8] = [
@@ -19,7 +22,7 @@ const MSRS: [u32; 4] = [0xc000_0080, 0x1b, 0x277, 0xc000_0081];
 /// In no manual.
 const UNKNOWN_MSR: u32 = 0x1234_5678;
 
-pub fn program(k: &mut Kernel) -> Result<(), IcedError> {
+pub fn program(k: &mut Kernel, _: &Values) -> Result<(), IcedError> {
     for (function, index) in LEAVES {
         k.a.mov(eax, function)?;
         k.a.mov(ecx, index)?;

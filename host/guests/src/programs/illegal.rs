@@ -4,6 +4,7 @@
 
 use crate::{
     kernel::{Kernel, NO_VECTOR, vars},
+    parameters::Values,
     programs::paging::{self, DATA, GVA, P_W_U, PDE, PTE},
 };
 use iced_x86::{IcedError, code_asm::*};
@@ -11,7 +12,7 @@ use iced_x86::{IcedError, code_asm::*};
 /// #PF with P and RSVD.
 const RESERVED_BIT_FAULT: i32 = 9;
 
-pub fn program(k: &mut Kernel) -> Result<(), IcedError> {
+pub fn program(k: &mut Kernel, _: &Values) -> Result<(), IcedError> {
     let mut possible = k.a.create_label();
     paging::prepare(k)?;
     paging::address_widths(k)?;

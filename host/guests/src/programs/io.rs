@@ -1,6 +1,9 @@
 //! Ports and memory-mapped registers that every PC has.
 
-use crate::kernel::{Kernel, SERIAL_PORT};
+use crate::{
+    kernel::{Kernel, SERIAL_PORT},
+    parameters::Values,
+};
 use iced_x86::{IcedError, code_asm::*};
 
 const CMOS_INDEX: u8 = 0x70;
@@ -17,7 +20,7 @@ const IO_APIC_VALUE: i32 = 0x1_0055;
 
 const STRING: &str = "string I/O: one instruction, many bytes\n";
 
-pub fn program(k: &mut Kernel) -> Result<(), IcedError> {
+pub fn program(k: &mut Kernel, _: &Values) -> Result<(), IcedError> {
     let mut wrong = k.a.create_label();
     // REP OUTSB to the serial port.
     let text = k.string(STRING);

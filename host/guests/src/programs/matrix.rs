@@ -7,6 +7,7 @@
 use crate::{
     boot::{layout, selector},
     kernel::{Kernel, NO_VECTOR, RETURN_VECTOR, vars},
+    parameters::Values,
     programs::paging::{self, DATA, GVA, PDE, PTE},
 };
 use iced_x86::{IcedError, code_asm::*};
@@ -79,7 +80,7 @@ mod var {
     pub const FAILURES: u64 = PROGRAM + 0x18;
 }
 
-pub fn program(k: &mut Kernel) -> Result<(), IcedError> {
+pub fn program(k: &mut Kernel, _: &Values) -> Result<(), IcedError> {
     let (mut next, mut skip, mut fail) = (k.a.create_label(), k.a.create_label(), k.a.create_label());
     prepare(k)?;
     k.a.xor(r12d, r12d)?;

@@ -1,5 +1,6 @@
 //! The programs, one file each.
 
+mod access;
 mod bar;
 mod cpuid;
 mod hello;
@@ -8,6 +9,7 @@ mod io;
 mod matrix;
 mod paging;
 mod smp2;
+mod touch;
 
 use crate::GuestInfo;
 
@@ -16,6 +18,7 @@ pub const ALL: &[GuestInfo] = &[
     GuestInfo {
         name: "hello",
         summary: "prints a line and leaves",
+        parameters: &[],
         default_memory: 64,
         default_smp: 1,
         program: hello::program,
@@ -23,6 +26,7 @@ pub const ALL: &[GuestInfo] = &[
     GuestInfo {
         name: "cpuid",
         summary: "walks CPUID leaves and MSRs, known and unknown",
+        parameters: &[],
         default_memory: 64,
         default_smp: 1,
         program: cpuid::program,
@@ -30,6 +34,7 @@ pub const ALL: &[GuestInfo] = &[
     GuestInfo {
         name: "io",
         summary: "port I/O, string I/O, and the memory-mapped registers of the APICs",
+        parameters: &[],
         default_memory: 64,
         default_smp: 1,
         program: io::program,
@@ -37,13 +42,23 @@ pub const ALL: &[GuestInfo] = &[
     GuestInfo {
         name: "illegal",
         summary: "touches one address beyond its own MAXPHYADDR and says what happened",
+        parameters: &[],
         default_memory: 64,
         default_smp: 1,
         program: illegal::program,
     },
     GuestInfo {
+        name: "touch",
+        summary: "one access through entries of your choice, in one line",
+        parameters: touch::PARAMETERS,
+        default_memory: 64,
+        default_smp: 1,
+        program: touch::program,
+    },
+    GuestInfo {
         name: "matrix",
         summary: "all combinations of paging permissions, an illegal address bit among them",
+        parameters: &[],
         default_memory: 64,
         default_smp: 1,
         program: matrix::program,
@@ -51,6 +66,7 @@ pub const ALL: &[GuestInfo] = &[
     GuestInfo {
         name: "bar",
         summary: "probes a 64-bit BAR at the top of its address space, as firmware does",
+        parameters: &[],
         default_memory: 64,
         default_smp: 1,
         program: bar::program,
@@ -58,6 +74,7 @@ pub const ALL: &[GuestInfo] = &[
     GuestInfo {
         name: "smp2",
         summary: "two vCPUs: INIT and SIPI, a handshake in memory, interrupts both ways",
+        parameters: &[],
         default_memory: 64,
         default_smp: 2,
         program: smp2::program,

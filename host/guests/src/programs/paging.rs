@@ -21,6 +21,60 @@ pub const SIGNATURE: u64 = 0x1122_3344_5566_77c3;
 /// Present, writable, user.
 pub const P_W_U: u64 = 7;
 
+/// Bit 7 of a PDE or PDPTE.
+const PAGE_SIZE: u64 = 0x80;
+
+/// A paging entry: what it is called, where it lies, what it holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    pub name: &'static str,
+    pub address: u64,
+    pub value: u64,
+}
+
+/// The four entries that translate one linear address.
+pub struct Mapping {
+    /// The linear address to touch.
+    pub gva: u64,
+    /// From level 4 down to level 1.
+    pub entries: [Entry; 4],
+}
+
+impl Mapping {
+    /// Maps the page of `gpa`, present, writable and user.
+    pub fn new(gpa: u64, large: bool) -> Self {
+        let page = if large { 0x20_0000 } else { 0x1000 };
+        let leaf = (gpa & !(page - 1)) | P_W_U;
+        let pde = if large { leaf | PAGE_SIZE } else { PTE | P_W_U };
+        let pml4e = crate::boot::layout::PML4 + 8 * GVA_PML4_INDEX;
+        Self {
+            gva: GVA + (gpa & (page - 1)),
+            entries: [
+                Entry { name: "pml4e", address: pml4e, value: PDPT | P_W_U },
+                Entry { name: "pdpte", address: PDPT + 8 * GVA_PDPT_INDEX, value: PDE | P_W_U },
+                Entry { name: "pde", address: PDE, value: pde },
+                Entry { name: "pte", address: PTE, value: leaf },
+            ],
+        }
+    }
+
+    /// The entry with which a walk ends that finds everything present, and the one above it.
+    pub fn leaf_and_parent(&self) -> (Entry, Entry) {
+        let [_, pdpte, pde, _] = self.entries;
+        let level = match (pdpte.value & PAGE_SIZE, pde.value & PAGE_SIZE) {
+            (0, 0) => 3,
+            (0, _) => 2,
+            _ => 1,
+        };
+        (self.entries[level], self.entries[level - 1])
+    }
+
+    /// Writes the entries. Clobbers RAX.
+    pub fn install(&self, k: &mut Kernel) -> Result<(), IcedError> {
+        self.entries.iter().try_for_each(|entry| set_entry(k, entry.address, entry.value))
+    }
+}
+
 /// Builds the upper levels and the data page. The PDE and PTE are the program's own. Clobbers RAX.
 pub fn prepare(k: &mut Kernel) -> Result<(), IcedError> {
     let a = &mut k.a;

@@ -3,6 +3,7 @@
 use crate::{
     boot::{self, layout, selector},
     kernel::{IPI_VECTOR, Kernel, vars},
+    parameters::Values,
 };
 use iced_x86::{IcedError, code_asm::*};
 
@@ -27,7 +28,7 @@ const ICR_FIXED: i32 = 0xc_4000 | IPI_VECTOR as i32;
 /// The counter: even values are the boot processor's turn.
 const TURN: u64 = vars::PROGRAM;
 
-pub fn program(k: &mut Kernel) -> Result<(), IcedError> {
+pub fn program(k: &mut Kernel, _: &Values) -> Result<(), IcedError> {
     // Firmware may have left the timer ticking behind the PIC.
     k.a.mov(al, -1)?;
     k.a.out(u32::from(PIC_MASTER_MASK), al)?;

@@ -7,11 +7,14 @@ use std::{
     path::PathBuf,
 };
 
-/// List the built-in guests, or write one as an image that any hypervisor can run
+/// List the built-in guests and their parameters, or write one as an image that any hypervisor can run
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Only this guest
+    #[arg(conflicts_with = "export")]
+    name: Option<String>,
     /// Write this guest as an ELF32 multiboot image (QEMU: -kernel)
-    #[arg(long, value_name = "NAME", requires = "output")]
+    #[arg(long, value_name = "NAME[,KEY=VALUE...]", requires = "output")]
     export: Option<String>,
     /// The file to write
     #[arg(short, long, value_name = "FILE", requires = "export")]
@@ -25,8 +28,18 @@ pub struct Args {
 struct Guest {
     name: &'static str,
     summary: &'static str,
+    parameters: Vec<Parameter>,
     memory_mib: u32,
     vcpus: u32,
+}
+
+#[derive(Serialize)]
+struct Parameter {
+    name: &'static str,
+    values: String,
+    /// Empty where the guest derives it.
+    default: &'static str,
+    summary: &'static str,
 }
 
 #[derive(Serialize)]
@@ -36,27 +49,53 @@ struct Report {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     if let (Some(name), Some(output)) = (&args.export, &args.output) {
-        let image = vmtape_guests::image(name)
-            .ok_or_else(|| usage(format!("no built-in guest `{name}` (see `vmtape guests`)")))?;
+        let image = vmtape_guests::image(name).map_err(usage)?;
         fs::write(output, image).with_context(|| output.display().to_string())?;
         return Ok(ExitCode::SAME);
     }
-    let guests: Vec<_> = vmtape_guests::list()
-        .iter()
-        .map(|guest| Guest {
-            name: guest.name,
-            summary: guest.summary,
-            memory_mib: guest.default_memory,
-            vcpus: guest.default_smp,
-        })
-        .collect();
+    let guests: Vec<_> = match &args.name {
+        Some(name) => vec![describe(
+            vmtape_guests::find(name)
+                .ok_or_else(|| usage(vmtape_guests::GuestError::UnknownGuest(name.clone())))?,
+        )],
+        None => vmtape_guests::list().iter().map(describe).collect(),
+    };
     if args.json {
         print_json(&Report { guests })?;
         return Ok(ExitCode::SAME);
     }
-    let mut out = io::stdout().lock();
+    print(&guests, &mut io::stdout().lock())?;
+    Ok(ExitCode::SAME)
+}
+
+fn describe(guest: &vmtape_guests::GuestInfo) -> Guest {
+    let parameters = guest.parameters.iter().map(|parameter| Parameter {
+        name: parameter.name,
+        values: parameter.values(),
+        default: parameter.default,
+        summary: parameter.summary,
+    });
+    Guest {
+        name: guest.name,
+        summary: guest.summary,
+        parameters: parameters.collect(),
+        memory_mib: guest.default_memory,
+        vcpus: guest.default_smp,
+    }
+}
+
+fn print(guests: &[Guest], out: &mut impl Write) -> io::Result<()> {
     for guest in guests {
         writeln!(out, "{:10} {}", guest.name, guest.summary)?;
+        for parameter in &guest.parameters {
+            let word = format!(",{}={}", parameter.name, parameter.values);
+            let default = if parameter.default.is_empty() {
+                String::new()
+            } else {
+                format!(" [{}]", parameter.default)
+            };
+            writeln!(out, "  {word:32} {}{default}", parameter.summary)?;
+        }
     }
-    Ok(ExitCode::SAME)
+    Ok(())
 }
