@@ -34,6 +34,7 @@ pub enum Command {
     Diff(commands::diff::Args),
     Show(commands::show::Args),
     Stat(commands::stat::Args),
+    Scenarios(commands::scenarios::Args),
     Import(commands::import::Args),
     Export(commands::export::Args),
     Completions(commands::completions::Args),

@@ -32,6 +32,11 @@ impl PluginArgs {
     pub fn search(&self) -> Search {
         Search::new(&self.plugin)
     }
+
+    /// What the user gave.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.plugin
+    }
 }
 
 /// Where RAM lies.

@@ -5,6 +5,7 @@ mod commands;
 mod machine_args;
 mod output;
 mod qemu;
+mod scenarios;
 
 use clap::Parser;
 use output::ExitCode;

@@ -13,6 +13,7 @@ pub mod record;
 pub mod replay;
 mod report;
 pub mod run;
+pub mod scenarios;
 pub mod show;
 pub mod stat;
 pub mod tour;
@@ -31,6 +32,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Run(args) => run::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Diff(args) => diff::run(&args),
+        Command::Scenarios(args) => scenarios::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Stat(args) => stat::run(&args),
         Command::Import(args) => import::run(&args),

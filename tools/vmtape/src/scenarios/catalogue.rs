@@ -1,0 +1,169 @@
+//! The rows: those built in, and those of a user's file.
+
+use super::expect::Line;
+use crate::output::usage;
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use std::{collections::BTreeMap, fs, path::Path};
+
+/// The files built in, in the order in which they are shown.
+const BUILT_IN: [(&str, &str); 5] = [
+    ("smaller_maxphyaddr.toml", include_str!("../../scenarios/smaller_maxphyaddr.toml")),
+    ("guest_width.toml", include_str!("../../scenarios/guest_width.toml")),
+    ("ept_5level.toml", include_str!("../../scenarios/ept_5level.toml")),
+    ("cpuid_after_run.toml", include_str!("../../scenarios/cpuid_after_run.toml")),
+    ("fleet.toml", include_str!("../../scenarios/fleet.toml")),
+];
+
+/// A file of rows about one subject.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    /// One word, for filters.
+    history: String,
+    #[serde(rename = "scenario", default)]
+    scenarios: Vec<Entry>,
+}
+
+/// One row as it stands in a file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    name: String,
+    text: String,
+    source: String,
+    #[serde(default)]
+    setup: Vec<String>,
+    command: String,
+    /// Files that the commands read, by name; `{dir}` in a command is their folder.
+    #[serde(default)]
+    files: BTreeMap<String, String>,
+    /// Minutes rather than moments: run on request.
+    #[serde(default)]
+    slow: bool,
+    /// What the command must show, by what follows `-b`; a row without a backend has one entry, named `any`.
+    expect: toml::Table,
+}
+
+/// A row: one subject, one command, several backends.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    pub history: String,
+    pub name: String,
+    pub text: String,
+    pub source: String,
+    pub setup: Vec<String>,
+    pub command: String,
+    pub files: BTreeMap<String, String>,
+    pub slow: bool,
+    pub cases: Vec<Case>,
+}
+
+/// A row on one backend.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What stands for `{backend}`: `svm-npt`, `vmx,allow_smaller_maxphyaddr=on`, `vmx --kvm v5.9`; `any` for none.
+    pub on: String,
+    pub lines: Vec<Line>,
+}
+
+/// A case whose command names no backend.
+pub const ANY: &str = "any";
+
+impl Case {
+    /// The backend's name, without options.
+    pub fn backend(&self) -> &str {
+        self.on.split([',', ' ']).next().unwrap_or_default()
+    }
+}
+
+/// Everything built in.
+pub fn built_in() -> Result<Vec<Scenario>> {
+    let mut all = Vec::new();
+    for (name, text) in BUILT_IN {
+        all.extend(parse(text).with_context(|| name.to_owned())?);
+    }
+    unique(&all)?;
+    Ok(all)
+}
+
+/// The rows of a user's file.
+pub fn read(path: &Path) -> Result<Vec<Scenario>> {
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let rows = parse(&text).map_err(|error| usage(format!("{}: {error:#}", path.display())))?;
+    unique(&rows)?;
+    Ok(rows)
+}
+
+fn parse(text: &str) -> Result<Vec<Scenario>> {
+    let file: File = toml::from_str(text)?;
+    file.scenarios.into_iter().map(|entry| scenario(&file.history, entry)).collect()
+}
+
+fn scenario(history: &str, entry: Entry) -> Result<Scenario> {
+    let name = entry.name;
+    if entry.source.is_empty() || entry.expect.is_empty() {
+        return Err(usage(format!("scenario {name}: a source and an expectation are needed")));
+    }
+    let case = |(on, value): (String, toml::Value)| {
+        let lines: Vec<String> = value
+            .try_into()
+            .map_err(|_| usage(format!("scenario {name}, {on}: a list of lines is needed")))?;
+        let parse = |line: &String| {
+            Line::parse(line).map_err(|cause| usage(format!("scenario {name}, {on}: {cause}")))
+        };
+        Ok(Case { lines: lines.iter().map(parse).collect::<Result<_>>()?, on })
+    };
+    Ok(Scenario {
+        cases: entry.expect.into_iter().map(case).collect::<Result<_>>()?,
+        history: history.to_owned(),
+        name,
+        text: entry.text,
+        source: entry.source,
+        setup: entry.setup,
+        command: entry.command,
+        files: entry.files,
+        slow: entry.slow,
+    })
+}
+
+fn unique(rows: &[Scenario]) -> Result<()> {
+    for (n, row) in rows.iter().enumerate() {
+        if rows[..n].iter().any(|other| other.name == row.name) {
+            return Err(usage(format!("two scenarios are named {}", row.name)));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_rows_are_well_formed() {
+        let rows = built_in().unwrap();
+        assert!(!rows.is_empty());
+        for row in &rows {
+            for case in &row.cases {
+                assert_eq!(case.on == ANY, !row.command.contains("{backend}"), "{}: {}", row.name, case.on);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_say_nothing_are_refused() {
+        let row = |rest: &str| {
+            format!("history = 'x'\n[[scenario]]\nname = 'a'\ntext = 't'\ncommand = 'backends'\n{rest}")
+        };
+        for (rest, mentions) in [
+            ("source = ''\nexpect.any = ['status: 0']", "source"),
+            ("source = 's'\nexpect.any = ['nonsense']", "nonsense"),
+            ("source = 's'\nexpect.any = 'status: 0'", "list"),
+            ("source = 's'\nexpected.any = []", "expected"),
+        ] {
+            let error = format!("{:#}", parse(&row(rest)).unwrap_err());
+            assert!(error.contains(mentions), "{rest}: {error}");
+        }
+    }
+}
