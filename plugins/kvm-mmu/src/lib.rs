@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod fault;
+mod fixup;
 pub mod insn;
 pub mod mmu;
 pub mod pages;

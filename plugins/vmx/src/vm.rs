@@ -4,7 +4,6 @@ use crate::{rules::Rule, silicon::controls::Controls};
 use serde::{Deserialize, Serialize};
 use vmtape_abi::{EmulateRequest, Host, VmConfig, emultype};
 use vmtape_arch::{
-    access::AccessKind,
     exception::{Exception, PageFaultError},
     exit::Resume,
     host::{Silicon, Vendor},
@@ -23,7 +22,6 @@ use vmtape_kvm_mmu::{
     slots::Slots,
     spte::Format,
     tdp::silicon::{NestedFault, NestedStop},
-    walk::WalkAccess,
 };
 
 /// APIC_ACCESS_PAGE_PRIVATE_MEMSLOT and where it is.
@@ -219,19 +217,6 @@ impl Shared {
         error: PageFaultError,
         host: &mut dyn Host,
     ) -> Exception {
-        let unchanged = Exception::pf(gva, error);
-        if !error.p() {
-            return unchanged;
-        }
-        let kind = match () {
-            () if error.w() => AccessKind::WRITE,
-            () if error.i() => AccessKind::FETCH,
-            () => AccessKind::READ,
-        };
-        let access = WalkAccess { kind, user: error.u(), implicit: false };
-        match self.mmu.walk_guest(vcpu.id, state, gva, &access, access.pferr(), host) {
-            Ok(_) => unchanged,
-            Err(exception) => exception,
-        }
+        self.mmu.fixup_page_fault(vcpu.id, state, gva, error, host)
     }
 }
