@@ -1,7 +1,9 @@
 //! Named hosts, and hosts described in a file.
 
-use crate::Error;
-use serde::Deserialize;
+use crate::{
+    Error,
+    passport::{Passport, backing_shift},
+};
 use std::{fs, path::Path};
 use vmtape_arch::host::{Silicon, Vendor};
 
@@ -82,52 +84,46 @@ pub const ALL: &[Host] = &[
     host("amd-52-4level", "EPYC from Genoa on, kernel with 4-level paging", amd(52, 4)),
 ];
 
-/// A host as a file describes it: a named one to start from, and what differs.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct HostFile {
-    base: Option<String>,
-    vendor: Option<String>,
-    phys_bits: Option<u8>,
-    host_levels: Option<u8>,
-    ept_levels: Option<u8>,
-    gbpages: Option<bool>,
-    ept_ad: Option<bool>,
-    ept_advanced: Option<bool>,
-    apicv: Option<bool>,
-    nrips: Option<bool>,
-    decode_assists: Option<bool>,
-    rmw_reads_first: Option<bool>,
-    encryption_bits: Option<u8>,
-    /// `4K`, `2M` or `1G`.
-    backing: Option<String>,
-}
-
-/// The host with this name, or described in the TOML file with this path; `NAME,backing=4K` changes how memory is backed.
+/// The silicon of [`passport`]; `NAME,backing=4K` changes how memory is backed.
 pub fn find(text: &str) -> Result<Silicon, Error> {
     let (name, backing) = match text.split_once(",backing=") {
         Some((name, backing)) => (name, Some(backing)),
         None => (text, None),
     };
-    let error = |cause: String| Error::Host { text: text.to_owned(), cause };
-    let mut silicon = match ALL.iter().find(|host| host.name == name) {
-        Some(host) => host.silicon,
-        None if Path::new(name).extension().is_some_and(|extension| extension == "toml") => {
-            let text = fs::read_to_string(name).map_err(|cause| error(cause.to_string()))?;
-            parse(&text).map_err(error)?
-        }
-        None => by_width(name).ok_or_else(|| {
-            let names: Vec<_> = ALL.iter().map(|host| host.name).collect();
-            error(format!(
-                "neither a .toml file, nor VENDOR-BITS (32 to 52), nor one of {}",
-                names.join(", ")
-            ))
-        })?,
-    };
+    let mut silicon = passport(name)?.silicon;
     if let Some(backing) = backing {
-        silicon.backing_shift = backing_shift(backing).map_err(error)?;
+        silicon.backing_shift = backing_shift(backing).map_err(|cause| error(text, cause))?;
     }
     Ok(silicon)
+}
+
+/// The host with this name, or the one described in the TOML file with this path.
+pub fn passport(name: &str) -> Result<Passport, Error> {
+    let path = Path::new(name);
+    if let Some(silicon) =
+        ALL.iter().find(|host| host.name == name).map(|host| host.silicon).or(by_width(name))
+    {
+        Ok(Passport::new(name, silicon))
+    } else if path.extension().is_some_and(|extension| extension == "toml") {
+        let text = fs::read_to_string(path).map_err(|cause| error(name, cause.to_string()))?;
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        Passport::parse(&stem, &text).map_err(|cause| error(name, cause))
+    } else {
+        let names: Vec<_> = ALL.iter().map(|host| host.name).collect();
+        Err(error(
+            name,
+            format!("neither a .toml file, nor VENDOR-BITS (32 to 52), nor one of {}", names.join(", ")),
+        ))
+    }
+}
+
+fn error(text: &str, cause: String) -> Error {
+    Error::Host { text: text.to_owned(), cause }
+}
+
+/// The host that a description of this vendor starts from.
+pub(crate) const fn of_today(vendor: Vendor) -> Silicon {
+    if vendor.0 == Vendor::INTEL.0 { intel(46, 4, 4) } else { amd(48, 4) }
 }
 
 /// `intel-43`, `amd-44`: a host of today with any width; one of 52 bits has 5-level paging.
@@ -153,74 +149,15 @@ pub fn counterpart(silicon: &Silicon, vendor: Vendor) -> Silicon {
     Silicon { gbpages: silicon.gbpages, backing_shift: silicon.backing_shift, ..like }
 }
 
-fn parse(text: &str) -> Result<Silicon, String> {
-    let file: HostFile = toml::from_str(text).map_err(|cause| cause.to_string())?;
-    let vendor = match file.vendor.as_deref() {
-        Some(name) => {
-            Some(Vendor::from_name(name).ok_or_else(|| format!("vendor '{name}' is neither intel nor amd"))?)
-        }
-        None => None,
-    };
-    let base = match (&file.base, vendor) {
-        (Some(name), _) => {
-            ALL.iter()
-                .find(|host| host.name == *name)
-                .ok_or_else(|| format!("no host is named '{name}'"))?
-                .silicon
-        }
-        (None, Some(Vendor::INTEL)) => intel(46, 4, 4),
-        (None, Some(_)) => amd(48, 4),
-        (None, None) => return Err("a host needs `vendor` or `base`".into()),
-    };
-    let silicon = Silicon {
-        vendor: vendor.unwrap_or(base.vendor),
-        phys_bits: file.phys_bits.unwrap_or(base.phys_bits),
-        host_levels: file.host_levels.unwrap_or(base.host_levels),
-        ept_levels: file.ept_levels.unwrap_or(base.ept_levels),
-        gbpages: file.gbpages.unwrap_or(base.gbpages),
-        ept_ad: file.ept_ad.unwrap_or(base.ept_ad),
-        ept_advanced: file.ept_advanced.unwrap_or(base.ept_advanced),
-        apicv: file.apicv.unwrap_or(base.apicv),
-        nrips: file.nrips.unwrap_or(base.nrips),
-        decode_assists: file.decode_assists.unwrap_or(base.decode_assists),
-        backing_shift: file.backing.as_deref().map_or(Ok(base.backing_shift), backing_shift)?,
-        rmw_reads_first: file.rmw_reads_first.unwrap_or(base.rmw_reads_first),
-        encryption_bits: file.encryption_bits.unwrap_or(base.encryption_bits),
-        pad: [0; 3],
-    };
-    check(&silicon)?;
-    Ok(silicon)
-}
-
-fn check(silicon: &Silicon) -> Result<(), String> {
-    if !PHYS_BITS.contains(&silicon.phys_bits) {
-        return Err(format!("phys-bits={} is not within 32..52", silicon.phys_bits));
-    }
-    for (what, levels) in [("host-levels", silicon.host_levels), ("ept-levels", silicon.ept_levels)] {
-        if !(4..=5).contains(&levels) {
-            return Err(format!("{what}={levels} is neither 4 nor 5"));
-        }
-    }
-    Ok(())
-}
-
-fn backing_shift(text: &str) -> Result<u8, String> {
-    match text {
-        "4K" => Ok(12),
-        "2M" => Ok(21),
-        "1G" => Ok(30),
-        _ => Err(format!("backing '{text}' is none of 4K, 2M, 1G")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::passport::check;
 
     #[test]
     fn every_named_host_is_possible() {
         for host in ALL {
-            assert_eq!(check(&host.silicon), Ok(()), "{}", host.name);
+            assert_eq!(check(&Passport::new(host.name, host.silicon)), Ok(()), "{}", host.name);
             assert_eq!(find(host.name).expect("named"), host.silicon);
         }
     }
@@ -230,27 +167,6 @@ mod tests {
         assert_eq!(find("intel-43").expect("any width").phys_bits, 43);
         for name in ["intel-31", "intel-53", "via-40", "intel-", "intel"] {
             assert!(find(name).is_err(), "{name}");
-        }
-    }
-
-    #[test]
-    fn a_file_changes_what_it_names() {
-        let silicon = parse("base = 'intel-52'\nept-levels = 4\nbacking = '4K'").expect("valid");
-        assert_eq!((silicon.phys_bits, silicon.ept_levels, silicon.backing_shift), (52, 4, 12));
-    }
-
-    #[test]
-    fn nonsense_is_refused_with_its_name() {
-        for (text, mentions) in [
-            ("vendor = 'via'", "via"),
-            ("phys-bits = 40", "vendor"),
-            ("vendor = 'amd'\nphys-bits = 99", "99"),
-            ("base = 'intel-9000'", "intel-9000"),
-            ("vendor = 'amd'\nwidth = 3", "width"),
-            ("vendor = 'amd'\nbacking = '3M'", "3M"),
-        ] {
-            let cause = parse(text).expect_err(text);
-            assert!(cause.contains(mentions), "{text}: {cause}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     features::{
-        FeatureSet,
+        Feature, FeatureSet,
         Register::{Eax, Ebx, Ecx, Edx},
     },
     vendor_name,
@@ -35,11 +35,19 @@ fn indexed(function: u32, index: u32, registers: [u32; 4]) -> CpuidEntry {
 
 /// What CPUID says on the host itself: everything that its silicon has.
 pub fn silicon_cpuid(silicon: &Silicon) -> Vec<CpuidEntry> {
+    silicon_cpuid_with(silicon, &[])
+}
+
+/// As [`silicon_cpuid`], for silicon that has or lacks these features.
+pub fn silicon_cpuid_with(silicon: &Silicon, changes: &[(&Feature, bool)]) -> Vec<CpuidEntry> {
     let mut set = FeatureSet::all(silicon);
     set.set(
         super::named(if silicon.vendor == Vendor::AMD { "svm" } else { "vmx" }).expect("in the table"),
         true,
     );
+    for (feature, on) in changes {
+        set.set(feature, *on);
+    }
     table(silicon, &set, silicon.phys_bits, 0)
 }
 

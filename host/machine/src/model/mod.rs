@@ -3,11 +3,11 @@
 mod features;
 mod leaves;
 
-pub use features::{FEATURES, Feature};
-pub use leaves::silicon_cpuid;
+pub use features::{FEATURES, Feature, Register, named};
+pub use leaves::{guest_phys_bits, silicon_cpuid, silicon_cpuid_with};
 
 use crate::Error;
-use features::{FeatureSet, named};
+use features::FeatureSet;
 use vmtape_arch::{
     cpuid::CpuidEntry,
     host::{Silicon, Vendor},
