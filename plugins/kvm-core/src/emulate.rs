@@ -3,18 +3,21 @@
 //! See: KVM arch/x86/kvm/x86.c x86_emulate_instruction(), handle_emulation_failure()
 
 use crate::vcpu::Vcpu;
-use vmtape_abi::{EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Host, Translation, emultype};
+use vmtape_abi::{EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Errno, Host, Translation, emultype};
 use vmtape_arch::{
+    PAGE_SIZE,
     access::Access,
     exception::Exception,
     exit::{Resume, ResumeKind},
     note::Note,
     vcpu::VcpuState,
 };
+use vmtape_kvm_mmu::Unmappable;
 
-/// KVM_INTERNAL_ERROR_EMULATION and KVM_INTERNAL_ERROR_DELIVERY_EV.
+/// KVM_INTERNAL_ERROR_EMULATION, _DELIVERY_EV and _UNEXPECTED_EXIT_REASON.
 pub const SUBERROR_EMULATION: u64 = 1;
 pub const SUBERROR_DELIVERY_EV: u64 = 3;
+pub const SUBERROR_UNEXPECTED_EXIT_REASON: u64 = 4;
 /// KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES.
 const FLAG_INSTRUCTION_BYTES: u64 = 1;
 
@@ -124,4 +127,18 @@ pub fn delivery_error(
     let mut resume = Resume::new(ResumeKind::INTERNAL_ERROR);
     resume.data = [SUBERROR_DELIVERY_EV, 4, info, reason, qualification, gpa];
     resume
+}
+
+/// Memory that the nested tables cannot map, as the exits proposed in 2024 tell userspace. The proposal named neither
+/// suberror nor flags; size and errno are those of KVM's other memory faults.
+/// See: KVM mmu/mmu_internal.h kvm_mmu_prepare_memory_fault_exit()
+pub fn unmappable(vcpu: u32, gpa: u64, how: Unmappable, host: &mut dyn Host) -> Resume {
+    let (kind, errno, data) = match how {
+        Unmappable::MemoryFault => {
+            (ResumeKind::MEMORY_FAULT, Errno::EFAULT.0, [0, gpa & !(PAGE_SIZE - 1), PAGE_SIZE, 0, 0, 0])
+        }
+        _ => (ResumeKind::INTERNAL_ERROR, 0, [SUBERROR_UNEXPECTED_EXIT_REASON, 1, gpa, 0, 0, 0]),
+    };
+    host.note(vcpu, Note::UserspaceExit { reason: kind.0, errno });
+    Resume { kind, errno, data }
 }

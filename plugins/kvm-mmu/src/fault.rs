@@ -84,4 +84,6 @@ pub enum Handled {
     EmulateOrRetry,
     /// KVM_RUN fails.
     Errno(i32),
+    /// The nested tables cannot map the memory: userspace hears of it, in this way.
+    Unmappable(crate::mmu::Unmappable),
 }

@@ -14,4 +14,4 @@ pub mod tdp;
 pub mod walk;
 pub mod walker;
 
-pub use mmu::{Config, GuestWidth, Mmu};
+pub use mmu::{Config, GuestWidth, Mmu, Unmappable};

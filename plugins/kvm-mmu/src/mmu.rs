@@ -53,6 +53,33 @@ pub struct Config {
     pub role_has_cpuid: bool,
     /// The counters of write tracking are allocated with the first shadow page instead of with each slot.
     pub gfn_track_on_demand: bool,
+    /// KVM's software walk refuses addresses beyond the guest's width even where no entry has a reserved bit.
+    pub translate_gpa_check: bool,
+    /// What becomes of memory that the nested tables have too few levels for.
+    pub unmappable: Unmappable,
+}
+
+/// What KVM does about a fault in a memory slot whose address the nested tables cannot translate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unmappable {
+    /// It maps the page, and the guest faults again: for ever.
+    #[default]
+    Map,
+    /// It leaves to userspace at once with KVM_EXIT_INTERNAL_ERROR.
+    InternalError,
+    /// ... or with KVM_EXIT_MEMORY_FAULT.
+    MemoryFault,
+}
+
+/// Two guest frames that meet in one entry, because the tables have too few levels to tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alias {
+    /// What the entry was before.
+    pub old: u64,
+    /// The frame that now claims it.
+    pub gfn: u64,
+    /// The claim is MMIO's, which takes the entry away; a page of memory leaves it as it is.
+    pub mmio: bool,
 }
 
 /// What a guest's CPUID says about its page tables.
@@ -159,6 +186,8 @@ pub struct Mmu {
     pub(crate) tdp: Tdp,
     pub(crate) shadow: Shadow,
     pub vcpus: Vec<VcpuMmu>,
+    /// The last collision of aliased frames, until someone asks.
+    pub(crate) alias: Option<Alias>,
 }
 
 impl Mmu {
@@ -173,6 +202,7 @@ impl Mmu {
             tdp: Tdp::default(),
             shadow: Shadow::default(),
             vcpus: Vec::new(),
+            alias: None,
         }
     }
 
@@ -282,6 +312,9 @@ impl Mmu {
         code: FaultCode,
         host: &mut dyn Host,
     ) -> Handled {
+        if let Some(handled) = self.refuse_unmappable(vcpu, address) {
+            return handled;
+        }
         let mut result = RetPf::Invalid;
         if code.rsvd() {
             result = self.handle_mmio_page_fault(vcpu, address, host);
@@ -304,6 +337,24 @@ impl Mmu {
             RetPf::WriteProtected => self.write_protect_fault(vcpu, state, address, code, host),
             _ => Handled::Resume,
         }
+    }
+
+    /// Whether the vCPU's nested tables have too few levels for an address: bits 51:48 under four.
+    pub fn is_unmappable(&self, vcpu: u32, gpa: u64) -> bool {
+        self.config.tdp && self.vcpus[vcpu as usize].root_role.level() == 4 && gpa >> 48 != 0
+    }
+
+    /// The two exits to userspace that were proposed for memory that cannot be mapped. MMIO needs no mapping.
+    fn refuse_unmappable(&self, vcpu: u32, gpa: u64) -> Option<Handled> {
+        let refused = self.config.unmappable != Unmappable::Map
+            && self.is_unmappable(vcpu, gpa)
+            && self.slots.find(gpa).is_some();
+        refused.then_some(Handled::Unmappable(self.config.unmappable))
+    }
+
+    /// Whether the last fault met a page of another frame in its entry; asking forgets it.
+    pub fn take_alias(&mut self) -> Option<Alias> {
+        self.alias.take()
     }
 
     /// `handle_mmio_page_fault`.
@@ -329,6 +380,9 @@ impl Mmu {
         let (gfn, acc, generation) = format.mmio_parts(spte);
         if generation != self.mmio_generation() & MMIO_GENERATION_MASK {
             return RetPf::Invalid;
+        }
+        if direct && gfn != address >> 12 {
+            self.alias = Some(Alias { old: spte, gfn: address >> 12, mmio: true });
         }
         let address = if direct { 0 } else { address };
         host.note(vcpu, Note::HandleMmioPageFault { address, gfn, access: acc.into_bits() });

@@ -6,14 +6,15 @@ use crate::{
     insn::{self, has_two_operands_in_memory, reads_before_write},
     mmu::{GuestWidth, Mmu},
     slots::Slots,
-    walk::{self, AdPolicy, Failure, Mode, Paging, Seen, Steps, Tables, Update, Walk, WalkAccess},
+    walk::{self, AdPolicy, Failure, Leaf, Mode, Paging, Seen, Steps, Tables, Update, Walk, WalkAccess},
 };
-use std::{cell::Cell, convert::Infallible};
+use std::cell::Cell;
 use vmtape_abi::{EmulatorMmu, Host, Translation};
 use vmtape_arch::{
     access::{Access, AccessKind},
-    exception::Exception,
+    exception::{Exception, PageFaultError},
     note::{Note, NoteKind},
+    paging::bits,
     vcpu::VcpuState,
 };
 
@@ -26,17 +27,38 @@ struct SlotTables<'a> {
     host: &'a mut dyn Host,
     vcpu: u32,
     noted: bool,
+    /// Bits that make `translate_gpa` refuse an address; none where it refuses nothing.
+    illegal: u64,
+}
+
+/// `translate_gpa` refused an address.
+struct IllegalGpa;
+
+impl IllegalGpa {
+    /// What the guest takes for it: only RSVD is ever set in the walker's fault, so vector, CR2 and the rest are what the
+    /// kernel's stack held. Modelled as a #PF at address zero. See: the revert, commit e7177339d7b5
+    fn exception(self) -> Exception {
+        Exception::pf(0, PageFaultError::new().with_rsvd(true))
+    }
+}
+
+impl SlotTables<'_> {
+    /// `translate_gpa` as commit ec7771ab471b has it.
+    fn check(&self, gpa: u64) -> Result<(), IllegalGpa> {
+        if gpa & self.illegal == 0 { Ok(()) } else { Err(IllegalGpa) }
+    }
 }
 
 impl Tables for SlotTables<'_> {
-    type Stop = Infallible;
+    type Stop = IllegalGpa;
 
-    fn read(&mut self, address: u64, size: u8) -> Result<Option<u64>, Infallible> {
+    fn read(&mut self, address: u64, size: u8) -> Result<Option<u64>, IllegalGpa> {
+        self.check(address)?;
         let Some(hpa) = self.slots.hpa(address) else { return Ok(None) };
         Ok(if size == 4 { self.host.read_u32(hpa).map(u64::from) } else { self.host.read_u64(hpa) })
     }
 
-    fn update(&mut self, address: u64, old: u64, new: u64, size: u8) -> Result<Update, Infallible> {
+    fn update(&mut self, address: u64, old: u64, new: u64, size: u8) -> Result<Update, IllegalGpa> {
         let Some(slot) = self.slots.find(address).filter(|slot| !slot.readonly()) else {
             return Ok(Update::ReadOnly);
         };
@@ -45,6 +67,10 @@ impl Tables for SlotTables<'_> {
             Some(false) => Update::Changed,
             None => Update::ReadOnly,
         })
+    }
+
+    fn translate(&mut self, address: u64, _kind: AccessKind, _leaf: Leaf) -> Result<(), IllegalGpa> {
+        self.check(address)
     }
 
     fn seen(&mut self, event: Seen) {
@@ -83,7 +109,8 @@ impl Mmu {
         if noted {
             host.note(vcpu, Note::PagetableWalk { address: gva, pferr });
         }
-        let mut tables = SlotTables { slots: &self.slots, host, vcpu, noted };
+        let illegal = self.illegal_gpa_bits(paging);
+        let mut tables = SlotTables { slots: &self.slots, host, vcpu, noted, illegal };
         let mut steps = Steps::default();
         match walk::walk(&paging, gva, access, AdPolicy::AfterTranslation, &mut tables, &mut steps) {
             Ok(walk) => Ok((walk, steps)),
@@ -93,8 +120,17 @@ impl Mmu {
                 }
                 Err(Exception::pf(gva, error))
             }
-            Err(Failure::Stopped(stop)) => match stop {},
+            Err(Failure::Stopped(illegal)) => {
+                host.log(2, "kvm: the page walk left its fault uninitialized");
+                Err(illegal.exception())
+            }
         }
+    }
+
+    /// What `translate_gpa` refuses in this walk. With paging off there is no walk that could ask it.
+    fn illegal_gpa_bits(&self, paging: Paging) -> u64 {
+        let checks = self.config.translate_gpa_check && paging.mode != Mode::None;
+        if checks { bits(paging.maxphyaddr.into(), 63) } else { 0 }
     }
 
     /// Up to 15 bytes of the instruction at RIP, without a trace of looking.
@@ -104,7 +140,7 @@ impl Mmu {
         let mut gva = state.rip.wrapping_add(state.seg[vmtape_arch::vcpu::seg::CS].base);
         let mut bytes = Vec::new();
         while bytes.len() < 15 {
-            let mut tables = SlotTables { slots: &self.slots, host, vcpu, noted: false };
+            let mut tables = SlotTables { slots: &self.slots, host, vcpu, noted: false, illegal: 0 };
             let mut steps = Steps::default();
             let Ok(walk) = walk::walk(&paging, gva, &access, AdPolicy::None, &mut tables, &mut steps) else {
                 break;

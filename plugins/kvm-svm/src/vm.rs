@@ -15,7 +15,7 @@ use vmtape_kvm_core::{
 use vmtape_kvm_mmu::{
     fault::{FaultCode, Handled},
     insn::writes_page_tables,
-    mmu::{Config, Mmu},
+    mmu::{Config, Mmu, Unmappable},
     spte::Format,
 };
 
@@ -84,6 +84,8 @@ impl Vm {
             dirty_before_nested_fault: options.on(Switch::AMD_DIRTY_BEFORE_NPF),
             role_has_cpuid: false,
             gfn_track_on_demand: true,
+            translate_gpa_check: false,
+            unmappable: Unmappable::Map,
         });
         Ok(Self { shared: Shared { npt, silicon, options, mmu }, vcpus: Vec::new() })
     }
@@ -117,6 +119,7 @@ impl Shared {
                 Resume::GUEST
             }
             Handled::Errno(errno) => Resume::errno(errno),
+            Handled::Unmappable(how) => emulate::unmappable(vcpu.id, address, how, host),
             Handled::EmulateOrRetry if self.retry_instead(vcpu, state, address, host) => Resume::GUEST,
             Handled::Emulate | Handled::EmulateOrRetry => {
                 host.note(vcpu.id, Rule::MMIO.note());

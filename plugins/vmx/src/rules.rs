@@ -14,6 +14,10 @@ open_enum! {
         SMALLER_MAXPHYADDR_PF = 6 => "smaller-maxphyaddr-page-fault",
         MMIO = 7 => "mmio",
         EVENT_REINJECTED = 8 => "event-reinjected",
+        UNMAPPABLE_EXIT = 9 => "unmappable-exit",
+        EPT4_ALIAS = 10 => "ept4-alias",
+        UNTRANSLATABLE_EMULATED = 11 => "untranslatable-emulated",
+        V1_RSVD_PF = 12 => "v1-rsvd-pf",
     }
 }
 
@@ -65,6 +69,28 @@ const ROWS: &[(Rule, &str, &str)] = &[
         Rule::EVENT_REINJECTED,
         "An exit interrupted the delivery of an event, which is injected again",
         "KVM vmx/vmx.c __vmx_complete_interrupts()",
+    ),
+    (
+        Rule::UNMAPPABLE_EXIT,
+        "4-level EPT cannot translate the address of this memory: KVM leaves to userspace instead of trying for ever",
+        "proposed in 2024, never merged",
+    ),
+    (
+        Rule::EPT4_ALIAS,
+        "Under 4-level EPT frames that differ in bits 51:48 of their address share an entry: MMIO at one takes the entry of \
+         memory at the other, which is emulated from then on",
+        "KVM mmu/tdp_iter.c tdp_iter_refresh_sptep()",
+    ),
+    (
+        Rule::UNTRANSLATABLE_EMULATED,
+        "4-level EPT cannot translate the address: KVM emulates the instruction with a walk of its own",
+        "posting of 18 Dec 2023, never merged",
+    ),
+    (
+        Rule::V1_RSVD_PF,
+        "The address is beyond the guest's width: KVM injects #PF with RSVD alone as error code and the guest physical address \
+         in CR2, neither of which hardware can do",
+        "posting of 27 Feb 2020, kvm_inject_rsvd_bits_pf(), never merged",
     ),
 ];
 

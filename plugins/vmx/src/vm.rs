@@ -18,7 +18,7 @@ use vmtape_kvm_core::{
 use vmtape_kvm_mmu::{
     fault::{FaultCode, Handled},
     insn::writes_page_tables,
-    mmu::{Config, Mmu},
+    mmu::{Config, Mmu, Unmappable},
     slots::Slots,
     spte::Format,
     tdp::silicon::{NestedFault, NestedStop},
@@ -92,6 +92,8 @@ impl Vm {
             dirty_before_nested_fault: false,
             role_has_cpuid: false,
             gfn_track_on_demand: true,
+            translate_gpa_check: false,
+            unmappable: Unmappable::Map,
         });
         let shared_page = apic_access_hpa(&silicon);
         if options.on(Switch::FLEXPRIORITY) {
@@ -163,13 +165,21 @@ impl Shared {
         code: FaultCode,
         host: &mut dyn Host,
     ) -> Resume {
-        match self.mmu.page_fault(vcpu.id, state, address, code, host) {
+        let handled = self.mmu.page_fault(vcpu.id, state, address, code, host);
+        if self.mmu.take_alias().is_some() && host.wants(NoteKind::RULE) {
+            host.note(vcpu.id, Rule::EPT4_ALIAS.note());
+        }
+        match handled {
             Handled::Resume => Resume::GUEST,
             Handled::Inject(exception) => {
                 vcpu.inject(state, &exception);
                 Resume::GUEST
             }
             Handled::Errno(errno) => Resume::errno(errno),
+            Handled::Unmappable(how) => {
+                host.note(vcpu.id, Rule::UNMAPPABLE_EXIT.note());
+                emulate::unmappable(vcpu.id, address, how, host)
+            }
             Handled::EmulateOrRetry if self.retries(vcpu.id, state, address, host) => Resume::GUEST,
             Handled::Emulate | Handled::EmulateOrRetry => {
                 if self.ept() && host.wants(NoteKind::RULE) && self.slots().find(address).is_none() {

@@ -8,7 +8,7 @@ mod tests;
 
 use crate::{
     fault::{PageFault, RetPf},
-    mmu::{Mmu, Root, round_gfn},
+    mmu::{Alias, Mmu, Root, round_gfn},
     pages::entry_address,
     role::PageRole,
     spte::{Leaf, MMIO_GENERATION_MASK, NONPRESENT},
@@ -206,6 +206,13 @@ impl Mmu {
         self.pages.write(entry.address, new);
     }
 
+    /// Whether a page of another frame is in the way: with too few levels, frames share entries.
+    fn collides(&self, fault: &PageFault, entry: Entry, new: u64) -> bool {
+        let format = self.config.format;
+        let leaf = format.is_present(entry.spte) && format.is_last(entry.spte, entry.level);
+        leaf && (fault.slot.is_none() || format.address(entry.spte) != format.address(new))
+    }
+
     /// `tdp_mmu_map_handle_target_level`.
     fn tdp_map_leaf(&mut self, vcpu: u32, fault: &PageFault, entry: Entry, host: &mut dyn Host) -> RetPf {
         let format = self.config.format;
@@ -226,6 +233,16 @@ impl Mmu {
         // levels) faults on every access.
         if new == entry.spte && !format.is_mmio(new) {
             return RetPf::Spurious;
+        }
+        if self.collides(fault, entry, new) {
+            let mmio = format.is_mmio(new);
+            self.alias = Some(Alias { old: entry.spte, gfn, mmio });
+            if !mmio {
+                // In 6.12 the host itself dies here: handle_changed_spte() stops it with BUG(). 7.2 leaves the entry alone,
+                // which is what this model does for all.
+                host.log(1, "kvm: a present leaf SPTE is in the way of another frame's");
+                return RetPf::Spurious;
+            }
         }
         if new != entry.spte {
             self.tdp_set(vcpu, gfn, entry, new, host);

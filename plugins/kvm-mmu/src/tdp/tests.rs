@@ -3,7 +3,7 @@
 use super::silicon::{GuestAccess, NestedStop};
 use crate::{
     fault::{FaultCode, Handled},
-    mmu::{Config, GuestWidth, Mmu},
+    mmu::{Config, GuestWidth, Mmu, Unmappable},
     spte::Format,
     walk::WalkAccess,
 };
@@ -109,6 +109,8 @@ impl Bench {
             dirty_before_nested_fault: true,
             role_has_cpuid: false,
             gfn_track_on_demand: true,
+            translate_gpa_check: false,
+            unmappable: Unmappable::Map,
         });
         let mut host = Memory { ram: vec![0; RAM], notes: Vec::new() };
         let entries = [TABLES[1] | 0x27, TABLES[2] | 0x27, TABLES[3] | 0x27, DATA | flags];
