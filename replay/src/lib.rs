@@ -1,6 +1,7 @@
 //! Replaying tapes: run the guest again or feed its exits to another backend, compare, explain.
 
 pub mod across;
+pub mod bisect;
 pub mod causes;
 mod error;
 pub mod exempt;

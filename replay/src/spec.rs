@@ -1,8 +1,11 @@
 //! The machine on a tape: what a recording stores of it, and how a replay builds it again.
 
-use crate::{Error, player::Create};
+use crate::{
+    Error,
+    player::{Create, Player},
+};
 use vmtape_machine::{MachineSpec, Recorded};
-use vmtape_traces::{Event, Metadata, Tape};
+use vmtape_traces::{Event, Metadata, Options, Tape, writer::Stream};
 
 /// Names of the tape's images.
 const IMAGE: &str = "image";
@@ -119,4 +122,31 @@ pub fn chosen(machine: &MachineSpec, create: Create) -> Result<Vec<(String, Stri
         }
     }
     Ok(chosen)
+}
+
+/// Runs a machine with another tape's inputs and tapes it, in memory.
+pub fn record(
+    machine: &MachineSpec,
+    inputs_of: &Tape,
+    budget: &Budget,
+    create: Create,
+) -> Result<Tape, Error> {
+    /// Exits between two looks at the events.
+    const STRETCH: u64 = 4096;
+    let mut bytes = Vec::new();
+    let mut stream = Stream::new(&mut bytes, "(memory)", Options::default())?;
+    stream.metadata(&metadata(machine, budget)?)?;
+    for (name, data) in images(machine) {
+        stream.image(name, data)?;
+    }
+    let inputs = Box::new(inputs(inputs_of)?);
+    let mut player = Player::new(machine.clone(), inputs, *budget, create, true)?;
+    while player.end.is_none() {
+        player.advance(u64::MAX, player.machine.exits() + STRETCH)?;
+        for event in player.take_events() {
+            stream.event(&event)?;
+        }
+    }
+    stream.finish()?;
+    Ok(Tape::from_bytes(bytes)?)
 }

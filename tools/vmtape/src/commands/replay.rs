@@ -18,20 +18,11 @@ pub struct Args {
     #[arg(value_hint = ValueHint::FilePath)]
     tape: PathBuf,
 
-    /// Another backend and its options: NAME[,OPTION=VALUE...]
-    #[arg(short, long, value_name = "BACKEND")]
-    backend: Option<String>,
+    #[command(flatten)]
+    elsewhere: Elsewhere,
 
     #[command(flatten)]
     plugins: PluginArgs,
-
-    /// Another host (default: the tape's, or the other vendor's with the same width and levels)
-    #[arg(long, value_name = "HOST")]
-    host: Option<String>,
-
-    /// Another KVM: RELEASE, then +PATCH, -PATCH and PARAMETER=VALUE, separated by commas
-    #[arg(long, value_name = "PROFILE", allow_hyphen_values = true)]
-    kvm: Option<String>,
 
     /// Whether the guest runs
     #[arg(long, value_enum, default_value = "run")]
@@ -45,13 +36,29 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 3)]
     context: usize,
 
-    /// Compare with a guest that is wider than the host
-    #[arg(long)]
-    force: bool,
-
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Where a tape's guest runs instead of where it was recorded.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Elsewhere {
+    /// Another backend and its options: NAME[,OPTION=VALUE...]
+    #[arg(short, long, value_name = "BACKEND")]
+    pub backend: Option<String>,
+
+    /// Another host (default: the tape's, or the other vendor's with the same width and levels)
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
+
+    /// Another KVM: RELEASE, then +PATCH, -PATCH and PARAMETER=VALUE, separated by commas
+    #[arg(long, value_name = "PROFILE", allow_hyphen_values = true)]
+    pub kvm: Option<String>,
+
+    /// Compare with a guest that is wider than the host
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -65,16 +72,65 @@ enum Mode {
 impl Args {
     /// The command that shows the same again.
     fn command_line(&self) -> String {
-        let mut line = format!("vmtape replay {}", self.tape.display());
-        for (option, value) in [("-b", &self.backend), ("--host", &self.host), ("--kvm", &self.kvm)] {
-            if let Some(value) = value {
-                line += &format!(" {option} {value}");
-            }
-        }
+        let mut line = format!("vmtape replay {}{}", self.tape.display(), self.elsewhere.command_line());
         if self.mode == Mode::Exits {
             line += " --mode exits";
         }
         line + &format!(" --context {}", self.context)
+    }
+}
+
+impl Elsewhere {
+    /// The options as they were given.
+    pub fn command_line(&self) -> String {
+        let options = [("-b", &self.backend), ("--host", &self.host), ("--kvm", &self.kvm)];
+        let given =
+            options.iter().filter_map(|(option, value)| Some(format!(" {option} {}", value.as_ref()?)));
+        given.chain(self.force.then(|| " --force".to_owned())).collect()
+    }
+
+    /// The machine to compare with: the tape's, with what the options change.
+    pub fn machine(&self, expected: &MachineSpec, plugins: &Plugins) -> Result<MachineSpec> {
+        let mut actual = expected.clone();
+        let mut changes = Vec::new();
+        if let Some(backend) = &self.backend {
+            let (name, options) = parse_backend(backend)?;
+            if name != expected.backend {
+                // Options of the other backend are its own defaults for the same profile.
+                actual.options.retain(|(key, _)| key == spec::PROFILE);
+            }
+            actual.backend = name;
+            changes.extend(options);
+        }
+        if let Some(kvm) = &self.kvm {
+            if actual.backend == expected.backend {
+                // Another release has other defaults; what the recording's user chose stays.
+                actual.options.retain(|(key, _)| key == spec::PROFILE);
+                actual.options.extend(spec::chosen(expected, &|machine| plugins.create(machine))?);
+            }
+            changes.extend(parse_kvm(kvm)?);
+        }
+        let plugin = plugins.get(&actual.backend)?;
+        match &self.host {
+            Some(host) => {
+                actual.silicon = find_host(host)?;
+                actual.silicon.backing_shift = expected.silicon.backing_shift;
+                actual.host = host.clone();
+            }
+            None if plugin.description.vendor != expected.silicon.vendor => {
+                let vendor = plugin.description.vendor;
+                actual.silicon = hosts::counterpart(&expected.silicon, vendor);
+                actual.host = format!("{vendor}-{}", actual.silicon.phys_bits);
+            }
+            None => {}
+        }
+        for (key, value) in changes {
+            actual.options.retain(|(name, _)| *name != key);
+            actual.options.push((key, value));
+        }
+        fits(&actual.cpuid, &actual.silicon, &actual.host, self.force)?;
+        actual.options = create(&plugin, actual.silicon, &actual.options)?.resolved();
+        Ok(actual)
     }
 }
 
@@ -112,53 +168,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let tape = Tape::open_whole(&args.tape)?;
     let plugins = Plugins::new(&args.plugins);
     let expected = spec::machine(&tape)?;
-    let actual = actual_machine(args, &expected, &plugins)?;
+    let actual = args.elsewhere.machine(&expected, &plugins)?;
     let report = compare(args, &tape, &plugins, expected, actual)?;
     report::print(&report, args.json)
-}
-
-/// The machine to compare with: the tape's, with what the options change.
-fn actual_machine(args: &Args, expected: &MachineSpec, plugins: &Plugins) -> Result<MachineSpec> {
-    let mut actual = expected.clone();
-    let mut changes = Vec::new();
-    if let Some(backend) = &args.backend {
-        let (name, options) = parse_backend(backend)?;
-        if name != expected.backend {
-            // Options of the other backend are its own defaults for the same profile.
-            actual.options.retain(|(key, _)| key == spec::PROFILE);
-        }
-        actual.backend = name;
-        changes.extend(options);
-    }
-    if let Some(kvm) = &args.kvm {
-        if actual.backend == expected.backend {
-            // Another release has other defaults; what the recording's user chose stays.
-            actual.options.retain(|(key, _)| key == spec::PROFILE);
-            actual.options.extend(spec::chosen(expected, &|machine| plugins.create(machine))?);
-        }
-        changes.extend(parse_kvm(kvm)?);
-    }
-    let plugin = plugins.get(&actual.backend)?;
-    match &args.host {
-        Some(host) => {
-            actual.silicon = find_host(host)?;
-            actual.silicon.backing_shift = expected.silicon.backing_shift;
-            actual.host = host.clone();
-        }
-        None if plugin.description.vendor != expected.silicon.vendor => {
-            let vendor = plugin.description.vendor;
-            actual.silicon = hosts::counterpart(&expected.silicon, vendor);
-            actual.host = format!("{vendor}-{}", actual.silicon.phys_bits);
-        }
-        None => {}
-    }
-    for (key, value) in changes {
-        actual.options.retain(|(name, _)| *name != key);
-        actual.options.push((key, value));
-    }
-    fits(&actual.cpuid, &actual.silicon, &actual.host, args.force)?;
-    actual.options = create(&plugin, actual.silicon, &actual.options)?.resolved();
-    Ok(actual)
 }
 
 fn compare(

@@ -1,0 +1,328 @@
+//! One trial of a bisection: a machine beside the tape, and what it shows.
+
+use super::{Finding, search::Mark};
+use crate::{
+    Error, Report, across, exits, identical,
+    player::{Create, Player},
+    report::{Divergence, Verdict},
+    signature::Signature,
+    spec::{self, Budget},
+    text,
+};
+use serde::Serialize;
+use vmtape_abi::Description;
+use vmtape_machine::MachineSpec;
+use vmtape_traces::{Event, Tape, event::End};
+
+/// Whether the guest runs in a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Run,
+    Exits,
+}
+
+/// What makes a machine bad.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Criterion {
+    /// It differs from the tape.
+    Divergence(Mode),
+    /// Its run ends otherwise than the tape does.
+    End,
+    /// Its guest prints this.
+    Prints(String),
+}
+
+/// The two machines of a trial.
+pub struct Pair {
+    /// What the second one is compared with, where that is not the bisected tape itself.
+    pub tape: Option<Tape>,
+    pub expected: MachineSpec,
+    pub actual: MachineSpec,
+}
+
+/// What a trial showed.
+#[derive(Clone, Debug)]
+pub enum Show {
+    Same,
+    Different {
+        signature: Signature,
+        text: String,
+        divergence: Option<Box<Divergence>>,
+    },
+    /// It could not be tried, and why.
+    Unable(String),
+}
+
+/// A trial as the evidence lists it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Trial {
+    pub what: String,
+    pub mark: Mark,
+    pub shows: String,
+}
+
+/// Everything that the trials of one bisection have in common.
+pub struct Bench<'a> {
+    pub tape: &'a Tape,
+    /// The tape's machine.
+    pub machine: MachineSpec,
+    pub create: Create<'a>,
+    /// What the plugin of a backend says of itself.
+    pub describe: &'a dyn Fn(&str) -> Result<Description, Error>,
+    pub criterion: Criterion,
+    /// The command line to which a candidate's own options are added.
+    pub command: String,
+    pub progress: &'a dyn Fn(&str),
+    pub trials: Vec<Trial>,
+    /// What is looked for, once the bad end has shown it.
+    pub wanted: Option<Signature>,
+    /// The divergence of the last bad trial.
+    pub divergence: Option<Divergence>,
+}
+
+impl<'a> Bench<'a> {
+    /// Tries a machine beside the tape's own.
+    pub fn test(&mut self, what: &str, actual: MachineSpec) -> Result<Mark, Error> {
+        let pair = Pair { tape: None, expected: self.machine.clone(), actual };
+        self.test_pair(what, pair, self.create)
+    }
+
+    /// Tries a pair of machines. The first bad trial decides what is looked for.
+    pub fn test_pair(&mut self, what: &str, pair: Pair, create: Create) -> Result<Mark, Error> {
+        (self.progress)(what);
+        let shown = self.show(pair, create)?;
+        let (mark, shows) = match shown {
+            Show::Same => (Mark::Good, "same".to_owned()),
+            Show::Unable(why) => (Mark::Skip, format!("cannot be tried: {why}")),
+            Show::Different { signature, text, divergence } => {
+                let wanted = self.wanted.get_or_insert_with(|| signature.clone());
+                if *wanted == signature {
+                    self.divergence = divergence.map(|divergence| *divergence);
+                    (Mark::Bad, text)
+                } else {
+                    (Mark::Skip, format!("another difference comes first: {text} [{signature}]"))
+                }
+            }
+        };
+        self.trials.push(Trial { what: what.to_owned(), mark, shows });
+        Ok(mark)
+    }
+
+    /// Notes a candidate that cannot be tried.
+    pub fn skip(&mut self, what: &str, why: String) -> Mark {
+        let shows = format!("cannot be tried: {why}");
+        self.trials.push(Trial { what: what.to_owned(), mark: Mark::Skip, shows });
+        Mark::Skip
+    }
+
+    /// As [`Bench::skip`], if the error speaks of the candidate; any other error ends the bisection.
+    pub fn unable(&mut self, what: &str, error: Error) -> Result<Mark, Error> {
+        if is_about_machine(&error) { Ok(self.skip(what, error.to_string())) } else { Err(error) }
+    }
+
+    /// What a pair shows. A machine that its backend refuses or breaks under is nothing that can be judged.
+    pub fn show(&self, pair: Pair, create: Create) -> Result<Show, Error> {
+        let shown = match &self.criterion {
+            Criterion::Divergence(mode) => self.compare(*mode, pair, create),
+            Criterion::End => self.ends(pair, create),
+            Criterion::Prints(text) => self.prints(text, pair.actual, create),
+        };
+        match shown {
+            Err(error) if is_about_machine(&error) => Ok(Show::Unable(error.to_string())),
+            shown => shown,
+        }
+    }
+
+    fn compare(&self, mode: Mode, pair: Pair, create: Create) -> Result<Show, Error> {
+        let tape = pair.tape.as_ref().unwrap_or(self.tape);
+        let report = compare(tape, mode, pair.expected, pair.actual, create, self.describe)?;
+        Ok(match report.divergence {
+            Some(divergence) if report.verdict == Verdict::Different => Show::Different {
+                signature: Signature::of(&divergence),
+                text: divergence.summary.clone(),
+                divergence: Some(Box::new(divergence)),
+            },
+            _ => Show::Same,
+        })
+    }
+
+    fn ends(&self, pair: Pair, create: Create) -> Result<Show, Error> {
+        let expected = match &pair.tape {
+            Some(tape) => end_of(tape)?,
+            None => end_of(self.tape)?,
+        };
+        let ended = Ended::of(self.tape, pair.actual, create)?;
+        Ok(if expected.as_ref().is_some_and(|expected| same_end(expected, &ended.end)) {
+            Show::Same
+        } else {
+            Show::Different {
+                signature: ended.signature(),
+                text: text::end_text(&ended.end),
+                divergence: None,
+            }
+        })
+    }
+
+    fn prints(&self, wanted: &str, actual: MachineSpec, create: Create) -> Result<Show, Error> {
+        let ended = Ended::of(self.tape, actual, create)?;
+        Ok(if ended.printed.contains(wanted) {
+            Show::Different {
+                signature: Signature::new(&format!("prints:{wanted}"), 0),
+                text: format!("the guest prints {wanted:?}"),
+                divergence: None,
+            }
+        } else {
+            Show::Same
+        })
+    }
+
+    /// The finding of a search that is over.
+    pub fn found(&mut self, axis: &'static str, line: impl Into<String>, options: &str) -> Finding {
+        Finding {
+            axis,
+            verdict: Verdict::Different,
+            line: line.into(),
+            signature: self.wanted.clone(),
+            notes: Vec::new(),
+            trials: std::mem::take(&mut self.trials),
+            divergence: self.divergence.take(),
+            reproduce: format!("{} {options}", self.command).trim_end().to_owned(),
+        }
+    }
+
+    /// The finding of a search that had nothing to look for.
+    pub fn nothing(&mut self, axis: &'static str, line: impl Into<String>) -> Finding {
+        Finding { trials: std::mem::take(&mut self.trials), ..Finding::same(axis, line) }
+    }
+}
+
+/// Whether an error is a machine's, that its backend refuses or breaks under, and not the tape's.
+fn is_about_machine(error: &Error) -> bool {
+    matches!(error, Error::Refused { .. } | Error::Failed { .. } | Error::Machine(_))
+}
+
+/// Compares a machine with a tape by the method that fits the two: the same machine event by event, another one by what
+/// the guest can observe.
+pub fn compare(
+    tape: &Tape,
+    mode: Mode,
+    expected: MachineSpec,
+    mut actual: MachineSpec,
+    create: Create,
+    describe: &dyn Fn(&str) -> Result<Description, Error>,
+) -> Result<Report, Error> {
+    actual.options = create(&actual)?.resolved();
+    let mut report = Report::new("", tape.name(), actual.backend.clone());
+    let nobody = &mut |_| {};
+    if mode == Mode::Exits {
+        let same = expected.backend == actual.backend;
+        exits::replay(tape, actual, create, same, &mut report, "", nobody)?;
+    } else if is_same(&expected, &actual) {
+        identical::replay(tape, actual, create, None, &mut report, "", nobody)?;
+    } else {
+        let (expected_plugin, plugin) = (describe(&expected.backend)?, describe(&actual.backend)?);
+        /// Exits of context before a difference.
+        const CONTEXT: usize = 3;
+        let sides = across::Sides {
+            tape,
+            expected,
+            actual,
+            create,
+            expected_plugin: &expected_plugin,
+            plugin: &plugin,
+            context: CONTEXT,
+            explain: false,
+            reproduce: String::new(),
+        };
+        sides.compare(&mut report, nobody)?;
+    }
+    Ok(report)
+}
+
+/// Whether two machines are one: the guest, the backend with its options, and the silicon.
+fn is_same(a: &MachineSpec, b: &MachineSpec) -> bool {
+    let sorted = |machine: &MachineSpec| {
+        let mut options = machine.options.clone();
+        options.sort();
+        options
+    };
+    (&a.backend, &a.silicon, &a.cpuid) == (&b.backend, &b.silicon, &b.cpuid) && sorted(a) == sorted(b)
+}
+
+/// How a machine's run ended, and what its guest printed.
+pub(super) struct Ended {
+    pub end: End,
+    pub printed: String,
+    rip: u64,
+}
+
+impl Ended {
+    /// Runs a machine with a tape's inputs. One that goes on long after the tape's end hangs.
+    pub fn of(tape: &Tape, machine: MachineSpec, create: Create) -> Result<Self, Error> {
+        let mut player = Player::new(machine, Box::new(spec::inputs(tape)?), budget(tape)?, create, false)?;
+        Self::finish(&mut player)
+    }
+
+    /// Runs a machine on to its end.
+    pub fn finish(player: &mut Player) -> Result<Self, Error> {
+        let mut printed = Vec::new();
+        while player.end.is_none() {
+            player.advance(u64::MAX, u64::MAX)?;
+        }
+        printed.extend(player.take_serial());
+        let vcpu = match &player.end {
+            Some(End::Fatal { vcpu, .. } | End::NoProgress { vcpu, .. }) => *vcpu,
+            _ => 0,
+        };
+        Ok(Self {
+            end: player.end.clone().unwrap_or(End::Cut),
+            printed: String::from_utf8_lossy(&printed).into_owned(),
+            rip: player.machine.state(vcpu).map_or(0, |state| state.rip),
+        })
+    }
+
+    /// The end's name: how and where, not when.
+    pub fn signature(&self) -> Signature {
+        let rip = match self.end {
+            End::Shutdown { .. } | End::Fatal { .. } | End::NoProgress { .. } => self.rip,
+            _ => 0,
+        };
+        Signature::new(&format!("end:{}", kind(&self.end)), rip)
+    }
+}
+
+/// The limits of a run that is compared by its end.
+pub(super) fn budget(tape: &Tape) -> Result<Budget, Error> {
+    /// Instructions that a run may need more than the tape's: as many again, and a second's worth.
+    const MORE: u64 = 1 << 28;
+    let taped = spec::budget(tape);
+    let longest = tape.totals()?.icount.saturating_mul(2).saturating_add(MORE);
+    Ok(Budget { instructions: taped.instructions.min(longest), ..taped })
+}
+
+fn kind(end: &End) -> String {
+    match end {
+        End::DebugExit { status } => format!("status-{status}"),
+        End::Shutdown { .. } => "shutdown".into(),
+        End::Idle => "idle".into(),
+        End::Fatal { resume, .. } => text::resume_text(resume),
+        End::Limit { .. } => "limit".into(),
+        End::NoProgress { .. } => "no-progress".into(),
+        End::Cut => "cut".into(),
+    }
+}
+
+pub(super) fn same_end(a: &End, b: &End) -> bool {
+    kind(a) == kind(b)
+}
+
+/// How a tape ends.
+pub(super) fn end_of(tape: &Tape) -> Result<Option<End>, Error> {
+    let last = tape.chunks().iter().rposition(|chunk| chunk.events != 0).unwrap_or(0);
+    for event in tape.events_from(last) {
+        if let Event::End { end, .. } = event? {
+            return Ok(Some(end));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,122 @@
+//! Axis `width`: the smallest host width, or guest width, at which the verdict flips.
+
+use super::{
+    Bench, Finding, Pair,
+    search::{Mark, turn},
+    trial::{self, Criterion},
+};
+use crate::{Error, bisect::cpuid::Change, spec};
+use vmtape_arch::cpuid::maxphyaddr;
+use vmtape_machine::MachineSpec;
+
+const AXIS: &str = "width";
+
+/// Whose width is searched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Host,
+    Guest,
+}
+
+/// What to search.
+pub struct Request {
+    pub side: Side,
+    /// The machine that is tried; its width is replaced.
+    pub machine: MachineSpec,
+    /// The widths between which to search: by default the tape's, and the widest that there is or else the narrowest.
+    pub good: Option<u8>,
+    pub bad: Option<u8>,
+    /// Try guests that are wider than their host.
+    pub force: bool,
+}
+
+/// Widths that silicon can have.
+const NARROWEST: u8 = 32;
+const WIDEST: u8 = 52;
+
+pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
+    let taped = match request.side {
+        Side::Host => bench.machine.silicon.phys_bits,
+        Side::Guest => maxphyaddr(&bench.machine.cpuid),
+    };
+    let good = request.good.unwrap_or(taped);
+    let ends = request.bad.map_or(vec![WIDEST, NARROWEST], |bad| vec![bad]);
+    let mut bad = None;
+    for end in ends.into_iter().filter(|end| *end != good) {
+        if request.test(bench, end)? == Mark::Bad {
+            bad = Some(end);
+            break;
+        }
+    }
+    let Some(bad) = bad else {
+        return Ok(bench.nothing(AXIS, format!("no {} width flips the verdict", request.side.name())));
+    };
+    if request.test(bench, good)? != Mark::Good {
+        return Err(Error::Other(format!(
+            "{} is bad too: it is no good end (--good names another)",
+            request.text(good)
+        )));
+    }
+    let place = |n: u64| if good < bad { good + n as u8 } else { good - n as u8 };
+    let found = turn(0, good.abs_diff(bad).into(), |n| request.test(bench, place(n)))?;
+    let (last_good, first_bad) = (place(found.last_good), place(found.first_bad));
+    let options = match request.side {
+        Side::Host => format!("--host {}-{first_bad}", request.machine.silicon.vendor),
+        Side::Guest => String::new(),
+    };
+    let mut finding = bench.found(AXIS, format!("first bad: {}", request.text(first_bad)), &options);
+    finding.notes.push(format!("{} is the last good one", request.text(last_good)));
+    if last_good.abs_diff(first_bad) > 1 {
+        finding.notes.push("the widths in between could not be judged".into());
+    }
+    Ok(finding)
+}
+
+impl Side {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Guest => "guest",
+        }
+    }
+}
+
+impl Request {
+    fn text(&self, width: u8) -> String {
+        format!("{} width {width}", self.side.name())
+    }
+
+    fn test(&self, bench: &mut Bench, width: u8) -> Result<Mark, Error> {
+        let what = self.text(width);
+        let mut actual = self.machine.clone();
+        if self.side == Side::Host {
+            actual.silicon.phys_bits = width;
+            return self.test_fitting(
+                bench,
+                &what,
+                Pair { tape: None, expected: bench.machine.clone(), actual },
+            );
+        }
+        let change = Change::width(width);
+        change.apply(&mut actual.cpuid);
+        let mut expected = bench.machine.clone();
+        // A guest that is told another width than the taped one sees that: it is compared with itself elsewhere.
+        let mut tape = None;
+        if matches!(bench.criterion, Criterion::Divergence(_)) {
+            change.apply(&mut expected.cpuid);
+            match spec::record(&expected, bench.tape, &trial::budget(bench.tape)?, bench.create) {
+                Ok(recorded) => tape = Some(recorded),
+                Err(error) => return bench.unable(&what, error),
+            }
+        }
+        self.test_fitting(bench, &what, Pair { tape, expected, actual })
+    }
+
+    fn test_fitting(&self, bench: &mut Bench, what: &str, pair: Pair) -> Result<Mark, Error> {
+        let (guest, host) = (maxphyaddr(&pair.actual.cpuid), pair.actual.silicon.phys_bits);
+        if guest > host && !self.force {
+            return Ok(bench.skip(what, format!("the guest has {guest} bits, the host only {host}")));
+        }
+        bench.test_pair(what, pair, bench.create)
+    }
+}
