@@ -3,7 +3,7 @@
 mod features;
 mod leaves;
 
-pub use features::{FEATURES, Feature, Register};
+pub use features::{FEATURES, Feature, Register, named};
 pub use leaves::{guest_phys_bits, silicon_cpuid, silicon_cpuid_with};
 
 use crate::Error;
