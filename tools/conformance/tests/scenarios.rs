@@ -1,0 +1,65 @@
+//! The scenarios: all of them hold, and one that does not hold is seen.
+
+use anyhow::{Context, Result};
+use std::fs;
+use vmtape_conformance::{tail, vmtape};
+
+#[test]
+fn every_scenario_is_as_expected() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let output = vmtape(folder.path(), &["scenarios", "--junit", "scenarios.xml"])?;
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{shown}{}", tail(&output));
+    for line in shown.lines().filter(|line| line.starts_with("SKIPPED")) {
+        eprintln!("{line}");
+    }
+    let junit = fs::read_to_string(folder.path().join("scenarios.xml"))?;
+    assert!(junit.contains("<testsuite ") && !junit.contains("<failure"), "{junit}");
+    Ok(())
+}
+
+/// Each subject has rows, each row names its source, and each runs on all three backends or says for which it is.
+#[test]
+fn the_list_covers_every_subject() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let output = vmtape(folder.path(), &["scenarios", "--list", "--json"])?;
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let rows = list["scenarios"].as_array().context("a list of scenarios")?;
+    for history in ["smaller-maxphyaddr", "guest-width", "ept-5level", "cpuid-after-run", "fleet"] {
+        assert!(rows.iter().any(|row| row["history"] == history), "no scenario about {history}");
+    }
+    for row in rows {
+        assert!(row["source"].as_str().is_some_and(|source| !source.is_empty()), "{row}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_deviation_is_seen_in_every_form() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = "history = 'mine'
+[[scenario]]
+name = 'hello'
+text = 'the guest says something else'
+source = 'nobody'
+command = 'record -b {backend} builtin:hello'
+[scenario.expect]
+vmx = ['out: good-bye']
+svm = ['no event: kvm_exit']
+";
+    fs::write(folder.path().join("mine.toml"), file)?;
+    let output = vmtape(folder.path(), &["scenarios", "mine.toml", "--json", "--junit", "mine.xml"])?;
+    assert_eq!(output.status.code(), Some(1), "{}", tail(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(report["totals"]["deviating"], 2, "{report}");
+    assert!(
+        report["outcomes"][0]["commands"][0].as_str().is_some_and(|text| text.starts_with("vmtape record"))
+    );
+    assert!(fs::read_to_string(folder.path().join("mine.xml"))?.contains("failures=\"2\""));
+    let usage = vmtape(folder.path(), &["scenarios", "--name", "no such row"])?;
+    assert_eq!(usage.status.code(), Some(2), "{}", tail(&usage));
+    fs::write(folder.path().join("broken.toml"), "history = 3")?;
+    let usage = vmtape(folder.path(), &["scenarios", "broken.toml"])?;
+    assert_eq!(usage.status.code(), Some(2), "{}", tail(&usage));
+    Ok(())
+}
