@@ -155,7 +155,8 @@ impl Kernel {
     /// Starts the code of further processors.
     pub fn define_ap_main(&mut self) -> Result<(), IcedError> {
         self.ap_defined = true;
-        self.a.set_label(&mut self.ap_main)
+        self.a.set_label(&mut self.ap_main)?;
+        self.a.zero_bytes()
     }
 
     /// Appends the runtime and the strings, and assembles.

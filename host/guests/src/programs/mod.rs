@@ -6,9 +6,14 @@ mod cpuid;
 mod hello;
 mod illegal;
 mod io;
+mod judge;
+mod late;
 mod matrix;
 mod paging;
+mod role;
+mod smp;
 mod smp2;
+mod stale;
 mod touch;
 
 use crate::GuestInfo;
@@ -78,5 +83,29 @@ pub const ALL: &[GuestInfo] = &[
         default_memory: 64,
         default_smp: 2,
         program: smp2::program,
+    },
+    GuestInfo {
+        name: "role",
+        summary: "reads an address, waits for somebody to change its CPUID, and reads it again",
+        parameters: role::PARAMETERS,
+        default_memory: 64,
+        default_smp: 1,
+        program: role::program,
+    },
+    GuestInfo {
+        name: "stale",
+        summary: "two vCPUs read one address through the same tables; give them different widths",
+        parameters: stale::PARAMETERS,
+        default_memory: 64,
+        default_smp: 2,
+        program: stale::program,
+    },
+    GuestInfo {
+        name: "late",
+        summary: "takes a page fault early and finds out much later that it was a wrong one",
+        parameters: late::PARAMETERS,
+        default_memory: 64,
+        default_smp: 1,
+        program: late::program,
     },
 ];

@@ -24,6 +24,35 @@ pub const P_W_U: u64 = 7;
 /// Bit 7 of a PDE or PDPTE.
 const PAGE_SIZE: u64 = 0x80;
 
+/// How large a page maps the address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Page {
+    Small,
+    Large,
+    Huge,
+}
+
+impl Page {
+    /// The words of the parameter `page`.
+    pub const WORDS: &'static [&'static str] = &["4K", "2M", "1G"];
+
+    pub fn of(word: Option<&str>) -> Self {
+        match word {
+            Some("2M") => Self::Large,
+            Some("1G") => Self::Huge,
+            _ => Self::Small,
+        }
+    }
+
+    fn size(self) -> u64 {
+        match self {
+            Self::Small => 1 << 12,
+            Self::Large => 1 << 21,
+            Self::Huge => 1 << 30,
+        }
+    }
+}
+
 /// A paging entry: what it is called, where it lies, what it holds.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
@@ -42,18 +71,18 @@ pub struct Mapping {
 
 impl Mapping {
     /// Maps the page of `gpa`, present, writable and user.
-    pub fn new(gpa: u64, large: bool) -> Self {
-        let page = if large { 0x20_0000 } else { 0x1000 };
-        let leaf = (gpa & !(page - 1)) | P_W_U;
-        let pde = if large { leaf | PAGE_SIZE } else { PTE | P_W_U };
+    pub fn new(gpa: u64, page: Page) -> Self {
+        let offset = page.size() - 1;
+        let small = (gpa & !offset) | P_W_U;
         let pml4e = crate::boot::layout::PML4 + 8 * GVA_PML4_INDEX;
+        let table = |at, table| if page == at { small | PAGE_SIZE } else { table | P_W_U };
         Self {
-            gva: GVA + (gpa & (page - 1)),
+            gva: GVA + (gpa & offset),
             entries: [
                 Entry { name: "pml4e", address: pml4e, value: PDPT | P_W_U },
-                Entry { name: "pdpte", address: PDPT + 8 * GVA_PDPT_INDEX, value: PDE | P_W_U },
-                Entry { name: "pde", address: PDE, value: pde },
-                Entry { name: "pte", address: PTE, value: leaf },
+                Entry { name: "pdpte", address: PDPT + 8 * GVA_PDPT_INDEX, value: table(Page::Huge, PDE) },
+                Entry { name: "pde", address: PDE, value: table(Page::Large, PTE) },
+                Entry { name: "pte", address: PTE, value: small },
             ],
         }
     }

@@ -6,7 +6,7 @@ use crate::{
     parameters::{Kind, Parameter, Values},
     programs::{
         access::{self, Access},
-        paging::{self, Mapping},
+        paging::{self, Mapping, Page},
     },
 };
 use iced_x86::{IcedError, code_asm::*};
@@ -82,7 +82,8 @@ pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
 
 /// The entries that the parameters describe.
 fn mapping(values: &Values) -> Mapping {
-    let mut mapping = Mapping::new(values.number("gpa").unwrap_or(paging::DATA), values.flag("pse"));
+    let page = if values.flag("pse") { Page::Large } else { Page::Small };
+    let mut mapping = Mapping::new(values.number("gpa").unwrap_or(paging::DATA), page);
     for entry in &mut mapping.entries {
         entry.value = values.number(entry.name).unwrap_or(entry.value);
     }
