@@ -4,7 +4,7 @@ mod common;
 
 use common::{compile, intel};
 use std::{fs, path::Path};
-use vmtape_abi::VmConfig;
+use vmtape_abi::{Errno, Query, VmConfig};
 use vmtape_arch::host::{Silicon, Vendor};
 use vmtape_backends::{LoadedPlugin, Search};
 
@@ -34,6 +34,22 @@ fn a_vm_under_the_backend_in_c() {
     let amd = Silicon { vendor: Vendor::AMD, ..silicon };
     let reason = plugin.create(&VmConfig { silicon: amd, options: Vec::new() }).err().unwrap();
     assert!(reason.contains("needs an Intel host"), "{reason}");
+}
+
+/// Version 1 grows at its end: what a library does not have yet is empty, or answered with -ENOTTY.
+#[test]
+fn a_library_from_the_first_header_still_loads() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, defines, since, shadow_pages) in [
+        ("libfirst.so", &["-DVARIANT_FIRST_TABLE"][..], "", Err(Errno::ENOTTY)),
+        ("libnewest.so", &[], "1", Ok(0)),
+    ] {
+        let plugin = LoadedPlugin::load(&compile(folder.path(), name, defines)).unwrap();
+        assert_eq!(plugin.description.rules[0].since, since);
+        let vm = plugin.create(&VmConfig { silicon: intel(), options: Vec::new() }).unwrap();
+        assert_eq!(vm.query(0, Query::SHADOW_PAGES), shadow_pages);
+        assert_eq!(vm.query(0, Query::EPTP), Err(Errno::ENOTTY));
+    }
 }
 
 #[test]

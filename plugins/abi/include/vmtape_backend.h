@@ -107,11 +107,17 @@ typedef uint32_t vt_TableId;
 // One row of a table; see `contract::TableRow`.
 typedef struct vt_RawRow {
     uint32_t id;
-    uint32_t pad;
+    // `sizeof` this structure. Zero, which older headers ask for: the row ends with `value`.
+    uint32_t size;
     struct vt_Text name;
     struct vt_Text text;
     struct vt_Text source;
     struct vt_Text value;
+    struct vt_Text commit;
+    struct vt_Text subject;
+    struct vt_Text since;
+    struct vt_Text until;
+    struct vt_Text undone_by;
 } vt_RawRow;
 
 // Receives a backend's description: `head` once, then `row` for every row of every table.
@@ -787,6 +793,21 @@ typedef struct vt_Resume {
     uint64_t data[6];
 } vt_Resume;
 
+// What [`Backend::query`] can be asked: values that KVM or silicon hold and that no other call shows.
+typedef uint32_t vt_Query;
+// IA32_VMX_EPT_VPID_CAP as silicon shows it.
+#define vt_Query_EPT_VPID_CAP 0
+// The largest guest physical address that can be mapped, from an ioctl that was proposed and never merged.
+#define vt_Query_MAX_USABLE_GPA 1
+// The vCPU's EPT pointer; -ENOENT before its first entry.
+#define vt_Query_EPTP 2
+// Shadow pages in use.
+#define vt_Query_SHADOW_PAGES 3
+// Bytes of `gfn_track`: the counts of shadow pages per guest page.
+#define vt_Query_GFN_TRACK_BYTES 4
+// `last_vmentry_cpu` of the vCPU, an int in two's complement.
+#define vt_Query_LAST_VMENTRY_CPU 5
+
 // A backend: `contract::Plugin` and `contract::Backend`, function by function, with the same meaning.
 //
 // No function pointer may be null. `vm` is what `create` gave. Calls never overlap.
@@ -871,6 +892,7 @@ typedef struct vt_BackendTable {
                              const struct vt_Exit *exit,
                              struct vt_HostRef host,
                              struct vt_Resume *resume);
+    vt_Status (*query)(const struct vt_Vm *vm, uint32_t vcpu, vt_Query what, uint64_t *value);
 } vt_BackendTable;
 
 // Basic VMX exit reasons with the kernel's names. See: SDM vol. 3D appendix C VMX Basic Exit Reasons

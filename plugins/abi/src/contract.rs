@@ -235,7 +235,7 @@ pub struct VmConfig {
 }
 
 /// One row of a table that a plugin exports.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TableRow {
     pub id: u32,
     /// Short name, as options and fault plans spell it.
@@ -244,8 +244,38 @@ pub struct TableRow {
     pub text: String,
     /// Manual section, or KVM file, function and commit.
     pub source: String,
-    /// Parameters: the default. Patches: first release. Otherwise empty.
+    /// Parameters: the default. Patches: the first release, "never merged" or "silicon". Profiles: "release", "alias" or
+    /// "series". Otherwise empty.
     pub value: String,
+    /// Patches: the commit, or where it was posted.
+    pub commit: String,
+    /// Patches: the subject line.
+    pub subject: String,
+    /// Patches and parameters: the first release that has it. Profiles: the release that it is, or is built upon. Empty:
+    /// no release.
+    pub since: String,
+    /// Patches and parameters: the first release that no longer has it. Empty: all later ones have it.
+    pub until: String,
+    /// The commit that took it out there.
+    pub undone_by: String,
+}
+
+open_enum! {
+    /// What [`Backend::query`] can be asked: values that KVM or silicon hold and that no other call shows.
+    pub struct Query(u32) {
+        /// IA32_VMX_EPT_VPID_CAP as silicon shows it.
+        EPT_VPID_CAP = 0 => "ept-vpid-cap",
+        /// The largest guest physical address that can be mapped, from an ioctl that was proposed and never merged.
+        MAX_USABLE_GPA = 1 => "max-usable-gpa",
+        /// The vCPU's EPT pointer; -ENOENT before its first entry.
+        EPTP = 2 => "eptp",
+        /// Shadow pages in use.
+        SHADOW_PAGES = 3 => "shadow-pages",
+        /// Bytes of `gfn_track`: the counts of shadow pages per guest page.
+        GFN_TRACK_BYTES = 4 => "gfn-track-bytes",
+        /// `last_vmentry_cpu` of the vCPU, an int in two's complement.
+        LAST_VMENTRY_CPU = 5 => "last-vmentry-cpu",
+    }
 }
 
 /// What a plugin says of itself before any VM exists.
@@ -286,6 +316,12 @@ pub trait Backend {
 
     /// KVM_CHECK_EXTENSION.
     fn check_extension(&self, cap: u32) -> i64;
+
+    /// A value that an ioctl, an MSR of the host or debugfs would show. What is not about one vCPU ignores `vcpu`.
+    /// -ENOTTY: this backend does not have it.
+    fn query(&self, _vcpu: u32, _what: Query) -> Result<u64, Errno> {
+        Err(Errno::ENOTTY)
+    }
 
     /// KVM_GET_SUPPORTED_CPUID, given what the silicon's own CPUID says.
     fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry>;

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use crate::{
-    contract::{Backend, Errno, MemoryRegion, Plugin, TableRow, VmConfig},
+    contract::{Backend, Errno, MemoryRegion, Plugin, Query, TableRow, VmConfig},
     proxy::{HostProxy, take_panic},
     raw::{bytes, put_bytes, slice, text},
     table::*,
@@ -86,6 +86,7 @@ pub const fn table<P: Plugin>(build: &'static str) -> BackendTable {
         exception: E::<P>::exception,
         enter: E::<P>::enter,
         handle_exit: E::<P>::handle_exit,
+        query: E::<P>::query,
     }
 }
 
@@ -136,11 +137,16 @@ impl<P: Plugin> Exports<P> {
             for row in rows {
                 let raw = RawRow {
                     id: row.id,
-                    pad: 0,
+                    size: size_of::<RawRow>() as u32,
                     name: Text::new(&row.name),
                     text: Text::new(&row.text),
                     source: Text::new(&row.source),
                     value: Text::new(&row.value),
+                    commit: Text::new(&row.commit),
+                    subject: Text::new(&row.subject),
+                    since: Text::new(&row.since),
+                    until: Text::new(&row.until),
+                    undone_by: Text::new(&row.undone_by),
                 };
                 unsafe { (sink.row)(sink.ctx, id, &raw) };
             }
@@ -396,6 +402,15 @@ impl<P: Plugin> Exports<P> {
         unsafe {
             guarded::<P::Vm>(vm, |backend| {
                 *resume = backend.handle_exit(vcpu, &mut *state, &*exit, &mut HostProxy::new(host));
+                Ok(())
+            })
+        }
+    }
+
+    unsafe extern "C" fn query(vm: *const Vm, vcpu: u32, what: Query, value: *mut u64) -> Status {
+        unsafe {
+            guarded::<P::Vm>(vm, |backend| {
+                *value = backend.query(vcpu, what)?;
                 Ok(())
             })
         }

@@ -29,9 +29,8 @@ pub enum HandshakeError {
     #[error("it speaks version {found} of the backend ABI, this program speaks version {ABI_VERSION}")]
     OtherVersion { found: u32 },
     #[error(
-        "its table has {found} bytes, this program needs {} (ABI version {ABI_VERSION}): it was built from an \
-         older header",
-        size_of::<BackendTable>()
+        "its table has {found} bytes, this program needs {OLDEST_TABLE} (ABI version {ABI_VERSION}): it was built from an \
+         older header"
     )]
     TableTooSmall { found: u32 },
     #[error("function {index} of its table is null")]
@@ -40,7 +39,12 @@ pub enum HandshakeError {
     DescribeFailed { status: Status },
 }
 
-/// A table that passed the handshake.
+/// Bytes of the first table that was released: everything from `query` on came later.
+const OLDEST_TABLE: usize = std::mem::offset_of!(BackendTable, query);
+/// Bytes of a row in the first table: everything from `commit` on came later.
+const OLDEST_ROW: usize = std::mem::offset_of!(RawRow, commit);
+
+/// A table that passed the handshake; what an older library lacks is answered on this side.
 #[derive(Clone, Copy, Debug)]
 pub struct Backends(&'static BackendTable);
 
@@ -60,19 +64,21 @@ impl Backends {
         if version != ABI_VERSION {
             return Err(HandshakeError::OtherVersion { found: version });
         }
-        if (size as usize) < size_of::<BackendTable>() {
-            return Err(HandshakeError::TableTooSmall { found: size });
+        let size = size as usize;
+        if size < OLDEST_TABLE {
+            return Err(HandshakeError::TableTooSmall { found: size as u32 });
         }
         // From `describe` on the table is function pointers only; they are looked at as words before Rust sees them.
+        let known = size.min(size_of::<BackendTable>());
         let first = std::mem::offset_of!(BackendTable, describe);
-        let count = (size_of::<BackendTable>() - first) / size_of::<usize>();
+        let count = (known - first) / size_of::<usize>();
         // SAFETY: the table has at least this size.
         let words = unsafe { std::slice::from_raw_parts(table.byte_add(first).cast::<usize>(), count) };
         if let Some(index) = words.iter().position(|word| *word == 0) {
             return Err(HandshakeError::NullFunction { index });
         }
         // SAFETY: version, size and pointers are as this crate's structure asks; the library is never unloaded.
-        Ok(Self(unsafe { &*table }))
+        Ok(Self(unsafe { completed(table, known) }))
     }
 
     /// Name and version of the build.
@@ -119,6 +125,29 @@ impl Backends {
     }
 }
 
+/// The table, with the functions that it is too small for answering -ENOTTY.
+///
+/// # Safety
+/// `table` has `known` bytes, which stay as they are; they start with what [`OLDEST_TABLE`] has.
+unsafe fn completed(table: *const BackendTable, known: usize) -> &'static BackendTable {
+    if known == size_of::<BackendTable>() {
+        // SAFETY: the caller vouches for it.
+        return unsafe { &*table };
+    }
+    let mut whole = Box::<BackendTable>::new_uninit();
+    // SAFETY: both sides have the bytes; the library's end where the function below begins.
+    unsafe {
+        std::ptr::copy_nonoverlapping(table.cast::<u8>(), whole.as_mut_ptr().cast(), OLDEST_TABLE);
+        (&raw mut (*whole.as_mut_ptr()).query).write(no_query);
+        // One table per library that is loaded, for as long as the library is.
+        Box::leak(whole.assume_init())
+    }
+}
+
+unsafe extern "C" fn no_query(_: *const Vm, _: u32, _: Query, _: *mut u64) -> Status {
+    Errno::ENOTTY.0
+}
+
 unsafe extern "C" fn describe_head(ctx: *mut c_void, name: Text, summary: Text, isa: Isa, vendor: Vendor) {
     // SAFETY: the context is the description that `Backends::describe` holds; texts live for this call.
     let (description, name, summary) =
@@ -128,8 +157,8 @@ unsafe extern "C" fn describe_head(ctx: *mut c_void, name: Text, summary: Text, 
 }
 
 unsafe extern "C" fn describe_row(ctx: *mut c_void, table: TableId, row: *const RawRow) {
-    // SAFETY: as in `describe_head`.
-    let (description, raw) = unsafe { (&mut *ctx.cast::<Description>(), &*row) };
+    // SAFETY: as in `describe_head`; the row may be one of an older header.
+    let (description, row) = unsafe { (&mut *ctx.cast::<Description>(), whole_row(row)) };
     let rows = match table {
         TableId::RULES => &mut description.rules,
         TableId::PATCHES => &mut description.patches,
@@ -143,14 +172,46 @@ unsafe extern "C" fn describe_row(ctx: *mut c_void, table: TableId, row: *const 
     // SAFETY: the row's texts live for this call.
     let row = unsafe {
         TableRow {
-            id: raw.id,
-            name: text(raw.name),
-            text: text(raw.text),
-            source: text(raw.source),
-            value: text(raw.value),
+            id: row.id,
+            name: text(row.name),
+            text: text(row.text),
+            source: text(row.source),
+            value: text(row.value),
+            commit: text(row.commit),
+            subject: text(row.subject),
+            since: text(row.since),
+            until: text(row.until),
+            undone_by: text(row.undone_by),
         }
     };
     rows.push(row);
+}
+
+/// A row with the texts that an older header did not have empty.
+///
+/// # Safety
+/// `row` has as many bytes as its size says, or [`OLDEST_ROW`].
+unsafe fn whole_row(row: *const RawRow) -> RawRow {
+    const NONE: Text = Text::new("");
+    // SAFETY: the first two words are in every row.
+    let [id, size] = unsafe { *row.cast::<[u32; 2]>() };
+    let mut whole = RawRow {
+        id,
+        size,
+        name: NONE,
+        text: NONE,
+        source: NONE,
+        value: NONE,
+        commit: NONE,
+        subject: NONE,
+        since: NONE,
+        until: NONE,
+        undone_by: NONE,
+    };
+    let known = (size as usize).clamp(OLDEST_ROW, size_of::<RawRow>());
+    // SAFETY: the caller vouches for the row's bytes; a text is two plain words, both of them in or both out.
+    unsafe { std::ptr::copy_nonoverlapping(row.cast::<u8>(), (&raw mut whole).cast(), known) };
+    whole
 }
 
 fn byte_sink(to: &mut Vec<u8>) -> ByteSink {
@@ -252,6 +313,12 @@ impl Backend for Imported {
         let mut value = 0;
         let called = self.plain(|| unsafe { (self.table.check_extension)(self.vm, cap, &mut value) });
         called.map_or(0, |()| value)
+    }
+
+    fn query(&self, vcpu: u32, what: Query) -> Result<u64, Errno> {
+        let mut value = 0;
+        self.plain(|| unsafe { (self.table.query)(self.vm, vcpu, what, &mut value) })?;
+        Ok(value)
     }
 
     fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry> {

@@ -7,7 +7,7 @@
 //! Append-only: fields are added at the end of a table and its `table_size` grows; nothing is moved or removed while
 //! [`ABI_VERSION`] stays the same.
 
-use crate::contract::{BusOp, EmulateRequest, Emulated, FlushScope, MemoryRegion, Translation};
+use crate::contract::{BusOp, EmulateRequest, Emulated, FlushScope, MemoryRegion, Query, Translation};
 use std::ffi::c_void;
 use vmtape_arch::{
     access::{Access, Answer, Verdict},
@@ -105,11 +105,17 @@ open_enum! {
 #[derive(Clone, Copy, Debug)]
 pub struct RawRow {
     pub id: u32,
-    pub pad: u32,
+    /// `sizeof` this structure. Zero, which older headers ask for: the row ends with `value`.
+    pub size: u32,
     pub name: Text,
     pub text: Text,
     pub source: Text,
     pub value: Text,
+    pub commit: Text,
+    pub subject: Text,
+    pub since: Text,
+    pub until: Text,
+    pub undone_by: Text,
 }
 
 /// Receives a backend's description: `head` once, then `row` for every row of every table.
@@ -310,4 +316,7 @@ pub struct BackendTable {
         host: HostRef,
         resume: *mut Resume,
     ) -> Status,
+
+    // --- appended: a library from an older header ends above, and answers -ENOTTY ---
+    pub query: unsafe extern "C" fn(vm: *const Vm, vcpu: u32, what: Query, value: *mut u64) -> Status,
 }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use vmtape_abi::{
     BusOp, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Errno, FlushScope, Host, MemoryRegion,
-    Plugin, TableRow, Translation, VmConfig,
+    Plugin, Query, TableRow, Translation, VmConfig,
     contract::{Backend, Description},
     import::Backends,
     table::BackendTable,
@@ -38,6 +38,11 @@ impl Plugin for ProbePlugin {
             text: format!("text of {name}"),
             source: "source".into(),
             value: "value".into(),
+            commit: "3edd68399dc1".into(),
+            subject: "subject".into(),
+            since: "v5.9-rc1".into(),
+            until: "v5.15".into(),
+            undone_by: "e7177339d7b5".into(),
         };
         Description {
             name: "probe".into(),
@@ -94,6 +99,14 @@ impl Backend for Probe {
 
     fn check_extension(&self, cap: u32) -> i64 {
         i64::from(cap) - 200
+    }
+
+    fn query(&self, vcpu: u32, what: Query) -> Result<u64, Errno> {
+        match what {
+            Query::LAST_VMENTRY_CPU => Ok(u64::MAX - u64::from(vcpu)),
+            Query::EPTP => Err(Errno::ENOENT),
+            _ => Err(Errno::ENOTTY),
+        }
     }
 
     fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry> {
@@ -360,6 +373,9 @@ fn control_calls_cross() {
     let (mut vm, mut host, mut state) = (vm(), FakeHost::default(), VcpuState::reset());
     assert_eq!(vm.resolved()[1], ("+patch".into(), String::new()));
     assert_eq!(vm.check_extension(185), -15);
+    assert_eq!(vm.query(3, Query::LAST_VMENTRY_CPU), Ok(u64::MAX - 3));
+    assert_eq!(vm.query(0, Query::EPTP), Err(Errno::ENOENT));
+    assert_eq!(vm.query(0, Query(77)), Err(Errno::ENOTTY));
     let entries = [CpuidEntry { function: 1, eax: 9, ..Default::default() }];
     assert_eq!(vm.supported_cpuid(&entries)[0].eax, 10);
     assert_eq!(vm.set_cpuid(0, &mut state, &entries, &mut host), Ok(()));

@@ -39,9 +39,8 @@ pub fn rows() -> Vec<TableRow> {
     let row = |(cap, name): &(Cap, &str)| TableRow {
         id: cap.0,
         name: (*name).into(),
-        text: String::new(),
         source: "include/uapi/linux/kvm.h".into(),
-        value: String::new(),
+        ..Default::default()
     };
     Cap::NAMED.iter().map(row).collect()
 }

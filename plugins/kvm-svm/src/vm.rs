@@ -99,7 +99,7 @@ impl Shared {
 
     /// Without nested paging the guest's width is exact. See: KVM svm/svm.c svm_hardware_setup()
     pub fn allow_smaller_maxphyaddr(&self) -> bool {
-        !self.npt
+        self.options.allow_smaller_maxphyaddr(self.npt)
     }
 
     /// `kvm_mmu_page_fault`, with the emulation that it asks for.

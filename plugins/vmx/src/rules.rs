@@ -102,7 +102,7 @@ pub fn rows() -> Vec<TableRow> {
             name: rule.name().unwrap_or_default().into(),
             text: (*text).into(),
             source: (*source).into(),
-            value: String::new(),
+            ..Default::default()
         })
         .collect()
 }

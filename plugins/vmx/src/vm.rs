@@ -115,7 +115,7 @@ fn hardware_setup(silicon: &Silicon, options: &mut Options) {
         options.set(Switch::UNRESTRICTED_GUEST, false);
         options.set(Switch::TDP_MMU, false);
         // Shadow paging walks with the guest's width anyway.
-        options.set(Switch::ALLOW_SMALLER_MAXPHYADDR, true);
+        options.set(Switch::ALLOW_SMALLER_MAXPHYADDR, options.allow_smaller_maxphyaddr(false));
     }
     if !ept || !silicon.ept_ad {
         options.set(Switch::EPTAD, false);
@@ -133,7 +133,7 @@ impl Shared {
 
     /// `allow_smaller_maxphyaddr`.
     pub fn allow_smaller_maxphyaddr(&self) -> bool {
-        self.options.on(Switch::ALLOW_SMALLER_MAXPHYADDR)
+        self.options.allow_smaller_maxphyaddr(self.ept())
     }
 
     /// `fasteoi`.

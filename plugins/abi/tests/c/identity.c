@@ -250,6 +250,10 @@ static vt_Status describe(vt_DescriptionSink sink) {
     vt_RawRow row = {.id = 1, .name = TEXT("identity"), .text = TEXT("a gpa is found in its slot")};
     row.source = TEXT("identity.c, find_slot()");
     row.value = TEXT("");
+    row.since = TEXT("1");
+#ifndef VARIANT_FIRST_TABLE
+    row.size = sizeof row;
+#endif
     sink.row(sink.ctx, vt_TableId_RULES, &row);
     return vt_STATUS_OK;
 }
@@ -349,6 +353,14 @@ static vt_Status restore(vt_Vm *vm, const uint8_t *saved, size_t len) {
     return vt_STATUS_OK;
 }
 
+static vt_Status query(const vt_Vm *vm, uint32_t vcpu, vt_Query what, uint64_t *value) {
+    (void)vm, (void)vcpu;
+    if (what != vt_Query_SHADOW_PAGES)
+        return -25; // -ENOTTY
+    *value = 0;
+    return vt_STATUS_OK;
+}
+
 static const vt_BackendTable table = {
 #ifdef VARIANT_OTHER_VERSION
     .abi_version = vt_ABI_VERSION + 1,
@@ -357,6 +369,8 @@ static const vt_BackendTable table = {
 #endif
 #ifdef VARIANT_TOO_SMALL
     .table_size = offsetof(vt_BackendTable, enter),
+#elif defined VARIANT_FIRST_TABLE
+    .table_size = offsetof(vt_BackendTable, query),
 #else
     .table_size = sizeof(vt_BackendTable),
 #endif
@@ -384,6 +398,9 @@ static const vt_BackendTable table = {
 #endif
     .enter = enter,
     .handle_exit = handle_exit,
+#ifndef VARIANT_FIRST_TABLE
+    .query = query,
+#endif
 };
 
 #ifdef VARIANT_NO_SYMBOL

@@ -1,0 +1,187 @@
+//! Which KVM: a release, named patches on top of it, and the module parameters. One table says everything.
+//!
+//! Handlers ask for a switch by its name in the table, never for a release, so that a release is no more than a set of
+//! defaults.
+
+mod entry;
+mod parameters;
+mod patches;
+mod release;
+mod switch;
+#[cfg(test)]
+mod tests;
+
+pub use entry::{Entry, Kind, Scope};
+pub use release::{DEFAULT, Profile, RELEASES};
+pub use switch::Switch;
+
+use release::position;
+use std::collections::BTreeMap;
+use thiserror::Error;
+use vmtape_abi::TableRow;
+
+/// THE registry: every switch of every backend.
+pub fn entries() -> impl Iterator<Item = &'static Entry> {
+    [
+        parameters::PARAMETERS,
+        patches::SMALLER_MAXPHYADDR,
+        patches::MAPPABLE_WIDTH,
+        patches::CPUID_AFTER_RUN,
+        parameters::SILICON,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// The part of the registry that some backends know.
+fn entries_of(scope: Scope) -> impl Iterator<Item = &'static Entry> {
+    entries().filter(move |entry| entry.scope.meets(scope))
+}
+
+/// Options that do not fit; the text is for the user.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum OptionError {
+    #[error("unknown KVM profile {0:?}; known: {1}")]
+    Profile(String, String),
+    #[error("unknown parameter or patch {name:?} for {plugin}; known: {known}")]
+    Unknown { name: String, plugin: String, known: String },
+    #[error("{name}: {value:?} is neither on nor off")]
+    Value { name: String, value: String },
+    #[error("{0}")]
+    Contradiction(String),
+}
+
+/// Options, resolved: every switch of the plugin has a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    profile: Profile,
+    scope: Scope,
+    values: BTreeMap<Switch, bool>,
+}
+
+impl Options {
+    /// Resolves the options of a machine for one plugin: profile first, then switches in order.
+    pub fn parse(scope: Scope, plugin: &str, options: &[(String, String)]) -> Result<Self, OptionError> {
+        let profile = match options.iter().rev().find(|(name, _)| name == "kvm") {
+            None => Profile::find(DEFAULT).expect("the default is a release"),
+            Some((_, wanted)) => Profile::find(wanted).ok_or_else(|| {
+                let known: Vec<_> = release::rows().map(|row| row.0).collect();
+                OptionError::Profile(wanted.clone(), known.join(", "))
+            })?,
+        };
+        let values = entries_of(scope).map(|e| (e.switch, profile.default(e))).collect();
+        let mut options_of_vm = Self { profile, scope, values };
+        for (name, value) in options.iter().filter(|(name, _)| name != "kvm") {
+            options_of_vm.set_by_name(plugin, name, value)?;
+        }
+        options_of_vm.settle();
+        Ok(options_of_vm)
+    }
+
+    fn set_by_name(&mut self, plugin: &str, name: &str, value: &str) -> Result<(), OptionError> {
+        let (name, value) = match (name.strip_prefix('+'), name.strip_prefix('-')) {
+            (Some(name), _) => (name, "on"),
+            (_, Some(name)) => (name, "off"),
+            _ => (name, value),
+        };
+        let known = Switch::from_name(name).filter(|s| self.values.contains_key(s));
+        let switch = known.ok_or_else(|| OptionError::Unknown {
+            name: name.into(),
+            plugin: plugin.into(),
+            known: entries_of(self.scope).filter_map(|e| e.switch.name()).collect::<Vec<_>>().join(", "),
+        })?;
+        let value = parse_value(value)
+            .ok_or_else(|| OptionError::Value { name: name.into(), value: value.into() })?;
+        self.values.insert(switch, value);
+        Ok(())
+    }
+
+    /// What a module parameter was before it was one: a constant, or nothing at all. The kernel ignores a parameter that
+    /// it does not have.
+    fn settle(&mut self) {
+        let variable = self.on(Switch::SMALLER_MAXPHYADDR);
+        let parameter = self.on(Switch::SMALLER_MAXPHYADDR_DEFAULT_OFF);
+        if let Some(value) = self.values.get_mut(&Switch::ALLOW_SMALLER_MAXPHYADDR) {
+            *value = variable && (*value || !parameter);
+        }
+    }
+
+    /// Whether a switch is on. A switch that the plugin does not have is off.
+    pub fn on(&self, switch: Switch) -> bool {
+        self.values.get(&switch).is_some_and(|on| *on)
+    }
+
+    /// Overrides a switch, as KVM's hardware setup does where silicon lacks something.
+    pub fn set(&mut self, switch: Switch, on: bool) {
+        self.values.insert(switch, on);
+    }
+
+    /// The profile's name, as a tape keeps it.
+    pub fn profile(&self) -> &'static str {
+        self.profile.name
+    }
+
+    /// `allow_smaller_maxphyaddr` as KVM_CHECK_EXTENSION tells it: with two-dimensional paging the parameter on VMX and false
+    /// on SVM, true under shadow paging, false where the variable does not exist yet.
+    /// See: KVM vmx/vmx.c vmx_hardware_setup(), svm/svm.c svm_hardware_setup()
+    pub fn allow_smaller_maxphyaddr(&self, tdp: bool) -> bool {
+        self.on(Switch::SMALLER_MAXPHYADDR) && (!tdp || self.on(Switch::ALLOW_SMALLER_MAXPHYADDR))
+    }
+
+    /// Everything by name, so that a tape never depends on a default.
+    pub fn resolved(&self) -> Vec<(String, String)> {
+        let name = |switch: Switch| switch.name().unwrap_or_default().to_owned();
+        let profile = ("kvm".to_owned(), self.profile.name.to_owned());
+        let switches = entries_of(self.scope).map(|e| (name(e.switch), word(self.on(e.switch)).to_owned()));
+        std::iter::once(profile).chain(switches).collect()
+    }
+}
+
+fn word(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
+fn parse_value(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "on" | "y" | "yes" | "true" | "1" | "" => Some(true),
+        "off" | "n" | "no" | "false" | "0" => Some(false),
+        _ => None,
+    }
+}
+
+/// The rows of the registry that a plugin exports: parameters, patches (silicon rules among them), profiles.
+pub fn tables(scope: Scope) -> (Vec<TableRow>, Vec<TableRow>, Vec<TableRow>) {
+    let parameter = |e: &&Entry| matches!(e.kind, Kind::Parameter(_));
+    let (parameters, patches): (Vec<_>, Vec<_>) = entries_of(scope).partition(parameter);
+    let profiles = release::rows().zip(0..).map(|(release::Row(name, kind, release, text), id)| TableRow {
+        id,
+        name: name.into(),
+        text,
+        value: kind.into(),
+        since: release.into(),
+        ..Default::default()
+    });
+    let rows = |entries: Vec<&Entry>| entries.into_iter().map(row).collect();
+    (rows(parameters), rows(patches), profiles.collect())
+}
+
+fn row(e: &Entry) -> TableRow {
+    let (until, undone_by) = e.until.unwrap_or_default();
+    TableRow {
+        id: e.switch.0,
+        name: e.switch.name().unwrap_or_default().into(),
+        text: e.text.into(),
+        source: e.source.into(),
+        value: match e.kind {
+            Kind::Parameter(on) => word(on),
+            Kind::Silicon => "silicon",
+            Kind::Patch => e.since.unwrap_or("never merged"),
+        }
+        .into(),
+        commit: e.commit.into(),
+        subject: e.subject.into(),
+        since: e.since.unwrap_or_default().into(),
+        until: until.into(),
+        undone_by: undone_by.into(),
+    }
+}

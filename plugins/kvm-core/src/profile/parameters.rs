@@ -1,0 +1,87 @@
+//! Module parameters, and what is known of silicon only by observation.
+
+use super::{Entry, Scope, Switch};
+
+/// The parameters of `kvm`, `kvm_intel` and `kvm_amd` that are modelled, with their defaults.
+pub const PARAMETERS: &[Entry] = &[
+    Entry::parameter(Switch::EPT, Scope::VMX, true, "Extended page tables; off: shadow paging")
+        .source("vmx/vmx.c"),
+    Entry::parameter(Switch::EPTAD, Scope::VMX, true, "Accessed and dirty bits in EPT entries")
+        .source("vmx/vmx.c"),
+    Entry::parameter(
+        Switch::ENABLE_APICV,
+        Scope::VMX,
+        true,
+        "APIC-register virtualization and virtual-interrupt delivery",
+    )
+    .source("vmx/vmx.c"),
+    Entry::parameter(
+        Switch::UNRESTRICTED_GUEST,
+        Scope::VMX,
+        true,
+        "Real mode without emulation; needs EPT (off: not modelled, real mode runs in silicon either way)",
+    )
+    .source("vmx/vmx.c"),
+    Entry::parameter(
+        Switch::ALLOW_SMALLER_MAXPHYADDR,
+        Scope::VMX,
+        false,
+        "A guest narrower than its host gets exact reserved bits; always on without EPT. Releases before the parameter \
+         ignore it: there the variable is a constant, or is not there",
+    )
+    .source("vmx/vmx.c vmx_hardware_setup(), commits 3edd68399dc1 and b96e6506c2ea")
+    .since("v5.9-rc7"),
+    Entry::parameter(Switch::FLEXPRIORITY, Scope::VMX, true, "APIC-access page and TPR shadow")
+        .source("vmx/vmx.c"),
+    Entry::parameter(
+        Switch::TDP_MMU,
+        Scope::ALL,
+        true,
+        "The two-dimensional MMU of its own (off: the same mappings)",
+    )
+    .source("mmu/mmu.c"),
+    Entry::parameter(
+        Switch::MMIO_CACHING,
+        Scope::ALL,
+        true,
+        "Map MMIO with entries that fault in a recognizable way",
+    )
+    .source("mmu/spte.c kvm_mmu_spte_module_init()"),
+    Entry::parameter(Switch::FASTEOI, Scope::VMX, true, "EOI writes of the APIC page without decoding")
+        .source("vmx/vmx.c"),
+    Entry::parameter(Switch::NPT, Scope::SVM, false, "Nested paging; the backend implies it")
+        .source("svm/svm.c"),
+    Entry::parameter(Switch::NPT, Scope::NPT, true, "Nested paging; the backend implies it")
+        .source("svm/svm.c"),
+    Entry::parameter(Switch::NRIPS, Scope::AMD, true, "Use next-RIP save where silicon has it")
+        .source("svm/svm.c"),
+];
+
+/// What silicon does where no manual that we could read says it.
+pub const SILICON: &[Entry] = &[
+    Entry::silicon(
+        Switch::EPT4_WIDE_GPA_VIOLATION,
+        Scope::VMX,
+        "4-level EPT and a guest physical address with bits 51:48: always an EPT violation whose qualification bits 6:3 \
+         are zero; off: those address bits are ignored",
+    )
+    .source("Intel, 5-Level Paging and 5-Level EPT; bits 6:3 unverified"),
+    Entry::silicon(
+        Switch::AMD_ACCESSED_BEFORE_NPF,
+        Scope::NPT,
+        "The guest's accessed bit is set before the nested fault of the final address",
+    )
+    .source("KVM svm/svm.c svm_hardware_setup() comment, commit 3edd68399dc1"),
+    Entry::silicon(
+        Switch::AMD_DIRTY_BEFORE_NPF,
+        Scope::NPT,
+        "With it, on writes, the guest's dirty bit is set before the nested fault",
+    )
+    .source("unverified"),
+    Entry::silicon(
+        Switch::NPT4_WIDE_GPA_FAULT,
+        Scope::NPT,
+        "4-level NPT and a guest physical address with bits 51:48: not-present nested page fault",
+    )
+    .source("unverified"),
+];

@@ -1,0 +1,238 @@
+//! Changes in KVM: merged ones with the releases that have them, and posted ones that no release has.
+
+use super::{Entry, Scope, Switch};
+
+const V1_SERIES: &str = "posted 27 Feb 2020";
+const V2_SERIES: &str = "posted Jun 2020";
+const PROPOSED_2024: &str = "proposed Jan 2024";
+
+/// A guest whose MAXPHYADDR is smaller than the host's: the series of 2020 in its three versions.
+pub const SMALLER_MAXPHYADDR: &[Entry] = &[
+    Entry::patch(
+        Switch::SMALLER_MAXPHYADDR,
+        Scope::ALL,
+        "KVM_CAP_SMALLER_MAXPHYADDR and the variable behind it: true on VMX, !npt on SVM",
+    )
+    .commit(
+        "3edd68399dc1",
+        "KVM: x86: Add a capability for GUEST_MAXPHYADDR < HOST_MAXPHYADDR support",
+    )
+    .source("x86.c kvm_vm_ioctl_check_extension(), svm/svm.c svm_hardware_setup()")
+    .since("v5.9-rc1"),
+    Entry::patch(
+        Switch::SMALLER_MAXPHYADDR_DEFAULT_OFF,
+        Scope::VMX,
+        "allow_smaller_maxphyaddr defaults to off",
+    )
+    .commit(
+        "b96e6506c2ea",
+        "KVM: x86: VMX: Make smaller physical guest address space support user-configurable",
+    )
+    .source("vmx/vmx.c module_param(allow_smaller_maxphyaddr), vmx_hardware_setup()")
+    .since("v5.9-rc7"),
+    Entry::patch(
+        Switch::PF_FIXUP,
+        Scope::VMX,
+        "An intercepted #PF is walked again with the guest's width, and what that walk says is injected",
+    )
+    .commit(
+        "897861479c06",
+        "KVM: x86: Add helper functions for illegal GPA checking and page fault injection",
+    )
+    .source("x86.c kvm_fixup_and_inject_pf_error()")
+    .since("v5.9-rc1"),
+    Entry::patch(
+        Switch::NEED_PF_INTERCEPT,
+        Scope::VMX,
+        "#PF is intercepted under EPT too where the guest is narrower than the host",
+    )
+    .commit("a0c134347baf", "KVM: VMX: introduce vmx_need_pf_intercept")
+    .source("vmx/vmx.h vmx_need_pf_intercept()")
+    .since("v5.9-rc1"),
+    Entry::patch(
+        Switch::EPT_VIOLATION_EMULATE,
+        Scope::VMX,
+        "An EPT violation at an address beyond the guest's width is emulated, which walks with the guest's width",
+    )
+    .commit("1dbf5d68af6f", "KVM: VMX: Add guest physical address check in EPT violation and misconfig")
+    .source("vmx/vmx.c handle_ept_violation()")
+    .since("v5.9-rc1"),
+    Entry::patch(
+        Switch::PFEC_MASK_MATCH,
+        Scope::VMX,
+        "Only a #PF with P set and RSVD clear is intercepted: error-code mask 9, match 1",
+    )
+    .commit("8c4182bd27ca", "KVM: VMX: optimize #PF injection when MAXPHYADDR does not match")
+    .source("vmx/vmx.c vmx_update_exception_bitmap()")
+    .since("v5.9-rc1"),
+    Entry::patch(
+        Switch::TRANSLATE_GPA_CHECK,
+        Scope::ALL,
+        "translate_gpa() refuses an address beyond the guest's width with RSVD in the error code",
+    )
+    .commit("ec7771ab471b", "KVM: x86: mmu: Add guest physical address check in translate_gpa()")
+    .source("mmu/mmu.c translate_gpa()")
+    .since("v5.9-rc1")
+    .until("v5.15", "e7177339d7b5"),
+    Entry::patch(
+        Switch::V1_RSVD_PF,
+        Scope::ALL,
+        "The #PF for an address beyond the guest's width has error code 0x8 and the guest physical address in CR2; both \
+         are impossible",
+    )
+    .commit(V1_SERIES, "[PATCH 1/5] KVM: x86: Add function to inject guest page fault with reserved bits set")
+    .source("kvm_inject_rsvd_bits_pf() as posted"),
+    Entry::patch(
+        Switch::V1_EPT_VIOLATION_CHECK,
+        Scope::VMX,
+        "An EPT violation at an address beyond the guest's width injects that #PF",
+    )
+    .commit(V1_SERIES, "[PATCH 2/5] KVM: VMX: Add guest physical address check in EPT violation and misconfig")
+    .source("handle_ept_violation() as posted"),
+    Entry::patch(
+        Switch::V1_EPT_MISCONFIG_CHECK,
+        Scope::VMX,
+        "An EPT misconfiguration at an address beyond the guest's width injects that #PF",
+    )
+    .commit(V1_SERIES, "[PATCH 2/5] KVM: VMX: Add guest physical address check in EPT violation and misconfig")
+    .source("handle_ept_misconfig() as posted"),
+    Entry::patch(
+        Switch::V1_NPF_CHECK,
+        Scope::NPT,
+        "A nested page fault at an address beyond the guest's width injects that #PF",
+    )
+    .commit(V1_SERIES, "[PATCH 3/5] KVM: SVM: Add guest physical address check in NPF interception")
+    .source("npf_interception() as posted"),
+    Entry::patch(
+        Switch::V1_TRANSLATE_GPA_CHECK,
+        Scope::ALL,
+        "translate_gpa() refuses an address beyond the guest's width with RSVD in the error code",
+    )
+    .commit(V1_SERIES, "[PATCH 5/5] KVM: x86: mmu: Add guest physical address check in translate_gpa()")
+    .source("translate_gpa() as posted"),
+    Entry::patch(
+        Switch::V2_NPF_EMULATE,
+        Scope::NPT,
+        "A nested page fault at an address beyond the guest's width is emulated; the guest's accessed bit is set by then",
+    )
+    .commit(V2_SERIES, "[PATCH v2] KVM: SVM: Add guest physical address check in NPF/PF interception")
+    .source("npf_interception() as posted; dropped from the third version"),
+    Entry::patch(
+        Switch::V2_SVM_NEED_PF_INTERCEPT,
+        Scope::AMD,
+        "#PF is intercepted under nested paging too where the guest is narrower than the host",
+    )
+    .commit(V2_SERIES, "[PATCH v2] KVM: SVM: introduce svm_need_pf_intercept")
+    .source("svm_need_pf_intercept() as posted; dropped from the third version"),
+    Entry::patch(
+        Switch::V2_SVM_PF_FIXUP,
+        Scope::AMD,
+        "A #PF intercepted under nested paging is walked again with the guest's width",
+    )
+    .commit(V2_SERIES, "[PATCH v2] KVM: SVM: Add guest physical address check in NPF/PF interception")
+    .source("pf_interception() as posted; dropped from the third version"),
+];
+
+/// Guest physical addresses that the level below cannot map.
+pub const MAPPABLE_WIDTH: &[Entry] = &[
+    Entry::patch(
+        Switch::GUEST_PHYS_BITS,
+        Scope::ALL,
+        "KVM_GET_SUPPORTED_CPUID says in 0x80000008 EAX[23:16] how wide an address the level below can map",
+    )
+    .commit("b628cb523c65", "KVM: x86: Advertise max mappable GPA in CPUID.0x80000008.GuestPhysBits")
+    .source("cpuid.c __do_cpuid_func()")
+    .since("v6.10"),
+    Entry::patch(
+        Switch::MAXPHYADDR_NOT_GUEST_PHYS_BITS,
+        Scope::ALL,
+        "KVM_GET_SUPPORTED_CPUID takes the host's MAXPHYADDR for the guest's, not the GuestPhysBits of the level below",
+    )
+    .commit("6f5c9600621b", "KVM: x86: Don't advertise guest.MAXPHYADDR as host.MAXPHYADDR in CPUID")
+    .source("cpuid.c __do_cpuid_func(); stable kernels have it too")
+    .since("v6.10"),
+    Entry::patch(
+        Switch::EPT_5LEVEL_FLAG,
+        Scope::VMX,
+        "/proc/cpuinfo has ept_5level among the vmx flags where silicon has five-level EPT",
+    )
+    .commit("b1a3c366cbc7", "x86/cpu: Add a VMX flag to enumerate 5-level EPT support to userspace")
+    .source("arch/x86/kernel/cpu/feat_ctl.c init_vmx_capabilities()")
+    .since("v6.9"),
+    Entry::patch(
+        Switch::EARLY_INTERNAL_ERROR_EXIT,
+        Scope::TDP,
+        "An address that the level below cannot map leaves with KVM_EXIT_INTERNAL_ERROR",
+    )
+    .commit(PROPOSED_2024, "exit to userspace when a GPA cannot be mapped, with KVM_EXIT_INTERNAL_ERROR")
+    .source("the discussion of 5-level EPT on the kvm list"),
+    Entry::patch(
+        Switch::EARLY_MEMORY_FAULT_EXIT,
+        Scope::TDP,
+        "An address that the level below cannot map leaves with KVM_EXIT_MEMORY_FAULT and -EFAULT",
+    )
+    .commit(PROPOSED_2024, "exit to userspace when a GPA cannot be mapped, with KVM_EXIT_MEMORY_FAULT")
+    .source("the discussion of 5-level EPT on the kvm list"),
+    Entry::patch(
+        Switch::CAP_ADVERTISED_GPA,
+        Scope::VMX,
+        "KVM_GET_SUPPORTED_CPUID says 48 bits without five-level EPT, and untranslatable addresses are emulated",
+    )
+    .commit(
+        "posted 18 Dec 2023",
+        "x86: KVM: Limit guest physical bits when 5-level EPT is unsupported",
+    )
+    .source("the series as posted; refused, since KVM would tell guests what silicon does not do"),
+    Entry::patch(
+        Switch::MAX_USABLE_GPA_IOCTL,
+        Scope::ALL,
+        "An ioctl tells the largest guest physical address that can be mapped",
+    )
+    .commit(PROPOSED_2024, "tell userspace the largest usable GPA")
+    .source("the discussion of 5-level EPT on the kvm list"),
+];
+
+/// KVM_SET_CPUID2 after KVM_RUN.
+pub const CPUID_AFTER_RUN: &[Entry] = &[
+    Entry::patch(
+        Switch::WARN_CPUID_AFTER_RUN,
+        Scope::ALL,
+        "KVM_SET_CPUID2 after KVM_RUN warns twice; last_vmentry_cpu starts at -1, so that a vCPU that has run is known",
+    )
+    .commit("63f5a1909f9e", "KVM: x86: Alert userspace that KVM_SET_CPUID{,2} after KVM_RUN is broken")
+    .source("mmu/mmu.c kvm_mmu_after_set_cpuid()")
+    .since("v5.14")
+    .until("v5.16", "feb627e8d6f6"),
+    Entry::patch(
+        Switch::FORBID_CPUID_AFTER_RUN,
+        Scope::ALL,
+        "KVM_SET_CPUID2 after KVM_RUN is refused with -EINVAL",
+    )
+    .commit("feb627e8d6f6", "KVM: x86: Forbid KVM_SET_CPUID{,2} after KVM_RUN")
+    .source("x86.c kvm_arch_vcpu_ioctl()")
+    .since("v5.16"),
+    Entry::patch(
+        Switch::ALLOW_SAME_CPUID,
+        Scope::ALL,
+        "... unless the table is the one that the vCPU has, once the bits that follow its state are patched in",
+    )
+    .commit("c6617c61e8fe", "KVM: x86: Partially allow KVM_SET_CPUID{,2} after KVM_RUN")
+    .source("cpuid.c kvm_cpuid_check_equal(); stable 5.16 has it too")
+    .since("v5.17"),
+    Entry::patch(
+        Switch::FORBID_CPUID_IN_GUEST_MODE,
+        Scope::ALL,
+        "The same rule while L2 is active, even before KVM_RUN (nested guests are not modelled: no effect yet)",
+    )
+    .commit("posted 30 Dec 2025", "KVM: x86: Disallow setting CPUID and/or feature MSRs if L2 is active")
+    .source("x86.h kvm_can_set_cpuid_and_feature_msrs(); seen in v7.2, the first release is unverified")
+    .since("v7.2"),
+    Entry::patch(
+        Switch::ROLE_HAS_CPUID,
+        Scope::ALL,
+        "A shadow page's role has the guest's MAXPHYADDR, GBPAGES and vendor, so that no vCPU uses another's pages; its \
+         price is more shadow pages, and gfn_track of 32 instead of 16 bits",
+    )
+    .commit("declined in 2021", "track MAXPHYADDR, GBPAGES and vendor in kvm_mmu_page_role")
+    .source("counterfactual: the message of commit 63f5a1909f9e says why it was not done"),
+];

@@ -1,0 +1,87 @@
+//! The registry against itself, and options against it.
+
+use super::*;
+use std::collections::BTreeSet;
+
+fn parse(options: &[(&str, &str)]) -> Result<Options, OptionError> {
+    parse_for(Scope::VMX, options)
+}
+
+fn parse_for(scope: Scope, options: &[(&str, &str)]) -> Result<Options, OptionError> {
+    let owned: Vec<_> = options.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
+    Options::parse(scope, "vmx", &owned)
+}
+
+#[test]
+fn defaults_and_overrides() {
+    let options = parse(&[("ept", "off"), ("+allow_smaller_maxphyaddr", "")]).unwrap();
+    assert!(!options.on(Switch::EPT) && options.on(Switch::ALLOW_SMALLER_MAXPHYADDR));
+    assert!(options.on(Switch::EPTAD) && !options.on(Switch::NRIPS));
+    assert_eq!(options.resolved()[0], ("kvm".into(), "v6.12".into()));
+}
+
+#[test]
+fn errors_name_what_is_unknown() {
+    let text = |options| parse(options).unwrap_err().to_string();
+    assert!(text(&[("kvm", "v4.4")]).contains("v4.4"));
+    assert!(text(&[("nptt", "on")]).contains("nptt"));
+    assert!(text(&[("ept", "maybe")]).contains("maybe"));
+    assert!(text(&[("nrips", "on")]).contains("vmx"), "an AMD parameter is unknown to vmx");
+}
+
+/// Every profile resolves to options that resolve to themselves, whatever was overridden.
+#[test]
+fn resolved_options_are_a_fixed_point() {
+    for name in release::rows().map(|row| row.0) {
+        for scope in [Scope::VMX, Scope::SVM, Scope::NPT] {
+            for extra in [("-smaller-maxphyaddr", ""), ("+role-has-cpuid", ""), ("tdp_mmu", "off")] {
+                let options = parse_for(scope, &[("kvm", name), extra]).unwrap();
+                let again = Options::parse(scope, "", &options.resolved());
+                assert_eq!(again, Ok(options), "{name} {extra:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn entries_are_unique_and_name_known_releases() {
+    for scope in [Scope::VMX, Scope::SVM, Scope::NPT] {
+        let switches: Vec<_> = entries_of(scope).map(|e| e.switch).collect();
+        assert_eq!(switches.iter().collect::<BTreeSet<_>>().len(), switches.len());
+    }
+    for entry in entries() {
+        let name = entry.switch.name().expect("every entry's switch has a name");
+        let releases = entry.since.into_iter().chain(entry.until.map(|(release, _)| release));
+        let places: Vec<_> = releases.map(|release| position(release).expect(release)).collect();
+        assert!(places.is_sorted(), "{name} ends before it starts");
+        assert!(!entry.text.is_empty() && !entry.source.is_empty(), "{name}");
+        if entry.kind == Kind::Patch {
+            assert!(!entry.commit.is_empty() && !entry.subject.is_empty(), "{name}");
+        }
+    }
+    let listed: BTreeSet<_> = entries().map(|e| e.switch).collect();
+    assert_eq!(listed.len(), Switch::NAMED.len(), "a switch without an entry");
+}
+
+/// First releases and reverts as the kernel's history has them.
+#[test]
+fn releases_have_their_patches() {
+    let on = |profile: &str, switch| parse(&[("kvm", profile)]).unwrap().on(switch);
+    for (switch, without, with) in [
+        (Switch::SMALLER_MAXPHYADDR, "v5.8", "v5.9-rc1"),
+        (Switch::SMALLER_MAXPHYADDR_DEFAULT_OFF, "v5.9-rc1", "v5.9-rc7"),
+        (Switch::TRANSLATE_GPA_CHECK, "v5.15", "v5.14"),
+        (Switch::WARN_CPUID_AFTER_RUN, "v5.13", "v5.14"),
+        (Switch::WARN_CPUID_AFTER_RUN, "v5.16", "v5.15"),
+        (Switch::FORBID_CPUID_AFTER_RUN, "v5.15", "v5.16"),
+        (Switch::ALLOW_SAME_CPUID, "v5.16", "v5.17"),
+        (Switch::GUEST_PHYS_BITS, "v6.9", "v6.10"),
+        (Switch::V1_RSVD_PF, "v5.6", "v1-series"),
+        (Switch::FORBID_CPUID_IN_GUEST_MODE, "v6.12", "latest"),
+    ] {
+        let name = switch.name().unwrap();
+        assert!(!on(without, switch) && on(with, switch), "{name}");
+    }
+    assert_eq!(parse(&[("kvm", "latest")]).unwrap().profile(), "v7.2");
+    assert!(!on("v1-series", Switch::SMALLER_MAXPHYADDR));
+}
