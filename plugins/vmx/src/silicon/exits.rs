@@ -106,7 +106,13 @@ pub fn instruction(insn: &Sensitive, state: &VcpuState) -> Exit {
         K::APIC_WRITE => (VmxReason::APIC_ACCESS, apic().with_kind(1).into_bits()),
         _ => (VmxReason::TRIPLE_FAULT, 0),
     };
-    Exit { info1, insn: *insn, gva: insn.address, ..base(reason, state, StimulusKind::SENSITIVE) }
+    let mut exit =
+        Exit { info1, insn: *insn, gva: insn.address, ..base(reason, state, StimulusKind::SENSITIVE) };
+    if reason == VmxReason::TRIPLE_FAULT {
+        // It counts as no exit during event delivery. See: SDM vol. 3C 28.2.4 Information for VM Exits During Event Delivery
+        (exit.info2, exit.access.delivering) = (0, Default::default());
+    }
+    exit
 }
 
 /// An APIC-write exit: the instruction completes first. See: SDM vol. 3C 30.4.3.3 APIC-Write VM Exits
