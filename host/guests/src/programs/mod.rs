@@ -71,7 +71,7 @@ pub const ALL: &[GuestInfo] = &[
     GuestInfo {
         name: "bar",
         summary: "probes a 64-bit BAR at the top of its address space, as firmware does",
-        parameters: &[],
+        parameters: bar::PARAMETERS,
         default_memory: 64,
         default_smp: 1,
         program: bar::program,
