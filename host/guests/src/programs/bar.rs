@@ -101,9 +101,10 @@ fn probe(k: &mut Kernel, what: &str) -> Result<(), IcedError> {
     })?;
     k.a.cmp(qword_ptr(vars::VECTOR), NO_VECTOR as i32)?;
     k.a.jne(faulted)?;
-    k.print(" answers 0x")?;
-    k.a.mov(eax, r14d)?;
-    k.print_hex()?;
+    k.print(" answers")?;
+    k.a.cmp(r14d, PROBE_VALUE)?;
+    k.a.jne(done)?;
+    k.print(" as RAM does")?;
     k.a.jmp(done)?;
     k.here(&mut faulted)?;
     k.print(" faults, error 0x")?;
