@@ -18,7 +18,7 @@ use vmtape_arch::{
     note::Note,
 };
 use vmtape_machine::{MachineSpec, Resolved};
-use vmtape_traces::{Event, ExitGroup, Exits, Tape};
+use vmtape_traces::{Event, ExitGroup, Exits, Tape, text::control_text};
 
 /// Feeds the whole tape. `same`: the backend is of the tape's kind.
 pub fn replay(
@@ -39,9 +39,10 @@ pub fn replay(
     let mut recent = VecDeque::new();
     for group in Exits::new(tape.events(), 0) {
         let group = group?;
-        let unknown = player.machine.unknown_reads();
+        let (unknown, done) = (player.machine.unknown_reads(), player.machine.controls().len());
         let rows =
             if same { feed(&mut player, &group, report) } else { resolve(&mut player, &group, report) };
+        let rows = ioctls(&player, &group, done).or(rows);
         report.compared.exits += 1;
         report.compared.instructions = group.exit.icount;
         progress(report.compared.exits);
@@ -62,6 +63,14 @@ pub fn replay(
         }
     }
     Ok(())
+}
+
+/// What the VMM did around the exit, this being the first ioctl that was done now: the results must be the same.
+fn ioctls(player: &Player, group: &ExitGroup, first: usize) -> Option<Row> {
+    let taped = group.controls_before.iter().chain(&group.controls);
+    let done = player.machine.controls().iter().skip(first).map(|(_, control)| control);
+    let (expected, actual) = taped.zip(done).find(|(expected, actual)| expected != actual)?;
+    Some(Row::new("ioctl", control_text(expected), control_text(actual)))
 }
 
 /// The same exit, the same handlers: everything they note must be equal.

@@ -45,7 +45,7 @@ pub fn metadata(spec: &MachineSpec, budget: &Budget) -> Result<Metadata, Error> 
         memory: spec.memory,
         vcpus: spec.vcpus,
         cpuid: spec.cpuid.clone(),
-        machine: postcard::to_stdvec(&bare)?,
+        machine: bare.encode()?,
         notes: limits.map(|(name, limit)| ((*name).to_owned(), limit.to_string())).collect(),
     })
 }
@@ -67,7 +67,7 @@ pub fn machine(tape: &Tape) -> Result<MachineSpec, Error> {
     if is_recording(tape) {
         return Err(Error::NoMachine { tape: tape.name().to_owned() });
     }
-    let mut spec: MachineSpec = postcard::from_bytes(stored)?;
+    let mut spec = MachineSpec::decode(stored)?;
     for (name, bytes) in tape.images()? {
         match name.as_str() {
             IMAGE => spec.image.bytes = bytes,

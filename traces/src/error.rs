@@ -42,7 +42,7 @@ pub enum Cause {
     NotATape,
     #[error("format version {found} is newer than {known}, the newest that this build reads")]
     Version { found: u16, known: u16 },
-    #[error("written with another layout of events ({found}; this build reads {known})")]
+    #[error("written with another layout of events ({found}; this build reads up to {known})")]
     Schema { found: u32, known: u32 },
     #[error("cut short: {needed} bytes are needed, {have} are there")]
     Short { needed: u64, have: u64 },

@@ -77,9 +77,52 @@ vmtape_arch::open_enum! {
 /// An ioctl and its result (zero or a negative errno).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub enum Control {
-    SetCpuid { vcpu: u32, entries: Vec<CpuidEntry>, result: i32 },
-    SetMemoryRegion { slot: u32, flags: u32, gpa: u64, size: u64, hpa: u64, result: i32 },
-    SetMsr { vcpu: u32, index: u32, data: u64, result: i32 },
+    SetCpuid {
+        vcpu: u32,
+        entries: Vec<CpuidEntry>,
+        result: i32,
+    },
+    SetMemoryRegion {
+        slot: u32,
+        flags: u32,
+        gpa: u64,
+        size: u64,
+        hpa: u64,
+        result: i32,
+    },
+    SetMsr {
+        vcpu: u32,
+        index: u32,
+        data: u64,
+        result: i32,
+    },
+    /// The result is what KVM_CHECK_EXTENSION returns.
+    CheckExtension {
+        cap: u32,
+        result: i64,
+    },
+    GetCpuid {
+        vcpu: u32,
+        entries: Vec<CpuidEntry>,
+        result: i32,
+    },
+    GetSupportedCpuid {
+        entries: Vec<CpuidEntry>,
+        result: i32,
+    },
+    GetMsr {
+        vcpu: u32,
+        index: u32,
+        data: u64,
+        result: i32,
+    },
+    /// What no ioctl tells: `query` is a number of the contract between host and backend.
+    Query {
+        query: u32,
+        vcpu: u32,
+        value: u64,
+        result: i32,
+    },
 }
 
 /// How a run ended.

@@ -2,10 +2,13 @@
 
 use crate::{
     error::Result,
-    event::{Data, Event, ExitEvent, NO_VCPU, Registers},
+    event::{Control, Data, Event, ExitEvent, NO_VCPU, Registers},
 };
 use std::collections::{BTreeMap, VecDeque};
-use vmtape_arch::{exit::Resume, note::Note};
+use vmtape_arch::{
+    exit::{Resume, ResumeKind},
+    note::Note,
+};
 
 /// An exit with everything that belongs to it.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,6 +17,8 @@ pub struct ExitGroup {
     pub number: u64,
     /// Notes of the vCPU since its last entry and before this exit: nothing, on most tapes.
     pub before: Vec<Note>,
+    /// What the VMM did since the entry before this exit, or before the first one.
+    pub controls_before: Vec<Control>,
     pub exit: ExitEvent,
     pub registers: Vec<Registers>,
     pub reads: Vec<(u64, Data)>,
@@ -21,12 +26,14 @@ pub struct ExitGroup {
     pub notes: Vec<Note>,
     /// How many of `notes` came before the end of the handling; the rest belong to the entry.
     pub handled: usize,
+    /// What the VMM did between the end of the handling and the entry.
+    pub controls: Vec<Control>,
     /// The end of the handling, unless the tape ends before it.
     pub resume: Option<Resume>,
 }
 
 /// Groups events into exits. A group is given out when the vCPU enters the guest again, exits again, or the tape ends.
-/// Events that belong to no vCPU's exits (inputs, controls, lines without a decoded form, the end) go to `other`.
+/// Events that belong to no vCPU's exits (inputs, lines without a decoded form, the end) go to `other`.
 pub struct Exits<I> {
     events: I,
     open: BTreeMap<u32, Group>,
@@ -34,6 +41,8 @@ pub struct Exits<I> {
     number: u64,
     /// The vCPU whose exit the events without a vCPU belong to.
     current: u32,
+    /// Of the VMM, for the next exit.
+    controls: Vec<Control>,
     /// Events outside exits since they were last taken.
     pub other: Vec<Event>,
     failed: bool,
@@ -55,6 +64,7 @@ impl<I: Iterator<Item = Result<Event>>> Exits<I> {
             done: VecDeque::new(),
             number: first,
             current: NO_VCPU,
+            controls: Vec::new(),
             other: Vec::new(),
             failed: false,
         }
@@ -74,11 +84,13 @@ impl<I: Iterator<Item = Result<Event>>> Exits<I> {
                 group.exit = Some(ExitGroup {
                     number: self.number,
                     before: std::mem::take(&mut group.loose),
+                    controls_before: std::mem::take(&mut self.controls),
                     exit: *exit,
                     registers: Vec::new(),
                     reads: Vec::new(),
                     notes: Vec::new(),
                     handled: 0,
+                    controls: Vec::new(),
                     resume: None,
                 });
                 self.number += 1;
@@ -108,7 +120,19 @@ impl<I: Iterator<Item = Result<Event>>> Exits<I> {
                     exit.reads.push((hpa, data));
                 }
             }
+            Event::Control { control, .. } => self.control(control),
             other => self.other.push(other),
+        }
+    }
+
+    /// The VMM acts between the end of an exit's handling and the entry; where it stops a running guest or finds it
+    /// halted, what it did comes before the next exit.
+    fn control(&mut self, control: Control) {
+        let open = self.open.get_mut(&self.current).and_then(|group| group.exit.as_mut());
+        let halted = [ResumeKind::BLOCKED, ResumeKind::HLT];
+        match open.filter(|exit| exit.resume.is_some_and(|resume| !halted.contains(&resume.kind))) {
+            Some(exit) => exit.controls.push(control),
+            None => self.controls.push(control),
         }
     }
 

@@ -177,12 +177,13 @@ fn exits_come_as_wholes() {
     let (mut count, mut notes, mut reads) = (0, 0, 0);
     for exit in exits.by_ref().map(Result::unwrap) {
         assert_eq!(exit.number, count);
+        assert_eq!(exit.controls_before.len(), usize::from(count == 0), "the memory slot");
         assert!(exit.before.is_empty() && exit.resume.is_some() && exit.handled < exit.notes.len());
         count += 1;
         notes += exit.notes.len();
         reads += exit.reads.len();
     }
-    assert_eq!(exits.other.len(), 2);
+    assert_eq!(exits.other.len(), 1);
     let of = |wanted: fn(&Event) -> bool| events.iter().filter(|e| wanted(e)).count();
     assert_eq!(count as usize, of(|e| matches!(e, Event::Exit(_))));
     assert_eq!(notes, of(|e| matches!(e, Event::Note { .. })));

@@ -49,6 +49,7 @@ fn run(name: &str, bytes: Vec<u8>, defines: &[&str]) -> (End, String) {
         options: Vec::new(),
         seed: 0,
         checkpoint_every: 0,
+        script: Vec::new(),
     };
     let mut machine = Machine::new(spec, backend, Box::new(Live::new(0)), None).unwrap();
     let serial = Serial::default();

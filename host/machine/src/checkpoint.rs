@@ -11,8 +11,10 @@ use crate::{
     machine::{Machine, Progress, Vcpu, cpu_config},
 };
 use serde::{Deserialize, Serialize};
+use vmtape_abi::MemoryRegion;
 use vmtape_arch::{
     PAGE_SHIFT, PAGE_SIZE,
+    cpuid::CpuidEntry,
     event::Event as GuestEvent,
     vcpu::{Intercepts, VcpuState},
 };
@@ -37,6 +39,10 @@ struct Saved<D> {
     exits: u64,
     next_checkpoint: u64,
     page_hashes: u64,
+    /// What the VMM's script has changed, and how far it is.
+    cpuid: Vec<Vec<CpuidEntry>>,
+    slots: Vec<[u64; 5]>,
+    script: Vec<bool>,
 }
 
 /// Hashes of pages, kept as one number that does not depend on when a page was looked at.
@@ -142,6 +148,9 @@ impl Machine {
             exits: self.exits,
             next_checkpoint: self.next_checkpoint,
             page_hashes: self.page_hashes.sum,
+            cpuid: self.services.cpuid.clone(),
+            slots: self.services.memory.slots().iter().map(slot_words).collect(),
+            script: self.script.done().to_vec(),
         };
         let state = postcard::to_stdvec(&saved).unwrap_or_default();
         let mut out = (state.len() as u64).to_le_bytes().to_vec();
@@ -189,12 +198,38 @@ impl Machine {
                 (bytes, pages) = pages.split_first_chunk::<PAGE>()?;
             }
             let hpa = page.checked_mul(PAGE_SIZE)?;
-            let known = self.services.memory.contains_hpa(hpa, PAGE_SIZE);
+            let known = self.services.memory.is_backed(hpa, PAGE_SIZE);
             if !known || !self.services.ram().write(hpa, bytes) {
                 return None;
             }
         }
         Some(())
+    }
+
+    /// The backend restores on a VM that has the slots of the saved one.
+    fn restore_slots(&mut self, saved: &[[u64; 5]]) -> Result<(), Error> {
+        let saved = saved.iter().map(|&[slot, flags, gpa, size, hpa]| MemoryRegion {
+            slot: slot as u32,
+            flags: flags as u32,
+            gpa,
+            size,
+            hpa,
+        });
+        let saved: Vec<_> = saved.collect();
+        let now = self.services.memory.slots().to_vec();
+        let gone = now.iter().filter(|slot| !saved.contains(slot));
+        let deleted = gone.map(|slot| MemoryRegion { size: 0, ..*slot });
+        let new = saved.iter().filter(|slot| !now.contains(slot)).copied();
+        for region in deleted.chain(new) {
+            if !self.services.memory.is_backed(region.hpa, region.size) {
+                return Err(damaged());
+            }
+            self.backend
+                .set_memory_region(&region, &mut self.services)
+                .map_err(|errno| Error::Backend { what: format!("memory slot {}", region.slot), errno })?;
+            self.services.memory.set_slot(&region);
+        }
+        Ok(())
     }
 
     fn restore_state(&mut self, saved: Saved<Devices>) -> Result<(), Error> {
@@ -205,6 +240,10 @@ impl Machine {
         if saved.page_hashes != self.page_hashes.sum {
             return Err(Error::Checkpoint("memory differs from what was saved".to_owned()));
         }
+        if saved.cpuid.len() != self.vcpus.len() || saved.script.len() != self.script.done().len() {
+            return Err(damaged());
+        }
+        self.restore_slots(&saved.slots)?;
         self.backend
             .restore(&saved.backend)
             .map_err(|errno| Error::Backend { what: "its saved state".to_owned(), errno })?;
@@ -212,6 +251,8 @@ impl Machine {
         for (vcpu, (state, needs_entry, progress)) in self.vcpus.iter_mut().zip(saved.vcpus) {
             *vcpu = Vcpu { state, needs_entry, progress, cpu: Cpu::new(config) };
         }
+        self.services.cpuid = saved.cpuid;
+        self.script.resume(saved.script);
         self.services.inputs.skip(&saved.taken);
         self.services.taken = saved.taken;
         self.services.devices = saved.devices;
@@ -225,6 +266,11 @@ impl Machine {
         self.services.tape.forget();
         Ok(())
     }
+}
+
+/// A slot as a checkpoint has it: number, flags, gpa, size, hpa.
+fn slot_words(slot: &MemoryRegion) -> [u64; 5] {
+    [slot.slot.into(), slot.flags.into(), slot.gpa, slot.size, slot.hpa]
 }
 
 fn split(checkpoint: &[u8]) -> Option<(&[u8], &[u8])> {

@@ -20,6 +20,8 @@ pub enum Error {
     Host { text: String, cause: String },
     #[error("the backend refuses {what}: errno {errno}", errno = .errno.0)]
     Backend { what: String, errno: Errno },
+    #[error("the VMM's script: {0}")]
+    Script(String),
     #[error("checkpoint: {0}")]
     Checkpoint(String),
 }

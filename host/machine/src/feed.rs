@@ -16,7 +16,7 @@ use vmtape_arch::{
 };
 use vmtape_traces::{
     ExitGroup,
-    event::{Data, End, Registers},
+    event::{Control, Data, End, Registers},
 };
 
 /// Memory, in aligned quadwords of host physical memory, that a fed machine may know of.
@@ -69,12 +69,13 @@ impl Machine {
     pub fn feed(&mut self, group: &ExitGroup) -> Option<End> {
         let n = self.bring_to(group)?;
         *self.exit = group.exit.exit;
-        self.handle_fed(n)
+        self.handle_fed(n).or_else(|| self.enter_fed(n, &group.controls))
     }
 
     /// Gives the backend's silicon what caused the taped exit, for a backend of another kind.
     pub fn resolve(&mut self, group: &ExitGroup) -> Result<Resolved, End> {
         let Some(n) = self.bring_to(group) else { return Ok(Resolved::Native) };
+        let mut controls = &group.controls[..];
         for exits in 0..MOST_EXITS {
             match self.ask_silicon(n, &group.exit.exit) {
                 (Verdict::NATIVE, _) if exits > 0 => return Ok(Resolved::Handled),
@@ -83,7 +84,8 @@ impl Machine {
                 _ => {}
             }
             let before = self.vcpus[n as usize].state;
-            if let Some(end) = self.handle_fed(n) {
+            let ended = self.handle_fed(n).or_else(|| self.enter_fed(n, std::mem::take(&mut controls)));
+            if let Some(end) = ended {
                 return Err(end);
             }
             let after = &self.vcpus[n as usize].state;
@@ -99,6 +101,7 @@ impl Machine {
     fn bring_to(&mut self, group: &ExitGroup) -> Option<u32> {
         let n = group.exit.vcpu;
         self.vcpus.get(n as usize)?;
+        group.controls_before.iter().for_each(|control| _ = self.control(control));
         self.wake_fed(n);
         self.services.clock.icount = group.exit.icount;
         let now = self.services.clock.now();
@@ -216,13 +219,15 @@ impl Machine {
         (verdict, fault)
     }
 
-    /// The exit's handling and the entry after it.
+    /// The exit's handling.
     fn handle_fed(&mut self, n: u32) -> Option<End> {
         let limits = crate::Limits::default();
-        let ended = self.handle_exit(n, &limits).or_else(|| self.check_end(&limits));
-        if ended.is_some() {
-            return ended;
-        }
+        self.handle_exit(n, &limits).or_else(|| self.check_end(&limits))
+    }
+
+    /// What the VMM did after the exit, and the entry.
+    fn enter_fed(&mut self, n: u32, controls: &[Control]) -> Option<End> {
+        controls.iter().for_each(|control| _ = self.control(control));
         self.look_at_kick(n);
         let vcpu = &self.vcpus[n as usize];
         if vcpu.needs_entry && vcpu.state.activity == Activity::ACTIVE {

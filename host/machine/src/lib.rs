@@ -3,6 +3,7 @@
 
 mod checkpoint;
 pub mod cpuid;
+mod cpuid_change;
 mod devices;
 mod emulate;
 mod env;
@@ -19,7 +20,9 @@ mod passport;
 mod recorder;
 mod run;
 mod spec;
+pub mod vmm;
 
+pub use cpuid_change::CpuidChange;
 pub use devices::{NS_PER_SECOND, NS_PER_TICK};
 pub use error::Error;
 pub use feed::Resolved;

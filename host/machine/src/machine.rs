@@ -11,6 +11,7 @@ use crate::{
     model::{CpuOption, silicon_cpuid},
     recorder::{Recorder, Tape},
     spec::{MAX_VCPUS, MachineSpec},
+    vmm::{self, Script},
 };
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -56,6 +57,7 @@ pub struct Machine {
     pub(crate) page_hashes: PageHashes,
     /// The exit that the backend fills in.
     pub(crate) exit: Box<Exit>,
+    pub(crate) script: Script,
 }
 
 impl Machine {
@@ -74,7 +76,13 @@ impl Machine {
             let supported = backend.supported_cpuid(&silicon_cpuid(&spec.silicon));
             spec.cpuid = CpuOption::parse(&spec.cpu)?.cpuid(&spec.silicon, &supported);
         }
-        let memory = Memory::new(spec.memory, spec.layout, spec.silicon.backing_shift)?;
+        let script = Script::new(&spec)?;
+        let memory = Memory::new(
+            spec.memory,
+            spec.layout,
+            spec.silicon.backing_shift,
+            &vmm::memory_regions(&spec.script),
+        )?;
         let boot_state = loader::load(&spec, &memory)?;
         let config = cpu_config(&spec);
         let vcpus: Vec<_> = (0..spec.vcpus).map(|n| Vcpu::new(n, &boot_state, config)).collect();
@@ -105,6 +113,7 @@ impl Machine {
             next_checkpoint,
             page_hashes,
             exit: Box::default(),
+            script,
         };
         machine.spec.options = machine.backend.resolved();
         machine.set_up()?;

@@ -4,7 +4,7 @@ use crate::{Error, spec::Layout};
 use std::cell::Cell;
 use vm_memory::MmapRegion;
 use vmtape_abi::MemoryRegion;
-use vmtape_arch::PAGE_SHIFT;
+use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE};
 use vmtape_cpu::Ram;
 
 /// Where the hole for devices below 4 GiB begins.
@@ -15,30 +15,38 @@ const MIB: u64 = 1 << 20;
 /// No guest of this machine needs more, and a typing error should not reserve it.
 const MAX_MEMORY: u64 = 1 << 38;
 
+const TOO_LARGE: &str = "more than 256 GiB";
+
 /// Guest RAM and its slots.
 pub struct Memory {
     ram: Ram,
+    /// The slots that the guest has now.
     slots: Vec<MemoryRegion>,
+    /// Every slot that it may ever have, at the size and the place in the arena that are kept for it.
+    backing: Vec<MemoryRegion>,
 }
 
 impl Memory {
     /// Reserves zeroed memory. Slots keep their alignment to the pages that back them (`backing_shift`), and host
     /// physical addresses differ from guest physical ones, as they do on a real host.
-    pub fn new(size: u64, layout: Layout, backing_shift: u8) -> Result<Self, Error> {
+    ///
+    /// The arena has room for `later` slots too, each as large as the largest with its number.
+    pub fn new(size: u64, layout: Layout, backing_shift: u8, later: &[MemoryRegion]) -> Result<Self, Error> {
         if size == 0 || !size.is_multiple_of(MIB) {
             return Err(Error::Memory(size, "a positive multiple of 1 MiB is needed"));
         }
         if size > MAX_MEMORY {
-            return Err(Error::Memory(size, "more than 256 GiB"));
+            return Err(Error::Memory(size, TOO_LARGE));
         }
         let base = 1 << backing_shift.clamp(21, 30);
         let slots = slots(size, layout, base);
-        let end = slots.last().map_or(0, |slot| slot.hpa + slot.size);
+        let backing = reserve(&slots, later, base)?;
+        let end = backing.last().map_or(0, |slot| slot.hpa + slot.size);
         let arena = usize::try_from(end)
             .map_err(|e| e.to_string())
             .and_then(|end| MmapRegion::new(end).map_err(|e| e.to_string()))
             .map_err(|cause| Error::Reserve(size / MIB, cause))?;
-        Ok(Self { ram: Ram::kept_by(cells(&arena), Box::new(arena)), slots })
+        Ok(Self { ram: Ram::kept_by(cells(&arena), Box::new(arena)), slots, backing })
     }
 
     /// Host physical memory.
@@ -59,14 +67,31 @@ impl Memory {
 
     /// Whether a host physical range lies in one slot.
     pub fn contains_hpa(&self, hpa: u64, len: u64) -> bool {
-        self.slots
-            .iter()
-            .any(|s| hpa >= s.hpa && hpa.checked_add(len).is_some_and(|end| end <= s.hpa + s.size))
+        holds(&self.slots, hpa, len)
+    }
+
+    /// Where the memory of a slot with this number lies in the arena.
+    pub(crate) fn backing(&self, slot: u32) -> Option<u64> {
+        self.backing.iter().find(|backing| backing.slot == slot).map(|backing| backing.hpa)
+    }
+
+    /// Whether a host physical range lies in memory that some slot shows, now or at another time.
+    pub(crate) fn is_backed(&self, hpa: u64, len: u64) -> bool {
+        holds(&self.backing, hpa, len)
+    }
+
+    /// Creates, moves, changes or (with size zero) deletes a slot.
+    pub(crate) fn set_slot(&mut self, region: &MemoryRegion) {
+        self.slots.retain(|slot| slot.slot != region.slot);
+        if region.size != 0 {
+            let at = self.slots.partition_point(|slot| slot.gpa < region.gpa);
+            self.slots.insert(at, *region);
+        }
     }
 
     /// Host physical page numbers of RAM that was written since [`Ram::clear_dirty`], in order.
     pub(crate) fn dirty_pages(&self) -> impl Iterator<Item = u64> {
-        self.slots
+        self.backing
             .iter()
             .flat_map(|slot| slot.hpa >> PAGE_SHIFT..(slot.hpa + slot.size) >> PAGE_SHIFT)
             .filter(|page| self.ram.is_dirty(*page))
@@ -103,6 +128,37 @@ impl Memory {
         }
         true
     }
+}
+
+impl Layout {
+    /// How many slots RAM of this size has.
+    pub fn slots(self, size: u64) -> u32 {
+        slots(size, self, 0).len() as u32
+    }
+}
+
+/// Whether a host physical range lies in one slot.
+fn holds(slots: &[MemoryRegion], hpa: u64, len: u64) -> bool {
+    slots.iter().any(|s| hpa >= s.hpa && hpa.checked_add(len).is_some_and(|end| end <= s.hpa + s.size))
+}
+
+/// Places for the slots of a script, from the end of RAM on.
+fn reserve(ram: &[MemoryRegion], later: &[MemoryRegion], base: u64) -> Result<Vec<MemoryRegion>, Error> {
+    let mut backing = ram.to_vec();
+    for region in later.iter().filter(|region| region.size != 0) {
+        if let Some(known) = backing.iter().find(|slot| slot.slot == region.slot) {
+            if region.size > known.size {
+                return Err(Error::Script(format!("memory slot {} is RAM and cannot grow", region.slot)));
+            }
+            continue;
+        }
+        let sizes = later.iter().filter(|other| other.slot == region.slot).map(|other| other.size);
+        let size = sizes.max().unwrap_or(0).checked_next_multiple_of(PAGE_SIZE);
+        let size = size.filter(|size| *size <= MAX_MEMORY).ok_or(Error::Memory(region.size, TOO_LARGE))?;
+        let end = backing.last().map_or(base, |slot| slot.hpa + slot.size);
+        backing.push(MemoryRegion { hpa: end.next_multiple_of(base) + region.gpa % base, size, ..*region });
+    }
+    Ok(backing)
 }
 
 /// Lays out slots from `base` in the arena, which every slot is congruent to modulo the backing pages.
@@ -157,7 +213,7 @@ mod tests {
 
     #[test]
     fn the_vga_hole_is_not_ram() {
-        let memory = Memory::new(16 << 20, Layout::VgaHole, 21).unwrap();
+        let memory = Memory::new(16 << 20, Layout::VgaHole, 21, &[]).unwrap();
         assert_eq!(memory.hpa(0xa_0000), None);
         assert!(memory.hpa(0xc_0000).is_some());
         assert!(!memory.covers(0x9_f000, 0x2000));
@@ -167,7 +223,7 @@ mod tests {
 
     #[test]
     fn memory_above_the_hole_follows_4_gib() {
-        let memory = Memory::new((3 << 30) + (16 << 20), Layout::Flat, 21).unwrap();
+        let memory = Memory::new((3 << 30) + (16 << 20), Layout::Flat, 21, &[]).unwrap();
         assert_eq!(memory.hpa(3 << 30), None);
         assert!(memory.write_gpa((4 << 30) + 4, b"high"));
         let mut buf = [0; 4];

@@ -75,6 +75,7 @@ impl Machine {
             self.services.poll_serial();
             let now = self.services.clock.now();
             self.services.devices.advance(now);
+            self.run_script();
             let ended = match self.choose_vcpu() {
                 Some(vcpu) => self.take_turn(vcpu, limits),
                 None => self.idle(),
@@ -190,6 +191,7 @@ impl Machine {
             if let Some(end) = self.check_end(limits) {
                 return Some(end);
             }
+            self.run_script();
             if self.vcpus[n as usize].needs_entry {
                 match self.enter(n) {
                     Ok(true) => {}
@@ -239,7 +241,8 @@ impl Machine {
         let timer = self.services.devices.next_deadline().map(|due| self.services.clock.icount_at(due));
         let serial = self.services.inputs.next_serial();
         let turn = (self.vcpus.len() > 1).then_some(self.turn_ends);
-        [timer, serial, turn].into_iter().flatten().fold(limits.instructions, u64::min)
+        let most = limits.instructions.min(self.script.next_insn());
+        [timer, serial, turn].into_iter().flatten().fold(most, u64::min)
     }
 
     fn interpret(&mut self, n: u32, until: u64) -> Stop {

@@ -1,5 +1,6 @@
 //! Everything that determines a run.
 
+use crate::vmm::Step;
 use serde::{Deserialize, Serialize};
 use vmtape_arch::{cpuid::CpuidEntry, host::Silicon};
 
@@ -50,4 +51,71 @@ pub struct MachineSpec {
     pub seed: u64,
     /// Exits between two checkpoints; zero: none. The machine drops its TLBs there, so this is part of the run.
     pub checkpoint_every: u64,
+    // Tapes of the first release end here. What follows may only grow at its end, and is zeros there.
+    /// What the VMM does beside running the guest.
+    pub script: Vec<Step>,
+}
+
+/// More zeros than all fields that a tape's description may lack.
+const ABSENT: [u8; 64] = [0; 64];
+
+impl MachineSpec {
+    /// The description as a tape keeps it.
+    pub fn encode(&self) -> postcard::Result<Vec<u8>> {
+        postcard::to_stdvec(self)
+    }
+
+    /// The inverse of [`MachineSpec::encode`], of this build or an older one: what an older one did not know is zero.
+    pub fn decode(bytes: &[u8]) -> postcard::Result<Self> {
+        let padded = [bytes, &ABSENT].concat();
+        let (spec, rest) = postcard::take_from_bytes(&padded)?;
+        // A description of a later build has fields that would be lost.
+        if rest.len() > ABSENT.len() {
+            return Err(postcard::Error::DeserializeBadEncoding);
+        }
+        Ok(spec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> MachineSpec {
+        MachineSpec {
+            image: GuestImage { name: "guest".into(), bytes: vec![1, 2] },
+            cmdline: "a b".into(),
+            initrd: Some(vec![3]),
+            memory: 1 << 20,
+            vcpus: 2,
+            layout: Layout::VgaHole,
+            cpu: "max".into(),
+            cpuid: vec![CpuidEntry { function: 1, ..Default::default() }],
+            host: "intel-46".into(),
+            silicon: crate::hosts::find("intel-46").unwrap(),
+            backend: "example".into(),
+            options: vec![("kvm".into(), "v6.12".into())],
+            seed: 7,
+            checkpoint_every: 100,
+            script: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_an_older_tape_lacks_is_zero() {
+        let spec = spec();
+        let mut first_release = spec.encode().unwrap();
+        assert_eq!(first_release.pop(), Some(0), "the empty script");
+        assert_eq!(MachineSpec::decode(&first_release).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_script_is_kept() {
+        use crate::vmm::{Action, When};
+        let action = Action::SetCpuid { vcpu: 1, change: "phys-bits=36".into() };
+        let spec = MachineSpec { script: vec![Step { at: When::Exit(1000), action }], ..spec() };
+        assert_eq!(MachineSpec::decode(&spec.encode().unwrap()).unwrap(), spec);
+        assert!(MachineSpec::decode(&[0xff; 200]).is_err());
+        assert!(MachineSpec::decode(&[spec.encode().unwrap(), vec![1]].concat()).is_err());
+    }
 }

@@ -51,6 +51,7 @@ fn specification(image: PathBuf) -> (MachineSpec, Box<dyn Backend>) {
         options: backend.resolved(),
         seed: 0,
         checkpoint_every: 0,
+        script: Vec::new(),
     };
     (spec, Box::new(backend))
 }

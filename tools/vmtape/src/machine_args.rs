@@ -1,6 +1,9 @@
 //! Options that describe a machine, shared by the commands that run one.
 
-use crate::output::usage;
+use crate::{
+    output::usage,
+    script_args::{ScriptArgs, asked_width},
+};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum, ValueHint};
 use std::{fs, io, path::PathBuf};
@@ -112,6 +115,9 @@ pub struct MachineArgs {
 
     #[command(flatten)]
     limits: LimitArgs,
+
+    #[command(flatten)]
+    script: ScriptArgs,
 }
 
 /// When to stop a guest that does not stop by itself.
@@ -163,16 +169,21 @@ impl MachineArgs {
         let builtin = self.guest.strip_prefix(BUILTIN).and_then(vmtape_guests::find);
         let memory = self.memory.unwrap_or(builtin.map_or(256 << 20, |g| u64::from(g.default_memory) << 20));
         let vcpus = self.smp.unwrap_or(builtin.map_or(1, |guest| guest.default_smp));
+        let layout = match self.layout {
+            LayoutArg::Flat => Layout::Flat,
+            LayoutArg::Mvmm => Layout::VgaHole,
+        };
+        let script = self.script.steps(layout.slots(memory))?;
+        for bits in script.iter().filter_map(asked_width) {
+            fits_bits(bits, &silicon, &host, self.force)?;
+        }
         let spec = MachineSpec {
             image: guest,
             cmdline: self.append.clone(),
             initrd: self.initrd.as_ref().map(read).transpose()?,
             memory,
             vcpus,
-            layout: match self.layout {
-                LayoutArg::Flat => Layout::Flat,
-                LayoutArg::Mvmm => Layout::VgaHole,
-            },
+            layout,
             cpuid,
             cpu: self.cpu.clone(),
             host,
@@ -181,6 +192,7 @@ impl MachineArgs {
             options: backend.resolved(),
             seed: self.seed,
             checkpoint_every: 0,
+            script,
         };
         Ok((spec, backend, plugin))
     }
@@ -230,7 +242,10 @@ pub fn default_host(vendor: Vendor) -> Result<(String, Silicon)> {
 
 /// Refuses a guest that is wider than its host, unless it is to be tried.
 pub fn fits(cpuid: &[CpuidEntry], silicon: &Silicon, host: &str, force: bool) -> Result<()> {
-    let guest = maxphyaddr(cpuid);
+    fits_bits(maxphyaddr(cpuid), silicon, host, force)
+}
+
+fn fits_bits(guest: u8, silicon: &Silicon, host: &str, force: bool) -> Result<()> {
     if guest > silicon.phys_bits && !force {
         return Err(usage(format!(
             "the guest has {guest} physical address bits, host {host} only {}: it cannot run there (--force tries)",
@@ -286,7 +301,7 @@ fn parse_option(part: &str, option: &str, text: &str) -> Result<(String, String)
 }
 
 /// A memory size in QEMU's syntax: MiB without a suffix.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.to_ascii_uppercase() {
         t if t.ends_with('K') => (t.trim_end_matches('K').to_owned(), 10),
         t if t.ends_with('G') => (t.trim_end_matches('G').to_owned(), 30),

@@ -6,6 +6,7 @@ mod machine_args;
 mod output;
 mod qemu;
 mod scenarios;
+mod script_args;
 
 use clap::Parser;
 use output::ExitCode;

@@ -17,19 +17,28 @@ pub(super) fn control_words(control: &Control, out: &mut Vec<u64>, blob: &mut Ve
         Control::SetMsr { vcpu, index, data, result } => {
             out.extend([2, join(*vcpu, *index), u64::from(*result as u32), *data]);
         }
+        Control::CheckExtension { cap, result } => out.extend([3, (*cap).into(), 0, *result as u64]),
+        Control::GetCpuid { vcpu, entries, result } => {
+            out.extend([4, (*vcpu).into(), u64::from(*result as u32)]);
+            blob.extend(entries.iter().flat_map(cpuid_bytes));
+        }
+        Control::GetSupportedCpuid { entries, result } => {
+            out.extend([5, 0, u64::from(*result as u32)]);
+            blob.extend(entries.iter().flat_map(cpuid_bytes));
+        }
+        Control::GetMsr { vcpu, index, data, result } => {
+            out.extend([6, join(*vcpu, *index), u64::from(*result as u32), *data]);
+        }
+        Control::Query { query, vcpu, value, result } => {
+            out.extend([7, join(*vcpu, *query), u64::from(*result as u32), *value]);
+        }
     }
 }
 
 /// The inverse of [`control_words`].
 pub(super) fn read_control(w: &mut Words<'_>, blob: &[u8]) -> Result<Control, &'static str> {
     Ok(match (w.next()?, w.next()?, w.u32()? as i32) {
-        (0, vcpu, result) => {
-            let (entries, rest) = blob.as_chunks::<32>();
-            if !rest.is_empty() {
-                return Err("a CPUID table that ends within an entry");
-            }
-            Control::SetCpuid { vcpu: low(vcpu), entries: entries.iter().map(cpuid_entry).collect(), result }
-        }
+        (0, vcpu, result) => Control::SetCpuid { vcpu: low(vcpu), entries: cpuid_table(blob)?, result },
         (1, slot, result) => Control::SetMemoryRegion {
             slot: low(slot),
             flags: high(slot),
@@ -39,8 +48,23 @@ pub(super) fn read_control(w: &mut Words<'_>, blob: &[u8]) -> Result<Control, &'
             hpa: w.next()?,
         },
         (2, msr, result) => Control::SetMsr { vcpu: low(msr), index: high(msr), result, data: w.next()? },
+        (3, cap, _) => Control::CheckExtension { cap: low(cap), result: w.next()? as i64 },
+        (4, vcpu, result) => Control::GetCpuid { vcpu: low(vcpu), entries: cpuid_table(blob)?, result },
+        (5, _, result) => Control::GetSupportedCpuid { entries: cpuid_table(blob)?, result },
+        (6, msr, result) => Control::GetMsr { vcpu: low(msr), index: high(msr), result, data: w.next()? },
+        (7, query, result) => {
+            Control::Query { vcpu: low(query), query: high(query), result, value: w.next()? }
+        }
         _ => return Err("unknown control"),
     })
+}
+
+fn cpuid_table(blob: &[u8]) -> Result<Vec<CpuidEntry>, &'static str> {
+    let (entries, rest) = blob.as_chunks::<32>();
+    if !rest.is_empty() {
+        return Err("a CPUID table that ends within an entry");
+    }
+    Ok(entries.iter().map(cpuid_entry).collect())
 }
 
 /// A CPUID entry as it stands on the tape: its fields in order, little-endian.

@@ -163,7 +163,7 @@ impl FileHeader {
         if header.version.get() > super::FORMAT_VERSION {
             return Err(Cause::Version { found: header.version.get(), known: super::FORMAT_VERSION });
         }
-        if header.schema.get() != super::SCHEMA {
+        if !(super::FIRST_SCHEMA..=super::SCHEMA).contains(&header.schema.get()) {
             return Err(Cause::Schema { found: header.schema.get(), known: super::SCHEMA });
         }
         if header.flags.get() != 0 {

@@ -6,8 +6,11 @@ pub mod payload;
 /// The newest format version that this build reads, and the one that it writes.
 pub const FORMAT_VERSION: u16 = 1;
 
-/// The layout of event words and of the archives. A tape with another number is refused, never misread.
-pub const SCHEMA: u32 = 1;
+/// The layout of event words and of the archives, as this build writes it. Each schema holds all of those before it; a
+/// tape with a number that is not known is refused, never misread.
+pub const SCHEMA: u32 = 2;
+/// The first schema.
+pub const FIRST_SCHEMA: u32 = 1;
 
 /// Chunks and payloads start at multiples of this.
 pub const ALIGN: u64 = 16;

@@ -1,7 +1,8 @@
 //! Lines for what no tracepoint has: `vmtape_KIND: words for people | the event's tag and words[; bytes]`.
 
+use super::control_text;
 use crate::{
-    event::{Control, Data, Event, Registers},
+    event::{Data, Event, Registers},
     flat::{Clock, Flat, tag},
 };
 use std::fmt::Write;
@@ -142,20 +143,6 @@ fn resume_text(resume: &vmtape_arch::exit::Resume) -> String {
         let _ = write!(text, " {:x?}", resume.data);
     }
     text
-}
-
-fn control_text(control: &Control) -> String {
-    match control {
-        Control::SetCpuid { vcpu, entries, result } => {
-            format!("KVM_SET_CPUID2 vcpu {vcpu}, {} entries: {result}", entries.len())
-        }
-        Control::SetMemoryRegion { slot, flags, gpa, size, hpa, result } => format!(
-            "KVM_SET_USER_MEMORY_REGION slot {slot} flags {flags:#x} gpa {gpa:#x} size {size:#x} hpa {hpa:#x}: {result}"
-        ),
-        Control::SetMsr { vcpu, index, data, result } => {
-            format!("KVM_SET_MSRS vcpu {vcpu} {index:x} = {data:#x}: {result}")
-        }
-    }
 }
 
 fn stimulus_text(exit: &Exit) -> String {

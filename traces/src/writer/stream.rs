@@ -228,7 +228,13 @@ fn blob_size(event: &Event) -> u64 {
     let size = match event {
         Event::Read { data: Data::Bytes(bytes), .. } => bytes.len(),
         Event::Line { text, .. } => text.len(),
-        Event::Control { control: Control::SetCpuid { entries, .. }, .. } => entries.len() * 32,
+        Event::Control {
+            control:
+                Control::SetCpuid { entries, .. }
+                | Control::GetCpuid { entries, .. }
+                | Control::GetSupportedCpuid { entries, .. },
+            ..
+        } => entries.len() * 32,
         Event::Registers(registers) => registers.values.len() * 8,
         Event::End {
             end:

@@ -235,6 +235,19 @@ pub fn named(name: &str) -> Result<&'static Feature, String> {
         .ok_or_else(|| format!("no feature is named '{name}'"))
 }
 
+impl Feature {
+    /// Sets or clears the feature in the entry of its leaf.
+    pub fn set(&self, entry: &mut CpuidEntry, on: bool) {
+        let word = match self.register {
+            Eax => &mut entry.eax,
+            Ebx => &mut entry.ebx,
+            Ecx => &mut entry.ecx,
+            Edx => &mut entry.edx,
+        };
+        *word = *word & !(1 << self.bit) | u32::from(on) << self.bit;
+    }
+}
+
 /// Which features are on, by their place in [`FEATURES`].
 #[derive(Clone, Debug)]
 pub struct FeatureSet(Vec<bool>);

@@ -291,5 +291,6 @@ pub fn spec(name: &str, bytes: Vec<u8>, vcpus: u32) -> MachineSpec {
         options: Vec::new(),
         seed: 1,
         checkpoint_every: 0,
+        script: Vec::new(),
     }
 }

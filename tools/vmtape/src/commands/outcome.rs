@@ -7,7 +7,10 @@ use vmtape_arch::exit::ResumeKind;
 use vmtape_backends::LoadedPlugin;
 use vmtape_machine::Machine;
 use vmtape_replay::text;
-use vmtape_traces::event::End;
+use vmtape_traces::{
+    event::{Control, End},
+    text::control_text,
+};
 
 #[derive(Serialize)]
 struct Report {
@@ -16,6 +19,22 @@ struct Report {
     guest_status: Option<u32>,
     instructions: u64,
     exits: u64,
+    ioctls: Vec<Ioctl>,
+}
+
+/// What the VMM did, and after how many exits.
+#[derive(Serialize)]
+struct Ioctl {
+    exits: u64,
+    text: String,
+    #[serde(flatten)]
+    control: Control,
+}
+
+impl From<&(u64, Control)> for Ioctl {
+    fn from((exits, control): &(u64, Control)) -> Self {
+        Self { exits: *exits, text: control_text(control), control: control.clone() }
+    }
 }
 
 /// Says how the run ended and gives the exit code. A backend that broke is an error that names its file.
@@ -33,6 +52,14 @@ pub fn report(
         bail!("{path}: the backend broke after {exits} exits; what it said stands in the log above");
     }
     let text = text::end_text(end);
+    for step in machine.steps_left() {
+        tracing::warn!("the run ended before {}: {:?}", step.at, step.action);
+    }
+    if !json {
+        for (exits, control) in machine.controls() {
+            println!("vmm: after {exits} exits: {}", control_text(control));
+        }
+    }
     if json {
         print_json(&Report {
             end: word(end),
@@ -40,6 +67,7 @@ pub fn report(
             guest_status: status(end),
             instructions: machine.icount(),
             exits: machine.exits(),
+            ioctls: machine.controls().iter().map(Ioctl::from).collect(),
         })?;
     }
     let code = code(end, guest_status);
