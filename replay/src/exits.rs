@@ -17,8 +17,8 @@ use vmtape_arch::{
     exit::{Resume, ResumeKind},
     note::Note,
 };
-use vmtape_machine::{MachineSpec, Resolved};
-use vmtape_traces::{Event, ExitGroup, Exits, Tape, text::control_text};
+use vmtape_machine::{MachineSpec, Resolved, vmm::control_text};
+use vmtape_traces::{Event, ExitGroup, Exits, Tape};
 
 /// Feeds the whole tape. `same`: the backend is of the tape's kind.
 pub fn replay(

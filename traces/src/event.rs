@@ -116,7 +116,8 @@ pub enum Control {
         data: u64,
         result: i32,
     },
-    /// What no ioctl tells: `query` is a number of the contract between host and backend.
+    /// What no ioctl tells: `query` is a number of the contract between host and backend
+    /// (`Query` in plugins/abi/src/contract.rs).
     Query {
         query: u32,
         vcpu: u32,

@@ -3,7 +3,7 @@
 use crate::{Error, cpuid_change::CpuidChange, machine::Machine, model::silicon_cpuid, spec::MachineSpec};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
-use vmtape_abi::{Errno, MemoryRegion};
+use vmtape_abi::{Errno, MemoryRegion, Query};
 use vmtape_traces::event::{Control, Event};
 
 /// One ioctl and its moment.
@@ -42,6 +42,8 @@ pub enum Action {
     GetSupportedCpuid,
     /// KVM_GET_MSRS with one register.
     GetMsr { vcpu: u32, index: u32 },
+    /// A value that no ioctl shows, by its number in the contract.
+    Query { vcpu: u32, query: u32 },
 }
 
 impl Action {
@@ -51,7 +53,8 @@ impl Action {
             Self::SetCpuid { vcpu, .. }
             | Self::SetMsr { vcpu, .. }
             | Self::GetCpuid { vcpu }
-            | Self::GetMsr { vcpu, .. } => Some(*vcpu),
+            | Self::GetMsr { vcpu, .. }
+            | Self::Query { vcpu, .. } => Some(*vcpu),
             Self::SetMemoryRegion { .. } | Self::CheckExtension { .. } | Self::GetSupportedCpuid => None,
         }
     }
@@ -171,6 +174,15 @@ impl Step {
     }
 }
 
+/// An ioctl in words, with the names of what only the contract knows.
+pub fn control_text(control: &Control) -> String {
+    let text = vmtape_traces::text::control_text(control);
+    match control {
+        Control::Query { query, .. } => text.replacen(&query.to_string(), &Query(*query).to_string(), 1),
+        _ => text,
+    }
+}
+
 /// The memory slots that a script makes.
 pub(crate) fn memory_regions(script: &[Step]) -> Vec<MemoryRegion> {
     let region = |step: &Step| match step.action {
@@ -185,6 +197,14 @@ pub(crate) fn memory_regions(script: &[Step]) -> Vec<MemoryRegion> {
 /// The result of an ioctl as the tape has it.
 fn code(result: &Result<(), Errno>) -> i32 {
     result.err().map_or(0, |errno| errno.0)
+}
+
+/// A value and the result of the ioctl that gives it.
+fn value(read: Result<u64, Errno>) -> (u64, i32) {
+    match read {
+        Ok(value) => (value, 0),
+        Err(errno) => (0, errno.0),
+    }
 }
 
 impl Machine {
@@ -229,6 +249,9 @@ impl Machine {
             Action::GetMsr { vcpu, index } => {
                 Control::GetMsr { vcpu: *vcpu, index: *index, data: 0, result: 0 }
             }
+            Action::Query { vcpu, query } => {
+                Control::Query { vcpu: *vcpu, query: *query, value: 0, result: 0 }
+            }
         }
     }
 
@@ -270,12 +293,14 @@ impl Machine {
             }
             Control::GetMsr { vcpu, index, data, result } => {
                 let Some(v) = self.vcpus.get_mut(*vcpu as usize) else { return control };
-                match self.backend.get_msr(*vcpu, &mut v.state, *index, &mut self.services) {
-                    Ok(value) => (*data, *result) = (value, 0),
-                    Err(errno) => (*data, *result) = (0, errno.0),
+                let read = self.backend.get_msr(*vcpu, &mut v.state, *index, &mut self.services);
+                (*data, *result) = value(read);
+            }
+            Control::Query { query, vcpu, value: found, result } => {
+                if (*vcpu as usize) < self.vcpus.len() {
+                    (*found, *result) = value(self.backend.query(*vcpu, Query(*query)));
                 }
             }
-            Control::Query { .. } => {}
         }
         control
     }

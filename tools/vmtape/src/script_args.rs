@@ -3,6 +3,7 @@
 use crate::output::usage;
 use anyhow::Result;
 use clap::Args;
+use vmtape_abi::Query;
 use vmtape_machine::{
     CpuidChange,
     vmm::{Action, Step, When},
@@ -41,6 +42,11 @@ pub struct ScriptArgs {
     /// KVM_GET_MSRS: INDEX[,vcpu=N,WHEN]
     #[arg(long, value_name = "MSR")]
     get_msr: Vec<String>,
+
+    /// A value that no ioctl shows: ept-vpid-cap, max-usable-gpa, eptp, shadow-pages, gfn-track-bytes, last-vmentry-cpu
+    /// [,vcpu=N,WHEN]
+    #[arg(long, value_name = "NAME")]
+    query: Vec<String>,
 }
 
 impl ScriptArgs {
@@ -69,6 +75,10 @@ impl ScriptArgs {
         add("get-supported-cpuid", &self.get_supported_cpuid, &mut |_| Ok(Action::GetSupportedCpuid))?;
         add("get-msr", &self.get_msr, &mut |words| {
             Ok(Action::GetMsr { vcpu: words.vcpu()?, index: words.number_alone()? })
+        })?;
+        add("query", &self.query, &mut |words| {
+            let vcpu = words.vcpu()?;
+            Ok(Action::Query { vcpu, query: query(words.rest.pop().unwrap_or_default())? })
         })?;
         Ok(steps)
     }
@@ -108,6 +118,11 @@ fn set_cpuid(words: &mut Words) -> Result<Action, String> {
     let change = std::mem::take(&mut words.rest).join(",");
     change.parse::<CpuidChange>()?;
     Ok(Action::SetCpuid { vcpu, change })
+}
+
+fn query(name: &str) -> Result<u32, String> {
+    let query = Query::from_name(name);
+    query.map(|query| query.0).ok_or_else(|| format!("`{name}` is nothing that can be asked for"))
 }
 
 /// The words of one option, less those that every option has.

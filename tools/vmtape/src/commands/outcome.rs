@@ -5,12 +5,9 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use vmtape_arch::exit::ResumeKind;
 use vmtape_backends::LoadedPlugin;
-use vmtape_machine::Machine;
+use vmtape_machine::{Machine, vmm::control_text};
 use vmtape_replay::text;
-use vmtape_traces::{
-    event::{Control, End},
-    text::control_text,
-};
+use vmtape_traces::event::{Control, End};
 
 #[derive(Serialize)]
 struct Report {
