@@ -17,6 +17,8 @@ const AXIS: &str = "kvm";
 pub struct Request {
     /// The machine that is tried, its options without a release.
     pub machine: MachineSpec,
+    /// What `--kvm` needs after a release for this machine's options.
+    pub suffix: String,
     /// The releases between which to search: by default the tape's, and the newest or else the oldest.
     pub good: Option<String>,
     pub bad: Option<String>,
@@ -24,6 +26,7 @@ pub struct Request {
 
 /// A release and a set of patches on top of it, as `--kvm` spells them.
 struct Candidate<'a> {
+    request: &'a Request,
     release: &'a str,
     toggles: Vec<(String, String)>,
 }
@@ -31,10 +34,11 @@ struct Candidate<'a> {
 impl Candidate<'_> {
     fn text(&self) -> String {
         let toggles = self.toggles.iter().map(|(name, _)| format!(",{name}"));
-        std::iter::once(self.release.to_owned()).chain(toggles).collect()
+        [self.release.to_owned(), self.request.suffix.clone()].into_iter().chain(toggles).collect()
     }
 
-    fn machine(&self, base: &MachineSpec) -> MachineSpec {
+    fn machine(&self) -> MachineSpec {
+        let base = &self.request.machine;
         let release = (PROFILE.to_owned(), self.release.to_owned());
         let options = std::iter::once(release).chain(base.options.clone()).chain(self.toggles.clone());
         MachineSpec { options: options.collect(), ..base.clone() }
@@ -61,8 +65,8 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
         _ => return Err(Error::Other("the tape names no release: give --good".into())),
     };
     let try_release = |bench: &mut Bench, n: usize, toggles: Vec<(String, String)>| {
-        let candidate = Candidate { release: releases[n], toggles };
-        bench.test(&candidate.text(), candidate.machine(base))
+        let candidate = Candidate { request, release: releases[n], toggles };
+        bench.test(&candidate.text(), candidate.machine())
     };
     let ends = match &request.bad {
         Some(name) => vec![position(name)?],
@@ -89,7 +93,7 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
     let length = good.abs_diff(bad) as u64;
     let found = turn(0, length, |n| try_release(bench, place(n), Vec::new()))?;
     let ends = (place(found.last_good), place(found.first_bad));
-    let mut finding = patch(bench, base, &tables.patches, (releases[ends.0], releases[ends.1]))?;
+    let mut finding = patch(bench, request, &tables.patches, (releases[ends.0], releases[ends.1]))?;
     note_skipped(&mut finding, &found, &releases, place);
     Ok(finding)
 }
@@ -106,11 +110,11 @@ fn note_skipped(finding: &mut Finding, found: &Turn, releases: &[&str], place: i
 /// The smallest set of patches that makes a good release bad.
 fn patch(
     bench: &mut Bench,
-    base: &MachineSpec,
+    request: &Request,
     patches: &[TableRow],
     (good, bad): (&str, &str),
 ) -> Result<Finding, Error> {
-    let release = |release| Candidate { release, toggles: Vec::new() }.machine(base);
+    let release = |release| Candidate { request, release, toggles: Vec::new() }.machine();
     let (before, after) =
         ((bench.create)(&release(good))?.resolved(), (bench.create)(&release(bad))?.resolved());
     let changed: Vec<(&TableRow, bool)> = patches
@@ -129,8 +133,8 @@ fn patch(
     let all: Vec<usize> = (0..changed.len()).collect();
     let mut test = |set: &[usize]| {
         let toggles = set.iter().map(|n| toggle(*n, false)).collect();
-        let candidate = Candidate { release: good, toggles };
-        Ok(bench.test(&candidate.text(), candidate.machine(base))? == Mark::Bad)
+        let candidate = Candidate { request, release: good, toggles };
+        Ok(bench.test(&candidate.text(), candidate.machine())? == Mark::Bad)
     };
     if changed.is_empty() || !test(&all)? {
         let mut finding = bench.found(AXIS, format!("first bad: {bad}"), &format!("--kvm {bad}"));
@@ -139,11 +143,12 @@ fn patch(
     }
     let set = minimize(changed.len(), test)?;
     let options =
-        Candidate { release: good, toggles: set.iter().map(|n| toggle(*n, false)).collect() }.text();
+        Candidate { request, release: good, toggles: set.iter().map(|n| toggle(*n, false)).collect() }.text();
     let divergence = bench.divergence.clone();
     // The proof to the contrary: the bad release without it.
-    let reverted = Candidate { release: bad, toggles: set.iter().map(|n| toggle(*n, true)).collect() };
-    let healed = bench.test(&reverted.text(), reverted.machine(base))? == Mark::Good;
+    let reverted =
+        Candidate { request, release: bad, toggles: set.iter().map(|n| toggle(*n, true)).collect() };
+    let healed = bench.test(&reverted.text(), reverted.machine())? == Mark::Good;
     bench.divergence = divergence;
     let names: Vec<String> = set.iter().map(|n| line(changed[*n].0, changed[*n].1, bad)).collect();
     let mut finding =

@@ -1,6 +1,7 @@
 //! One file per subcommand.
 
 pub mod backends;
+pub mod bisect;
 pub mod completions;
 pub mod diff;
 pub mod export;
@@ -32,6 +33,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Run(args) => run::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Diff(args) => diff::run(&args),
+        Command::Bisect(args) => bisect::run(&args),
         Command::Scenarios(args) => scenarios::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Stat(args) => stat::run(&args),

@@ -62,7 +62,7 @@ pub struct Elsewhere {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Mode {
+pub enum Mode {
     /// Run the guest again
     Run,
     /// Give the taped exits to the backend's handlers; the guest does not run

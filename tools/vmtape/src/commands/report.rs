@@ -58,7 +58,8 @@ pub fn write(out: &mut impl Write, report: &Report) -> io::Result<()> {
     write_cost(out, report)
 }
 
-fn write_divergence(out: &mut impl Write, d: &Divergence) -> io::Result<()> {
+/// The first difference with everything that is known of it.
+pub fn write_divergence(out: &mut impl Write, d: &Divergence) -> io::Result<()> {
     let level = match d.level {
         Level::GuestVisible => "the guest can see it",
         Level::HostVisible => "the host can see it",

@@ -1,0 +1,312 @@
+use crate::{
+    commands::{
+        replay::{Elsewhere, Mode, Plugins},
+        report,
+    },
+    machine_args::{PluginArgs, create, parse_kvm},
+    output::{ExitCode, print_json, progress, usage},
+};
+use anyhow::{Context, Result};
+use clap::{ValueEnum, ValueHint};
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+use vmtape_abi::Backend;
+use vmtape_backends::LoadedPlugin;
+use vmtape_machine::{
+    MachineSpec,
+    model::{CpuOption, silicon_cpuid},
+};
+use vmtape_replay::{
+    Error,
+    bisect::{self, Bench, Criterion, Finding, cpuid, exits, kvm, plugin, search::Mark, width},
+    report::Verdict,
+    spec,
+};
+use vmtape_traces::Tape;
+
+/// Find the smallest cause of a divergence: the exit, the patch of KVM, the width, the CPUID bits, or the plugin's build
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "The tape's own machine is the good end. The result is one line (`first bad: ...`) and its evidence; a trial \
+                  that shows another divergence first is skipped, never taken for the one that is looked for.\n\
+                  Exit codes: 1 something is bad and was found, 0 nothing is, 2 usage, 125 could not test."
+)]
+pub struct Args {
+    #[arg(value_hint = ValueHint::FilePath)]
+    tape: PathBuf,
+
+    /// Axis plugin: builds of the tape's backend, oldest first
+    #[arg(value_hint = ValueHint::FilePath)]
+    others: Vec<PathBuf>,
+
+    /// What to search
+    #[arg(long, value_enum)]
+    axis: Axis,
+
+    #[command(flatten)]
+    elsewhere: Elsewhere,
+
+    #[command(flatten)]
+    plugins: PluginArgs,
+
+    /// What makes a trial bad: divergence, end (the run ends otherwise than the tape), or prints=TEXT
+    /// (default: divergence; end where the guest's own CPUID is changed)
+    #[arg(long, value_name = "WHAT")]
+    verdict: Option<VerdictArg>,
+
+    /// Whether the guest runs in a trial
+    #[arg(long, value_enum, default_value = "run")]
+    mode: Mode,
+
+    /// The good end: a release (axis kvm) or a width (axis width); default: the tape's
+    #[arg(long, value_name = "END")]
+    good: Option<String>,
+
+    /// The bad end; default: the newest or else the oldest release, the widest or else the narrowest width
+    #[arg(long, value_name = "END")]
+    bad: Option<String>,
+
+    /// Axis width: whose
+    #[arg(long, value_enum, default_value = "host")]
+    side: SideArg,
+
+    /// Axis cpuid: the CPU model that is bad or, with -b, --host or --kvm, the one to start from (default: max)
+    #[arg(long, value_name = "MODEL", allow_hyphen_values = true)]
+    cpu: Option<String>,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Axis {
+    /// The first exit that differs
+    Exits,
+    /// The release of KVM, and the single patch
+    Kvm,
+    /// The smallest width of the host, or of the guest
+    Width,
+    /// The smallest set of CPUID changes
+    Cpuid,
+    /// The first of several builds of a plugin
+    Plugin,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum SideArg {
+    Host,
+    Guest,
+}
+
+/// `divergence`, `end`, `prints=TEXT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum VerdictArg {
+    Divergence,
+    End,
+    Prints(String),
+}
+
+impl FromStr for VerdictArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            None if text == "divergence" => Ok(Self::Divergence),
+            None if text == "end" => Ok(Self::End),
+            Some(("prints", text)) if !text.is_empty() => Ok(Self::Prints(text.to_owned())),
+            _ => Err("neither divergence, nor end, nor prints=TEXT".into()),
+        }
+    }
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    if !args.others.is_empty() && args.axis != Axis::Plugin {
+        return Err(usage("more files than the tape belong to --axis plugin"));
+    }
+    let tape = Tape::open_whole(&args.tape)?;
+    let plugins = Plugins::new(&args.plugins);
+    let bar = progress("bisect");
+    let create = |machine: &MachineSpec| plugins.create(machine);
+    let describe = |name: &str| {
+        let plugin = plugins.get(name).map_err(|error| Error::Other(format!("{error:#}")))?;
+        Ok(plugin.description.clone())
+    };
+    let mut bench = Bench {
+        machine: spec::machine(&tape)?,
+        tape: &tape,
+        create: &create,
+        describe: &describe,
+        criterion: args.criterion(),
+        command: format!("vmtape replay {}", args.tape.display()),
+        progress: &|what| bar.set_message(what.to_owned()),
+        trials: Vec::new(),
+        wanted: None,
+        divergence: None,
+    };
+    let finding = args.bisect(&mut bench, &plugins)?;
+    bar.finish_and_clear();
+    print(&finding, args.json)
+}
+
+impl Args {
+    fn bisect(&self, bench: &mut Bench, plugins: &Plugins) -> Result<Finding> {
+        match self.axis {
+            Axis::Exits => {
+                let actual = self.elsewhere.machine(&bench.machine, plugins)?;
+                Ok(exits::bisect(bench, actual, &self.elsewhere.command_line())?)
+            }
+            Axis::Kvm => self.bisect_kvm(bench, plugins),
+            Axis::Width => self.bisect_width(bench, plugins),
+            Axis::Cpuid => self.bisect_cpuid(bench, plugins),
+            Axis::Plugin => self.bisect_plugins(bench),
+        }
+    }
+
+    fn criterion(&self) -> Criterion {
+        let mode = match self.mode {
+            Mode::Run => bisect::Mode::Run,
+            Mode::Exits => bisect::Mode::Exits,
+        };
+        match &self.verdict {
+            Some(VerdictArg::Divergence) => Criterion::Divergence(mode),
+            Some(VerdictArg::End) => Criterion::End,
+            Some(VerdictArg::Prints(text)) => Criterion::Prints(text.clone()),
+            // A guest that is told something else sees that at once: only how it fares says more.
+            None if self.changes_guest() && !self.goes_elsewhere() => Criterion::End,
+            None => Criterion::Divergence(mode),
+        }
+    }
+
+    fn changes_guest(&self) -> bool {
+        self.axis == Axis::Cpuid || self.axis == Axis::Width && self.side == SideArg::Guest
+    }
+
+    fn goes_elsewhere(&self) -> bool {
+        self.elsewhere.backend.is_some() || self.elsewhere.host.is_some() || self.elsewhere.kvm.is_some()
+    }
+
+    fn bisect_kvm(&self, bench: &mut Bench, plugins: &Plugins) -> Result<Finding> {
+        let elsewhere = Elsewhere { kvm: None, ..self.elsewhere.clone() };
+        let mut machine = elsewhere.machine(&bench.machine, plugins)?;
+        machine.options = spec::chosen(&machine, bench.create)?;
+        let (mut bad, mut suffix) = (self.bad.clone(), String::new());
+        for (name, value) in self.elsewhere.kvm.as_deref().map(parse_kvm).transpose()?.unwrap_or_default() {
+            if name == spec::PROFILE {
+                bad.get_or_insert(value);
+                continue;
+            }
+            suffix += &if value.is_empty() { format!(",{name}") } else { format!(",{name}={value}") };
+            machine.options.push((name, value));
+        }
+        bench.command += &elsewhere.command_line();
+        let request = kvm::Request { machine, suffix, good: self.good.clone(), bad };
+        Ok(kvm::bisect(bench, &request)?)
+    }
+
+    fn bisect_width(&self, bench: &mut Bench, plugins: &Plugins) -> Result<Finding> {
+        let machine = self.elsewhere.machine(&bench.machine, plugins)?;
+        bench.command += &Elsewhere { host: None, ..self.elsewhere.clone() }.command_line();
+        let width = |text: &Option<String>| -> Result<Option<u8>> {
+            text.as_ref()
+                .map(|text| text.parse().map_err(|_| usage(format!("`{text}` is not a width"))))
+                .transpose()
+        };
+        let request = width::Request {
+            side: match self.side {
+                SideArg::Host => width::Side::Host,
+                SideArg::Guest => width::Side::Guest,
+            },
+            machine,
+            good: width(&self.good)?,
+            bad: width(&self.bad)?,
+            force: self.elsewhere.force,
+        };
+        Ok(width::bisect(bench, &request)?)
+    }
+
+    fn bisect_cpuid(&self, bench: &mut Bench, plugins: &Plugins) -> Result<Finding> {
+        let machine = self.elsewhere.machine(&bench.machine, plugins)?;
+        let both = self.goes_elsewhere();
+        let model = match (&self.cpu, both) {
+            (Some(model), _) => model,
+            (None, true) => "max",
+            (None, false) => return Err(usage("--axis cpuid needs --cpu, or -b, --host or --kvm")),
+        };
+        let silicon = bench.machine.silicon;
+        let supported = plugins.create(&bench.machine)?.supported_cpuid(&silicon_cpuid(&silicon));
+        let model = CpuOption::parse(model).map_err(usage)?.cpuid(&silicon, &supported);
+        let taped = bench.machine.cpuid.clone();
+        let (from, to) = if both { (model, taped) } else { (taped, model) };
+        bench.command += &self.elsewhere.command_line();
+        Ok(cpuid::bisect(bench, &cpuid::Request { machine, to, from, both })?)
+    }
+
+    fn bisect_plugins(&self, bench: &mut Bench) -> Result<Finding> {
+        if self.others.is_empty() {
+            return Err(usage("--axis plugin needs builds: vmtape bisect TAPE --axis plugin A.so B.so C.so"));
+        }
+        let creates: Vec<_> =
+            self.others.iter().map(|path| move |machine: &MachineSpec| build(path, machine)).collect();
+        let builds: Vec<_> = self
+            .others
+            .iter()
+            .zip(&creates)
+            .map(|(path, create)| plugin::Build { name: path.display().to_string(), create })
+            .collect();
+        Ok(plugin::bisect(bench, &builds)?)
+    }
+}
+
+/// A VM of one build of a machine's backend.
+fn build(path: &Path, machine: &MachineSpec) -> Result<Box<dyn Backend>, Error> {
+    let refused = |reason: String| Error::Refused { backend: machine.backend.clone(), reason };
+    let plugin = LoadedPlugin::load(path).map_err(|error| refused(error.to_string()))?;
+    if plugin.name() != machine.backend {
+        return Err(refused(format!("{} is the backend `{}`", path.display(), plugin.name())));
+    }
+    create(&plugin, machine.silicon, &machine.options).map_err(|error| refused(format!("{error:#}")))
+}
+
+fn print(finding: &Finding, json: bool) -> Result<ExitCode> {
+    if json {
+        print_json(finding)?;
+    } else {
+        write(&mut io::stdout().lock(), finding).context("stdout")?;
+    }
+    Ok(match finding.verdict {
+        Verdict::Same => ExitCode::SAME,
+        Verdict::Different => ExitCode::DIFFERENT,
+    })
+}
+
+fn write(out: &mut impl Write, finding: &Finding) -> io::Result<()> {
+    writeln!(out, "{}", finding.line)?;
+    for note in &finding.notes {
+        writeln!(out, "  {note}")?;
+    }
+    if let Some(signature) = &finding.signature {
+        writeln!(out, "  signature: {signature}")?;
+    }
+    if !finding.trials.is_empty() {
+        writeln!(out, "  tried:")?;
+    }
+    for trial in &finding.trials {
+        let mark = match trial.mark {
+            Mark::Good => "good",
+            Mark::Bad => "bad",
+            Mark::Skip => "skip",
+        };
+        writeln!(out, "    {mark:4}  {}: {}", trial.what, trial.shows)?;
+    }
+    if let Some(divergence) = &finding.divergence {
+        report::write_divergence(out, divergence)?;
+    }
+    if !finding.reproduce.is_empty() {
+        writeln!(out, "  again: {}", finding.reproduce)?;
+    }
+    Ok(())
+}
