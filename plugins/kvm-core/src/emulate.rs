@@ -2,7 +2,10 @@
 //!
 //! See: KVM arch/x86/kvm/x86.c x86_emulate_instruction(), handle_emulation_failure()
 
-use crate::vcpu::Vcpu;
+use crate::{
+    profile::{Options, Switch},
+    vcpu::Vcpu,
+};
 use vmtape_abi::{EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Errno, Host, Translation, emultype};
 use vmtape_arch::{
     PAGE_SIZE,
@@ -26,10 +29,11 @@ pub fn emulate_instruction(
     vcpu: &mut Vcpu,
     state: &mut VcpuState,
     flags: u32,
+    options: &Options,
     mmu: &mut dyn EmulatorMmu,
     host: &mut dyn Host,
 ) -> Resume {
-    x86_emulate(vcpu, state, &EmulateRequest { flags, ..Default::default() }, mmu, host)
+    x86_emulate(vcpu, state, &EmulateRequest { flags, ..Default::default() }, options, mmu, host)
 }
 
 /// `x86_emulate_instruction`.
@@ -37,6 +41,7 @@ pub fn x86_emulate(
     vcpu: &mut Vcpu,
     state: &mut VcpuState,
     request: &EmulateRequest,
+    options: &Options,
     mmu: &mut dyn EmulatorMmu,
     host: &mut dyn Host,
 ) -> Resume {
@@ -48,7 +53,7 @@ pub fn x86_emulate(
     };
     match result.status {
         EmulateStatus::DONE => Resume::GUEST,
-        EmulateStatus::FAULT => {
+        EmulateStatus::FAULT if decoded(&result) || options.on(Switch::DECODE_KEEPS_FAULT) => {
             vcpu.inject(state, &result.fault);
             Resume::GUEST
         }
@@ -58,6 +63,11 @@ pub fn x86_emulate(
         }
         _ => failure(vcpu, state, &result, host),
     }
+}
+
+/// Whether the emulator got as far as an instruction; otherwise its fetch faulted.
+fn decoded(result: &Emulated) -> bool {
+    result.insn_len != 0
 }
 
 /// `handle_emulation_failure`: the guest takes #UD; at CPL 0 userspace hears of it too.

@@ -15,7 +15,7 @@ use vmtape_kvm_core::{
 use vmtape_kvm_mmu::{
     fault::{FaultCode, Handled},
     insn::writes_page_tables,
-    mmu::{Config, Mmu, Unmappable},
+    mmu::{Config, Mmu},
     spte::Format,
 };
 
@@ -84,8 +84,8 @@ impl Vm {
             dirty_before_nested_fault: options.on(Switch::AMD_DIRTY_BEFORE_NPF),
             role_has_cpuid: false,
             gfn_track_on_demand: true,
-            translate_gpa_check: false,
-            unmappable: Unmappable::Map,
+            translate_gpa_check: options.translate_gpa_check(),
+            unmappable: options.unmappable(),
         });
         Ok(Self { shared: Shared { npt, silicon, options, mmu }, vcpus: Vec::new() })
     }
@@ -155,7 +155,7 @@ impl Shared {
         }
         let exit_gpa = self.npt.then_some(address);
         let mut emulator = self.mmu.emulator(vcpu.id, exit_gpa);
-        emulate::x86_emulate(vcpu, state, &request, &mut emulator, host)
+        emulate::x86_emulate(vcpu, state, &request, &self.options, &mut emulator, host)
     }
 
     /// The instruction bytes that silicon with decode assists puts in the VMCB.
@@ -186,6 +186,6 @@ impl Shared {
     ) -> Resume {
         let emulator = self.mmu.emulator(vcpu.id, None);
         let mut emulator = if flags & emultype::SKIP != 0 { emulator.skipping() } else { emulator };
-        emulate::emulate_instruction(vcpu, state, flags, &mut emulator, host)
+        emulate::emulate_instruction(vcpu, state, flags, &self.options, &mut emulator, host)
     }
 }

@@ -16,16 +16,20 @@ use vmtape_arch::{
     vcpu::VcpuState,
 };
 
-pub const MEMORY: u64 = 0x10_0000;
-/// Guest physical addresses of the guest's tables and of the page that they map at GVA 0.
+/// Where kvm-unit-tests' access.c puts what it tests, so that addresses here are those that its failures print.
+/// See: kvm-unit-tests x86/access.c ac_test_init(), AT_CODE_DATA_PHYS, AT_PAGING_STRUCTURES_PHYS
+pub const GVA: u64 = 0xffff_9234_0000_0000;
+pub const DATA: u64 = 0x200_0000;
+pub const MEMORY: u64 = 0x220_0000;
 pub const PML4: u64 = 0x1000;
-pub const PDPT: u64 = 0x2000;
-pub const PD: u64 = 0x3000;
-pub const PT: u64 = 0x4000;
-pub const DATA: u64 = 0x8000;
-/// The linear address that the tests use: entry 5 of the page table.
-pub const GVA: u64 = 0x5123;
-pub const PTE: u64 = PT + 8 * 5;
+pub const PDPT: u64 = 0x210_0000;
+pub const PD: u64 = 0x210_1000;
+pub const PT: u64 = 0x210_2000;
+/// The entries for `GVA`.
+const PML4E: u64 = PML4 + 8 * 292;
+const PDPTE: u64 = PDPT + 8 * 208;
+pub const PDE: u64 = PD;
+pub const PTE: u64 = PT;
 /// P, W, U, A, D.
 pub const ALL: u64 = 0x67;
 
@@ -37,7 +41,17 @@ pub struct TestHost {
     pub access: Access,
     /// Where an emulated access without memory went.
     pub mmio: Option<u64>,
+    /// The emulated instruction, for the emulator's tables.
+    pub insn: Vec<u8>,
+    /// An instruction was emulated since the last access.
+    pub emulated: bool,
+    pub logged: Vec<String>,
 }
+
+/// `mov (%rax), %rcx`, which the emulator knows.
+pub const MOV: &[u8] = &[0x48, 0x8b, 0x08];
+/// `flds (%rax)`, which it does not.
+pub const FLDS: &[u8] = &[0xd9, 0x00];
 
 impl Host for TestHost {
     fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
@@ -69,11 +83,27 @@ impl Host for TestHost {
         mmu: &mut dyn EmulatorMmu,
     ) -> Emulated {
         let access = self.access;
+        let mut insn = [0; 15];
+        insn[..self.insn.len()].copy_from_slice(&self.insn);
+        let insn_len = self.insn.len() as u8;
+        // A fetch that faults comes before anything is decoded.
+        if access.kind != AccessKind::FETCH && !mmu.knows(&self.insn) {
+            return Emulated { status: EmulateStatus::UNHANDLEABLE, insn, insn_len, ..Default::default() };
+        }
         match mmu.translate(state, &access, self) {
-            Err(fault) => Emulated { status: EmulateStatus::FAULT, fault, ..Default::default() },
+            Err(fault) if access.kind == AccessKind::FETCH => {
+                Emulated { status: EmulateStatus::FAULT, fault, ..Default::default() }
+            }
+            Err(fault) => {
+                Emulated { status: EmulateStatus::FAULT, fault, insn, insn_len, ..Default::default() }
+            }
+            Ok(to) if access.kind == AccessKind::FETCH && !to.ram => {
+                Emulated { status: EmulateStatus::UNHANDLEABLE, ..Default::default() }
+            }
             Ok(to) => {
                 self.mmio = (!to.ram).then_some(to.gpa);
-                Emulated::default()
+                self.emulated = true;
+                Emulated { insn, insn_len, ..Default::default() }
             }
         }
     }
@@ -98,7 +128,9 @@ impl Host for TestHost {
         true
     }
 
-    fn log(&mut self, _level: u32, _text: &str) {}
+    fn log(&mut self, _level: u32, text: &str) {
+        self.logged.push(text.into());
+    }
 
     fn fault_point(&mut self, _vcpu: u32, _id: u32) -> Option<u64> {
         None
@@ -111,6 +143,8 @@ pub struct Guest {
     pub state: VcpuState,
     pub host: TestHost,
     pub exit: Exit,
+    /// The linear address that is accessed: `GVA`, or near it.
+    pub gva: u64,
 }
 
 /// How an access ended.
@@ -163,6 +197,9 @@ impl Guest {
             notes: Vec::new(),
             access: Access::default(),
             mmio: None,
+            insn: MOV.to_vec(),
+            emulated: false,
+            logged: Vec::new(),
         };
         let mut state = VcpuState::reset();
         state.cr0 = Cr0::new().with_pe(true).with_pg(true).with_wp(true).into_bits();
@@ -173,12 +210,27 @@ impl Guest {
         vm.set_memory_region(&region, &mut host).unwrap();
         vm.create_vcpu(0).unwrap();
         vm.set_cpuid(0, &mut state, &cpuid(maxphyaddr), &mut host).unwrap();
-        for (table, entry) in [(PML4, PDPT), (PDPT, PD), (PD, PT)] {
-            host.write(table, &(entry | ALL).to_le_bytes());
+        for (at, entry) in [(PML4E, PDPT), (PDPTE, PD), (PDE, PT)] {
+            host.write(at, &(entry | ALL).to_le_bytes());
         }
         host.write(PTE, &(DATA | ALL).to_le_bytes());
         assert_eq!(vm.enter(0, &mut state, &mut host), Resume::GUEST);
-        Self { vm, state, host, exit: Exit::default() }
+        Self { vm, state, host, exit: Exit::default(), gva: GVA }
+    }
+
+    /// A guest in 32-bit paging, whose tables map the page at zero to itself in 4-byte entries.
+    pub fn protected(maxphyaddr: u8, options: &[(&str, &str)]) -> Self {
+        let mut guest = Self::new(silicon(46), maxphyaddr, options);
+        guest.state.efer = 0;
+        guest.state.cr4 = 0;
+        guest.vm.state_changed(0, &mut guest.state, &mut guest.host);
+        // 4-byte entries for linear address zero: the table's entry, the page's.
+        guest.host.write(PML4, &(PDPT as u32 | ALL as u32).to_le_bytes());
+        guest.host.write(PDPT, &(DATA as u32 | ALL as u32).to_le_bytes());
+        guest.state.cr3 = PML4;
+        guest.gva = 0;
+        guest.vm.enter(0, &mut guest.state, &mut guest.host);
+        guest
     }
 
     /// Writes an entry of the guest's tables.
@@ -193,8 +245,9 @@ impl Guest {
 
     /// One access, as the interpreter asks for it on a TLB miss.
     pub fn access(&mut self, kind: AccessKind, user: bool) -> Ended {
-        let access = Access { gva: GVA, kind, user, size: 8, ..Default::default() };
+        let access = Access { gva: self.gva, kind, user, size: 8, ..Default::default() };
         self.host.access = access;
+        self.host.emulated = false;
         let answer: Answer = self.vm.access(0, &mut self.state, &access, &mut self.host, &mut self.exit);
         match answer.verdict {
             Verdict::NATIVE => Ended::Mapped,

@@ -4,7 +4,6 @@ use crate::{rules::Rule, silicon::controls::Controls};
 use serde::{Deserialize, Serialize};
 use vmtape_abi::{EmulateRequest, Host, VmConfig, emultype};
 use vmtape_arch::{
-    exception::{Exception, PageFaultError},
     exit::Resume,
     host::{Silicon, Vendor},
     note::NoteKind,
@@ -18,7 +17,7 @@ use vmtape_kvm_core::{
 use vmtape_kvm_mmu::{
     fault::{FaultCode, Handled},
     insn::writes_page_tables,
-    mmu::{Config, Mmu, Unmappable},
+    mmu::{Config, Mmu},
     slots::Slots,
     spte::Format,
     tdp::silicon::{NestedFault, NestedStop},
@@ -92,8 +91,8 @@ impl Vm {
             dirty_before_nested_fault: false,
             role_has_cpuid: false,
             gfn_track_on_demand: true,
-            translate_gpa_check: false,
-            unmappable: Unmappable::Map,
+            translate_gpa_check: options.translate_gpa_check(),
+            unmappable: options.unmappable(),
         });
         let shared_page = apic_access_hpa(&silicon);
         if options.on(Switch::FLEXPRIORITY) {
@@ -215,18 +214,6 @@ impl Shared {
         };
         let exit_gpa = address.filter(|_| self.mmu.vcpu(vcpu.id).root_role.direct());
         let mut emulator = self.mmu.emulator(vcpu.id, exit_gpa);
-        emulate::x86_emulate(vcpu, state, &request, &mut emulator, host)
-    }
-
-    /// `kvm_fixup_and_inject_pf_error`: the fault that a CPU of the guest's width would raise.
-    pub fn fixup_page_fault(
-        &mut self,
-        vcpu: &Vcpu,
-        state: &VcpuState,
-        gva: u64,
-        error: PageFaultError,
-        host: &mut dyn Host,
-    ) -> Exception {
-        self.mmu.fixup_page_fault(vcpu.id, state, gva, error, host)
+        emulate::x86_emulate(vcpu, state, &request, &self.options, &mut emulator, host)
     }
 }

@@ -19,6 +19,7 @@ use release::position;
 use std::collections::BTreeMap;
 use thiserror::Error;
 use vmtape_abi::TableRow;
+use vmtape_kvm_mmu::Unmappable;
 
 /// THE registry: every switch of every backend.
 pub fn entries() -> impl Iterator<Item = &'static Entry> {
@@ -126,6 +127,21 @@ impl Options {
     /// See: KVM vmx/vmx.c vmx_hardware_setup(), svm/svm.c svm_hardware_setup()
     pub fn allow_smaller_maxphyaddr(&self, tdp: bool) -> bool {
         self.on(Switch::SMALLER_MAXPHYADDR) && (!tdp || self.on(Switch::ALLOW_SMALLER_MAXPHYADDR))
+    }
+
+    /// KVM's walk refuses addresses beyond the guest's width: posted with the first version, merged with the third, reverted.
+    pub fn translate_gpa_check(&self) -> bool {
+        self.on(Switch::TRANSLATE_GPA_CHECK) || self.on(Switch::V1_TRANSLATE_GPA_CHECK)
+    }
+
+    /// What becomes of memory that the nested tables cannot map. Of the two exits that were proposed, the more telling one
+    /// wins.
+    pub fn unmappable(&self) -> Unmappable {
+        match () {
+            () if self.on(Switch::EARLY_MEMORY_FAULT_EXIT) => Unmappable::MemoryFault,
+            () if self.on(Switch::EARLY_INTERNAL_ERROR_EXIT) => Unmappable::InternalError,
+            () => Unmappable::Map,
+        }
     }
 
     /// Everything by name, so that a tape never depends on a default.

@@ -75,6 +75,15 @@ pub const SMALLER_MAXPHYADDR: &[Entry] = &[
     .since("v5.9-rc1")
     .until("v5.15", "e7177339d7b5"),
     Entry::patch(
+        Switch::DECODE_KEEPS_FAULT,
+        Scope::ALL,
+        "A page fault while the emulator fetches an instruction is injected; without this the emulation fails and leaves to \
+         userspace",
+    )
+    .commit("c8848cee74ff", "KVM: x86: set ctxt->have_exception in x86_decode_insn()")
+    .source("emulate.c x86_decode_insn(), x86.c x86_emulate_instruction(); since v5.4, so in all releases here")
+    .since("v5.6"),
+    Entry::patch(
         Switch::V1_RSVD_PF,
         Scope::ALL,
         "The #PF for an address beyond the guest's width has error code 0x8 and the guest physical address in CR2; both \
@@ -162,14 +171,14 @@ pub const MAPPABLE_WIDTH: &[Entry] = &[
     Entry::patch(
         Switch::EARLY_INTERNAL_ERROR_EXIT,
         Scope::TDP,
-        "An address that the level below cannot map leaves with KVM_EXIT_INTERNAL_ERROR",
+        "Memory at an address that the level below cannot map leaves with KVM_EXIT_INTERNAL_ERROR",
     )
     .commit(PROPOSED_2024, "exit to userspace when a GPA cannot be mapped, with KVM_EXIT_INTERNAL_ERROR")
     .source("the discussion of 5-level EPT on the kvm list"),
     Entry::patch(
         Switch::EARLY_MEMORY_FAULT_EXIT,
         Scope::TDP,
-        "An address that the level below cannot map leaves with KVM_EXIT_MEMORY_FAULT and -EFAULT",
+        "Memory at an address that the level below cannot map leaves with KVM_EXIT_MEMORY_FAULT and -EFAULT",
     )
     .commit(PROPOSED_2024, "exit to userspace when a GPA cannot be mapped, with KVM_EXIT_MEMORY_FAULT")
     .source("the discussion of 5-level EPT on the kvm list"),

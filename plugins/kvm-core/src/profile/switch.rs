@@ -25,6 +25,7 @@ open_enum! {
         EPT_VIOLATION_EMULATE = 104 => "ept-violation-emulate",
         PFEC_MASK_MATCH = 105 => "pfec-mask-match",
         TRANSLATE_GPA_CHECK = 106 => "translate-gpa-check",
+        DECODE_KEEPS_FAULT = 107 => "decode-keeps-fault",
         V1_RSVD_PF = 110 => "v1-rsvd-pf",
         V1_EPT_VIOLATION_CHECK = 111 => "v1-ept-violation-check",
         V1_EPT_MISCONFIG_CHECK = 112 => "v1-ept-misconfig-check",

@@ -3,7 +3,7 @@
 //! See: KVM arch/x86/kvm/vmx/vmx.c
 
 use super::handlers::Cx;
-use crate::{rules::Rule, silicon::apic::reg};
+use crate::silicon::apic::reg;
 use vmtape_abi::{BusOp, BusSpace, emultype};
 use vmtape_arch::{
     event::EventKind,
@@ -12,7 +12,7 @@ use vmtape_arch::{
     note::Note,
     qualification::ApicQualification,
 };
-use vmtape_kvm_core::{cpuid, msr};
+use vmtape_kvm_core::{cpuid, msr, profile::Switch};
 use vmtape_kvm_mmu::fault::FaultCode;
 
 /// KVM_INTERNAL_ERROR_SIMUL_EX.
@@ -37,11 +37,7 @@ pub fn exception_nmi(cx: &mut Cx<'_>) -> Resume {
         return resume;
     }
     match exception.vector {
-        Vector::PF if cx.shared.ept() => {
-            cx.note(Rule::SMALLER_MAXPHYADDR_PF.note());
-            let fault = cx.shared.fixup_page_fault(&cx.vcpu.core, cx.state, cx.exit.info1, error, cx.host);
-            cx.inject(fault)
-        }
+        Vector::PF if cx.shared.ept() => cx.intercepted_page_fault(error),
         Vector::PF => shadow_page_fault(cx, error),
         Vector::DB => debug(cx),
         // `vmx_guest_inject_ac`: the host detects no split locks.
@@ -78,6 +74,9 @@ pub fn ept_violation(cx: &mut Cx<'_>) -> Resume {
         cx.state.interruptibility = cx.state.interruptibility.with_nmi(true);
     }
     cx.note(Note::PageFault { address: gpa, code: cx.exit.info1 });
+    if let Some(resume) = cx.v1_check(Switch::V1_EPT_VIOLATION_CHECK) {
+        return resume;
+    }
     let present = qualification.perm_r() || qualification.perm_w() || qualification.perm_x();
     // Bit 0 becomes the user flag, which stands for "read" here.
     let code = FaultCode::new()
@@ -85,8 +84,8 @@ pub fn ept_violation(cx: &mut Cx<'_>) -> Resume {
         .with_w(qualification.write())
         .with_fetch(qualification.fetch())
         .with_p(present);
-    if cx.shared.allow_smaller_maxphyaddr() && gpa & cx.vcpu.core.cpuid.reserved_gpa_bits() != 0 {
-        cx.note(Rule::SMALLER_MAXPHYADDR_GPA.note());
+    if let Some(rule) = cx.emulates_violation() {
+        cx.note(rule.note());
         return cx.emulate(0);
     }
     cx.shared.mmu_page_fault(&mut cx.vcpu.core, cx.state, gpa, code, cx.host)
@@ -94,6 +93,9 @@ pub fn ept_violation(cx: &mut Cx<'_>) -> Resume {
 
 /// `handle_ept_misconfig`. There are no devices on KVM's fast MMIO bus.
 pub fn ept_misconfig(cx: &mut Cx<'_>) -> Resume {
+    if let Some(resume) = cx.v1_check(Switch::V1_EPT_MISCONFIG_CHECK) {
+        return resume;
+    }
     cx.shared.mmu_page_fault(
         &mut cx.vcpu.core,
         cx.state,

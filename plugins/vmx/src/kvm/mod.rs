@@ -1,6 +1,7 @@
 //! What `kvm_intel` does: exit handlers, and what it writes into the controls.
 
 mod faults;
+mod gpa;
 pub mod handlers;
 mod registers;
 pub mod setup;

@@ -7,11 +7,7 @@ use crate::{
     vm::{Shared, VmxVcpu},
 };
 use vmtape_abi::{FlushScope, Host};
-use vmtape_arch::{
-    exception::{PageFaultError, Vector},
-    msr::Msr,
-    vcpu::VcpuState,
-};
+use vmtape_arch::{exception::Vector, msr::Msr, vcpu::VcpuState};
 use vmtape_kvm_core::{
     Vcpu,
     cpuid::{Feature, GuestCpuid, feature},
@@ -56,19 +52,10 @@ fn update_exception_bitmap(shared: &Shared, cpuid: &GuestCpuid, controls: &mut C
     let bit = |vector: Vector| 1u32 << vector.0;
     controls.exceptions = bit(Vector::UD) | bit(Vector::MC) | bit(Vector::DB) | bit(Vector::AC);
     (controls.pfec_mask, controls.pfec_match) = (0, 0);
-    if needs_pf_intercept(shared, cpuid) {
+    if shared.needs_pf_intercept(cpuid) {
         controls.exceptions |= bit(Vector::PF);
-        if shared.ept() {
-            let present = PageFaultError::new().with_p(true);
-            controls.pfec_mask = present.with_rsvd(true).into_bits();
-            controls.pfec_match = present.into_bits();
-        }
+        (controls.pfec_mask, controls.pfec_match) = shared.pf_mask_and_match();
     }
-}
-
-/// `vmx_need_pf_intercept`.
-fn needs_pf_intercept(shared: &Shared, cpuid: &GuestCpuid) -> bool {
-    !shared.ept() || shared.allow_smaller_maxphyaddr() && cpuid.maxphyaddr() < shared.silicon.phys_bits
 }
 
 /// `vmx_set_virtual_apic_mode`.

@@ -2,7 +2,7 @@
 //! of kvm_intel show.
 
 use super::controls::{Controls, cr0_guest_owned, cr4_guest_owned};
-use crate::testing::{DATA, Ended, Guest, PT, PTE, silicon};
+use crate::testing::{DATA, Ended, GVA, Guest, PT, PTE, silicon};
 use vmtape_arch::{
     access::AccessKind,
     exception::Vector,
@@ -48,6 +48,7 @@ fn violations_of_the_final_address() {
         (WRITE, RX, 0x1aa),
     ] {
         let mut guest = with_rights(DATA, rights, "on");
+        guest.gva = GVA | 0x123;
         assert_eq!(guest.access(kind, false), violation(qualification), "{kind} with rights {rights:#x}");
         assert_eq!(guest.exit.gpa, DATA | 0x123);
     }
