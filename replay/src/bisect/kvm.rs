@@ -12,6 +12,9 @@ use vmtape_abi::TableRow;
 use vmtape_machine::MachineSpec;
 
 const AXIS: &str = "kvm";
+/// Kinds of profiles in a plugin's table; others (a series that was only posted) stand beside the row of releases.
+const RELEASE: &str = "release";
+const ALIAS: &str = "alias";
 
 /// What to search.
 pub struct Request {
@@ -48,15 +51,15 @@ impl Candidate<'_> {
 pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
     let base = &request.machine;
     let tables = (bench.describe)(&base.backend)?;
+    let rows = &tables.profiles;
     let releases: Vec<&str> =
-        tables.profiles.iter().map(|row| row.name.as_str()).filter(|name| is_release(name)).collect();
+        rows.iter().filter(|row| row.value == RELEASE).map(|row| row.name.as_str()).collect();
     let position = |name: &str| {
+        let alias = rows.iter().find(|row| row.name == name && row.value == ALIAS);
+        let name = alias.map_or(name, |row| row.since.as_str());
         releases.iter().position(|release| *release == name).ok_or_else(|| {
-            Error::Other(format!(
-                "{name} is no release of `{}`; there are {}",
-                base.backend,
-                releases.join(", ")
-            ))
+            let known = releases.join(", ");
+            Error::Other(format!("{name} is no release of `{}`; there are {known}", base.backend))
         })
     };
     let taped = bench.machine.options.iter().find(|(name, _)| name == PROFILE);
@@ -93,7 +96,8 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
     let length = good.abs_diff(bad) as u64;
     let found = turn(0, length, |n| try_release(bench, place(n), Vec::new()))?;
     let ends = (place(found.last_good), place(found.first_bad));
-    let mut finding = patch(bench, request, &tables.patches, (releases[ends.0], releases[ends.1]))?;
+    let mut finding =
+        patch(bench, request, &tables.patches, (releases[ends.0], releases[ends.1]), ends.0 < ends.1)?;
     note_skipped(&mut finding, &found, &releases, place);
     Ok(finding)
 }
@@ -113,6 +117,7 @@ fn patch(
     request: &Request,
     patches: &[TableRow],
     (good, bad): (&str, &str),
+    newer_is_bad: bool,
 ) -> Result<Finding, Error> {
     let release = |release| Candidate { request, release, toggles: Vec::new() }.machine();
     let (before, after) =
@@ -137,7 +142,9 @@ fn patch(
         Ok(bench.test(&candidate.text(), candidate.machine())? == Mark::Bad)
     };
     if changed.is_empty() || !test(&all)? {
-        let mut finding = bench.found(AXIS, format!("first bad: {bad}"), &format!("--kvm {bad}"));
+        let (word, release) = if newer_is_bad { ("bad", bad) } else { ("good", good) };
+        let options = format!("--kvm {bad}{}", request.suffix);
+        let mut finding = bench.found(AXIS, format!("first {word}: {release}"), &options);
         finding.notes.push(format!("no set of the known patches makes {good} behave like it"));
         return Ok(finding);
     }
@@ -150,9 +157,12 @@ fn patch(
         Candidate { request, release: bad, toggles: set.iter().map(|n| toggle(*n, true)).collect() };
     let healed = bench.test(&reverted.text(), reverted.machine())? == Mark::Good;
     bench.divergence = divergence;
-    let names: Vec<String> = set.iter().map(|n| line(changed[*n].0, changed[*n].1, bad)).collect();
+    let names: Vec<String> = set.iter().map(|n| line(changed[*n].0, changed[*n].1, newer_is_bad)).collect();
+    let word = if newer_is_bad { "bad" } else { "good" };
     let mut finding =
-        bench.found(AXIS, format!("first bad: {}", names.join(" and ")), &format!("--kvm {options}"));
+        bench.found(AXIS, format!("first {word}: {}", names.join("; and ")), &format!("--kvm {options}"));
+    let subjects = set.iter().map(|n| changed[*n].0).filter(|row| !row.subject.is_empty());
+    finding.notes.extend(subjects.map(|row| format!("{}: {} ({})", row.commit, row.subject, row.source)));
     finding.notes.push(match healed {
         true => format!("{} shows it, {} does not", options, reverted.text()),
         false => format!("{} shows it; {} is not the same as the tape either", options, reverted.text()),
@@ -160,26 +170,17 @@ fn patch(
     Ok(finding)
 }
 
-/// A patch on one line: since when, which commit, what.
-fn line(row: &TableRow, on: bool, bad: &str) -> String {
-    let since = if row.value.is_empty() { bad } else { &row.value };
-    let what = format!("{} ({})", row.name, row.source);
-    if on { format!("{since} {what}") } else { format!("{bad} without {what}") }
+/// A patch on one line: since when, which commit, what. `first bad` names what the bad release has and the good one has
+/// not; where the good release is the newer one, `first good` names what made it so.
+fn line(row: &TableRow, on: bool, newer_is_bad: bool) -> String {
+    let came = on == newer_is_bad;
+    let (release, commit) = if came { (&row.since, &row.commit) } else { (&row.until, &row.undone_by) };
+    let undoes = if came { String::new() } else { format!("undoes {}: ", row.commit) };
+    format!("{release} {commit} {undoes}{}", row.text)
 }
 
 fn is_on(value: &str) -> bool {
     value == "on"
-}
-
-/// Releases are in a row; other profiles (a series that was only posted) stand beside it.
-fn is_release(name: &str) -> bool {
-    let numbers = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let parse = || {
-        let (major, rest) = name.strip_prefix('v')?.split_once('.')?;
-        let (minor, candidate) = rest.split_once("-rc").unwrap_or((rest, "0"));
-        Some(numbers(major) && numbers(minor) && numbers(candidate))
-    };
-    parse().unwrap_or(false)
 }
 
 #[cfg(test)]
@@ -187,12 +188,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn releases_are_told_from_series() {
-        for name in ["v5.6", "v5.9-rc7", "v6.12", "v7.2"] {
-            assert!(is_release(name), "{name}");
-        }
-        for name in ["v1-series", "latest", "v5", "v5.", "v5.9-rc", "5.9", "v5.9-fix"] {
-            assert!(!is_release(name), "{name}");
-        }
+    fn a_patch_is_told_on_one_line() {
+        let row = TableRow {
+            text: "a check".into(),
+            commit: "ec7771ab471b".into(),
+            since: "v5.9-rc1".into(),
+            until: "v5.15".into(),
+            undone_by: "e7177339d7b5".into(),
+            ..TableRow::default()
+        };
+        let (came, went) =
+            ("v5.9-rc1 ec7771ab471b a check", "v5.15 e7177339d7b5 undoes ec7771ab471b: a check");
+        // From old to new, then from new to old: what is off in the old release came in between.
+        assert_eq!((line(&row, true, true), line(&row, false, true)), (came.into(), went.into()));
+        assert_eq!((line(&row, false, false), line(&row, true, false)), (came.into(), went.into()));
     }
 }

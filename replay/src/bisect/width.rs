@@ -35,28 +35,9 @@ const NARROWEST: u8 = 32;
 const WIDEST: u8 = 52;
 
 pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
-    let taped = match request.side {
-        Side::Host => bench.machine.silicon.phys_bits,
-        Side::Guest => maxphyaddr(&bench.machine.cpuid),
-    };
-    let good = request.good.unwrap_or(taped);
-    let ends = request.bad.map_or(vec![WIDEST, NARROWEST], |bad| vec![bad]);
-    let mut bad = None;
-    for end in ends.into_iter().filter(|end| *end != good) {
-        if request.test(bench, end)? == Mark::Bad {
-            bad = Some(end);
-            break;
-        }
-    }
-    let Some(bad) = bad else {
+    let Some((good, bad)) = request.ends(bench)? else {
         return Ok(bench.nothing(AXIS, format!("no {} width flips the verdict", request.side.name())));
     };
-    if request.test(bench, good)? != Mark::Good {
-        return Err(Error::Other(format!(
-            "{} is bad too: it is no good end (--good names another)",
-            request.text(good)
-        )));
-    }
     let place = |n: u64| if good < bad { good + n as u8 } else { good - n as u8 };
     let found = turn(0, good.abs_diff(bad).into(), |n| request.test(bench, place(n)))?;
     let (last_good, first_bad) = (place(found.last_good), place(found.first_bad));
@@ -82,6 +63,48 @@ impl Side {
 }
 
 impl Request {
+    /// A good and a bad width; `None`: all that were tried are good.
+    fn ends(&self, bench: &mut Bench) -> Result<Option<(u8, u8)>, Error> {
+        let guest = maxphyaddr(&bench.machine.cpuid);
+        let (taped, narrowest) = match self.side {
+            Side::Host if self.force => (bench.machine.silicon.phys_bits, NARROWEST),
+            Side::Host => (bench.machine.silicon.phys_bits, guest.max(NARROWEST)),
+            Side::Guest => (guest, NARROWEST),
+        };
+        let widest = match self.side {
+            Side::Guest if !self.force => bench.machine.silicon.phys_bits.min(self.machine.silicon.phys_bits),
+            _ => WIDEST,
+        };
+        let candidates = match (self.good, self.bad) {
+            (Some(good), Some(bad)) => vec![bad, good],
+            (Some(good), None) => vec![good, taped, widest, narrowest],
+            (None, Some(bad)) => vec![bad, taped, narrowest, widest],
+            (None, None) => vec![taped, narrowest, widest],
+        };
+        let (mut good, mut bad) = (None, None);
+        for (n, width) in candidates.iter().enumerate() {
+            if candidates[..n].contains(width) {
+                continue;
+            }
+            match self.test(bench, *width)? {
+                Mark::Good if good.is_none() => good = Some(*width),
+                Mark::Bad if bad.is_none() => bad = Some(*width),
+                _ => {}
+            }
+            if let (Some(good), Some(bad)) = (good, bad) {
+                return Ok(Some((good, bad)));
+            }
+        }
+        match (good, bad) {
+            (_, None) => Ok(None),
+            _ => Err(Error::Other(format!(
+                "every {} width that was tried is bad: {} is not what decides (--good names a good end)",
+                self.side.name(),
+                self.side.name(),
+            ))),
+        }
+    }
+
     fn text(&self, width: u8) -> String {
         format!("{} width {width}", self.side.name())
     }
