@@ -16,6 +16,9 @@ open_enum! {
         MMIO = 8 => "mmio",
         EVENT_REINJECTED = 9 => "event-reinjected",
         UNPROTECTED = 10 => "page-table-unprotected",
+        EMULATED_BY_GUEST_WIDTH = 11 => "emulated-by-guest-width",
+        FIXED_UP = 12 => "page-fault-fixed-up",
+        RESERVED_BY_V1 = 13 => "reserved-by-v1",
     }
 }
 
@@ -97,6 +100,27 @@ const ROWS: &[(Rule, Of, &str, &str)] = &[
         "The instruction does not look like one that edits page tables: the page is no longer shadowed, and the guest \
          tries again",
         "KVM mmu/mmu.c __kvm_mmu_unprotect_gfn_and_retry()",
+    ),
+    (
+        Rule::EMULATED_BY_GUEST_WIDTH,
+        Of::Npt,
+        "The guest physical address is beyond the guest's width: the instruction is emulated, which walks the guest's tables \
+         again, by its width. The accessed bit that silicon has set stays",
+        "patch \"KVM: SVM: Add guest physical address check in NPF/PF interception\", v2 of 19 Jun 2020, never merged",
+    ),
+    (
+        Rule::FIXED_UP,
+        Of::Npt,
+        "A page fault of a guest narrower than its host is walked again by software, which adds the reserved flag that \
+         silicon could not know of",
+        "KVM x86.c kvm_fixup_and_inject_pf_error(), commit 897861479c06; under SVM only in v2 of 19 Jun 2020, never merged",
+    ),
+    (
+        Rule::RESERVED_BY_V1,
+        Of::Npt,
+        "The guest physical address is beyond the guest's width: a page fault with the reserved flag alone, and with that \
+         address in CR2. No CPU raises such a fault",
+        "patch \"KVM: SVM: Add guest physical address check in NPF interception\" of 27 Feb 2020, never merged",
     ),
 ];
 

@@ -89,8 +89,8 @@ impl Vm {
             wide_gpa_faults: options.on(Switch::EPT4_WIDE_GPA_VIOLATION),
             accessed_before_nested_fault: false,
             dirty_before_nested_fault: false,
-            role_has_cpuid: false,
-            gfn_track_on_demand: true,
+            role_has_cpuid: options.on(Switch::ROLE_HAS_CPUID),
+            gfn_track_on_demand: options.on(Switch::GFN_TRACK_ON_DEMAND),
             translate_gpa_check: options.translate_gpa_check(),
             unmappable: options.unmappable(),
         });

@@ -3,7 +3,7 @@
 use super::{Entry, Scope, Switch};
 
 const V1_SERIES: &str = "posted 27 Feb 2020";
-const V2_SERIES: &str = "posted Jun 2020";
+const V2_SERIES: &str = "posted 19 Jun 2020";
 const PROPOSED_2024: &str = "proposed Jan 2024";
 
 /// A guest whose MAXPHYADDR is smaller than the host's: the series of 2020 in its three versions.
@@ -124,21 +124,21 @@ pub const SMALLER_MAXPHYADDR: &[Entry] = &[
         Scope::NPT,
         "A nested page fault at an address beyond the guest's width is emulated; the guest's accessed bit is set by then",
     )
-    .commit(V2_SERIES, "[PATCH v2] KVM: SVM: Add guest physical address check in NPF/PF interception")
+    .commit(V2_SERIES, "[PATCH v2 10/11] KVM: SVM: Add guest physical address check in NPF/PF interception")
     .source("npf_interception() as posted; dropped from the third version"),
     Entry::patch(
         Switch::V2_SVM_NEED_PF_INTERCEPT,
         Scope::AMD,
         "#PF is intercepted under nested paging too where the guest is narrower than the host",
     )
-    .commit(V2_SERIES, "[PATCH v2] KVM: SVM: introduce svm_need_pf_intercept")
+    .commit(V2_SERIES, "[PATCH v2 09/11] KVM: SVM: introduce svm_need_pf_intercept")
     .source("svm_need_pf_intercept() as posted; dropped from the third version"),
     Entry::patch(
         Switch::V2_SVM_PF_FIXUP,
         Scope::AMD,
         "A #PF intercepted under nested paging is walked again with the guest's width",
     )
-    .commit(V2_SERIES, "[PATCH v2] KVM: SVM: Add guest physical address check in NPF/PF interception")
+    .commit(V2_SERIES, "[PATCH v2 10/11] KVM: SVM: Add guest physical address check in NPF/PF interception")
     .source("pf_interception() as posted; dropped from the third version"),
 ];
 
@@ -244,4 +244,12 @@ pub const CPUID_AFTER_RUN: &[Entry] = &[
     )
     .commit("declined in 2021", "track MAXPHYADDR, GBPAGES and vendor in kvm_mmu_page_role")
     .source("counterfactual: the message of commit 63f5a1909f9e says why it was not done"),
+    Entry::patch(
+        Switch::GFN_TRACK_ON_DEMAND,
+        Scope::ALL,
+        "The counters of write tracking, 2 bytes for each frame, are allocated with the first shadow page, not with each slot",
+    )
+    .commit("deae4a10f166", "KVM: x86: only allocate gfn_track when necessary")
+    .source("mmu/page_track.c kvm_page_track_create_memslot(); kernels built with GVT-g allocate them always")
+    .since("v5.16"),
 ];

@@ -48,6 +48,7 @@ open_enum! {
         ALLOW_SAME_CPUID = 152 => "allow-same-cpuid",
         FORBID_CPUID_IN_GUEST_MODE = 153 => "forbid-cpuid-in-guest-mode",
         ROLE_HAS_CPUID = 154 => "role-has-cpuid",
+        GFN_TRACK_ON_DEMAND = 155 => "gfn-track-on-demand",
         /// Numbers from 1000 on: silicon.
         EPT4_WIDE_GPA_VIOLATION = 1000 => "ept4-wide-gpa-violation",
         AMD_ACCESSED_BEFORE_NPF = 1001 => "amd-accessed-before-npf",

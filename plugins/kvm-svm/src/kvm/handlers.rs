@@ -11,13 +11,13 @@ use crate::{
 use vmtape_abi::{Host, emultype};
 use vmtape_arch::{
     event::EventKind,
-    exception::{Exception, Vector},
+    exception::{Exception, PageFaultError, Vector},
     exit::{Exit, Resume, ResumeKind, SvmExitCode},
     note::Note,
     sensitive::SensitiveKind,
     vcpu::{VcpuState, gpr},
 };
-use vmtape_kvm_core::{cpuid, cr, events, io, msr};
+use vmtape_kvm_core::{cpuid, cr, events, io, msr, profile::Switch};
 use vmtape_kvm_mmu::fault::FaultCode;
 
 /// Everything a handler works on.
@@ -163,17 +163,40 @@ fn shutdown(cx: &mut Cx<'_>) -> Resume {
     Resume::new(ResumeKind::SHUTDOWN)
 }
 
-/// `npf_interception`.
+/// `npf_interception`. No release looks at the guest's width here: software cannot take back the accessed bit that silicon
+/// has set by now. Two postings of 2020 did.
 fn npf(cx: &mut Cx<'_>) -> Resume {
     let (address, code) = (cx.exit.info2, cx.exit.info1);
     cx.note(Note::PageFault { address, code });
+    let illegal = address & cx.vcpu.core.cpuid.reserved_gpa_bits() != 0;
+    let options = &cx.shared.options;
+    if illegal && options.on(Switch::V1_NPF_CHECK) && options.on(Switch::V1_RSVD_PF) {
+        cx.note(Rule::RESERVED_BY_V1.note());
+        return cx.inject(v1_reserved_fault(address));
+    }
+    if illegal && options.on(Switch::V2_NPF_EMULATE) {
+        cx.note(Rule::EMULATED_BY_GUEST_WIDTH.note());
+        return cx.emulate(0);
+    }
     let code = FaultCode::from_bits(code);
     cx.shared.mmu_page_fault(&mut cx.vcpu.core, cx.state, address, code, cx.host)
+}
+
+/// `kvm_inject_rsvd_bits_pf` of the first posting: neither the present flag, which reserved bits imply, nor the access, and
+/// the guest physical address where CR2 wants the linear one.
+fn v1_reserved_fault(gpa: u64) -> Exception {
+    Exception::pf(gpa, PageFaultError::new().with_rsvd(true))
 }
 
 /// `pf_interception`, `kvm_handle_page_fault`.
 fn page_fault(cx: &mut Cx<'_>) -> Resume {
     let (address, code) = (cx.exit.info2, cx.exit.info1);
+    if cx.shared.npt && cx.shared.options.on(Switch::V2_SVM_PF_FIXUP) {
+        cx.note(Rule::FIXED_UP.note());
+        let error = PageFaultError::from_bits(code as u32);
+        let fault = cx.shared.mmu.fixup_page_fault(cx.vcpu.core.id, cx.state, address, error, cx.host);
+        return cx.inject(fault);
+    }
     cx.note(Note::PageFault { address, code });
     if cx.exit.access.delivering.valid {
         // The event may be stuck on a page that is a page table no longer.

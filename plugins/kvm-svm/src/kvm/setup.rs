@@ -8,27 +8,36 @@ use crate::{
 };
 use vmtape_abi::Host;
 use vmtape_arch::{exception::Vector, msr::Msr, regs::Cr0, vcpu::VcpuState};
-use vmtape_kvm_core::{Vcpu, cpuid::feature, cr::MmuEffect};
+use vmtape_kvm_core::{Vcpu, cpuid::feature, cr::MmuEffect, profile::Switch};
 use vmtape_kvm_mmu::mmu::GuestWidth;
 
 /// `svm_vcpu_create`, `init_vmcb`.
 pub fn create(shared: &Shared, id: u32) -> SvmVcpu {
     let core = Vcpu::new(id, shared.silicon.vendor);
-    let bit = |vector: Vector| 1u32 << vector.0;
-    let mut exceptions = bit(Vector::UD) | bit(Vector::MC) | bit(Vector::AC) | bit(Vector::DB);
-    if !shared.npt {
-        exceptions |= bit(Vector::PF);
-    }
+    let exceptions = bit(Vector::UD) | bit(Vector::MC) | bit(Vector::AC) | bit(Vector::DB);
     let vmcb = Vmcb { npt: shared.npt, cr0: true, exceptions, debug_registers: true, ..Default::default() };
     let mut vcpu = SvmVcpu { core, vmcb, debug_registers_owned: false, exited: false };
     after_set_cpuid(shared, &mut vcpu);
     vcpu
 }
 
+const fn bit(vector: Vector) -> u32 {
+    1 << vector.0
+}
+
+/// Without nested paging every page fault is KVM's. The second posting of 2020 wanted those of a guest narrower than its host
+/// too (`svm_need_pf_intercept`).
+fn needs_page_faults(shared: &Shared, vcpu: &SvmVcpu) -> bool {
+    let narrow = vcpu.core.cpuid.maxphyaddr() < shared.silicon.phys_bits;
+    !shared.npt || narrow && shared.options.on(Switch::V2_SVM_NEED_PF_INTERCEPT)
+}
+
 /// `svm_vcpu_after_set_cpuid`, `init_vmcb_after_set_cpuid`, `svm_recalc_instruction_intercepts`.
 pub fn after_set_cpuid(shared: &Shared, vcpu: &mut SvmVcpu) {
+    let page_faults = needs_page_faults(shared, vcpu);
     let cpuid = &vcpu.core.cpuid;
     let vmcb = &mut vcpu.vmcb;
+    vmcb.exceptions = vmcb.exceptions & !bit(Vector::PF) | if page_faults { bit(Vector::PF) } else { 0 };
     vmcb.invpcid = !shared.npt || !cpuid.has(feature::INVPCID);
     vmcb.rdtscp = !cpuid.has(feature::RDTSCP);
     vmcb.msr = MsrMap {
