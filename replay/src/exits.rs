@@ -57,8 +57,8 @@ pub fn replay(
                 .or_default() += 1;
         } else if let Some(row) = rows {
             let group = recent.back().expect("just pushed");
-            let walks = [explain::silicon_walk(group, widths), explain::kvm_walk(group, widths)].concat();
-            report.diverge(divergence(group, row, walks, text::context(recent.iter(), CONTEXT), reproduce));
+            let story = explain::of_group(group, widths);
+            report.diverge(divergence(group, row, story, text::context(recent.iter(), CONTEXT), reproduce));
             return Ok(());
         }
     }
@@ -205,7 +205,7 @@ fn visible(notes: &[Note]) -> Vec<Seen> {
 fn divergence(
     group: &ExitGroup,
     row: Row,
-    walks: Vec<String>,
+    story: explain::Story,
     context: Vec<String>,
     reproduce: &str,
 ) -> Divergence {
@@ -221,7 +221,7 @@ fn divergence(
         expected_exit: Some(group.number),
         actual_exit: None,
         rows: vec![row],
-        walks,
+        stories: vec![story],
         expected_context: context,
         actual_context: Vec::new(),
         rules: Vec::new(),

@@ -174,7 +174,7 @@ fn divergence(checker: &Checker, mismatch: Mismatch, widths: Widths, reproduce: 
         expected_exit: last.map(|group| group.number),
         actual_exit: actual.last().map(|group| group.number),
         rows: vec![Row::new("event", words(&mismatch.expected), words(&mismatch.actual))],
-        walks: last.map(|group| explain::silicon_walk(group, widths)).unwrap_or_default(),
+        stories: last.map(|group| explain::of_group(group, widths)).into_iter().collect(),
         expected_context: text::context(expected.iter(), 3),
         actual_context: text::context(actual.iter(), 3),
         rules: Vec::new(),

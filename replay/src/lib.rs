@@ -16,6 +16,7 @@ pub mod spec;
 pub mod state;
 pub mod tapes;
 pub mod text;
+pub mod witness;
 
 pub use causes::Cause;
 pub use error::Error;

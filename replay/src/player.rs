@@ -1,6 +1,10 @@
 //! A machine that runs in stretches, its events at hand after each.
 
-use crate::{Error, spec::Budget};
+use crate::{
+    Error,
+    spec::Budget,
+    witness::{Deed, Log, Watched},
+};
 use std::{cell::RefCell, io::Write, ops::ControlFlow, rc::Rc};
 use vmtape_abi::Backend;
 use vmtape_arch::{exit::ResumeKind, note::NoteKind};
@@ -14,6 +18,7 @@ pub type Create<'a> = &'a dyn Fn(&MachineSpec) -> Result<Box<dyn Backend>, Error
 #[derive(Default)]
 struct Heard {
     on: bool,
+    log: Option<Log>,
     events: Vec<Event>,
     serial: Vec<u8>,
 }
@@ -29,6 +34,9 @@ impl Recorder for Listener {
     fn event(&mut self, event: Event) -> ControlFlow<()> {
         let mut heard = self.0.borrow_mut();
         if heard.on {
+            if let Some(log) = &heard.log {
+                log.push(Deed::Event(event.clone()));
+            }
             heard.events.push(event);
         }
         ControlFlow::Continue(())
@@ -64,9 +72,36 @@ impl Player {
         create: Create,
         listen: bool,
     ) -> Result<Self, Error> {
-        let heard = Listener::default();
-        heard.0.borrow_mut().on = listen;
         let backend = create(&spec)?;
+        Self::with(
+            spec,
+            backend,
+            inputs,
+            budget,
+            Listener(Rc::new(RefCell::new(Heard { on: listen, ..Heard::default() }))),
+        )
+    }
+
+    /// As [`Player::new`], with everything that crosses the boundary written to a log.
+    pub fn watched(
+        spec: MachineSpec,
+        inputs: Box<dyn Inputs>,
+        budget: Budget,
+        create: Create,
+    ) -> Result<Self, Error> {
+        let log = Log::default();
+        let backend = Box::new(Watched::new(create(&spec)?, log.clone()));
+        let heard = Heard { log: Some(log), ..Heard::default() };
+        Self::with(spec, backend, inputs, budget, Listener(Rc::new(RefCell::new(heard))))
+    }
+
+    fn with(
+        spec: MachineSpec,
+        backend: Box<dyn Backend>,
+        inputs: Box<dyn Inputs>,
+        budget: Budget,
+        heard: Listener,
+    ) -> Result<Self, Error> {
         let mut machine = Machine::new(spec, backend, inputs, Some(Box::new(heard.clone())))?;
         machine.set_serial(Box::new(heard.clone()));
         Ok(Self { machine, heard, budget, end: None })
@@ -74,7 +109,11 @@ impl Player {
 
     /// Keeps events from here on, or stops keeping them.
     pub fn listen(&self, on: bool) {
-        self.heard.0.borrow_mut().on = on;
+        let mut heard = self.heard.0.borrow_mut();
+        heard.on = on;
+        if let Some(log) = &heard.log {
+            log.switch(on);
+        }
     }
 
     /// Runs until so many instructions have retired in all, or so many exits were taken, or the end.
@@ -112,6 +151,11 @@ impl Player {
     /// The events since the last call of [`Player::take_events`], which keeps them.
     pub fn peek_events(&self) -> Vec<Event> {
         self.heard.0.borrow().events.clone()
+    }
+
+    /// What crossed the boundary since the last call, for a [`Player::watched`] one.
+    pub fn take_deeds(&self) -> Vec<Deed> {
+        self.heard.0.borrow().log.as_ref().map(Log::take).unwrap_or_default()
     }
 
     /// What the guest printed since the last call.

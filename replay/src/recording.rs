@@ -241,7 +241,7 @@ fn divergence(real: &[Step], ours: &[Step], rows: Vec<Row>, reproduce: &str) -> 
         expected_exit: theirs.map(|group| group.number),
         actual_exit: own.map(|group| group.number),
         rows,
-        walks: Vec::new(),
+        stories: Vec::new(),
         expected_context: text::context(real.iter().map(|step| &step.group), CONTEXT),
         actual_context: text::context(ours.iter().map(|step| &step.group), CONTEXT),
         rules: Vec::new(),

@@ -1,6 +1,10 @@
 //! What a comparison found.
 
-use crate::{causes::Cause, signature::Signature};
+use crate::{
+    causes::{Cause, Kind},
+    explain::Story,
+    signature::Signature,
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -26,21 +30,34 @@ pub enum Level {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Class {
-    /// The manuals leave it open.
+    /// The manuals ask for it or leave it open.
     Architecture,
     /// Known behaviour of a vendor's silicon, named by a rule.
     Silicon,
-    /// Known behaviour of KVM in this profile, named by a rule.
+    /// Known behaviour of KVM in this profile, named by a patch.
     Kvm,
+    /// The machines were told different things.
+    Configuration,
     Unexplained,
 }
 
 impl Class {
+    /// The class of a cause.
+    pub fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::Clause => Self::Architecture,
+            Kind::Silicon => Self::Silicon,
+            Kind::Patch => Self::Kvm,
+            Kind::Configuration => Self::Configuration,
+        }
+    }
+
     pub fn text(self) -> &'static str {
         match self {
-            Self::Architecture => "allowed by the architecture",
+            Self::Architecture => "as the manuals say",
             Self::Silicon => "known silicon behaviour",
             Self::Kvm => "known KVM behaviour of this profile",
+            Self::Configuration => "configured otherwise",
             Self::Unexplained => "unexplained",
         }
     }
@@ -88,8 +105,8 @@ pub struct Divergence {
     pub expected_exit: Option<u64>,
     pub actual_exit: Option<u64>,
     pub rows: Vec<Row>,
-    /// The page walks that led there, rendered, with whose they are.
-    pub walks: Vec<String>,
+    /// What each side did, expected and actual: page walks, exits, what was injected.
+    pub stories: Vec<Story>,
     pub expected_context: Vec<String>,
     pub actual_context: Vec<String>,
     pub rules: Vec<Rule>,

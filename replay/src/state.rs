@@ -78,14 +78,30 @@ impl Difference {
         Some(text)
     }
 
+    /// Where it is, if it is a paging entry whose accessed or dirty bit is all that differs.
+    pub fn entry(&self) -> Option<u64> {
+        match self {
+            Self::Memory { gpa, .. } if self.accessed_dirty().is_some() => Some(*gpa),
+            _ => None,
+        }
+    }
+
+    /// Whether it is such an entry, and one whose address the guest's width does not allow.
+    pub fn is_illegal_entry(&self, guest_width: u8) -> bool {
+        match self {
+            Self::Memory { expected, .. } if self.accessed_dirty().is_some() => {
+                explain::illegal_bit(*expected, guest_width).is_some()
+            }
+            _ => false,
+        }
+    }
+
     /// Differences that say most come first: paging entries (those with an address that is illegal for the guest
     /// before others), then how far the runs got, registers, and other memory.
     pub fn rank(&self, guest_width: u8) -> u32 {
         match self {
-            Self::Memory { expected, .. } if self.accessed_dirty().is_some() => {
-                let illegal = Pte::from_bits(*expected).address() >> guest_width.min(63) != 0;
-                if illegal { 0 } else { 1 }
-            }
+            Self::Memory { .. } if self.is_illegal_entry(guest_width) => 0,
+            Self::Memory { .. } if self.accessed_dirty().is_some() => 1,
             Self::End { .. } => 2,
             Self::Register { .. } => 3,
             Self::Progress { .. } => 4,
@@ -167,6 +183,11 @@ fn registers(expected: &Machine, actual: &Machine) -> Vec<Difference> {
         }
     }
     differences
+}
+
+/// Whether a guest observes the same of two states.
+pub fn is_equal(a: &VcpuState, b: &VcpuState) -> bool {
+    visible(a) == visible(b)
 }
 
 /// The state without what the guest cannot observe at an instruction's end: the host's clocks, what the backend asked

@@ -200,7 +200,7 @@ fn divergence(place: &ExitGroup, row: Row, sides: (&Moments, &Moments), reproduc
         expected_exit: sides.0.recent.back().map(|group| group.number),
         actual_exit: sides.1.recent.back().map(|group| group.number),
         rows: vec![row],
-        walks: Vec::new(),
+        stories: Vec::new(),
         expected_context: context(sides.0),
         actual_context: context(sides.1),
         rules: Vec::new(),

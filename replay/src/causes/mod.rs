@@ -1,5 +1,16 @@
 //! THE catalogue of causes: why two machines differ, in one sentence with its source.
+//!
+//! A cause is found in two ways. [`trial`] runs a side again with one thing changed (a switch of its plugin's tables, a
+//! property of its host); if the difference is gone, that thing is the cause. [`catalogue`] knows causes by what they do
+//! to a walk, which says why in words, and is all there is where nothing can be run again.
 
+pub mod catalogue;
+pub mod trial;
+
+use crate::{
+    explain::{Outcome, Widths},
+    witness::{Deed, Entry},
+};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -45,4 +56,27 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({}): {}", self.name, self.kind.text(), self.sentence)
     }
+}
+
+/// What one side did about an instruction.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The side, for people.
+    pub name: String,
+    pub widths: Widths,
+    pub deeds: Vec<Deed>,
+    pub outcome: Outcome,
+    /// The guest's entries for the address in question, as memory holds them.
+    pub tables: Vec<Entry>,
+}
+
+/// An instruction about which two sides differ.
+#[derive(Clone, Copy, Debug)]
+pub struct Case<'a> {
+    /// What differs, as signatures have it.
+    pub what: &'a str,
+    /// The linear address that it is about.
+    pub focus: Option<u64>,
+    pub expected: &'a Seen,
+    pub actual: &'a Seen,
 }

@@ -181,7 +181,7 @@ fn compare(
     actual: MachineSpec,
 ) -> Result<Report> {
     let reproduce = args.command_line();
-    let name = |machine: &MachineSpec| format!("{} on {}", machine.backend, machine.host);
+    let [expected_name, actual_name] = across::names(&expected, &actual);
     let bar = progress("replay");
     let create = |machine: &MachineSpec| plugins.create(machine);
     let alike = same_machine(&expected, &actual);
@@ -197,19 +197,19 @@ fn compare(
         } else {
             "each taped stimulus is resolved by the other backend; what the guest sees is compared"
         };
-        let mut report = Report::new(method, tape.name(), name(&actual));
+        let mut report = Report::new(method, tape.name(), actual_name);
         let mut tick = |exits| bar.set_message(format!("{exits} exits"));
         exits::replay(tape, actual, &create, same, &mut report, &reproduce, &mut tick)?;
         report
     } else if alike {
         let method = "the same backend runs the guest again; every event is compared";
-        let mut report = Report::new(method, tape.name(), name(&actual));
+        let mut report = Report::new(method, tape.name(), actual_name);
         let mut tick = |exits| bar.set_message(format!("{exits} exits"));
         identical::replay(tape, actual, &create, args.from, &mut report, &reproduce, &mut tick)?;
         report
     } else {
         let method = "both backends run the guest; registers, memory and output are compared instruction by instruction";
-        let mut report = Report::new(method, format!("{} ({})", name(&expected), tape.name()), name(&actual));
+        let mut report = Report::new(method, format!("{} ({})", expected_name, tape.name()), actual_name);
         let plugin = plugins.get(&actual.backend)?;
         let recorder = plugins.get(&expected.backend)?;
         let sides = across::Sides {

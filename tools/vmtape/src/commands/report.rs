@@ -4,7 +4,7 @@ use crate::output::{ExitCode, print_json};
 use anyhow::Result;
 use std::io::{self, Write};
 use vmtape_replay::{
-    Report,
+    Cause, Report,
     report::{Divergence, Level, Verdict},
 };
 
@@ -67,6 +67,11 @@ pub fn write_divergence(out: &mut impl Write, d: &Divergence) -> io::Result<()> 
     writeln!(out)?;
     writeln!(out, "first divergence: {}", d.summary)?;
     writeln!(out, "  class: {}; {level}", d.class.text())?;
+    match &d.cause {
+        Some(cause) => write_cause(out, cause)?,
+        None => writeln!(out, "  cause: unexplained")?,
+    }
+    writeln!(out, "  signature: {}", d.signature)?;
     writeln!(out, "  after {} instructions, vCPU {}, rip {:#x}", d.icount, d.vcpu, d.rip)?;
     /// Rows that are printed; JSON has all.
     const ROWS: usize = 8;
@@ -78,15 +83,15 @@ pub fn write_divergence(out: &mut impl Write, d: &Divergence) -> io::Result<()> 
     if d.rows.len() > ROWS {
         writeln!(out, "  and {} more registers or words of memory that follow from it", d.rows.len() - ROWS)?;
     }
+    for (side, story) in ["expected", "actual"].iter().zip(&d.stories) {
+        writeln!(out, "  {side}, {}: {}", story.side, story.outcome)?;
+        for line in &story.lines {
+            writeln!(out, "    {line}")?;
+        }
+    }
     for rule in &d.rules {
         writeln!(out, "  rule of {}: {}: {}", rule.backend, rule.name, rule.text)?;
         writeln!(out, "    See: {}", rule.source)?;
-    }
-    if !d.walks.is_empty() {
-        writeln!(out, "  page walks:")?;
-        for line in &d.walks {
-            writeln!(out, "    {line}")?;
-        }
     }
     for (side, context) in [("expected", &d.expected_context), ("actual", &d.actual_context)] {
         if !context.is_empty() {
@@ -100,6 +105,14 @@ pub fn write_divergence(out: &mut impl Write, d: &Divergence) -> io::Result<()> 
         writeln!(out, "  again: {}", d.reproduce)?;
     }
     Ok(())
+}
+
+fn write_cause(out: &mut impl Write, cause: &Cause) -> io::Result<()> {
+    writeln!(out, "  cause: {cause}")?;
+    if let Some(confirmed) = &cause.confirmed {
+        writeln!(out, "    confirmed: {confirmed}")?;
+    }
+    writeln!(out, "    See: {}", cause.source)
 }
 
 /// The exits that the two sides took differently often.

@@ -5,21 +5,21 @@
 //! stand still at the same count of retired instructions, where registers, memory and serial output must be equal. A
 //! stretch that ends unequal is run again in smaller steps, down to the one instruction.
 
+mod instruction;
+
 use crate::{
     Error,
-    explain::{self, Widths},
-    identical::{Checker, event_text, widths},
+    identical::{Checker, event_text},
     player::{Create, Player},
-    report::{Class, Cost, Divergence, Level, Report, Rule},
-    signature::Signature,
+    report::{Cost, Divergence, Report},
     spec,
     state::{self, Difference},
     text,
 };
-use vmtape_abi::{Description, TableRow};
-use vmtape_arch::note::Note;
+use vmtape_abi::Description;
+use vmtape_arch::vcpu::VcpuState;
 use vmtape_machine::MachineSpec;
-use vmtape_traces::{Event, ExitGroup, Exits, Tape, event::End};
+use vmtape_traces::{Event, Tape, event::End};
 
 /// Instructions per stretch, at first and at most: a comparison looks at every page that was ever written.
 const FIRST_STRETCH: u64 = 1 << 16;
@@ -48,6 +48,15 @@ pub struct Sides<'a> {
 struct Pair {
     expected: Player,
     actual: Player,
+}
+
+/// Where both machines were equal, just before the instruction after which they are not.
+struct Moment {
+    icount: u64,
+    /// The registers of each vCPU.
+    states: Vec<VcpuState>,
+    /// Exits so far, expected and actual.
+    exits: [u64; 2],
 }
 
 /// What was found at the end of a stretch.
@@ -79,16 +88,9 @@ impl Sides<'_> {
     }
 
     fn pair(&self, listen: bool) -> Result<Pair, Error> {
-        let budget = spec::budget(self.tape);
         let player = |machine: &MachineSpec| {
             let inputs = Box::new(spec::inputs(self.tape)?);
-            // Exits are counted differently on the two sides: only the tape's own machine may stop by them.
-            let budget = if machine.backend == self.expected.backend {
-                budget
-            } else {
-                spec::Budget { exits: u64::MAX, ..budget }
-            };
-            Player::new(machine.clone(), inputs, budget, self.create, listen)
+            Player::new(machine.clone(), inputs, self.budget(machine), self.create, listen)
         };
         Ok(Pair { expected: player(&self.expected)?, actual: player(&self.actual)? })
     }
@@ -144,120 +146,63 @@ impl Sides<'_> {
         }
     }
 
-    /// Runs again to the first instruction after which the two differ.
+    /// Both machines for people: backend, host, and what tells two of one backend apart.
+    pub fn names(&self) -> [String; 2] {
+        names(&self.expected, &self.actual)
+    }
+
+    /// Runs again to the first instruction after which the two differ, and looks at it closely.
     fn locate(&self, mut found: Found) -> Result<Divergence, Error> {
+        while found.stretch > DIVISION {
+            found = self.narrow(found)?;
+        }
+        let mut pair = self.watched_pair()?;
+        pair.advance_to(found.equal_at)?;
+        pair.listen(true);
         loop {
-            let step = found.stretch.div_ceil(DIVISION);
-            let mut pair = self.pair(false)?;
-            pair.advance_to(found.equal_at)?;
-            pair.listen(step == 1);
-            let equal_at = loop {
-                let before = pair.expected.machine.icount();
-                pair.advance_to(before + step)?;
-                let differences = pair.differences_in(&found.differences);
-                let over = pair.expected.end.is_some() || pair.actual.end.is_some();
-                match differences.is_empty() && !over {
-                    true => {}
-                    false if step == 1 => return Ok(self.divergence(&pair, before, differences)),
-                    false => break before,
-                }
-            };
-            found = Found { equal_at, stretch: step, ..found };
+            let before = pair.moment();
+            pair.advance_to(before.icount + 1)?;
+            let differences = pair.differences_in(&found.differences);
+            if !differences.is_empty() || pair.is_over() {
+                return instruction::explain(self, &pair, &before, differences);
+            }
         }
     }
 
-    fn divergence(&self, pair: &Pair, icount: u64, differences: Vec<Difference>) -> Divergence {
-        let (expected, actual) = (groups(&pair.expected), groups(&pair.actual));
-        let (guest, host) = (widths(&self.expected), widths(&self.actual));
-        let mut differences = differences;
-        differences.sort_by_key(|difference| difference.rank(guest.guest));
-        let rows: Vec<_> = differences.iter().map(Difference::row).collect();
-        // The exits before this instruction are context.
-        let here = |groups: &[ExitGroup]| -> Vec<ExitGroup> {
-            groups.iter().filter(|group| group.exit.icount >= icount).cloned().collect()
+    /// Divides a stretch that ends unequal.
+    fn narrow(&self, found: Found) -> Result<Found, Error> {
+        let step = found.stretch.div_ceil(DIVISION);
+        let mut pair = self.pair(false)?;
+        pair.advance_to(found.equal_at)?;
+        loop {
+            let equal_at = pair.expected.machine.icount();
+            pair.advance_to(equal_at + step)?;
+            if !pair.differences_in(&found.differences).is_empty() || pair.is_over() {
+                return Ok(Found { equal_at, stretch: step, ..found });
+            }
+        }
+    }
+
+    fn watched_pair(&self) -> Result<Pair, Error> {
+        let player = |machine: &MachineSpec| {
+            Player::watched(
+                machine.clone(),
+                Box::new(spec::inputs(self.tape)?),
+                self.budget(machine),
+                self.create,
+            )
         };
-        let mut rules = rules_of(&here(&actual), &self.plugin.rules, &self.actual.backend);
-        let class_rules = rules.clone();
-        rules.extend(rules_of(&here(&expected), &self.expected_plugin.rules, &self.expected.backend));
-        let (class, summary) = classify(&differences, &class_rules);
-        let mut walks = Vec::new();
-        add_walks(&mut walks, &self.expected, &here(&expected), guest);
-        add_walks(&mut walks, &self.actual, &here(&actual), host);
-        let state = pair.actual.machine.state(0);
-        let last = actual.last().or(expected.last());
-        let rip = last.map_or(state.map_or(0, |state| state.rip), |group| group.exit.rip);
-        let what = differences.first().map_or_else(String::new, Difference::name);
-        Divergence {
-            signature: Signature::new(&what, rip),
-            cause: None,
-            level: Level::GuestVisible,
-            class,
-            summary,
-            vcpu: last.map_or(0, |group| group.exit.vcpu),
-            icount,
-            rip,
-            expected_exit: expected.last().map(|group| group.number),
-            actual_exit: actual.last().map(|group| group.number),
-            rows,
-            walks,
-            expected_context: text::context(expected.iter(), self.context),
-            actual_context: text::context(actual.iter(), self.context),
-            rules,
-            reproduce: self.reproduce.clone(),
+        Ok(Pair { expected: player(&self.expected)?, actual: player(&self.actual)? })
+    }
+
+    /// Exits are counted differently on the two sides: only the tape's own machine may stop by them.
+    fn budget(&self, machine: &MachineSpec) -> spec::Budget {
+        let budget = spec::budget(self.tape);
+        match machine.backend == self.expected.backend {
+            true => budget,
+            false => spec::Budget { exits: u64::MAX, ..budget },
         }
     }
-}
-
-/// The rules that a backend named in these exits.
-fn rules_of(groups: &[ExitGroup], table: &[TableRow], backend: &str) -> Vec<Rule> {
-    let mut rules: Vec<Rule> = Vec::new();
-    for note in groups.iter().flat_map(|group| group.before.iter().chain(&group.notes)) {
-        if let Note::Rule { id } = *note
-            && !rules.iter().any(|rule| rule.id == id)
-        {
-            let row = table.iter().find(|row| row.id == id);
-            rules.push(Rule {
-                id,
-                backend: backend.to_owned(),
-                name: row.map_or_else(|| format!("rule {id}"), |row| row.name.clone()),
-                text: row.map_or_else(String::new, |row| row.text.clone()),
-                source: row.map_or_else(String::new, |row| row.source.clone()),
-            });
-        }
-    }
-    rules
-}
-
-fn groups(player: &Player) -> Vec<ExitGroup> {
-    let events = player.peek_events();
-    let exits = events.iter().filter(|event| matches!(event, Event::Exit(_))).count() as u64;
-    let first = player.machine.exits().saturating_sub(exits);
-    Exits::new(events.into_iter().map(Ok), first).filter_map(Result::ok).collect()
-}
-
-fn add_walks(walks: &mut Vec<String>, machine: &MachineSpec, groups: &[ExitGroup], widths: Widths) {
-    for group in groups {
-        let (silicon, kvm) = (explain::silicon_walk(group, widths), explain::kvm_walk(group, widths));
-        if !silicon.is_empty() {
-            walks.push(format!("{}, exit {}: the silicon's walk", machine.backend, group.number));
-            walks.extend(silicon);
-        }
-        if !kvm.is_empty() {
-            walks.push(format!("{}, exit {}: {}", machine.backend, group.number, kvm[0]));
-            walks.extend(kvm.into_iter().skip(1));
-        }
-    }
-}
-
-/// Says what kind of difference it is, and the one that says most in a sentence.
-fn classify(differences: &[Difference], rules: &[Rule]) -> (Class, String) {
-    let class = match rules.first() {
-        Some(rule) if rule.source.contains("APM") || rule.source.contains("SDM") => Class::Silicon,
-        Some(_) => Class::Kvm,
-        None => Class::Unexplained,
-    };
-    let text = |difference: &Difference| difference.accessed_dirty().unwrap_or_else(|| difference.text());
-    (class, differences.first().map_or_else(String::new, text))
 }
 
 impl Pair {
@@ -279,29 +224,62 @@ impl Pair {
         self.actual.listen(on);
     }
 
+    fn is_over(&self) -> bool {
+        self.expected.end.is_some() || self.actual.end.is_some()
+    }
+
+    /// Where both stand, before the next instruction.
+    fn moment(&self) -> Moment {
+        self.expected.take_deeds();
+        self.actual.take_deeds();
+        let machine = &self.expected.machine;
+        Moment {
+            icount: machine.icount(),
+            states: (0..machine.spec().vcpus).filter_map(|vcpu| machine.state(vcpu).copied()).collect(),
+            exits: [self.expected.machine.exits(), self.actual.machine.exits()],
+        }
+    }
+
     /// Every difference that the guest can observe.
     fn differences(&self) -> Vec<Difference> {
         let mut differences = state::compare(&self.expected.machine, &self.actual.machine);
-        differences.extend(self.end_difference());
+        differences.extend(end_difference(&self.expected, &self.actual));
         differences
     }
 
     /// As [`Pair::differences`], but of memory only the pages that differ later.
     fn differences_in(&self, later: &[Difference]) -> Vec<Difference> {
         let mut differences = state::compare_pages(&self.expected.machine, &self.actual.machine, later);
-        differences.extend(self.end_difference());
+        differences.extend(end_difference(&self.expected, &self.actual));
         differences
     }
+}
 
-    fn end_difference(&self) -> Option<Difference> {
-        let by_limit = matches!(self.expected.end, Some(End::Limit { .. }));
-        if self.expected.end != self.actual.end && !by_limit {
-            let words = |player: &Player| player.end.as_ref().map_or("goes on".to_owned(), text::end_text);
-            return Some(Difference::End { expected: words(&self.expected), actual: words(&self.actual) });
+/// Two machines for people: backend and host; for two of one backend also the options in which they differ.
+pub fn names(expected: &MachineSpec, actual: &MachineSpec) -> [String; 2] {
+    /// Options that are named; with more, the release says it.
+    const NAMED: usize = 2;
+    let name = |machine: &MachineSpec, other: &MachineSpec| {
+        let same = machine.backend == other.backend;
+        let mut own: Vec<_> =
+            machine.options.iter().filter(|option| same && !other.options.contains(option)).collect();
+        if own.len() > NAMED {
+            own.retain(|(key, _)| key == spec::PROFILE);
         }
-        let (expected, actual) = (self.expected.machine.icount(), self.actual.machine.icount());
-        (expected != actual).then_some(Difference::Progress { expected, actual })
+        let options: String = own.iter().map(|(key, value)| format!(",{key}={value}")).collect();
+        format!("{}{options} on {}", machine.backend, machine.host)
+    };
+    [name(expected, actual), name(actual, expected)]
+}
+
+fn end_difference(expected: &Player, actual: &Player) -> Option<Difference> {
+    let by_limit = matches!(expected.end, Some(End::Limit { .. }));
+    if expected.end != actual.end && !by_limit {
+        let words = |player: &Player| player.end.as_ref().map_or("goes on".to_owned(), text::end_text);
+        return Some(Difference::End { expected: words(expected), actual: words(actual) });
     }
+    let (expected, actual) = (expected.machine.icount(), actual.machine.icount());
+    (expected != actual).then_some(Difference::Progress { expected, actual })
 }
 
 /// Counts exits by reason.

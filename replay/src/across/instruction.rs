@@ -1,0 +1,201 @@
+//! The instruction after which two machines differ: what each side did about it, and why they differ.
+
+use super::{Moment, Pair, Sides, end_difference};
+use crate::{
+    Error,
+    causes::{
+        Case, Cause, Seen, catalogue,
+        trial::{self, Finding, Side},
+    },
+    explain::{self, Outcome, Teller},
+    identical::widths,
+    player::Player,
+    report::{Class, Divergence, Level, Rule},
+    signature::Signature,
+    spec,
+    state::{self, Difference},
+    text,
+    witness::Deed,
+};
+use vmtape_abi::TableRow;
+use vmtape_arch::note::Note;
+use vmtape_machine::MachineSpec;
+use vmtape_traces::{Event, ExitGroup, Exits, event::End};
+
+/// Tells of the instruction that both machines of a pair have just executed.
+pub(super) fn explain(
+    sides: &Sides,
+    pair: &Pair,
+    before: &Moment,
+    mut differences: Vec<Difference>,
+) -> Result<Divergence, Error> {
+    let guest = widths(&sides.expected).guest;
+    differences.sort_by_key(|difference| difference.rank(guest));
+    let deeds = [pair.expected.take_deeds(), pair.actual.take_deeds()];
+    let entry = differences.first().and_then(Difference::entry);
+    let focus = explain::focus([&deeds[0], &deeds[1]], entry);
+    let [on_tape, here] = deeds;
+    let [name, other] = sides.names();
+    let expected = seen(name, &sides.expected, &pair.expected, on_tape, focus, before);
+    let actual = seen(other, &sides.actual, &pair.actual, here, focus, before);
+    let (what, summary) = what(&differences, &expected.outcome, &actual.outcome, guest);
+    let case = Case { what: &what, focus, expected: &expected, actual: &actual };
+    let cause = if sides.explain { cause(sides, pair, before, &case, guest) } else { None };
+    let (groups, others) = (exits(&pair.expected), exits(&pair.actual));
+    let vcpu = vcpu(&differences, [&groups, &others], before.icount);
+    let rip = before.states.get(vcpu as usize).map_or(0, |state| state.rip);
+    let number = |groups: &[ExitGroup]| groups.last().map(|group| group.number);
+    let mut rules = rules(&actual.deeds, &sides.plugin.rules, &sides.actual.backend);
+    rules.extend(self::rules(&expected.deeds, &sides.expected_plugin.rules, &sides.expected.backend));
+    Ok(Divergence {
+        level: Level::GuestVisible,
+        class: cause.as_ref().map_or(Class::Unexplained, |cause| Class::of(cause.kind)),
+        signature: Signature::new(&what, rip),
+        cause,
+        summary,
+        vcpu,
+        icount: before.icount,
+        rip,
+        expected_exit: number(&groups),
+        actual_exit: number(&others),
+        rows: differences.iter().map(Difference::row).collect(),
+        stories: [&expected, &actual].map(|side| tell(side, focus)).into(),
+        expected_context: text::context(groups.iter(), sides.context),
+        actual_context: text::context(others.iter(), sides.context),
+        rules,
+        reproduce: sides.reproduce.clone(),
+    })
+}
+
+fn seen(
+    name: String,
+    machine: &MachineSpec,
+    player: &Player,
+    deeds: Vec<Deed>,
+    focus: Option<u64>,
+    before: &Moment,
+) -> Seen {
+    let endless = matches!(player.end, Some(End::NoProgress { .. }));
+    let state = before.states.first();
+    let tables = focus.zip(state).map(|(gva, state)| explain::tables(&player.machine, state, gva));
+    Seen {
+        name,
+        widths: widths(machine),
+        outcome: explain::outcome(&deeds, endless),
+        deeds,
+        tables: tables.unwrap_or_default(),
+    }
+}
+
+fn tell(side: &Seen, focus: Option<u64>) -> explain::Story {
+    let teller = Teller { widths: side.widths, focus };
+    teller.tell(&side.name, &side.deeds, &side.outcome, &side.tables)
+}
+
+/// What differs, as a signature has it and in a sentence. An entry that is illegal for the guest says most, then what the
+/// guest notices.
+fn what(differences: &[Difference], expected: &Outcome, actual: &Outcome, guest: u8) -> (String, String) {
+    let first = differences.first();
+    let illegal = first.filter(|difference| difference.is_illegal_entry(guest));
+    if illegal.is_none() && expected.word() != actual.word() {
+        let what = format!("outcome:{}>{}", expected.word(), actual.word());
+        return (what, format!("{actual}; expected: {expected}"));
+    }
+    let text = |difference: &Difference| difference.accessed_dirty().unwrap_or_else(|| difference.text());
+    (first.map_or_else(String::new, Difference::name), first.map_or_else(String::new, text))
+}
+
+/// The vCPU that executed the instruction.
+fn vcpu(differences: &[Difference], sides: [&[ExitGroup]; 2], icount: u64) -> u32 {
+    let register = differences.iter().find_map(|difference| match difference {
+        Difference::Register { vcpu, .. } => Some(*vcpu),
+        _ => None,
+    });
+    let mut exits = sides.into_iter().flatten().filter(|group| group.exit.icount >= icount);
+    register.or_else(|| exits.next_back().map(|group| group.exit.vcpu)).unwrap_or(0)
+}
+
+/// The exits that a player has listened to.
+fn exits(player: &Player) -> Vec<ExitGroup> {
+    let events = player.peek_events();
+    let exits = events.iter().filter(|event| matches!(event, Event::Exit(_))).count() as u64;
+    let first = player.machine.exits().saturating_sub(exits);
+    Exits::new(events.into_iter().map(Ok), first).filter_map(Result::ok).collect()
+}
+
+/// The rules that a backend named.
+fn rules(deeds: &[Deed], table: &[TableRow], backend: &str) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = Vec::new();
+    for deed in deeds {
+        let Deed::Event(Event::Note { note: Note::Rule { id }, .. }) = *deed else { continue };
+        if !rules.iter().any(|rule| rule.id == id) {
+            let row = table.iter().find(|row| row.id == id);
+            rules.push(Rule {
+                id,
+                backend: backend.to_owned(),
+                name: row.map_or_else(|| format!("rule {id}"), |row| row.name.clone()),
+                text: row.map_or_else(String::new, |row| row.text.clone()),
+                source: row.map_or_else(String::new, |row| row.source.clone()),
+            });
+        }
+    }
+    rules
+}
+
+/// The cause: by trial, in the catalogue's words where it has some; otherwise the catalogue's.
+fn cause(sides: &Sides, pair: &Pair, before: &Moment, case: &Case, guest: u8) -> Option<Cause> {
+    let known = catalogue::find(case);
+    let mut run =
+        |side: Side, machine: &MachineSpec| try_out(sides, pair, before, case, (side, machine), guest);
+    let Some(found) = trial::find(sides, before.icount, &mut run) else { return known };
+    Some(match known {
+        Some(known) => Cause {
+            confirmed: found.confirmed.map(|confirmed| format!("{confirmed} ({})", found.sentence)),
+            sentence: known.sentence,
+            ..found
+        },
+        None => found,
+    })
+}
+
+/// Runs a changed machine to the instruction, and holds it against the other side.
+fn try_out(
+    sides: &Sides,
+    pair: &Pair,
+    before: &Moment,
+    case: &Case,
+    (side, machine): (Side, &MachineSpec),
+    guest: u8,
+) -> Result<(Finding, u64), Error> {
+    let inputs = Box::new(spec::inputs(sides.tape)?);
+    let mut player = Player::watched(machine.clone(), inputs, sides.budget(machine), sides.create)?;
+    player.advance(before.icount, u64::MAX)?;
+    let exits = before.exits[if side == Side::Expected { 0 } else { 1 }];
+    let away = player.machine.exits().abs_diff(exits);
+    let states = (0..).zip(&before.states);
+    let same = |(vcpu, state)| player.machine.state(vcpu).is_some_and(|other| state::is_equal(state, other));
+    if player.end.is_some() || player.machine.icount() != before.icount || !states.into_iter().all(same) {
+        return Ok((Finding::Still, away));
+    }
+    player.listen(true);
+    player.advance(before.icount + 1, u64::MAX)?;
+    let (expected, actual) = match side {
+        Side::Expected => (&player, &pair.actual),
+        Side::Actual => (&pair.expected, &player),
+    };
+    let mut differences = state::compare(&expected.machine, &actual.machine);
+    differences.extend(end_difference(expected, actual));
+    if differences.is_empty() {
+        return Ok((Finding::Equal, away));
+    }
+    differences.sort_by_key(|difference| difference.rank(guest));
+    let endless = matches!(player.end, Some(End::NoProgress { .. }));
+    let outcome = explain::outcome(&player.take_deeds(), endless);
+    let (what, _) = match side {
+        Side::Expected => what(&differences, &outcome, &case.actual.outcome, guest),
+        Side::Actual => what(&differences, &case.expected.outcome, &outcome, guest),
+    };
+    let kind = |what: &str| what.split(':').next().map(str::to_owned);
+    let gone = kind(&what) != kind(case.what);
+    Ok((if gone { Finding::Gone } else { Finding::Still }, away))
+}

@@ -1,0 +1,236 @@
+//! The entries. Each looks at what both sides did about one instruction and says, if it knows why they differ, so.
+//!
+//! Manuals: Intel SDM 325384-087, AMD APM volume 2, 24593 rev. 3.42.
+
+use super::{Case, Cause, Kind, Seen};
+use crate::explain::{Outcome, illegal_bit};
+use vmtape_arch::{
+    access::Verdict,
+    exit::{Exit, ResumeKind},
+    paging::Pte,
+};
+use vmtape_traces::Event;
+
+use crate::witness::{Deed, Walk};
+
+/// A cause that is known by what it does.
+struct Entry {
+    name: &'static str,
+    kind: Kind,
+    source: &'static str,
+    /// The sentence, with what this case has for names and numbers.
+    sentence: fn(&Case) -> Option<String>,
+}
+
+/// The most particular ones come first.
+const CATALOGUE: &[Entry] = &[
+    Entry {
+        name: "unmappable-address",
+        kind: Kind::Silicon,
+        source: "Intel, 5-Level Paging and 5-Level EPT; KVM mmu/mmu.c kvm_mmu_get_tdp_level()",
+        sentence: unmappable_address,
+    },
+    Entry {
+        name: "impossible-error-code",
+        kind: Kind::Patch,
+        source: "SDM vol. 3A 4.7 Page-Fault Exceptions: bit 3 (RSVD) is set only if bit 0 (P) is",
+        sentence: impossible_error_code,
+    },
+    Entry {
+        name: "accessed-before-nested-fault",
+        kind: Kind::Silicon,
+        source: "KVM svm/svm.c svm_hardware_setup(), commit 3edd68399dc1",
+        sentence: accessed_before_nested_fault,
+    },
+    Entry {
+        name: "role-without-width",
+        kind: Kind::Clause,
+        source: "KVM include/asm/kvm_host.h union kvm_mmu_page_role; commit 63f5a1909f9e",
+        sentence: role_without_width,
+    },
+    Entry {
+        name: "emulator-knows-not",
+        kind: Kind::Clause,
+        source: "KVM x86.c handle_emulation_failure(), prepare_emulation_failure_exit()",
+        sentence: emulator_knows_not,
+    },
+    Entry {
+        name: "width-of-silicon",
+        kind: Kind::Clause,
+        source: "SDM vol. 3A 4.7 Page-Fault Exceptions; APM 5.6.1 Page-Translation Exceptions, 15.25.6",
+        sentence: width_of_silicon,
+    },
+    Entry {
+        name: "accessed-bits-of-a-faulting-walk",
+        kind: Kind::Clause,
+        source: "SDM vol. 3A 4.8 Accessed and Dirty Flags; APM 5.4.2 Notes on Accessed and Dirty Bits",
+        sentence: accessed_bits_of_a_faulting_walk,
+    },
+];
+
+/// The first entry that knows the case.
+pub fn find(case: &Case) -> Option<Cause> {
+    CATALOGUE.iter().find_map(|entry| {
+        (entry.sentence)(case).map(|sentence| Cause {
+            kind: entry.kind,
+            name: entry.name.to_owned(),
+            sentence,
+            source: entry.source.to_owned(),
+            confirmed: None,
+        })
+    })
+}
+
+/// Address bits that four levels do not translate begin here.
+const FOUR_LEVELS: u32 = 48;
+
+fn unmappable_address(case: &Case) -> Option<String> {
+    case.sides().into_iter().find_map(|side| {
+        let stuck = matches!(side.outcome, Outcome::Endless)
+            || matches!(side.outcome, Outcome::Left(resume) if resume.kind != ResumeKind::SHUTDOWN);
+        let gpa = last_exit(side)?.gpa;
+        (stuck && gpa >> FOUR_LEVELS != 0).then(|| {
+            format!(
+                "four levels of nested tables translate address bits 47:0 only, so no entry that KVM can install maps \
+                 {gpa:#x} on {}: {}",
+                side.name, side.outcome
+            )
+        })
+    })
+}
+
+fn last_exit(side: &Seen) -> Option<&Exit> {
+    side.deeds.iter().rev().find_map(|deed| match deed {
+        Deed::Event(Event::Exit(exit)) => Some(&exit.exit),
+        _ => None,
+    })
+}
+
+fn impossible_error_code(case: &Case) -> Option<String> {
+    case.sides().into_iter().find_map(|side| {
+        let fault = side.outcome.page_fault()?;
+        let code = fault.into_bits();
+        (fault.rsvd() && !fault.p()).then(|| {
+            format!(
+                "KVM on {} makes up the page fault from the guest physical address alone: error code {code:#x} has RSVD \
+                 without P, and CR2 is no linear address",
+                side.name
+            )
+        })
+    })
+}
+
+fn accessed_before_nested_fault(case: &Case) -> Option<String> {
+    if !case.what.starts_with("entry:") {
+        return None;
+    }
+    case.sides().into_iter().find_map(|side| {
+        let changed = |walk: &&Walk| {
+            walk.verdict == Verdict::EXIT && walk.entries.iter().any(|entry| entry.before != entry.after)
+        };
+        let walk = walks(side).find(changed)?;
+        let entry = walk.entries.last().filter(|entry| entry.before != entry.after)?;
+        let place = entry.gpa.map_or(String::new(), |gpa| format!(" at {gpa:#x}"));
+        let bits = if Pte::from_bits(entry.before ^ entry.after).d() { "accessed and dirty bits" } else { "accessed bit" };
+        Some(format!(
+            "silicon of {} sets the {bits} of the guest's entry{place} before the final address {:#x} has a nested \
+             translation; it has none, and KVM cannot take the bit back",
+            side.name,
+            Pte::from_bits(entry.before).address()
+        ))
+    })
+}
+
+fn walks(side: &Seen) -> impl Iterator<Item = &Walk> {
+    side.deeds.iter().filter_map(|deed| match deed {
+        Deed::Walk(walk) => Some(&**walk),
+        _ => None,
+    })
+}
+
+/// One side faults by the guest's width, the other one has a shadow page that was built by the rules of another width.
+fn role_without_width(case: &Case) -> Option<String> {
+    let (strict, lax) = case.strict_and_lax()?;
+    let bit = lax.illegal_bit()?;
+    let walked = walks(lax).any(|walk| !walk.entries.is_empty() && Some(walk.access.gva) == case.focus)
+        || lax.deeds.iter().any(is_kvm_walk);
+    (!walked).then(|| {
+        format!(
+            "{} uses a translation that was made when bit {bit} was legal, because a shadow page's role does not hold the \
+             guest's MAXPHYADDR; {} walks anew with {} bits",
+            lax.name, strict.name, strict.widths.guest
+        )
+    })
+}
+
+fn is_kvm_walk(deed: &Deed) -> bool {
+    matches!(deed, Deed::Event(Event::Note { note: vmtape_arch::note::Note::WalkerError { .. }, .. }))
+}
+
+fn emulator_knows_not(case: &Case) -> Option<String> {
+    /// KVM_INTERNAL_ERROR_EMULATION.
+    const EMULATION: u64 = 1;
+    case.sides().into_iter().find_map(|side| match side.outcome {
+        Outcome::Left(resume) if resume.kind == ResumeKind::INTERNAL_ERROR && resume.data[0] == EMULATION => {
+            Some(format!(
+                "KVM on {} has to emulate the instruction and its emulator does not know it, or cannot fetch it: \
+                 KVM_EXIT_INTERNAL_ERROR, suberror 1",
+                side.name
+            ))
+        }
+        _ => None,
+    })
+}
+
+fn width_of_silicon(case: &Case) -> Option<String> {
+    let (strict, lax) = case.strict_and_lax()?;
+    let bit = lax.illegal_bit().or_else(|| strict.illegal_bit())?;
+    let Seen { name, widths, outcome, .. } = lax;
+    let saw = match outcome.page_fault() {
+        Some(fault) => {
+            format!("it goes on to the permissions and reports {:#x}, without RSVD", fault.into_bits())
+        }
+        None => format!("it finds no fault, and {outcome}"),
+    };
+    Some(format!(
+        "bit {bit} is reserved by the {} bits of the guest and an ordinary address bit by the {} bits of {name}, whose \
+         silicon walks the guest's tables: {saw}",
+        strict.widths.guest, widths.host
+    ))
+}
+
+fn accessed_bits_of_a_faulting_walk(case: &Case) -> Option<String> {
+    let same = case.expected.outcome == case.actual.outcome;
+    let faults = matches!(case.expected.outcome, Outcome::Exception { .. });
+    (case.what.starts_with("entry:") && same && faults).then(|| {
+        "a walk that ends in a fault may leave accessed bits set in the entries that it used, or not: both are right"
+            .to_owned()
+    })
+}
+
+impl Case<'_> {
+    pub fn sides(&self) -> [&Seen; 2] {
+        [self.actual, self.expected]
+    }
+
+    /// The side that reports a reserved bit, and the one that does not.
+    fn strict_and_lax(&self) -> Option<(&Seen, &Seen)> {
+        let rsvd = |side: &Seen| side.outcome.page_fault().is_some_and(|fault| fault.rsvd());
+        match (rsvd(self.expected), rsvd(self.actual)) {
+            (true, false) => Some((self.expected, self.actual)),
+            (false, true) => Some((self.actual, self.expected)),
+            _ => None,
+        }
+    }
+}
+
+impl Seen {
+    /// The address bit that the guest's width does not allow and the host's does.
+    fn illegal_bit(&self) -> Option<u32> {
+        self.tables.iter().find_map(|entry| {
+            let present = Pte::from_bits(entry.before).p();
+            let legal_here = illegal_bit(entry.before, self.widths.host).is_none();
+            illegal_bit(entry.before, self.widths.guest).filter(|_| present && legal_here)
+        })
+    }
+}

@@ -1,0 +1,10 @@
+//! Why two machines differ at an instruction, told for people: what each side did, walk by walk, level by level, with the
+//! deciding entry and bit marked.
+
+mod story;
+mod tables;
+mod walk;
+
+pub use story::{Outcome, Story, Teller, focus, of_group, outcome};
+pub use tables::entries as tables;
+pub use walk::{Walker, Widths, accessed_dirty_difference, illegal_bit};

@@ -1,0 +1,326 @@
+//! What one side did about an instruction, and what came of it for the guest.
+
+use super::{Walker, Widths, walk};
+use crate::{
+    text,
+    witness::{Deed, Entry, Walk},
+};
+use serde::Serialize;
+use std::fmt;
+use vmtape_arch::{
+    PAGE_SHIFT,
+    access::{AccessKind, Verdict},
+    event::EventKind,
+    exception::{Exception, PageFaultError, Vector},
+    exit::{Exit, Isa, Resume, ResumeKind, StimulusKind},
+    note::Note,
+};
+use vmtape_traces::{Event, ExitGroup};
+
+/// What the guest notices of an instruction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It goes on.
+    Completes,
+    /// It goes on with what a device answered.
+    Mmio { gpa: u64 },
+    /// It takes an exception; a page fault with CR2.
+    Exception { vector: Vector, code: Option<u32>, address: Option<u64> },
+    /// It does not go on: KVM_RUN returns to its caller.
+    Left(Resume),
+    /// It neither goes on nor returns.
+    Endless,
+}
+
+impl Outcome {
+    /// In a word that signatures are made of: without addresses.
+    pub fn word(&self) -> String {
+        match self {
+            Self::Completes => "none".into(),
+            Self::Mmio { .. } => "mmio".into(),
+            Self::Exception { vector, code: Some(code), .. } => format!("{vector}({code:#x})"),
+            Self::Exception { vector, .. } => vector.to_string(),
+            Self::Left(resume) => {
+                text::resume_text(&Resume { data: [resume.data[0], 0, 0, 0, 0, 0], ..*resume })
+            }
+            Self::Endless => "endless".into(),
+        }
+    }
+
+    /// The error code, if it is a page fault.
+    pub fn page_fault(&self) -> Option<PageFaultError> {
+        match *self {
+            Self::Exception { vector: Vector::PF, code, .. } => code.map(PageFaultError::from_bits),
+            _ => None,
+        }
+    }
+
+    fn of_exception(exception: &Exception) -> Self {
+        Self::Exception {
+            vector: exception.vector,
+            code: exception.has_error_code.then_some(exception.error_code),
+            address: (exception.vector == Vector::PF).then_some(exception.payload),
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Completes => write!(f, "the instruction completes"),
+            Self::Mmio { gpa } => write!(f, "the instruction completes, as device access to {gpa:#x}"),
+            Self::Exception { vector, code, address } => {
+                write!(f, "the guest takes {vector}")?;
+                if let Some(code) = code {
+                    write!(f, " ({code:#x})")?;
+                }
+                address.map_or(Ok(()), |address| write!(f, ", CR2 {address:#x}"))
+            }
+            Self::Left(resume) => write!(f, "KVM_RUN returns {}", text::resume_text(resume)),
+            Self::Endless => write!(f, "the guest exits at this instruction for ever"),
+        }
+    }
+}
+
+/// One side's story of an instruction.
+#[derive(Clone, Debug, Serialize)]
+pub struct Story {
+    /// Whose.
+    pub side: String,
+    /// What happened about the address in question, in order.
+    pub lines: Vec<String>,
+    /// What came of it.
+    pub outcome: String,
+}
+
+/// What a tape tells of an exit.
+pub fn of_group(group: &ExitGroup, widths: Widths) -> Story {
+    let deeds = Deed::of(group);
+    let focus = focus([&deeds, &[]], None);
+    Teller { widths, focus }.tell("the tape", &deeds, &outcome(&deeds, false), &[])
+}
+
+/// The outcome of an instruction. `endless`: the machine's watchdog ended the run there.
+pub fn outcome(deeds: &[Deed], endless: bool) -> Outcome {
+    if endless {
+        return Outcome::Endless;
+    }
+    let mut outcome = Outcome::Completes;
+    for (n, deed) in deeds.iter().enumerate() {
+        let found = match deed {
+            Deed::Fault(fault) if !taken(&deeds[n + 1..]) => Outcome::of_exception(fault),
+            Deed::Inject(event, cr2) if event.kind == EventKind::HARDWARE_EXCEPTION => {
+                let vector = Vector(event.vector);
+                Outcome::Exception {
+                    vector,
+                    code: event.has_error_code.then_some(event.error_code),
+                    address: (vector == Vector::PF).then_some(*cr2),
+                }
+            }
+            Deed::Event(Event::Resume { resume, .. }) if leaves(resume) => Outcome::Left(*resume),
+            Deed::Event(Event::Note { note: Note::Mmio { gpa, .. }, .. }) => {
+                outcome = Outcome::Mmio { gpa: *gpa };
+                continue;
+            }
+            _ => continue,
+        };
+        // What comes after it belongs to the exception's handler.
+        return found;
+    }
+    outcome
+}
+
+/// Whether what silicon was about to deliver became an exit instead: nothing else may come in between.
+fn taken(later: &[Deed]) -> bool {
+    let event = later.iter().find(|deed| !matches!(deed, Deed::Event(Event::Note { .. })));
+    matches!(event, Some(Deed::Event(Event::Exit(exit))) if exit.exit.stimulus == StimulusKind::EXCEPTION)
+}
+
+fn leaves(resume: &Resume) -> bool {
+    use ResumeKind as R;
+    !matches!(resume.kind, R::RESUME | R::BLOCKED | R::HLT | R::IO | R::MMIO)
+}
+
+/// The linear address that the stories are about: that of a page fault, of an access that became an exit, or else of any
+/// walk that passed `entry`.
+pub fn focus(sides: [&[Deed]; 2], entry: Option<u64>) -> Option<u64> {
+    let walks = || sides.into_iter().flatten().filter_map(as_walk);
+    let passes = |walk: &&Walk| walk.entries.iter().any(|step| step.gpa.is_some() && step.gpa == entry);
+    let through = walks().find(passes).map(|walk| walk.access.gva);
+    let fault = || {
+        sides.into_iter().find_map(|deeds| match outcome(deeds, false) {
+            Outcome::Exception { address, .. } => address,
+            _ => None,
+        })
+    };
+    let exits = || {
+        let mut events = sides.into_iter().flatten().filter_map(|deed| match deed {
+            Deed::Event(Event::Exit(exit)) => address_of(&exit.exit),
+            _ => None,
+        });
+        events.next_back()
+    };
+    through.or_else(fault).or_else(exits)
+}
+
+fn as_walk(deed: &Deed) -> Option<&Walk> {
+    match deed {
+        Deed::Walk(walk) => Some(walk),
+        _ => None,
+    }
+}
+
+/// The linear address of the access that an exit is about.
+fn address_of(exit: &Exit) -> Option<u64> {
+    match exit.stimulus {
+        StimulusKind::ACCESS => Some(exit.access.gva),
+        StimulusKind::EXCEPTION if exit.exception.vector == Vector::PF => Some(exit.exception.payload),
+        _ => None,
+    }
+}
+
+/// Tells what a side did about an address.
+pub struct Teller {
+    pub widths: Widths,
+    /// The linear address; `None`: everything is told.
+    pub focus: Option<u64>,
+}
+
+impl Teller {
+    /// The story, line by line. `tables`: the guest's entries for the address, for a side that walked nothing.
+    pub fn tell(&self, side: &str, deeds: &[Deed], outcome: &Outcome, tables: &[Entry]) -> Story {
+        let mut lines = Vec::new();
+        let mut walks = KvmWalk::default();
+        for (n, deed) in deeds.iter().enumerate() {
+            match deed {
+                Deed::Walk(walk) if self.is_about(walk.access.gva) => lines.extend(self.silicon(walk)),
+                Deed::Event(Event::Exit(exit))
+                    if address_of(&exit.exit).is_some_and(|gva| self.is_about(gva)) =>
+                {
+                    lines.push(exit_text(&exit.exit));
+                }
+                Deed::Event(Event::Note { note, .. }) => {
+                    self.note(note, &mut walks, &mut lines);
+                    continue;
+                }
+                Deed::Fault(fault) if !taken(&deeds[n + 1..]) && self.is_about(fault.payload) => {
+                    lines.push("silicon delivers it to the guest, without an exit".to_owned());
+                }
+                _ => {}
+            }
+        }
+        lines.extend(walks.finish(self.widths));
+        if lines.is_empty() && !tables.is_empty() {
+            lines.push("no walk: a translation made earlier is used; the guest's tables hold".to_owned());
+            lines.extend(walk::lines(tables, Walker::Silicon, self.widths, None));
+        }
+        Story { side: side.to_owned(), lines, outcome: outcome.to_string() }
+    }
+
+    fn is_about(&self, gva: u64) -> bool {
+        self.focus.is_none_or(|focus| focus >> PAGE_SHIFT == gva >> PAGE_SHIFT)
+    }
+
+    fn silicon(&self, walk: &Walk) -> Vec<String> {
+        let (access, widths) = (&walk.access, self.widths);
+        let who = if access.user { "user" } else { "supervisor" };
+        let what = format!("{who} {} of {:#x}", access.kind, access.gva);
+        if walk.entries.is_empty() {
+            return vec![format!("silicon walks tables of KVM's for a {what}: {}", verdict(walk))];
+        }
+        let mut lines = vec![format!(
+            "silicon walks the guest's tables with the host's {} bits for a {what}",
+            widths.host
+        )];
+        let fault = (walk.verdict == Verdict::FAULT && walk.fault.vector == Vector::PF)
+            .then(|| PageFaultError::from_bits(walk.fault.error_code));
+        lines.extend(walk::lines(&walk.entries, Walker::Silicon, widths, fault));
+        lines.push(format!("  {}", verdict(walk)));
+        lines
+    }
+
+    fn note(&self, note: &Note, walks: &mut KvmWalk, lines: &mut Vec<String>) {
+        match *note {
+            Note::PagetableWalk { address, pferr } => {
+                lines.extend(walks.finish(self.widths));
+                if self.is_about(address) {
+                    *walks = KvmWalk { address: Some((address, pferr)), ..KvmWalk::default() };
+                }
+            }
+            Note::PagingElement { pte, level } => {
+                walks.entries.push(Entry { level, gpa: None, before: pte, after: pte });
+            }
+            Note::WalkerError { pferr } => {
+                walks.fault = Some(PageFaultError::from_bits(pferr));
+                lines.extend(walks.finish(self.widths));
+            }
+            Note::SetAccessed { .. } | Note::SetDirty { .. } => {}
+            Note::Mmio { gpa, value, kind, .. } => {
+                lines.extend(walks.finish(self.widths));
+                /// `kvm_mmio`: a write.
+                const WRITE: u8 = 2;
+                /// And the question of a read, whose answer follows.
+                const UNSATISFIED_READ: u8 = 0;
+                let word = if kind == WRITE { "write of" } else { "read, which gives" };
+                if kind != UNSATISFIED_READ {
+                    lines.push(format!("KVM makes it a device's: at {gpa:#x} a {word} {value:#x}"));
+                }
+            }
+            Note::InjException { vector, has_error, error_code, reinjected: false } => {
+                lines.extend(walks.finish(self.widths));
+                let code = if has_error { format!(" ({error_code:#x})") } else { String::new() };
+                lines.push(format!("KVM injects {vector}{code}"));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn verdict(walk: &Walk) -> String {
+    match (walk.verdict, walk.gpa) {
+        (Verdict::NATIVE, Some(gpa)) => format!("found: page {gpa:#x}"),
+        (Verdict::FAULT, _) => format!("{} ({:#x})", walk.fault.vector, walk.fault.error_code),
+        _ => "an exit".to_owned(),
+    }
+}
+
+fn exit_text(exit: &Exit) -> String {
+    let details = match (exit.isa, exit.stimulus) {
+        (_, StimulusKind::EXCEPTION) => format!("error code {:#x}", exit.exception.error_code),
+        (Isa::VMX, _) => format!("qualification {:#x}, guest physical address {:#x}", exit.info1, exit.gpa),
+        _ => format!("info1 {:#x}, info2 {:#x}", exit.info1, exit.info2),
+    };
+    format!("exit {}: {details}", text::reason(exit))
+}
+
+/// A walk of KVM's, as its tracepoints tell it.
+#[derive(Default)]
+struct KvmWalk {
+    address: Option<(u64, u32)>,
+    entries: Vec<Entry>,
+    fault: Option<PageFaultError>,
+}
+
+impl KvmWalk {
+    /// The lines of the walk so far, if it is one that is told.
+    fn finish(&mut self, widths: Widths) -> Vec<String> {
+        let walk = std::mem::take(self);
+        let Some((address, pferr)) = walk.address else { return Vec::new() };
+        let error = PageFaultError::from_bits(pferr);
+        let kind = match (error.w(), error.i()) {
+            (true, _) => AccessKind::WRITE,
+            (_, true) => AccessKind::FETCH,
+            _ => AccessKind::READ,
+        };
+        let who = if error.u() { "user" } else { "supervisor" };
+        let width = widths.guest;
+        let mut lines = vec![format!(
+            "KVM walks the guest's tables with the guest's {width} bits for a {who} {kind} of {address:#x}"
+        )];
+        lines.extend(walk::lines(&walk.entries, Walker::Kvm, widths, walk.fault));
+        if let Some(fault) = walk.fault {
+            lines.push(format!("  #PF ({:#x})", fault.into_bits()));
+        }
+        lines
+    }
+}

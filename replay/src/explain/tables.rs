@@ -1,0 +1,52 @@
+//! The guest's paging entries for an address, as memory holds them: for a side that walked nothing, because it had a
+//! translation already. Nothing is judged here.
+
+use crate::witness::Entry;
+use vmtape_arch::{PAGE_SHIFT, paging::Pte, vcpu::VcpuState};
+use vmtape_machine::Machine;
+
+/// One level of a paging mode: its number, and the bits of an address that select an entry.
+type Level = (u8, u32, u32);
+
+/// Levels from the root down, with the size of an entry.
+fn levels(state: &VcpuState) -> (&'static [Level], u64) {
+    const LEVEL5: [Level; 5] = [(5, 48, 9), (4, 39, 9), (3, 30, 9), (2, 21, 9), (1, 12, 9)];
+    const PAE: [Level; 3] = [(3, 30, 2), (2, 21, 9), (1, 12, 9)];
+    const TWO: [Level; 2] = [(2, 22, 10), (1, 12, 10)];
+    match (state.cr0().pg(), state.efer().lma(), state.cr4().la57(), state.cr4().pae()) {
+        (false, ..) => (&[], 8),
+        (_, true, true, _) => (&LEVEL5, 8),
+        (_, true, false, _) => (&LEVEL5[1..], 8),
+        (.., true) => (&PAE, 8),
+        _ => (&TWO, 4),
+    }
+}
+
+/// The entries from the root down to the first one that leads nowhere.
+pub fn entries(machine: &Machine, state: &VcpuState, gva: u64) -> Vec<Entry> {
+    let (levels, size) = levels(state);
+    let mut found = Vec::new();
+    // CR3 in PAE mode is aligned to 32 bytes; its other low bits are flags or a PCID.
+    let mut table = match size == 8 && levels.len() == 3 {
+        true => state.cr3 & 0xffff_ffe0,
+        false => Pte::from_bits(state.cr3).address(),
+    };
+    for &(level, shift, bits) in levels {
+        let gpa = table + (gva >> shift & ((1 << bits) - 1)) * size;
+        let Some(value) = read(machine, gpa, size) else { break };
+        found.push(Entry { level, gpa: Some(gpa), before: value, after: value });
+        let pte = Pte::from_bits(value);
+        if !pte.p() || pte.ps() && level > 1 {
+            break;
+        }
+        table = pte.address() & (u64::MAX >> if size == 4 { 32 } else { 0 });
+    }
+    found
+}
+
+fn read(machine: &Machine, gpa: u64, size: u64) -> Option<u64> {
+    let memory = machine.memory();
+    let hpa = memory.hpa(gpa >> PAGE_SHIFT << PAGE_SHIFT)? + gpa % (1 << PAGE_SHIFT);
+    let mut bytes = [0; 8];
+    memory.ram().read(hpa, &mut bytes[..size as usize]).then(|| u64::from_le_bytes(bytes))
+}

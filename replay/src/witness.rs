@@ -1,0 +1,366 @@
+//! A backend that is watched: what crosses its boundary is written down, in order with what the recorder hears; walks of
+//! the guest's tables that lead to no exit, and exceptions that silicon gives the guest itself, stand nowhere else.
+
+use std::{cell::RefCell, rc::Rc};
+use vmtape_abi::{
+    Backend, BusOp, EmulateRequest, Emulated, EmulatorMmu, Errno, FlushScope, Host, MemoryRegion,
+};
+use vmtape_arch::{
+    access::{Access, Answer, Verdict},
+    cpuid::CpuidEntry,
+    event::Event as GuestEvent,
+    exception::Exception,
+    exit::{Exit, Resume, StimulusKind},
+    note::{Note, NoteKind},
+    sensitive::Sensitive,
+    vcpu::VcpuState,
+};
+use vmtape_traces::{Event, ExitGroup};
+
+/// Something that crossed the boundary.
+#[derive(Clone, Debug)]
+pub enum Deed {
+    /// Silicon was asked to translate an access.
+    Walk(Box<Walk>),
+    /// Silicon gives the guest an exception; an exit that follows at once takes it away again.
+    Fault(Exception),
+    /// What the next entry delivers, with the value of CR2.
+    Inject(GuestEvent, u64),
+    /// What the recorder heard: exits, notes, ends of handling.
+    Event(Event),
+}
+
+impl Deed {
+    /// What a tape tells of an exit. The silicon's walk is on it only where it led to the exit.
+    pub fn of(group: &ExitGroup) -> Vec<Self> {
+        let exit = &group.exit.exit;
+        let steps: Vec<_> = group.before.iter().filter_map(Entry::of).collect();
+        let walk = (exit.stimulus == StimulusKind::ACCESS).then(|| Walk {
+            access: exit.access,
+            entries: steps,
+            verdict: Verdict::EXIT,
+            gpa: None,
+            fault: Exception::default(),
+        });
+        let vcpu = group.exit.vcpu;
+        let walk = walk.map(|walk| Self::Walk(Box::new(walk)));
+        let notes = group.notes.iter().map(|note| Self::Event(Event::Note { vcpu, note: *note }));
+        let resume = group.resume.map(|resume| Self::Event(Event::Resume { vcpu, resume }));
+        let exit = Self::Event(Event::Exit(Box::new(group.exit.clone())));
+        walk.into_iter().chain([exit]).chain(notes).chain(resume).collect()
+    }
+}
+
+/// A walk of the guest's tables by silicon.
+#[derive(Clone, Debug)]
+pub struct Walk {
+    pub access: Access,
+    /// The entries that it read, in order.
+    pub entries: Vec<Entry>,
+    pub verdict: Verdict,
+    /// The guest physical address that it found, if it found one.
+    pub gpa: Option<u64>,
+    pub fault: Exception,
+}
+
+/// A paging entry of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub level: u8,
+    pub gpa: Option<u64>,
+    pub before: u64,
+    pub after: u64,
+}
+
+impl Entry {
+    fn of(note: &Note) -> Option<Self> {
+        match *note {
+            Note::SiliconStep { gpa, before, after, level } => {
+                Some(Self { level, gpa: Some(gpa), before, after })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The level of the first entry that a walk reads: PAE's four pointers are cached. Zero without paging.
+pub fn top_level(state: &VcpuState) -> u8 {
+    match (state.cr0().pg(), state.efer().lma(), state.cr4().la57()) {
+        (false, ..) => 0,
+        (_, true, true) => 5,
+        (_, true, false) => 4,
+        _ => 2,
+    }
+}
+
+/// What was written down, shared with whoever asks.
+#[derive(Clone, Default)]
+pub struct Log(Rc<RefCell<Book>>);
+
+#[derive(Default)]
+struct Book {
+    on: bool,
+    deeds: Vec<Deed>,
+}
+
+impl Log {
+    pub fn push(&self, deed: Deed) {
+        let mut book = self.0.borrow_mut();
+        if book.on {
+            book.deeds.push(deed);
+        }
+    }
+
+    /// Writes down from here on, or no longer.
+    pub fn switch(&self, on: bool) {
+        self.0.borrow_mut().on = on;
+    }
+
+    /// What was written down since the last call.
+    pub fn take(&self) -> Vec<Deed> {
+        std::mem::take(&mut self.0.borrow_mut().deeds)
+    }
+}
+
+/// The watched backend.
+pub struct Watched {
+    inner: Box<dyn Backend>,
+    log: Log,
+    slots: Vec<MemoryRegion>,
+}
+
+fn gpa_of(slots: &[MemoryRegion], hpa: u64) -> Option<u64> {
+    let slot = slots.iter().find(|slot| (slot.hpa..slot.hpa + slot.size).contains(&hpa))?;
+    Some(slot.gpa + (hpa - slot.hpa))
+}
+
+impl Watched {
+    pub fn new(inner: Box<dyn Backend>, log: Log) -> Self {
+        Self { inner, log, slots: Vec::new() }
+    }
+}
+
+/// The host as the watched backend sees it.
+struct WatchedHost<'a> {
+    inner: &'a mut dyn Host,
+    /// Host physical addresses of what silicon reads, with the values before and after.
+    reads: Vec<(u64, u64, u64)>,
+}
+
+impl Host for WatchedHost<'_> {
+    fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
+        let done = self.inner.read(hpa, buf);
+        if done && matches!(buf.len(), 4 | 8) {
+            let mut word = [0; 8];
+            word[..buf.len()].copy_from_slice(buf);
+            let value = u64::from_le_bytes(word);
+            self.reads.push((hpa, value, value));
+        }
+        done
+    }
+
+    fn write(&mut self, hpa: u64, data: &[u8]) -> bool {
+        self.inner.write(hpa, data)
+    }
+
+    fn cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> Option<bool> {
+        let done = self.inner.cmpxchg(hpa, old, new, size);
+        if done == Some(true)
+            && let Some((.., after)) = self.reads.iter_mut().rev().find(|(read, ..)| *read == hpa)
+        {
+            *after = new;
+        }
+        done
+    }
+
+    fn flush_tlb(&mut self, vcpu: u32, scope: FlushScope, address: u64) {
+        self.inner.flush_tlb(vcpu, scope, address);
+    }
+
+    fn emulate(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        request: &EmulateRequest,
+        mmu: &mut dyn EmulatorMmu,
+    ) -> Emulated {
+        self.inner.emulate(vcpu, state, request, mmu)
+    }
+
+    fn bus(&mut self, vcpu: u32, op: &mut BusOp) -> bool {
+        self.inner.bus(vcpu, op)
+    }
+
+    fn interrupt(&mut self, vcpu: u32, ack: bool) -> Option<u8> {
+        self.inner.interrupt(vcpu, ack)
+    }
+
+    fn nmi(&mut self, vcpu: u32, ack: bool) -> bool {
+        self.inner.nmi(vcpu, ack)
+    }
+
+    fn note(&mut self, vcpu: u32, note: Note) {
+        self.inner.note(vcpu, note);
+    }
+
+    fn wants(&self, kind: NoteKind) -> bool {
+        self.inner.wants(kind)
+    }
+
+    fn log(&mut self, level: u32, text: &str) {
+        self.inner.log(level, text);
+    }
+
+    fn fault_point(&mut self, vcpu: u32, id: u32) -> Option<u64> {
+        self.inner.fault_point(vcpu, id)
+    }
+}
+
+impl Backend for Watched {
+    fn resolved(&self) -> Vec<(String, String)> {
+        self.inner.resolved()
+    }
+
+    fn check_extension(&self, cap: u32) -> i64 {
+        self.inner.check_extension(cap)
+    }
+
+    fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry> {
+        self.inner.supported_cpuid(silicon)
+    }
+
+    fn set_memory_region(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno> {
+        self.inner.set_memory_region(region, host)?;
+        self.slots.retain(|slot| slot.slot != region.slot);
+        if region.size != 0 {
+            self.slots.push(*region);
+        }
+        Ok(())
+    }
+
+    fn create_vcpu(&mut self, vcpu: u32) -> Result<(), Errno> {
+        self.inner.create_vcpu(vcpu)
+    }
+
+    fn set_cpuid(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        entries: &[CpuidEntry],
+        host: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        self.inner.set_cpuid(vcpu, state, entries, host)
+    }
+
+    fn get_cpuid(&self, vcpu: u32) -> Vec<CpuidEntry> {
+        self.inner.get_cpuid(vcpu)
+    }
+
+    fn get_msr(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        index: u32,
+        host: &mut dyn Host,
+    ) -> Result<u64, Errno> {
+        self.inner.get_msr(vcpu, state, index, host)
+    }
+
+    fn set_msr(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        index: u32,
+        data: u64,
+        host: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        self.inner.set_msr(vcpu, state, index, data, host)
+    }
+
+    fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) {
+        self.inner.state_changed(vcpu, state, host);
+    }
+
+    fn save(&self) -> Vec<u8> {
+        self.inner.save()
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Result<(), Errno> {
+        self.inner.restore(saved)
+    }
+
+    fn access(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        access: &Access,
+        host: &mut dyn Host,
+        exit: &mut Exit,
+    ) -> Answer {
+        let mut host = WatchedHost { inner: host, reads: Vec::new() };
+        let answer = self.inner.access(vcpu, state, access, &mut host, exit);
+        let mapped = answer.verdict == Verdict::NATIVE;
+        let top = top_level(state);
+        let entry = |(n, (hpa, before, after)): (u8, (u64, u64, u64))| Entry {
+            level: top.saturating_sub(n).max(1),
+            gpa: gpa_of(&self.slots, hpa),
+            before,
+            after,
+        };
+        let entries = (0..).zip(host.reads).map(entry).collect();
+        self.log.push(Deed::Walk(Box::new(Walk {
+            access: *access,
+            entries,
+            verdict: answer.verdict,
+            gpa: mapped.then_some(answer.mapping.gpa),
+            fault: answer.fault,
+        })));
+        if answer.verdict == Verdict::FAULT {
+            self.log.push(Deed::Fault(answer.fault));
+        }
+        answer
+    }
+
+    fn sensitive(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        insn: &Sensitive,
+        host: &mut dyn Host,
+        exit: &mut Exit,
+        fault: &mut Exception,
+    ) -> Verdict {
+        let verdict = self.inner.sensitive(vcpu, state, insn, host, exit, fault);
+        if verdict == Verdict::FAULT {
+            self.log.push(Deed::Fault(*fault));
+        }
+        verdict
+    }
+
+    fn exception(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        exception: &Exception,
+        host: &mut dyn Host,
+        exit: &mut Exit,
+    ) -> Verdict {
+        let verdict = self.inner.exception(vcpu, state, exception, host, exit);
+        if verdict == Verdict::NATIVE {
+            self.log.push(Deed::Fault(*exception));
+        }
+        verdict
+    }
+
+    fn enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Resume {
+        let resume = self.inner.enter(vcpu, state, host);
+        if state.inject.valid {
+            self.log.push(Deed::Inject(state.inject, state.cr2));
+        }
+        resume
+    }
+
+    fn handle_exit(&mut self, vcpu: u32, state: &mut VcpuState, exit: &Exit, host: &mut dyn Host) -> Resume {
+        self.inner.handle_exit(vcpu, state, exit, host)
+    }
+}
