@@ -3,7 +3,7 @@
 
 use std::{cell::RefCell, rc::Rc};
 use vmtape_abi::{
-    Backend, BusOp, EmulateRequest, Emulated, EmulatorMmu, Errno, FlushScope, Host, MemoryRegion,
+    Backend, BusOp, EmulateRequest, Emulated, EmulatorMmu, Errno, FlushScope, Host, MemoryRegion, Query,
 };
 use vmtape_arch::{
     access::{Access, Answer, Verdict},
@@ -223,6 +223,10 @@ impl Backend for Watched {
 
     fn check_extension(&self, cap: u32) -> i64 {
         self.inner.check_extension(cap)
+    }
+
+    fn query(&self, vcpu: u32, what: Query) -> Result<u64, Errno> {
+        self.inner.query(vcpu, what)
     }
 
     fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry> {
