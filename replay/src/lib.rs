@@ -3,6 +3,7 @@
 pub mod across;
 pub mod bisect;
 pub mod causes;
+pub mod check;
 mod error;
 pub mod exempt;
 pub mod exits;

@@ -1,0 +1,107 @@
+//! What a check finds, and what would help.
+
+use super::footprint::Place;
+use serde::Serialize;
+use std::fmt;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// Nothing on this tape shows that the guest minds, but another guest, or this one later, might.
+    Caution,
+    /// The guest sees it.
+    Breaks,
+    /// The guest cannot be there at all.
+    Refuses,
+}
+
+/// What a finding is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Subject {
+    /// MAXPHYADDR of the guest, against what the host gives.
+    Width,
+    /// A memory slot that the host or the guest does not reach.
+    Slot,
+    /// What the levels of the host's page tables reach (GuestPhysBits).
+    Mappable,
+    /// Bits that are reserved for the guest and not for the host.
+    ReservedBits,
+    /// What CPUID promises and the host does not have.
+    Feature,
+    /// Extended state that the host cannot save and restore.
+    State,
+    /// Addresses that devices cannot reach.
+    Iommu,
+    Vendor,
+    /// Nested virtualization, which is not judged.
+    Nested,
+    /// What running the guest there showed.
+    Replay,
+}
+
+/// A setting that takes a finding away.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pin {
+    /// The guest's MAXPHYADDR, no more than this.
+    PhysBits(u8),
+    /// The guest's MAXPHYADDR, no less than this.
+    AtLeastPhysBits(u8),
+    /// The guest's GuestPhysBits, no more than this.
+    GuestPhysBits(u8),
+    /// Without a CPUID feature, by QEMU's name.
+    Without(String),
+    /// KVM on this host has to hide its width from narrower guests (KVM_CAP_SMALLER_MAXPHYADDR).
+    HideWidth(String),
+}
+
+/// One thing that a check found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    pub severity: Severity,
+    pub subject: Subject,
+    pub sentence: String,
+    /// The address, entry, or slot that breaks first.
+    pub place: Option<Place>,
+    /// The first exit that shows it or would differ.
+    pub exit: Option<u64>,
+    pub pin: Option<Pin>,
+    pub source: &'static str,
+}
+
+impl Finding {
+    pub fn new(
+        severity: Severity,
+        subject: Subject,
+        sentence: impl Into<String>,
+        source: &'static str,
+    ) -> Self {
+        Self { severity, subject, sentence: sentence.into(), place: None, exit: None, pin: None, source }
+    }
+
+    /// With the place that breaks first, whose exit is the finding's.
+    pub fn at(self, place: Option<&Place>) -> Self {
+        Self { place: place.cloned(), exit: place.and_then(|place| place.exit).or(self.exit), ..self }
+    }
+
+    pub fn at_exit(self, exit: Option<u64>) -> Self {
+        Self { exit, ..self }
+    }
+
+    pub fn pin(self, pin: Pin) -> Self {
+        Self { pin: Some(pin), ..self }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.sentence)?;
+        match (&self.place, self.exit) {
+            (Some(place), _) => write!(f, "; first: {place}"),
+            (None, Some(exit)) => write!(f, "; first at exit {exit}"),
+            (None, None) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! What a tape shows of the addresses and features that its guest uses.
+
+use super::tables::{self, Entry};
+use crate::{
+    Error,
+    player::{Create, Player},
+    spec,
+};
+use serde::Serialize;
+use std::{collections::BTreeMap, fmt};
+use vmtape_arch::{
+    cpuid::{CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry},
+    note::Note,
+    paging::Pte,
+};
+use vmtape_machine::MachineSpec;
+use vmtape_traces::{Event, ExitGroup, Exits, Tape, event::Control};
+
+/// What kind of thing an address stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A paging entry of the guest.
+    Entry,
+    /// A device's registers, or nothing: no memory slot is there.
+    Device,
+    /// A memory slot.
+    Slot,
+}
+
+/// Something with an address, and where the tape shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Place {
+    pub kind: Kind,
+    /// The last address that belongs to it: what a width has to reach.
+    pub address: u64,
+    /// Of an entry: its level and value, and where it stands, if that is known. Of a slot: where it begins.
+    pub level: Option<u8>,
+    pub value: Option<u64>,
+    pub at: Option<u64>,
+    /// The first exit that shows it; `None`: the state at the end of the tape.
+    pub exit: Option<u64>,
+}
+
+impl Place {
+    /// Address bits that it needs.
+    pub fn bits(&self) -> u8 {
+        (u64::BITS - self.address.leading_zeros()) as u8
+    }
+
+    pub fn entry(entry: Entry, exit: Option<u64>) -> Self {
+        Self {
+            kind: Kind::Entry,
+            address: Pte::from_bits(entry.value).address(),
+            level: Some(entry.level),
+            value: Some(entry.value),
+            at: Some(entry.at),
+            exit,
+        }
+    }
+
+    fn device(gpa: u64, exit: u64) -> Self {
+        Self { kind: Kind::Device, address: gpa, level: None, value: None, at: None, exit: Some(exit) }
+    }
+
+    fn slot(gpa: u64, size: u64) -> Self {
+        let last = gpa + size.saturating_sub(1);
+        Self { kind: Kind::Slot, address: last, level: None, value: None, at: Some(gpa), exit: None }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            Kind::Entry => {
+                write!(f, "the level {} paging entry", self.level.unwrap_or(0))?;
+                if let Some(at) = self.at {
+                    write!(f, " at {at:#x}")?;
+                }
+                write!(f, " ({:#x})", self.value.unwrap_or(self.address))?;
+            }
+            Kind::Device => write!(f, "the device address (BAR) {:#x}", self.address)?,
+            Kind::Slot => write!(f, "the memory slot {:#x}-{:#x}", self.at.unwrap_or(0), self.address)?,
+        }
+        match (self.kind, self.exit) {
+            (_, Some(exit)) => write!(f, ", first seen at exit {exit}"),
+            (Kind::Slot, None) => Ok(()),
+            (_, None) => f.write_str(", there at the end of the tape"),
+        }
+    }
+}
+
+/// The first place for every number of address bits that is needed.
+#[derive(Clone, Debug, Default)]
+pub struct Reach(BTreeMap<u8, Place>);
+
+impl Reach {
+    pub fn add(&mut self, place: Place) {
+        let order = |place: &Place| place.exit.unwrap_or(u64::MAX);
+        let known = self.0.entry(place.bits()).or_insert_with(|| place.clone());
+        // An entry is better known where its own address is.
+        if order(&place) < order(known) || (known.at.is_none() && place.at.is_some()) {
+            *known = Place { exit: known.exit.or(place.exit), ..place };
+        }
+    }
+
+    /// The first place that addresses of so many bits do not reach.
+    pub fn beyond(&self, bits: u8) -> Option<&Place> {
+        let places = self.0.range(bits.saturating_add(1)..).map(|(_, place)| place);
+        places.min_by_key(|place| place.exit.unwrap_or(u64::MAX))
+    }
+
+    /// Address bits that everything needs.
+    pub fn bits(&self) -> u8 {
+        self.0.last_key_value().map_or(0, |(bits, _)| *bits)
+    }
+}
+
+/// The guest of a tape, as far as other hosts matter.
+#[derive(Clone, Debug, Default)]
+pub struct Footprint {
+    pub exits: u64,
+    pub entries: Reach,
+    pub devices: Reach,
+    pub slots: Reach,
+    /// CPUID leaves (with their index) that the guest has read, and the first exit at which it did.
+    pub cpuid: BTreeMap<(u32, u32), u64>,
+    /// Model-specific registers that it has read.
+    pub msrs: BTreeMap<u32, u64>,
+    /// The extended state components that it has enabled (XCR0), by the end.
+    pub xcr0: u64,
+    /// Values that it has written to CR4, together.
+    pub cr4: u64,
+}
+
+impl Footprint {
+    /// Reads the tape, and runs it once more for the state at its end.
+    pub fn of(tape: &Tape, machine: &MachineSpec, create: Create) -> Result<Self, Error> {
+        let mut footprint = Self::default();
+        let mut exits = Exits::new(tape.events(), 0);
+        while let Some(group) = exits.next().transpose()? {
+            footprint.group(&group);
+            exits.other.drain(..).for_each(|event| footprint.event(&event));
+        }
+        exits.other.drain(..).for_each(|event| footprint.event(&event));
+        let mut player =
+            Player::new(machine.clone(), Box::new(spec::inputs(tape)?), spec::budget(tape), create, false)?;
+        while player.end.is_none() {
+            player.advance(u64::MAX, u64::MAX)?;
+        }
+        for slot in player.machine.memory().slots() {
+            footprint.slots.add(Place::slot(slot.gpa, slot.size));
+        }
+        for vcpu in 0..machine.vcpus {
+            footprint.xcr0 |= player.machine.state(vcpu).map_or(0, |state| state.xcr0);
+            tables::scan(&player.machine, vcpu, &mut |entry| {
+                footprint.entries.add(Place::entry(entry, None));
+            });
+        }
+        Ok(footprint)
+    }
+
+    /// The first exit at which the guest has read an entry of its CPUID table.
+    pub fn read_at(&self, entry: &CpuidEntry) -> Option<u64> {
+        if entry.flags & CPUID_FLAG_SIGNIFICANT_INDEX != 0 {
+            return self.cpuid.get(&(entry.function, entry.index)).copied();
+        }
+        self.cpuid.range((entry.function, 0)..=(entry.function, u32::MAX)).map(|(_, exit)| *exit).min()
+    }
+
+    fn event(&mut self, event: &Event) {
+        if let Event::Control { control: Control::SetMemoryRegion { gpa, size, result, .. }, .. } = event
+            && *size > 0
+            && *result == 0
+        {
+            self.slots.add(Place::slot(*gpa, *size));
+        }
+    }
+
+    fn group(&mut self, group: &ExitGroup) {
+        let exit = group.number;
+        self.exits = exit + 1;
+        for note in group.before.iter().chain(&group.notes) {
+            match *note {
+                Note::SiliconStep { gpa, before, level, .. } => {
+                    self.step(Entry { level, at: gpa, value: before }, exit);
+                }
+                Note::PagingElement { pte, level } if Pte::from_bits(pte).p() => {
+                    let entry = Entry { level, at: 0, value: pte };
+                    self.entries.add(Place { at: None, ..Place::entry(entry, Some(exit)) });
+                }
+                Note::Mmio { gpa, .. } => self.devices.add(Place::device(gpa, exit)),
+                Note::Cpuid { function, index, .. } => {
+                    self.cpuid.entry((function, index)).or_insert(exit);
+                }
+                Note::Msr { write: false, index, .. } => {
+                    self.msrs.entry(index).or_insert(exit);
+                }
+                Note::Cr { write: true, number: 4, value } => self.cr4 |= value,
+                _ => {}
+            }
+        }
+    }
+
+    fn step(&mut self, entry: Entry, exit: u64) {
+        if Pte::from_bits(entry.value).p() {
+            self.entries.add(Place::entry(entry, Some(exit)));
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! May a guest move to another host? From its tape and the passport of that host.
+//!
+//! Two kinds of evidence make a verdict. What the tape shows of the guest (addresses in its paging entries, of its devices
+//! and memory slots, the CPUID leaves that it read) is held against what the host has ([`rules`]). And the guest is run
+//! again on the host's silicon, backend and profile, beside the tape's own machine ([`rerun`]). A refusal is no more than
+//! the first kind; that nothing breaks is said only after the second.
+
+pub mod finding;
+pub mod footprint;
+pub mod pins;
+pub mod rerun;
+pub mod rules;
+pub mod tables;
+
+use crate::{Error, Report, player::Create};
+use finding::{Finding, Severity};
+use footprint::Footprint;
+use serde::Serialize;
+use vmtape_abi::Description;
+use vmtape_arch::cpuid::CpuidEntry;
+use vmtape_machine::{MachineSpec, Passport};
+use vmtape_traces::Tape;
+
+/// The guest and what its tape shows.
+pub struct Guest<'a> {
+    pub tape: &'a Tape,
+    pub machine: MachineSpec,
+    pub footprint: Footprint,
+    /// What KVM_GET_SUPPORTED_CPUID says where it was recorded.
+    pub supported: Vec<CpuidEntry>,
+    pub plugin: &'a Description,
+    /// It has an assigned device: all its memory and BARs are mapped for DMA.
+    pub assigned_device: bool,
+}
+
+/// A host that the guest is to move to.
+pub struct Host<'a> {
+    pub passport: &'a Passport,
+    /// The guest's machine there, with its own CPUID.
+    pub machine: MachineSpec,
+    /// What KVM_GET_SUPPORTED_CPUID says there.
+    pub supported: Vec<CpuidEntry>,
+    /// KVM_CAP_SMALLER_MAXPHYADDR: a narrower guest gets its own reserved bits.
+    pub hides_width: bool,
+    pub plugin: &'a Description,
+}
+
+/// The answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    Safe,
+    /// The guest would see a difference.
+    Unsafe,
+    /// The guest cannot be there: it is wider than the host.
+    Refused,
+}
+
+impl Verdict {
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Safe => "safe",
+            Self::Unsafe => "unsafe",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// What is to be said of one host.
+#[derive(Clone, Debug, Serialize)]
+pub struct Assessment {
+    pub host: String,
+    /// Backend, silicon and profile that the guest ran on.
+    pub machine: String,
+    pub verdict: Verdict,
+    /// Why, in one sentence.
+    pub reason: String,
+    /// The first exit that would differ, on the tape's side.
+    pub exit: Option<u64>,
+    /// The worst first.
+    pub findings: Vec<Finding>,
+    /// The comparison with the guest's run on that host.
+    pub replay: Option<Report>,
+}
+
+/// Gives the verdict. `reproduce` is the command that shows the comparison again.
+pub fn check(
+    guest: &Guest,
+    host: &Host,
+    create: Create,
+    reproduce: &str,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Assessment, Error> {
+    let mut findings = rules::findings(guest, host);
+    let replay = match rerun::run(guest, host, create, reproduce, progress) {
+        Ok(ran) => {
+            findings.extend(ran.findings);
+            Some(ran.report)
+        }
+        Err(Error::Machine(cause @ vmtape_machine::Error::Backend { .. })) => {
+            findings.push(rerun::refused(&cause));
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    let verdict = match findings.first().map(|finding| finding.severity) {
+        Some(Severity::Refuses) => Verdict::Refused,
+        Some(Severity::Breaks) => Verdict::Unsafe,
+        _ => Verdict::Safe,
+    };
+    let worst = findings.first().filter(|_| verdict != Verdict::Safe);
+    let reason = match (worst, &replay) {
+        (Some(finding), _) => finding.to_string(),
+        (None, Some(report)) => format!("the same there, {} instructions long", report.compared.instructions),
+        (None, None) => String::new(),
+    };
+    let differs = findings.iter().find(|finding| finding.subject == finding::Subject::Replay);
+    Ok(Assessment {
+        host: host.passport.name.clone(),
+        machine: machine_text(&host.machine),
+        verdict,
+        reason,
+        exit: differs.and_then(|finding| finding.exit).or(worst.and_then(|finding| finding.exit)),
+        findings,
+        replay,
+    })
+}
+
+/// A machine in a few words.
+pub fn machine_text(machine: &MachineSpec) -> String {
+    let profile = machine.options.iter().find(|(key, _)| key == crate::spec::PROFILE);
+    let profile = profile.map_or(String::new(), |(_, value)| format!(", {value}"));
+    format!("{} on {}{profile}", machine.backend, machine.host)
+}

@@ -1,0 +1,119 @@
+//! The settings with which a guest may live on all of some hosts.
+
+use super::finding::{Finding, Pin};
+use serde::Serialize;
+use std::collections::BTreeSet;
+
+/// What to give the guest, and what to set on hosts. `None` and empty: as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Pins {
+    pub phys_bits: Option<u8>,
+    pub guest_phys_bits: Option<u8>,
+    /// Features to switch off, by QEMU's names.
+    pub without: BTreeSet<String>,
+    /// Hosts whose KVM has to hide its width.
+    pub hide_width: BTreeSet<String>,
+    /// What cannot be had, in words.
+    pub conflicts: Vec<String>,
+}
+
+impl Pins {
+    /// The settings that take all these findings away.
+    pub fn of<'f>(findings: impl IntoIterator<Item = &'f Finding>) -> Self {
+        let mut pins = Self::default();
+        let mut at_least = 0;
+        let lower = |known: &mut Option<u8>, bits: u8| *known = Some(known.map_or(bits, |k| k.min(bits)));
+        for pin in findings.into_iter().filter_map(|finding| finding.pin.as_ref()) {
+            match pin {
+                Pin::PhysBits(bits) => lower(&mut pins.phys_bits, *bits),
+                Pin::AtLeastPhysBits(bits) => at_least = at_least.max(*bits),
+                Pin::GuestPhysBits(bits) => lower(&mut pins.guest_phys_bits, *bits),
+                Pin::Without(name) => {
+                    pins.without.insert(name.clone());
+                }
+                Pin::HideWidth(host) => {
+                    pins.hide_width.insert(host.clone());
+                }
+            }
+        }
+        pins.reach(at_least);
+        pins
+    }
+
+    /// The guest needs so many bits, whatever the hosts allow.
+    fn reach(&mut self, at_least: u8) {
+        match self.phys_bits {
+            Some(most) if at_least > most => self.conflicts.push(format!(
+                "the guest's memory or BARs need {at_least} physical address bits, the hosts allow {most}: no width fits; \
+                 move what is up there, or leave hosts out"
+            )),
+            None if at_least > 0 => self.phys_bits = Some(at_least),
+            _ => {}
+        }
+        // No address that is legal for the guest may be promised beyond its own width.
+        if let (Some(width), Some(mappable)) = (self.phys_bits, &mut self.guest_phys_bits) {
+            *mappable = width.min(*mappable);
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// For QEMU's `-cpu`, behind the model's name.
+    pub fn qemu(&self) -> String {
+        let width = self.phys_bits.map(|bits| format!("host-phys-bits=off,phys-bits={bits}"));
+        let mappable = self.guest_phys_bits.map(|bits| format!("guest-phys-bits={bits}"));
+        let without = self.without.iter().map(|name| format!("-{name}"));
+        width.into_iter().chain(mappable).chain(without).collect::<Vec<_>>().join(",")
+    }
+
+    /// As [`Pins::qemu`], in the words of this program's `--cpu`: what it knows of them.
+    pub fn model(&self, known: impl Fn(&str) -> bool) -> String {
+        let without = self.without.iter().filter(|name| known(name)).cloned().collect();
+        Self { without, ..self.clone() }.qemu()
+    }
+
+    /// Lines of libvirt's `<cpu>` element.
+    pub fn libvirt(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Some(bits) = self.phys_bits {
+            lines.push(format!("<maxphysaddr mode='emulate' bits='{bits}'/>"));
+        }
+        lines.extend(self.without.iter().map(|name| format!("<feature policy='disable' name='{name}'/>")));
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::finding::{Severity, Subject};
+
+    fn findings(pins: &[Pin]) -> Vec<Finding> {
+        let finding = || Finding::new(Severity::Caution, Subject::Width, "", "");
+        pins.iter().map(|pin| finding().pin(pin.clone())).collect()
+    }
+
+    #[test]
+    fn the_narrowest_host_decides() {
+        let pins = Pins::of(&findings(&[
+            Pin::PhysBits(46),
+            Pin::PhysBits(39),
+            Pin::GuestPhysBits(48),
+            Pin::Without("la57".into()),
+        ]));
+        assert_eq!(pins.qemu(), "host-phys-bits=off,phys-bits=39,guest-phys-bits=39,-la57");
+        assert_eq!(
+            pins.libvirt(),
+            ["<maxphysaddr mode='emulate' bits='39'/>", "<feature policy='disable' name='la57'/>"]
+        );
+    }
+
+    #[test]
+    fn memory_that_no_host_reaches_is_a_conflict() {
+        assert_eq!(Pins::of(&findings(&[Pin::AtLeastPhysBits(41)])).phys_bits, Some(41));
+        let torn = Pins::of(&findings(&[Pin::PhysBits(39), Pin::AtLeastPhysBits(41)]));
+        assert!(torn.conflicts[0].contains("41"), "{torn:?}");
+    }
+}

@@ -1,0 +1,204 @@
+//! The guest, run again on the host that it is to move to.
+
+use super::{
+    Guest, Host,
+    finding::{Finding, Pin, Severity, Subject},
+    footprint::{Kind, Place},
+    machine_text, rules, tables,
+};
+use crate::{
+    Error, Report,
+    across::Sides,
+    identical,
+    player::{Create, Player},
+    report::Divergence,
+    spec,
+};
+use vmtape_arch::{
+    cpuid::{CpuidEntry, find, maxphyaddr},
+    exit::StimulusKind,
+};
+use vmtape_machine::{
+    MachineSpec,
+    model::{Feature, Register},
+};
+use vmtape_traces::{Event, event::End};
+
+const SOURCE: &str = "the guest's run on that host, beside the tape's machine";
+/// Exits of context before a difference.
+const CONTEXT: usize = 3;
+
+/// What the run showed.
+pub struct Ran {
+    pub report: Report,
+    pub findings: Vec<Finding>,
+}
+
+/// A host on which the VM cannot even be built.
+pub fn refused(cause: &vmtape_machine::Error) -> Finding {
+    let sentence = format!("the VM cannot be built there: {cause}");
+    Finding::new(Severity::Refuses, Subject::Replay, sentence, SOURCE)
+}
+
+/// Runs the guest there and compares. Where the host lacks features that the guest has not asked for, it runs once more
+/// without them: a guest may use what it has not asked for.
+pub fn run(
+    guest: &Guest,
+    host: &Host,
+    create: Create,
+    reproduce: &str,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Ran, Error> {
+    let mut report = compare(guest, host, &host.machine, create, reproduce, progress)?;
+    let mut findings = Vec::new();
+    if let Some(divergence) = &mut report.divergence {
+        if maxphyaddr(&guest.machine.cpuid) > host.machine.silicon.phys_bits {
+            divergence.reproduce += " --force";
+        }
+        let place = first_place(guest, host, divergence, create)?;
+        findings.push(finding(divergence).at(place.as_ref()).at_exit(divergence.expected_exit));
+    } else {
+        let unasked = unasked(guest, host);
+        if !unasked.is_empty() {
+            let machine =
+                MachineSpec { cpuid: without(&host.machine.cpuid, &unasked), ..host.machine.clone() };
+            let bare = compare(guest, host, &machine, create, reproduce, progress)?;
+            findings.extend(bare.divergence.map(|divergence| uses(&divergence, &unasked)));
+        }
+    }
+    Ok(Ran { report, findings })
+}
+
+fn compare(
+    guest: &Guest,
+    host: &Host,
+    machine: &MachineSpec,
+    create: Create,
+    reproduce: &str,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Report, Error> {
+    let (expected, actual) = (machine_text(&guest.machine), machine_text(machine));
+    if same(&guest.machine, machine) {
+        let method = "the same machine runs the guest again; every event is compared";
+        let mut report = Report::new(method, expected, actual);
+        identical::replay(guest.tape, machine.clone(), create, None, &mut report, reproduce, progress)?;
+        return Ok(report);
+    }
+    let method =
+        "both machines run the guest; registers, memory and output are compared instruction by instruction";
+    let mut report = Report::new(method, expected, actual);
+    let sides = Sides {
+        tape: guest.tape,
+        expected: guest.machine.clone(),
+        actual: machine.clone(),
+        create,
+        expected_plugin: guest.plugin,
+        plugin: host.plugin,
+        context: CONTEXT,
+        explain: true,
+        reproduce: reproduce.to_owned(),
+    };
+    sides.compare(&mut report, progress)?;
+    Ok(report)
+}
+
+/// Whether two specifications are of one machine: everything but names.
+fn same(a: &MachineSpec, b: &MachineSpec) -> bool {
+    let plain = |machine: &MachineSpec| {
+        let mut options = machine.options.clone();
+        options.sort();
+        MachineSpec { options, host: String::new(), ..machine.clone() }
+    };
+    plain(a) == plain(b)
+}
+
+fn finding(divergence: &Divergence) -> Finding {
+    let mut sentence = format!("run there, {}", divergence.summary);
+    if let Some(cause) = &divergence.cause {
+        sentence += &format!(" ({}: {})", cause.name, cause.sentence);
+    }
+    Finding::new(Severity::Breaks, Subject::Replay, sentence, SOURCE)
+}
+
+/// The entry, device or slot at which a difference shows: looked up in the other machine, right after it.
+fn first_place(
+    guest: &Guest,
+    host: &Host,
+    divergence: &Divergence,
+    create: Create,
+) -> Result<Option<Place>, Error> {
+    let inputs = Box::new(spec::inputs(guest.tape)?);
+    let budget = spec::Budget { exits: u64::MAX, ..spec::budget(guest.tape) };
+    let mut player = Player::new(host.machine.clone(), inputs, budget, create, false)?;
+    player.advance(divergence.icount, u64::MAX)?;
+    player.listen(true);
+    player.advance(divergence.icount + 1, u64::MAX)?;
+    let exits: Vec<_> = player
+        .take_events()
+        .into_iter()
+        .filter_map(|event| match event {
+            Event::Exit(exit) if exit.vcpu == divergence.vcpu => Some(exit.exit),
+            _ => None,
+        })
+        .collect();
+    let accessed = exits.iter().filter(|e| e.stimulus == StimulusKind::ACCESS).map(|e| e.access.gva);
+    let faulted = player.machine.state(divergence.vcpu).map(|state| state.cr2);
+    let bits = maxphyaddr(&guest.machine.cpuid).min(host.passport.silicon.phys_bits);
+    for gva in accessed.chain(faulted) {
+        let entries = tables::walk(&player.machine, divergence.vcpu, gva).into_iter();
+        let places = entries.map(|entry| Place::entry(entry, divergence.expected_exit));
+        if let Some(place) = places.into_iter().find(|place| place.bits() > bits) {
+            return Ok(Some(place));
+        }
+    }
+    let stuck = matches!(player.end, Some(End::NoProgress { .. } | End::Fatal { .. }));
+    let gpa = exits.last().map(|exit| exit.gpa).filter(|gpa| stuck && *gpa != 0);
+    Ok(gpa.map(|gpa| {
+        let kind = if player.machine.memory().hpa(gpa).is_some() { Kind::Slot } else { Kind::Device };
+        let exit = divergence.expected_exit;
+        Place { kind, address: gpa, level: None, value: None, at: (kind == Kind::Slot).then_some(gpa), exit }
+    }))
+}
+
+/// Features that the guest has not asked for on this tape, and that the other host does not have.
+fn unasked(guest: &Guest, host: &Host) -> Vec<&'static Feature> {
+    let mut missing = rules::missing(guest, host);
+    missing.retain(|feature| {
+        let entry = find(&guest.machine.cpuid, feature.leaf, feature.subleaf);
+        entry.is_none_or(|entry| guest.footprint.read_at(entry).is_none())
+    });
+    missing
+}
+
+/// A table without some features.
+fn without(table: &[CpuidEntry], features: &[&Feature]) -> Vec<CpuidEntry> {
+    let mut table = table.to_vec();
+    for feature in features {
+        let entry = table.iter_mut().find(|e| (e.function, e.index) == (feature.leaf, feature.subleaf));
+        if let Some(entry) = entry {
+            let register = match feature.register {
+                Register::Eax => &mut entry.eax,
+                Register::Ebx => &mut entry.ebx,
+                Register::Ecx => &mut entry.ecx,
+                Register::Edx => &mut entry.edx,
+            };
+            *register &= !(1 << feature.bit);
+        }
+    }
+    table
+}
+
+fn uses(divergence: &Divergence, features: &[&Feature]) -> Finding {
+    let names: Vec<_> = features.iter().map(|feature| feature.name).collect();
+    let sentence = format!(
+        "run without {}, which is not there, {}: the guest uses it without asking",
+        names.join(", "),
+        divergence.summary
+    );
+    let finding = Finding::new(Severity::Breaks, Subject::Replay, sentence, SOURCE);
+    let finding = finding.at_exit(divergence.expected_exit);
+    match names.as_slice() {
+        [name] => finding.pin(Pin::Without((*name).to_owned())),
+        _ => finding,
+    }
+}
