@@ -124,14 +124,22 @@ impl From<GuestCpuid> for Vec<CpuidEntry> {
 impl GuestCpuid {
     /// Checks a table as `kvm_check_cpuid` does.
     pub fn new(entries: &[CpuidEntry]) -> Result<Self, Errno> {
-        if entries.len() > MAX_ENTRIES {
-            return Err(Errno::E2BIG);
-        }
+        Self::check_size(entries)?;
         let virt = cpuid::find(entries, 0x8000_0008, 0).map_or(0, |e| e.eax >> 8 & 0xff);
         if ![0, 48, 57].contains(&virt) {
             return Err(Errno::EINVAL);
         }
         Ok(Self::build(entries.to_vec()))
+    }
+
+    /// The first check of the ioctl, before the table is copied.
+    pub fn check_size(entries: &[CpuidEntry]) -> Result<(), Errno> {
+        if entries.len() > MAX_ENTRIES { Err(Errno::E2BIG) } else { Ok(()) }
+    }
+
+    /// A table that is only compared.
+    pub fn unchecked(entries: &[CpuidEntry]) -> Self {
+        Self::build(entries.to_vec())
     }
 
     fn build(entries: Vec<CpuidEntry>) -> Self {

@@ -15,6 +15,9 @@ pub mod supported;
 #[cfg(test)]
 mod tests;
 pub mod vcpu;
+pub mod vm;
+pub mod warning;
 
 pub use vcpu::Vcpu;
+pub use vm::Vm;
 pub use vmtape_kvm_mmu::slots;

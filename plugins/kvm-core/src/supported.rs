@@ -2,7 +2,10 @@
 //!
 //! See: KVM arch/x86/kvm/cpuid.c kvm_set_cpu_caps(), __do_cpuid_func()
 
-use crate::cpuid::{Feature, feature, indexed, plain};
+use crate::{
+    cpuid::{Feature, feature, indexed, plain},
+    profile::{Options, Switch},
+};
 use vmtape_arch::{
     cpuid::{CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry, find},
     host::Silicon,
@@ -34,13 +37,21 @@ const MASKS: &[Mask] = &[
     Mask(0x8000_0007, 0, [0, 0, 0, 1 << 8]),
 ];
 
-/// The table that the ioctl returns. `gpa_levels`: most paging levels below the guest (EPT or NPT).
-pub fn supported_cpuid(silicon: &[CpuidEntry], host: &Silicon, tdp: bool, gpa_levels: u8) -> Vec<CpuidEntry> {
+/// Address bits that four paging levels translate.
+const FOUR_LEVELS_WIDTH: u32 = 48;
+
+/// The table that the ioctl returns. `tdp_levels`: most paging levels below the guest (EPT or NPT), none under shadow paging.
+pub fn supported_cpuid(
+    silicon: &[CpuidEntry],
+    host: &Silicon,
+    options: &Options,
+    tdp_levels: Option<u8>,
+) -> Vec<CpuidEntry> {
     let top = |class: u32| find(silicon, class, 0).map_or(0, |e| e.eax);
     let mut entries: Vec<_> = silicon
         .iter()
         .filter(|e| e.function <= top(0).min(MAX_BASIC) || (0x8000_0000..=MAX_EXTENDED).contains(&e.function))
-        .filter_map(|e| supported_entry(e, host, tdp, gpa_levels))
+        .filter_map(|e| supported_entry(e, host, options, tdp_levels))
         .collect();
     entries.push(plain(0x4000_0000, [0x4000_0001, SIGNATURE[0], SIGNATURE[1], SIGNATURE[2]]));
     entries.push(plain(0x4000_0001, [FEATURE_NOP_IO_DELAY, 0, 0, 0]));
@@ -48,8 +59,14 @@ pub fn supported_cpuid(silicon: &[CpuidEntry], host: &Silicon, tdp: bool, gpa_le
     entries
 }
 
-fn supported_entry(entry: &CpuidEntry, host: &Silicon, tdp: bool, gpa_levels: u8) -> Option<CpuidEntry> {
+fn supported_entry(
+    entry: &CpuidEntry,
+    host: &Silicon,
+    options: &Options,
+    tdp_levels: Option<u8>,
+) -> Option<CpuidEntry> {
     let mut e = *entry;
+    let tdp = tdp_levels.is_some();
     let xcr0 = if tdp { XCR0 } else { XCR0 & !XCR0_PKRU };
     if let Some(Mask(_, _, masks)) = MASKS.iter().find(|m| m.0 == e.function && m.1 == e.index) {
         [e.eax, e.ebx, e.ecx, e.edx] =
@@ -87,23 +104,35 @@ fn supported_entry(entry: &CpuidEntry, host: &Silicon, tdp: bool, gpa_levels: u8
         (0xd, index) if index >= 32 || xcr0 >> index & 1 == 0 => return None,
         (0x8000_0000, _) => e.eax = e.eax.min(MAX_EXTENDED),
         (0x8000_0008, _) => {
-            // Under shadow paging the guest shares the host's physical address space, without what encryption takes of it.
-            let usable =
-                if tdp { host.phys_bits } else { host.phys_bits.saturating_sub(host.encryption_bits) };
-            let (phys, virt) = (u32::from(usable), (e.eax >> 8 & 0xff).max(48));
-            // GuestPhysBits: what the level below can map.
-            let guest_phys = match (tdp, gpa_levels) {
-                (false, _) => 0,
-                (true, 5) => phys,
-                (true, _) => phys.min(48),
-            };
-            e.eax = phys | virt << 8 | guest_phys << 16;
+            e.eax = address_widths(e.eax, host, options, tdp_levels);
             e.edx = 0;
         }
         _ => {}
     }
     e.flags &= CPUID_FLAG_SIGNIFICANT_INDEX;
     Some(e)
+}
+
+/// CPUID 0x80000008 EAX: bits 7:0 physical, 15:8 linear, 23:16 what the level below can map.
+/// See: KVM cpuid.c __do_cpuid_func()
+fn address_widths(raw: u32, host: &Silicon, options: &Options, tdp_levels: Option<u8>) -> u32 {
+    let field = |shift: u32| raw >> shift & 0xff;
+    let physical = u32::from(host.phys_bits);
+    let mappable = |width: u32| if tdp_levels == Some(5) { width } else { width.min(FOUR_LEVELS_WIDTH) };
+    let told = match (tdp_levels, field(16)) {
+        // Under shadow paging the guest shares the host's physical address space, without what encryption takes of it.
+        (None, _) => physical.saturating_sub(host.encryption_bits.into()),
+        (_, 0) => physical,
+        (_, _) if options.on(Switch::MAXPHYADDR_NOT_GUEST_PHYS_BITS) => physical,
+        (_, guest_physical) => guest_physical,
+    };
+    let capped = tdp_levels.is_some() && options.on(Switch::CAP_ADVERTISED_GPA);
+    let told = if capped { mappable(told) } else { told };
+    let guest_physical = match tdp_levels {
+        Some(_) if options.on(Switch::GUEST_PHYS_BITS) => mappable(physical),
+        _ => 0,
+    };
+    told | field(8).max(48) << 8 | guest_physical << 16
 }
 
 fn bit(Feature(.., bit): Feature) -> u32 {
@@ -113,6 +142,7 @@ fn bit(Feature(.., bit): Feature) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::profile::Scope;
     use vmtape_arch::host::Vendor;
 
     fn host(phys_bits: u8) -> Silicon {
@@ -134,24 +164,69 @@ mod tests {
         }
     }
 
-    fn leaf8(phys_bits: u8, tdp: bool, levels: u8) -> u32 {
-        let silicon = [plain(0x8000_0000, [0x8000_0008, 0, 0, 0]), plain(0x8000_0008, [0x3934, 0, 0, 0])];
-        find(&supported_cpuid(&silicon, &host(phys_bits), tdp, levels), 0x8000_0008, 0).unwrap().eax
+    fn options(kvm: &str) -> Options {
+        Options::parse(Scope::VMX, "", &[("kvm".to_owned(), kvm.to_owned())]).unwrap()
     }
 
+    /// EAX of 0x80000008 on silicon that says 52 physical, 57 linear and no GuestPhysBits of its own.
+    fn leaf8(options: &Options, phys_bits: u8, raw_guest_physical: u32, levels: Option<u8>) -> u32 {
+        let silicon = [
+            plain(0x8000_0000, [0x8000_0008, 0, 0, 0]),
+            plain(0x8000_0008, [raw_guest_physical << 16 | 0x3934, 0, 0, 0]),
+        ];
+        find(&supported_cpuid(&silicon, &host(phys_bits), options, levels), 0x8000_0008, 0).unwrap().eax
+    }
+
+    /// Commits b628cb523c65 and 6f5c9600621b, both of v6.10.
     #[test]
     fn guest_phys_bits() {
-        assert_eq!(leaf8(52, true, 4), 0x0030_3934);
-        assert_eq!(leaf8(52, true, 5), 0x0034_3934);
-        assert_eq!(leaf8(52, false, 4), 0x0000_3934);
-        // As the recorded host of 40 bits said of itself.
-        assert_eq!(leaf8(40, true, 4), 0x0028_3928);
+        for (kvm, phys_bits, raw, levels, eax) in [
+            ("v6.12", 52, 0, Some(4), 0x0030_3934),
+            ("v6.12", 52, 0, Some(5), 0x0034_3934),
+            ("v6.12", 52, 0, None, 0x0000_3934),
+            ("v6.1", 52, 0, Some(4), 0x0000_3934),
+            ("v6.9", 52, 0, Some(5), 0x0000_3934),
+            // As the recorded host of 40 bits said of itself.
+            ("v6.12", 40, 0, Some(4), 0x0028_3928),
+            // A host that is a guest itself and was told that its host maps 48 bits.
+            ("v6.9", 52, 48, Some(4), 0x0000_3930),
+            ("v6.10", 52, 48, Some(4), 0x0030_3934),
+            ("v6.9", 52, 48, None, 0x0000_3934),
+        ] {
+            assert_eq!(leaf8(&options(kvm), phys_bits, raw, levels), eax, "{kvm} {phys_bits} {levels:?}");
+        }
+    }
+
+    /// The refused series of December 2023 told guests no more than four levels map.
+    #[test]
+    fn a_capped_width_is_advertised() {
+        let mut options = options("v6.6");
+        options.set(Switch::CAP_ADVERTISED_GPA, true);
+        assert_eq!(leaf8(&options, 52, 0, Some(4)), 0x3930);
+        assert_eq!(leaf8(&options, 52, 0, Some(5)), 0x3934);
+        assert_eq!(leaf8(&options, 46, 0, Some(4)), 0x392e);
+        assert_eq!(leaf8(&options, 52, 0, None), 0x3934);
+    }
+
+    /// Without two-dimensional paging memory encryption's bits are not the guest's. See: boot_cpu_data.x86_phys_bits
+    #[test]
+    fn encryption_takes_address_bits() {
+        let mut host = host(52);
+        host.encryption_bits = 5;
+        let silicon = [plain(0x8000_0008, [0x3034, 0, 0, 0])];
+        let eax = |levels| {
+            let table = supported_cpuid(&silicon, &host, &options("v6.12"), levels);
+            find(&table, 0x8000_0008, 0).unwrap().eax
+        };
+        assert_eq!(eax(None), 0x302f);
+        assert_eq!(eax(Some(4)), 0x30_3034);
     }
 
     #[test]
     fn leaf_1_of_the_recorded_host() {
         let ice_lake = plain(1, [0x706e5, 0x10800, 0x7ffa_fbbf, 0xbfeb_fbff]);
-        let table = supported_cpuid(&[plain(0, [0x1b, 0, 0, 0]), ice_lake], &host(40), true, 4);
+        let table =
+            supported_cpuid(&[plain(0, [0x1b, 0, 0, 0]), ice_lake], &host(40), &options("v6.12"), Some(4));
         let e = find(&table, 1, 0).unwrap();
         // The VMM of the recordings added TSC-deadline and the hypervisor bit; VMX was the parameter `nested`.
         let added = 1 << 24 | 1 << 31 | 1 << 5;

@@ -6,6 +6,7 @@ use crate::{
     cr,
     events::Windows,
     io, msr,
+    profile::{Options, Scope},
     slots::Slots,
 };
 use vmtape_abi::{BusOp, BusSpace, EmulateRequest, Emulated, EmulatorMmu, FlushScope, Host, MemoryRegion};
@@ -105,7 +106,8 @@ fn cpuid() -> Vec<CpuidEntry> {
 fn guest(vendor: Vendor) -> (Vcpu, VcpuState, TestHost) {
     let mut vcpu = Vcpu::new(0, vendor);
     let state = VcpuState::reset();
-    vcpu.set_cpuid(&state, &cpuid()).unwrap();
+    let options = Options::parse(Scope::VMX, "", &[]).unwrap();
+    vcpu.set_cpuid(&options, &state, &cpuid()).unwrap();
     (vcpu, state, TestHost { memory: vec![0; 0x2000], ..Default::default() })
 }
 

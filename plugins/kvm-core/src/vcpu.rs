@@ -1,6 +1,12 @@
 //! What KVM keeps for a vCPU, whatever the vendor (`struct kvm_vcpu_arch`).
 
-use crate::{cpuid::GuestCpuid, events, events::Events, msr::Msrs};
+use crate::{
+    cpuid::GuestCpuid,
+    events,
+    events::Events,
+    msr::Msrs,
+    profile::{Options, Switch},
+};
 use serde::{Deserialize, Serialize};
 use vmtape_abi::{BusOp, BusSpace, Errno, Host};
 use vmtape_arch::{
@@ -23,8 +29,24 @@ pub struct Vcpu {
     pub events: Events,
     /// IA32_APIC_BASE as the local APIC has it.
     pub apic_base: u64,
-    /// KVM_RUN was called (`last_vmentry_cpu != -1`).
-    pub has_run: bool,
+    /// The physical CPU of the last entry; [`NEVER`] before the first one, where KVM keeps that apart.
+    pub last_vmentry_cpu: i32,
+    /// An exit was handled since the last entry.
+    pub exited: bool,
+}
+
+/// `last_vmentry_cpu` of a vCPU that has not run.
+pub const NEVER: i32 = -1;
+
+/// How KVM_SET_CPUID2 ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetCpuid {
+    /// The table is in force.
+    Done,
+    /// ... and it is late for that: the vCPU has run.
+    Late,
+    /// It is the table that the vCPU has; nothing was done.
+    Same,
 }
 
 impl Vcpu {
@@ -36,20 +58,43 @@ impl Vcpu {
             msrs: Msrs::new(vendor),
             events: Events::default(),
             apic_base: APIC_BASE_RESET,
-            has_run: false,
+            last_vmentry_cpu: NEVER,
+            exited: false,
         }
     }
 
-    /// KVM_SET_CPUID2 with the rules of 5.17 and later: after KVM_RUN only the same table is accepted.
-    /// See: KVM cpuid.c kvm_set_cpuid()
-    pub fn set_cpuid(&mut self, state: &VcpuState, entries: &[CpuidEntry]) -> Result<(), Errno> {
-        let mut new = GuestCpuid::new(entries)?;
-        new.update_runtime(state, self.apic_base);
-        if self.has_run && !crate::cpuid::equal(new.entries(), self.cpuid.entries()) {
+    /// What `last_vmentry_cpu` starts with: zero, as after KVM_RUN on the first CPU, until commit 63f5a1909f9e.
+    pub fn before_first_entry(options: &Options) -> i32 {
+        let told_apart =
+            options.on(Switch::WARN_CPUID_AFTER_RUN) || options.on(Switch::FORBID_CPUID_AFTER_RUN);
+        if told_apart { NEVER } else { 0 }
+    }
+
+    /// KVM_SET_CPUID2. See: KVM cpuid.c kvm_vcpu_ioctl_set_cpuid2(), kvm_set_cpuid()
+    pub fn set_cpuid(
+        &mut self,
+        options: &Options,
+        state: &VcpuState,
+        entries: &[CpuidEntry],
+    ) -> Result<SetCpuid, Errno> {
+        let late = self.last_vmentry_cpu != NEVER;
+        let frozen = late && options.on(Switch::FORBID_CPUID_AFTER_RUN);
+        // See: KVM x86.c kvm_arch_vcpu_ioctl(), commit feb627e8d6f6: refused before the table is looked at.
+        if frozen && !options.on(Switch::ALLOW_SAME_CPUID) {
             return Err(Errno::EINVAL);
         }
+        GuestCpuid::check_size(entries)?;
+        if frozen {
+            let mut new = GuestCpuid::unchecked(entries);
+            new.update_runtime(state, self.apic_base);
+            let same = crate::cpuid::equal(new.entries(), self.cpuid.entries());
+            return if same { Ok(SetCpuid::Same) } else { Err(Errno::EINVAL) };
+        }
+        let mut new = GuestCpuid::new(entries)?;
+        new.update_runtime(state, self.apic_base);
         self.cpuid = new;
-        Ok(())
+        let warns = late && options.on(Switch::WARN_CPUID_AFTER_RUN);
+        Ok(if warns { SetCpuid::Late } else { SetCpuid::Done })
     }
 
     /// `kvm_update_cpuid_runtime`.

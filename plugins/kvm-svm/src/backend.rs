@@ -1,145 +1,130 @@
-//! The boundary: calls of the host, answered by silicon or by KVM.
+//! What `kvm.ko` asks of `kvm_amd`, and what silicon answers.
 
 use crate::{
     kvm::{self, Cx, setup},
     rules::Rule,
     silicon::exits,
-    vm::{Saved, Shared, SvmVcpu, Vm},
+    vm::{Shared, SvmVcpu},
 };
-use vmtape_abi::{Backend, Errno, Host, MemoryRegion};
+use vmtape_abi::{Errno, Host, Query};
 use vmtape_arch::{
     access::{Access, Answer, Mapping, Verdict},
-    cpuid::CpuidEntry,
     exception::{Exception, PageFaultError, Vector},
-    exit::{Exit, Resume, ResumeKind},
-    note::{Note, NoteKind},
+    exit::{Exit, Resume},
+    host::Silicon,
+    note::NoteKind,
     sensitive::{Sensitive, SensitiveKind},
-    vcpu::{Activity, VcpuState},
+    vcpu::{Intercepts, VcpuState},
 };
 use vmtape_kvm_core::{
-    caps, cr,
-    events::{self, Windows},
-    msr, supported,
+    Vcpu, cr,
+    cr::MmuEffect,
+    events::WindowRequests,
+    profile::Options,
+    vm::{Ops, VendorVcpu},
 };
 use vmtape_kvm_mmu::{
+    mmu::Mmu,
     tdp::silicon::{GuestAccess, NestedStop, note_steps},
     walk::{Steps, WalkAccess},
 };
 
-impl Vm {
-    fn parts(&mut self, vcpu: u32) -> (&mut Shared, &mut SvmVcpu) {
-        (&mut self.shared, &mut self.vcpus[vcpu as usize])
+impl VendorVcpu for SvmVcpu {
+    fn core(&self) -> &Vcpu {
+        &self.core
+    }
+
+    fn core_mut(&mut self) -> &mut Vcpu {
+        &mut self.core
     }
 }
 
-impl Backend for Vm {
-    fn resolved(&self) -> Vec<(String, String)> {
-        self.shared.options.resolved()
+impl Ops for Shared {
+    type Vcpu = SvmVcpu;
+
+    fn silicon(&self) -> &Silicon {
+        &self.silicon
     }
 
-    fn check_extension(&self, cap: u32) -> i64 {
-        caps::check(cap, self.shared.allow_smaller_maxphyaddr())
+    fn options(&self) -> &Options {
+        &self.options
     }
 
-    fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry> {
-        let host = &self.shared.silicon;
-        supported::supported_cpuid(silicon, host, self.shared.npt, host.host_levels)
+    fn mmu(&self) -> &Mmu {
+        &self.mmu
     }
 
-    fn set_memory_region(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno> {
-        self.shared.mmu.set_memory_region(region, host)
+    fn mmu_mut(&mut self) -> &mut Mmu {
+        &mut self.mmu
     }
 
-    fn create_vcpu(&mut self, vcpu: u32) -> Result<(), Errno> {
-        if vcpu as usize != self.vcpus.len() {
-            return Err(Errno::EEXIST);
-        }
-        self.shared.mmu.create_vcpu(vcpu);
-        self.vcpus.push(setup::create(&self.shared, vcpu));
-        Ok(())
+    fn tdp_levels(&self) -> u8 {
+        self.silicon.host_levels
     }
 
-    fn set_cpuid(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        entries: &[CpuidEntry],
-        host: &mut dyn Host,
-    ) -> Result<(), Errno> {
-        let (shared, v) = self.parts(vcpu);
-        v.core.refresh_apic_base(state, host);
-        v.core.set_cpuid(state, entries)?;
-        setup::after_set_cpuid(shared, v);
-        setup::after_set_cpuid_mmu(shared, v, state, host);
-        setup::update_cr0_intercept(v, state);
-        state.intercepts = v.vmcb.intercepts();
-        Ok(())
+    fn vcpu_create(&self, id: u32) -> SvmVcpu {
+        setup::create(self, id)
     }
 
-    fn get_cpuid(&self, vcpu: u32) -> Vec<CpuidEntry> {
-        self.vcpus[vcpu as usize].core.cpuid.entries().to_vec()
+    fn after_set_cpuid(&self, v: &mut SvmVcpu) {
+        setup::after_set_cpuid(self, v);
     }
 
-    fn get_msr(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        index: u32,
-        host: &mut dyn Host,
-    ) -> Result<u64, Errno> {
-        msr::get(&mut self.vcpus[vcpu as usize].core, state, index, true, host).map_err(|_| Errno::EINVAL)
-    }
-
-    fn set_msr(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        index: u32,
-        data: u64,
-        host: &mut dyn Host,
-    ) -> Result<(), Errno> {
-        let (shared, v) = self.parts(vcpu);
-        let effect = msr::set(&mut v.core, state, index, data, true, host).map_err(|_| Errno::EINVAL)?;
+    fn after_set_msr(&self, v: &mut SvmVcpu, state: &VcpuState, index: u32) {
         setup::after_wrmsr(v, state, index);
-        setup::apply(shared, v, state, effect, host);
-        state.intercepts = v.vmcb.intercepts();
-        Ok(())
     }
 
-    fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) {
-        let (shared, v) = self.parts(vcpu);
-        v.core.refresh_apic_base(state, host);
-        v.core.update_cpuid_runtime(state);
+    fn apply(&mut self, v: &mut SvmVcpu, state: &VcpuState, effect: MmuEffect, host: &mut dyn Host) {
+        setup::apply(self, v, state, effect, host);
+    }
+
+    fn after_reset(&self, _v: &mut SvmVcpu) {}
+
+    fn intercepts(&self, v: &mut SvmVcpu, state: &VcpuState) -> Intercepts {
         setup::update_cr0_intercept(v, state);
-        shared.mmu.reset_context(vcpu, state, host);
-        state.intercepts = v.vmcb.intercepts();
+        v.vmcb.intercepts()
     }
 
-    fn save(&self) -> Vec<u8> {
-        let saved = Saved { mmu: self.shared.mmu.clone(), vcpus: self.vcpus.clone() };
-        postcard::to_stdvec(&saved).expect("plain data always serializes")
+    fn virtual_interrupts(&self, _v: &SvmVcpu) -> bool {
+        false
     }
 
-    fn restore(&mut self, saved: &[u8]) -> Result<(), Errno> {
-        let saved: Saved = postcard::from_bytes(saved).map_err(|_| Errno::EINVAL)?;
-        if saved.vcpus.len() != self.vcpus.len() || saved.mmu.config != self.shared.mmu.config {
-            return Err(Errno::EINVAL);
+    fn request_windows(&self, v: &mut SvmVcpu, requests: WindowRequests) {
+        v.vmcb.vintr = requests.interrupt;
+        v.vmcb.nmi_window = requests.nmi && !v.vmcb.iret;
+        v.vmcb.iret |= requests.nmi_injected;
+    }
+
+    fn query(&self, _v: Option<&SvmVcpu>, _what: Query) -> Result<u64, Errno> {
+        Err(Errno::ENOTTY)
+    }
+
+    fn handle_exit(
+        &mut self,
+        v: &mut SvmVcpu,
+        state: &mut VcpuState,
+        exit: &Exit,
+        host: &mut dyn Host,
+    ) -> Resume {
+        if std::mem::take(&mut v.debug_registers_owned) {
+            // `svm_sync_dirty_debug_regs`.
+            v.vmcb.debug_registers = true;
         }
-        (self.shared.mmu, self.vcpus) = (saved.mmu, saved.vcpus);
-        Ok(())
+        kvm::handle(&mut Cx { shared: self, vcpu: v, state, exit, host })
     }
 
     fn access(
         &mut self,
-        vcpu: u32,
+        v: &mut SvmVcpu,
         state: &mut VcpuState,
         access: &Access,
         host: &mut dyn Host,
         exit: &mut Exit,
     ) -> Answer {
+        let vcpu = v.core.id;
         let wanted = WalkAccess::from(access);
-        let mmu = &mut self.shared.mmu;
-        if !self.shared.npt {
+        let mmu = &mut self.mmu;
+        if !self.npt {
             return match mmu.shadow_access(vcpu, state, access.gva, &wanted) {
                 GuestAccess::Mapped(mapping) => native(mapping),
                 // Offered as an exception next, which is intercepted.
@@ -159,7 +144,7 @@ impl Backend for Vm {
             }
             GuestAccess::Nested(stop) => {
                 *exit = exits::nested(&stop, state, access);
-                note_nested(vcpu, &stop, &steps, self.shared.silicon.host_levels, host);
+                note_nested(vcpu, &stop, &steps, self.silicon.host_levels, host);
                 Answer { verdict: Verdict::EXIT, ..Default::default() }
             }
         }
@@ -167,14 +152,12 @@ impl Backend for Vm {
 
     fn sensitive(
         &mut self,
-        vcpu: u32,
+        v: &mut SvmVcpu,
         state: &mut VcpuState,
         insn: &Sensitive,
-        _host: &mut dyn Host,
         exit: &mut Exit,
-        _fault: &mut Exception,
     ) -> Verdict {
-        let vmcb = &self.vcpus[vcpu as usize].vmcb;
+        let vmcb = &v.vmcb;
         use SensitiveKind as K;
         let new_cr0 = match insn.kind {
             K::CR_WRITE if insn.number == 0 => Some(insn.value),
@@ -191,7 +174,7 @@ impl Backend for Vm {
         if !exits {
             return Verdict::NATIVE;
         }
-        match exits::instruction(insn, state, cr0, self.shared.silicon.decode_assists) {
+        match exits::instruction(insn, state, cr0, self.silicon.decode_assists) {
             Some(taken) => {
                 *exit = taken;
                 Verdict::EXIT
@@ -202,61 +185,18 @@ impl Backend for Vm {
 
     fn exception(
         &mut self,
-        vcpu: u32,
+        v: &mut SvmVcpu,
         state: &mut VcpuState,
         exception: &Exception,
-        _host: &mut dyn Host,
         exit: &mut Exit,
     ) -> Verdict {
         // See: APM vol. 2 15.9 Instruction Intercepts: the #DB of ICEBP is not subject to the intercept of #DB.
         let icebp = exception.vector == Vector::DB && exception.insn_len != 0;
-        if icebp || !self.vcpus[vcpu as usize].vmcb.exception_exits(exception.vector) {
+        if icebp || !v.vmcb.exception_exits(exception.vector) {
             return Verdict::NATIVE;
         }
         *exit = exits::exception(exception, state);
         Verdict::EXIT
-    }
-
-    fn enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Resume {
-        let (shared, v) = self.parts(vcpu);
-        if !std::mem::take(&mut v.exited) {
-            // No exit since the last entry: what was injected has been delivered, unless the guest did not get to run.
-            v.core.events.complete(&state.inject);
-        }
-        v.core.has_run = true;
-        if v.core.events.take_triple_fault() {
-            host.note(vcpu, Note::UserspaceExit { reason: ResumeKind::SHUTDOWN.0, errno: 0 });
-            return Resume::new(ResumeKind::SHUTDOWN);
-        }
-        if state.activity == Activity::HLT {
-            state.activity = Activity::ACTIVE;
-        }
-        let windows = Windows {
-            interrupt: events::interrupt_allowed(state),
-            nmi: events::nmi_allowed(state),
-            virtual_interrupts: false,
-        };
-        let requests = v.core.events.check_and_inject(vcpu, state, windows, host);
-        v.vmcb.vintr = requests.interrupt;
-        v.vmcb.nmi_window = requests.nmi && !v.vmcb.iret;
-        v.vmcb.iret |= requests.nmi_injected;
-        shared.mmu.reload(vcpu, state, host);
-        setup::update_cr0_intercept(v, state);
-        let intercepts = v.vmcb.intercepts();
-        if state.intercepts != intercepts {
-            state.intercepts = intercepts;
-        }
-        Resume::GUEST
-    }
-
-    fn handle_exit(&mut self, vcpu: u32, state: &mut VcpuState, exit: &Exit, host: &mut dyn Host) -> Resume {
-        let (shared, v) = self.parts(vcpu);
-        v.exited = true;
-        if std::mem::take(&mut v.debug_registers_owned) {
-            // `svm_sync_dirty_debug_regs`.
-            v.vmcb.debug_registers = true;
-        }
-        kvm::handle(&mut Cx { shared, vcpu: v, state, exit, host })
     }
 }
 

@@ -12,4 +12,4 @@ mod silicon;
 mod tests;
 mod vm;
 
-pub use vm::Vm;
+pub use vm::{Vm, create};

@@ -26,8 +26,6 @@ pub struct SvmVcpu {
     pub vmcb: Vmcb,
     /// MOV DR runs without exits until the next exit (KVM_DEBUGREG_WONT_EXIT).
     pub debug_registers_owned: bool,
-    /// An exit was handled since the last entry.
-    pub exited: bool,
 }
 
 /// What all vCPUs share.
@@ -39,19 +37,14 @@ pub struct Shared {
 }
 
 /// A VM.
-pub struct Vm {
-    pub(crate) shared: Shared,
-    pub(crate) vcpus: Vec<SvmVcpu>,
+pub type Vm = vmtape_kvm_core::Vm<Shared>;
+
+/// KVM_CREATE_VM, under `npt=1` or `npt=0`.
+pub fn create(config: &VmConfig, npt: bool) -> Result<Vm, String> {
+    Shared::new(config, npt).map(Vm::of)
 }
 
-/// What `save` keeps.
-#[derive(Serialize, Deserialize)]
-pub(crate) struct Saved {
-    pub mmu: Mmu,
-    pub vcpus: Vec<SvmVcpu>,
-}
-
-impl Vm {
+impl Shared {
     /// KVM_CREATE_VM on this silicon with these options, under `npt=1` or `npt=0`.
     pub fn new(config: &VmConfig, npt: bool) -> Result<Self, String> {
         let silicon = config.silicon;
@@ -87,7 +80,7 @@ impl Vm {
             translate_gpa_check: options.translate_gpa_check(),
             unmappable: options.unmappable(),
         });
-        Ok(Self { shared: Shared { npt, silicon, options, mmu }, vcpus: Vec::new() })
+        Ok(Self { npt, silicon, options, mmu })
     }
 }
 

@@ -13,7 +13,7 @@ impl Plugin for SvmNpt {
     }
 
     fn create(config: &VmConfig) -> Result<Self::Vm, String> {
-        vmtape_kvm_svm::Vm::new(config, true)
+        vmtape_kvm_svm::create(config, true)
     }
 }
 

@@ -13,7 +13,7 @@ impl Plugin for Svm {
     }
 
     fn create(config: &VmConfig) -> Result<Self::Vm, String> {
-        vmtape_kvm_svm::Vm::new(config, false)
+        vmtape_kvm_svm::create(config, false)
     }
 }
 

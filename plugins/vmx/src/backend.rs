@@ -1,152 +1,139 @@
-//! The boundary: calls of the host, answered by silicon or by KVM.
+//! What `kvm.ko` asks of `kvm_intel`, and what silicon answers.
 
 use crate::{
     kvm::{self, Cx, setup},
     rules::Rule,
-    silicon::{apic, controls::ApicMode, exits},
-    vm::{Saved, Shared, Vm, VmxVcpu},
+    silicon::{apic, capabilities, controls::ApicMode, exits},
+    vm::{Shared, VmxVcpu},
 };
-use vmtape_abi::{Backend, Errno, Host, MemoryRegion};
+use vmtape_abi::{Errno, Host, Query};
 use vmtape_arch::{
     access::{Access, Answer, Mapping, MappingKind, Verdict},
-    cpuid::CpuidEntry,
     exception::Exception,
-    exit::{Exit, Resume, ResumeKind},
-    note::{Note, NoteKind},
+    exit::{Exit, Resume},
+    host::Silicon,
+    note::NoteKind,
     sensitive::{Sensitive, SensitiveKind},
-    vcpu::{Activity, VcpuState},
+    vcpu::{Intercepts, VcpuState},
 };
 use vmtape_kvm_core::{
-    caps,
-    events::{self, Windows},
-    msr, supported,
+    Vcpu,
+    cr::MmuEffect,
+    events::WindowRequests,
+    profile::Options,
+    vm::{Ops, VendorVcpu},
 };
 use vmtape_kvm_mmu::{
+    mmu::Mmu,
     tdp::silicon::{GuestAccess, note_steps},
     walk::WalkAccess,
 };
 
-impl Vm {
-    fn parts(&mut self, vcpu: u32) -> (&mut Shared, &mut VmxVcpu) {
-        (&mut self.shared, &mut self.vcpus[vcpu as usize])
+impl VendorVcpu for VmxVcpu {
+    fn core(&self) -> &Vcpu {
+        &self.core
+    }
+
+    fn core_mut(&mut self) -> &mut Vcpu {
+        &mut self.core
     }
 }
 
-impl Backend for Vm {
-    fn resolved(&self) -> Vec<(String, String)> {
-        self.shared.options.resolved()
+impl Ops for Shared {
+    type Vcpu = VmxVcpu;
+
+    fn silicon(&self) -> &Silicon {
+        &self.silicon
     }
 
-    fn check_extension(&self, cap: u32) -> i64 {
-        caps::check(cap, self.shared.allow_smaller_maxphyaddr())
+    fn options(&self) -> &Options {
+        &self.options
     }
 
-    fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry> {
-        supported::supported_cpuid(
-            silicon,
-            &self.shared.silicon,
-            self.shared.ept(),
-            self.shared.silicon.ept_levels,
-        )
+    fn mmu(&self) -> &Mmu {
+        &self.mmu
     }
 
-    fn set_memory_region(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno> {
-        self.shared.mmu.set_memory_region(region, host)
+    fn mmu_mut(&mut self) -> &mut Mmu {
+        &mut self.mmu
     }
 
-    fn create_vcpu(&mut self, vcpu: u32) -> Result<(), Errno> {
-        if vcpu as usize != self.vcpus.len() {
-            return Err(Errno::EEXIST);
+    fn tdp_levels(&self) -> u8 {
+        self.silicon.ept_levels
+    }
+
+    fn vcpu_create(&self, id: u32) -> VmxVcpu {
+        setup::create(self, id)
+    }
+
+    fn after_set_cpuid(&self, v: &mut VmxVcpu) {
+        setup::after_set_cpuid(self, v);
+    }
+
+    fn after_set_msr(&self, v: &mut VmxVcpu, _state: &VcpuState, index: u32) {
+        setup::after_wrmsr(self, v, index);
+    }
+
+    fn apply(&mut self, v: &mut VmxVcpu, state: &VcpuState, effect: MmuEffect, host: &mut dyn Host) {
+        setup::apply(self, v.core.id, state, effect, host);
+    }
+
+    fn after_reset(&self, v: &mut VmxVcpu) {
+        setup::update_apic_mode(self, v);
+    }
+
+    fn intercepts(&self, v: &mut VmxVcpu, _state: &VcpuState) -> Intercepts {
+        v.controls.intercepts()
+    }
+
+    fn virtual_interrupts(&self, v: &VmxVcpu) -> bool {
+        v.controls.apicv && v.controls.apic != ApicMode::None
+    }
+
+    fn request_windows(&self, v: &mut VmxVcpu, requests: WindowRequests) {
+        v.controls.interrupt_window = requests.interrupt;
+        v.controls.nmi_window = requests.nmi;
+    }
+
+    fn query(&self, v: Option<&VmxVcpu>, what: Query) -> Result<u64, Errno> {
+        match what {
+            Query::EPT_VPID_CAP => Ok(capabilities::ept_vpid_cap(&self.silicon).into_bits()),
+            Query::EPTP if self.ept() => {
+                let mmu = &self.mmu.vcpus[v.ok_or(Errno::ENOENT)?.core.id as usize];
+                let root = mmu.root.ok_or(Errno::ENOENT)?;
+                Ok(capabilities::Eptp::of(root.hpa, mmu.root_role.level(), &self.mmu.config).into_bits())
+            }
+            _ => Err(Errno::ENOTTY),
         }
-        self.shared.mmu.create_vcpu(vcpu);
-        self.vcpus.push(setup::create(&self.shared, vcpu));
-        Ok(())
     }
 
-    fn set_cpuid(
+    fn handle_exit(
         &mut self,
-        vcpu: u32,
+        v: &mut VmxVcpu,
         state: &mut VcpuState,
-        entries: &[CpuidEntry],
+        exit: &Exit,
         host: &mut dyn Host,
-    ) -> Result<(), Errno> {
-        let (shared, v) = self.parts(vcpu);
-        v.core.refresh_apic_base(state, host);
-        v.core.set_cpuid(state, entries)?;
-        setup::after_set_cpuid(shared, v);
-        setup::after_set_cpuid_mmu(shared, v, state, host);
-        state.intercepts = v.controls.intercepts();
-        Ok(())
-    }
-
-    fn get_cpuid(&self, vcpu: u32) -> Vec<CpuidEntry> {
-        self.vcpus[vcpu as usize].core.cpuid.entries().to_vec()
-    }
-
-    fn get_msr(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        index: u32,
-        host: &mut dyn Host,
-    ) -> Result<u64, Errno> {
-        msr::get(&mut self.vcpus[vcpu as usize].core, state, index, true, host).map_err(|_| Errno::EINVAL)
-    }
-
-    fn set_msr(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        index: u32,
-        data: u64,
-        host: &mut dyn Host,
-    ) -> Result<(), Errno> {
-        let (shared, v) = self.parts(vcpu);
-        let effect = msr::set(&mut v.core, state, index, data, true, host).map_err(|_| Errno::EINVAL)?;
-        setup::after_wrmsr(shared, v, index);
-        setup::apply(shared, vcpu, state, effect, host);
-        state.intercepts = v.controls.intercepts();
-        Ok(())
-    }
-
-    fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) {
-        let (shared, v) = self.parts(vcpu);
-        // INIT and RESET leave no event behind. See: KVM x86.c kvm_vcpu_reset()
-        v.core.events.clear();
-        v.core.refresh_apic_base(state, host);
-        v.core.update_cpuid_runtime(state);
-        setup::update_apic_mode(shared, v);
-        shared.mmu.reset_context(vcpu, state, host);
-        state.intercepts = v.controls.intercepts();
-    }
-
-    fn save(&self) -> Vec<u8> {
-        let saved = Saved { mmu: self.shared.mmu.clone(), vcpus: self.vcpus.clone() };
-        postcard::to_stdvec(&saved).expect("plain data always serializes")
-    }
-
-    fn restore(&mut self, saved: &[u8]) -> Result<(), Errno> {
-        let saved: Saved = postcard::from_bytes(saved).map_err(|_| Errno::EINVAL)?;
-        if saved.vcpus.len() != self.vcpus.len() || saved.mmu.config != self.shared.mmu.config {
-            return Err(Errno::EINVAL);
+    ) -> Resume {
+        if std::mem::take(&mut v.debug_registers_owned) {
+            // `vmx_sync_dirty_debug_regs`.
+            v.controls.mov_dr_exiting = true;
         }
-        (self.shared.mmu, self.vcpus) = (saved.mmu, saved.vcpus);
-        Ok(())
+        kvm::handle(&mut Cx { shared: self, vcpu: v, state, exit, host })
     }
 
     fn access(
         &mut self,
-        vcpu: u32,
+        v: &mut VmxVcpu,
         state: &mut VcpuState,
         access: &Access,
         host: &mut dyn Host,
         exit: &mut Exit,
     ) -> Answer {
-        let (shared, v) = self.parts(vcpu);
-        if !shared.ept() {
-            return shadow_access(shared, v, state, access);
+        let vcpu = v.core.id;
+        if !self.ept() {
+            return shadow_access(self, v, state, access);
         }
-        let (result, steps) = shared.mmu.tdp_access(vcpu, state, access.gva, &WalkAccess::from(access), host);
+        let (result, steps) = self.mmu.tdp_access(vcpu, state, access.gva, &WalkAccess::from(access), host);
         match result {
             GuestAccess::Mapped(mapping) => native(mapping, v.controls.apic),
             GuestAccess::Fault(error) => {
@@ -156,10 +143,10 @@ impl Backend for Vm {
                 fault(Exception::pf(access.gva, error))
             }
             GuestAccess::Nested(stop) => {
-                *exit = exits::ept(&stop, shared.silicon.ept_advanced, state, access);
+                *exit = exits::ept(&stop, self.silicon.ept_advanced, state, access);
                 note_steps(vcpu, &steps, host);
                 if host.wants(NoteKind::RULE) {
-                    host.note(vcpu, shared.ept_rule(vcpu, &stop).note());
+                    host.note(vcpu, self.ept_rule(vcpu, &stop).note());
                 }
                 Answer { verdict: Verdict::EXIT, ..Default::default() }
             }
@@ -168,14 +155,11 @@ impl Backend for Vm {
 
     fn sensitive(
         &mut self,
-        vcpu: u32,
+        v: &mut VmxVcpu,
         state: &mut VcpuState,
         insn: &Sensitive,
-        _host: &mut dyn Host,
         exit: &mut Exit,
-        _fault: &mut Exception,
     ) -> Verdict {
-        let v = &self.vcpus[vcpu as usize];
         let controls = &v.controls;
         use SensitiveKind as K;
         let exits = match insn.kind {
@@ -209,58 +193,17 @@ impl Backend for Vm {
 
     fn exception(
         &mut self,
-        vcpu: u32,
+        v: &mut VmxVcpu,
         state: &mut VcpuState,
         exception: &Exception,
-        _host: &mut dyn Host,
         exit: &mut Exit,
     ) -> Verdict {
         let code = if exception.has_error_code { exception.error_code } else { 0 };
-        if !self.vcpus[vcpu as usize].controls.exception_exits(exception.vector, code) {
+        if !v.controls.exception_exits(exception.vector, code) {
             return Verdict::NATIVE;
         }
         *exit = exits::exception(exception, state);
         Verdict::EXIT
-    }
-
-    fn enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Resume {
-        let (shared, v) = self.parts(vcpu);
-        if !std::mem::take(&mut v.exited) {
-            // No exit since the last entry: what was injected has been delivered, unless the guest did not get to run.
-            v.core.events.complete(&state.inject);
-        }
-        v.core.has_run = true;
-        if v.core.events.take_triple_fault() {
-            host.note(vcpu, Note::UserspaceExit { reason: ResumeKind::SHUTDOWN.0, errno: 0 });
-            return Resume::new(ResumeKind::SHUTDOWN);
-        }
-        if state.activity == Activity::HLT {
-            state.activity = Activity::ACTIVE;
-        }
-        let windows = Windows {
-            interrupt: events::interrupt_allowed(state),
-            nmi: events::nmi_allowed(state),
-            virtual_interrupts: v.controls.apicv && v.controls.apic != ApicMode::None,
-        };
-        let requests = v.core.events.check_and_inject(vcpu, state, windows, host);
-        v.controls.interrupt_window = requests.interrupt;
-        v.controls.nmi_window = requests.nmi;
-        shared.mmu.reload(vcpu, state, host);
-        let intercepts = v.controls.intercepts();
-        if state.intercepts != intercepts {
-            state.intercepts = intercepts;
-        }
-        Resume::GUEST
-    }
-
-    fn handle_exit(&mut self, vcpu: u32, state: &mut VcpuState, exit: &Exit, host: &mut dyn Host) -> Resume {
-        let (shared, v) = self.parts(vcpu);
-        v.exited = true;
-        if std::mem::take(&mut v.debug_registers_owned) {
-            // `vmx_sync_dirty_debug_regs`.
-            v.controls.mov_dr_exiting = true;
-        }
-        kvm::handle(&mut Cx { shared, vcpu: v, state, exit, host })
     }
 }
 

@@ -30,7 +30,7 @@ impl vmtape_abi::Plugin for Vmx {
     }
 
     fn create(config: &vmtape_abi::VmConfig) -> Result<Vm, String> {
-        Vm::new(config)
+        vm::Shared::new(config).map(Vm::of)
     }
 }
 

@@ -1,6 +1,6 @@
 //! A machine for unit tests: flat memory, a guest with four-level page tables, an emulator that only translates.
 
-use crate::Vm;
+use crate::{Vm, vm::Shared};
 use vmtape_abi::{
     Backend, BusOp, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, FlushScope, Host, MemoryRegion,
     VmConfig,
@@ -191,7 +191,7 @@ impl Guest {
     /// A guest of the given width whose tables map `GVA` to `DATA` with all rights, accessed and dirty.
     pub fn new(silicon: Silicon, maxphyaddr: u8, options: &[(&str, &str)]) -> Self {
         let options = options.iter().map(|(a, b)| ((*a).into(), (*b).into())).collect();
-        let mut vm = Vm::new(&VmConfig { silicon, options }).unwrap();
+        let mut vm = Vm::of(Shared::new(&VmConfig { silicon, options }).unwrap());
         let mut host = TestHost {
             memory: vec![0; MEMORY as usize],
             notes: Vec::new(),

@@ -34,8 +34,6 @@ pub struct VmxVcpu {
     pub controls: Controls,
     /// MOV DR runs without exits until the next exit (KVM_DEBUGREG_WONT_EXIT).
     pub debug_registers_owned: bool,
-    /// An exit was handled since the last entry.
-    pub exited: bool,
 }
 
 /// What all vCPUs share.
@@ -46,19 +44,9 @@ pub struct Shared {
 }
 
 /// A VM.
-pub struct Vm {
-    pub shared: Shared,
-    pub vcpus: Vec<VmxVcpu>,
-}
+pub type Vm = vmtape_kvm_core::Vm<Shared>;
 
-/// What `save` keeps.
-#[derive(Serialize, Deserialize)]
-pub struct Saved {
-    pub mmu: Mmu,
-    pub vcpus: Vec<VmxVcpu>,
-}
-
-impl Vm {
+impl Shared {
     /// KVM_CREATE_VM on this silicon with these options.
     pub fn new(config: &VmConfig) -> Result<Self, String> {
         let silicon = config.silicon;
@@ -98,7 +86,7 @@ impl Vm {
         if options.on(Switch::FLEXPRIORITY) {
             mmu.set_private_slot(APIC_ACCESS_SLOT, APIC_DEFAULT_BASE, 0x1000, shared_page);
         }
-        Ok(Self { shared: Shared { silicon, options, mmu }, vcpus: Vec::new() })
+        Ok(Self { silicon, options, mmu })
     }
 }
 

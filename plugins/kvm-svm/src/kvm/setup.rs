@@ -9,14 +9,13 @@ use crate::{
 use vmtape_abi::Host;
 use vmtape_arch::{exception::Vector, msr::Msr, regs::Cr0, vcpu::VcpuState};
 use vmtape_kvm_core::{Vcpu, cpuid::feature, cr::MmuEffect, profile::Switch};
-use vmtape_kvm_mmu::mmu::GuestWidth;
 
 /// `svm_vcpu_create`, `init_vmcb`.
 pub fn create(shared: &Shared, id: u32) -> SvmVcpu {
     let core = Vcpu::new(id, shared.silicon.vendor);
     let exceptions = bit(Vector::UD) | bit(Vector::MC) | bit(Vector::AC) | bit(Vector::DB);
     let vmcb = Vmcb { npt: shared.npt, cr0: true, exceptions, debug_registers: true, ..Default::default() };
-    let mut vcpu = SvmVcpu { core, vmcb, debug_registers_owned: false, exited: false };
+    let mut vcpu = SvmVcpu { core, vmcb, debug_registers_owned: false };
     after_set_cpuid(shared, &mut vcpu);
     vcpu
 }
@@ -46,17 +45,6 @@ pub fn after_set_cpuid(shared: &Shared, vcpu: &mut SvmVcpu) {
         flush_cmd: cpuid.has(feature::FLUSH_L1D),
         sysenter: !cpuid.intel_compatible(),
     };
-}
-
-/// `kvm_mmu_after_set_cpuid`: the guest's width, and roles anew.
-pub fn after_set_cpuid_mmu(shared: &mut Shared, vcpu: &SvmVcpu, state: &VcpuState, host: &mut dyn Host) {
-    let cpuid = &vcpu.core.cpuid;
-    // Under TDP silicon decides about 1 GiB pages. See: KVM cpuid.c kvm_vcpu_after_set_cpuid()
-    let gbpages = if shared.npt { shared.silicon.gbpages } else { cpuid.has(feature::GBPAGES) };
-    let id = vcpu.core.id;
-    shared.mmu.vcpu(id).width =
-        GuestWidth { maxphyaddr: cpuid.maxphyaddr(), gbpages, amd: cpuid.amd_compatible() };
-    shared.mmu.reset_context(id, state, host);
 }
 
 /// `svm_set_cr0`, the part that decides about CR0's intercepts: silicon runs with PG and WP under shadow paging, and

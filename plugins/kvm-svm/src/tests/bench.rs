@@ -1,7 +1,7 @@
 //! A 64-bit guest with one linear page, on a host that is memory and nothing else. KVM's emulator is asked where an operand
 //! lies, and does no more.
 
-use crate::Vm;
+use crate::{Vm, create};
 use vmtape_abi::{
     Backend, BusOp, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Errno, FlushScope, Host,
     MemoryRegion, Translation, VmConfig,
@@ -213,7 +213,7 @@ impl Setup<'_> {
             access: Access::default(),
             insn: MOV,
         };
-        let mut bench = Bench { vm: Vm::new(&config, self.npt).unwrap(), states: vec![state], host };
+        let mut bench = Bench { vm: create(&config, self.npt).unwrap(), states: vec![state], host };
         for (i, entry) in [TABLES[1] | 7, TABLES[2] | 7, self.pde, self.pte].into_iter().enumerate() {
             bench.set_entry(i, entry);
         }

@@ -4,7 +4,7 @@
 //! (x86/access.c ac_emulate_access()); under nested paging they follow from silicon that walks with its own.
 
 use super::bench::*;
-use crate::Vm;
+use crate::create;
 use vmtape_abi::{Backend, VmConfig};
 use vmtape_arch::{
     access::AccessKind,
@@ -211,10 +211,10 @@ fn capability_and_options() {
     assert_eq!(vm(true).check_extension(185), 0);
     let silicon = silicon(46);
     let config = |npt: &str| VmConfig { silicon, options: vec![("npt".into(), npt.into())] };
-    assert!(Vm::new(&config("off"), true).is_err());
-    assert!(Vm::new(&config("off"), false).is_ok());
+    assert!(create(&config("off"), true).is_err());
+    assert!(create(&config("off"), false).is_ok());
     let intel = VmConfig { silicon: Silicon { vendor: Vendor::INTEL, ..silicon }, options: Vec::new() };
-    assert!(Vm::new(&intel, true).is_err());
+    assert!(create(&intel, true).is_err());
 }
 
 #[test]

@@ -10,11 +10,10 @@ use vmtape_abi::{FlushScope, Host};
 use vmtape_arch::{exception::Vector, msr::Msr, vcpu::VcpuState};
 use vmtape_kvm_core::{
     Vcpu,
-    cpuid::{Feature, GuestCpuid, feature},
+    cpuid::{Feature, GuestCpuid},
     cr::{self, MmuEffect},
     profile::Switch,
 };
-use vmtape_kvm_mmu::mmu::GuestWidth;
 
 /// RDRAND and RDSEED in the guest's CPUID: without them the instructions exit.
 const RDRAND: Feature = Feature(1, 0, vmtape_kvm_core::cpuid::Reg::Ecx, 30);
@@ -26,8 +25,7 @@ const ENABLE: u64 = 1 << 11;
 /// `vmx_vcpu_create`.
 pub fn create(shared: &Shared, id: u32) -> VmxVcpu {
     let core = Vcpu::new(id, shared.silicon.vendor);
-    let mut vcpu =
-        VmxVcpu { core, controls: Controls::default(), debug_registers_owned: false, exited: false };
+    let mut vcpu = VmxVcpu { core, controls: Controls::default(), debug_registers_owned: false };
     let ept = shared.ept();
     vcpu.controls.cr0_mask = !cr0_guest_owned(ept);
     vcpu.controls.cr3_exiting = !ept;
@@ -69,16 +67,6 @@ pub fn update_apic_mode(shared: &Shared, vcpu: &mut VmxVcpu) {
         _ => ApicMode::None,
     };
     vcpu.controls.apicv = apicv;
-}
-
-/// `kvm_mmu_after_set_cpuid`.
-pub fn after_set_cpuid_mmu(shared: &mut Shared, vcpu: &VmxVcpu, state: &VcpuState, host: &mut dyn Host) {
-    let cpuid = &vcpu.core.cpuid;
-    // Under EPT the CPU decides whether 1 GiB pages exist, whatever the guest is told.
-    let gbpages = if shared.ept() { shared.silicon.gbpages } else { cpuid.has(feature::GBPAGES) };
-    shared.mmu.vcpu(vcpu.core.id).width =
-        GuestWidth { maxphyaddr: cpuid.maxphyaddr(), gbpages, amd: cpuid.amd_compatible() };
-    shared.mmu.reset_context(vcpu.core.id, state, host);
 }
 
 /// What a WRMSR changes in the controls.

@@ -2,6 +2,7 @@
 //! itself is that of the `kvm-mmu` crate.
 
 pub mod apic;
+pub mod capabilities;
 pub mod controls;
 pub mod exits;
 #[cfg(test)]

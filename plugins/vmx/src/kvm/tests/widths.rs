@@ -262,7 +262,7 @@ fn a_mapped_page_is_not_looked_at_again() {
     guest.vm.set_memory_region(&region, &mut guest.host).unwrap();
     guest.set(PTE, 1 << 40 | DATA | 0x67);
     guest.populate();
-    guest.vm.vcpus[0].core.has_run = false;
+    guest.vm.vcpus[0].core.last_vmentry_cpu = vmtape_kvm_core::vcpu::NEVER;
     let Guest { vm, state, host, .. } = &mut guest;
     vm.set_cpuid(0, state, &crate::testing::cpuid(36), host).unwrap();
     vm.enter(0, state, host);

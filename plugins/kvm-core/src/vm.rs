@@ -1,0 +1,354 @@
+//! A VM under `kvm.ko`: the boundary's control calls, and the frame of entries and exits. The vendor's module and its silicon
+//! are asked where they differ.
+//!
+//! See: KVM arch/x86/kvm/x86.c, arch/x86/kvm/cpuid.c
+
+use crate::{
+    Vcpu, caps,
+    cpuid::feature,
+    cr::MmuEffect,
+    events::{self, WindowRequests, Windows},
+    msr,
+    profile::{Options, Switch},
+    supported,
+    vcpu::SetCpuid,
+    warning,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use vmtape_abi::{Backend, Errno, Host, MemoryRegion, Query};
+use vmtape_arch::{
+    access::{Access, Answer, Verdict},
+    cpuid::CpuidEntry,
+    exception::Exception,
+    exit::{Exit, Resume, ResumeKind},
+    host::Silicon,
+    note::Note,
+    paging::bits,
+    sensitive::Sensitive,
+    vcpu::{Activity, Intercepts, VcpuState},
+};
+use vmtape_kvm_mmu::mmu::{GuestWidth, Mmu};
+
+/// The physical CPU on which all vCPUs run.
+const PCPU: i32 = 0;
+/// Address bits that four paging levels translate.
+const FOUR_LEVELS_WIDTH: u8 = 48;
+
+/// What a vendor keeps for a vCPU around what KVM keeps for all.
+pub trait VendorVcpu: Clone + Serialize + DeserializeOwned {
+    fn core(&self) -> &Vcpu;
+    fn core_mut(&mut self) -> &mut Vcpu;
+}
+
+/// `struct kvm_x86_ops`: what `kvm.ko` asks of the vendor's module, and the silicon below it.
+pub trait Ops {
+    type Vcpu: VendorVcpu;
+
+    fn silicon(&self) -> &Silicon;
+    fn options(&self) -> &Options;
+    fn mmu(&self) -> &Mmu;
+    fn mmu_mut(&mut self) -> &mut Mmu;
+
+    /// Most levels of the tables that two-dimensional paging puts below the guest.
+    fn tdp_levels(&self) -> u8;
+
+    /// `vcpu_create`.
+    fn vcpu_create(&self, id: u32) -> Self::Vcpu;
+
+    /// `vcpu_after_set_cpuid`.
+    fn after_set_cpuid(&self, vcpu: &mut Self::Vcpu);
+
+    /// An MSR has a new value.
+    fn after_set_msr(&self, vcpu: &mut Self::Vcpu, state: &VcpuState, index: u32);
+
+    /// Does to MMU and TLB what a control-register write asks for.
+    fn apply(&mut self, vcpu: &mut Self::Vcpu, state: &VcpuState, effect: MmuEffect, host: &mut dyn Host);
+
+    /// The state changed from outside.
+    fn after_reset(&self, vcpu: &mut Self::Vcpu);
+
+    /// What the controls or the VMCB intercept now.
+    fn intercepts(&self, vcpu: &mut Self::Vcpu, state: &VcpuState) -> Intercepts;
+
+    /// Interrupts of the local APIC reach the guest by virtual-interrupt delivery.
+    fn virtual_interrupts(&self, vcpu: &Self::Vcpu) -> bool;
+
+    /// `enable_irq_window`, `enable_nmi_window`, and that an NMI is on its way.
+    fn request_windows(&self, vcpu: &mut Self::Vcpu, requests: WindowRequests);
+
+    /// What [`Backend::query`] can be asked of this vendor only.
+    fn query(&self, vcpu: Option<&Self::Vcpu>, what: Query) -> Result<u64, Errno>;
+
+    /// `handle_exit`.
+    fn handle_exit(
+        &mut self,
+        vcpu: &mut Self::Vcpu,
+        state: &mut VcpuState,
+        exit: &Exit,
+        host: &mut dyn Host,
+    ) -> Resume;
+
+    // --- silicon, as in `Backend` ---
+
+    fn access(
+        &mut self,
+        vcpu: &mut Self::Vcpu,
+        state: &mut VcpuState,
+        access: &Access,
+        host: &mut dyn Host,
+        exit: &mut Exit,
+    ) -> Answer;
+
+    fn sensitive(
+        &mut self,
+        vcpu: &mut Self::Vcpu,
+        state: &mut VcpuState,
+        insn: &Sensitive,
+        exit: &mut Exit,
+    ) -> Verdict;
+
+    fn exception(
+        &mut self,
+        vcpu: &mut Self::Vcpu,
+        state: &mut VcpuState,
+        exception: &Exception,
+        exit: &mut Exit,
+    ) -> Verdict;
+}
+
+/// A VM.
+pub struct Vm<O: Ops> {
+    /// What all vCPUs share.
+    pub shared: O,
+    pub vcpus: Vec<O::Vcpu>,
+}
+
+impl<O: Ops> Vm<O> {
+    /// KVM_CREATE_VM.
+    pub fn of(shared: O) -> Self {
+        Self { shared, vcpus: Vec::new() }
+    }
+
+    fn parts(&mut self, vcpu: u32) -> (&mut O, &mut O::Vcpu) {
+        (&mut self.shared, &mut self.vcpus[vcpu as usize])
+    }
+
+    /// `kvm_mmu_after_set_cpuid`: what the guest's CPUID says about its page tables, and roles anew.
+    fn mmu_after_set_cpuid(&mut self, vcpu: u32, state: &VcpuState, host: &mut dyn Host) {
+        let cpuid = &self.vcpus[vcpu as usize].core().cpuid;
+        let tdp = self.shared.mmu().config.tdp;
+        // Under TDP silicon decides about 1 GiB pages, whatever the guest is told.
+        // See: KVM cpuid.c kvm_vcpu_after_set_cpuid()
+        let gbpages = if tdp { self.shared.silicon().gbpages } else { cpuid.has(feature::GBPAGES) };
+        let width = GuestWidth { maxphyaddr: cpuid.maxphyaddr(), gbpages, amd: cpuid.amd_compatible() };
+        let mmu = self.shared.mmu_mut();
+        mmu.vcpu(vcpu).width = width;
+        mmu.reset_context(vcpu, state, host);
+    }
+
+    /// The largest guest physical address that some table can map.
+    fn max_usable_gpa(&self) -> u64 {
+        let width = self.shared.silicon().phys_bits;
+        let four_levels = self.shared.mmu().config.tdp && self.shared.tdp_levels() < 5;
+        let width = if four_levels { width.min(FOUR_LEVELS_WIDTH) } else { width };
+        bits(0, u32::from(width) - 1)
+    }
+}
+
+impl<O: Ops> Backend for Vm<O> {
+    fn resolved(&self) -> Vec<(String, String)> {
+        self.shared.options().resolved()
+    }
+
+    fn check_extension(&self, cap: u32) -> i64 {
+        let tdp = self.shared.mmu().config.tdp;
+        caps::check(cap, self.shared.options().allow_smaller_maxphyaddr(tdp))
+    }
+
+    fn query(&self, vcpu: u32, what: Query) -> Result<u64, Errno> {
+        let v = self.vcpus.get(vcpu as usize);
+        let mmu = self.shared.mmu();
+        Ok(match what {
+            Query::MAX_USABLE_GPA if self.shared.options().on(Switch::MAX_USABLE_GPA_IOCTL) => {
+                self.max_usable_gpa()
+            }
+            Query::SHADOW_PAGES => mmu.shadow_pages(),
+            Query::GFN_TRACK_BYTES => mmu.gfn_track_bytes(),
+            Query::LAST_VMENTRY_CPU => v.ok_or(Errno::ENOENT)?.core().last_vmentry_cpu as u64,
+            Query::MAX_USABLE_GPA => return Err(Errno::ENOTTY),
+            _ => self.shared.query(v, what)?,
+        })
+    }
+
+    fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry> {
+        let ops = &self.shared;
+        let tdp_levels = ops.mmu().config.tdp.then(|| ops.tdp_levels());
+        supported::supported_cpuid(silicon, ops.silicon(), ops.options(), tdp_levels)
+    }
+
+    fn set_memory_region(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno> {
+        self.shared.mmu_mut().set_memory_region(region, host)
+    }
+
+    fn create_vcpu(&mut self, vcpu: u32) -> Result<(), Errno> {
+        if vcpu as usize != self.vcpus.len() {
+            return Err(Errno::EEXIST);
+        }
+        self.shared.mmu_mut().create_vcpu(vcpu);
+        let mut v = self.shared.vcpu_create(vcpu);
+        v.core_mut().last_vmentry_cpu = Vcpu::before_first_entry(self.shared.options());
+        self.vcpus.push(v);
+        Ok(())
+    }
+
+    fn set_cpuid(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        entries: &[CpuidEntry],
+        host: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        let (ops, v) = self.parts(vcpu);
+        v.core_mut().refresh_apic_base(state, host);
+        let done = v.core_mut().set_cpuid(ops.options(), state, entries)?;
+        if done == SetCpuid::Same {
+            return Ok(());
+        }
+        ops.after_set_cpuid(v);
+        self.mmu_after_set_cpuid(vcpu, state, host);
+        if done == SetCpuid::Late {
+            warning::cpuid_after_run(vcpu, host);
+        }
+        let (ops, v) = self.parts(vcpu);
+        state.intercepts = ops.intercepts(v, state);
+        Ok(())
+    }
+
+    fn get_cpuid(&self, vcpu: u32) -> Vec<CpuidEntry> {
+        self.vcpus[vcpu as usize].core().cpuid.entries().to_vec()
+    }
+
+    fn get_msr(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        index: u32,
+        host: &mut dyn Host,
+    ) -> Result<u64, Errno> {
+        let (_, v) = self.parts(vcpu);
+        msr::get(v.core_mut(), state, index, true, host).map_err(|_| Errno::EINVAL)
+    }
+
+    fn set_msr(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        index: u32,
+        data: u64,
+        host: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        let (ops, v) = self.parts(vcpu);
+        let effect = msr::set(v.core_mut(), state, index, data, true, host).map_err(|_| Errno::EINVAL)?;
+        ops.after_set_msr(v, state, index);
+        ops.apply(v, state, effect, host);
+        state.intercepts = ops.intercepts(v, state);
+        Ok(())
+    }
+
+    fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) {
+        let (ops, v) = self.parts(vcpu);
+        let core = v.core_mut();
+        // INIT and RESET leave no event behind. See: KVM x86.c kvm_vcpu_reset()
+        core.events.clear();
+        core.refresh_apic_base(state, host);
+        core.update_cpuid_runtime(state);
+        ops.after_reset(v);
+        ops.mmu_mut().reset_context(vcpu, state, host);
+        state.intercepts = ops.intercepts(v, state);
+    }
+
+    fn save(&self) -> Vec<u8> {
+        postcard::to_stdvec(&(self.shared.mmu(), &self.vcpus)).expect("plain data always serializes")
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Result<(), Errno> {
+        let (mmu, vcpus): (Mmu, Vec<O::Vcpu>) = postcard::from_bytes(saved).map_err(|_| Errno::EINVAL)?;
+        if vcpus.len() != self.vcpus.len() || mmu.config != self.shared.mmu().config {
+            return Err(Errno::EINVAL);
+        }
+        *self.shared.mmu_mut() = mmu;
+        self.vcpus = vcpus;
+        Ok(())
+    }
+
+    fn access(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        access: &Access,
+        host: &mut dyn Host,
+        exit: &mut Exit,
+    ) -> Answer {
+        let (ops, v) = self.parts(vcpu);
+        ops.access(v, state, access, host, exit)
+    }
+
+    fn sensitive(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        insn: &Sensitive,
+        _host: &mut dyn Host,
+        exit: &mut Exit,
+        _fault: &mut Exception,
+    ) -> Verdict {
+        let (ops, v) = self.parts(vcpu);
+        ops.sensitive(v, state, insn, exit)
+    }
+
+    fn exception(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        exception: &Exception,
+        _host: &mut dyn Host,
+        exit: &mut Exit,
+    ) -> Verdict {
+        let (ops, v) = self.parts(vcpu);
+        ops.exception(v, state, exception, exit)
+    }
+
+    /// `vcpu_enter_guest`.
+    fn enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Resume {
+        let (ops, v) = self.parts(vcpu);
+        let core = v.core_mut();
+        if !std::mem::take(&mut core.exited) {
+            // No exit since the last entry: what was injected has been delivered, unless the guest did not get to run.
+            core.events.complete(&state.inject);
+        }
+        core.last_vmentry_cpu = PCPU;
+        if core.events.take_triple_fault() {
+            host.note(vcpu, Note::UserspaceExit { reason: ResumeKind::SHUTDOWN.0, errno: 0 });
+            return Resume::new(ResumeKind::SHUTDOWN);
+        }
+        if state.activity == Activity::HLT {
+            state.activity = Activity::ACTIVE;
+        }
+        let windows = Windows {
+            interrupt: events::interrupt_allowed(state),
+            nmi: events::nmi_allowed(state),
+            virtual_interrupts: ops.virtual_interrupts(v),
+        };
+        let requests = v.core_mut().events.check_and_inject(vcpu, state, windows, host);
+        ops.request_windows(v, requests);
+        ops.mmu_mut().reload(vcpu, state, host);
+        state.intercepts = ops.intercepts(v, state);
+        Resume::GUEST
+    }
+
+    fn handle_exit(&mut self, vcpu: u32, state: &mut VcpuState, exit: &Exit, host: &mut dyn Host) -> Resume {
+        let (ops, v) = self.parts(vcpu);
+        v.core_mut().exited = true;
+        ops.handle_exit(v, state, exit, host)
+    }
+}
