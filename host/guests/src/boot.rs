@@ -68,15 +68,9 @@ pub fn image(
     assert!(layout::CODE64 + code64.bytes.len() as u64 <= layout::BSS, "the program overlaps its data");
 
     let mut memory = vec![0; (layout::CODE64 - u64::from(LOAD_ADDRESS)) as usize];
-    let mut put = |address: u64, words: &[u64]| {
-        let offset = (address - u64::from(LOAD_ADDRESS)) as usize;
-        for (slot, word) in memory[offset..].chunks_exact_mut(8).zip(words) {
-            slot.copy_from_slice(&word.to_le_bytes());
-        }
-    };
+    let mut put = |address: u64, words: &[u64]| put(&mut memory, address, words);
     put(layout::GDT, &GDT);
-    let limit = size_of_val(&GDT) as u64 - 1;
-    put(layout::GDTR, &[limit | layout::GDT << 16]);
+    put(layout::GDTR, &[gdtr()]);
     put(layout::IDT, &idt(&code64.stubs));
     // The TSS holds RSP0 at offset 4; the I/O bitmap lies beyond the limit.
     put(layout::TSS, &[layout::RSP0_TOP << 32, layout::RSP0_TOP >> 32]);
@@ -91,9 +85,50 @@ pub fn image(
     let start = switch_to_64bit(entry)?;
     memory[MULTIBOOT_HEADER_SIZE as usize..][..start.len()].copy_from_slice(&start);
     memory.extend_from_slice(&code64.bytes);
+    Ok(finish(memory))
+}
+
+/// Builds the image of a program that stays in 32-bit code, with `tables` where the long-mode tables would be.
+pub fn image32(
+    program: fn(&mut CodeAssembler, &Values) -> Result<(), IcedError>,
+    tables: &[u32],
+    values: &Values,
+) -> Result<Vec<u8>, IcedError> {
+    let mut a = CodeAssembler::new(32)?;
+    program(&mut a, values)?;
+    let code = a.assemble(u64::from(LOAD_ADDRESS + MULTIBOOT_HEADER_SIZE))?;
+    let mut memory = vec![0; (layout::CODE64 - u64::from(LOAD_ADDRESS)) as usize];
+    put(&mut memory, layout::GDT, &GDT);
+    put(&mut memory, layout::GDTR, &[gdtr()]);
+    let words: Vec<u64> =
+        tables.chunks_exact(2).map(|pair| u64::from(pair[0]) | u64::from(pair[1]) << 32).collect();
+    put(&mut memory, layout::PML4, &words);
+    let start = MULTIBOOT_HEADER_SIZE as usize;
+    assert!(
+        start + code.len() <= (layout::GDT - u64::from(LOAD_ADDRESS)) as usize,
+        "the program overlaps its tables"
+    );
+    memory[start..][..code.len()].copy_from_slice(&code);
+    Ok(finish(memory))
+}
+
+/// Writes words at a guest address of an image.
+fn put(memory: &mut [u8], address: u64, words: &[u64]) {
+    let offset = (address - u64::from(LOAD_ADDRESS)) as usize;
+    for (slot, word) in memory[offset..].chunks_exact_mut(8).zip(words) {
+        slot.copy_from_slice(&word.to_le_bytes());
+    }
+}
+
+/// Limit and base of the GDT, as LGDT reads them.
+fn gdtr() -> u64 {
+    (size_of_val(&GDT) as u64 - 1) | layout::GDT << 16
+}
+
+fn finish(mut memory: Vec<u8>) -> Vec<u8> {
     memory.resize((layout::BSS - u64::from(LOAD_ADDRESS)) as usize, 0);
     let body = &memory[MULTIBOOT_HEADER_SIZE as usize..];
-    Ok(image::elf32(entry as u32, body, (layout::BSS_END - layout::BSS) as u32))
+    image::elf32(LOAD_ADDRESS + MULTIBOOT_HEADER_SIZE, body, (layout::BSS_END - layout::BSS) as u32)
 }
 
 /// 64-bit interrupt gates. See: SDM vol. 3A Figure 6-8. 64-Bit IDT Gate Descriptors

@@ -12,6 +12,7 @@ mod kernel;
 mod parameters;
 mod programs;
 
+use iced_x86::{IcedError, code_asm::CodeAssembler};
 use parameters::Values;
 pub use parameters::{Kind, Parameter};
 use thiserror::Error;
@@ -27,7 +28,16 @@ pub struct GuestInfo {
     pub default_memory: u32,
     /// vCPUs that it needs.
     pub default_smp: u32,
-    program: fn(&mut kernel::Kernel, &Values) -> Result<(), iced_x86::IcedError>,
+    program: Program,
+}
+
+/// How a guest's code comes about.
+#[derive(Clone, Copy, Debug)]
+enum Program {
+    /// 64-bit code with the small runtime of `kernel`.
+    Long(fn(&mut kernel::Kernel, &Values) -> Result<(), IcedError>),
+    /// 32-bit code that stands alone, and its page directory.
+    Legacy(fn(&mut CodeAssembler, &Values) -> Result<(), IcedError>, fn() -> Vec<u32>),
 }
 
 /// Why there is no such guest.
@@ -59,7 +69,11 @@ pub fn image(text: &str) -> Result<Vec<u8>, GuestError> {
     let guest = find(text).ok_or_else(|| GuestError::UnknownGuest(text.to_owned()))?;
     let values = Values::parse(guest, text.split_once(',').map_or("", |(_, values)| values))?;
     // The programs are code of this crate: that they assemble is a test, not a condition at run time.
-    Ok(boot::image(guest.program, &values).expect("built-in guests assemble"))
+    let image = match guest.program {
+        Program::Long(program) => boot::image(program, &values),
+        Program::Legacy(program, tables) => boot::image32(program, &tables(), &values),
+    };
+    Ok(image.expect("built-in guests assemble"))
 }
 
 #[cfg(test)]

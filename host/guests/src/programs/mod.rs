@@ -8,6 +8,7 @@ mod illegal;
 mod io;
 mod judge;
 mod late;
+mod legacy;
 mod matrix;
 mod paging;
 mod role;
@@ -16,7 +17,7 @@ mod smp2;
 mod stale;
 mod touch;
 
-use crate::GuestInfo;
+use crate::{GuestInfo, Program};
 
 /// Every program, simplest first.
 pub const ALL: &[GuestInfo] = &[
@@ -26,7 +27,7 @@ pub const ALL: &[GuestInfo] = &[
         parameters: &[],
         default_memory: 64,
         default_smp: 1,
-        program: hello::program,
+        program: Program::Long(hello::program),
     },
     GuestInfo {
         name: "cpuid",
@@ -34,7 +35,7 @@ pub const ALL: &[GuestInfo] = &[
         parameters: &[],
         default_memory: 64,
         default_smp: 1,
-        program: cpuid::program,
+        program: Program::Long(cpuid::program),
     },
     GuestInfo {
         name: "io",
@@ -42,7 +43,7 @@ pub const ALL: &[GuestInfo] = &[
         parameters: &[],
         default_memory: 64,
         default_smp: 1,
-        program: io::program,
+        program: Program::Long(io::program),
     },
     GuestInfo {
         name: "illegal",
@@ -50,7 +51,7 @@ pub const ALL: &[GuestInfo] = &[
         parameters: &[],
         default_memory: 64,
         default_smp: 1,
-        program: illegal::program,
+        program: Program::Long(illegal::program),
     },
     GuestInfo {
         name: "touch",
@@ -58,7 +59,7 @@ pub const ALL: &[GuestInfo] = &[
         parameters: touch::PARAMETERS,
         default_memory: 64,
         default_smp: 1,
-        program: touch::program,
+        program: Program::Long(touch::program),
     },
     GuestInfo {
         name: "matrix",
@@ -66,7 +67,7 @@ pub const ALL: &[GuestInfo] = &[
         parameters: &[],
         default_memory: 64,
         default_smp: 1,
-        program: matrix::program,
+        program: Program::Long(matrix::program),
     },
     GuestInfo {
         name: "bar",
@@ -74,7 +75,7 @@ pub const ALL: &[GuestInfo] = &[
         parameters: bar::PARAMETERS,
         default_memory: 64,
         default_smp: 1,
-        program: bar::program,
+        program: Program::Long(bar::program),
     },
     GuestInfo {
         name: "smp2",
@@ -82,7 +83,7 @@ pub const ALL: &[GuestInfo] = &[
         parameters: &[],
         default_memory: 64,
         default_smp: 2,
-        program: smp2::program,
+        program: Program::Long(smp2::program),
     },
     GuestInfo {
         name: "role",
@@ -90,7 +91,7 @@ pub const ALL: &[GuestInfo] = &[
         parameters: role::PARAMETERS,
         default_memory: 64,
         default_smp: 1,
-        program: role::program,
+        program: Program::Long(role::program),
     },
     GuestInfo {
         name: "stale",
@@ -98,7 +99,7 @@ pub const ALL: &[GuestInfo] = &[
         parameters: stale::PARAMETERS,
         default_memory: 64,
         default_smp: 2,
-        program: stale::program,
+        program: Program::Long(stale::program),
     },
     GuestInfo {
         name: "late",
@@ -106,6 +107,14 @@ pub const ALL: &[GuestInfo] = &[
         parameters: late::PARAMETERS,
         default_memory: 64,
         default_smp: 1,
-        program: late::program,
+        program: Program::Long(late::program),
+    },
+    GuestInfo {
+        name: "legacy",
+        summary: "32-bit paging: one read through a table that knows no MAXPHYADDR",
+        parameters: legacy::PARAMETERS,
+        default_memory: 64,
+        default_smp: 1,
+        program: Program::Legacy(legacy::program, legacy::tables),
     },
 ];
