@@ -127,7 +127,7 @@ impl Machine {
     }
 
     /// Interpreters start with nothing cached, as they do after [`Machine::restore`].
-    fn drop_caches(&mut self) {
+    pub(crate) fn drop_caches(&mut self) {
         self.services.ram().forget_code();
         let config = cpu_config(&self.spec);
         for vcpu in &mut self.vcpus {
@@ -136,7 +136,7 @@ impl Machine {
         self.services.flushes = self.vcpus.iter().map(|vcpu| vcpu.cpu.flush_handle()).collect();
     }
 
-    fn save(&self) -> Vec<u8> {
+    pub(crate) fn save(&self) -> Vec<u8> {
         let saved = Saved {
             vcpus: self.vcpus.iter().map(|v| (v.state, v.needs_entry, v.progress)).collect(),
             devices: &self.services.devices,

@@ -20,6 +20,7 @@ mod passport;
 mod recorder;
 mod run;
 mod spec;
+mod take_over;
 pub mod vmm;
 
 pub use cpuid_change::CpuidChange;

@@ -7,6 +7,7 @@
 pub mod cpuid;
 pub mod exits;
 pub mod kvm;
+pub mod late;
 pub mod plugin;
 pub mod search;
 mod trial;

@@ -21,7 +21,7 @@ use vmtape_machine::{
 };
 use vmtape_replay::{
     Error,
-    bisect::{self, Bench, Criterion, Finding, cpuid, exits, kvm, plugin, search::Mark, width},
+    bisect::{self, Bench, Criterion, Finding, cpuid, exits, kvm, late, plugin, search::Mark, width},
     report::Verdict,
     spec,
 };
@@ -157,7 +157,11 @@ impl Args {
         match self.axis {
             Axis::Exits => {
                 let actual = self.elsewhere.machine(&bench.machine, plugins)?;
-                Ok(exits::bisect(bench, actual, &self.elsewhere.command_line())?)
+                let options = self.elsewhere.command_line();
+                Ok(match bench.criterion {
+                    Criterion::Divergence(_) => exits::bisect(bench, actual, &options)?,
+                    _ => late::bisect(bench, actual, &options)?,
+                })
             }
             Axis::Kvm => self.bisect_kvm(bench, plugins),
             Axis::Width => self.bisect_width(bench, plugins),

@@ -1,0 +1,112 @@
+//! A guest that moves to another machine while it runs, as the ioctls of save and restore move it: everything the guest
+//! can observe goes along, nothing of what the backend keeps for itself.
+
+use crate::{Error, machine::Machine};
+use vmtape_abi::MemoryRegion;
+use vmtape_arch::{PAGE_SIZE, event::Event, msr::Msr, vcpu::Activity, vcpu::VcpuState};
+
+const PAGE: usize = PAGE_SIZE as usize;
+
+/// Where MSRs are: the architecture's, KVM's own, and AMD's. See: SDM vol. 4 chapter 2, APM vol. 2 appendix A,
+/// Documentation/virt/kvm/x86/msr.rst
+const MSRS: [std::ops::Range<u32>; 5] =
+    [0..0x800, 0x900..0x2000, 0x4b56_4d00..0x4b56_4d10, 0xc000_0080..0xc000_0110, 0xc001_0000..0xc001_0200];
+
+/// Registers that are the devices' and the clock's, which move as such.
+const DEVICES_OWN: [Msr; 3] = [Msr::IA32_TSC, Msr::IA32_APIC_BASE, Msr::IA32_TSC_DEADLINE];
+
+impl Machine {
+    /// Whether the guest can move: no vCPU is between an exit and its entry, where its backend may hold an event that the
+    /// guest has not taken yet.
+    pub fn can_move(&self) -> bool {
+        let at_rest = |vcpu: &crate::machine::Vcpu| {
+            let entered = !vcpu.needs_entry && !vcpu.state.inject.valid;
+            entered || vcpu.state.activity != Activity::ACTIVE
+        };
+        self.vcpus.iter().all(at_rest)
+    }
+
+    /// What changed since the last checkpoint, or since the machine was built: the next link for [`Machine::restore`].
+    pub fn checkpoint(&self) -> Vec<u8> {
+        self.save()
+    }
+
+    /// Goes on where another machine of the same guest stands, which [`Machine::can_move`]. This one was just built.
+    pub fn take_over(&mut self, source: &mut Self) -> Result<(), Error> {
+        if self.vcpus.len() != source.vcpus.len() {
+            return Err(Error::Checkpoint("it is of a machine with another number of vCPUs".to_owned()));
+        }
+        self.take_memory(source)?;
+        let devices =
+            postcard::to_stdvec(&source.services.devices).and_then(|bytes| postcard::from_bytes(&bytes));
+        self.services.devices = devices.map_err(|error| Error::Checkpoint(error.to_string()))?;
+        self.services.clock = source.services.clock;
+        self.services.inputs.skip(&source.services.taken);
+        self.services.taken = source.services.taken;
+        self.script.resume(source.script.done().to_vec());
+        (self.current, self.turn_ends, self.exits) = (source.current, source.turn_ends, source.exits);
+        for n in 0..self.vcpus.len() {
+            self.take_vcpu(source, n)?;
+        }
+        self.drop_caches();
+        self.services.tape.forget();
+        Ok(())
+    }
+
+    /// Slots as a script has changed them, and what is in memory.
+    fn take_memory(&mut self, source: &Self) -> Result<(), Error> {
+        let (now, wanted) = (self.services.memory.slots().to_vec(), source.services.memory.slots().to_vec());
+        let gone =
+            now.iter().filter(|slot| !wanted.contains(slot)).map(|slot| MemoryRegion { size: 0, ..*slot });
+        for region in gone.chain(wanted.iter().filter(|slot| !now.contains(slot)).copied()) {
+            self.backend
+                .set_memory_region(&region, &mut self.services)
+                .map_err(|errno| Error::Backend { what: format!("memory slot {}", region.slot), errno })?;
+            self.services.memory.set_slot(&region);
+        }
+        if self.services.ram().len() != source.services.ram().len() {
+            return Err(Error::Checkpoint("its memory is laid out otherwise".to_owned()));
+        }
+        let (mut old, mut new) = ([0; PAGE], [0; PAGE]);
+        for hpa in (0..self.services.ram().len()).step_by(PAGE) {
+            let read = self.services.ram().read(hpa, &mut old) && source.services.ram().read(hpa, &mut new);
+            if read && old != new {
+                self.services.ram().write(hpa, &new);
+            }
+        }
+        Ok(())
+    }
+
+    fn take_vcpu(&mut self, source: &mut Self, n: usize) -> Result<(), Error> {
+        let number = n as u32;
+        let vcpu = &mut self.vcpus[n];
+        if self.spec.cpuid == source.spec.cpuid && self.services.cpuid[n] != source.services.cpuid[n] {
+            // The script has changed it.
+            let cpuid = source.services.cpuid[n].clone();
+            self.backend
+                .set_cpuid(number, &mut vcpu.state, &cpuid, &mut self.services)
+                .map_err(|errno| Error::Backend { what: format!("the CPUID of vCPU {n}"), errno })?;
+            self.services.cpuid[n] = cpuid;
+        }
+        vcpu.state = VcpuState {
+            intercepts: vcpu.state.intercepts,
+            inject: Event::default(),
+            ..source.vcpus[n].state
+        };
+        vcpu.progress = source.vcpus[n].progress;
+        vcpu.needs_entry = true;
+        self.backend.state_changed(number, &mut vcpu.state, &mut self.services);
+        for index in MSRS.into_iter().flatten().filter(|index| !DEVICES_OWN.contains(&Msr(*index))) {
+            let theirs =
+                source.backend.get_msr(number, &mut source.vcpus[n].state, index, &mut source.services);
+            let ours = self.backend.get_msr(number, &mut vcpu.state, index, &mut self.services);
+            if let (Ok(theirs), Ok(ours)) = (theirs, ours)
+                && theirs != ours
+            {
+                // A register that this backend holds read-only stays as it is.
+                let _ = self.backend.set_msr(number, &mut vcpu.state, index, theirs, &mut self.services);
+            }
+        }
+        Ok(())
+    }
+}
