@@ -136,6 +136,8 @@ pub enum End {
     Mmio(u64),
     /// With KVM_EXIT_INTERNAL_ERROR of this suberror.
     InternalError(u64),
+    /// With KVM_EXIT_MEMORY_FAULT about this page, and -EFAULT.
+    MemoryFault(u64),
     /// With the same exit for ever.
     Loop,
 }
@@ -317,8 +319,14 @@ impl Bench {
     fn handle(&mut self, vcpu: u32, exit: &Exit, gva: u64) -> Option<End> {
         let state = &mut self.states[vcpu as usize];
         let resume = self.vm.handle_exit(vcpu, state, exit, &mut self.host);
-        if resume.kind == ResumeKind::INTERNAL_ERROR {
-            return Some(End::InternalError(resume.data[0]));
+        match resume.kind {
+            ResumeKind::INTERNAL_ERROR => return Some(End::InternalError(resume.data[0])),
+            ResumeKind::MEMORY_FAULT => {
+                let [flags, gpa, size, ..] = resume.data;
+                assert_eq!((resume.errno, flags, size), (Errno::EFAULT.0, 0, 0x1000));
+                return Some(End::MemoryFault(gpa));
+            }
+            _ => {}
         }
         assert_eq!(resume.kind, ResumeKind::RESUME);
         if let Some(Ok(translation)) = self.host.emulated.take() {

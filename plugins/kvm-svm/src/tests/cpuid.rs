@@ -40,6 +40,10 @@ fn a_role_with_cpuid_keeps_them_apart_at_a_price() {
     assert_eq!(bench.run_at(alike, GVA, READ, false).0, End::Mapped(RAM));
     assert_eq!(before, 4, "one for each level");
     assert_eq!(bench.vm.shared.mmu.shadow_pages(), before + 1, "a root of its own for the narrow one");
+    // A third width for which everything is legal doubles all of them.
+    let third = bench.add_vcpu(40);
+    assert_eq!(bench.run_at(third, GVA, READ, false).0, End::Mapped(RAM));
+    assert_eq!(bench.vm.shared.mmu.shadow_pages(), 2 * before + 1);
 }
 
 #[test]
@@ -61,6 +65,18 @@ fn a_change_after_the_first_run_meets_stale_pages() {
         bench.set_cpuid(0, 36, true).unwrap();
         bench.enter(0);
         assert_eq!(bench.run(READ, false).0, expected, "{options:?}");
+    }
+}
+
+#[test]
+fn page_sizes_are_the_guests_own_only_under_shadow_paging() {
+    // See: KVM cpuid.c kvm_vcpu_after_set_cpuid(), about GBPAGES
+    for (npt, expected) in [(false, End::Fault(0x9)), (true, End::Mapped(0))] {
+        let mut bench = Setup { npt, options: &[ACCEPTS], guest_width: 46, ..Default::default() }.build();
+        bench.set_entry(1, 0x87);
+        bench.set_cpuid(0, 46, false).unwrap();
+        bench.enter(0);
+        assert_eq!(bench.run(READ, false).0, expected, "npt={npt}");
     }
 }
 

@@ -19,6 +19,22 @@ fn a_slot_that_four_levels_cannot_reach_faults_for_ever() {
 }
 
 #[test]
+fn the_exits_that_were_proposed_end_it_at_once() {
+    const UNEXPECTED_EXIT_REASON: u64 = 4;
+    for (patch, expected) in [
+        ("+early-internal-error-exit", End::InternalError(UNEXPECTED_EXIT_REASON)),
+        ("+early-memory-fault-exit", End::MemoryFault(WIDE)),
+    ] {
+        let options = &[(patch, "")];
+        let mut bench =
+            Setup { options, guest_width: 52, host_width: 52, pte: WIDE | 7, ..Default::default() }.build();
+        bench.add_slot(1, WIDE, SECOND_RAM, RAM).unwrap();
+        bench.enter(0);
+        assert_eq!(bench.run(READ, false).0, expected, "{patch}");
+    }
+}
+
+#[test]
 fn without_a_slot_it_is_mmio_every_time() {
     let mut bench = Setup { guest_width: 52, host_width: 52, pte: WIDE | 7, ..Default::default() }.build();
     for _ in 0..2 {
