@@ -1,7 +1,7 @@
 //! Options that describe a machine, shared by the commands that run one.
 
 use crate::{
-    output::usage,
+    output::{Refused, usage},
     script_args::{ScriptArgs, asked_width},
 };
 use anyhow::{Context, Result};
@@ -267,7 +267,7 @@ pub fn create(
 ) -> Result<Box<dyn Backend>> {
     plugin
         .create(&VmConfig { silicon, options: options.to_vec() })
-        .map_err(|reason| usage(format!("backend {}: {reason}", plugin.name())))
+        .map_err(|reason| Refused { backend: plugin.name().to_owned(), reason }.into())
 }
 
 /// `NAME[,OPTION=VALUE...]`.

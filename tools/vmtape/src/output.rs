@@ -22,11 +22,19 @@ impl ExitCode {
     pub const USAGE: Self = Self(2);
     /// Could not test: an unreadable tape, a plugin that does not load.
     pub const COULD_NOT_TEST: Self = Self(125);
+    /// Under `--bisect`: the command line makes no sense. `git bisect run` stops at it, where it would take 2 for bad.
+    pub const STOP: Self = Self(128);
 
     /// The code for a failed command.
     pub fn of_error(error: &Error) -> Self {
-        let usage = error.chain().any(|cause| cause.is::<Usage>());
+        let usage = error.chain().any(|cause| cause.is::<Usage>() || cause.is::<Refused>());
         if usage { Self::USAGE } else { Self::COULD_NOT_TEST }
+    }
+
+    /// The code for a failed command under `--bisect`. A build that refuses its options cannot be tested; the next may.
+    pub fn of_error_in_bisection(error: &Error) -> Self {
+        let misuse = error.chain().any(|cause| cause.is::<Usage>());
+        if misuse { Self::STOP } else { Self::COULD_NOT_TEST }
     }
 }
 
@@ -44,6 +52,14 @@ pub struct Usage(pub String);
 /// A usage error from anything that can be printed.
 pub fn usage(text: impl std::fmt::Display) -> Error {
     Error::new(Usage(text.to_string()))
+}
+
+/// A backend refuses its options or its host: the command line's fault, or that of the plugin's build.
+#[derive(Debug, thiserror::Error)]
+#[error("backend {backend}: {reason}")]
+pub struct Refused {
+    pub backend: String,
+    pub reason: String,
 }
 
 /// Prints an error with its causes, each once, on one line.
@@ -114,12 +130,23 @@ mod tests {
     use super::*;
     use anyhow::Context;
 
+    /// See: git-bisect(1), "bisect run": 125 skips, 128 and above stop, everything else up to 127 is bad.
+    #[test]
+    fn no_error_is_a_verdict_in_a_bisection() {
+        let code = |error: Error| ExitCode::of_error_in_bisection(&error).0;
+        assert_eq!(code(usage("no such host")), 128);
+        assert_eq!(code(Error::new(io::Error::other("short"))), 125);
+        assert_eq!(code(Error::new(Refused { backend: "vmx".into(), reason: String::new() })), 125);
+    }
+
     #[test]
     fn errors_have_their_codes() {
         let misuse = Err::<(), _>(usage("no such host")).context("--host").unwrap_err();
         assert_eq!(ExitCode::of_error(&misuse), ExitCode::USAGE);
         let unreadable = Error::new(io::Error::other("short")).context("a.tape");
         assert_eq!(ExitCode::of_error(&unreadable), ExitCode::COULD_NOT_TEST);
+        let refused = Error::new(Refused { backend: "vmx".into(), reason: "unknown parameter".into() });
+        assert_eq!(ExitCode::of_error(&refused), ExitCode::USAGE);
         assert!(is_broken_pipe(&Error::new(io::Error::from(io::ErrorKind::BrokenPipe)).context("show")));
     }
 }

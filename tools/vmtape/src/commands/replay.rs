@@ -9,7 +9,7 @@ use std::{cell::RefCell, collections::BTreeMap, path::PathBuf, rc::Rc};
 use vmtape_abi::Backend;
 use vmtape_backends::LoadedPlugin;
 use vmtape_machine::{MachineSpec, hosts};
-use vmtape_replay::{Error, Report, across, exits, identical, spec};
+use vmtape_replay::{Error, Report, across, exits, identical, signature::Signature, spec};
 use vmtape_traces::Tape;
 
 /// Run a tape's guest again and compare: on the same backend every event, on another what the guest can observe
@@ -35,6 +35,11 @@ pub struct Args {
     /// Exits of context before a difference
     #[arg(long, value_name = "N", default_value_t = 3)]
     context: usize,
+
+    /// Give the exit code that `git bisect run` needs: 0 same, 1 different, 125 could not test, 128 the command line makes no
+    /// sense. With a signature, another divergence than this one could not test
+    #[arg(long, value_name = "SIGNATURE", num_args = 0..=1, require_equals = true)]
+    bisect: Option<Option<Signature>>,
 
     /// Print JSON
     #[arg(long)]
@@ -170,7 +175,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let expected = spec::machine(&tape)?;
     let actual = args.elsewhere.machine(&expected, &plugins)?;
     let report = compare(args, &tape, &plugins, expected, actual)?;
-    report::print(&report, args.json)
+    let code = report::print(&report, args.json)?;
+    Ok(match (&args.bisect, &report.divergence) {
+        (Some(Some(wanted)), Some(found)) if *wanted != found.signature => {
+            eprintln!("vmtape: the divergence is {}, not {wanted}: could not test", found.signature);
+            ExitCode::COULD_NOT_TEST
+        }
+        _ => code,
+    })
 }
 
 fn compare(
