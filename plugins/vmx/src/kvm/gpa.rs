@@ -32,15 +32,6 @@ impl Shared {
         let present = PageFaultError::new().with_p(true);
         (present.with_rsvd(true).into_bits(), present.into_bits())
     }
-
-    /// The EPT pointer (`construct_eptp`). See: SDM vol. 3C 25.6.11 Extended-Page-Table Pointer
-    pub fn eptp(&self, vcpu: u32) -> u64 {
-        const WRITE_BACK: u64 = 6;
-        let mmu = &self.mmu.vcpus[vcpu as usize];
-        let ad = u64::from(self.options.on(Switch::EPTAD));
-        let walk_length = u64::from(mmu.root_role.level()).saturating_sub(1);
-        mmu.root.map_or(0, |root| root.hpa) | WRITE_BACK | walk_length << 3 | ad << 6
-    }
 }
 
 impl Cx<'_> {

@@ -7,8 +7,9 @@ use crate::{
     rules::Rule,
     testing::{DATA, Ended, GVA, Guest, MEMORY, PTE, silicon},
 };
-use vmtape_abi::{Backend, Errno, MemoryRegion};
+use vmtape_abi::{Backend, Errno, MemoryRegion, Query};
 use vmtape_arch::{
+    cpuid::{CpuidEntry, find},
     exit::{ResumeKind, VmxReason},
     host::Silicon,
     note::Note,
@@ -109,10 +110,10 @@ fn the_depth_follows_the_guest() {
         let mut guest = wide(maxphyaddr, silicon_levels, NO_ASM);
         assert_eq!(guest.vm.shared.mmu.tdp_level(0), levels, "{maxphyaddr} bits, {silicon_levels} levels");
         let root = guest.vm.shared.mmu.vcpus[0].root.unwrap().hpa;
-        assert_eq!(guest.vm.shared.eptp(0), root | low);
+        assert_eq!(guest.vm.query(0, Query::EPTP), Ok(root | low));
     }
     let no_ad = wide(52, 5, &[("eptad", "off")]);
-    assert_eq!(no_ad.vm.shared.eptp(0) & 0xfff, 0x26);
+    assert_eq!(no_ad.vm.query(0, Query::EPTP).map(|eptp| eptp & 0xfff), Ok(0x26));
 }
 
 #[test]
@@ -168,4 +169,25 @@ fn memory_collides_with_memory_below() {
     assert!(decided_by(&mut guest, Rule::EPT4_ALIAS));
     guest.set(PTE, DATA | 0x67);
     assert_eq!(outcome(&mut guest, READ, false), (Outcome::Done, vec![]));
+}
+
+/// KVM_GET_SUPPORTED_CPUID, leaf 0x80000008: MAXPHYADDR and, since v6.10, what EPT can map. Shadow paging maps everything.
+/// See: KVM cpuid.c __do_cpuid_func(), commits b628cb523c65 and 6f5c9600621b; cpuid_query_maxguestphyaddr()
+#[test]
+fn the_widths_that_kvm_advertises() {
+    let eax = |ept_levels, options: &[(&str, &str)]| {
+        let guest = Guest::new(Silicon { ept_levels, ..silicon(52) }, 52, options);
+        let leaf = |function, eax| CpuidEntry { function, eax, ..Default::default() };
+        let supported =
+            guest.vm.supported_cpuid(&[leaf(0x8000_0000, 0x8000_0008), leaf(0x8000_0008, 0x3934)]);
+        let eax = find(&supported, 0x8000_0008, 0).unwrap().eax;
+        (eax & 0xff, eax >> 16 & 0xff)
+    };
+    assert_eq!(eax(4, &[("kvm", "v6.12")]), (52, 48));
+    assert_eq!(eax(5, &[("kvm", "v6.12")]), (52, 52));
+    assert_eq!(eax(4, &[("kvm", "v7.2")]), (52, 48));
+    assert_eq!(eax(4, &[("kvm", "v6.1")]), (52, 0));
+    assert_eq!(eax(4, &[("ept", "off")]), (52, 0));
+    assert_eq!(eax(4, &[("+cap-advertised-gpa", "")]).0, 48);
+    assert_eq!(eax(5, &[("+cap-advertised-gpa", "")]).0, 52);
 }
