@@ -1,3 +1,7 @@
+//! `vmtape backends`: what plugins there are and what they know.
+
+mod patches;
+
 use crate::{
     machine_args::{PluginArgs, create, default_host},
     output::{ExitCode, print_json},
@@ -15,6 +19,9 @@ pub struct Args {
     plugins: PluginArgs,
     /// Only this backend, with all its tables
     name: Option<String>,
+    /// List the changes in KVM that can be switched: commit, subject, and the releases that have each
+    #[arg(long)]
+    patches: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -45,6 +52,11 @@ struct Backend<'a> {
 }
 
 #[derive(Serialize)]
+struct Patches {
+    patches: Vec<patches::Patch>,
+}
+
+#[derive(Serialize)]
 struct Report<'a> {
     backends: Vec<Backend<'a>>,
     errors: Vec<String>,
@@ -64,7 +76,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             }
         }
     }
-    if args.json {
+    if args.patches {
+        print_patches(&plugins, args.json)?;
+    } else if args.json {
         let backends = plugins.iter().map(backend).collect();
         print_json(&Report { backends, errors: errors.clone() })?;
     } else {
@@ -75,11 +89,23 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         if plugins.is_empty() {
             writeln!(out, "no backend found; looked in: {}", search.places().join(", "))?;
         }
+    }
+    if args.patches || !args.json {
         for error in &errors {
             writeln!(io::stderr(), "vmtape: {error}")?;
         }
     }
     Ok(if plugins.is_empty() || !errors.is_empty() { ExitCode::COULD_NOT_TEST } else { ExitCode::SAME })
+}
+
+fn print_patches(plugins: &[LoadedPlugin], json: bool) -> Result<()> {
+    let patches = patches::collect(plugins)?;
+    if json {
+        print_json(&Patches { patches })?;
+    } else {
+        patches::print(&mut io::stdout().lock(), &patches)?;
+    }
+    Ok(())
 }
 
 fn backend(plugin: &LoadedPlugin) -> Backend<'_> {
