@@ -27,7 +27,8 @@ impl Machine {
     }
 
     /// What changed since the last checkpoint, or since the machine was built: the next link for [`Machine::restore`].
-    pub fn checkpoint(&self) -> Vec<u8> {
+    pub fn checkpoint(&mut self) -> Vec<u8> {
+        self.hash_dirty_pages();
         self.save()
     }
 

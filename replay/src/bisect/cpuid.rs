@@ -22,6 +22,8 @@ pub struct Request {
     /// The CPUID with all changes, and the one without any.
     pub to: Vec<CpuidEntry>,
     pub from: Vec<CpuidEntry>,
+    /// The CPU model of `from`, as `--cpu` spells it.
+    pub model: String,
     /// The tape's own machine gets the same CPUID in each trial, and the two are compared: which part of the CPUID does
     /// the divergence need? Otherwise the tried machine alone gets it.
     pub both: bool,
@@ -57,11 +59,39 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
     }
     let set = minimize(changes.len(), |set| Ok(test(bench, set)? == Mark::Bad))?;
     let mut finding = bench.found(AXIS, format!("first bad: {}", text(&set)), "");
+    let set: Vec<&Change> = set.iter().map(|n| &changes[*n]).collect();
+    finding.reproduce = reproduce(bench, &request.model, &set, request.both)?;
     finding.notes.push(format!(
         "the smallest set of {} changes: without any one of it the verdict is good",
         changes.len()
     ));
     Ok(finding)
+}
+
+/// The command that runs the tape's guest with changes to its CPUID, and compares (`both`) as the bisection did. Empty:
+/// no command line says these changes.
+pub(super) fn reproduce(
+    bench: &Bench,
+    model: &str,
+    changes: &[&Change],
+    both: bool,
+) -> Result<String, Error> {
+    let words: Vec<String> = changes.iter().map(|change| change.text()).collect();
+    if words.iter().any(|word| word.contains('(') || word.starts_with("linear-bits")) {
+        return Ok(String::new());
+    }
+    let cpu = std::iter::once(model.to_owned()).chain(words).collect::<Vec<_>>().join(",");
+    let machine = bench.machine_options()?;
+    let guest = &bench.machine.image.name;
+    Ok(match both {
+        false => format!("vmtape run {machine} --cpu {cpu} {guest}"),
+        true => {
+            let (_, elsewhere) = bench.command.split_once(bench.tape.name()).unwrap_or_default();
+            format!(
+                "vmtape record -o other.tape {machine} --cpu {cpu} {guest} && vmtape replay other.tape{elsewhere}"
+            )
+        }
+    })
 }
 
 impl Request {

@@ -5,7 +5,7 @@
 
 use super::{
     Bench, Finding,
-    search::{Mark, Turn, minimize, turn},
+    search::{Mark, minimize, turn},
 };
 use crate::{Error, spec::PROFILE};
 use vmtape_abi::TableRow;
@@ -73,7 +73,7 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
     };
     let ends = match &request.bad {
         Some(name) => vec![position(name)?],
-        None => vec![releases.len() - 1, 0],
+        None => ends(bench, request, &releases)?,
     };
     let mut bad = None;
     for end in ends.into_iter().filter(|end| *end != good) {
@@ -95,92 +95,123 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
     let place = |n: u64| if good < bad { good + n as usize } else { good - n as usize };
     let length = good.abs_diff(bad) as u64;
     let found = turn(0, length, |n| try_release(bench, place(n), Vec::new()))?;
-    let ends = (place(found.last_good), place(found.first_bad));
-    let mut finding =
-        patch(bench, request, &tables.patches, (releases[ends.0], releases[ends.1]), ends.0 < ends.1)?;
-    note_skipped(&mut finding, &found, &releases, place);
-    Ok(finding)
-}
-
-fn note_skipped(finding: &mut Finding, found: &Turn, releases: &[&str], place: impl Fn(u64) -> usize) {
+    let neighbours = (releases[place(found.last_good)], releases[place(found.first_bad)]);
+    let mut finding = match good < bad {
+        true => Step { older: neighbours.0, newer: neighbours.1, newer_is: Mark::Bad },
+        false => Step { older: neighbours.1, newer: neighbours.0, newer_is: Mark::Good },
+    }
+    .explain(bench, request, &tables.patches)?;
     let skipped: Vec<&str> = (found.last_good + 1..found.first_bad).map(|n| releases[place(n)]).collect();
     if !skipped.is_empty() {
-        finding
-            .notes
-            .push(format!("could not be judged, so the change may lie in them: {}", skipped.join(", ")));
+        finding.notes.push(format!("show another difference first, or nothing: {}", skipped.join(", ")));
     }
-}
-
-/// The smallest set of patches that makes a good release bad.
-fn patch(
-    bench: &mut Bench,
-    request: &Request,
-    patches: &[TableRow],
-    (good, bad): (&str, &str),
-    newer_is_bad: bool,
-) -> Result<Finding, Error> {
-    let release = |release| Candidate { request, release, toggles: Vec::new() }.machine();
-    let (before, after) =
-        ((bench.create)(&release(good))?.resolved(), (bench.create)(&release(bad))?.resolved());
-    let changed: Vec<(&TableRow, bool)> = patches
-        .iter()
-        .filter_map(|row| {
-            let value =
-                |options: &[(String, String)]| options.iter().find(|(name, _)| *name == row.name).cloned();
-            let (before, after) = (value(&before)?, value(&after)?);
-            (before != after).then(|| (row, is_on(&after.1)))
-        })
-        .collect();
-    let toggle = |n: usize, reverse: bool| {
-        let (row, on) = changed[n];
-        (format!("{}{}", if on != reverse { '+' } else { '-' }, row.name), String::new())
-    };
-    let all: Vec<usize> = (0..changed.len()).collect();
-    let mut test = |set: &[usize]| {
-        let toggles = set.iter().map(|n| toggle(*n, false)).collect();
-        let candidate = Candidate { request, release: good, toggles };
-        Ok(bench.test(&candidate.text(), candidate.machine())? == Mark::Bad)
-    };
-    if changed.is_empty() || !test(&all)? {
-        let (word, release) = if newer_is_bad { ("bad", bad) } else { ("good", good) };
-        let options = format!("--kvm {bad}{}", request.suffix);
-        let mut finding = bench.found(AXIS, format!("first {word}: {release}"), &options);
-        finding.notes.push(format!("no set of the known patches makes {good} behave like it"));
-        return Ok(finding);
-    }
-    let set = minimize(changed.len(), test)?;
-    let options =
-        Candidate { request, release: good, toggles: set.iter().map(|n| toggle(*n, false)).collect() }.text();
-    let divergence = bench.divergence.clone();
-    // The proof to the contrary: the bad release without it.
-    let reverted =
-        Candidate { request, release: bad, toggles: set.iter().map(|n| toggle(*n, true)).collect() };
-    let healed = bench.test(&reverted.text(), reverted.machine())? == Mark::Good;
-    bench.divergence = divergence;
-    let names: Vec<String> = set.iter().map(|n| line(changed[*n].0, changed[*n].1, newer_is_bad)).collect();
-    let word = if newer_is_bad { "bad" } else { "good" };
-    let mut finding =
-        bench.found(AXIS, format!("first {word}: {}", names.join("; and ")), &format!("--kvm {options}"));
-    let subjects = set.iter().map(|n| changed[*n].0).filter(|row| !row.subject.is_empty());
-    finding.notes.extend(subjects.map(|row| format!("{}: {} ({})", row.commit, row.subject, row.source)));
-    finding.notes.push(match healed {
-        true => format!("{} shows it, {} does not", options, reverted.text()),
-        false => format!("{} shows it; {} is not the same as the tape either", options, reverted.text()),
-    });
     Ok(finding)
 }
 
-/// A patch on one line: since when, which commit, what. `first bad` names what the bad release has and the good one has
-/// not; where the good release is the newer one, `first good` names what made it so.
-fn line(row: &TableRow, on: bool, newer_is_bad: bool) -> String {
-    let came = on == newer_is_bad;
+/// Releases that may be the bad end: the newest, the oldest, and one of each set of switches in between.
+fn ends(bench: &Bench, request: &Request, releases: &[&str]) -> Result<Vec<usize>, Error> {
+    let mut ends = vec![releases.len().saturating_sub(1), 0];
+    let mut before = None;
+    for (n, release) in releases.iter().enumerate() {
+        let machine = Candidate { request, release, toggles: Vec::new() }.machine();
+        let mut options = (bench.create)(&machine)?.resolved();
+        options.retain(|(name, _)| name != PROFILE);
+        if before.replace(options.clone()).is_some_and(|before| before != options) && !ends.contains(&n) {
+            ends.push(n);
+        }
+    }
+    Ok(ends)
+}
+
+/// Two releases between which the verdict changes.
+struct Step<'a> {
+    older: &'a str,
+    newer: &'a str,
+    newer_is: Mark,
+}
+
+impl Step<'_> {
+    /// Finds the smallest set of patches that makes the older release behave as the newer one.
+    fn explain(&self, bench: &mut Bench, request: &Request, patches: &[TableRow]) -> Result<Finding, Error> {
+        let changed = self.changed(bench, request, patches)?;
+        let candidate = |release, set: &[usize], undo: bool| {
+            let toggle = |n: &usize| {
+                let (row, on) = changed[*n];
+                (format!("{}{}", if on != undo { '+' } else { '-' }, row.name), String::new())
+            };
+            Candidate { request, release, toggles: set.iter().map(toggle).collect() }
+        };
+        let is_newer = |bench: &mut Bench, candidate: &Candidate| -> Result<bool, Error> {
+            Ok(bench.test(&candidate.text(), candidate.machine())? == self.newer_is)
+        };
+        let word = if self.newer_is == Mark::Bad { "bad" } else { "good" };
+        let all: Vec<usize> = (0..changed.len()).collect();
+        let mut divergence = bench.divergence.clone();
+        if changed.is_empty() || !is_newer(bench, &candidate(self.older, &all, false))? {
+            bench.divergence = divergence;
+            let bad = if self.newer_is == Mark::Bad { self.newer } else { self.older };
+            let mut finding = bench.found(
+                AXIS,
+                format!("first {word}: {}", self.newer),
+                &format!("--kvm {bad}{}", request.suffix),
+            );
+            finding.notes.push(format!("no set of the known patches makes {} behave like it", self.older));
+            return Ok(finding);
+        }
+        let set = minimize(changed.len(), |set| is_newer(bench, &candidate(self.older, set, false)))?;
+        divergence = bench.divergence.clone().or(divergence);
+        let (with, without) = (candidate(self.older, &set, false), candidate(self.newer, &set, true));
+        // The proof to the contrary: the newer release without it.
+        let confirmed = !is_newer(bench, &without)?;
+        bench.divergence = divergence;
+        let lines: Vec<String> = set.iter().map(|n| line(changed[*n].0, changed[*n].1)).collect();
+        let bad = if self.newer_is == Mark::Bad { with.text() } else { without.text() };
+        let line = format!("first {word}: {}", lines.join("; and "));
+        let mut finding = bench.found(AXIS, line, &format!("--kvm {bad}"));
+        let subjects = set.iter().map(|n| changed[*n].0).filter(|row| !row.subject.is_empty());
+        finding.notes.extend(subjects.map(|row| format!("{}: {} ({})", row.commit, row.subject, row.source)));
+        let so = if confirmed { "does not" } else { "does too" };
+        finding.notes.push(format!(
+            "{} shows what {} shows, {} {so}",
+            with.text(),
+            self.newer,
+            without.text()
+        ));
+        Ok(finding)
+    }
+
+    /// The patches that one of the two releases has and the other has not; true: the newer one has it.
+    fn changed<'r>(
+        &self,
+        bench: &Bench,
+        request: &Request,
+        patches: &'r [TableRow],
+    ) -> Result<Vec<(&'r TableRow, bool)>, Error> {
+        let options = |release| -> Result<_, Error> {
+            let machine = Candidate { request, release, toggles: Vec::new() }.machine();
+            Ok((bench.create)(&machine)?.resolved())
+        };
+        let (older, newer) = (options(self.older)?, options(self.newer)?);
+        let value = |options: &[(String, String)], row: &TableRow| {
+            options.iter().find(|(name, _)| *name == row.name).map(|(_, value)| value.clone())
+        };
+        let changed = patches.iter().filter_map(|row| {
+            let (older, newer) = (value(&older, row)?, value(&newer, row)?);
+            (older != newer).then_some((row, newer == ON))
+        });
+        Ok(changed.collect())
+    }
+}
+
+/// How a switch that is on is spelled among resolved options.
+const ON: &str = "on";
+
+/// A patch on one line: since when, which commit, what it does. One that the newer release has no longer is told by the
+/// commit that took it out.
+fn line(row: &TableRow, came: bool) -> String {
     let (release, commit) = if came { (&row.since, &row.commit) } else { (&row.until, &row.undone_by) };
     let undoes = if came { String::new() } else { format!("undoes {}: ", row.commit) };
     format!("{release} {commit} {undoes}{}", row.text)
-}
-
-fn is_on(value: &str) -> bool {
-    value == "on"
 }
 
 #[cfg(test)]
@@ -197,10 +228,7 @@ mod tests {
             undone_by: "e7177339d7b5".into(),
             ..TableRow::default()
         };
-        let (came, went) =
-            ("v5.9-rc1 ec7771ab471b a check", "v5.15 e7177339d7b5 undoes ec7771ab471b: a check");
-        // From old to new, then from new to old: what is off in the old release came in between.
-        assert_eq!((line(&row, true, true), line(&row, false, true)), (came.into(), went.into()));
-        assert_eq!((line(&row, false, false), line(&row, true, false)), (came.into(), went.into()));
+        assert_eq!(line(&row, true), "v5.9-rc1 ec7771ab471b a check");
+        assert_eq!(line(&row, false), "v5.15 e7177339d7b5 undoes ec7771ab471b: a check");
     }
 }

@@ -176,6 +176,23 @@ impl<'a> Bench<'a> {
         })
     }
 
+    /// The options that make the tape's machine again, but for its CPU.
+    pub(super) fn machine_options(&self) -> Result<String, Error> {
+        let m = &self.machine;
+        let mut options = format!("-b {}", m.backend);
+        for (name, value) in spec::chosen(m, self.create)? {
+            options += &format!(",{name}={value}");
+        }
+        if let Some((_, profile)) = m.options.iter().find(|(name, _)| name == spec::PROFILE) {
+            options += &format!(" --kvm {profile}");
+        }
+        options += &format!(" --host {} -m {}M", m.host, m.memory >> 20);
+        if m.vcpus > 1 {
+            options += &format!(" --smp {}", m.vcpus);
+        }
+        Ok(options)
+    }
+
     /// The finding of a search that is over.
     pub fn found(&mut self, axis: &'static str, line: impl Into<String>, options: &str) -> Finding {
         Finding {

@@ -1,7 +1,7 @@
 //! Axis `width`: the smallest host width, or guest width, at which the verdict flips.
 
 use super::{
-    Bench, Finding, Pair,
+    Bench, Finding, Pair, cpuid,
     search::{Mark, turn},
     trial::{self, Criterion},
 };
@@ -46,6 +46,11 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
         Side::Guest => String::new(),
     };
     let mut finding = bench.found(AXIS, format!("first bad: {}", request.text(first_bad)), &options);
+    if request.side == Side::Guest {
+        let both = matches!(bench.criterion, Criterion::Divergence(_));
+        let model = bench.machine.cpu.clone();
+        finding.reproduce = cpuid::reproduce(bench, &model, &[&Change::width(first_bad)], both)?;
+    }
     finding.notes.push(format!("{} is the last good one", request.text(last_good)));
     if last_good.abs_diff(first_bad) > 1 {
         finding.notes.push("the widths in between could not be judged".into());

@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
     str::FromStr,
 };
+use tracing::subscriber::NoSubscriber;
 use vmtape_abi::Backend;
 use vmtape_backends::LoadedPlugin;
 use vmtape_machine::{
@@ -147,7 +148,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         wanted: None,
         divergence: None,
     };
-    let finding = args.bisect(&mut bench, &plugins)?;
+    // What the backend warns of in a trial is the trial's business.
+    let finding =
+        tracing::subscriber::with_default(NoSubscriber::default(), || args.bisect(&mut bench, &plugins))?;
     bar.finish_and_clear();
     print(&finding, args.json)
 }
@@ -242,11 +245,14 @@ impl Args {
         };
         let silicon = bench.machine.silicon;
         let supported = plugins.create(&bench.machine)?.supported_cpuid(&silicon_cpuid(&silicon));
-        let model = CpuOption::parse(model).map_err(usage)?.cpuid(&silicon, &supported);
+        let table = CpuOption::parse(model).map_err(usage)?.cpuid(&silicon, &supported);
         let taped = bench.machine.cpuid.clone();
-        let (from, to) = if both { (model, taped) } else { (taped, model) };
+        let (from, to, model) = match both {
+            true => (table, taped, model.to_owned()),
+            false => (taped, table, bench.machine.cpu.clone()),
+        };
         bench.command += &self.elsewhere.command_line();
-        Ok(cpuid::bisect(bench, &cpuid::Request { machine, to, from, both })?)
+        Ok(cpuid::bisect(bench, &cpuid::Request { machine, to, from, model, both })?)
     }
 
     fn bisect_plugins(&self, bench: &mut Bench) -> Result<Finding> {
