@@ -188,14 +188,22 @@ fn v1_reserved_fault(gpa: u64) -> Exception {
     Exception::pf(gpa, PageFaultError::new().with_rsvd(true))
 }
 
+/// A page fault that silicon found in the guest's own tables: it is the guest's, corrected by the second posting for the
+/// guest's width.
+fn guests_page_fault(cx: &mut Cx<'_>, gva: u64, error: PageFaultError) -> Resume {
+    if !cx.shared.options.on(Switch::V2_SVM_PF_FIXUP) {
+        return cx.inject(Exception::pf(gva, error));
+    }
+    cx.note(Rule::FIXED_UP.note());
+    let fault = cx.shared.mmu.fixup_page_fault(cx.vcpu.core.id, cx.state, gva, error, cx.host);
+    cx.inject(fault)
+}
+
 /// `pf_interception`, `kvm_handle_page_fault`.
 fn page_fault(cx: &mut Cx<'_>) -> Resume {
     let (address, code) = (cx.exit.info2, cx.exit.info1);
-    if cx.shared.npt && cx.shared.options.on(Switch::V2_SVM_PF_FIXUP) {
-        cx.note(Rule::FIXED_UP.note());
-        let error = PageFaultError::from_bits(code as u32);
-        let fault = cx.shared.mmu.fixup_page_fault(cx.vcpu.core.id, cx.state, address, error, cx.host);
-        return cx.inject(fault);
+    if cx.shared.npt {
+        return guests_page_fault(cx, address, PageFaultError::from_bits(code as u32));
     }
     cx.note(Note::PageFault { address, code });
     if cx.exit.access.delivering.valid {

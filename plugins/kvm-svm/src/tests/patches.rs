@@ -44,8 +44,8 @@ fn the_interception_of_page_faults_adds_what_silicon_could_not_know() {
         (DATA | 7 | 1 << 51, false, false, READ, false, 0x9, 0x9),
         (DATA | 1, false, false, READ, true, 0x5, 0x5),
     ];
-    for (pte, wp, nxe, kind, user, alone, whole) in cases {
-        for (options, expected) in [(V2_NPF, alone), (V2, whole)] {
+    for (pte, wp, nxe, kind, user, silicon, whole) in cases {
+        for (options, expected) in [(V2_NPF, silicon), (&V2[..2], silicon), (V2, whole)] {
             let mut bench = Setup { options, pte, ..Default::default() }.build();
             let state = bench.state();
             state.cr0 = state.cr0().with_wp(wp).into_bits();
