@@ -30,7 +30,10 @@ pub(crate) fn emulate(
     let insn = match fetch(services, state, request, mmu, &mut result.insn) {
         Ok(Some(insn)) => insn,
         Ok(None) => return unhandleable(services, vcpu, state, request, result),
-        Err(fault) => return Emulated { status: EmulateStatus::FAULT, fault, ..result },
+        Err(fault) => {
+            trace(services, vcpu, state, &result, false);
+            return Emulated { status: EmulateStatus::FAULT, fault, ..result };
+        }
     };
     result.insn_len = insn.len() as u8;
     result.insn[insn.len()..].fill(0);
