@@ -22,6 +22,8 @@ pub enum Verdict {
 pub enum Level {
     /// Registers, memory, exceptions, CPUID and MSR values, device accesses: a divergence.
     GuestVisible,
+    /// What ioctls give the VMM.
+    VmmVisible,
     /// Which exits, how many, with which qualification.
     HostVisible,
 }
@@ -143,6 +145,8 @@ pub struct Report {
     /// What could not be decided, by reason: counted, never guessed.
     pub unknown: BTreeMap<String, u64>,
     pub divergence: Option<Divergence>,
+    /// Questions of the VMM that got other answers.
+    pub answers: Vec<Row>,
     /// Exits by reason, expected and actual, where the two sides take different ones.
     pub cost: BTreeMap<String, Cost>,
     pub expected_end: Option<String>,
@@ -161,6 +165,7 @@ impl Report {
             exempted: BTreeMap::new(),
             unknown: BTreeMap::new(),
             divergence: None,
+            answers: Vec::new(),
             cost: BTreeMap::new(),
             expected_end: None,
             actual_end: None,

@@ -4,7 +4,10 @@ use crate::{
     Error,
     player::{Create, Player},
 };
-use vmtape_machine::{MachineSpec, Recorded};
+use vmtape_machine::{
+    MachineSpec, Recorded,
+    vmm::{Step, When},
+};
 use vmtape_traces::{Event, Metadata, Options, Tape, writer::Stream};
 
 /// Names of the tape's images.
@@ -85,6 +88,28 @@ pub fn budget(tape: &Tape) -> Budget {
         note.and_then(|(_, value)| value.parse().ok()).unwrap_or(u64::MAX)
     };
     Budget { instructions: limit(MAX_INSTRUCTIONS), exits: limit(MAX_EXITS) }
+}
+
+/// A script whose steps come at the instructions at which they came on the tape, whatever exits there are. What never came
+/// there never comes.
+pub fn pinned_script(tape: &Tape, script: &[Step]) -> Result<Vec<Step>, Error> {
+    if !script.iter().any(|step| matches!(step.at, When::Exit(_))) {
+        return Ok(script.to_vec());
+    }
+    let (mut exits, mut moments) = (0, Vec::new());
+    for event in tape.events() {
+        match event? {
+            Event::Exit(_) => exits += 1,
+            Event::Control { icount, .. } => moments.push((exits, icount)),
+            _ => {}
+        }
+    }
+    let pin = |step: &Step| {
+        let When::Exit(wanted) = step.at else { return Some(step.clone()) };
+        let (_, icount) = moments.iter().find(|(exits, _)| *exits >= wanted)?;
+        Some(Step { at: When::Insn(*icount), action: step.action.clone() })
+    };
+    Ok(script.iter().filter_map(pin).collect())
 }
 
 /// The inputs of a tape.

@@ -3,7 +3,8 @@
 use crate::{explain, report::Row};
 use std::fmt::Write;
 use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, paging::Pte, vcpu::VcpuState};
-use vmtape_machine::Machine;
+use vmtape_machine::{Machine, vmm::control_text};
+use vmtape_traces::event::Control;
 
 /// One difference between two machines.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +17,10 @@ pub enum Difference {
     Progress { expected: u64, actual: u64 },
     /// The runs ended in other ways, in words.
     End { expected: String, actual: String },
+    /// What the guest printed since the last comparison.
+    Output { expected: String, actual: String },
+    /// An ioctl that changes the VM, with another result.
+    Ioctl { expected: Control, actual: Control },
 }
 
 /// Differences listed per comparison; more say nothing more.
@@ -34,6 +39,12 @@ impl Difference {
                 Row::new("instructions retired", expected.to_string(), actual.to_string())
             }
             Self::End { expected, actual } => Row::new("the run", expected, actual),
+            Self::Output { expected, actual } => {
+                Row::new("serial output", format!("{expected:?}"), format!("{actual:?}"))
+            }
+            Self::Ioctl { expected, actual } => {
+                Row::new("what an ioctl gives", control_text(expected), control_text(actual))
+            }
         }
     }
 
@@ -54,13 +65,17 @@ impl Difference {
             Self::Memory { .. } => "memory".into(),
             Self::Progress { .. } => "progress".into(),
             Self::End { .. } => "end".into(),
+            Self::Output { .. } => "output".into(),
+            Self::Ioctl { expected, actual } => {
+                format!("ioctl:{}:{}>{}", ioctl_name(expected), result(expected), result(actual))
+            }
         }
     }
 
     /// The difference in a sentence.
     pub fn text(&self) -> String {
         let row = self.row();
-        if let Self::End { .. } = self {
+        if let Self::End { .. } | Self::Ioctl { .. } = self {
             return format!("expected: {}; actual: {}", row.expected, row.actual);
         }
         format!("{} is {} instead of {}", row.what, row.actual, row.expected)
@@ -100,12 +115,14 @@ impl Difference {
     /// before others), then how far the runs got, registers, and other memory.
     pub fn rank(&self, guest_width: u8) -> u32 {
         match self {
-            Self::Memory { .. } if self.is_illegal_entry(guest_width) => 0,
-            Self::Memory { .. } if self.accessed_dirty().is_some() => 1,
-            Self::End { .. } => 2,
-            Self::Register { .. } => 3,
-            Self::Progress { .. } => 4,
-            Self::Memory { .. } => 5,
+            Self::Ioctl { .. } => 0,
+            Self::Memory { .. } if self.is_illegal_entry(guest_width) => 1,
+            Self::Memory { .. } if self.accessed_dirty().is_some() => 2,
+            Self::End { .. } => 3,
+            Self::Register { .. } => 4,
+            Self::Progress { .. } => 5,
+            Self::Output { .. } => 6,
+            Self::Memory { .. } => 7,
         }
     }
 
@@ -114,6 +131,48 @@ impl Difference {
             Self::Memory { gpa, .. } => Some(gpa >> PAGE_SHIFT),
             _ => None,
         }
+    }
+}
+
+/// Ioctls that both VMMs made, with other results: those that change the VM, and those that only ask.
+pub fn compare_ioctls(expected: &Machine, actual: &Machine) -> (Vec<Difference>, Vec<Difference>) {
+    let pairs = expected.controls().iter().zip(actual.controls());
+    let differing = pairs
+        .filter(|((_, a), (_, b))| a != b)
+        .map(|((_, a), (_, b))| Difference::Ioctl { expected: a.clone(), actual: b.clone() });
+    differing.partition(|difference| match difference {
+        Difference::Ioctl { expected, .. } => is_change(expected),
+        _ => false,
+    })
+}
+
+fn is_change(control: &Control) -> bool {
+    matches!(control, Control::SetCpuid { .. } | Control::SetMemoryRegion { .. } | Control::SetMsr { .. })
+}
+
+fn ioctl_name(control: &Control) -> &'static str {
+    match control {
+        Control::SetCpuid { .. } => "KVM_SET_CPUID2",
+        Control::SetMemoryRegion { .. } => "KVM_SET_USER_MEMORY_REGION",
+        Control::SetMsr { .. } => "KVM_SET_MSRS",
+        Control::CheckExtension { .. } => "KVM_CHECK_EXTENSION",
+        Control::GetCpuid { .. } => "KVM_GET_CPUID2",
+        Control::GetSupportedCpuid { .. } => "KVM_GET_SUPPORTED_CPUID",
+        Control::GetMsr { .. } => "KVM_GET_MSRS",
+        Control::Query { .. } => "query",
+    }
+}
+
+fn result(control: &Control) -> i64 {
+    match *control {
+        Control::SetCpuid { result, .. }
+        | Control::SetMemoryRegion { result, .. }
+        | Control::SetMsr { result, .. }
+        | Control::GetCpuid { result, .. }
+        | Control::GetSupportedCpuid { result, .. }
+        | Control::GetMsr { result, .. }
+        | Control::Query { result, .. } => result.into(),
+        Control::CheckExtension { result, .. } => result,
     }
 }
 

@@ -37,6 +37,7 @@ impl Deed {
         let steps: Vec<_> = group.before.iter().filter_map(Entry::of).collect();
         let walk = (exit.stimulus == StimulusKind::ACCESS).then(|| Walk {
             access: exit.access,
+            paged: !steps.is_empty(),
             entries: steps,
             verdict: Verdict::EXIT,
             gpa: None,
@@ -55,6 +56,8 @@ impl Deed {
 #[derive(Clone, Debug)]
 pub struct Walk {
     pub access: Access,
+    /// CR0.PG: without it there are no tables.
+    pub paged: bool,
     /// The entries that it read, in order.
     pub entries: Vec<Entry>,
     pub verdict: Verdict,
@@ -314,6 +317,7 @@ impl Backend for Watched {
         let entries = (0..).zip(host.reads).map(entry).collect();
         self.log.push(Deed::Walk(Box::new(Walk {
             access: *access,
+            paged: state.cr0().pg(),
             entries,
             verdict: answer.verdict,
             gpa: mapped.then_some(answer.mapping.gpa),

@@ -31,7 +31,12 @@ pub(super) fn explain(
 ) -> Result<Divergence, Error> {
     let guest = widths(&sides.expected).guest;
     differences.sort_by_key(|difference| difference.rank(guest));
-    let deeds = [pair.expected.take_deeds(), pair.actual.take_deeds()];
+    let ioctl = matches!(differences.first(), Some(Difference::Ioctl { .. }));
+    let mut deeds = [pair.expected.take_deeds(), pair.actual.take_deeds()];
+    if ioctl {
+        // The instruction that follows has no part in it.
+        deeds = [Vec::new(), Vec::new()];
+    }
     let entry = differences.first().and_then(Difference::entry);
     let focus = explain::focus([&deeds[0], &deeds[1]], entry);
     let [on_tape, here] = deeds;
@@ -48,7 +53,7 @@ pub(super) fn explain(
     let mut rules = rules(&actual.deeds, &sides.plugin.rules, &sides.actual.backend);
     rules.extend(self::rules(&expected.deeds, &sides.expected_plugin.rules, &sides.expected.backend));
     Ok(Divergence {
-        level: Level::GuestVisible,
+        level: if ioctl { Level::VmmVisible } else { Level::GuestVisible },
         class: cause.as_ref().map_or(Class::Unexplained, |cause| Class::of(cause.kind)),
         signature: Signature::new(&what, rip),
         cause,
@@ -59,7 +64,7 @@ pub(super) fn explain(
         expected_exit: number(&groups),
         actual_exit: number(&others),
         rows: differences.iter().map(Difference::row).collect(),
-        stories: [&expected, &actual].map(|side| tell(side, focus)).into(),
+        stories: if ioctl { Vec::new() } else { [&expected, &actual].map(|side| tell(side, focus)).into() },
         expected_context: text::context(groups.iter(), sides.context),
         actual_context: text::context(others.iter(), sides.context),
         rules,
@@ -96,6 +101,9 @@ fn tell(side: &Seen, focus: Option<u64>) -> explain::Story {
 /// guest notices.
 fn what(differences: &[Difference], expected: &Outcome, actual: &Outcome, guest: u8) -> (String, String) {
     let first = differences.first();
+    if let Some(ioctl @ Difference::Ioctl { .. }) = first {
+        return (ioctl.name(), ioctl.text());
+    }
     let illegal = first.filter(|difference| difference.is_illegal_entry(guest));
     if illegal.is_none() && expected.word() != actual.word() {
         let what = format!("outcome:{}>{}", expected.word(), actual.word());
@@ -168,7 +176,7 @@ fn try_out(
     guest: u8,
 ) -> Result<(Finding, u64), Error> {
     let inputs = Box::new(spec::inputs(sides.tape)?);
-    let mut player = Player::watched(machine.clone(), inputs, sides.budget(machine), sides.create)?;
+    let mut player = Player::watched(sides.scripted(machine)?, inputs, sides.budget(machine), sides.create)?;
     player.advance(before.icount, u64::MAX)?;
     let exits = before.exits[if side == Side::Expected { 0 } else { 1 }];
     let away = player.machine.exits().abs_diff(exits);
@@ -185,6 +193,9 @@ fn try_out(
     };
     let mut differences = state::compare(&expected.machine, &actual.machine);
     differences.extend(end_difference(expected, actual));
+    let (changes, questions) = state::compare_ioctls(&expected.machine, &actual.machine);
+    differences.extend(changes);
+    differences.extend(questions.into_iter().filter(|_| pair.questions));
     if differences.is_empty() {
         return Ok((Finding::Equal, away));
     }

@@ -48,6 +48,8 @@ pub struct Sides<'a> {
 struct Pair {
     expected: Player,
     actual: Player,
+    /// Whether answers to the VMM's questions count as differences.
+    questions: bool,
 }
 
 /// Where both machines were equal, just before the instruction after which they are not.
@@ -76,11 +78,17 @@ impl Sides<'_> {
         let found = self.run(&mut pair, &mut checker, report, progress)?;
         report.compared = checker.compared().clone();
         report.compared.instructions = pair.expected.machine.icount();
+        let (_, questions) = state::compare_ioctls(&pair.expected.machine, &pair.actual.machine);
+        report.answers = questions.iter().map(Difference::row).collect();
         report.expected_end = pair.expected.end.as_ref().map(text::end_text);
         report.actual_end = pair.actual.end.as_ref().map(text::end_text);
-        if let Some(found) = found {
+        // A question that is answered otherwise is a difference, but nothing follows from it.
+        let asked = found.is_none() && !questions.is_empty();
+        let anywhere =
+            Found { equal_at: 0, stretch: pair.expected.machine.icount().max(1), differences: questions };
+        if let Some(found) = found.or(asked.then_some(anywhere)) {
             drop(pair);
-            let divergence = self.locate(found)?;
+            let divergence = self.locate(found, asked)?;
             report.compared.instructions = divergence.icount;
             report.diverge(divergence);
         }
@@ -90,9 +98,9 @@ impl Sides<'_> {
     fn pair(&self, listen: bool) -> Result<Pair, Error> {
         let player = |machine: &MachineSpec| {
             let inputs = Box::new(spec::inputs(self.tape)?);
-            Player::new(machine.clone(), inputs, self.budget(machine), self.create, listen)
+            Player::new(self.scripted(machine)?, inputs, self.budget(machine), self.create, listen)
         };
-        Ok(Pair { expected: player(&self.expected)?, actual: player(&self.actual)? })
+        Ok(Pair { expected: player(&self.expected)?, actual: player(&self.actual)?, questions: false })
     }
 
     /// Runs both in stretches while they are equal.
@@ -152,11 +160,11 @@ impl Sides<'_> {
     }
 
     /// Runs again to the first instruction after which the two differ, and looks at it closely.
-    fn locate(&self, mut found: Found) -> Result<Divergence, Error> {
+    fn locate(&self, mut found: Found, questions: bool) -> Result<Divergence, Error> {
         while found.stretch > DIVISION {
-            found = self.narrow(found)?;
+            found = self.narrow(found, questions)?;
         }
-        let mut pair = self.watched_pair()?;
+        let mut pair = Pair { questions, ..self.watched_pair()? };
         pair.advance_to(found.equal_at)?;
         pair.listen(true);
         loop {
@@ -170,9 +178,9 @@ impl Sides<'_> {
     }
 
     /// Divides a stretch that ends unequal.
-    fn narrow(&self, found: Found) -> Result<Found, Error> {
+    fn narrow(&self, found: Found, questions: bool) -> Result<Found, Error> {
         let step = found.stretch.div_ceil(DIVISION);
-        let mut pair = self.pair(false)?;
+        let mut pair = Pair { questions, ..self.pair(false)? };
         pair.advance_to(found.equal_at)?;
         loop {
             let equal_at = pair.expected.machine.icount();
@@ -186,13 +194,23 @@ impl Sides<'_> {
     fn watched_pair(&self) -> Result<Pair, Error> {
         let player = |machine: &MachineSpec| {
             Player::watched(
-                machine.clone(),
+                self.scripted(machine)?,
                 Box::new(spec::inputs(self.tape)?),
                 self.budget(machine),
                 self.create,
             )
         };
-        Ok(Pair { expected: player(&self.expected)?, actual: player(&self.actual)? })
+        Ok(Pair { expected: player(&self.expected)?, actual: player(&self.actual)?, questions: false })
+    }
+
+    /// The machine, with its VMM's script. Exits are counted differently on the two sides: what the VMM does after so many
+    /// of them it does at the tape's instruction on both.
+    fn scripted(&self, machine: &MachineSpec) -> Result<MachineSpec, Error> {
+        let mut machine = machine.clone();
+        if machine != self.expected {
+            machine.script = spec::pinned_script(self.tape, &machine.script)?;
+        }
+        Ok(machine)
     }
 
     /// Exits are counted differently on the two sides: only the tape's own machine may stop by them.
@@ -240,17 +258,28 @@ impl Pair {
         }
     }
 
-    /// Every difference that the guest can observe.
+    /// Every difference that the guest or, by an ioctl that changes the VM, the VMM can observe.
     fn differences(&self) -> Vec<Difference> {
-        let mut differences = state::compare(&self.expected.machine, &self.actual.machine);
-        differences.extend(end_difference(&self.expected, &self.actual));
-        differences
+        let differences = state::compare(&self.expected.machine, &self.actual.machine);
+        self.with_others(differences)
     }
 
     /// As [`Pair::differences`], but of memory only the pages that differ later.
     fn differences_in(&self, later: &[Difference]) -> Vec<Difference> {
-        let mut differences = state::compare_pages(&self.expected.machine, &self.actual.machine, later);
+        let differences = state::compare_pages(&self.expected.machine, &self.actual.machine, later);
+        self.with_others(differences)
+    }
+
+    fn with_others(&self, mut differences: Vec<Difference>) -> Vec<Difference> {
         differences.extend(end_difference(&self.expected, &self.actual));
+        let (changes, questions) = state::compare_ioctls(&self.expected.machine, &self.actual.machine);
+        differences.extend(changes);
+        differences.extend(questions.into_iter().filter(|_| self.questions));
+        let (expected, actual) = (self.expected.take_serial(), self.actual.take_serial());
+        if expected != actual {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            differences.push(Difference::Output { expected: text(&expected), actual: text(&actual) });
+        }
         differences
     }
 }

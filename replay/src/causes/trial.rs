@@ -73,8 +73,8 @@ fn cause(sides: &Sides, toggle: &Toggle, finding: Finding) -> Cause {
         Side::Actual => sides.names()[1].clone(),
     };
     let gone = match finding {
-        Finding::Equal => "both sides are equal after this instruction",
-        _ => "this difference is gone, others are left",
+        Finding::Equal => "both sides are equal here",
+        Finding::Gone | Finding::Still => "this difference is gone, others are left",
     };
     Cause {
         kind: toggle.kind,
@@ -147,10 +147,25 @@ fn option(
         kind,
         name: name.to_owned(),
         text: row.text.clone(),
-        source: row.source.clone(),
+        source: source(row),
         change: format!("{name}={value}"),
         machine: changed,
     })
+}
+
+/// The file, and for a patch its commit with the releases that have it.
+fn source(row: &TableRow) -> String {
+    let mut parts = vec![row.source.clone()];
+    if !row.commit.is_empty() {
+        parts.push(format!("{} {}", row.commit, row.subject).trim_end().to_owned());
+    }
+    match (row.since.as_str(), row.until.as_str()) {
+        ("", _) => {}
+        (since, "") => parts.push(format!("from {since} on")),
+        (since, until) => parts.push(format!("from {since} to before {until}")),
+    }
+    parts.retain(|part| !part.is_empty());
+    parts.join("; ")
 }
 
 fn is_silicon(row: &TableRow) -> bool {

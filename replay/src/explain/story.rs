@@ -225,6 +225,12 @@ impl Teller {
         let (access, widths) = (&walk.access, self.widths);
         let who = if access.user { "user" } else { "supervisor" };
         let what = format!("{who} {} of {:#x}", access.kind, access.gva);
+        if walk.entries.is_empty() && !walk.paged {
+            return vec![format!(
+                "silicon has no tables of the guest's to walk for a {what}: {}",
+                verdict(walk)
+            )];
+        }
         if walk.entries.is_empty() {
             return vec![format!("silicon walks tables of KVM's for a {what}: {}", verdict(walk))];
         }

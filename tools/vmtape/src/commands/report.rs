@@ -52,6 +52,10 @@ pub fn write(out: &mut impl Write, report: &Report) -> io::Result<()> {
             "  (what is unknown is not judged; `vmtape replay` without --mode runs the guest and settles it)"
         )?;
     }
+    for row in &report.answers {
+        writeln!(out, "  the VMM asks: {}", row.expected)?;
+        writeln!(out, "    and here:   {}", row.actual)?;
+    }
     if let Some(divergence) = &report.divergence {
         write_divergence(out, divergence)?;
     }
@@ -62,6 +66,7 @@ pub fn write(out: &mut impl Write, report: &Report) -> io::Result<()> {
 pub fn write_divergence(out: &mut impl Write, d: &Divergence) -> io::Result<()> {
     let level = match d.level {
         Level::GuestVisible => "the guest can see it",
+        Level::VmmVisible => "the VMM can see it",
         Level::HostVisible => "the host can see it",
     };
     writeln!(out)?;
