@@ -4,12 +4,13 @@ use super::{
     Guest, Host,
     finding::{Finding, Pin, Severity, Subject},
     footprint::{Kind, Place},
-    machine_text, rules, tables,
+    machine_text, rules,
+    tables::Entry,
 };
 use crate::{
     Error, Report,
     across::Sides,
-    identical,
+    explain, identical,
     player::{Create, Player},
     report::Divergence,
     spec,
@@ -145,9 +146,14 @@ fn first_place(
     let faulted = player.machine.state(divergence.vcpu).map(|state| state.cr2);
     let bits = maxphyaddr(&guest.machine.cpuid).min(host.passport.silicon.phys_bits);
     for gva in accessed.chain(faulted) {
-        let entries = tables::walk(&player.machine, divergence.vcpu, gva).into_iter();
-        let places = entries.map(|entry| Place::entry(entry, divergence.expected_exit));
-        if let Some(place) = places.into_iter().find(|place| place.bits() > bits) {
+        let state = player.machine.state(divergence.vcpu);
+        let entries = state.map(|state| explain::tables(&player.machine, state, gva)).unwrap_or_default();
+        let mut places = entries.iter().map(|entry| {
+            let (level, value) = (entry.level, entry.after);
+            let place = Place::entry(Entry { level, at: entry.gpa.unwrap_or(0), value }, None);
+            Place { exit: divergence.expected_exit, ..place }
+        });
+        if let Some(place) = places.find(|place| place.bits() > bits) {
             return Ok(Some(place));
         }
     }

@@ -1,4 +1,4 @@
-//! A guest's page tables, read out of a machine that stands still.
+//! All of a guest's page tables, read out of a machine that stands still.
 //!
 //! See: SDM vol. 3A 4.4 PAE Paging, 4.5 4-Level Paging and 5-Level Paging
 
@@ -18,7 +18,6 @@ pub struct Entry {
 /// Tables that a scan looks at. A guest with more has a direct map of many terabytes in small pages.
 const MOST_TABLES: usize = 1 << 18;
 const ENTRIES: u64 = 512;
-const LINEAR_BITS_PER_LEVEL: u32 = 9;
 
 /// The top of a vCPU's tables: their gpa and level; `None` without paging, and for 32-bit paging, whose entries hold no
 /// address that any host has not.
@@ -44,27 +43,6 @@ fn read(memory: &Memory, gpa: u64) -> Option<u64> {
 fn leads_down(entry: &Entry, root_level: u8) -> bool {
     let may_be_page = entry.level == 2 || entry.level == 3 && root_level > 3;
     entry.level > 1 && !(may_be_page && Pte::from_bits(entry.value).ps())
-}
-
-/// The present entries that translate a linear address, from the top.
-pub fn walk(machine: &Machine, vcpu: u32, gva: u64) -> Vec<Entry> {
-    let mut entries = Vec::new();
-    let Some((mut table, root_level)) = machine.state(vcpu).and_then(root) else { return entries };
-    for level in (1..=root_level).rev() {
-        let index = gva >> (12 + LINEAR_BITS_PER_LEVEL * u32::from(level - 1)) & (ENTRIES - 1);
-        let at = table + 8 * index;
-        let Some(value) = read(machine.memory(), at) else { break };
-        let entry = Entry { level, at, value };
-        if !Pte::from_bits(value).p() {
-            break;
-        }
-        entries.push(entry);
-        if !leads_down(&entry, root_level) {
-            break;
-        }
-        table = Pte::from_bits(value).address();
-    }
-    entries
 }
 
 /// Every present entry that a vCPU's CR3 leads to.

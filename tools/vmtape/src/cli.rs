@@ -32,6 +32,7 @@ pub enum Command {
     Run(commands::run::Args),
     Replay(commands::replay::Args),
     Diff(commands::diff::Args),
+    Check(commands::check::Args),
     Bisect(commands::bisect::Args),
     Show(commands::show::Args),
     Stat(commands::stat::Args),

@@ -2,6 +2,7 @@
 
 pub mod backends;
 pub mod bisect;
+pub mod check;
 pub mod completions;
 pub mod diff;
 pub mod export;
@@ -33,6 +34,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Run(args) => run::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Diff(args) => diff::run(&args),
+        Command::Check(args) => check::run(&args),
         Command::Bisect(args) => bisect::run(&args),
         Command::Scenarios(args) => scenarios::run(&args),
         Command::Show(args) => show::run(&args),

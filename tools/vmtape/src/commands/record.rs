@@ -1,14 +1,17 @@
-use crate::{
-    commands::{outcome, run::limits},
-    machine_args::MachineArgs,
-    output::ExitCode,
-};
+use crate::{commands::outcome, machine_args::MachineArgs, output::ExitCode};
 use anyhow::{Context, Result};
 use clap::ValueHint;
-use std::{cell::RefCell, ops::ControlFlow, path::PathBuf, rc::Rc};
-use vmtape_machine::{Live, Machine, Recorder};
-use vmtape_replay::spec;
-use vmtape_traces::{Event, Options, Writer};
+use std::{
+    cell::RefCell,
+    io,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+use vmtape_abi::Backend;
+use vmtape_machine::{Limits, Live, Machine, MachineSpec, Recorder};
+use vmtape_replay::spec::{self, Budget};
+use vmtape_traces::{Event, Options, Writer, event::End};
 
 /// Run a guest under a backend and tape every exit
 #[derive(Debug, clap::Args)]
@@ -55,16 +58,30 @@ impl Recorder for Taping {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let (mut machine_spec, backend, plugin) = args.machine.resolve()?;
     machine_spec.checkpoint_every = args.checkpoint_every;
-    let metadata = spec::metadata(&machine_spec, &args.machine.budget())?;
+    let (budget, serial) = (args.machine.budget(), args.machine.serial());
+    let (machine, end) = tape(machine_spec, backend, &budget, &args.output, serial)?;
+    outcome::report(&machine, &end, &plugin, args.json, args.guest_status)
+}
+
+/// Runs a machine to its end and tapes it.
+pub fn tape(
+    machine_spec: MachineSpec,
+    backend: Box<dyn Backend>,
+    budget: &Budget,
+    output: &Path,
+    serial: Box<dyn io::Write>,
+) -> Result<(Machine, End)> {
+    let metadata = spec::metadata(&machine_spec, budget)?;
     let images = spec::images(&machine_spec);
-    let writer = Writer::create(&args.output, &metadata, &images, Options::default())?;
+    let writer = Writer::create(output, &metadata, &images, Options::default())?;
     let taping = Taping(Rc::new(RefCell::new(Some(writer))));
     let inputs = Box::new(Live::new(machine_spec.seed));
     let mut machine = Machine::new(machine_spec, backend, inputs, Some(Box::new(taping.clone())))?;
-    machine.set_serial(args.machine.serial());
-    let end = machine.run(&limits(&args.machine));
+    machine.set_serial(serial);
+    let limits = Limits { instructions: budget.instructions, exits: budget.exits, ..Limits::default() };
+    let end = machine.run(&limits);
     let writer = taping.0.borrow_mut().take().context("the tape is closed already")?;
     let summary = writer.finish()?;
-    tracing::info!(?summary, "{} is written", args.output.display());
-    outcome::report(&machine, &end, &plugin, args.json, args.guest_status)
+    tracing::info!(?summary, "{} is written", output.display());
+    Ok((machine, end))
 }

@@ -1,0 +1,223 @@
+//! `vmtape check`: to which hosts may a guest move?
+
+mod fleet;
+mod hosts;
+mod html;
+mod pins;
+mod source;
+mod text;
+
+use crate::{
+    commands::replay::Plugins,
+    machine_args::PluginArgs,
+    output::{ExitCode, print_json, progress, usage},
+};
+use anyhow::{Context, Result};
+use clap::ValueHint;
+use fleet::{Matrix, Outcome, Question};
+use hosts::KnownHost;
+use serde::Serialize;
+use source::Template;
+use std::{fs, io, path::PathBuf};
+use vmtape_machine::{Passport, hosts::passport};
+use vmtape_replay::{
+    check::{Assessment, Guest, Verdict, footprint::Footprint},
+    spec,
+};
+use vmtape_traces::Tape;
+
+/// Say to which hosts a guest may move: safe, unsafe, or refused, with the address, entry or CPUID leaf that breaks
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The tape of the guest
+    #[arg(value_hint = ValueHint::FilePath, required_unless_present = "fleet")]
+    tape: Option<PathBuf>,
+
+    /// Hosts to move to: HOST[,BACKEND][,KVM OPTION...]; HOST is a name, VENDOR-BITS, or a passport (a TOML file)
+    #[arg(long, value_name = "HOST", num_args = 1.., required_unless_present = "fleet", allow_hyphen_values = true)]
+    to: Vec<String>,
+
+    /// Every one of these hosts against every other: the guest (the tape's, or --guest) is started on each
+    #[arg(long, value_name = "HOST", num_args = 1.., conflicts_with = "to", value_hint = ValueHint::FilePath)]
+    fleet: Vec<String>,
+
+    /// A guest to start on a fleet instead of a tape's; may be repeated
+    #[arg(long, value_name = "GUEST", requires = "fleet", conflicts_with = "tape",
+          default_values = ["builtin:illegal", "builtin:bar", "builtin:cpuid"])]
+    guest: Vec<String>,
+
+    /// Its CPU model (default: max, as wide as the host that it starts on)
+    #[arg(long, value_name = "MODEL", requires = "fleet", allow_hyphen_values = true)]
+    cpu: Option<String>,
+
+    /// The guest has an assigned device (VFIO): its memory and BARs are mapped in the IOMMU
+    #[arg(long)]
+    vfio: bool,
+
+    /// Print the settings with which the guest may move everywhere, in QEMU's and libvirt's words, and try them
+    #[arg(long)]
+    pin: bool,
+
+    /// Write the matrix as one HTML page
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    html: Option<PathBuf>,
+
+    #[command(flatten)]
+    plugins: PluginArgs,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The whole answer.
+#[derive(Serialize)]
+struct Report {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guest: Option<text::GuestText>,
+    /// One per host, for a tape.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    hosts: Vec<Assessment>,
+    /// Hosts that could not be tried, with the reason.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<(String, String)>,
+    /// For a fleet, and for a page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    matrix: Option<Matrix>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pin: Option<pins::Pinned>,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let plugins = Plugins::new(&args.plugins);
+    let folder = tempfile::tempdir()?;
+    let report = if args.fleet.is_empty() {
+        one_tape(args, &plugins, folder.path())?
+    } else {
+        whole_fleet(args, &plugins, folder.path())?
+    };
+    if let (Some(path), Some(matrix)) = (&args.html, &report.matrix) {
+        let page = html::page(matrix, report.pin.as_ref());
+        fs::write(path, page).with_context(|| path.display().to_string())?;
+    }
+    if args.json {
+        print_json(&report)?;
+    } else {
+        text::print(&mut io::stdout().lock(), &report)?;
+    }
+    Ok(code(&report))
+}
+
+/// The verdict of all verdicts. That something could not be tried is worse than that it is unsafe.
+fn code(report: &Report) -> ExitCode {
+    let cells = report.matrix.iter().flat_map(|matrix| &matrix.cells);
+    let moves: Vec<_> = cells.filter(|cell| cell.from != cell.to || !report.hosts.is_empty()).collect();
+    if !report.errors.is_empty() || moves.iter().any(|cell| cell.outcome == Outcome::Unknown) {
+        ExitCode::COULD_NOT_TEST
+    } else if report.hosts.iter().any(|host| host.verdict != Verdict::Safe)
+        || moves.iter().any(|cell| cell.outcome != Outcome::Safe)
+    {
+        ExitCode::DIFFERENT
+    } else {
+        ExitCode::SAME
+    }
+}
+
+fn parse(hosts: &[String]) -> Result<Vec<KnownHost>> {
+    let mut parsed: Vec<KnownHost> =
+        hosts.iter().map(|text| KnownHost::parse(text)).collect::<Result<_>>()?;
+    // Two forms of one host are told apart by what was asked for.
+    for (n, text) in hosts.iter().enumerate() {
+        let name = &parsed[n].passport.name;
+        if parsed.iter().filter(|host| host.passport.name == *name).count() > 1 {
+            parsed[n].passport.name = text.clone();
+        }
+    }
+    let double = |host: &KnownHost| {
+        parsed.iter().filter(|other| other.passport.name == host.passport.name).count() > 1
+    };
+    match parsed.iter().find(|host| double(host)) {
+        Some(host) => Err(usage(format!("the host {} is named twice", host.passport.name))),
+        None => Ok(parsed),
+    }
+}
+
+fn one_tape(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Result<Report> {
+    let path = args.tape.as_ref().context("a tape is needed")?;
+    let tape = Tape::open_whole(path)?;
+    let known = parse(&args.to)?;
+    let machine = spec::machine(&tape)?;
+    let source = recorded_on(&machine);
+    let loaded = source.load(plugins, Some(&machine))?;
+    let create = |machine: &_| plugins.create(machine);
+    let bar = progress("check");
+    bar.set_message("what the tape shows");
+    let guest = Guest {
+        footprint: Footprint::of(&tape, &machine, &create)?,
+        supported: loaded.supported.clone(),
+        plugin: &loaded.plugin.description,
+        assigned_device: args.vfio,
+        tape: &tape,
+        machine,
+    };
+    let (mut assessments, mut errors) = (Vec::new(), Vec::new());
+    for (host, text) in known.iter().zip(&args.to) {
+        let mut tick = |instructions| bar.set_message(format!("{text}: {instructions} instructions"));
+        let reproduce = pins::replay_command(path, host, text);
+        match fleet::assess(&guest, host, plugins, &reproduce, &mut tick) {
+            Ok(assessment) => assessments.push(assessment),
+            Err(error) => errors.push((host.passport.name.clone(), format!("{error:#}"))),
+        }
+    }
+    bar.finish_and_clear();
+    let template = Template::of(&guest.machine, spec::budget(&tape));
+    let pin = args.pin.then(|| {
+        let findings: Vec<_> = assessments.iter().flat_map(|assessment| &assessment.findings).collect();
+        let question = Question { plugins, templates: &[template], assigned_device: args.vfio, folder };
+        pins::pin(&findings, &question, &[source.clone()], &known)
+    });
+    let matrix = args.html.is_some().then(|| Matrix::of_tape(&source, &known, &guest, &assessments, plugins));
+    Ok(Report {
+        guest: Some(text::GuestText::of(path, &guest)),
+        hosts: assessments,
+        errors,
+        matrix: matrix.transpose()?,
+        pin: pin.transpose()?,
+    })
+}
+
+/// The host that a tape was recorded on, as far as it says.
+fn recorded_on(machine: &vmtape_machine::MachineSpec) -> KnownHost {
+    let passport = match passport(&machine.host) {
+        // A file may be another one by now: the tape has the silicon.
+        Ok(passport) if passport.silicon == machine.silicon => passport,
+        _ => Passport::new(machine.host.clone(), machine.silicon),
+    };
+    KnownHost { passport, backend: machine.backend.clone(), options: Some(machine.options.clone()) }
+}
+
+fn whole_fleet(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Result<Report> {
+    let known = parse(&args.fleet)?;
+    let templates = match &args.tape {
+        Some(path) => {
+            let tape = Tape::open_whole(path)?;
+            let template = Template::of(&spec::machine(&tape)?, spec::budget(&tape));
+            vec![args.cpu.clone().map_or(template.clone(), |cpu| template.with_cpu(cpu))]
+        }
+        None => {
+            let cpu = args.cpu.as_deref().unwrap_or("max");
+            args.guest.iter().map(|name| Template::named(name, cpu, &known[0])).collect::<Result<_>>()?
+        }
+    };
+    let question = Question { plugins, templates: &templates, assigned_device: args.vfio, folder };
+    let bar = progress("check");
+    let matrix = question.ask(&known, &known, &mut |text| bar.set_message(text))?;
+    bar.finish_and_clear();
+    let pin = args.pin.then(|| {
+        let assessments = matrix.cells.iter().filter_map(|cell| cell.assessment.as_ref());
+        let findings: Vec<_> = assessments.flat_map(|assessment| &assessment.findings).collect();
+        pins::pin(&findings, &question, &known, &known)
+    });
+    let pin = pin.transpose()?;
+    Ok(Report { guest: None, hosts: Vec::new(), errors: Vec::new(), matrix: Some(matrix), pin })
+}

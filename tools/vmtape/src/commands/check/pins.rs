@@ -1,0 +1,154 @@
+//! Settings in the words of QEMU, libvirt and the kernel's modules, and whether they help.
+
+use super::{
+    fleet::{Outcome, Question},
+    hosts::KnownHost,
+};
+use anyhow::Result;
+use serde::Serialize;
+use std::{fmt, path::Path};
+use vmtape_arch::host::Vendor;
+use vmtape_machine::model;
+use vmtape_replay::check::{finding::Finding, pins::Pins};
+
+/// KVM's parameter that hides a host's width.
+const HIDE_WIDTH: &str = "allow_smaller_maxphyaddr";
+
+/// A setting of a host's kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HostSetting {
+    pub host: String,
+    pub setting: String,
+}
+
+/// Settings and what a trial with them showed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Pinned {
+    pub settings: Pins,
+    /// For `-cpu MODEL,...`.
+    pub qemu: String,
+    pub libvirt: Vec<String>,
+    pub hosts: Vec<HostSetting>,
+    /// Moves between different hosts that are safe with all of that, and all of them.
+    pub safe: usize,
+    pub moves: usize,
+    /// Moves that no setting makes safe, with the reason.
+    pub left: Vec<String>,
+}
+
+/// Collects the settings that the findings ask for, starts the guests with them, and checks again.
+pub fn pin(
+    findings: &[&Finding],
+    question: &Question,
+    from: &[KnownHost],
+    to: &[KnownHost],
+) -> Result<Pinned> {
+    let mut settings = Pins::of(findings.iter().copied());
+    if let Some(bits) = settings.phys_bits {
+        // A narrower guest is narrower than every wider host.
+        let wider = to.iter().filter(|host| host.passport.silicon.phys_bits > bits);
+        settings.hide_width.extend(wider.map(|host| host.passport.name.clone()));
+    }
+    let set =
+        |hosts: &[KnownHost]| hosts.iter().map(|host| with_settings(host, &settings)).collect::<Vec<_>>();
+    let (from, to) = (set(from), set(to));
+    let known = |name: &str| model::named(name).is_ok();
+    let words = settings.model(known);
+    let pinned = |cpu: &str| if words.is_empty() { cpu.to_owned() } else { format!("{},{words}", bare(cpu)) };
+    let templates: Vec<_> = question.templates.iter().map(|t| t.with_cpu(pinned(&t.cpu))).collect();
+    let trial = Question { templates: &templates, ..*question };
+    let matrix = trial.ask(&from, &to, &mut |_| ())?;
+    let hosts = to.iter().filter(|host| settings.hide_width.contains(&host.passport.name)).map(host_setting);
+    let mut hosts: Vec<_> = hosts.collect();
+    hosts.dedup();
+    let moves = || matrix.cells.iter();
+    let left = moves().filter(|cell| cell.outcome != Outcome::Safe);
+    let left =
+        left.map(|cell| format!("{} -> {}: {}: {}", cell.from, cell.to, cell.outcome.text(), cell.reason));
+    Ok(Pinned {
+        qemu: settings.qemu(),
+        libvirt: settings.libvirt(),
+        hosts,
+        safe: moves().filter(|cell| cell.outcome == Outcome::Safe).count(),
+        moves: moves().count(),
+        left: left.collect(),
+        settings,
+    })
+}
+
+/// A model without the widths that were chosen before.
+fn bare(cpu: &str) -> String {
+    cpu.split(',').filter(|word| !word.contains("phys-bits")).collect::<Vec<_>>().join(",")
+}
+
+/// The host with its own part of the settings. AMD's nested paging has none: what its silicon does cannot be hidden.
+fn with_settings(host: &KnownHost, settings: &Pins) -> KnownHost {
+    let mut host = host.clone();
+    if settings.hide_width.contains(&host.passport.name) && host.passport.silicon.vendor == Vendor::INTEL {
+        host.options.get_or_insert_default().push((HIDE_WIDTH.to_owned(), "on".to_owned()));
+    }
+    host
+}
+
+fn host_setting(host: &KnownHost) -> HostSetting {
+    let setting = if host.passport.silicon.vendor == Vendor::INTEL {
+        format!("kvm_intel.{HIDE_WIDTH}=1")
+    } else {
+        "nothing hides its width but shadow paging (kvm_amd.npt=0): a guest that relies on reserved bits above its width \
+         must not come here"
+            .to_owned()
+    };
+    HostSetting { host: host.passport.name.clone(), setting }
+}
+
+impl fmt::Display for Pinned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.settings.is_empty() {
+            writeln!(f, "pin: nothing needs to be pinned")?;
+            return Ok(());
+        }
+        writeln!(f, "pin:")?;
+        if !self.qemu.is_empty() {
+            writeln!(f, "  QEMU:    -cpu MODEL,{}", self.qemu)?;
+        }
+        for (n, line) in self.libvirt.iter().enumerate() {
+            writeln!(f, "  {:8} {line}", if n == 0 { "libvirt:" } else { "" })?;
+        }
+        if let Some(bits) = self.settings.guest_phys_bits {
+            let words = "libvirt: has no element for guest-phys-bits";
+            writeln!(f, "  {words}; <qemu:commandline> with -global cpu.guest-phys-bits={bits}")?;
+        }
+        for HostSetting { host, setting } in &self.hosts {
+            writeln!(f, "  {host}: {setting}")?;
+        }
+        for conflict in &self.settings.conflicts {
+            writeln!(f, "  cannot be had: {conflict}")?;
+        }
+        writeln!(f, "  tried: {} of {} moves are safe with that", self.safe, self.moves)?;
+        for left in &self.left {
+            writeln!(f, "    left: {left}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The command that shows a comparison again.
+pub fn replay_command(tape: &Path, host: &KnownHost, text: &str) -> String {
+    let first = text
+        .split(',')
+        .find(|word| vmtape_machine::hosts::passport(word.trim_start_matches("host=")).is_ok());
+    let place = first.map_or(host.passport.name.as_str(), |word| word.trim_start_matches("host="));
+    let mut line = format!("vmtape replay {} -b {} --host {place}", tape.display(), host.backend);
+    let options = host.options.iter().flatten();
+    let words: Vec<_> = options
+        .map(|(key, value)| match (key.as_str(), value.is_empty()) {
+            (vmtape_replay::spec::PROFILE, _) => value.clone(),
+            (key, true) => key.to_owned(),
+            (key, false) => format!("{key}={value}"),
+        })
+        .collect();
+    if !words.is_empty() {
+        line += &format!(" --kvm {}", words.join(","));
+    }
+    line
+}

@@ -1,0 +1,158 @@
+//! Verdicts for a terminal.
+
+use super::{Report, fleet::Matrix};
+use crate::scenarios::report::table;
+use anyhow::Result;
+use serde::Serialize;
+use std::{io::Write, path::Path};
+use vmtape_arch::cpuid::maxphyaddr;
+use vmtape_machine::model::guest_phys_bits;
+use vmtape_replay::check::{
+    Assessment, Guest,
+    finding::{Severity, Subject},
+    machine_text,
+};
+
+/// The guest in numbers.
+#[derive(Clone, Debug, Serialize)]
+pub struct GuestText {
+    pub tape: String,
+    pub name: String,
+    pub recorded: String,
+    pub phys_bits: u8,
+    pub guest_phys_bits: u8,
+    pub exits: u64,
+    /// Address bits that its paging entries, device accesses and memory slots need.
+    pub entry_bits: u8,
+    pub device_bits: u8,
+    pub slot_bits: u8,
+}
+
+impl GuestText {
+    pub fn of(path: &Path, guest: &Guest) -> Self {
+        Self {
+            tape: path.display().to_string(),
+            name: guest.machine.image.name.clone(),
+            recorded: machine_text(&guest.machine),
+            phys_bits: maxphyaddr(&guest.machine.cpuid),
+            guest_phys_bits: guest_phys_bits(&guest.machine.cpuid),
+            exits: guest.footprint.exits,
+            entry_bits: guest.footprint.entries.bits(),
+            device_bits: guest.footprint.devices.bits(),
+            slot_bits: guest.footprint.slots.bits(),
+        }
+    }
+}
+
+pub fn print(out: &mut impl Write, report: &Report) -> Result<()> {
+    if let Some(guest) = &report.guest {
+        let mappable = match guest.guest_phys_bits {
+            0 => String::new(),
+            bits => format!(", GuestPhysBits {bits}"),
+        };
+        writeln!(
+            out,
+            "{}: {} of {} physical address bits{mappable}; recorded by {}; {} exits",
+            guest.tape, guest.name, guest.phys_bits, guest.recorded, guest.exits
+        )?;
+        writeln!(
+            out,
+            "  address bits in use: paging entries {}, devices {}, memory {}",
+            guest.entry_bits, guest.device_bits, guest.slot_bits
+        )?;
+    }
+    for host in &report.hosts {
+        print_host(out, host)?;
+    }
+    for (host, error) in &report.errors {
+        writeln!(out, "\n{host}: COULD NOT TEST: {error}")?;
+    }
+    if let (Some(matrix), true) = (&report.matrix, report.hosts.is_empty()) {
+        print_matrix(out, matrix)?;
+    }
+    if let Some(pin) = &report.pin {
+        writeln!(out, "\n{pin}")?;
+    }
+    Ok(())
+}
+
+fn print_host(out: &mut impl Write, host: &Assessment) -> Result<()> {
+    let word = host.verdict.text().to_uppercase();
+    writeln!(out, "\n{}: {word} ({})", host.host, host.machine)?;
+    if host.findings.iter().all(|finding| finding.severity == Severity::Caution) {
+        writeln!(out, "  {}", host.reason)?;
+    }
+    for finding in &host.findings {
+        let word = match finding.severity {
+            Severity::Refuses => "refused",
+            Severity::Breaks => "breaks",
+            Severity::Caution => "caution",
+        };
+        writeln!(out, "  {word}: {finding}")?;
+        if finding.severity != Severity::Caution && finding.subject != Subject::Replay {
+            writeln!(out, "    See: {}", finding.source)?;
+        }
+    }
+    let divergence = host.replay.as_ref().and_then(|report| report.divergence.as_ref());
+    if let Some(divergence) = divergence {
+        let exit = divergence.expected_exit.map_or(String::new(), |exit| format!(" exit {exit}"));
+        writeln!(
+            out,
+            "  first difference: at{exit} of the tape, after {} instructions, rip {:#x}",
+            divergence.icount, divergence.rip
+        )?;
+        for story in &divergence.stories {
+            writeln!(out, "    {}: {}", story.side, story.outcome)?;
+            for line in &story.lines {
+                writeln!(out, "      {line}")?;
+            }
+        }
+        writeln!(out, "  again: {}", divergence.reproduce)?;
+    }
+    Ok(())
+}
+
+fn print_matrix(out: &mut impl Write, matrix: &Matrix) -> Result<()> {
+    let mut hosts =
+        table(["host", "backend", "bits", "KVM tells", "maps", "IOMMU", "levels", "hides its width"]);
+    for host in &matrix.hosts {
+        hosts.add_row([
+            host.name.clone(),
+            host.backend.clone(),
+            host.phys_bits.to_string(),
+            host.kvm_phys_bits.to_string(),
+            host.mappable_bits.to_string(),
+            host.iommu_bits.map_or("-".into(), |bits| bits.to_string()),
+            host.guest_levels.to_string(),
+            if host.hides_width { "yes" } else { "no" }.to_owned(),
+        ]);
+    }
+    writeln!(out, "{hosts}\n")?;
+    let mut moves = table(["from \\ to"]);
+    let names = || matrix.hosts.iter().map(|host| host.name.as_str());
+    moves.set_header(std::iter::once("from \\ to").chain(names()));
+    for from in names() {
+        let cells = names().map(|to| matrix.cell(from, to).map_or("", |cell| cell.outcome.text()));
+        moves.add_row(std::iter::once(from).chain(cells));
+    }
+    writeln!(out, "{moves}\n")?;
+    for cell in matrix.cells.iter().filter(|cell| cell.outcome != super::fleet::Outcome::Safe) {
+        writeln!(
+            out,
+            "{} -> {}: {} ({}): {}",
+            cell.from,
+            cell.to,
+            cell.outcome.text(),
+            cell.guest,
+            cell.reason
+        )?;
+    }
+    let (safe, moves) = matrix.safe();
+    writeln!(
+        out,
+        "{safe} of {moves} moves are safe, for {} with `{}`",
+        matrix.guests.join(", "),
+        matrix.cpu.join(", ")
+    )?;
+    Ok(())
+}
