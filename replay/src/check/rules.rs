@@ -260,8 +260,12 @@ fn features(guest: &Guest, host: &Host, findings: &mut Vec<Finding>) {
         let read = entry.and_then(|entry| guest.footprint.read_at(entry));
         let used = feature.name == "la57" && Cr4::from_bits(guest.footprint.cr4).la57();
         let promised = format!(
-            "CPUID leaf {:#x} {:?}[{}] ({}) is not there on {}",
-            feature.leaf, feature.register, feature.bit, feature.name, host.passport.name
+            "CPUID leaf {:#x} {}[{}] ({}) is not there on {}",
+            feature.leaf,
+            format!("{:?}", feature.register).to_uppercase(),
+            feature.bit,
+            feature.name,
+            host.passport.name
         );
         let (severity, sentence) = match read {
             _ if used => (Severity::Breaks, format!("{promised}, and the guest uses it")),
@@ -303,10 +307,17 @@ fn msr(index: u32) -> String {
     Msr(index).name().map_or_else(|| format!("MSR {index:#x}"), str::to_owned)
 }
 
+/// The size of the XSAVE area for these components, in bytes: 576 without any that have a place of their own.
+fn area(table: &[CpuidEntry], components: u32) -> u32 {
+    let own = (2..32).filter(|bit| components >> bit & 1 != 0).filter_map(|bit| find(table, 0xd, bit));
+    own.map(|leaf| leaf.eax.saturating_add(leaf.ebx)).fold(576, u32::max)
+}
+
 /// Components of the extended state that the other host cannot restore.
 fn state(guest: &Guest, host: &Host, findings: &mut Vec<Finding>) {
-    let sizes = |table: &[CpuidEntry]| find(table, 0xd, 0).map_or((0, 0), |leaf| (leaf.eax, leaf.ecx));
-    let ((components, size), (there, other)) = (sizes(&guest.machine.cpuid), sizes(&host.supported));
+    let components = |table: &[CpuidEntry]| find(table, 0xd, 0).map_or(0, |leaf| leaf.eax);
+    let (components, there) = (components(&guest.machine.cpuid), components(&host.supported));
+    let (size, other) = (area(&guest.machine.cpuid, components), area(&host.supported, there));
     let lost = components & !there;
     if lost == 0 {
         return;

@@ -34,7 +34,7 @@ pub struct Args {
     tape: Option<PathBuf>,
 
     /// Hosts to move to: HOST[,BACKEND][,KVM OPTION...]; HOST is a name, VENDOR-BITS, or a passport (a TOML file)
-    #[arg(long, value_name = "HOST", num_args = 1.., required_unless_present = "fleet", allow_hyphen_values = true)]
+    #[arg(long, value_name = "HOST", num_args = 1.., required_unless_present = "fleet")]
     to: Vec<String>,
 
     /// Every one of these hosts against every other: the guest (the tape's, or --guest) is started on each

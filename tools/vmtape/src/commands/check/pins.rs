@@ -45,9 +45,12 @@ pub fn pin(
 ) -> Result<Pinned> {
     let mut settings = Pins::of(findings.iter().copied());
     if let Some(bits) = settings.phys_bits {
-        // A narrower guest is narrower than every wider host.
-        let wider = to.iter().filter(|host| host.passport.silicon.phys_bits > bits);
-        settings.hide_width.extend(wider.map(|host| host.passport.name.clone()));
+        // Pinned, the guest is narrower than every wider host.
+        for host in to.iter().filter(|host| host.passport.silicon.phys_bits > bits) {
+            if !host.load(question.plugins, None)?.hides_width {
+                settings.hide_width.insert(host.passport.name.clone());
+            }
+        }
     }
     let set =
         |hosts: &[KnownHost]| hosts.iter().map(|host| with_settings(host, &settings)).collect::<Vec<_>>();
@@ -61,7 +64,9 @@ pub fn pin(
     let hosts = to.iter().filter(|host| settings.hide_width.contains(&host.passport.name)).map(host_setting);
     let mut hosts: Vec<_> = hosts.collect();
     hosts.dedup();
-    let moves = || matrix.cells.iter();
+    // Staying at home is a move only where nothing else was asked.
+    let alone = matrix.cells.len() == 1;
+    let moves = || matrix.cells.iter().filter(|cell| alone || cell.from != cell.to);
     let left = moves().filter(|cell| cell.outcome != Outcome::Safe);
     let left =
         left.map(|cell| format!("{} -> {}: {}: {}", cell.from, cell.to, cell.outcome.text(), cell.reason));
@@ -115,8 +120,9 @@ impl fmt::Display for Pinned {
             writeln!(f, "  {:8} {line}", if n == 0 { "libvirt:" } else { "" })?;
         }
         if let Some(bits) = self.settings.guest_phys_bits {
-            let words = "libvirt: has no element for guest-phys-bits";
-            writeln!(f, "  {words}; <qemu:commandline> with -global cpu.guest-phys-bits={bits}")?;
+            writeln!(f, "           <!-- no element for it: <qemu:commandline> -->")?;
+            writeln!(f, "           <qemu:arg value='-global'/>")?;
+            writeln!(f, "           <qemu:arg value='MODEL-x86_64-cpu.guest-phys-bits={bits}'/>")?;
         }
         for HostSetting { host, setting } in &self.hosts {
             writeln!(f, "  {host}: {setting}")?;
