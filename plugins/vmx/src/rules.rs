@@ -78,8 +78,8 @@ const ROWS: &[(Rule, &str, &str)] = &[
     (
         Rule::EPT4_ALIAS,
         "Under 4-level EPT frames that differ in bits 51:48 of their address share an entry: MMIO at one takes the entry of \
-         memory at the other, which is emulated from then on",
-        "KVM mmu/tdp_iter.c tdp_iter_refresh_sptep()",
+         memory at the other, which is emulated from then on; memory does not (and Linux 6.12 would stop the host with BUG)",
+        "KVM mmu/tdp_iter.c tdp_iter_refresh_sptep(), mmu/tdp_mmu.c handle_changed_spte()",
     ),
     (
         Rule::UNTRANSLATABLE_EMULATED,

@@ -238,9 +238,7 @@ impl Mmu {
             let mmio = format.is_mmio(new);
             self.alias = Some(Alias { old: entry.spte, gfn, mmio });
             if !mmio {
-                // In 6.12 the host itself dies here: handle_changed_spte() stops it with BUG(). 7.2 leaves the entry alone,
-                // which is what this model does for all.
-                host.log(1, "kvm: a present leaf SPTE is in the way of another frame's");
+                // 6.12 stops the host with BUG() in handle_changed_spte(). 7.2 leaves the entry alone, as is done here.
                 return RetPf::Spurious;
             }
         }

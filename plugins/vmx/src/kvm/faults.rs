@@ -83,7 +83,9 @@ pub fn ept_violation(cx: &mut Cx<'_>) -> Resume {
         .with_u(qualification.read())
         .with_w(qualification.write())
         .with_fetch(qualification.fetch())
-        .with_p(present);
+        .with_p(present)
+        .with_guest_final(qualification.gva_valid() && qualification.gva_translated())
+        .with_guest_page(qualification.gva_valid() && !qualification.gva_translated());
     if let Some(rule) = cx.emulates_violation() {
         cx.note(rule.note());
         return cx.emulate(0);
