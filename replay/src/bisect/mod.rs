@@ -10,6 +10,7 @@ pub mod kvm;
 pub mod late;
 pub mod plugin;
 pub mod search;
+pub mod tapes;
 mod trial;
 pub mod width;
 

@@ -6,7 +6,7 @@ use crate::{
     machine_args::{PluginArgs, create, parse_kvm},
     output::{ExitCode, print_json, progress, usage},
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{ValueEnum, ValueHint};
 use std::{
     io::{self, Write},
@@ -22,7 +22,7 @@ use vmtape_machine::{
 };
 use vmtape_replay::{
     Error,
-    bisect::{self, Bench, Criterion, Finding, cpuid, exits, kvm, late, plugin, search::Mark, width},
+    bisect::{self, Bench, Criterion, Finding, cpuid, exits, kvm, late, plugin, search::Mark, tapes, width},
     report::Verdict,
     spec,
 };
@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(value_hint = ValueHint::FilePath)]
     tape: PathBuf,
 
-    /// Axis plugin: builds of the tape's backend, oldest first
+    /// Axis exits: a second tape, instead of another configuration; axis plugin: builds of the tape's backend, oldest first
     #[arg(value_hint = ValueHint::FilePath)]
     others: Vec<PathBuf>,
 
@@ -125,8 +125,14 @@ impl FromStr for VerdictArg {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    if !args.others.is_empty() && args.axis != Axis::Plugin {
-        return Err(usage("more files than the tape belong to --axis plugin"));
+    match (args.axis, &args.others[..]) {
+        (Axis::Plugin, _) | (_, []) => {}
+        (Axis::Exits, [other]) => return args.two_tapes(other),
+        _ => {
+            return Err(usage(
+                "more files than the tape belong to --axis plugin, or one more to --axis exits",
+            ));
+        }
     }
     let tape = Tape::open_whole(&args.tape)?;
     let plugins = Plugins::new(&args.plugins);
@@ -156,6 +162,21 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 impl Args {
+    /// Opened without reading every byte, which is what takes time.
+    fn two_tapes(&self, other: &Path) -> Result<ExitCode> {
+        if self.goes_elsewhere() || self.verdict.is_some() {
+            return Err(usage("two tapes are compared as they are: no -b, --host, --kvm or --verdict"));
+        }
+        let open = |path: &Path| -> Result<Tape> {
+            let tape = Tape::open(path)?;
+            match tape.damage() {
+                Some(damage) => bail!("{damage}"),
+                None => Ok(tape),
+            }
+        };
+        print(&tapes::bisect(&open(&self.tape)?, &open(other)?)?, self.json)
+    }
+
     fn bisect(&self, bench: &mut Bench, plugins: &Plugins) -> Result<Finding> {
         match self.axis {
             Axis::Exits => {
