@@ -15,6 +15,7 @@ use iced_x86::{IcedError, code_asm::*};
 pub const PARAMETERS: &[Parameter] = &[
     Parameter::new("gpa", Kind::Number, "0x10000000000", "the address; without RAM it is MMIO"),
     Parameter::new("page", Kind::Choice(Page::WORDS), "4K", "the size of the page that maps it"),
+    Parameter::new("rewrite", Kind::Flag, "0", "the second vCPU writes the entry again, as it was"),
     Parameter::new("invlpg", Kind::Flag, "0", "INVLPG on the second vCPU before it reads"),
 ];
 
@@ -34,6 +35,11 @@ pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
 
     k.define_ap_main()?;
     smp::wait_until(k, TURN, 1)?;
+    if values.flag("rewrite") {
+        let (leaf, _) = mapping.leaf_and_parent();
+        k.a.mov(rax, qword_ptr(leaf.address))?;
+        k.a.mov(qword_ptr(leaf.address), rax)?;
+    }
     if values.flag("invlpg") {
         k.a.mov(rbx, mapping.gva)?;
         k.a.invlpg(byte_ptr(rbx))?;

@@ -30,6 +30,7 @@ pub const PARAMETERS: &[Parameter] = &[
     Parameter::new("cpl", Kind::Choice(&["0", "3"]), "0", "in kernel or user mode"),
     Parameter::new("wp", Kind::Flag, "1", "CR0.WP"),
     Parameter::new("nx", Kind::Flag, "1", "EFER.NXE"),
+    Parameter::new("osxsave", Kind::Flag, "0", "CR4.OSXSAVE, which CPUID shows"),
     Parameter::new("times", Kind::Number, "1", "how often; the entries are written once"),
     Parameter::new("invlpg", Kind::Flag, "1", "INVLPG before each access"),
     Parameter::new("wait", Kind::Number, "0", "empty rounds of two instructions after each access"),
@@ -101,6 +102,11 @@ fn control_registers(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
         k.a.rdmsr()?;
         k.a.btr(eax, 11)?;
         k.a.wrmsr()?;
+    }
+    if values.flag("osxsave") {
+        k.a.mov(rax, cr4)?;
+        k.a.bts(rax, 18)?;
+        k.a.mov(cr4, rax)?;
     }
     Ok(())
 }
