@@ -6,6 +6,7 @@ pub mod cpuid;
 mod cpuid_change;
 mod devices;
 mod emulate;
+pub mod enumeration;
 mod env;
 mod error;
 mod feed;

@@ -1,6 +1,7 @@
 //! `vmtape host`: what a host is, and what it says of itself.
 
 pub mod probe;
+pub mod show;
 
 use crate::output::ExitCode;
 use anyhow::Result;
@@ -16,10 +17,12 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Probe(probe::Args),
+    Show(show::Args),
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.command {
         Command::Probe(args) => probe::run(args),
+        Command::Show(args) => show::run(args),
     }
 }
