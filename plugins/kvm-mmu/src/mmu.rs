@@ -82,6 +82,16 @@ pub struct Alias {
     pub mmio: bool,
 }
 
+impl Config {
+    /// The bits of an address in KVM's own tables that silicon takes, all others being reserved.
+    pub fn table_width(&self) -> u8 {
+        match self.format {
+            Format::X86 { width } => width,
+            Format::Ept { .. } => self.host_width,
+        }
+    }
+}
+
 /// What a guest's CPUID says about its page tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestWidth {

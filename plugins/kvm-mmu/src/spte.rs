@@ -91,7 +91,7 @@ pub const MMIO_GENERATION_MASK: u64 = bits(0, 18);
 pub enum Format {
     /// EPT. `ad`: accessed and dirty bits are enabled in the EPT pointer.
     Ept { ad: bool },
-    /// Ordinary entries: NPT and shadow paging. `width`: the host's MAXPHYADDR.
+    /// Ordinary entries: NPT and shadow paging. `width`: the host's MAXPHYADDR, less what memory encryption takes of it.
     X86 { width: u8 },
 }
 

@@ -52,8 +52,12 @@ impl Shared {
         if silicon.vendor != Vendor::AMD {
             return Err(format!("{plugin} needs an AMD host, this one is {}", silicon.vendor));
         }
-        if !(32..=52).contains(&silicon.phys_bits) {
-            return Err(format!("MAXPHYADDR {} is not within 32 to 52", silicon.phys_bits));
+        // With memory encryption fewer bits of the host's entries are an address, and MMIO entries have a reserved bit to set
+        // even where MAXPHYADDR is 52. See: KVM svm/svm.c svm_adjust_mmio_mask()
+        let table_width = silicon.phys_bits.saturating_sub(silicon.encryption_bits);
+        if table_width < 32 || silicon.phys_bits > 52 {
+            let (bits, taken) = (silicon.phys_bits, silicon.encryption_bits);
+            return Err(format!("MAXPHYADDR {bits} less {taken} for encryption is not within 32 to 52"));
         }
         let scope = if npt { Scope::NPT } else { Scope::SVM };
         let options = Options::parse(scope, plugin, &config.options).map_err(|e| e.to_string())?;
@@ -63,7 +67,7 @@ impl Shared {
         let mmu = Mmu::new(Config {
             tdp: npt,
             tdp_mmu: options.on(Switch::TDP_MMU),
-            format: Format::X86 { width: silicon.phys_bits },
+            format: Format::X86 { width: table_width },
             host_width: silicon.phys_bits,
             gbpages: silicon.gbpages,
             backing_shift: silicon.backing_shift,

@@ -23,7 +23,7 @@ impl Mmu {
             mode,
             root,
             pdptr,
-            maxphyaddr: self.config.host_width,
+            maxphyaddr: self.config.table_width(),
             nx: true,
             wp: true,
             smep: cr4.smep() && cr0.pg(),

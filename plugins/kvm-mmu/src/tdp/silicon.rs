@@ -219,7 +219,7 @@ fn npt_paging(config: &Config, root: u64, levels: u8) -> Paging {
     Paging {
         mode: if levels == 5 { Mode::Level5 } else { Mode::Level4 },
         root,
-        maxphyaddr: config.host_width,
+        maxphyaddr: config.table_width(),
         nx: true,
         wp: true,
         gbpages: config.gbpages,

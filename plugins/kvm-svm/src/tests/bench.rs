@@ -158,13 +158,23 @@ pub struct Setup<'a> {
     pub options: &'a [(&'a str, &'a str)],
     pub guest_width: u8,
     pub host_width: u8,
+    /// Of them, taken by memory encryption.
+    pub encryption_bits: u8,
     pub pde: u64,
     pub pte: u64,
 }
 
 impl Default for Setup<'_> {
     fn default() -> Self {
-        Self { npt: true, options: &[], guest_width: 36, host_width: 46, pde: pde(7), pte: DATA | 7 }
+        Self {
+            npt: true,
+            options: &[],
+            guest_width: 36,
+            host_width: 46,
+            encryption_bits: 0,
+            pde: pde(7),
+            pte: DATA | 7,
+        }
     }
 }
 
@@ -201,7 +211,8 @@ impl Setup<'_> {
     /// A guest in long mode with paging on, before its first access.
     pub fn build(&self) -> Bench {
         let options = self.options.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        let config = VmConfig { silicon: silicon(self.host_width), options };
+        let silicon = Silicon { encryption_bits: self.encryption_bits, ..silicon(self.host_width) };
+        let config = VmConfig { silicon, options };
         let mut state = VcpuState::reset();
         state.cr0 = Cr0::new().with_pe(true).with_pg(true).with_et(true).into_bits();
         state.cr4 = Cr4::new().with_pae(true).into_bits();

@@ -184,6 +184,24 @@ fn an_instruction_that_the_emulator_lacks_fails_only_where_it_is_emulated() {
 }
 
 #[test]
+fn mmio_is_remembered_where_an_entry_has_a_reserved_bit_left() {
+    // See: KVM mmu/spte.c kvm_mmu_reset_all_pte_masks(), svm/svm.c svm_adjust_mmio_mask()
+    const MMIO: u64 = 0x3000_0000;
+    const PRESENT_RSVD: u64 = 0x9;
+    for (host_width, encryption_bits, remembered) in [(48, 0, true), (52, 0, false), (52, 6, true)] {
+        for npt in [false, true] {
+            let setup = Setup { npt, host_width, encryption_bits, pte: MMIO | 7, ..Default::default() };
+            let mut bench = setup.build();
+            assert_eq!(bench.run(READ, false).0, End::Mmio(MMIO));
+            let (end, exits) = bench.run(READ, false);
+            assert_eq!((end, exits.len()), (End::Mmio(MMIO), 1));
+            let again = exits[0].info1 & PRESENT_RSVD == PRESENT_RSVD;
+            assert_eq!(again, remembered, "{host_width} bits less {encryption_bits}, npt={npt}");
+        }
+    }
+}
+
+#[test]
 fn equal_widths_agree_in_both_forms() {
     for npt in [false, true] {
         let mut bench = Setup { npt, guest_width: 46, ..Default::default() }.build();
