@@ -77,7 +77,7 @@ pub const SILICON: &[Entry] = &[
         Scope::NPT,
         "With it, on writes, the guest's dirty bit is set before the nested fault",
     )
-    .source("unverified"),
+    .source("unverified on AMD's silicon; QEMU's, under which kvm_amd was recorded, does so"),
     Entry::silicon(
         Switch::NPT4_WIDE_GPA_FAULT,
         Scope::NPT,

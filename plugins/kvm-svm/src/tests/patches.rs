@@ -21,6 +21,16 @@ fn the_second_posting_emulates_but_cannot_take_the_accessed_bit_back() {
 }
 
 #[test]
+fn on_silicon_that_waits_with_its_bits_the_second_posting_would_have_been_right() {
+    for (kind, code) in [(READ, 0xd), (WRITE, 0xf)] {
+        let options = &[V2[0], V2[1], V2[2], ("-amd-accessed-before-npf", "")];
+        let mut bench = Setup { options, pte: ILLEGAL | 7, ..Default::default() }.build();
+        assert_eq!(bench.run(kind, true).0, End::Fault(code));
+        assert_eq!(bench.pte(), ILLEGAL | 7);
+    }
+}
+
+#[test]
 fn a_write_leaves_its_dirty_bit_too() {
     let mut bench = Setup { options: V2_NPF, pte: ILLEGAL | 7, ..Default::default() }.build();
     assert_eq!(bench.run(WRITE, true).0, End::Fault(0xf));
