@@ -9,7 +9,7 @@ use crate::{
     spec, text,
 };
 use std::collections::VecDeque;
-use vmtape_machine::MachineSpec;
+use vmtape_machine::{MachineSpec, vmm::control_text};
 use vmtape_traces::{Event, ExitGroup, Exits, Tape, reader::Events};
 
 /// Exits between two comparisons.
@@ -193,6 +193,7 @@ fn event_kind(event: &Event) -> String {
         Event::Input { source, .. } => source.to_string(),
         Event::Control { .. } => "control".into(),
         Event::StateHash { .. } => "state-hash".into(),
+        Event::Milestone(_) => "milestone".into(),
         Event::Line { .. } => "line".into(),
         Event::End { .. } => "end".into(),
     }
@@ -212,6 +213,7 @@ pub fn event_text(event: &Event) -> String {
         }
         Event::Note { vcpu, note } => text::note_line(note, *vcpu, 0),
         Event::Resume { resume, .. } => text::resume_text(resume),
+        Event::Control { control, .. } => control_text(control),
         Event::End { icount, end, .. } => format!("after {icount} instructions, {}", text::end_text(end)),
         other => format!("{other:x?}"),
     }

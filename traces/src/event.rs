@@ -27,10 +27,21 @@ pub enum Event {
     Control { icount: u64, control: Control },
     /// A hash over registers and memory, so that two runs can be compared without their events.
     StateHash { icount: u64, exits: u64, hash: u64 },
+    /// A hash over what the guest can observe of itself at a fixed count of instructions, and over all milestones before
+    /// it: the same under every backend, for as long as they treat the guest alike.
+    Milestone(Milestone),
     /// A line of an imported trace that has no decoded form: `event: text`.
     Line { vcpu: u32, text: String },
     /// The run ended.
     End { icount: u64, exits: u64, end: End },
+}
+
+/// Where a run was after a round number of instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Milestone {
+    pub icount: u64,
+    pub exits: u64,
+    pub hash: u64,
 }
 
 /// The vCPU of an imported line whose task never was a vCPU.

@@ -114,6 +114,7 @@ fn object(event: &Event, exit: Option<u64>) -> Value {
         Event::StateHash { icount, exits, hash } => {
             put(json!({ "icount": icount, "exits": exits, "hash": hash }));
         }
+        Event::Milestone(m) => put(value(m)),
         Event::Line { vcpu, text } => {
             let text = text.split_once(": ").map_or("", |(_, text)| text);
             put(json!({ "vcpu": vcpu, "text": text }));

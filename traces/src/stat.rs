@@ -80,6 +80,7 @@ impl Event {
             Self::Input { .. } => "input".into(),
             Self::Control { .. } => "control".into(),
             Self::StateHash { .. } => "state_hash".into(),
+            Self::Milestone(_) => "milestone".into(),
             Self::Line { text, .. } => text.split(':').next().unwrap_or_default().to_owned().into(),
             Self::End { .. } => "end".into(),
         }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use std::fs;
 use vmtape_traces::{
     Cause, Event, Metadata, Options, Tape, Writer,
-    event::{End, ExitEvent},
+    event::{End, ExitEvent, Milestone},
     writer,
 };
 
@@ -189,4 +189,26 @@ fn exits_come_as_wholes() {
     assert_eq!(notes, of(|e| matches!(e, Event::Note { .. })));
     assert_eq!(reads, of(|e| matches!(e, Event::Read { .. })));
     assert_eq!(tape.exits_from(700).unwrap().next().unwrap().unwrap().number, 700);
+}
+
+#[test]
+fn two_tapes_are_compared_by_their_index() {
+    let milestone =
+        |n: u64, hash| Event::Milestone(Milestone { icount: 1_000_000 + n * 1000, exits: n * 10, hash });
+    let with = |hash: fn(u64) -> u64, seed| -> Tape {
+        let mut events = PageTableTest::exits(7, 40_000);
+        // The last chunk differs.
+        events.extend(PageTableTest::exits(seed, 10_000));
+        events.extend((0..50).map(|n| milestone(n, hash(n))));
+        Tape::from_bytes(tape_of(&events)).unwrap()
+    };
+    let (a, b) = (with(|n| n, 8), with(|n| if n < 33 { n } else { !n }, 9));
+    let (alike, differs) = a.alike_until(&b);
+    assert_eq!((alike.unwrap().hash, differs.unwrap().hash), (32, 33));
+    assert_eq!(a.alike_until(&a), (a.milestones().last().copied(), None));
+    let chunk = a.first_difference(&b);
+    assert_eq!(a.chunks()[chunk].first_exit, 2 * 16384);
+    let different = a.events_from(chunk).zip(b.events_from(chunk));
+    assert!(different.into_iter().any(|(a, b)| a.unwrap() != b.unwrap()));
+    assert_eq!(a.first_difference(&a), a.chunks().len());
 }

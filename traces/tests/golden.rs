@@ -1,7 +1,7 @@
 //! Tapes of released format versions stay readable, event by event.
 //!
-//! `VMTAPE_BLESS=1 cargo test -p vmtape_traces --test golden` writes the files of the current version anew; once a
-//! version is released, its files never change again.
+//! `VMTAPE_BLESS=1 cargo test -p vmtape_traces --test golden` writes the files of the current schema anew; once it is
+//! released, its files never change again.
 
 mod common;
 
@@ -15,7 +15,7 @@ use vmtape_arch::{
 };
 use vmtape_traces::{
     Event, Metadata, Options, Tape,
-    event::{Control, Data, End, InputSource, NO_VCPU, Registers},
+    event::{Control, Data, End, InputSource, Milestone, NO_VCPU, Registers},
     text::Printer,
     writer::Stream,
 };
@@ -58,8 +58,34 @@ fn metadata() -> Metadata {
     }
 }
 
-/// Every kind of event, and every kind of note.
-fn events() -> Vec<Event> {
+/// A golden tape: its files' name and what is on it.
+struct Golden {
+    name: &'static str,
+    events: Vec<Event>,
+}
+
+fn schema_1() -> Golden {
+    Golden { name: "v1", events: first_events() }
+}
+
+fn schema_2() -> Golden {
+    let mut events = first_events();
+    let (icount, entries) = (2_000_000, vec![CPUID]);
+    let control = |control| Event::Control { icount, control };
+    events.extend([
+        control(Control::CheckExtension { cap: 185, result: 1 }),
+        control(Control::GetCpuid { vcpu: 1, entries: entries.clone(), result: 0 }),
+        control(Control::GetSupportedCpuid { entries, result: 0 }),
+        control(Control::GetMsr { vcpu: 1, index: 0x277, data: 0x0007_0406_0007_0406, result: 0 }),
+        control(Control::Query { query: 5, vcpu: 1, value: u64::MAX, result: -25 }),
+        Event::Milestone(Milestone { icount, exits: 60, hash: 0xfedc_ba98_7654_3210 }),
+        Event::End { icount, exits: 60, end: End::Idle },
+    ]);
+    Golden { name: "v1-schema2", events }
+}
+
+/// Every kind of event that schema 1 has, and every kind of note.
+fn first_events() -> Vec<Event> {
     let mut events = PageTableTest::exits(2026, 60);
     let end = events.pop().unwrap();
     let Event::End { icount, .. } = end else { panic!("a test ends") };
@@ -98,12 +124,11 @@ fn events() -> Vec<Event> {
     events
 }
 
-fn write() -> Vec<u8> {
+fn write(events: &[Event]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut stream = Stream::new(&mut bytes, "golden", Options::default()).unwrap();
     stream.metadata(&metadata()).unwrap();
     stream.image("kernel", b"\x7fELF").unwrap();
-    let events = events();
     for (n, event) in events.iter().enumerate() {
         if n == 200 {
             stream.checkpoint("machine", vec![0xa5; 5000]).unwrap();
@@ -120,30 +145,51 @@ fn text(tape: &Tape) -> String {
     String::from_utf8(printer.finish().unwrap()).unwrap()
 }
 
-#[test]
-fn version_1_is_readable() {
-    if env::var_os("VMTAPE_BLESS").is_some() {
-        let bytes = write();
-        fs::write(golden("v1.txt"), text(&Tape::from_bytes(bytes.clone()).unwrap())).unwrap();
-        fs::write(golden("v1.tape"), bytes).unwrap();
+impl Golden {
+    fn file(&self, ending: &str) -> PathBuf {
+        golden(&format!("{}.{ending}", self.name))
     }
-    let tape = Tape::open_whole(&golden("v1.tape")).unwrap();
-    assert_eq!(tape.version(), 1);
-    assert_eq!(tape.metadata(), &metadata());
-    assert_eq!(tape.images().unwrap(), [("kernel".to_owned(), b"\x7fELF".to_vec())]);
-    let checkpoint = tape.checkpoints().next().unwrap();
-    assert_eq!(tape.checkpoint(checkpoint).unwrap(), ("machine".to_owned(), vec![0xa5; 5000]));
-    assert!(
-        text(&tape) == fs::read_to_string(golden("v1.txt")).unwrap(),
-        "the golden tape reads differently"
-    );
-    let read: Vec<_> = tape.events().map(Result::unwrap).collect();
-    let differs = events().iter().zip(&read).position(|(a, b)| a != b);
-    assert_eq!(differs.map(|at| (&read[at], events()[at].clone())), None);
-    assert_eq!(read.len(), events().len());
+
+    fn bless(&self) {
+        let bytes = write(&self.events);
+        fs::write(self.file("txt"), text(&Tape::from_bytes(bytes.clone()).unwrap())).unwrap();
+        fs::write(self.file("tape"), bytes).unwrap();
+    }
+
+    fn check(&self) -> Tape {
+        let tape = Tape::open_whole(&self.file("tape")).unwrap();
+        assert_eq!(tape.version(), 1);
+        assert_eq!(tape.metadata(), &metadata());
+        assert_eq!(tape.images().unwrap(), [("kernel".to_owned(), b"\x7fELF".to_vec())]);
+        let checkpoint = tape.checkpoints().next().unwrap();
+        assert_eq!(tape.checkpoint(checkpoint).unwrap(), ("machine".to_owned(), vec![0xa5; 5000]));
+        let expected = fs::read_to_string(self.file("txt")).unwrap();
+        assert!(text(&tape) == expected, "the golden tape {} reads differently", self.name);
+        let read: Vec<_> = tape.events().map(Result::unwrap).collect();
+        let differs = self.events.iter().zip(&read).position(|(a, b)| a != b);
+        assert_eq!(differs.map(|at| (&read[at], &self.events[at])), None);
+        assert_eq!(read.len(), self.events.len());
+        tape
+    }
+}
+
+#[test]
+fn schema_1_is_readable() {
+    let tape = schema_1().check();
+    assert!(tape.milestones().is_empty());
+}
+
+#[test]
+fn schema_2_is_readable() {
+    if env::var_os("VMTAPE_BLESS").is_some() {
+        schema_2().bless();
+    }
+    let tape = schema_2().check();
+    assert_eq!(tape.milestones().len(), 1);
 }
 
 #[test]
 fn equal_events_give_equal_bytes() {
-    assert!(write() == write());
+    let events = schema_2().events;
+    assert!(write(&events) == write(&events));
 }

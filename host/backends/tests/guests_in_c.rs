@@ -50,6 +50,7 @@ fn run(name: &str, bytes: Vec<u8>, defines: &[&str]) -> (End, String) {
         seed: 0,
         checkpoint_every: 0,
         script: Vec::new(),
+        milestone_every: 0,
     };
     let mut machine = Machine::new(spec, backend, Box::new(Live::new(0)), None).unwrap();
     let serial = Serial::default();

@@ -1,6 +1,10 @@
 //! Guest RAM as the interpreter sees it: shared bytes, and which pages hold decoded code.
 
-use std::{any::Any, cell::Cell, rc::Rc};
+use std::{
+    any::Any,
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
 use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE};
 
 /// Decoded code is tracked in lines, so that a stack or data beside code does not drop it.
@@ -14,6 +18,8 @@ struct PageInfo {
     /// Bumped by a write to a line with code; a decoded block of an older generation is stale.
     generation: Cell<u32>,
     dirty: Cell<bool>,
+    /// On the list of written pages.
+    listed: Cell<bool>,
 }
 
 struct Pages {
@@ -21,6 +27,8 @@ struct Pages {
     /// Bumped when pages must no longer be written behind this module's back: a TLB that has seen an older value drops
     /// its entries.
     write_epoch: Cell<u64>,
+    /// Pages that were written since the list was last taken.
+    written: RefCell<Vec<u64>>,
     /// Keeps the bytes mapped.
     _owner: Box<dyn Any>,
 }
@@ -45,7 +53,8 @@ impl Ram {
     pub fn kept_by(bytes: &'static [Cell<u8>], owner: Box<dyn Any>) -> Self {
         let count = bytes.len().div_ceil(PAGE_SIZE as usize);
         let info = (0..count).map(|_| PageInfo::default()).collect();
-        Self { bytes, pages: Rc::new(Pages { info, write_epoch: Cell::new(0), _owner: owner }) }
+        let (write_epoch, written) = (Cell::new(0), RefCell::default());
+        Self { bytes, pages: Rc::new(Pages { info, write_epoch, written, _owner: owner }) }
     }
 
     /// Zeroed memory that is never freed; for tests.
@@ -91,6 +100,9 @@ impl Ram {
             let next = ((at >> PAGE_SHIFT) + 1) << PAGE_SHIFT;
             let info = &self.pages.info[(at >> PAGE_SHIFT) as usize];
             info.dirty.set(true);
+            if !info.listed.replace(true) {
+                self.pages.written.borrow_mut().push(at >> PAGE_SHIFT);
+            }
             if info.code.get() & lines(at, next.min(end)) != 0 {
                 info.code.set(0);
                 info.generation.set(info.generation.get().wrapping_add(1));
@@ -139,6 +151,16 @@ impl Ram {
             info.dirty.set(false);
         }
         self.end_fast_writes();
+    }
+
+    /// The pages that were written since the last call, in no particular order.
+    pub fn take_written(&self) -> Vec<u64> {
+        let written = self.pages.written.take();
+        for page in &written {
+            self.pages.info[*page as usize].listed.set(false);
+        }
+        self.end_fast_writes();
+        written
     }
 
     /// Forgets which bytes were decoded; for a caller that drops every [`crate::Cpu`] on this memory too.
@@ -197,5 +219,6 @@ mod tests {
         assert!(ram.wrote(0x103f, 2));
         assert_eq!(ram.generation(1), 1);
         assert!(!ram.has_code(0x1040) && ram.is_dirty(1) && !ram.is_dirty(0));
+        assert_eq!((ram.take_written(), ram.take_written()), (vec![1], vec![]));
     }
 }

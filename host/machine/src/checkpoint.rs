@@ -19,7 +19,7 @@ use vmtape_arch::{
     vcpu::{Intercepts, VcpuState},
 };
 use vmtape_cpu::Cpu;
-use vmtape_traces::event::Event;
+use vmtape_traces::event::{Event, Milestone};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// Set in a page's number where the page is zero and its bytes are left out.
@@ -43,6 +43,7 @@ struct Saved<D> {
     cpuid: Vec<Vec<CpuidEntry>>,
     slots: Vec<[u64; 5]>,
     script: Vec<bool>,
+    milestones: Milestones,
 }
 
 /// Hashes of pages, kept as one number that does not depend on when a page was looked at.
@@ -68,6 +69,19 @@ impl PageHashes {
     }
 }
 
+/// Where the next milestone is, and the hash of the last one.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Milestones {
+    pub(crate) next: u64,
+    hash: u64,
+}
+
+impl Milestones {
+    pub(crate) fn new(every: u64) -> Self {
+        Self { next: if every == 0 { u64::MAX } else { every }, hash: 0 }
+    }
+}
+
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
@@ -75,6 +89,13 @@ fn is_zero(bytes: &[u8]) -> bool {
 /// Registers as the guest sees them: what the backend publishes in the same structure is left out.
 fn guest_visible(state: &VcpuState) -> VcpuState {
     VcpuState { intercepts: Intercepts::default(), inject: GuestEvent::default(), ..*state }
+}
+
+/// Registers as far as every backend has them alike after an instruction: without clocks, events on their way, and the
+/// cached PDPTEs.
+fn observable(state: &VcpuState) -> VcpuState {
+    let none = GuestEvent::default();
+    VcpuState { tsc: 0, icount: 0, delivering: none, pdptr: [0; 4], ..guest_visible(state) }
 }
 
 impl Machine {
@@ -117,9 +138,33 @@ impl Machine {
         xxh3_64(&bytes)
     }
 
+    /// Called at every instruction count at which the guest was left.
+    pub(crate) fn milestone_if_due(&mut self) {
+        let icount = self.services.clock.icount;
+        if icount < self.milestones.next {
+            return;
+        }
+        self.milestones.next = icount + self.spec.milestone_every;
+        if !self.services.tape.is_on() {
+            // Taking the list drops TLBs, which a run without a tape must do as well.
+            self.services.ram().take_written();
+            return;
+        }
+        self.hash_dirty_pages();
+        let mut words = vec![self.milestones.hash, icount, self.page_hashes.sum];
+        for vcpu in &self.vcpus {
+            let registers = postcard::to_stdvec(&observable(&vcpu.state)).unwrap_or_default();
+            words.push(xxh3_64(&registers));
+        }
+        let hash = xxh3_64(&words.into_iter().flat_map(u64::to_le_bytes).collect::<Vec<_>>());
+        self.milestones.hash = hash;
+        self.services.tape.event(Event::Milestone(Milestone { icount, exits: self.exits, hash }));
+    }
+
+    /// Brings the hashes of pages up to date.
     pub(crate) fn hash_dirty_pages(&mut self) {
         let mut bytes = [0; PAGE];
-        for page in self.services.memory.dirty_pages() {
+        for page in self.services.ram().take_written() {
             if self.services.ram().read(page << PAGE_SHIFT, &mut bytes) {
                 self.page_hashes.update(page, &bytes);
             }
@@ -151,6 +196,7 @@ impl Machine {
             cpuid: self.services.cpuid.clone(),
             slots: self.services.memory.slots().iter().map(slot_words).collect(),
             script: self.script.done().to_vec(),
+            milestones: self.milestones,
         };
         let state = postcard::to_stdvec(&saved).unwrap_or_default();
         let mut out = (state.len() as u64).to_le_bytes().to_vec();
@@ -253,6 +299,7 @@ impl Machine {
         }
         self.services.cpuid = saved.cpuid;
         self.script.resume(saved.script);
+        self.milestones = saved.milestones;
         self.services.inputs.skip(&saved.taken);
         self.services.taken = saved.taken;
         self.services.devices = saved.devices;

@@ -2,6 +2,7 @@
 //! the interpreter and a backend.
 
 mod checkpoint;
+mod control_text;
 pub mod cpuid;
 mod cpuid_change;
 mod devices;
@@ -35,4 +36,4 @@ pub use memory::Memory;
 pub use passport::Passport;
 pub use recorder::Recorder;
 pub use run::Limits;
-pub use spec::{GuestImage, Layout, MAX_VCPUS, MachineSpec};
+pub use spec::{GuestImage, Layout, MAX_VCPUS, MILESTONE_EVERY, MachineSpec};

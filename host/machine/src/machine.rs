@@ -2,7 +2,7 @@
 
 use crate::{
     Error,
-    checkpoint::PageHashes,
+    checkpoint::{Milestones, PageHashes},
     devices::{DeviceConfig, Devices},
     host::{Clock, Services},
     inputs::{Inputs, Taken},
@@ -58,6 +58,7 @@ pub struct Machine {
     /// The exit that the backend fills in.
     pub(crate) exit: Box<Exit>,
     pub(crate) script: Script,
+    pub(crate) milestones: Milestones,
 }
 
 impl Machine {
@@ -100,6 +101,7 @@ impl Machine {
             memory,
         };
         let next_checkpoint = spec.checkpoint_every;
+        let milestones = Milestones::new(spec.milestone_every);
         let page_hashes = PageHashes::new(services.ram().len() / PAGE_SIZE);
         let mut machine = Self {
             spec,
@@ -114,6 +116,7 @@ impl Machine {
             page_hashes,
             exit: Box::default(),
             script,
+            milestones,
         };
         machine.spec.options = machine.backend.resolved();
         machine.set_up()?;

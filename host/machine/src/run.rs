@@ -69,6 +69,7 @@ impl Machine {
         let limits = &limits.bounded();
         loop {
             self.flush_serial();
+            self.milestone_if_due();
             if let Some(end) = self.check_end(limits) {
                 return end;
             }
@@ -187,6 +188,7 @@ impl Machine {
     /// Runs one vCPU until its turn is over, a timer is due, or it leaves the guest for good.
     fn take_turn(&mut self, n: u32, limits: &Limits) -> Option<End> {
         loop {
+            self.milestone_if_due();
             self.look_at_kick(n);
             if let Some(end) = self.check_end(limits) {
                 return Some(end);
@@ -241,7 +243,7 @@ impl Machine {
         let timer = self.services.devices.next_deadline().map(|due| self.services.clock.icount_at(due));
         let serial = self.services.inputs.next_serial();
         let turn = (self.vcpus.len() > 1).then_some(self.turn_ends);
-        let most = limits.instructions.min(self.script.next_insn());
+        let most = limits.instructions.min(self.script.next_insn()).min(self.milestones.next);
         [timer, serial, turn].into_iter().flatten().fold(most, u64::min)
     }
 

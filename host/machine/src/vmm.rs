@@ -1,5 +1,6 @@
 //! What the VMM does beside running the guest: ioctls at given moments, told to the recorder like everything else.
 
+pub use crate::control_text::control_text;
 use crate::{Error, cpuid_change::CpuidChange, machine::Machine, model::silicon_cpuid, spec::MachineSpec};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
@@ -171,15 +172,6 @@ impl Step {
             Action::SetCpuid { change, .. } => change.parse::<CpuidChange>().map(drop),
             _ => Ok(()),
         }
-    }
-}
-
-/// An ioctl in words, with the names of what only the contract knows.
-pub fn control_text(control: &Control) -> String {
-    let text = vmtape_traces::text::control_text(control);
-    match control {
-        Control::Query { query, .. } => text.replacen(&query.to_string(), &Query(*query).to_string(), 1),
-        _ => text,
     }
 }
 

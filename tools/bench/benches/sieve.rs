@@ -52,6 +52,7 @@ fn specification(image: PathBuf) -> (MachineSpec, Box<dyn Backend>) {
         seed: 0,
         checkpoint_every: 0,
         script: Vec::new(),
+        milestone_every: 0,
     };
     (spec, Box::new(backend))
 }

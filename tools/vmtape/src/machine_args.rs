@@ -14,7 +14,7 @@ use vmtape_arch::{
 };
 use vmtape_backends::{LoadedPlugin, Search};
 use vmtape_machine::{
-    GuestImage, Layout, MachineSpec, hosts,
+    GuestImage, Layout, MILESTONE_EVERY, MachineSpec, hosts,
     model::{CpuOption, silicon_cpuid},
 };
 use vmtape_replay::spec::Budget;
@@ -193,6 +193,7 @@ impl MachineArgs {
             seed: self.seed,
             checkpoint_every: 0,
             script,
+            milestone_every: MILESTONE_EVERY,
         };
         Ok((spec, backend, plugin))
     }

@@ -6,7 +6,7 @@ mod exit;
 
 pub(crate) use control::{cpuid_bytes, cpuid_entry};
 
-use crate::event::{Data, Event, InputSource, Registers};
+use crate::event::{Data, Event, InputSource, Milestone, Registers};
 use control::{control_words, end_words, read_control, read_end};
 use exit::{exit_words, read_exit};
 use vmtape_arch::{
@@ -28,6 +28,7 @@ pub mod tag {
     pub const STATE_HASH: u64 = 7;
     pub const LINE: u64 = 8;
     pub const END: u64 = 9;
+    pub const MILESTONE: u64 = 10;
     pub const NOTE: u64 = 0x100;
 }
 
@@ -134,6 +135,10 @@ impl Flat {
                 self.words.extend([clock.forward(*icount), exits.wrapping_sub(clock.exits), *hash]);
                 tag::STATE_HASH
             }
+            Event::Milestone(Milestone { icount, exits, hash }) => {
+                self.words.extend([clock.forward(*icount), exits.wrapping_sub(clock.exits), *hash]);
+                tag::MILESTONE
+            }
             Event::Line { vcpu, text } => {
                 self.words.push((*vcpu).into());
                 self.blob.extend_from_slice(text.as_bytes());
@@ -179,6 +184,11 @@ impl Flat {
                 exits: clock.exits.wrapping_add(w.next()?),
                 hash: w.next()?,
             },
+            tag::MILESTONE => Event::Milestone(Milestone {
+                icount: clock.at(w.next()?),
+                exits: clock.exits.wrapping_add(w.next()?),
+                hash: w.next()?,
+            }),
             tag::LINE => Event::Line { vcpu: w.u32()?, text: text(&self.blob)? },
             tag::END => Event::End {
                 icount: clock.at(w.next()?),

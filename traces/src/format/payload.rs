@@ -11,6 +11,7 @@ use rkyv::{
     util::AlignedVec,
 };
 use std::io::Read;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// The payload of an event chunk: a stream of operations and the columns that it draws from (see `codec`).
 #[derive(Archive, Serialize, Deserialize, Debug, Default, PartialEq, Eq)]
@@ -36,13 +37,33 @@ pub struct Blob {
 }
 
 /// The payload of the index chunk.
-#[derive(Archive, Serialize, Deserialize, Debug, PartialEq, Eq)]
+#[derive(Archive, Serialize, Deserialize, Debug, Default, PartialEq, Eq)]
 pub struct Index {
     pub chunks: Vec<IndexEntry>,
     /// Instructions, exits and events of the whole tape.
     pub icount: u64,
     pub exits: u64,
     pub events: u64,
+    /// For each chunk of events, in order, a digest of it and of all before it.
+    pub digests: Vec<u64>,
+    /// The tape's milestones: instructions, exits, hash.
+    pub milestones: Vec<[u64; 3]>,
+}
+
+/// The index of schema 1.
+#[derive(Archive, Serialize, Deserialize, Debug, PartialEq, Eq)]
+pub struct FirstIndex {
+    chunks: Vec<IndexEntry>,
+    icount: u64,
+    exits: u64,
+    events: u64,
+}
+
+impl From<FirstIndex> for Index {
+    fn from(first: FirstIndex) -> Self {
+        let FirstIndex { chunks, icount, exits, events } = first;
+        Self { chunks, icount, exits, events, ..Self::default() }
+    }
 }
 
 /// One chunk, in words of its header.
@@ -57,14 +78,21 @@ pub struct IndexEntry {
     pub events: u32,
 }
 
+/// An archive on its way into a chunk.
+pub(crate) struct Packed {
+    pub stored: Vec<u8>,
+    pub uncompressed: u64,
+    pub digest: u64,
+}
+
 /// An archive as stored bytes: serialized, then compressed.
-pub(crate) fn pack<T>(value: &T, level: i32) -> Result<(Vec<u8>, u64), Cause>
+pub(crate) fn pack<T>(value: &T, level: i32) -> Result<Packed, Cause>
 where
     T: for<'a> Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, rancor::Error>>,
 {
     let raw = rkyv::to_bytes::<rancor::Error>(value).map_err(Cause::Archive)?;
     let stored = zstd::bulk::compress(&raw, level)?;
-    Ok((stored, raw.len() as u64))
+    Ok(Packed { stored, uncompressed: raw.len() as u64, digest: xxh3_64(&raw) })
 }
 
 /// The inverse of [`pack`]. Memory grows with what really decompresses, up to the size that the header names.

@@ -7,11 +7,12 @@ pub use events::Events;
 
 use crate::{
     error::{Cause, Error, Place, Result},
+    event::Milestone,
     exits::Exits,
     format::{
-        align,
+        FIRST_SCHEMA, align,
         header::{ChunkHeader, ChunkKind, FileHeader, Sealed, TRAILER_MAGIC, Trailer},
-        payload::{Blob, Columns, Index, IndexEntry, unpack},
+        payload::{Blob, Columns, FirstIndex, Index, IndexEntry, unpack},
     },
     metadata::{Metadata, Stored},
 };
@@ -32,6 +33,8 @@ pub struct Tape {
     chunks: Vec<IndexEntry>,
     metadata: Metadata,
     totals: Option<Totals>,
+    digests: Vec<u64>,
+    milestones: Vec<Milestone>,
     damage: Option<Error>,
 }
 
@@ -89,12 +92,17 @@ impl Tape {
             chunks: Vec::new(),
             metadata: Metadata::default(),
             totals: None,
+            digests: Vec::new(),
+            milestones: Vec::new(),
             damage: None,
         };
         match tape.read_index() {
             Ok(index) => {
                 tape.totals = Some(Totals { exits: index.exits, icount: index.icount, events: index.events });
                 tape.chunks = index.chunks;
+                tape.digests = index.digests;
+                let milestone = |[icount, exits, hash]: [u64; 3]| Milestone { icount, exits, hash };
+                tape.milestones = index.milestones.into_iter().map(milestone).collect();
             }
             Err(error) => {
                 let stopped = tape.scan();
@@ -157,6 +165,30 @@ impl Tape {
     /// The chunks in the order of the file.
     pub fn chunks(&self) -> &[IndexEntry] {
         &self.chunks
+    }
+
+    /// The milestones of the run, in order. A tape of schema 1 has none, nor has one that was cut.
+    pub fn milestones(&self) -> &[Milestone] {
+        &self.milestones
+    }
+
+    /// Up to which milestone two runs of a guest were alike, whatever their backends, and the one at which they no
+    /// longer were. Nothing is read for it.
+    pub fn alike_until(&self, other: &Self) -> (Option<Milestone>, Option<Milestone>) {
+        let pairs: Vec<_> = self.milestones.iter().zip(&other.milestones).collect();
+        // Each hash holds those before it: once different, always different.
+        let alike = pairs.partition_point(|(a, b)| (a.icount, a.hash) == (b.icount, b.hash));
+        let at = |n: usize| pairs.get(n).map(|(a, _)| **a);
+        (alike.checked_sub(1).and_then(at), at(alike))
+    }
+
+    /// The chunk from which on the events of two tapes differ, as a number for [`Tape::events_from`]; chunks before it
+    /// hold the same events. Nothing is read for it; tapes of schema 1 and tapes that were cut give their first chunk.
+    pub fn first_difference(&self, other: &Self) -> usize {
+        let pairs: Vec<_> = self.digests.iter().zip(&other.digests).collect();
+        let equal = pairs.partition_point(|(a, b)| a == b);
+        let mut events = (0..).zip(&self.chunks).filter(|(_, c)| c.kind == ChunkKind::EVENTS.0);
+        events.nth(equal).map_or(self.chunks.len(), |(chunk, _)| chunk)
     }
 
     /// The guest's files by name.
@@ -341,6 +373,9 @@ impl Tape {
         let place = Place::Chunk { offset, kind: header.kind() };
         self.expect("kind", header.kind.get().into(), ChunkKind::INDEX.0.into(), place)?;
         self.expect("end of the index", offset.saturating_add(header.span()), at, place)?;
+        if self.header.schema.get() == FIRST_SCHEMA {
+            return Ok(self.archive::<FirstIndex>(&header, &payload, place)?.into());
+        }
         self.archive(&header, &payload, place)
     }
 

@@ -3,13 +3,11 @@
 //! Events that no tracepoint has are lines named `vmtape_*`: words for people, ` | `, and the event's words.
 //! See: KVM arch/x86/kvm/trace.h, arch/x86/kvm/mmu/mmutrace.h (6.12)
 
-mod control;
 mod note;
 mod own;
 mod print;
 pub(crate) mod tables;
 
-pub use control::control_text;
 pub use note::note_text;
 pub(crate) use own::{merge_stimulus, parse as parse_own};
 pub use print::Printer;

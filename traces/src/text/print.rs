@@ -1,7 +1,7 @@
 //! A tape's events as lines.
 
 use super::{STIMULUS, note::note_text, own, tables::reason};
-use crate::event::{Event, ExitEvent, NO_VCPU};
+use crate::event::{Event, ExitEvent, Milestone, NO_VCPU};
 use std::{
     collections::BTreeMap,
     io::{self, Write},
@@ -59,6 +59,7 @@ impl<W: Write> Printer<W> {
             Event::Input { icount, .. }
             | Event::Control { icount, .. }
             | Event::StateHash { icount, .. }
+            | Event::Milestone(Milestone { icount, .. })
             | Event::End { icount, .. } => {
                 self.icount = *icount;
                 self.own(event, self.current)

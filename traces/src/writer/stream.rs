@@ -17,6 +17,7 @@ use crate::{
     metadata::{Metadata, Stored},
 };
 use std::io::Write;
+use xxhash_rust::xxh3::xxh3_64;
 use zerocopy::IntoBytes;
 
 /// The zstd level of images and checkpoints: they are large, and the guest may wait for them.
@@ -46,6 +47,8 @@ pub struct Stream<W> {
     events: u32,
     start: Clock,
     total: u64,
+    digests: Vec<u64>,
+    milestones: Vec<[u64; 3]>,
 }
 
 impl<W: Write> Stream<W> {
@@ -63,12 +66,14 @@ impl<W: Write> Stream<W> {
             events: 0,
             start: Clock::default(),
             total: 0,
+            digests: Vec::new(),
+            milestones: Vec::new(),
         })
     }
 
     /// Writes the metadata chunk: the first one.
     pub fn metadata(&mut self, metadata: &Metadata) -> Result<()> {
-        self.archive(ChunkKind::METADATA, &Stored::from(metadata), limit::METADATA)
+        self.archive(ChunkKind::METADATA, &Stored::from(metadata), limit::METADATA).map(drop)
     }
 
     /// Writes a file of the guest.
@@ -84,10 +89,11 @@ impl<W: Write> Stream<W> {
 
     fn blob(&mut self, kind: ChunkKind, name: &str, data: Vec<u8>) -> Result<()> {
         within("size", data.len() as u64, limit::BLOB - 4096).map_err(|c| self.error(c, kind))?;
-        self.archive(kind, &Blob { name: name.to_owned(), data }, limit::BLOB)
+        self.archive(kind, &Blob { name: name.to_owned(), data }, limit::BLOB).map(drop)
     }
 
-    fn archive<T>(&mut self, kind: ChunkKind, value: &T, most: u64) -> Result<()>
+    /// Writes a chunk and gives the digest of what is in it.
+    fn archive<T>(&mut self, kind: ChunkKind, value: &T, most: u64) -> Result<u64>
     where
         T: for<'a> rkyv::Serialize<
                 rkyv::api::high::HighSerializer<
@@ -99,9 +105,10 @@ impl<W: Write> Stream<W> {
     {
         let blob = matches!(kind, ChunkKind::IMAGE | ChunkKind::CHECKPOINT);
         let level = if blob { BLOB_LEVEL } else { self.level };
-        let (stored, uncompressed) = pack(value, level).map_err(|c| self.error(c, kind))?;
-        within("uncompressed size", uncompressed, most).map_err(|c| self.error(c, kind))?;
-        self.chunk(kind, &stored, uncompressed)
+        let packed = pack(value, level).map_err(|c| self.error(c, kind))?;
+        within("uncompressed size", packed.uncompressed, most).map_err(|c| self.error(c, kind))?;
+        self.chunk(kind, &packed.stored, packed.uncompressed)?;
+        Ok(packed.digest)
     }
 
     /// Appends an event, closing the chunk before it if that is due.
@@ -112,6 +119,9 @@ impl<W: Write> Stream<W> {
         }
         within("bytes of one event", blob_size(event), limit::EVENT_BLOB)
             .map_err(|c| self.error(c, ChunkKind::EVENTS))?;
+        if let Event::Milestone(m) = event {
+            self.milestones.push([m.icount, m.exits, m.hash]);
+        }
         self.encoder.push(event);
         self.events += 1;
         Ok(())
@@ -130,7 +140,9 @@ impl<W: Write> Stream<W> {
         }
         let clock = self.encoder.clock();
         let columns = std::mem::replace(&mut self.encoder, Encoder::new(clock)).finish();
-        self.archive(ChunkKind::EVENTS, &columns, limit::EVENTS)?;
+        let (start, events) = (self.start, self.events);
+        let digest = self.archive(ChunkKind::EVENTS, &columns, limit::EVENTS)?;
+        self.digests.push(chain(self.digests.last(), [start.icount, start.exits, events.into(), digest]));
         self.total += u64::from(std::mem::take(&mut self.events));
         self.start = clock;
         Ok(())
@@ -182,6 +194,8 @@ impl<W: Write> Stream<W> {
             icount: self.start.icount,
             exits: self.start.exits,
             events: self.total,
+            digests: std::mem::take(&mut self.digests),
+            milestones: std::mem::take(&mut self.milestones),
         };
         let offset = self.offset;
         self.archive(ChunkKind::INDEX, &index, limit::METADATA)?;
@@ -220,6 +234,12 @@ impl<W: Write> Stream<W> {
     fn error(&self, cause: Cause, kind: ChunkKind) -> crate::error::Error {
         cause.at(&self.tape, Place::Chunk { offset: self.offset, kind })
     }
+}
+
+/// The digest of a chunk of events and of all before it.
+fn chain(before: Option<&u64>, chunk: [u64; 4]) -> u64 {
+    let words = before.into_iter().copied().chain(chunk);
+    xxh3_64(&words.flat_map(u64::to_le_bytes).collect::<Vec<_>>())
 }
 
 /// Bytes that an event has beside its words.

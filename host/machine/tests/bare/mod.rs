@@ -292,5 +292,6 @@ pub fn spec(name: &str, bytes: Vec<u8>, vcpus: u32) -> MachineSpec {
         seed: 1,
         checkpoint_every: 0,
         script: Vec::new(),
+        milestone_every: 0,
     }
 }

@@ -9,7 +9,7 @@ use std::{
     rc::Rc,
 };
 use vmtape_abi::Backend;
-use vmtape_machine::{Limits, Live, Machine, MachineSpec, Recorder};
+use vmtape_machine::{Limits, Live, MILESTONE_EVERY, Machine, MachineSpec, Recorder};
 use vmtape_replay::spec::{self, Budget};
 use vmtape_traces::{Event, Options, Writer, event::End};
 
@@ -24,6 +24,9 @@ pub struct Args {
     /// A checkpoint of the whole machine after every so many exits
     #[arg(long, value_name = "EXITS", default_value_t = 0)]
     checkpoint_every: u64,
+    /// A hash of the guest after every so many instructions, by which two tapes are compared; 0: none
+    #[arg(long, value_name = "INSNS", default_value_t = MILESTONE_EVERY)]
+    milestone_every: u64,
     /// Exit with the guest's own status, as QEMU does
     #[arg(long)]
     guest_status: bool,
@@ -58,6 +61,7 @@ impl Recorder for Taping {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let (mut machine_spec, backend, plugin) = args.machine.resolve()?;
     machine_spec.checkpoint_every = args.checkpoint_every;
+    machine_spec.milestone_every = args.milestone_every;
     let (budget, serial) = (args.machine.budget(), args.machine.serial());
     let (machine, end) = tape(machine_spec, backend, &budget, &args.output, serial)?;
     outcome::report(&machine, &end, &plugin, args.json, args.guest_status)

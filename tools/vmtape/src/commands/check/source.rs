@@ -56,6 +56,7 @@ impl Template {
             seed: 0,
             checkpoint_every: 0,
             script: Vec::new(),
+            milestone_every: 0,
         };
         let budget = Budget { instructions: MOST_INSTRUCTIONS, ..Budget::default() };
         Ok(Self { image, cpu: cpu.to_owned(), machine, budget })

@@ -1,9 +1,10 @@
 //! Ioctls in words.
 
-use crate::event::Control;
+use vmtape_abi::Query;
 use vmtape_arch::cpuid::{CpuidEntry, maxphyaddr};
+use vmtape_traces::event::Control;
 
-/// An ioctl, its arguments and its result.
+/// An ioctl, what one looks at first in its arguments, and its result.
 pub fn control_text(control: &Control) -> String {
     match control {
         Control::SetCpuid { vcpu, entries, result } => {
@@ -30,10 +31,10 @@ pub fn control_text(control: &Control) -> String {
             format!("KVM_GET_MSRS vcpu {vcpu} {index:x}: {}", result_text(*result))
         }
         Control::Query { query, vcpu, value, result: 0 } => {
-            format!("query {query} vcpu {vcpu}: {value:#x}")
+            format!("{} vcpu {vcpu}: {value:#x}", Query(*query))
         }
         Control::Query { query, vcpu, result, .. } => {
-            format!("query {query} vcpu {vcpu}: {}", result_text(*result))
+            format!("{} vcpu {vcpu}: {}", Query(*query), result_text(*result))
         }
     }
 }
