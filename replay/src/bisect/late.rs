@@ -6,14 +6,14 @@
 //! name the same exit; where they differ, what lies between them causes it again.
 
 use super::{
-    Bench, Finding,
+    Bench, Finding, Trial,
     exits::AXIS,
     search::{Mark, turn},
     trial::{self, Criterion, Ended, same_end},
 };
 use crate::{Error, player::Player, signature::Signature, spec, text};
 use vmtape_machine::MachineSpec;
-use vmtape_traces::Exits;
+use vmtape_traces::{ExitGroup, Exits, reader::Checkpoint};
 
 /// A point of a run at which the guest moves from one machine to the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,18 +54,22 @@ pub fn bisect(bench: &mut Bench, actual: MachineSpec, options: &str) -> Result<F
             return Err(Error::Other(why));
         }
     }
-    let exits = bench.tape.totals()?.exits;
-    let theirs = exits_of(bench, &other)?;
-    let doomed = search(bench, &other, &taped, theirs, true)?;
-    let chance = search(bench, &taped, &other, exits, false)?;
-    let mut line = format!("first bad: exit {}", doomed.1.exits - 1);
-    if let Some(exit) = exit_at(bench, &other, doomed.1)? {
-        line += &format!(": {exit}");
+    let doomed = Row { first: &other, second: &taped, more_is_bad: true }.search(bench)?;
+    let chance = Row { first: &taped, second: &other, more_is_bad: false }.search(bench)?;
+    let (here, there) = (exit_between(bench, &taped, doomed)?, exit_between(bench, &other, doomed)?);
+    let line = match (&here, &there) {
+        (Some(group), _) => text::exit_line(group),
+        (None, Some(group)) => format!("elsewhere, {}", text::exit_line(group)),
+        (None, None) => format!("no exit: the instruction after {} others", doomed.0.icount),
+    };
+    let mut finding = bench.found(AXIS, format!("first bad: {line}"), options.trim_start());
+    if let (Some(_), there) = (&here, &there) {
+        let there = there.as_ref().map_or("no exit there".into(), text::exit_line);
+        finding.notes.push(format!("elsewhere: {there}"));
     }
-    let mut finding = bench.found(AXIS, line, options);
-    let place = |point: Point| format!("{} exits and {} instructions", point.exits, point.icount);
+    let place = |point: Point| format!("{} instructions ({} exits)", point.icount, point.exits);
     finding.notes.push(format!(
-        "the guest is doomed once the first {} ran elsewhere; after {} it is not",
+        "doomed once the first {} ran elsewhere, not yet after {}",
         place(doomed.1),
         place(doomed.0)
     ));
@@ -77,63 +81,100 @@ pub fn bisect(bench: &mut Bench, actual: MachineSpec, options: &str) -> Result<F
     Ok(finding)
 }
 
-/// Searches the row of exits at which the guest moves from one machine to the other. `prefix_is_bad`: the more of the run
-/// the first machine has, the worse. Gives the last good and the first bad point.
-fn search(
-    bench: &mut Bench,
-    first: &MachineSpec,
-    second: &MachineSpec,
-    exits: u64,
-    prefix_is_bad: bool,
-) -> Result<(Point, Point), Error> {
-    let mut trials = Vec::new();
-    let mut before = Before::new(bench, first, !prefix_is_bad);
-    let (mut good, mut bad) = (Point { exits, icount: u64::MAX }, Point { exits: 0, icount: 0 });
-    if prefix_is_bad {
-        (good, bad) = (bad, good);
-    }
-    // `turn` goes from good to bad; places are counted in exits of the first machine.
-    let place = |n: u64| if prefix_is_bad { n } else { exits - n };
-    turn(0, exits, |n| {
-        let told = before.test(place(n), second)?;
-        let what = match prefix_is_bad {
-            true => format!("the first {} exits elsewhere", told.point.exits),
-            false => format!("the first {} exits as taped", told.point.exits),
-        };
-        trials.push(super::Trial { what, mark: told.mark, shows: told.text.clone() });
-        match told.mark {
-            Mark::Good => good = told.point,
-            Mark::Bad => bad = told.point,
-            Mark::Skip => {}
-        }
-        if told.mark == if prefix_is_bad { Mark::Good } else { Mark::Bad } {
-            before.keep(told.point, told.link, told.printed);
-        }
-        Ok(told.mark)
-    })?;
-    bench.trials.extend(trials);
-    Ok((good, bad))
+/// A row of moments at which the guest moves from one machine to the other.
+struct Row<'m> {
+    first: &'m MachineSpec,
+    second: &'m MachineSpec,
+    /// The more of the run the first machine has, the worse.
+    more_is_bad: bool,
 }
 
-/// Exits of a machine's whole run.
-fn exits_of(bench: &Bench, machine: &MachineSpec) -> Result<u64, Error> {
+impl Row<'_> {
+    /// Searches the exits, then the instructions between two of them. Gives the last good and the first bad point.
+    fn search(&self, bench: &mut Bench) -> Result<(Point, Point), Error> {
+        let whole = whole_run(bench, self.first)?;
+        let start = Point { exits: 0, icount: 0 };
+        let (good, bad) = if self.more_is_bad { (start, whole) } else { (whole, start) };
+        let before = Before::new(bench, self.first, !self.more_is_bad);
+        let mut hunt = Hunt { row: self, before, good, bad, trials: Vec::new() };
+        let whose = if self.more_is_bad { "elsewhere" } else { "as taped" };
+        let place = |n: u64, length: u64| if self.more_is_bad { n } else { length - n };
+        turn(0, whole.exits, |n| {
+            let exits = place(n, whole.exits);
+            hunt.test(Point { exits, icount: u64::MAX }, format!("the first {exits} exits {whose}"))
+        })?;
+        let (low, high) = (hunt.good.icount.min(hunt.bad.icount), hunt.good.icount.max(hunt.bad.icount));
+        turn(0, high - low, |n| {
+            let icount = low + place(n, high - low);
+            hunt.test(Point { exits: u64::MAX, icount }, format!("the first {icount} instructions {whose}"))
+        })?;
+        let Hunt { good, bad, trials, .. } = hunt;
+        bench.trials.extend(trials);
+        Ok((good, bad))
+    }
+}
+
+/// A search on its way.
+struct Hunt<'a, 'm> {
+    row: &'a Row<'m>,
+    before: Before<'a>,
+    good: Point,
+    bad: Point,
+    trials: Vec<Trial>,
+}
+
+impl Hunt<'_, '_> {
+    fn test(&mut self, goal: Point, what: String) -> Result<Mark, Error> {
+        let told = self.before.test(goal, self.row.second)?;
+        self.trials.push(Trial { what, mark: told.mark, shows: told.text });
+        // Where the guest came to rest may lie beyond what is still searched.
+        match told.mark {
+            Mark::Good if closer(told.point, self.good, self.bad) => self.good = told.point,
+            Mark::Bad if closer(told.point, self.bad, self.good) => self.bad = told.point,
+            _ => {}
+        }
+        if told.mark == if self.row.more_is_bad { Mark::Good } else { Mark::Bad } {
+            self.before.keep(told.point, told.link, told.printed);
+        }
+        Ok(told.mark)
+    }
+}
+
+/// Whether a point lies between two others, the second of which is of the other mark.
+fn closer(point: Point, same: Point, other: Point) -> bool {
+    point.icount.abs_diff(other.icount) < same.icount.abs_diff(other.icount)
+}
+
+/// The end of a machine's whole run.
+fn whole_run(bench: &Bench, machine: &MachineSpec) -> Result<Point, Error> {
     let inputs = Box::new(spec::inputs(bench.tape)?);
     let mut player = Player::new(machine.clone(), inputs, trial::budget(bench.tape)?, bench.create, false)?;
     Ended::finish(&mut player)?;
-    Ok(player.machine.exits())
+    Ok(Point::of(&player))
 }
 
-/// The exit before a point, on one line.
-fn exit_at(bench: &Bench, machine: &MachineSpec, point: Point) -> Result<Option<String>, Error> {
+/// The first exit of a machine's own run between two instructions.
+fn exit_between(
+    bench: &Bench,
+    machine: &MachineSpec,
+    (good, bad): (Point, Point),
+) -> Result<Option<ExitGroup>, Error> {
     let inputs = Box::new(spec::inputs(bench.tape)?);
     let mut player = Player::new(machine.clone(), inputs, trial::budget(bench.tape)?, bench.create, false)?;
-    let Some(number) = point.exits.checked_sub(1) else { return Ok(None) };
-    player.advance(u64::MAX, number)?;
+    player.advance(good.icount, u64::MAX)?;
+    let first = player.machine.exits();
     player.listen(true);
-    player.advance(u64::MAX, point.exits)?;
-    let mut groups = Exits::new(player.take_events().into_iter().map(Ok), number);
-    let group = groups.find_map(|group| group.ok().filter(|group| group.number == number));
-    Ok(group.map(|group| text::exit_line(&group)))
+    // An exit whose instruction does not retire comes before the next one.
+    player.advance(bad.icount, u64::MAX)?;
+    let mut groups = Exits::new(player.take_events().into_iter().map(Ok), first);
+    Ok(groups
+        .find_map(|group| group.ok().filter(|group| (good.icount..bad.icount).contains(&group.exit.icount))))
+}
+
+impl Point {
+    fn of(player: &Player) -> Self {
+        Self { exits: player.machine.exits(), icount: player.machine.icount() }
+    }
 }
 
 impl<'a> Before<'a> {
@@ -154,10 +195,10 @@ impl<'a> Before<'a> {
         (self.at, self.chain, self.printed) = (point, chain, printed);
     }
 
-    /// Runs the first machine for so many exits, moves the guest to the second one, and judges the end.
-    fn test(&self, exits: u64, second: &MachineSpec) -> Result<Told, Error> {
-        let (mut player, mut chain) = self.start(exits)?;
-        player.advance(u64::MAX, exits)?;
+    /// Runs the first machine up to a point, moves the guest to the second one, and judges the end.
+    fn test(&self, goal: Point, second: &MachineSpec) -> Result<Told, Error> {
+        let (mut player, mut chain) = self.start(goal)?;
+        player.advance(goal.icount, goal.exits)?;
         /// Instructions in a row that may leave the guest before it is considered not to come to rest.
         const PATIENCE: u32 = 256;
         for _ in 0..PATIENCE {
@@ -166,7 +207,7 @@ impl<'a> Before<'a> {
             }
             player.advance(player.machine.icount() + 1, u64::MAX)?;
         }
-        let point = Point { exits: player.machine.exits(), icount: player.machine.icount() };
+        let point = Point::of(&player);
         let mut printed = self.printed.clone();
         printed.extend(player.take_serial());
         if player.end.is_none() && !player.machine.can_move() {
@@ -184,12 +225,13 @@ impl<'a> Before<'a> {
         Ok(Told { mark, text, point, link: chain, printed })
     }
 
-    /// A machine at the last known point before so many exits.
-    fn start(&self, exits: u64) -> Result<(Player, Vec<Vec<u8>>), Error> {
+    /// A machine at the last known point before another one.
+    fn start(&self, goal: Point) -> Result<(Player, Vec<Vec<u8>>), Error> {
         let tape = self.bench.tape;
         let mut chain = self.chain.clone();
-        let checkpoint =
-            tape.checkpoint_before(exits).filter(|found| self.taped && found.exit > self.at.exits);
+        let before = |found: &Checkpoint| found.exit <= goal.exits && found.icount <= goal.icount;
+        let checkpoint = tape.checkpoints().rev().find(before);
+        let checkpoint = checkpoint.filter(|found| self.taped && found.exit > self.at.exits);
         if let Some(start) = checkpoint {
             chain.clear();
             for checkpoint in tape.checkpoints().take_while(|checkpoint| checkpoint.exit <= start.exit) {

@@ -1,254 +1,192 @@
-//! Axis `exits` with two tapes: where they part, in O(log n) reads.
+//! Axis `exits` with two tapes: where they part, by binary search over what their indexes hold.
 //!
-//! A tape has hashes over its guest's whole state, and its index says at which instruction each chunk starts. Two runs
-//! that were equal up to an instruction have equal hashes there; so the chunk in which they part is found by halving,
-//! with one chunk of each tape read per step. Only that chunk is then compared exit by exit.
+//! Milestones hash what a guest could observe and every milestone before: two tapes of a guest have the same ones up to
+//! where it was treated otherwise, under whatever backends. Digests do the same for the events of one kind of backend.
+//! Only the chunks around the first difference are read, and compared exit by exit.
 
-use super::{
-    Finding, Trial,
-    exits::AXIS,
-    search::{Mark, turn},
-};
+use super::{Finding, Trial, exits::AXIS, search::Mark};
 use crate::{Error, exits::Seen, report::Verdict, signature::Signature, spec, text};
-use vmtape_traces::{Event, ExitGroup, Exits, Tape, reader::Events};
+use std::cmp::Ordering;
+use vmtape_traces::{ExitGroup, Exits, Tape, event::Milestone, reader::Events};
 
-/// A state hash and where the run was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Hash {
-    icount: u64,
-    exits: u64,
-    hash: u64,
-}
-
-/// Two tapes, and what was read of them.
-struct Search<'t> {
-    expected: &'t Tape,
-    actual: &'t Tape,
-    /// The chunks of events of the first tape.
-    chunks: Vec<usize>,
-    reads: u64,
-    trials: Vec<Trial>,
-    /// The latest state in which both tapes were equal, and the earliest in which they were not: the first tape's, then the
-    /// second tape's.
-    good: Option<(Hash, Hash)>,
-    bad: Option<(Hash, Hash)>,
-}
-
-/// Exits that differ.
+/// An exit at which the tapes part, as each of them has it.
 struct Parted {
-    expected: Option<ExitGroup>,
-    actual: Option<ExitGroup>,
-    rows: (String, String),
+    number: u64,
+    rip: u64,
+    /// What differs in a word, and how it is on both sides.
+    what: String,
+    expected: String,
+    actual: String,
+}
+
+/// The exits of two tapes from some moment on, brought together by the instructions before them.
+struct Pairs<'t> {
+    expected: Exits<Events<'t>>,
+    actual: Exits<Events<'t>>,
+    ahead: (Option<ExitGroup>, Option<ExitGroup>),
+    /// Both tapes are of one kind of backend: equal runs have equal exits.
+    alike: bool,
 }
 
 pub fn bisect(expected: &Tape, actual: &Tape) -> Result<Finding, Error> {
     let alike = spec::machine(expected)?.backend == spec::machine(actual)?.backend;
-    let mut search = Search::new(expected, actual);
-    if !search.by_hashes()? {
-        if !alike {
-            return Err(Error::Other(
-                "the tapes have no state hashes at common instructions (`vmtape diff` compares what is on them)".into(),
-            ));
-        }
-        let Some(chunk) = search.by_bytes()? else { return Ok(search.finding(None)) };
-        return search.part_at(chunk);
+    let (good, bad) = expected.alike_until(actual);
+    let searched = good.is_some() || bad.is_some();
+    if !searched && !alike {
+        return Err(Error::Other(
+            "the tapes have no milestones in common, by which tapes of two kinds of backends are searched \
+             (`vmtape diff` compares what is on them)"
+                .into(),
+        ));
     }
-    let Some((bad, _)) = search.bad else { return Ok(search.finding(None)) };
-    let (a, b) = search.good.map_or((0, 0), |(a, b)| (a.exits, b.exits));
-    let mut pairs = (expected.exits_from(a)?, actual.exits_from(b)?);
-    let parted = if alike {
-        first_unequal(&mut pairs.0, &mut pairs.1)?
-    } else {
-        first_seen(&mut pairs.0, &mut pairs.1, bad.icount)?
+    let chunk = expected.first_difference(actual);
+    let differs = chunk < expected.chunks().len() || chunk < actual.chunks().len();
+    if bad.is_none() && (!alike || !differs) {
+        let same = expected.totals()?.icount == actual.totals()?.icount;
+        if same || alike {
+            return Ok(finding(Finding::same(AXIS, "the tapes do not part"), expected, (good, bad)));
+        }
+    }
+    let parted = match (alike, good) {
+        (true, None) => from_chunk(expected, actual, chunk)?,
+        _ => from_icount(expected, actual, good.map_or(0, |good| good.icount), alike)?,
+    }
+    .part(bad.map_or(u64::MAX, |bad| bad.icount))?;
+    let mut found = Finding::same(AXIS, "");
+    found.verdict = Verdict::Different;
+    found.reproduce = format!("vmtape diff {} {}", expected.name(), actual.name());
+    if bad.is_none() && searched {
+        found
+            .notes
+            .push("what the guests could observe is the same up to the last milestone in common".into());
+    }
+    match parted {
+        Some(Parted { number, rip, what, expected, actual }) => {
+            found.line = format!("first bad: exit {number} at rip {rip:#x}: {actual} instead of {expected}");
+            found.signature = Some(Signature::new(&what, rip));
+        }
+        None => {
+            let exits =
+                |milestone: Option<Milestone>, end| milestone.map_or(end, |milestone| milestone.exits);
+            let (first, last) = (exits(good, 0), exits(bad, expected.totals()?.exits));
+            found.line = format!("first bad: between exits {first} and {last}, without an exit of its own");
+        }
+    }
+    Ok(finding(found, expected, (good, bad)))
+}
+
+/// The evidence: the milestones between which the guests part.
+fn finding(mut found: Finding, tape: &Tape, (good, bad): (Option<Milestone>, Option<Milestone>)) -> Finding {
+    let trial = |mark, milestone: Milestone| Trial {
+        what: format!("the guest after {} instructions and {} exits", milestone.icount, milestone.exits),
+        mark,
+        shows: if mark == Mark::Good { "same" } else { "different" }.to_owned(),
     };
-    Ok(search.finding(parted))
+    found.trials.extend(good.map(|good| trial(Mark::Good, good)));
+    found.trials.extend(bad.map(|bad| trial(Mark::Bad, bad)));
+    found.notes.push(format!("searched {} milestones", tape.milestones().len()));
+    found
 }
 
-impl<'t> Search<'t> {
-    fn new(expected: &'t Tape, actual: &'t Tape) -> Self {
-        let chunks = (0..expected.chunks().len()).filter(|n| expected.chunks()[*n].events != 0).collect();
-        Self { expected, actual, chunks, reads: 0, trials: Vec::new(), good: None, bad: None }
-    }
-
-    /// Halves the row of chunks by their last state hashes. False: the tapes have no hashes in common.
-    fn by_hashes(&mut self) -> Result<bool, Error> {
-        let last = self.chunks.len() as u64;
-        if self.test(last)? == Mark::Good {
-            return Ok(true);
-        }
-        turn(0, last, |n| self.test(n))?;
-        Ok(self.good.is_some() || self.bad.is_some())
-    }
-
-    /// Compares the states at the end of the first `n` chunks.
-    fn test(&mut self, n: u64) -> Result<Mark, Error> {
-        let Some(chunk) = n.checked_sub(1).map(|n| self.chunks[n as usize]) else { return Ok(Mark::Good) };
-        self.reads += 1;
-        let Some(ours) = hashes(self.expected.events_of(chunk))?.pop() else { return Ok(Mark::Skip) };
-        let theirs = self.hash_at(ours.icount)?;
-        let what = format!("the state after {} instructions ({} exits)", ours.icount, ours.exits);
-        let (mark, shows) = match theirs {
-            Some(theirs) if theirs.hash == ours.hash => (Mark::Good, "equal"),
-            Some(_) => (Mark::Bad, "differs"),
-            None if self.actual.totals()?.icount < ours.icount => {
-                (Mark::Bad, "the other run is over by then")
-            }
-            None => (Mark::Skip, "the other tape has no hash there"),
-        };
-        self.trials.push(Trial { what, mark, shows: shows.into() });
-        match (mark, theirs) {
-            (Mark::Good, Some(theirs)) => self.good = Some((ours, theirs)),
-            (Mark::Bad, theirs) => self.bad = Some((ours, theirs.unwrap_or(ours))),
-            _ => {}
-        }
-        Ok(mark)
-    }
-
-    /// The other tape's hash at an instruction count.
-    fn hash_at(&mut self, icount: u64) -> Result<Option<Hash>, Error> {
-        let chunks = self.actual.chunks();
-        let after = chunks.partition_point(|chunk| chunk.first_icount <= icount);
-        // The chunk that ends with the hash may be followed by one that starts at the same instruction.
-        let candidates = (0..after).rev().filter(|n| chunks[*n].events != 0).take(2);
-        for chunk in candidates {
-            self.reads += 1;
-            let found = hashes(self.actual.events_of(chunk))?.into_iter().rfind(|hash| hash.icount == icount);
-            if found.is_some() {
-                return Ok(found);
-            }
-        }
-        Ok(None)
-    }
-
-    /// The first chunk whose bytes differ: equal runs of one backend give equal bytes.
-    fn by_bytes(&mut self) -> Result<Option<usize>, Error> {
-        for &chunk in &self.chunks {
-            self.reads += 2;
-            let same = self.actual.chunks().get(chunk).is_some_and(|other| {
-                let ours = &self.expected.chunks()[chunk];
-                (ours.first_exit, ours.first_icount, ours.events)
-                    == (other.first_exit, other.first_icount, other.events)
-            });
-            if !same || self.expected.stored_bytes(chunk)? != self.actual.stored_bytes(chunk)? {
-                return Ok(Some(chunk));
-            }
-        }
-        let more = self.actual.chunks().iter().filter(|chunk| chunk.events != 0).count() > self.chunks.len();
-        Ok(more.then_some(self.chunks.len()))
-    }
-
-    /// Where the tapes part, from a chunk on.
-    fn part_at(&self, chunk: usize) -> Result<Finding, Error> {
-        let exits = |tape: &'t Tape| -> Exits<Events<'t>> {
-            let first = tape.chunks().get(chunk).map_or(0, |chunk| chunk.first_exit);
-            Exits::new(tape.events_from(chunk), first)
-        };
-        let parted = first_unequal(&mut exits(self.expected), &mut exits(self.actual))?;
-        Ok(self.finding(parted))
-    }
-
-    fn finding(&self, parted: Option<Parted>) -> Finding {
-        let differs = parted.is_some() || self.bad.is_some();
-        let mut finding = Finding::same(AXIS, "the tapes do not part");
-        finding.trials.clone_from(&self.trials);
-        let chunks = self.expected.chunks().len() + self.actual.chunks().len();
-        finding.notes.push(format!("{} of {chunks} chunks read", self.reads));
-        if !differs {
-            return finding;
-        }
-        finding.verdict = Verdict::Different;
-        let state = |pair: Option<(Hash, Hash)>| pair.map_or((0, 0), |(ours, _)| (ours.icount, ours.exits));
-        let ((good, first), (bad, last)) = (state(self.good), state(self.bad));
-        if self.bad.is_some() {
-            finding
-                .notes
-                .push(format!("the guests are equal after {good} instructions and differ after {bad}"));
-        }
-        let Some(parted) = parted else {
-            finding.line =
-                format!("first bad: exit {first} or one up to {last}: silicon alone made the difference");
-            return finding;
-        };
-        let group = parted.expected.as_ref().or(parted.actual.as_ref());
-        let (number, rip) = group.map_or((0, 0), |group| (group.number, group.exit.rip));
-        let (ours, theirs) = &parted.rows;
-        finding.line = format!("first bad: exit {number} at rip {rip:#x}: {theirs} instead of {ours}");
-        finding.signature = Some(Signature::new(&format!("exit:{ours}>{theirs}"), rip));
-        finding.reproduce = format!("vmtape diff {} {}", self.expected.name(), self.actual.name());
-        finding
-    }
+/// From a chunk on: all before it is equal on both tapes.
+fn from_chunk<'t>(expected: &'t Tape, actual: &'t Tape, chunk: usize) -> Result<Pairs<'t>, Error> {
+    let exits = |tape: &'t Tape| {
+        let first = tape.chunks().get(chunk).map_or(0, |chunk| chunk.first_exit);
+        Exits::new(tape.events_from(chunk), first)
+    };
+    Pairs::new(exits(expected), exits(actual), true)
 }
 
-/// The state hashes among events.
-fn hashes(events: Events) -> Result<Vec<Hash>, Error> {
-    let mut found = Vec::new();
-    for event in events {
-        if let Event::StateHash { icount, exits, hash } = event? {
-            found.push(Hash { icount, exits, hash });
-        }
-    }
-    Ok(found)
+fn from_icount<'t>(
+    expected: &'t Tape,
+    actual: &'t Tape,
+    icount: u64,
+    alike: bool,
+) -> Result<Pairs<'t>, Error> {
+    let exits = |tape: &'t Tape| -> Result<_, Error> {
+        let events = tape.events_from_icount(icount)?;
+        let first = events.clock().exits;
+        Ok(Exits::new(events, first))
+    };
+    Pairs::new(exits(expected)?, exits(actual)?, alike)
 }
 
-/// The first exit that is not the same on both tapes, in anything.
-fn first_unequal(
-    expected: &mut Exits<Events<'_>>,
-    actual: &mut Exits<Events<'_>>,
-) -> Result<Option<Parted>, Error> {
-    loop {
-        let (a, b) = (expected.next().transpose()?, actual.next().transpose()?);
-        let lines = |group: &Option<ExitGroup>| match group {
-            Some(group) => text::group_lines(group),
-            None => vec!["the run is over".to_owned()],
+impl<'t> Pairs<'t> {
+    fn new(
+        mut expected: Exits<Events<'t>>,
+        mut actual: Exits<Events<'t>>,
+        alike: bool,
+    ) -> Result<Self, Error> {
+        let ahead = (expected.next().transpose()?, actual.next().transpose()?);
+        Ok(Self { expected, actual, ahead, alike })
+    }
+
+    /// The first difference before an instruction count.
+    fn part(&mut self, until: u64) -> Result<Option<Parted>, Error> {
+        let moment = |group: &Option<ExitGroup>| {
+            group.as_ref().map_or((u64::MAX, 0), |group| (group.exit.icount, group.exit.vcpu))
         };
-        let same = |a: &ExitGroup, b: &ExitGroup| {
-            ExitGroup { number: 0, ..a.clone() } == ExitGroup { number: 0, ..b.clone() }
-        };
-        match (&a, &b) {
-            (None, None) => return Ok(None),
-            (Some(a), Some(b)) if same(a, b) => {}
-            _ => {
-                let (ours, theirs) = (lines(&a), lines(&b));
-                let at = ours
-                    .iter()
-                    .zip(&theirs)
-                    .position(|(a, b)| a != b)
-                    .unwrap_or(ours.len().min(theirs.len()));
-                let line = |lines: &[String]| {
-                    lines.get(at).map_or("nothing".to_owned(), |line| line.trim().to_owned())
-                };
-                return Ok(Some(Parted { rows: (line(&ours), line(&theirs)), expected: a, actual: b }));
+        loop {
+            let (ours, theirs) = (moment(&self.ahead.0), moment(&self.ahead.1));
+            if ours.0.min(theirs.0) >= until || ours.0.min(theirs.0) == u64::MAX {
+                return Ok(None);
+            }
+            let mut pair = (None, None);
+            if ours.cmp(&theirs) != Ordering::Greater {
+                pair.0 = std::mem::replace(&mut self.ahead.0, self.expected.next().transpose()?);
+            }
+            if ours.cmp(&theirs) != Ordering::Less {
+                pair.1 = std::mem::replace(&mut self.ahead.1, self.actual.next().transpose()?);
+            }
+            let parted = match self.alike {
+                true => unequal(pair.0.as_ref(), pair.1.as_ref()),
+                false => seen_otherwise(pair.0.as_ref(), pair.1.as_ref()),
+            };
+            if parted.is_some() {
+                return Ok(parted);
             }
         }
     }
 }
 
-/// The first exits at one instruction in which the guests of two backends see something else, up to an instruction count.
-fn first_seen(
-    expected: &mut Exits<Events<'_>>,
-    actual: &mut Exits<Events<'_>>,
-    until: u64,
-) -> Result<Option<Parted>, Error> {
+/// Two exits of one kind of backend at one moment, if anything differs.
+fn unequal(expected: Option<&ExitGroup>, actual: Option<&ExitGroup>) -> Option<Parted> {
+    let bare = |group: &ExitGroup| ExitGroup { number: 0, ..group.clone() };
+    if expected.map(bare) == actual.map(bare) {
+        return None;
+    }
+    let (ours, theirs) = (lines(expected), lines(actual));
+    let differs = ours.iter().zip(&theirs).position(|(a, b)| a != b);
+    let at = differs.unwrap_or(ours.len().min(theirs.len()));
+    let line = |lines: &[String]| lines.get(at).map_or("nothing".to_owned(), |line| line.trim().to_owned());
+    let word = |lines: &[String]| line(lines).split([' ', ':']).next().unwrap_or_default().to_owned();
+    let what = format!("exit:{}>{}", word(&ours), word(&theirs));
+    Some(parted(expected.or(actual)?, what, line(&ours), line(&theirs)))
+}
+
+/// Two exits of different kinds at one moment, if the guest saw something on both sides, and something else.
+fn seen_otherwise(expected: Option<&ExitGroup>, actual: Option<&ExitGroup>) -> Option<Parted> {
     let seen = |group: &ExitGroup| -> Vec<String> {
         group.notes.iter().filter_map(Seen::of).map(|seen| seen.text()).collect()
     };
-    let (mut a, mut b) = (expected.next().transpose()?, actual.next().transpose()?);
-    while let (Some(ours), Some(theirs)) = (&a, &b) {
-        let at = |group: &ExitGroup| (group.exit.icount, group.exit.vcpu);
-        if ours.exit.icount.min(theirs.exit.icount) > until {
-            break;
-        }
-        match at(ours).cmp(&at(theirs)) {
-            std::cmp::Ordering::Less => a = expected.next().transpose()?,
-            std::cmp::Ordering::Greater => b = actual.next().transpose()?,
-            std::cmp::Ordering::Equal => {
-                let (x, y) = (seen(ours), seen(theirs));
-                if !x.is_empty() && !y.is_empty() && x != y {
-                    return Ok(Some(Parted { rows: (x.join("; "), y.join("; ")), expected: a, actual: b }));
-                }
-                (a, b) = (expected.next().transpose()?, actual.next().transpose()?);
-            }
-        }
+    let (ours, theirs) = (seen(expected?), seen(actual?));
+    if ours.is_empty() || theirs.is_empty() || ours == theirs {
+        return None;
     }
-    Ok(None)
+    Some(parted(expected?, "what-the-guest-sees".into(), ours.join("; "), theirs.join("; ")))
+}
+
+fn parted(group: &ExitGroup, what: String, expected: String, actual: String) -> Parted {
+    Parted { number: group.number, rip: group.exit.rip, what, expected, actual }
+}
+
+/// An exit and its notes, without its number and time.
+fn lines(group: Option<&ExitGroup>) -> Vec<String> {
+    let Some(group) = group else { return vec!["no exit".to_owned()] };
+    let exit = &group.exit.exit;
+    let mut lines = text::group_lines(group);
+    if let Some(first) = lines.first_mut() {
+        *first = format!("{} (info1 {:#x}, info2 {:#x})", text::reason(exit), exit.info1, exit.info2);
+    }
+    lines
 }

@@ -233,18 +233,8 @@ impl Tape {
         Events::new(self, chunk, self.chunks.len())
     }
 
-    /// The events of one chunk.
-    pub fn events_of(&self, chunk: usize) -> Events<'_> {
+    fn events_of(&self, chunk: usize) -> Events<'_> {
         Events::new(self, chunk, chunk + 1)
-    }
-
-    /// A chunk's payload as it is stored. Equal events after equal events give equal bytes.
-    pub fn stored_bytes(&self, chunk: usize) -> Result<Vec<u8>> {
-        let entry = self
-            .chunks
-            .get(chunk)
-            .ok_or_else(|| Cause::Missing("chunk of this number").at(&self.name, Place::File))?;
-        Ok(self.stored(entry.offset)?.1)
     }
 
     /// The events from exit number `exit` on (the first is 0), with that exit's own event first.
