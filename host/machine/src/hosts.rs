@@ -122,7 +122,7 @@ fn error(text: &str, cause: String) -> Error {
 }
 
 /// The host that a description of this vendor starts from.
-pub(crate) const fn of_today(vendor: Vendor) -> Silicon {
+pub const fn of_today(vendor: Vendor) -> Silicon {
     if vendor.0 == Vendor::INTEL.0 { intel(46, 4, 4) } else { amd(48, 4) }
 }
 

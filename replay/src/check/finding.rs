@@ -51,8 +51,8 @@ pub enum Pin {
     AtLeastPhysBits(u8),
     /// The guest's GuestPhysBits, no more than this.
     GuestPhysBits(u8),
-    /// Without a CPUID feature, by QEMU's name.
-    Without(String),
+    /// Without CPUID features, by QEMU's names.
+    Without(Vec<String>),
     /// KVM on this host has to hide its width from narrower guests (KVM_CAP_SMALLER_MAXPHYADDR).
     HideWidth(String),
 }

@@ -28,9 +28,7 @@ impl Pins {
                 Pin::PhysBits(bits) => lower(&mut pins.phys_bits, *bits),
                 Pin::AtLeastPhysBits(bits) => at_least = at_least.max(*bits),
                 Pin::GuestPhysBits(bits) => lower(&mut pins.guest_phys_bits, *bits),
-                Pin::Without(name) => {
-                    pins.without.insert(name.clone());
-                }
+                Pin::Without(names) => pins.without.extend(names.iter().cloned()),
                 Pin::HideWidth(host) => {
                     pins.hide_width.insert(host.clone());
                 }
@@ -101,7 +99,7 @@ mod tests {
             Pin::PhysBits(46),
             Pin::PhysBits(39),
             Pin::GuestPhysBits(48),
-            Pin::Without("la57".into()),
+            Pin::Without(vec!["la57".into()]),
         ]));
         assert_eq!(pins.qemu(), "host-phys-bits=off,phys-bits=39,guest-phys-bits=39,-la57");
         assert_eq!(

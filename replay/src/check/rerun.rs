@@ -202,9 +202,6 @@ fn uses(divergence: &Divergence, features: &[&Feature]) -> Finding {
         divergence.summary
     );
     let finding = Finding::new(Severity::Breaks, Subject::Replay, sentence, SOURCE);
-    let finding = finding.at_exit(divergence.expected_exit);
-    match names.as_slice() {
-        [name] => finding.pin(Pin::Without((*name).to_owned())),
-        _ => finding,
-    }
+    let names = names.into_iter().map(str::to_owned).collect();
+    finding.at_exit(divergence.expected_exit).pin(Pin::Without(names))
 }

@@ -255,26 +255,39 @@ pub fn missing(guest: &Guest, host: &Host) -> Vec<&'static Feature> {
 }
 
 fn features(guest: &Guest, host: &Host, findings: &mut Vec<Finding>) {
+    let name = &host.passport.name;
+    let mut unasked = Vec::new();
     for feature in missing(guest, host) {
         let entry = find(&guest.machine.cpuid, feature.leaf, feature.subleaf);
         let read = entry.and_then(|entry| guest.footprint.read_at(entry));
         let used = feature.name == "la57" && Cr4::from_bits(guest.footprint.cr4).la57();
-        let promised = format!(
-            "CPUID leaf {:#x} {}[{}] ({}) is not there on {}",
+        if read.is_none() && !used {
+            unasked.push(feature.name.to_owned());
+            continue;
+        }
+        let register = format!("{:?}", feature.register).to_uppercase();
+        let sentence = format!(
+            "CPUID leaf {:#x} {register}[{}] ({}) is not there on {name}, and the guest {}",
             feature.leaf,
-            format!("{:?}", feature.register).to_uppercase(),
             feature.bit,
             feature.name,
-            host.passport.name
+            if used { "uses it" } else { "has read that it has it" }
         );
-        let (severity, sentence) = match read {
-            _ if used => (Severity::Breaks, format!("{promised}, and the guest uses it")),
-            Some(_) => (Severity::Breaks, format!("{promised}, and the guest has read that it has it")),
-            None => (Severity::Caution, format!("{promised}; the guest has not asked for it on this tape")),
-        };
-        let finding = Finding::new(severity, Subject::Feature, sentence, FEATURE);
-        findings.push(finding.at_exit(read).pin(Pin::Without(feature.name.to_owned())));
+        let finding = Finding::new(Severity::Breaks, Subject::Feature, sentence, FEATURE);
+        findings.push(finding.at_exit(read).pin(Pin::Without(vec![feature.name.to_owned()])));
     }
+    if !unasked.is_empty() {
+        let sentence = format!(
+            "features that the guest has are not there on {name}: {}; it has not asked for them on this tape",
+            unasked.join(", ")
+        );
+        let finding = Finding::new(Severity::Caution, Subject::Feature, sentence, FEATURE);
+        findings.push(finding.pin(Pin::Without(unasked)));
+    }
+    nested(guest, findings);
+}
+
+fn nested(guest: &Guest, findings: &mut Vec<Finding>) {
     for name in NESTED_FEATURES {
         let nested = FEATURES.iter().find(|feature| feature.name == name);
         if nested.is_some_and(|feature| has(&guest.machine.cpuid, feature)) {
@@ -299,7 +312,7 @@ fn vmx_capabilities(guest: &Guest, host: &Host, findings: &mut Vec<Finding>) {
             host.passport.name
         );
         let finding = Finding::new(severity, Subject::Feature, sentence, FEATURE);
-        findings.push(finding.at_exit(read.map(|(_, exit)| *exit)).pin(Pin::Without(name.to_owned())));
+        findings.push(finding.at_exit(read.map(|(_, exit)| *exit)).pin(Pin::Without(vec![name.to_owned()])));
     }
 }
 
@@ -313,12 +326,15 @@ fn area(table: &[CpuidEntry], components: u32) -> u32 {
     own.map(|leaf| leaf.eax.saturating_add(leaf.ebx)).fold(576, u32::max)
 }
 
+/// Components that FXSAVE has too.
+const X87_SSE: u32 = 3;
+
 /// Components of the extended state that the other host cannot restore.
 fn state(guest: &Guest, host: &Host, findings: &mut Vec<Finding>) {
     let components = |table: &[CpuidEntry]| find(table, 0xd, 0).map_or(0, |leaf| leaf.eax);
     let (components, there) = (components(&guest.machine.cpuid), components(&host.supported));
     let (size, other) = (area(&guest.machine.cpuid, components), area(&host.supported, there));
-    let lost = components & !there;
+    let lost = components & !there & !X87_SSE;
     if lost == 0 {
         return;
     }

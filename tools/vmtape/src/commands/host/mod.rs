@@ -1,7 +1,9 @@
 //! `vmtape host`: what a host is, and what it says of itself.
 
+mod kvm;
 pub mod probe;
 pub mod show;
+mod sources;
 
 use crate::output::ExitCode;
 use anyhow::Result;

@@ -1,6 +1,20 @@
-use crate::output::ExitCode;
-use anyhow::{Result, bail};
-use std::path::PathBuf;
+use super::{kvm::Kvm, sources::Sources};
+use crate::{commands::replay::Plugins, machine_args::PluginArgs, output::ExitCode};
+use anyhow::{Context, Result};
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+use vmtape_arch::{
+    cpuid::{CpuidEntry, find},
+    host::Vendor,
+};
+use vmtape_machine::{
+    Passport, hosts,
+    model::{FEATURES, guest_phys_bits},
+};
+use vmtape_replay::check::rules::has;
 
 /// Write the passport of this machine, as `check` and `--host` read it
 #[derive(Debug, clap::Args)]
@@ -8,8 +22,240 @@ pub struct Args {
     /// The passport (default: standard output)
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Its name (default: this machine's)
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    #[command(flatten)]
+    plugins: PluginArgs,
 }
 
+/// KVM_CAP_SMALLER_MAXPHYADDR.
+const SMALLER_MAXPHYADDR: u32 = 185;
+/// What a VMM adds, and what has keys of its own in a passport.
+const NOT_LISTED: [&str; 6] = ["hypervisor", "tsc-deadline", "vmx", "svm", "la57", "pdpe1gb"];
+/// Module parameters of KVM that change what a guest sees.
+const PARAMETERS: [&str; 3] = ["allow_smaller_maxphyaddr", "ept", "npt"];
+
 pub fn run(args: &Args) -> Result<ExitCode> {
-    bail!("{:?}: not yet", args.output)
+    let sources = Sources::of_this_machine();
+    let plugins = Plugins::new(&args.plugins);
+    let releases = |backend: &str| -> Vec<String> {
+        let plugin = plugins.get(backend).ok();
+        plugin.map_or_else(Vec::new, |p| p.description.profiles.iter().map(|row| row.name.clone()).collect())
+    };
+    let (mut passport, remarks) = probe(&sources, &releases);
+    if let Some(name) = &args.name {
+        passport.name.clone_from(name);
+    }
+    let mut text = String::new();
+    for remark in &remarks {
+        text += &format!("# {remark}\n");
+    }
+    text += &passport.to_toml();
+    match &args.output {
+        Some(path) => fs::write(path, text).with_context(|| path.display().to_string())?,
+        None => io::stdout().lock().write_all(text.as_bytes())?,
+    }
+    Ok(ExitCode::SAME)
+}
+
+/// What KVM says of itself here, if anybody may ask.
+pub fn ask_kvm() -> (Option<Vec<CpuidEntry>>, Option<bool>) {
+    match Kvm::open(Path::new("/dev/kvm")) {
+        Ok(kvm) => (kvm.supported_cpuid().ok(), Some(kvm.check_extension(SMALLER_MAXPHYADDR) != 0)),
+        Err(_) => (None, None),
+    }
+}
+
+/// The passport, and where its values come from. `releases`: profiles that a backend knows, oldest first.
+fn probe(sources: &Sources, releases: &dyn Fn(&str) -> Vec<String>) -> (Passport, Vec<String>) {
+    let mut remarks = vec![format!("{}, Linux {}", sources.model, sources.release)];
+    let vendor = sources.vendor();
+    let mut passport = Passport::new(sources.name.clone(), hosts::of_today(vendor));
+    let silicon = &mut passport.silicon;
+    silicon.phys_bits = sources.phys_bits().clamp(32, 52);
+    remarks.push(format!("CPUID 0x80000008: {} physical address bits", sources.phys_bits()));
+    match sources.cpuinfo_bits() {
+        Some(bits) if bits < silicon.phys_bits => {
+            silicon.encryption_bits = silicon.phys_bits - bits;
+            remarks.push(format!("/proc/cpuinfo: the kernel uses {bits}: memory encryption takes the rest"));
+        }
+        Some(_) => {}
+        None => remarks.push("/proc/cpuinfo does not say how many bits the kernel uses".into()),
+    }
+    silicon.host_levels = if sources.cpu_flag("la57") { 5 } else { 4 };
+    silicon.gbpages = sources.cpuid(0x8000_0001, 0).edx >> 26 & 1 != 0;
+    if vendor == Vendor::AMD {
+        let features = sources.cpuid(0x8000_000a, 0).edx;
+        (silicon.nrips, silicon.decode_assists) = (features >> 3 & 1 != 0, features >> 7 & 1 != 0);
+    }
+    let told = sources.supported.as_deref().map_or(0, guest_phys_bits);
+    passport.guest_phys_bits = (32..=52).contains(&told).then_some(told);
+    ept(sources, &mut passport, &mut remarks);
+    let table = sources.supported.clone().unwrap_or_else(|| sources.raw.clone());
+    if sources.supported.is_none() {
+        remarks.push("/dev/kvm cannot be asked: features are those of the CPU, not of KVM".into());
+    }
+    let la57 = find(&table, 7, 0).is_some_and(|leaf| leaf.ecx >> 16 & 1 != 0);
+    passport.guest_levels = if la57 { 5 } else { 4 };
+    let expected = passport.cpuid();
+    let listed = FEATURES.iter().filter(|feature| !NOT_LISTED.contains(&feature.name));
+    let lacking = listed.filter(|feature| has(&expected, feature) && !has(&table, feature));
+    passport.without = lacking.map(|feature| feature.name.to_owned()).collect();
+    passport.iommu_bits = sources.iommu_bits();
+    if passport.iommu_bits.is_none() {
+        remarks.push("no IOMMU says how many address bits devices reach".into());
+    }
+    kvm(sources, &mut passport, &mut remarks, releases);
+    (passport, remarks)
+}
+
+/// What the kernel's "vmx flags" say of EPT.
+fn ept(sources: &Sources, passport: &mut Passport, remarks: &mut Vec<String>) {
+    if passport.silicon.vendor != Vendor::INTEL {
+        return;
+    }
+    let silicon = &mut passport.silicon;
+    match sources.vmx_flags() {
+        Some(flags) => {
+            let flag = |name: &str| flags.split_whitespace().any(|flag| flag == name);
+            silicon.ept_levels = if flag("ept_5level") { 5 } else { 4 };
+            (silicon.ept_ad, silicon.apicv) = (flag("ept_ad"), flag("apicv"));
+        }
+        None => {
+            remarks.push("/proc/cpuinfo has no vmx flags: EPT's levels are taken from GuestPhysBits".into())
+        }
+    }
+    // A kernel that does not know the flag may still have KVM tell it.
+    if silicon.phys_bits > 48 && passport.guest_phys_bits == Some(silicon.phys_bits) {
+        silicon.ept_levels = 5;
+    }
+}
+
+/// Backend and profile: by the module that is loaded, its parameters, and the kernel's release.
+fn kvm(
+    sources: &Sources,
+    passport: &mut Passport,
+    remarks: &mut Vec<String>,
+    releases: &dyn Fn(&str) -> Vec<String>,
+) {
+    let module = sources.module.as_deref();
+    let shadow = |parameter: &str| sources.parameter(parameter) == Some(false);
+    let backend = match (module, passport.silicon.vendor) {
+        (Some("kvm_intel"), _) => "vmx",
+        (Some("kvm_amd"), _) if shadow("npt") => "svm",
+        (Some("kvm_amd"), _) => "svm-npt",
+        (_, Vendor::AMD) if sources.hides_width == Some(true) => "svm",
+        (_, Vendor::AMD) => "svm-npt",
+        _ => "vmx",
+    };
+    if !matches!(module, Some("kvm_intel" | "kvm_amd")) {
+        let name = module.unwrap_or("none");
+        remarks.push(format!("KVM's module here is {name}: {backend} is the backend that comes closest"));
+    }
+    let mut words: Vec<String> = nearest(&sources.release, &releases(backend)).into_iter().collect();
+    if backend == "vmx" {
+        for name in PARAMETERS.into_iter().filter(|name| *name != "npt") {
+            let value = sources.parameter(name);
+            words.extend(value.map(|on| format!("{name}={}", if on { "on" } else { "off" })));
+        }
+        if sources.hides_width == Some(true) && sources.parameter(PARAMETERS[0]).is_none() {
+            words.push(format!("{}=on", PARAMETERS[0]));
+        }
+    }
+    let nested = if backend == "vmx" { "vmx" } else { "svm" };
+    if sources.parameter("nested") == Some(false) {
+        passport.without.push(nested.to_owned());
+    }
+    if let Some(hides) = sources.hides_width {
+        remarks.push(format!("KVM_CAP_SMALLER_MAXPHYADDR is {}", u8::from(hides)));
+    }
+    passport.backend = Some(backend.to_owned());
+    passport.kvm = (!words.is_empty()).then(|| words.join(","));
+}
+
+/// The newest profile that is no newer than a kernel's release.
+fn nearest(release: &str, profiles: &[String]) -> Option<String> {
+    let number = |text: &str| -> Option<(u32, u32)> {
+        let mut parts = text.trim_start_matches('v').split(['.', '-']);
+        Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    };
+    let wanted = number(release)?;
+    let numbered = profiles.iter().filter_map(|name| Some((number(name)?, name)));
+    let known = numbered.filter(|(n, name)| *n <= wanted && !name.contains("-rc"));
+    known.max_by_key(|(n, _)| *n).map(|(_, name)| name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ice_lake() -> Sources {
+        let entry = |function, registers: [u32; 4]| CpuidEntry {
+            function,
+            eax: registers[0],
+            ebx: registers[1],
+            ecx: registers[2],
+            edx: registers[3],
+            ..CpuidEntry::default()
+        };
+        Sources {
+            name: "node1".into(),
+            model: "Xeon".into(),
+            release: "6.14.0-21-generic".into(),
+            raw: vec![
+                entry(0, [0x1b, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
+                entry(7, [0, 0, 1 << 16, 0]),
+                entry(0x8000_0000, [0x8000_0008, 0, 0, 0]),
+                entry(0x8000_0001, [0, 0, 0, 1 << 26]),
+                entry(0x8000_0008, [0x3934, 0, 0, 0]),
+            ],
+            cpuinfo: Some(
+                "flags\t\t: fpu la57 lm\nvmx flags\t: ept ept_ad ept_5level apicv\n\
+                 address sizes\t: 46 bits physical, 57 bits virtual\n"
+                    .into(),
+            ),
+            module: Some("kvm_intel".into()),
+            parameters: vec![
+                ("allow_smaller_maxphyaddr".into(), "Y\n".into()),
+                ("nested".into(), "0\n".into()),
+            ],
+            iommu_capabilities: vec![0x2f << 16, 0x26 << 16],
+            supported: None,
+            hides_width: None,
+        }
+    }
+
+    fn probed(sources: &Sources) -> Passport {
+        let releases = |_: &str| ["v5.6", "v6.12", "v7.2"].map(String::from).to_vec();
+        probe(sources, &releases).0
+    }
+
+    #[test]
+    fn every_source_is_used() {
+        let passport = probed(&ice_lake());
+        let silicon = passport.silicon;
+        assert_eq!((silicon.vendor, silicon.phys_bits, silicon.encryption_bits), (Vendor::INTEL, 52, 6));
+        assert_eq!((silicon.host_levels, silicon.ept_levels, passport.guest_levels), (5, 5, 5));
+        assert_eq!(passport.iommu_bits, Some(39));
+        assert_eq!(passport.kvm.as_deref(), Some("v6.12,allow_smaller_maxphyaddr=on"));
+        assert!(passport.without.contains(&"pku".into()) && passport.without.contains(&"vmx".into()));
+        assert_eq!(Passport::parse("", &passport.to_toml()), Ok(passport));
+    }
+
+    #[test]
+    fn an_old_kernel_says_less() {
+        let sources = Sources { cpuinfo: None, iommu_capabilities: vec![], ..ice_lake() };
+        let passport = probed(&sources);
+        assert_eq!((passport.silicon.ept_levels, passport.silicon.encryption_bits), (4, 0));
+        assert_eq!(passport.iommu_bits, None);
+    }
+
+    #[test]
+    fn releases_are_numbers() {
+        let known = ["v5.9-rc1", "v5.9", "v5.10", "v1-series"].map(String::from);
+        assert_eq!(nearest("5.9.16", &known).as_deref(), Some("v5.9"));
+        assert_eq!(nearest("6.1.0", &known).as_deref(), Some("v5.10"));
+        assert_eq!(nearest("4.19", &known), None);
+    }
 }
