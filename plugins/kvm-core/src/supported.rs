@@ -122,12 +122,10 @@ fn address_widths(raw: u32, host: &Silicon, options: &Options, tdp_levels: Optio
     let told = match (tdp_levels, field(16)) {
         // Under shadow paging the guest shares the host's physical address space, without what encryption takes of it.
         (None, _) => physical.saturating_sub(host.encryption_bits.into()),
-        (_, 0) => physical,
-        (_, _) if options.on(Switch::MAXPHYADDR_NOT_GUEST_PHYS_BITS) => physical,
-        (_, guest_physical) => guest_physical,
+        (_, 1..) if !options.on(Switch::MAXPHYADDR_NOT_GUEST_PHYS_BITS) => field(16),
+        _ if options.on(Switch::CAP_ADVERTISED_GPA) => mappable(physical),
+        _ => physical,
     };
-    let capped = tdp_levels.is_some() && options.on(Switch::CAP_ADVERTISED_GPA);
-    let told = if capped { mappable(told) } else { told };
     let guest_physical = match tdp_levels {
         Some(_) if options.on(Switch::GUEST_PHYS_BITS) => mappable(physical),
         _ => 0,

@@ -184,8 +184,8 @@ pub const MAPPABLE_WIDTH: &[Entry] = &[
     .source("the discussion of 5-level EPT on the kvm list"),
     Entry::patch(
         Switch::CAP_ADVERTISED_GPA,
-        Scope::VMX,
-        "KVM_GET_SUPPORTED_CPUID says 48 bits without five-level EPT, and untranslatable addresses are emulated",
+        Scope::TDP,
+        "KVM_GET_SUPPORTED_CPUID tells no more bits than the level below maps; what EPT cannot translate is emulated",
     )
     .commit(
         "posted 18 Dec 2023",
@@ -233,9 +233,9 @@ pub const CPUID_AFTER_RUN: &[Entry] = &[
         Scope::ALL,
         "The same rule while L2 is active, even before KVM_RUN (nested guests are not modelled: no effect yet)",
     )
-    .commit("posted 30 Dec 2025", "KVM: x86: Disallow setting CPUID and/or feature MSRs if L2 is active")
-    .source("x86.h kvm_can_set_cpuid_and_feature_msrs(); seen in v7.2, the first release is unverified")
-    .since("v7.2"),
+    .commit("b47b93c15b12", "KVM: x86: Disallow setting CPUID and/or feature MSRs if L2 is active")
+    .source("x86.h kvm_can_set_cpuid_and_feature_msrs()")
+    .since("v7.0"),
     Entry::patch(
         Switch::ROLE_HAS_CPUID,
         Scope::ALL,

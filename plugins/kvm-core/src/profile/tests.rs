@@ -77,7 +77,7 @@ fn releases_have_their_patches() {
         (Switch::ALLOW_SAME_CPUID, "v5.16", "v5.17"),
         (Switch::GUEST_PHYS_BITS, "v6.9", "v6.10"),
         (Switch::V1_RSVD_PF, "v5.6", "v1-series"),
-        (Switch::FORBID_CPUID_IN_GUEST_MODE, "v6.12", "latest"),
+        (Switch::FORBID_CPUID_IN_GUEST_MODE, "v6.19", "latest"),
     ] {
         let name = switch.name().unwrap();
         assert!(!on(without, switch) && on(with, switch), "{name}");

@@ -34,6 +34,14 @@ struct Row {
     text: String,
     source: String,
     value: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    commit: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    subject: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    since: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    until: String,
 }
 
 #[derive(Serialize)]
@@ -150,6 +158,10 @@ fn rows(rows: &[TableRow]) -> Vec<Row> {
             text: row.text.clone(),
             source: row.source.clone(),
             value: row.value.clone(),
+            commit: row.commit.clone(),
+            subject: row.subject.clone(),
+            since: row.since.clone(),
+            until: row.until.clone(),
         })
         .collect()
 }
