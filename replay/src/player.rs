@@ -3,7 +3,7 @@
 use crate::{
     Error,
     spec::Budget,
-    witness::{Deed, Log, Watched},
+    witness::{Deed, Log, PageFault, Watched},
 };
 use std::{cell::RefCell, io::Write, ops::ControlFlow, rc::Rc};
 use vmtape_abi::Backend;
@@ -88,10 +88,11 @@ impl Player {
         inputs: Box<dyn Inputs>,
         budget: Budget,
         create: Create,
+        listen: bool,
     ) -> Result<Self, Error> {
         let log = Log::default();
         let backend = Box::new(Watched::new(create(&spec)?, log.clone()));
-        let heard = Heard { log: Some(log), ..Heard::default() };
+        let heard = Heard { log: Some(log), on: listen, ..Heard::default() };
         Self::with(spec, backend, inputs, budget, Listener(Rc::new(RefCell::new(heard))))
     }
 
@@ -156,6 +157,11 @@ impl Player {
     /// What crossed the boundary since the last call, for a [`Player::watched`] one.
     pub fn take_deeds(&self) -> Vec<Deed> {
         self.heard.0.borrow().log.as_ref().map(Log::take).unwrap_or_default()
+    }
+
+    /// The guest's page faults since the last call, for a [`Player::watched`] one.
+    pub fn take_page_faults(&self) -> Vec<PageFault> {
+        self.heard.0.borrow().log.as_ref().map(Log::take_page_faults).unwrap_or_default()
     }
 
     /// What the guest printed since the last call.

@@ -1,6 +1,6 @@
 //! What a guest can observe of itself: registers and memory of two machines, compared.
 
-use crate::{explain, report::Row};
+use crate::{explain, report::Row, witness::PageFault};
 use std::fmt::Write;
 use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, paging::Pte, vcpu::VcpuState};
 use vmtape_machine::{Machine, vmm::control_text};
@@ -19,6 +19,8 @@ pub enum Difference {
     End { expected: String, actual: String },
     /// What the guest printed since the last comparison.
     Output { expected: String, actual: String },
+    /// The first of the page faults since the last comparison that is not the same.
+    Fault { expected: Option<PageFault>, actual: Option<PageFault> },
     /// An ioctl that changes the VM, with another result.
     Ioctl { expected: Control, actual: Control },
 }
@@ -39,6 +41,14 @@ impl Difference {
                 Row::new("instructions retired", expected.to_string(), actual.to_string())
             }
             Self::End { expected, actual } => Row::new("the run", expected, actual),
+            Self::Fault { expected, actual } => {
+                let text = |fault: &Option<PageFault>| {
+                    fault.map_or("none".into(), |fault| {
+                        format!("#PF ({:#x}), CR2 {:#x}", fault.code, fault.cr2)
+                    })
+                };
+                Row::new("page fault", text(expected), text(actual))
+            }
             Self::Output { expected, actual } => {
                 Row::new("serial output", format!("{expected:?}"), format!("{actual:?}"))
             }
@@ -66,6 +76,12 @@ impl Difference {
             Self::Progress { .. } => "progress".into(),
             Self::End { .. } => "end".into(),
             Self::Output { .. } => "output".into(),
+            Self::Fault { expected, actual } => {
+                let code = |fault: &Option<PageFault>| {
+                    fault.map_or("none".into(), |fault| format!("{:#x}", fault.code))
+                };
+                format!("page-fault:{}>{}", code(expected), code(actual))
+            }
             Self::Ioctl { expected, actual } => {
                 format!("ioctl:{}:{}>{}", ioctl_name(expected), result(expected), result(actual))
             }
@@ -118,18 +134,12 @@ impl Difference {
             Self::Ioctl { .. } => 0,
             Self::Memory { .. } if self.is_illegal_entry(guest_width) => 1,
             Self::Memory { .. } if self.accessed_dirty().is_some() => 2,
-            Self::End { .. } => 3,
-            Self::Register { .. } => 4,
-            Self::Progress { .. } => 5,
-            Self::Output { .. } => 6,
-            Self::Memory { .. } => 7,
-        }
-    }
-
-    fn page(&self) -> Option<u64> {
-        match self {
-            Self::Memory { gpa, .. } => Some(gpa >> PAGE_SHIFT),
-            _ => None,
+            Self::Fault { .. } => 3,
+            Self::End { .. } => 4,
+            Self::Register { .. } => 5,
+            Self::Progress { .. } => 6,
+            Self::Output { .. } => 7,
+            Self::Memory { .. } => 8,
         }
     }
 }
@@ -189,17 +199,6 @@ pub fn compare(expected: &Machine, actual: &Machine) -> Vec<Difference> {
                 page(expected, actual, gpa, &mut differences);
             }
         }
-    }
-    differences
-}
-
-/// Compares registers, and the pages of memory that differ later.
-pub fn compare_pages(expected: &Machine, actual: &Machine, later: &[Difference]) -> Vec<Difference> {
-    let mut differences = registers(expected, actual);
-    let mut pages: Vec<_> = later.iter().filter_map(Difference::page).collect();
-    pages.dedup();
-    for gfn in pages {
-        page(expected, actual, gfn << PAGE_SHIFT, &mut differences);
     }
     differences
 }

@@ -8,8 +8,8 @@ use vmtape_abi::{
 use vmtape_arch::{
     access::{Access, Answer, Verdict},
     cpuid::CpuidEntry,
-    event::Event as GuestEvent,
-    exception::Exception,
+    event::{Event as GuestEvent, EventKind},
+    exception::{Exception, Vector},
     exit::{Exit, Resume, StimulusKind},
     note::{Note, NoteKind},
     sensitive::Sensitive,
@@ -104,6 +104,16 @@ pub struct Log(Rc<RefCell<Book>>);
 struct Book {
     on: bool,
     deeds: Vec<Deed>,
+    page_faults: Vec<PageFault>,
+}
+
+/// A page fault that a guest took, whoever found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageFault {
+    pub vcpu: u32,
+    pub icount: u64,
+    pub code: u32,
+    pub cr2: u64,
 }
 
 impl Log {
@@ -117,6 +127,19 @@ impl Log {
     /// Writes down from here on, or no longer.
     pub fn switch(&self, on: bool) {
         self.0.borrow_mut().on = on;
+    }
+
+    fn is_on(&self) -> bool {
+        self.0.borrow().on
+    }
+
+    /// The guest's page faults since the last call, written down always.
+    pub fn take_page_faults(&self) -> Vec<PageFault> {
+        std::mem::take(&mut self.0.borrow_mut().page_faults)
+    }
+
+    fn page_fault(&self, vcpu: u32, icount: u64, code: u32, cr2: u64) {
+        self.0.borrow_mut().page_faults.push(PageFault { vcpu, icount, code, cr2 });
     }
 
     /// What was written down since the last call.
@@ -306,6 +329,13 @@ impl Backend for Watched {
     ) -> Answer {
         let mut host = WatchedHost { inner: host, reads: Vec::new() };
         let answer = self.inner.access(vcpu, state, access, &mut host, exit);
+        let fault = answer.fault;
+        if answer.verdict == Verdict::FAULT && fault.vector == Vector::PF {
+            self.log.page_fault(vcpu, state.icount, fault.error_code, fault.payload);
+        }
+        if !self.log.is_on() {
+            return answer;
+        }
         let mapped = answer.verdict == Verdict::NATIVE;
         let top = top_level(state);
         let entry = |(n, (hpa, before, after)): (u8, (u64, u64, u64))| Entry {
@@ -354,6 +384,10 @@ impl Backend for Watched {
         exit: &mut Exit,
     ) -> Verdict {
         let verdict = self.inner.exception(vcpu, state, exception, host, exit);
+        if verdict == Verdict::EXIT && exception.vector == Vector::PF {
+            // It is not the guest's, or not as silicon found it.
+            self.log.0.borrow_mut().page_faults.pop();
+        }
         if verdict == Verdict::NATIVE {
             self.log.push(Deed::Fault(*exception));
         }
@@ -362,8 +396,16 @@ impl Backend for Watched {
 
     fn enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Resume {
         let resume = self.inner.enter(vcpu, state, host);
-        if state.inject.valid {
-            self.log.push(Deed::Inject(state.inject, state.cr2));
+        let event = state.inject;
+        if event.valid
+            && event.kind == EventKind::HARDWARE_EXCEPTION
+            && Vector(event.vector) == Vector::PF
+            && !event.reinjected
+        {
+            self.log.page_fault(vcpu, state.icount, event.error_code, state.cr2);
+        }
+        if event.valid {
+            self.log.push(Deed::Inject(event, state.cr2));
         }
         resume
     }

@@ -67,7 +67,6 @@ struct Found {
     equal_at: u64,
     /// And no longer so many instructions later.
     stretch: u64,
-    differences: Vec<Difference>,
 }
 
 impl Sides<'_> {
@@ -84,8 +83,7 @@ impl Sides<'_> {
         report.actual_end = pair.actual.end.as_ref().map(text::end_text);
         // A question that is answered otherwise is a difference, but nothing follows from it.
         let asked = found.is_none() && !questions.is_empty();
-        let anywhere =
-            Found { equal_at: 0, stretch: pair.expected.machine.icount().max(1), differences: questions };
+        let anywhere = Found { equal_at: 0, stretch: pair.expected.machine.icount().max(1) };
         if let Some(found) = found.or(asked.then_some(anywhere)) {
             drop(pair);
             let divergence = self.locate(found, asked)?;
@@ -98,7 +96,7 @@ impl Sides<'_> {
     fn pair(&self, listen: bool) -> Result<Pair, Error> {
         let player = |machine: &MachineSpec| {
             let inputs = Box::new(spec::inputs(self.tape)?);
-            Player::new(self.scripted(machine)?, inputs, self.budget(machine), self.create, listen)
+            Player::watched(self.scripted(machine)?, inputs, self.budget(machine), self.create, listen)
         };
         Ok(Pair { expected: player(&self.expected)?, actual: player(&self.actual)?, questions: false })
     }
@@ -121,7 +119,7 @@ impl Sides<'_> {
             self.check_tape(events, checker)?;
             let differences = pair.differences();
             if !differences.is_empty() {
-                return Ok(Some(Found { equal_at, stretch, differences }));
+                return Ok(Some(Found { equal_at, stretch }));
             }
             if pair.expected.end.is_some() {
                 return Ok(None);
@@ -164,13 +162,13 @@ impl Sides<'_> {
         while found.stretch > DIVISION {
             found = self.narrow(found, questions)?;
         }
-        let mut pair = Pair { questions, ..self.watched_pair()? };
+        let mut pair = Pair { questions, ..self.pair(false)? };
         pair.advance_to(found.equal_at)?;
         pair.listen(true);
         loop {
             let before = pair.moment();
             pair.advance_to(before.icount + 1)?;
-            let differences = pair.differences_in(&found.differences);
+            let differences = pair.differences();
             if !differences.is_empty() || pair.is_over() {
                 return instruction::explain(self, &pair, &before, differences);
             }
@@ -185,22 +183,10 @@ impl Sides<'_> {
         loop {
             let equal_at = pair.expected.machine.icount();
             pair.advance_to(equal_at + step)?;
-            if !pair.differences_in(&found.differences).is_empty() || pair.is_over() {
-                return Ok(Found { equal_at, stretch: step, ..found });
+            if !pair.differences().is_empty() || pair.is_over() {
+                return Ok(Found { equal_at, stretch: step });
             }
         }
-    }
-
-    fn watched_pair(&self) -> Result<Pair, Error> {
-        let player = |machine: &MachineSpec| {
-            Player::watched(
-                self.scripted(machine)?,
-                Box::new(spec::inputs(self.tape)?),
-                self.budget(machine),
-                self.create,
-            )
-        };
-        Ok(Pair { expected: player(&self.expected)?, actual: player(&self.actual)?, questions: false })
     }
 
     /// The machine, with its VMM's script. Exits are counted differently on the two sides: what the VMM does after so many
@@ -260,27 +246,28 @@ impl Pair {
 
     /// Every difference that the guest or, by an ioctl that changes the VM, the VMM can observe.
     fn differences(&self) -> Vec<Difference> {
-        let differences = state::compare(&self.expected.machine, &self.actual.machine);
-        self.with_others(differences)
-    }
+        let mut differences = state::compare(&self.expected.machine, &self.actual.machine);
 
-    /// As [`Pair::differences`], but of memory only the pages that differ later.
-    fn differences_in(&self, later: &[Difference]) -> Vec<Difference> {
-        let differences = state::compare_pages(&self.expected.machine, &self.actual.machine, later);
-        self.with_others(differences)
-    }
-
-    fn with_others(&self, mut differences: Vec<Difference>) -> Vec<Difference> {
         differences.extend(end_difference(&self.expected, &self.actual));
         let (changes, questions) = state::compare_ioctls(&self.expected.machine, &self.actual.machine);
         differences.extend(changes);
         differences.extend(questions.into_iter().filter(|_| self.questions));
+        differences.extend(self.page_faults());
         let (expected, actual) = (self.expected.take_serial(), self.actual.take_serial());
         if expected != actual {
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
             differences.push(Difference::Output { expected: text(&expected), actual: text(&actual) });
         }
         differences
+    }
+}
+
+impl Pair {
+    /// A guest may have forgotten by now that it took another page fault.
+    fn page_faults(&self) -> Option<Difference> {
+        let (expected, actual) = (self.expected.take_page_faults(), self.actual.take_page_faults());
+        let first = (0..expected.len().max(actual.len())).find(|n| expected.get(*n) != actual.get(*n))?;
+        Some(Difference::Fault { expected: expected.get(first).copied(), actual: actual.get(first).copied() })
     }
 }
 

@@ -81,7 +81,7 @@ fn cause(sides: &Sides, toggle: &Toggle, finding: Finding) -> Cause {
         name: toggle.name.clone(),
         sentence: toggle.text.clone(),
         source: toggle.source.clone(),
-        confirmed: Some(format!("with {} on {side} {gone}", toggle.change)),
+        confirmed: Some(format!("{side} with {}: {gone}", toggle.change)),
     }
 }
 
@@ -101,12 +101,16 @@ fn groups(sides: &Sides) -> Vec<Vec<Toggle>> {
         [(Side::Actual, actual, sides.plugin), (Side::Expected, expected, sides.expected_plugin)]
     {
         let (silicon, patches): (Vec<_>, Vec<_>) = plugin.patches.iter().partition(|row| is_silicon(row));
-        for rows in [silicon, patches, plugin.parameters.iter().collect()] {
+        let parameters = plugin.parameters.iter().filter(|row| !NATURE.contains(&row.name.as_str()));
+        for rows in [silicon, patches, parameters.collect()] {
             groups.push(rows.into_iter().filter_map(|row| flipped(side, machine, plugin, row)).collect());
         }
     }
     groups
 }
+
+/// Parameters that make another kind of backend of it: everything changes with them, so they explain nothing.
+const NATURE: [&str; 2] = ["ept", "npt"];
 
 /// Switches that two machines of one backend have set differently, each set as the other has it.
 fn differing(side: Side, machine: &MachineSpec, other: &MachineSpec, plugin: &Description) -> Vec<Toggle> {
