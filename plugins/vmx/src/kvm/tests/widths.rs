@@ -124,16 +124,19 @@ const ROWS: &[Row] = &[
     },
 ];
 
-fn check(row: &Row, options: &[(&str, &str)], (exit, result): (Option<Ended>, Outcome)) {
-    let mut guest = guest(options);
+fn check(row: &Row, options: &[(&str, &str)], expected: (Option<Ended>, Outcome)) {
+    check_on(guest(options), row, &format!("{} {options:?}", row.what), expected);
+}
+
+fn check_on(mut guest: Guest, row: &Row, what: &str, (exit, result): (Option<Ended>, Outcome)) {
     guest.set(PDE, row.pde);
     guest.set(PTE, row.pte);
     let (kind, user) = row.access;
     let (ended, exits) = outcome(&mut guest, kind, user);
-    assert_eq!(exits.first().copied(), exit, "{} {options:?}", row.what);
-    assert_eq!(ended, result, "{} {options:?}", row.what);
-    assert!(exits.len() <= 1, "{} {options:?}: {exits:x?}", row.what);
-    assert_eq!(guest.get(PTE), row.pte, "{} {options:?}: the leaf is untouched", row.what);
+    assert_eq!(exits.first().copied(), exit, "{what}");
+    assert_eq!(ended, result, "{what}");
+    assert!(exits.len() <= 1, "{what}: {exits:x?}");
+    assert_eq!(guest.get(PTE), row.pte, "{what}: the leaf is untouched");
 }
 
 #[test]
@@ -144,6 +147,18 @@ fn with_the_switch_every_fault_is_exact() {
 #[test]
 fn without_it_the_reserved_bit_is_missed() {
     ROWS.iter().for_each(|row| check(row, NO_ASM, row.without));
+}
+
+/// Without EPT KVM walks for every fault, and does so with the guest's width: exact, whatever the parameter says.
+#[test]
+fn shadow_paging_is_exact() {
+    for row in ROWS {
+        for parameter in ["on", "off"] {
+            let options = [("ept", "off"), ("allow_smaller_maxphyaddr", parameter)];
+            let guest = Guest::new(silicon(46), 36, &options);
+            check_on(guest, row, &format!("{} {options:?}", row.what), (INTERCEPTED, row.with.1));
+        }
+    }
 }
 
 /// access.c, `pte.p pte.36 pde.p`: the case that fails on AMD with nested paging, step by step.
