@@ -7,6 +7,7 @@
 use super::{Finding, Trial, exits::AXIS, search::Mark};
 use crate::{Error, exits::Seen, report::Verdict, signature::Signature, spec, text};
 use std::cmp::Ordering;
+use vmtape_machine::MachineSpec;
 use vmtape_traces::{ExitGroup, Exits, Tape, event::Milestone, reader::Events};
 
 /// An exit at which the tapes part, as each of them has it.
@@ -24,12 +25,29 @@ struct Pairs<'t> {
     expected: Exits<Events<'t>>,
     actual: Exits<Events<'t>>,
     ahead: (Option<ExitGroup>, Option<ExitGroup>),
-    /// Both tapes are of one kind of backend: equal runs have equal exits.
-    alike: bool,
+    kind: Kind,
+}
+
+/// What two tapes can be compared in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// In every event.
+    Same,
+    /// One kind of backend, but what an exit's reader is told of registers and memory follows other checkpoints.
+    Alike,
+    /// Two kinds of backends: in what the guests saw.
+    Unlike,
 }
 
 pub fn bisect(expected: &Tape, actual: &Tape) -> Result<Finding, Error> {
-    let alike = spec::machine(expected)?.backend == spec::machine(actual)?.backend;
+    let (a, b) = (spec::machine(expected)?, spec::machine(actual)?);
+    let pace = |machine: &MachineSpec| (machine.checkpoint_every, machine.milestone_every);
+    let kind = match a.backend == b.backend {
+        true if pace(&a) == pace(&b) => Kind::Same,
+        true => Kind::Alike,
+        false => Kind::Unlike,
+    };
+    let alike = kind != Kind::Unlike;
     let (good, bad) = expected.alike_until(actual);
     let searched = good.is_some() || bad.is_some();
     if !searched && !alike {
@@ -40,18 +58,16 @@ pub fn bisect(expected: &Tape, actual: &Tape) -> Result<Finding, Error> {
         ));
     }
     let chunk = expected.first_difference(actual);
-    let differs = chunk < expected.chunks().len() || chunk < actual.chunks().len();
-    if bad.is_none() && (!alike || !differs) {
-        let same = expected.totals()?.icount == actual.totals()?.icount;
-        if same || alike {
-            return Ok(finding(Finding::same(AXIS, "the tapes do not part"), expected, (good, bad)));
-        }
+    let over = chunk >= expected.chunks().len() && chunk >= actual.chunks().len();
+    let parted = match (kind, good) {
+        (Kind::Same, _) if over => None,
+        (Kind::Same, None) => from_chunk(expected, actual, chunk)?.part(bad)?,
+        _ => from_icount(expected, actual, good.map_or(0, |good| good.icount), kind)?.part(bad)?,
+    };
+    let longer = expected.totals()?.icount != actual.totals()?.icount;
+    if parted.is_none() && bad.is_none() && !longer {
+        return Ok(finding(Finding::same(AXIS, "the tapes do not part"), expected, (good, bad)));
     }
-    let parted = match (alike, good) {
-        (true, None) => from_chunk(expected, actual, chunk)?,
-        _ => from_icount(expected, actual, good.map_or(0, |good| good.icount), alike)?,
-    }
-    .part(bad.map_or(u64::MAX, |bad| bad.icount))?;
     let mut found = Finding::same(AXIS, "");
     found.verdict = Verdict::Different;
     found.reproduce = format!("vmtape diff {} {}", expected.name(), actual.name());
@@ -69,7 +85,9 @@ pub fn bisect(expected: &Tape, actual: &Tape) -> Result<Finding, Error> {
             let exits =
                 |milestone: Option<Milestone>, end| milestone.map_or(end, |milestone| milestone.exits);
             let (first, last) = (exits(good, 0), exits(bad, expected.totals()?.exits));
-            found.line = format!("first bad: between exits {first} and {last}, without an exit of its own");
+            found.line =
+                format!("first bad: between exits {first} and {last}, without an exit that both have");
+            found.reproduce = format!("vmtape replay {} -b {} --host {}", expected.name(), b.backend, b.host);
         }
     }
     Ok(finding(found, expected, (good, bad)))
@@ -84,7 +102,10 @@ fn finding(mut found: Finding, tape: &Tape, (good, bad): (Option<Milestone>, Opt
     };
     found.trials.extend(good.map(|good| trial(Mark::Good, good)));
     found.trials.extend(bad.map(|bad| trial(Mark::Bad, bad)));
-    found.notes.push(format!("searched {} milestones", tape.milestones().len()));
+    found.notes.push(match good.is_some() || bad.is_some() {
+        true => format!("searched {} milestones", tape.milestones().len()),
+        false => format!("no milestones in common; searched the digests of {} chunks", tape.chunks().len()),
+    });
     found
 }
 
@@ -94,35 +115,36 @@ fn from_chunk<'t>(expected: &'t Tape, actual: &'t Tape, chunk: usize) -> Result<
         let first = tape.chunks().get(chunk).map_or(0, |chunk| chunk.first_exit);
         Exits::new(tape.events_from(chunk), first)
     };
-    Pairs::new(exits(expected), exits(actual), true)
+    Pairs::new(exits(expected), exits(actual), Kind::Same)
 }
 
 fn from_icount<'t>(
     expected: &'t Tape,
     actual: &'t Tape,
     icount: u64,
-    alike: bool,
+    kind: Kind,
 ) -> Result<Pairs<'t>, Error> {
     let exits = |tape: &'t Tape| -> Result<_, Error> {
         let events = tape.events_from_icount(icount)?;
         let first = events.clock().exits;
         Ok(Exits::new(events, first))
     };
-    Pairs::new(exits(expected)?, exits(actual)?, alike)
+    Pairs::new(exits(expected)?, exits(actual)?, kind)
 }
 
 impl<'t> Pairs<'t> {
     fn new(
         mut expected: Exits<Events<'t>>,
         mut actual: Exits<Events<'t>>,
-        alike: bool,
+        kind: Kind,
     ) -> Result<Self, Error> {
         let ahead = (expected.next().transpose()?, actual.next().transpose()?);
-        Ok(Self { expected, actual, ahead, alike })
+        Ok(Self { expected, actual, ahead, kind })
     }
 
-    /// The first difference before an instruction count.
-    fn part(&mut self, until: u64) -> Result<Option<Parted>, Error> {
+    /// The first difference before a milestone.
+    fn part(&mut self, bad: Option<Milestone>) -> Result<Option<Parted>, Error> {
+        let until = bad.map_or(u64::MAX, |bad| bad.icount);
         let moment = |group: &Option<ExitGroup>| {
             group.as_ref().map_or((u64::MAX, 0), |group| (group.exit.icount, group.exit.vcpu))
         };
@@ -138,9 +160,9 @@ impl<'t> Pairs<'t> {
             if ours.cmp(&theirs) != Ordering::Less {
                 pair.1 = std::mem::replace(&mut self.ahead.1, self.actual.next().transpose()?);
             }
-            let parted = match self.alike {
-                true => unequal(pair.0.as_ref(), pair.1.as_ref()),
-                false => seen_otherwise(pair.0.as_ref(), pair.1.as_ref()),
+            let parted = match self.kind {
+                Kind::Unlike => seen_otherwise(pair.0.as_ref(), pair.1.as_ref()),
+                kind => unequal(pair.0.as_ref(), pair.1.as_ref(), kind),
             };
             if parted.is_some() {
                 return Ok(parted);
@@ -150,18 +172,33 @@ impl<'t> Pairs<'t> {
 }
 
 /// Two exits of one kind of backend at one moment, if anything differs.
-fn unequal(expected: Option<&ExitGroup>, actual: Option<&ExitGroup>) -> Option<Parted> {
-    let bare = |group: &ExitGroup| ExitGroup { number: 0, ..group.clone() };
+fn unequal(expected: Option<&ExitGroup>, actual: Option<&ExitGroup>, kind: Kind) -> Option<Parted> {
+    let bare = |group: &ExitGroup| {
+        let mut bare = ExitGroup { number: 0, ..group.clone() };
+        if kind == Kind::Alike {
+            (bare.registers, bare.reads) = (Vec::new(), Vec::new());
+        }
+        bare
+    };
     if expected.map(bare) == actual.map(bare) {
         return None;
     }
     let (ours, theirs) = (lines(expected), lines(actual));
     let differs = ours.iter().zip(&theirs).position(|(a, b)| a != b);
     let at = differs.unwrap_or(ours.len().min(theirs.len()));
-    let line = |lines: &[String]| lines.get(at).map_or("nothing".to_owned(), |line| line.trim().to_owned());
-    let word = |lines: &[String]| line(lines).split([' ', ':']).next().unwrap_or_default().to_owned();
+    let line = |lines: &[String], group: Option<&ExitGroup>| match lines.get(at) {
+        Some(line) => line.trim().to_owned(),
+        // Nothing is printed of what else an exit's group holds.
+        None if differs.is_none() && ours == theirs => {
+            let told = group.map(|group| (&group.registers, &group.reads));
+            format!("registers and memory {told:x?}")
+        }
+        None => "nothing".to_owned(),
+    };
+    let word = |line: &str| line.split([' ', ':']).next().unwrap_or_default().to_owned();
+    let (ours, theirs) = (line(&ours, expected), line(&theirs, actual));
     let what = format!("exit:{}>{}", word(&ours), word(&theirs));
-    Some(parted(expected.or(actual)?, what, line(&ours), line(&theirs)))
+    Some(parted(expected.or(actual)?, what, ours.clone(), theirs.clone()))
 }
 
 /// Two exits of different kinds at one moment, if the guest saw something on both sides, and something else.
