@@ -53,12 +53,12 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
         return Ok(bench.nothing(AXIS, "all CPUID changes together do not flip the verdict"));
     }
     if test(bench, &[])? == Mark::Bad {
-        let mut finding = bench.found(AXIS, "first bad: whatever the CPUID says", "");
+        let mut finding = bench.found(AXIS, "first bad: whatever the CPUID says", "")?;
         finding.notes.push("no CPUID change is needed for it".into());
         return Ok(finding);
     }
     let set = minimize(changes.len(), |set| Ok(test(bench, set)? == Mark::Bad))?;
-    let mut finding = bench.found(AXIS, format!("first bad: {}", text(&set)), "");
+    let mut finding = bench.found(AXIS, format!("first bad: {}", text(&set)), "")?;
     let set: Vec<&Change> = set.iter().map(|n| &changes[*n]).collect();
     finding.reproduce = reproduce(bench, &request.model, &set, request.both)?;
     finding.notes.push(format!(

@@ -10,8 +10,9 @@ pub fn bisect(bench: &mut Bench, actual: MachineSpec, options: &str) -> Result<F
     let what = actual.backend.clone();
     Ok(match bench.test(&what, actual)? {
         Mark::Bad => {
-            let line = bench.divergence.as_ref().map_or_else(String::new, line);
-            bench.found(AXIS, line, options)
+            let divergence = bench.bad.as_ref().and_then(|(_, divergence)| divergence.as_ref());
+            let line = divergence.map_or_else(String::new, line);
+            bench.found(AXIS, line, options)?
         }
         Mark::Good => bench.nothing(AXIS, "no exit differs"),
         Mark::Skip => {

@@ -146,28 +146,28 @@ impl Step<'_> {
         };
         let word = if self.newer_is == Mark::Bad { "bad" } else { "good" };
         let all: Vec<usize> = (0..changed.len()).collect();
-        let mut divergence = bench.divergence.clone();
+        let before = bench.bad.take();
         if changed.is_empty() || !is_newer(bench, &candidate(self.older, &all, false))? {
-            bench.divergence = divergence;
+            bench.bad = before;
             let bad = if self.newer_is == Mark::Bad { self.newer } else { self.older };
             let mut finding = bench.found(
                 AXIS,
                 format!("first {word}: {}", self.newer),
                 &format!("--kvm {bad}{}", request.suffix),
-            );
+            )?;
             finding.notes.push(format!("no set of the known patches makes {} behave like it", self.older));
             return Ok(finding);
         }
         let set = minimize(changed.len(), |set| is_newer(bench, &candidate(self.older, set, false)))?;
-        divergence = bench.divergence.clone().or(divergence);
+        let last = bench.bad.take();
         let (with, without) = (candidate(self.older, &set, false), candidate(self.newer, &set, true));
         // The proof to the contrary: the newer release without it.
         let confirmed = !is_newer(bench, &without)?;
-        bench.divergence = divergence;
+        bench.bad = if self.newer_is == Mark::Bad { last } else { before };
         let lines: Vec<String> = set.iter().map(|n| line(changed[*n].0, changed[*n].1)).collect();
         let bad = if self.newer_is == Mark::Bad { with.text() } else { without.text() };
         let line = format!("first {word}: {}", lines.join("; and "));
-        let mut finding = bench.found(AXIS, line, &format!("--kvm {bad}"));
+        let mut finding = bench.found(AXIS, line, &format!("--kvm {bad}"))?;
         let subjects = set.iter().map(|n| changed[*n].0).filter(|row| !row.subject.is_empty());
         finding.notes.extend(subjects.map(|row| format!("{}: {} ({})", row.commit, row.subject, row.source)));
         let so = if confirmed { "does not" } else { "does too" };

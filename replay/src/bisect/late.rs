@@ -62,7 +62,7 @@ pub fn bisect(bench: &mut Bench, actual: MachineSpec, options: &str) -> Result<F
         (None, Some(group)) => format!("elsewhere, {}", text::exit_line(group)),
         (None, None) => format!("no exit: the instruction after {} others", doomed.0.icount),
     };
-    let mut finding = bench.found(AXIS, format!("first bad: {line}"), options.trim_start());
+    let mut finding = bench.found(AXIS, format!("first bad: {line}"), options)?;
     if let (Some(_), there) = (&here, &there) {
         let there = there.as_ref().map_or("no exit there".into(), text::exit_line);
         finding.notes.push(format!("elsewhere: {there}"));

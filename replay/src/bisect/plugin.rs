@@ -34,11 +34,11 @@ pub fn bisect(bench: &mut Bench, builds: &[Build]) -> Result<Finding, Error> {
         Mark::Bad => {}
     }
     if last == 0 || test(bench, 0)? == Mark::Bad {
-        return Ok(bench.found(AXIS, format!("first bad: {}", builds[0].name), &option(&builds[0])));
+        return bench.found(AXIS, format!("first bad: {}", builds[0].name), &option(&builds[0]));
     }
     let found = turn(0, last as u64, |n| test(bench, n as usize))?;
     let first = &builds[found.first_bad as usize];
-    let mut finding = bench.found(AXIS, format!("first bad: {}", first.name), &option(first));
+    let mut finding = bench.found(AXIS, format!("first bad: {}", first.name), &option(first))?;
     finding.notes.push(format!("{} is the last good one", builds[found.last_good as usize].name));
     let skipped = found.first_bad - found.last_good - 1;
     if skipped != 0 {

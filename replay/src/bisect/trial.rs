@@ -76,8 +76,8 @@ pub struct Bench<'a> {
     pub trials: Vec<Trial>,
     /// What is looked for, once the bad end has shown it.
     pub wanted: Option<Signature>,
-    /// The divergence of the last bad trial.
-    pub divergence: Option<Divergence>,
+    /// The last bad trial: its machines and its divergence.
+    pub bad: Option<(Pair, Option<Divergence>)>,
 }
 
 impl<'a> Bench<'a> {
@@ -90,14 +90,14 @@ impl<'a> Bench<'a> {
     /// Tries a pair of machines. The first bad trial decides what is looked for.
     pub fn test_pair(&mut self, what: &str, pair: Pair, create: Create) -> Result<Mark, Error> {
         (self.progress)(what);
-        let shown = self.show(pair, create)?;
+        let shown = self.show(&pair, create)?;
         let (mark, shows) = match shown {
             Show::Same => (Mark::Good, "same".to_owned()),
             Show::Unable(why) => (Mark::Skip, format!("cannot be tried: {why}")),
             Show::Different { signature, text, divergence } => {
                 let wanted = self.wanted.get_or_insert_with(|| signature.clone());
                 if *wanted == signature {
-                    self.divergence = divergence.map(|divergence| *divergence);
+                    self.bad = Some((pair, divergence.map(|divergence| *divergence)));
                     (Mark::Bad, text)
                 } else {
                     (Mark::Skip, format!("another difference comes first: {text} [{signature}]"))
@@ -121,11 +121,11 @@ impl<'a> Bench<'a> {
     }
 
     /// What a pair shows. A machine that its backend refuses or breaks under is nothing that can be judged.
-    pub fn show(&self, pair: Pair, create: Create) -> Result<Show, Error> {
+    pub fn show(&self, pair: &Pair, create: Create) -> Result<Show, Error> {
         let shown = match &self.criterion {
             Criterion::Divergence(mode) => self.compare(*mode, pair, create),
             Criterion::End => self.ends(pair, create),
-            Criterion::Prints(text) => self.prints(text, pair.actual, create),
+            Criterion::Prints(text) => self.prints(text, pair, create),
         };
         match shown {
             Err(error) if is_about_machine(&error) => Ok(Show::Unable(error.to_string())),
@@ -133,9 +133,8 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn compare(&self, mode: Mode, pair: Pair, create: Create) -> Result<Show, Error> {
-        let tape = pair.tape.as_ref().unwrap_or(self.tape);
-        let report = compare(tape, mode, pair.expected, pair.actual, create, self.describe)?;
+    fn compare(&self, mode: Mode, pair: &Pair, create: Create) -> Result<Show, Error> {
+        let report = self.report(mode, pair, create, false)?;
         Ok(match report.divergence {
             Some(divergence) if report.verdict == Verdict::Different => Show::Different {
                 signature: Signature::of(&divergence),
@@ -146,12 +145,58 @@ impl<'a> Bench<'a> {
         })
     }
 
-    fn ends(&self, pair: Pair, create: Create) -> Result<Show, Error> {
+    /// Compares two machines by the method that fits them: the same machine event by event, another one by what the guest
+    /// can observe.
+    fn report(&self, mode: Mode, pair: &Pair, create: Create, explain: bool) -> Result<Report, Error> {
+        let tape = pair.tape.as_ref().unwrap_or(self.tape);
+        let (expected, mut actual) = (pair.expected.clone(), pair.actual.clone());
+        // Another build of the backend may resolve the same options to more.
+        let same = is_same(&expected, &actual);
+        actual.options = create(&actual)?.resolved();
+        let mut report = Report::new("", tape.name(), actual.backend.clone());
+        let nobody = &mut |_| {};
+        if mode == Mode::Exits {
+            let same = expected.backend == actual.backend;
+            exits::replay(tape, actual, create, same, &mut report, "", nobody)?;
+        } else if same || is_same(&expected, &actual) {
+            identical::replay(tape, actual, create, None, &mut report, "", nobody)?;
+        } else {
+            let (expected_plugin, plugin) =
+                ((self.describe)(&expected.backend)?, (self.describe)(&actual.backend)?);
+            /// Exits of context before a difference.
+            const CONTEXT: usize = 3;
+            let sides = across::Sides {
+                tape,
+                expected,
+                actual,
+                create,
+                expected_plugin: &expected_plugin,
+                plugin: &plugin,
+                context: CONTEXT,
+                explain,
+                reproduce: String::new(),
+            };
+            sides.compare(&mut report, nobody)?;
+        }
+        Ok(report)
+    }
+
+    /// The divergence of the last bad trial, explained where the machines ran.
+    fn explained(&mut self) -> Result<Option<Divergence>, Error> {
+        let Some((pair, divergence)) = self.bad.take() else { return Ok(None) };
+        let ran = self.criterion == Criterion::Divergence(Mode::Run) && divergence.is_some();
+        if !ran || is_same(&pair.expected, &pair.actual) {
+            return Ok(divergence);
+        }
+        Ok(self.report(Mode::Run, &pair, self.create, true)?.divergence)
+    }
+
+    fn ends(&self, pair: &Pair, create: Create) -> Result<Show, Error> {
         let expected = match &pair.tape {
             Some(tape) => end_of(tape)?,
             None => end_of(self.tape)?,
         };
-        let ended = Ended::of(self.tape, pair.actual, create)?;
+        let ended = Ended::of(self.tape, pair.actual.clone(), create)?;
         Ok(if expected.as_ref().is_some_and(|expected| same_end(expected, &ended.end)) {
             Show::Same
         } else {
@@ -163,8 +208,8 @@ impl<'a> Bench<'a> {
         })
     }
 
-    fn prints(&self, wanted: &str, actual: MachineSpec, create: Create) -> Result<Show, Error> {
-        let ended = Ended::of(self.tape, actual, create)?;
+    fn prints(&self, wanted: &str, pair: &Pair, create: Create) -> Result<Show, Error> {
+        let ended = Ended::of(self.tape, pair.actual.clone(), create)?;
         Ok(if ended.printed.contains(wanted) {
             Show::Different {
                 signature: Signature::new(&format!("prints:{wanted}"), 0),
@@ -194,17 +239,23 @@ impl<'a> Bench<'a> {
     }
 
     /// The finding of a search that is over.
-    pub fn found(&mut self, axis: &'static str, line: impl Into<String>, options: &str) -> Finding {
-        Finding {
+    pub fn found(
+        &mut self,
+        axis: &'static str,
+        line: impl Into<String>,
+        options: &str,
+    ) -> Result<Finding, Error> {
+        let divergence = self.explained()?;
+        Ok(Finding {
             axis,
             verdict: Verdict::Different,
             line: line.into(),
             signature: self.wanted.clone(),
             notes: Vec::new(),
             trials: std::mem::take(&mut self.trials),
-            divergence: self.divergence.take(),
-            reproduce: format!("{} {options}", self.command).trim_end().to_owned(),
-        }
+            divergence,
+            reproduce: format!("{} {}", self.command, options.trim()).trim_end().to_owned(),
+        })
     }
 
     /// The finding of a search that had nothing to look for.
@@ -216,44 +267,6 @@ impl<'a> Bench<'a> {
 /// Whether an error is a machine's, that its backend refuses or breaks under, and not the tape's.
 fn is_about_machine(error: &Error) -> bool {
     matches!(error, Error::Refused { .. } | Error::Failed { .. } | Error::Machine(_))
-}
-
-/// Compares a machine with a tape by the method that fits the two: the same machine event by event, another one by what
-/// the guest can observe.
-pub fn compare(
-    tape: &Tape,
-    mode: Mode,
-    expected: MachineSpec,
-    mut actual: MachineSpec,
-    create: Create,
-    describe: &dyn Fn(&str) -> Result<Description, Error>,
-) -> Result<Report, Error> {
-    actual.options = create(&actual)?.resolved();
-    let mut report = Report::new("", tape.name(), actual.backend.clone());
-    let nobody = &mut |_| {};
-    if mode == Mode::Exits {
-        let same = expected.backend == actual.backend;
-        exits::replay(tape, actual, create, same, &mut report, "", nobody)?;
-    } else if is_same(&expected, &actual) {
-        identical::replay(tape, actual, create, None, &mut report, "", nobody)?;
-    } else {
-        let (expected_plugin, plugin) = (describe(&expected.backend)?, describe(&actual.backend)?);
-        /// Exits of context before a difference.
-        const CONTEXT: usize = 3;
-        let sides = across::Sides {
-            tape,
-            expected,
-            actual,
-            create,
-            expected_plugin: &expected_plugin,
-            plugin: &plugin,
-            context: CONTEXT,
-            explain: false,
-            reproduce: String::new(),
-        };
-        sides.compare(&mut report, nobody)?;
-    }
-    Ok(report)
 }
 
 /// Whether two machines are one: the guest, the backend with its options, and the silicon.

@@ -45,7 +45,7 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
         Side::Host => format!("--host {}-{first_bad}", request.machine.silicon.vendor),
         Side::Guest => String::new(),
     };
-    let mut finding = bench.found(AXIS, format!("first bad: {}", request.text(first_bad)), &options);
+    let mut finding = bench.found(AXIS, format!("first bad: {}", request.text(first_bad)), &options)?;
     if request.side == Side::Guest {
         let both = matches!(bench.criterion, Criterion::Divergence(_));
         let model = bench.machine.cpu.clone();

@@ -152,7 +152,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         progress: &|what| bar.set_message(what.to_owned()),
         trials: Vec::new(),
         wanted: None,
-        divergence: None,
+        bad: None,
     };
     // What the backend warns of in a trial is the trial's business.
     let finding =
@@ -164,7 +164,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 impl Args {
     /// Opened without reading every byte, which is what takes time.
     fn two_tapes(&self, other: &Path) -> Result<ExitCode> {
-        if self.goes_elsewhere() || self.verdict.is_some() {
+        if self.elsewhere.is_given() || self.verdict.is_some() {
             return Err(usage("two tapes are compared as they are: no -b, --host, --kvm or --verdict"));
         }
         let open = |path: &Path| -> Result<Tape> {
@@ -204,17 +204,13 @@ impl Args {
             Some(VerdictArg::End) => Criterion::End,
             Some(VerdictArg::Prints(text)) => Criterion::Prints(text.clone()),
             // A guest that is told something else sees that at once: only how it fares says more.
-            None if self.changes_guest() && !self.goes_elsewhere() => Criterion::End,
+            None if self.changes_guest() && !self.elsewhere.is_given() => Criterion::End,
             None => Criterion::Divergence(mode),
         }
     }
 
     fn changes_guest(&self) -> bool {
         self.axis == Axis::Cpuid || self.axis == Axis::Width && self.side == SideArg::Guest
-    }
-
-    fn goes_elsewhere(&self) -> bool {
-        self.elsewhere.backend.is_some() || self.elsewhere.host.is_some() || self.elsewhere.kvm.is_some()
     }
 
     fn bisect_kvm(&self, bench: &mut Bench, plugins: &Plugins) -> Result<Finding> {
@@ -258,7 +254,7 @@ impl Args {
 
     fn bisect_cpuid(&self, bench: &mut Bench, plugins: &Plugins) -> Result<Finding> {
         let machine = self.elsewhere.machine(&bench.machine, plugins)?;
-        let both = self.goes_elsewhere();
+        let both = self.elsewhere.is_given();
         let model = match (&self.cpu, both) {
             (Some(model), _) => model,
             (None, true) => "max",
@@ -325,13 +321,18 @@ fn write(out: &mut impl Write, finding: &Finding) -> io::Result<()> {
     if !finding.trials.is_empty() {
         writeln!(out, "  tried:")?;
     }
+    let mut shown: Vec<&str> = Vec::new();
     for trial in &finding.trials {
         let mark = match trial.mark {
             Mark::Good => "good",
             Mark::Bad => "bad",
             Mark::Skip => "skip",
         };
-        writeln!(out, "    {mark:4}  {}: {}", trial.what, trial.shows)?;
+        // What was said in full once is known.
+        let known = shown.contains(&trial.shows.as_str());
+        let shows = if known && trial.mark == Mark::Bad { "the same divergence" } else { &trial.shows };
+        shown.push(&trial.shows);
+        writeln!(out, "    {mark:4}  {}: {shows}", trial.what)?;
     }
     if let Some(divergence) = &finding.divergence {
         report::write_divergence(out, divergence)?;
