@@ -44,13 +44,13 @@ const CATALOGUE: &[Entry] = &[
     },
     Entry {
         name: "role-without-width",
-        kind: Kind::Clause,
+        kind: Kind::Patch,
         source: "KVM include/asm/kvm_host.h union kvm_mmu_page_role; commit 63f5a1909f9e",
         sentence: role_without_width,
     },
     Entry {
         name: "emulator-knows-not",
-        kind: Kind::Clause,
+        kind: Kind::Patch,
         source: "KVM x86.c handle_emulation_failure(), prepare_emulation_failure_exit()",
         sentence: emulator_knows_not,
     },

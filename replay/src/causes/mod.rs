@@ -22,7 +22,7 @@ pub enum Kind {
     Clause,
     /// Behaviour of a vendor's silicon that no manual promises.
     Silicon,
-    /// A change in KVM, in one of the two and not in the other.
+    /// What KVM does: a change that one of the two has and not the other, or a limit of it.
     Patch,
     /// The two machines were told different things: a parameter, a width, a CPUID, another ioctl.
     Configuration,
@@ -33,7 +33,7 @@ impl Kind {
         match self {
             Self::Clause => "clause of the manuals",
             Self::Silicon => "silicon behaviour",
-            Self::Patch => "patch of KVM",
+            Self::Patch => "KVM",
             Self::Configuration => "configuration",
         }
     }
