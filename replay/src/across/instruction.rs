@@ -7,7 +7,7 @@ use crate::{
         Case, Cause, Seen, catalogue,
         trial::{self, Finding, Side},
     },
-    explain::{self, Outcome, Teller},
+    explain::{self, Outcome, Teller, Widths},
     identical::widths,
     player::Player,
     report::{Class, Divergence, Level, Rule},
@@ -15,10 +15,10 @@ use crate::{
     spec,
     state::{self, Difference},
     text,
-    witness::Deed,
+    witness::{Deed, Entry},
 };
 use vmtape_abi::TableRow;
-use vmtape_arch::note::Note;
+use vmtape_arch::{cpuid::maxphyaddr, note::Note};
 use vmtape_machine::MachineSpec;
 use vmtape_traces::{Event, ExitGroup, Exits, event::End};
 
@@ -37,18 +37,23 @@ pub(super) fn explain(
         // The instruction that follows has no part in it.
         deeds = [Vec::new(), Vec::new()];
     }
+    let (groups, others) = (exits(&pair.expected), exits(&pair.actual));
+    let vcpu = vcpu(&differences, [&groups, &others], before.icount);
     let entry = differences.first().and_then(Difference::entry);
     let focus = explain::focus([&deeds[0], &deeds[1]], entry);
     let [on_tape, here] = deeds;
     let [name, other] = sides.names();
-    let expected = seen(name, &sides.expected, &pair.expected, on_tape, focus, before);
-    let actual = seen(other, &sides.actual, &pair.actual, here, focus, before);
+    let state = before.states.get(vcpu as usize);
+    let tables = |player: &Player| match (focus, state) {
+        (Some(gva), Some(state)) => explain::tables(&player.machine, state, gva),
+        _ => Vec::new(),
+    };
+    let expected = seen(name, &pair.expected, on_tape, vcpu, tables(&pair.expected));
+    let actual = seen(other, &pair.actual, here, vcpu, tables(&pair.actual));
     let (what, summary) = what(&differences, &expected.outcome, &actual.outcome, guest);
     let case = Case { what: &what, focus, expected: &expected, actual: &actual };
     let cause = if sides.explain { cause(sides, pair, before, &case, guest) } else { None };
-    let (groups, others) = (exits(&pair.expected), exits(&pair.actual));
-    let vcpu = vcpu(&differences, [&groups, &others], before.icount);
-    let rip = before.states.get(vcpu as usize).map_or(0, |state| state.rip);
+    let rip = state.map_or(0, |state| state.rip);
     let number = |groups: &[ExitGroup]| groups.last().map(|group| group.number);
     let mut rules = rules(&actual.deeds, &sides.plugin.rules, &sides.actual.backend);
     rules.extend(self::rules(&expected.deeds, &sides.expected_plugin.rules, &sides.expected.backend));
@@ -72,24 +77,15 @@ pub(super) fn explain(
     })
 }
 
-fn seen(
-    name: String,
-    machine: &MachineSpec,
-    player: &Player,
-    deeds: Vec<Deed>,
-    focus: Option<u64>,
-    before: &Moment,
-) -> Seen {
+fn seen(name: String, player: &Player, deeds: Vec<Deed>, vcpu: u32, tables: Vec<Entry>) -> Seen {
     let endless = matches!(player.end, Some(End::NoProgress { .. }));
-    let state = before.states.first();
-    let tables = focus.zip(state).map(|(gva, state)| explain::tables(&player.machine, state, gva));
-    Seen {
-        name,
-        widths: widths(machine),
-        outcome: explain::outcome(&deeds, endless),
-        deeds,
-        tables: tables.unwrap_or_default(),
-    }
+    let machine = &player.machine;
+    let widths = Widths {
+        // A vCPU's CPUID may be another one than the machine began with.
+        guest: maxphyaddr(machine.cpuid(vcpu)),
+        host: machine.spec().silicon.phys_bits,
+    };
+    Seen { name, widths, outcome: explain::outcome(&deeds, endless), deeds, tables }
 }
 
 fn tell(side: &Seen, focus: Option<u64>) -> explain::Story {
@@ -158,6 +154,7 @@ fn cause(sides: &Sides, pair: &Pair, before: &Moment, case: &Case, guest: u8) ->
         |side: Side, machine: &MachineSpec| try_out(sides, pair, before, case, (side, machine), guest);
     let Some(found) = trial::find(sides, before.icount, &mut run) else { return known };
     Some(match known {
+        Some(known) if found.name.starts_with(trial::HOST) => Cause { confirmed: found.confirmed, ..known },
         Some(known) => Cause {
             confirmed: found.confirmed.map(|confirmed| format!("{confirmed} ({})", found.sentence)),
             sentence: known.sentence,

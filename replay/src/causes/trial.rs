@@ -176,6 +176,9 @@ fn is_silicon(row: &TableRow) -> bool {
     row.value == "silicon"
 }
 
+/// How names of a host's properties begin.
+pub const HOST: &str = "host: ";
+
 /// Properties of two hosts that differ, each set as the other has it.
 fn hosts(side: Side, machine: &MachineSpec, other: &MachineSpec) -> Vec<Toggle> {
     type Copy = fn(&mut Silicon, &Silicon) -> String;
@@ -211,7 +214,7 @@ fn hosts(side: Side, machine: &MachineSpec, other: &MachineSpec) -> Vec<Toggle> 
         (changed.silicon != machine.silicon).then(|| Toggle {
             side,
             kind: Kind::Configuration,
-            name: format!("host: {property}"),
+            name: format!("{HOST}{property}"),
             text: format!("The hosts differ in {property}: {} and {}", machine.host, other.host),
             source: "SDM vol. 3A 4.1.4 Enumeration of Paging Features by CPUID".to_owned(),
             change: format!("{property} {value}"),

@@ -40,9 +40,8 @@ impl Outcome {
             Self::Mmio { .. } => "mmio".into(),
             Self::Exception { vector, code: Some(code), .. } => format!("{vector}({code:#x})"),
             Self::Exception { vector, .. } => vector.to_string(),
-            Self::Left(resume) => {
-                text::resume_text(&Resume { data: [resume.data[0], 0, 0, 0, 0, 0], ..*resume })
-            }
+            Self::Left(resume) if resume.kind == ResumeKind::MEMORY_FAULT => resume.kind.to_string(),
+            Self::Left(resume) => text::resume_text(resume),
             Self::Endless => "endless".into(),
         }
     }
@@ -210,8 +209,12 @@ impl Teller {
             }
         }
         lines.extend(walks.finish(self.widths));
-        if lines.is_empty() && !tables.is_empty() {
-            lines.push("no walk: a translation made earlier is used; the guest's tables hold".to_owned());
+        // A walk tells its entries with their levels.
+        let walked = lines.iter().any(|line| line.trim_start().starts_with("level "));
+        if !walked && !tables.is_empty() {
+            lines.push(
+                "nobody walks the guest's tables: a translation made earlier is used. They hold".to_owned(),
+            );
             lines.extend(walk::lines(tables, Walker::Silicon, self.widths, None));
         }
         Story { side: side.to_owned(), lines, outcome: outcome.to_string() }
