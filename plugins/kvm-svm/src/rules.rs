@@ -19,6 +19,8 @@ open_enum! {
         EMULATED_BY_GUEST_WIDTH = 11 => "emulated-by-guest-width",
         FIXED_UP = 12 => "page-fault-fixed-up",
         RESERVED_BY_V1 = 13 => "reserved-by-v1",
+        UNMAPPABLE_EXIT = 14 => "unmappable-exit",
+        NPT4_ALIAS = 15 => "npt4-alias",
     }
 }
 
@@ -121,6 +123,19 @@ const ROWS: &[(Rule, Of, &str, &str)] = &[
         "The guest physical address is beyond the guest's width: a page fault with the reserved flag alone, and with that \
          address in CR2. No CPU raises such a fault",
         "patch \"KVM: SVM: Add guest physical address check in NPF interception\" of 27 Feb 2020, never merged",
+    ),
+    (
+        Rule::UNMAPPABLE_EXIT,
+        Of::Npt,
+        "4-level tables cannot translate the address of this memory: KVM leaves to userspace instead of trying for ever",
+        "proposed in 2024, never merged",
+    ),
+    (
+        Rule::NPT4_ALIAS,
+        Of::Npt,
+        "Under 4-level tables frames that differ in bits 51:48 of their address share an entry: MMIO at one takes the entry of \
+         memory at the other, which is emulated from then on; memory does not (and Linux 6.12 would stop the host with BUG)",
+        "KVM mmu/tdp_iter.c tdp_iter_refresh_sptep(), mmu/tdp_mmu.c handle_changed_spte()",
     ),
 ];
 

@@ -108,7 +108,11 @@ impl Shared {
         code: FaultCode,
         host: &mut dyn Host,
     ) -> Resume {
-        match self.mmu.page_fault(vcpu.id, state, address, code, host) {
+        let handled = self.mmu.page_fault(vcpu.id, state, address, code, host);
+        if self.mmu.take_alias().is_some() {
+            host.note(vcpu.id, Rule::NPT4_ALIAS.note());
+        }
+        match handled {
             Handled::Resume => Resume::GUEST,
             Handled::Inject(exception) => {
                 host.note(vcpu.id, Rule::RESERVED_BY_GUEST_WIDTH.note());
@@ -116,7 +120,10 @@ impl Shared {
                 Resume::GUEST
             }
             Handled::Errno(errno) => Resume::errno(errno),
-            Handled::Unmappable(how) => emulate::unmappable(vcpu.id, address, how, host),
+            Handled::Unmappable(how) => {
+                host.note(vcpu.id, Rule::UNMAPPABLE_EXIT.note());
+                emulate::unmappable(vcpu.id, address, how, host)
+            }
             Handled::EmulateOrRetry if self.retry_instead(vcpu, state, address, host) => Resume::GUEST,
             Handled::Emulate | Handled::EmulateOrRetry => {
                 host.note(vcpu.id, Rule::MMIO.note());
