@@ -145,6 +145,46 @@ fn a_crash_is_traced_back_to_the_exit_that_dooms_the_guest() -> Result<()> {
     Ok(())
 }
 
+/// Where a tape's fault lies, by milestones: the write comes after 400 CPUID exits of 1000. A tape of other checkpoints is
+/// the same run.
+#[test]
+fn two_tapes_part_where_their_milestones_do() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let guest = "builtin:late,before=400,rounds=600";
+    let tape = |name: &str, options: &[&str]| -> Result<()> {
+        let model = ["--cpu", "max,-pku,phys-bits=36,vendor=GenuineIntel", "--milestone-every", "1000"];
+        let line = [&["record", "-q", "-o", name][..], &model, options, &[guest]].concat();
+        let recorded = vmtape(folder.path(), &line)?;
+        assert!(recorded.status.success(), "{}", tail(&recorded));
+        Ok(())
+    };
+    tape("on.tape", &["-b", "vmx,allow_smaller_maxphyaddr=on"])?;
+    tape("checkpoints.tape", &["-b", "vmx,allow_smaller_maxphyaddr=on", "--checkpoint-every", "100"])?;
+    tape("off.tape", &["-b", "vmx"])?;
+    tape("svm.tape", &["-b", "svm"])?;
+    tape("npt.tape", &["-b", "svm-npt"])?;
+    let bisect = |a: &str, b: &str| -> Result<(Option<i32>, String)> {
+        let output = vmtape(folder.path(), &["bisect", a, b, "--axis", "exits"])?;
+        Ok((output.status.code(), String::from_utf8(output.stdout)?))
+    };
+    let number = |text: &str| -> u64 {
+        let digits =
+            |rest: &str| rest.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok());
+        first_line(text).strip_prefix("first bad: exit ").and_then(digits).unwrap_or_default()
+    };
+    let (code, text) = bisect("on.tape", "off.tape")?;
+    assert_eq!((code, (400..500).contains(&number(&text))), (DIFFERENT, true), "{text}");
+    assert!(text.contains("no exit instead of EXCEPTION_NMI"), "{text}");
+    for other in ["on.tape", "checkpoints.tape", "svm.tape"] {
+        let (code, text) = bisect("on.tape", other)?;
+        assert_eq!(code, SAME, "{other}: {text}");
+    }
+    // Nested paging has no exit for this fault: only the milestones tell.
+    let (code, text) = bisect("svm.tape", "npt.tape")?;
+    assert_eq!((code, text.contains("without an exit that both have")), (DIFFERENT, true), "{text}");
+    Ok(())
+}
+
 /// Two changes lie between the ends, and the one that is looked for is the later one in KVM's history: releases that show
 /// the other one first are skipped, and the search does not end at it.
 // See: KVM commit feb627e8d6f6
