@@ -35,6 +35,9 @@ pub struct Vcpu {
     pub exited: bool,
 }
 
+/// KVM_MAX_CPUID_ENTRIES, today and before commit 3f4e3eb417b1.
+const MAX_ENTRIES: usize = 256;
+const MAX_ENTRIES_OF_OLD: usize = 80;
 /// `last_vmentry_cpu` of a vCPU that has not run.
 pub const NEVER: i32 = -1;
 
@@ -77,24 +80,43 @@ impl Vcpu {
         state: &VcpuState,
         entries: &[CpuidEntry],
     ) -> Result<SetCpuid, Errno> {
-        let late = self.last_vmentry_cpu != NEVER;
+        let late = self.has_run();
         let frozen = late && options.on(Switch::FORBID_CPUID_AFTER_RUN);
         // See: KVM x86.c kvm_arch_vcpu_ioctl(), commit feb627e8d6f6: refused before the table is looked at.
         if frozen && !options.on(Switch::ALLOW_SAME_CPUID) {
             return Err(Errno::EINVAL);
         }
-        GuestCpuid::check_size(entries)?;
+        let most = if options.on(Switch::CPUID_256_ENTRIES) { MAX_ENTRIES } else { MAX_ENTRIES_OF_OLD };
+        if entries.len() > most {
+            return Err(Errno::E2BIG);
+        }
         if frozen {
             let mut new = GuestCpuid::unchecked(entries);
             new.update_runtime(state, self.apic_base);
             let same = crate::cpuid::equal(new.entries(), self.cpuid.entries());
             return if same { Ok(SetCpuid::Same) } else { Err(Errno::EINVAL) };
         }
-        let mut new = GuestCpuid::new(entries)?;
+        let mut new =
+            GuestCpuid::new(entries).inspect_err(|_| self.refused_cpuid(options, state, entries))?;
         new.update_runtime(state, self.apic_base);
         self.cpuid = new;
         let warns = late && options.on(Switch::WARN_CPUID_AFTER_RUN);
         Ok(if warns { SetCpuid::Late } else { SetCpuid::Done })
+    }
+
+    /// What KVM_SET_CPUID2 leaves behind when the table is refused.
+    fn refused_cpuid(&mut self, options: &Options, state: &VcpuState, entries: &[CpuidEntry]) {
+        if options.on(Switch::KEEP_CPUID_ON_ERROR) {
+            return;
+        }
+        let left = if options.on(Switch::DROP_REFUSED_CPUID) { &[] } else { entries };
+        self.cpuid.overwrite(left);
+        self.update_cpuid_runtime(state);
+    }
+
+    /// `kvm_vcpu_has_run`: always, in releases that keep nothing to tell it by.
+    pub fn has_run(&self) -> bool {
+        self.last_vmentry_cpu != NEVER
     }
 
     /// `kvm_update_cpuid_runtime`.

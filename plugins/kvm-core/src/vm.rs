@@ -248,6 +248,12 @@ impl<O: Ops> Backend for Vm<O> {
         host: &mut dyn Host,
     ) -> Result<(), Errno> {
         let (ops, v) = self.parts(vcpu);
+        let frozen = v.core().has_run() && ops.options().on(Switch::IMMUTABLE_FEATURE_MSRS);
+        if frozen && msr::is_immutable_feature(index) {
+            // See: KVM x86.c do_set_msr()
+            let same = msr::get(v.core_mut(), state, index, true, host) == Ok(data);
+            return if same { Ok(()) } else { Err(Errno::EINVAL) };
+        }
         let effect = msr::set(v.core_mut(), state, index, data, true, host).map_err(|_| Errno::EINVAL)?;
         ops.after_set_msr(v, state, index);
         ops.apply(v, state, effect, host);

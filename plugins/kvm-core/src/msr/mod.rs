@@ -11,7 +11,7 @@ use crate::{
     vcpu::Vcpu,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 use vmtape_abi::{BusOp, BusSpace, Host};
 use vmtape_arch::{
     exception::Exception,
@@ -33,6 +33,9 @@ const PLATFORM_INFO_CPUID_FAULT: u64 = 1 << 31;
 /// IA32_APIC_BASE bits.
 const X2APIC_ENABLE: u64 = 1 << 10;
 const APIC_ENABLE: u64 = 1 << 11;
+
+/// IA32_VMX_BASIC to IA32_VMX_VMFUNC (KVM_FIRST_EMULATED_VMX_MSR, KVM_LAST_EMULATED_VMX_MSR).
+const VMX_CAPABILITIES: RangeInclusive<u32> = 0x480..=0x491;
 
 /// MSRs that `VcpuState` does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,6 +163,13 @@ pub fn get(
         Msr::VM_CR | Msr::VM_HSAVE_PA if msrs.amd_host => msrs.stored(index),
         _ => other::get(vcpu, index, host_initiated)?,
     })
+}
+
+/// `kvm_is_immutable_feature_msr`: what defines the vCPU's model; the microcode's revision may change.
+pub fn is_immutable_feature(index: u32) -> bool {
+    VMX_CAPABILITIES.contains(&index)
+        || index == other::DE_CFG
+        || matches!(Msr(index), Msr::IA32_ARCH_CAPABILITIES | Msr::IA32_PERF_CAPABILITIES)
 }
 
 fn has_spec_ctrl(vcpu: &Vcpu) -> bool {

@@ -48,7 +48,7 @@ const OSVW: [u32; 2] = [0xc001_0140, 0xc001_0141];
 const IC_CFG: u32 = 0xc001_1021;
 const DC_CFG: u32 = 0xc001_1022;
 const TW_CFG: u32 = 0xc001_1023;
-const DE_CFG: u32 = 0xc001_1029;
+pub(super) const DE_CFG: u32 = 0xc001_1029;
 const BU_CFG2: u32 = 0xc001_102a;
 const EX_CFG: u32 = 0xc001_102c;
 

@@ -201,8 +201,36 @@ pub const MAPPABLE_WIDTH: &[Entry] = &[
     .source("the discussion of 5-level EPT on the kvm list"),
 ];
 
-/// KVM_SET_CPUID2 after KVM_RUN.
+/// KVM_SET_CPUID2 after KVM_RUN, and what it leaves behind when it fails.
 pub const CPUID_AFTER_RUN: &[Entry] = &[
+    Entry::patch(
+        Switch::DROP_REFUSED_CPUID,
+        Scope::ALL,
+        "A refused table leaves the vCPU without any, instead of being in force all the same",
+    )
+    .commit("posted 8 Jul 2020", "KVM: X86: Reset vcpu->arch.cpuid_nent to 0 if SET_CPUID* fails")
+    .source("cpuid.c kvm_vcpu_ioctl_set_cpuid2()")
+    .since("v5.9-rc1"),
+    Entry::patch(
+        Switch::KEEP_CPUID_ON_ERROR,
+        Scope::ALL,
+        "A refused table leaves the vCPU with the one that it had: the new one is looked at before it is taken",
+    )
+    .commit("255cbecfe0c9", "KVM: x86: allocate vcpu->arch.cpuid_entries dynamically")
+    .source("cpuid.c kvm_vcpu_ioctl_set_cpuid2()")
+    .since("v5.10"),
+    Entry::patch(Switch::CPUID_256_ENTRIES, Scope::ALL, "A table may have 256 entries instead of 80")
+        .commit("3f4e3eb417b1", "KVM: x86: bump KVM_MAX_CPUID_ENTRIES")
+        .source("arch/x86/include/asm/kvm_host.h KVM_MAX_CPUID_ENTRIES")
+        .since("v5.10"),
+    Entry::patch(
+        Switch::IMMUTABLE_FEATURE_MSRS,
+        Scope::ALL,
+        "KVM_SET_MSRS of a feature MSR after KVM_RUN fails, unless it has that value",
+    )
+    .commit("0094f62c7eaa", "KVM: x86: Disallow writes to immutable feature MSRs after KVM_RUN")
+    .source("x86.c do_set_msr(), kvm_is_immutable_feature_msr()")
+    .since("v6.4"),
     Entry::patch(
         Switch::WARN_CPUID_AFTER_RUN,
         Scope::ALL,

@@ -49,6 +49,10 @@ open_enum! {
         FORBID_CPUID_IN_GUEST_MODE = 153 => "forbid-cpuid-in-guest-mode",
         ROLE_HAS_CPUID = 154 => "role-has-cpuid",
         GFN_TRACK_ON_DEMAND = 155 => "gfn-track-on-demand",
+        CPUID_256_ENTRIES = 156 => "cpuid-256-entries",
+        DROP_REFUSED_CPUID = 157 => "drop-refused-cpuid",
+        KEEP_CPUID_ON_ERROR = 158 => "keep-cpuid-on-error",
+        IMMUTABLE_FEATURE_MSRS = 159 => "immutable-feature-msrs",
         /// Numbers from 1000 on: silicon.
         EPT4_WIDE_GPA_VIOLATION = 1000 => "ept4-wide-gpa-violation",
         AMD_ACCESSED_BEFORE_NPF = 1001 => "amd-accessed-before-npf",
