@@ -6,7 +6,8 @@ use vmtape_conformance::{BACKENDS, tail, vmtape};
 
 /// Guests whose output depends on nothing but their CPU model. `cpuid` prints the model itself, and `illegal` needs a
 /// CPU narrower than 52 bits, which QEMU's reserved-bit fault gets wrong in some versions (error code 8 instead of 9).
-const GUESTS: [(&str, &str); 5] = [("hello", "1"), ("io", "1"), ("matrix", "1"), ("bar", "1"), ("smp2", "2")];
+const GUESTS: [(&str, &str); 6] =
+    [("hello", "1"), ("io", "1"), ("matrix", "1"), ("bar", "1"), ("legacy", "1"), ("smp2", "2")];
 const CPU: &str = "max,phys-bits=52";
 
 /// Accesses whose entries have bits that 36 bits of address leave no room for, and some that all processors agree on.

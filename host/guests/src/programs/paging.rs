@@ -144,3 +144,31 @@ pub fn address_widths(k: &mut Kernel) -> Result<(), IcedError> {
     k.a.xor(edx, edx)?;
     k.here(&mut done)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The indices that kvm-unit-tests prints for this address (x86/access.c dump_mapping(): `L4 I292`, `L3 I208`).
+    #[test]
+    fn the_entries_are_those_of_the_address() {
+        let index = |shift: u32| GVA >> shift & 0x1ff;
+        assert_eq!([39, 30, 21, 12].map(index), [GVA_PML4_INDEX, GVA_PDPT_INDEX, 0, 0]);
+        assert_eq!((GVA_PML4_INDEX, GVA_PDPT_INDEX), (292, 208));
+    }
+
+    #[test]
+    fn the_leaf_follows_from_the_page_size_bits() {
+        for (page, leaf, parent, offset) in [
+            (Page::Small, "pte", "pde", 0x234),
+            (Page::Large, "pde", "pdpte", 0x1_2234),
+            (Page::Huge, "pdpte", "pml4e", 0x301_2234),
+        ] {
+            let mapping = Mapping::new(0x1_0301_2234, page);
+            let found = mapping.leaf_and_parent();
+            assert_eq!((found.0.name, found.1.name), (leaf, parent));
+            assert_eq!(found.0.value & !0xfff, 0x1_0301_2234 - offset & !0xfff, "{page:?}");
+            assert_eq!(mapping.gva - GVA, offset, "{page:?}");
+        }
+    }
+}
