@@ -67,7 +67,8 @@ pub struct Finding {
     pub place: Option<Place>,
     /// The first exit that shows it or would differ.
     pub exit: Option<u64>,
-    pub pin: Option<Pin>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pins: Vec<Pin>,
     pub source: &'static str,
 }
 
@@ -78,7 +79,15 @@ impl Finding {
         sentence: impl Into<String>,
         source: &'static str,
     ) -> Self {
-        Self { severity, subject, sentence: sentence.into(), place: None, exit: None, pin: None, source }
+        Self {
+            severity,
+            subject,
+            sentence: sentence.into(),
+            place: None,
+            exit: None,
+            pins: Vec::new(),
+            source,
+        }
     }
 
     /// With the place that breaks first, whose exit is the finding's.
@@ -90,8 +99,9 @@ impl Finding {
         Self { exit, ..self }
     }
 
-    pub fn pin(self, pin: Pin) -> Self {
-        Self { pin: Some(pin), ..self }
+    pub fn pin(mut self, pin: Pin) -> Self {
+        self.pins.push(pin);
+        self
     }
 }
 

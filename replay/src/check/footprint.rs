@@ -8,13 +8,17 @@ use crate::{
 };
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt};
+use vmtape_abi::MemoryRegion;
 use vmtape_arch::{
     cpuid::{CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry},
     note::Note,
     paging::Pte,
 };
 use vmtape_machine::MachineSpec;
-use vmtape_traces::{Event, ExitGroup, Exits, Tape, event::Control};
+use vmtape_traces::{
+    Event, ExitGroup, Exits, Tape,
+    event::{Control, Data},
+};
 
 /// What kind of thing an address stands in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -59,11 +63,11 @@ impl Place {
         }
     }
 
-    fn device(gpa: u64, exit: u64) -> Self {
+    pub fn device(gpa: u64, exit: u64) -> Self {
         Self { kind: Kind::Device, address: gpa, level: None, value: None, at: None, exit: Some(exit) }
     }
 
-    fn slot(gpa: u64, size: u64) -> Self {
+    pub fn slot(gpa: u64, size: u64) -> Self {
         let last = gpa + size.saturating_sub(1);
         Self { kind: Kind::Slot, address: last, level: None, value: None, at: Some(gpa), exit: None }
     }
@@ -137,14 +141,15 @@ impl Footprint {
     /// Reads the tape, and runs it once more for the state at its end.
     pub fn of(tape: &Tape, machine: &MachineSpec, create: Create) -> Result<Self, Error> {
         let mut footprint = Self::default();
+        let mut player =
+            Player::new(machine.clone(), Box::new(spec::inputs(tape)?), spec::budget(tape), create, false)?;
+        let slots = player.machine.memory().slots().to_vec();
         let mut exits = Exits::new(tape.events(), 0);
         while let Some(group) = exits.next().transpose()? {
-            footprint.group(&group);
+            footprint.group(&group, &slots);
             exits.other.drain(..).for_each(|event| footprint.event(&event));
         }
         exits.other.drain(..).for_each(|event| footprint.event(&event));
-        let mut player =
-            Player::new(machine.clone(), Box::new(spec::inputs(tape)?), spec::budget(tape), create, false)?;
         while player.end.is_none() {
             player.advance(u64::MAX, u64::MAX)?;
         }
@@ -177,7 +182,7 @@ impl Footprint {
         }
     }
 
-    fn group(&mut self, group: &ExitGroup) {
+    fn group(&mut self, group: &ExitGroup, slots: &[MemoryRegion]) {
         let exit = group.number;
         self.exits = exit + 1;
         for note in group.before.iter().chain(&group.notes) {
@@ -186,8 +191,8 @@ impl Footprint {
                     self.step(Entry { level, at: gpa, value: before }, exit);
                 }
                 Note::PagingElement { pte, level } if Pte::from_bits(pte).p() => {
-                    let entry = Entry { level, at: 0, value: pte };
-                    self.entries.add(Place { at: None, ..Place::entry(entry, Some(exit)) });
+                    let place = Place::entry(Entry { level, at: 0, value: pte }, Some(exit));
+                    self.entries.add(Place { at: read_from(group, pte, slots), ..place });
                 }
                 Note::Mmio { gpa, .. } => self.devices.add(Place::device(gpa, exit)),
                 Note::Cpuid { function, index, .. } => {
@@ -207,4 +212,11 @@ impl Footprint {
             self.entries.add(Place::entry(entry, Some(exit)));
         }
     }
+}
+
+/// Where KVM's walker has read an entry, if the tape holds that read with the exit: it tells every word once.
+fn read_from(group: &ExitGroup, pte: u64, slots: &[MemoryRegion]) -> Option<u64> {
+    let (hpa, _) = group.reads.iter().find(|(_, data)| *data == Data::U64(pte))?;
+    let slot = slots.iter().find(|slot| hpa.wrapping_sub(slot.hpa) < slot.size)?;
+    Some(hpa - slot.hpa + slot.gpa)
 }

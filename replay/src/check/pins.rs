@@ -18,12 +18,12 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// The settings that take all these findings away.
-    pub fn of<'f>(findings: impl IntoIterator<Item = &'f Finding>) -> Self {
+    /// The settings that take all these findings away. `widest`: the widest guest that every host takes.
+    pub fn of<'f>(findings: impl IntoIterator<Item = &'f Finding>, widest: u8) -> Self {
         let mut pins = Self::default();
         let mut at_least = 0;
         let lower = |known: &mut Option<u8>, bits: u8| *known = Some(known.map_or(bits, |k| k.min(bits)));
-        for pin in findings.into_iter().filter_map(|finding| finding.pin.as_ref()) {
+        for pin in findings.into_iter().flat_map(|finding| &finding.pins) {
             match pin {
                 Pin::PhysBits(bits) => lower(&mut pins.phys_bits, *bits),
                 Pin::AtLeastPhysBits(bits) => at_least = at_least.max(*bits),
@@ -34,19 +34,20 @@ impl Pins {
                 }
             }
         }
-        pins.reach(at_least);
+        pins.reach(at_least, widest);
         pins
     }
 
     /// The guest needs so many bits, whatever the hosts allow.
-    fn reach(&mut self, at_least: u8) {
-        match self.phys_bits {
-            Some(most) if at_least > most => self.conflicts.push(format!(
+    fn reach(&mut self, at_least: u8, widest: u8) {
+        let most = self.phys_bits.unwrap_or(widest).min(widest);
+        if at_least > most {
+            self.conflicts.push(format!(
                 "the guest's memory or BARs need {at_least} physical address bits, the hosts allow {most}: no width fits; \
                  move what is up there, or leave hosts out"
-            )),
-            None if at_least > 0 => self.phys_bits = Some(at_least),
-            _ => {}
+            ));
+        } else if self.phys_bits.is_none() && at_least > 0 {
+            self.phys_bits = Some(at_least);
         }
         // No address that is legal for the guest may be promised beyond its own width.
         if let (Some(width), Some(mappable)) = (self.phys_bits, &mut self.guest_phys_bits) {
@@ -95,12 +96,15 @@ mod tests {
 
     #[test]
     fn the_narrowest_host_decides() {
-        let pins = Pins::of(&findings(&[
-            Pin::PhysBits(46),
-            Pin::PhysBits(39),
-            Pin::GuestPhysBits(48),
-            Pin::Without(vec!["la57".into()]),
-        ]));
+        let pins = Pins::of(
+            &findings(&[
+                Pin::PhysBits(46),
+                Pin::PhysBits(39),
+                Pin::GuestPhysBits(48),
+                Pin::Without(vec!["la57".into()]),
+            ]),
+            39,
+        );
         assert_eq!(pins.qemu(), "host-phys-bits=off,phys-bits=39,guest-phys-bits=39,-la57");
         assert_eq!(
             pins.libvirt(),
@@ -110,8 +114,10 @@ mod tests {
 
     #[test]
     fn memory_that_no_host_reaches_is_a_conflict() {
-        assert_eq!(Pins::of(&findings(&[Pin::AtLeastPhysBits(41)])).phys_bits, Some(41));
-        let torn = Pins::of(&findings(&[Pin::PhysBits(39), Pin::AtLeastPhysBits(41)]));
+        assert_eq!(Pins::of(&findings(&[Pin::AtLeastPhysBits(41)]), 46).phys_bits, Some(41));
+        let torn = Pins::of(&findings(&[Pin::PhysBits(39), Pin::AtLeastPhysBits(41)]), 46);
         assert!(torn.conflicts[0].contains("41"), "{torn:?}");
+        let narrow = Pins::of(&findings(&[Pin::AtLeastPhysBits(37)]), 36);
+        assert_eq!((narrow.phys_bits, narrow.conflicts.len()), (None, 1));
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     Guest, Host,
     finding::{Finding, Pin, Severity, Subject},
-    footprint::{Kind, Place},
+    footprint::Place,
     machine_text, rules,
     tables::Entry,
 };
@@ -160,9 +160,9 @@ fn first_place(
     let stuck = matches!(player.end, Some(End::NoProgress { .. } | End::Fatal { .. }));
     let gpa = exits.last().map(|exit| exit.gpa).filter(|gpa| stuck && *gpa != 0);
     Ok(gpa.map(|gpa| {
-        let kind = if player.machine.memory().hpa(gpa).is_some() { Kind::Slot } else { Kind::Device };
-        let exit = divergence.expected_exit;
-        Place { kind, address: gpa, level: None, value: None, at: (kind == Kind::Slot).then_some(gpa), exit }
+        let slot = player.machine.memory().slots().iter().find(|slot| gpa.wrapping_sub(slot.gpa) < slot.size);
+        let place = slot.map_or(Place::device(gpa, 0), |slot| Place::slot(slot.gpa, slot.size));
+        Place { exit: divergence.expected_exit, ..place }
     }))
 }
 

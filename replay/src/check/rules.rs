@@ -110,7 +110,8 @@ fn slots(guest: &Guest, host: &Host, widths: &Widths, findings: &mut Vec<Finding
     if let Some(slot) = slots.beyond(widths.kvm) {
         let sentence =
             format!("{name} has {} physical address bits, a memory slot needs {}", widths.kvm, slot.bits());
-        findings.push(Finding::new(Severity::Refuses, Subject::Slot, sentence, SLOTS).at(Some(slot)));
+        let finding = Finding::new(Severity::Refuses, Subject::Slot, sentence, SLOTS).at(Some(slot));
+        findings.push(finding.pin(Pin::PhysBits(widths.kvm)).pin(Pin::AtLeastPhysBits(slots.bits())));
     } else if let Some(slot) = slots.beyond(widths.mappable) {
         let sentence = format!(
             "{name} maps {} bits, a memory slot needs {}: the first access to it never ends",
@@ -118,7 +119,8 @@ fn slots(guest: &Guest, host: &Host, widths: &Widths, findings: &mut Vec<Finding
             slot.bits()
         );
         let finding = Finding::new(Severity::Breaks, Subject::Slot, sentence, MAPPABLE);
-        findings.push(finding.at(Some(slot)).pin(Pin::PhysBits(widths.mappable)));
+        let finding = finding.at(Some(slot)).pin(Pin::PhysBits(widths.mappable));
+        findings.push(finding.pin(Pin::AtLeastPhysBits(slots.bits())));
     }
     if let Some(slot) = slots.beyond(widths.guest) {
         let sentence = format!(

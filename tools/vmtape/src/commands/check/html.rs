@@ -3,6 +3,7 @@
 use super::{
     fleet::{Cell, Matrix, Outcome, Row},
     pins::Pinned,
+    text::STORY,
 };
 use std::fmt::Write;
 use vmtape_replay::check::finding::Severity;
@@ -261,7 +262,7 @@ fn details(cell: &Cell) -> String {
         let mut lines = String::new();
         for story in &divergence.stories {
             push(&mut lines, format_args!("{}: {}", story.side, story.outcome));
-            story.lines.iter().for_each(|line| push(&mut lines, format_args!("  {line}")));
+            story.lines.iter().take(STORY).for_each(|line| push(&mut lines, format_args!("  {line}")));
         }
         push(
             &mut html,

@@ -127,10 +127,10 @@ fn parse(hosts: &[String]) -> Result<Vec<KnownHost>> {
     let mut parsed: Vec<KnownHost> =
         hosts.iter().map(|text| KnownHost::parse(text)).collect::<Result<_>>()?;
     // Two forms of one host are told apart by what was asked for.
-    for (n, text) in hosts.iter().enumerate() {
-        let name = &parsed[n].passport.name;
-        if parsed.iter().filter(|host| host.passport.name == *name).count() > 1 {
-            parsed[n].passport.name = text.clone();
+    let names: Vec<_> = parsed.iter().map(|host| host.passport.name.clone()).collect();
+    for ((host, name), text) in parsed.iter_mut().zip(&names).zip(hosts) {
+        if names.iter().filter(|other| *other == name).count() > 1 {
+            host.passport.name.clone_from(text);
         }
     }
     let double = |host: &KnownHost| {

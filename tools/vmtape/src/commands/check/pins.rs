@@ -2,12 +2,12 @@
 
 use super::{
     fleet::{Outcome, Question},
-    hosts::KnownHost,
+    hosts::{KnownHost, LoadedHost},
 };
 use anyhow::Result;
 use serde::Serialize;
 use std::{fmt, path::Path};
-use vmtape_arch::host::Vendor;
+use vmtape_arch::{cpuid::maxphyaddr, host::Vendor};
 use vmtape_machine::model;
 use vmtape_replay::check::{finding::Finding, pins::Pins};
 
@@ -43,14 +43,20 @@ pub fn pin(
     from: &[KnownHost],
     to: &[KnownHost],
 ) -> Result<Pinned> {
-    let mut settings = Pins::of(findings.iter().copied());
+    let loaded = to.iter().map(|host| Ok((host, host.load(question.plugins, None)?)));
+    let loaded = loaded.collect::<Result<Vec<_>>>()?;
+    let width = |(host, loaded): &(&KnownHost, LoadedHost)| {
+        let told = maxphyaddr(&loaded.supported);
+        told.min(host.passport.phys_bits_limit.unwrap_or(told))
+    };
+    let widest = loaded.iter().map(width).min().unwrap_or(u8::MAX);
+    let mut settings = Pins::of(findings.iter().copied(), widest);
     if let Some(bits) = settings.phys_bits {
         // Pinned, the guest is narrower than every wider host.
-        for host in to.iter().filter(|host| host.passport.silicon.phys_bits > bits) {
-            if !host.load(question.plugins, None)?.hides_width {
-                settings.hide_width.insert(host.passport.name.clone());
-            }
-        }
+        let wider = loaded
+            .iter()
+            .filter(|(host, loaded)| host.passport.silicon.phys_bits > bits && !loaded.hides_width);
+        settings.hide_width.extend(wider.map(|(host, _)| host.passport.name.clone()));
     }
     let set =
         |hosts: &[KnownHost]| hosts.iter().map(|host| with_settings(host, &settings)).collect::<Vec<_>>();
@@ -64,9 +70,9 @@ pub fn pin(
     let hosts = to.iter().filter(|host| settings.hide_width.contains(&host.passport.name)).map(host_setting);
     let mut hosts: Vec<_> = hosts.collect();
     hosts.dedup();
-    // Staying at home is a move only where nothing else was asked.
-    let alone = matrix.cells.len() == 1;
-    let moves = || matrix.cells.iter().filter(|cell| alone || cell.from != cell.to);
+    // Within a fleet, staying at home is no move.
+    let one_source = from.len() == 1;
+    let moves = || matrix.cells.iter().filter(|cell| one_source || cell.from != cell.to);
     let left = moves().filter(|cell| cell.outcome != Outcome::Safe);
     let left =
         left.map(|cell| format!("{} -> {}: {}: {}", cell.from, cell.to, cell.outcome.text(), cell.reason));

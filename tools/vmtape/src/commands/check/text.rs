@@ -13,6 +13,9 @@ use vmtape_replay::check::{
     machine_text,
 };
 
+/// Lines of a side's story: endless loops have thousands.
+pub const STORY: usize = 16;
+
 /// The guest in numbers.
 #[derive(Clone, Debug, Serialize)]
 pub struct GuestText {
@@ -103,8 +106,11 @@ fn print_host(out: &mut impl Write, host: &Assessment) -> Result<()> {
         )?;
         for story in &divergence.stories {
             writeln!(out, "    {}: {}", story.side, story.outcome)?;
-            for line in &story.lines {
+            for line in story.lines.iter().take(STORY) {
                 writeln!(out, "      {line}")?;
+            }
+            if story.lines.len() > STORY {
+                writeln!(out, "      and so on, {} lines in all", story.lines.len())?;
             }
         }
         writeln!(out, "  again: {}", divergence.reproduce)?;
