@@ -94,7 +94,7 @@ fn print(guests: &[Guest], out: &mut impl Write) -> io::Result<()> {
             } else {
                 format!(" [{}]", parameter.default)
             };
-            writeln!(out, "  {word:32} {}{default}", parameter.summary)?;
+            writeln!(out, "  {word:38} {}{default}", parameter.summary)?;
         }
     }
     Ok(())
