@@ -61,6 +61,13 @@ const CATALOGUE: &[Entry] = &[
         sentence: width_of_silicon,
     },
     Entry {
+        name: "device-access-without-a-walk",
+        kind: Kind::Silicon,
+        source: "SDM vol. 3A 4.8 Accessed and Dirty Flags, vol. 3C 29.3.3; KVM x86.c emulator_read_write_onepage(), \
+                 mmu/paging_tmpl.h update_accessed_dirty_bits()",
+        sentence: device_access_without_a_walk,
+    },
+    Entry {
         name: "accessed-bits-of-a-faulting-walk",
         kind: Kind::Clause,
         source: "SDM vol. 3A 4.8 Accessed and Dirty Flags; APM 5.4.2 Notes on Accessed and Dirty Bits",
@@ -199,6 +206,26 @@ fn width_of_silicon(case: &Case) -> Option<String> {
          silicon walks the guest's tables: {saw}",
         strict.widths.guest, widths.host
     ))
+}
+
+/// Both sides make a device access of it, and the entries on the way tell who walked to the end.
+fn device_access_without_a_walk(case: &Case) -> Option<String> {
+    let devices = case.sides().into_iter().all(|side| matches!(side.outcome, Outcome::Mmio { .. }));
+    if !devices || !case.what.starts_with("entry:") {
+        return None;
+    }
+    let set = |side: &Seen| side.tables.iter().filter(|entry| Pte::from_bits(entry.before).a()).count();
+    let (walker, other) = match set(case.actual) > set(case.expected) {
+        true => (case.actual, case.expected),
+        false => (case.expected, case.actual),
+    };
+    (set(walker) > set(other)).then(|| {
+        format!(
+            "the device access sets accessed bits on {}, where a walk of the guest's tables comes to its end; on {} \
+             silicon's walk faults at the final address before it sets any, and KVM takes the address from the exit",
+            walker.name, other.name
+        )
+    })
 }
 
 fn accessed_bits_of_a_faulting_walk(case: &Case) -> Option<String> {

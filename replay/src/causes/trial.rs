@@ -49,8 +49,15 @@ pub type Run<'a> = dyn FnMut(Side, &MachineSpec) -> Result<(Finding, u64), Error
 /// Looks for the one change that makes the difference go away.
 pub fn find(sides: &Sides, icount: u64, run: &mut Run) -> Option<Cause> {
     let mut left = BUDGET;
-    for group in groups(sides) {
+    for (n, group) in groups(sides).into_iter().enumerate() {
         let mut best: Option<((Finding, std::cmp::Reverse<u64>), Toggle)> = None;
+        if n == DIFFERING {
+            let trials = sides.actual.options.len() as u64;
+            left = left.checked_sub(trials.saturating_mul(icount + 1))?;
+            if let Some(cause) = several(sides, run) {
+                return Some(cause);
+            }
+        }
         for toggle in group {
             left = left.checked_sub(icount + 1)?;
             // What a backend refuses is no trial.
@@ -85,13 +92,53 @@ fn cause(sides: &Sides, toggle: &Toggle, finding: Finding) -> Cause {
     }
 }
 
+/// The smallest set of switches that explains the difference between two machines of one backend, where no single one
+/// does: a series of patches, mostly.
+fn several(sides: &Sides, run: &mut Run) -> Option<Cause> {
+    let (expected, actual) = (&sides.expected, &sides.actual);
+    if expected.backend != actual.backend {
+        return None;
+    }
+    let mut toggles = differing(Side::Actual, actual, expected, sides.plugin);
+    let mut equal = |toggles: &[Toggle]| {
+        let mut machine = actual.clone();
+        for (name, value) in toggles.iter().filter_map(|toggle| toggle.change.split_once('=')) {
+            machine.options.retain(|(key, _)| key != name);
+            machine.options.push((name.to_owned(), value.to_owned()));
+        }
+        matches!(run(Side::Actual, &machine), Ok((Finding::Equal, _)))
+    };
+    if toggles.len() < 2 || !equal(&toggles) {
+        return None;
+    }
+    for n in (0..toggles.len()).rev() {
+        let toggle = toggles.remove(n);
+        if !equal(&toggles) {
+            toggles.insert(n, toggle);
+        }
+    }
+    let all =
+        |text: fn(&Toggle) -> &str, between: &str| toggles.iter().map(text).collect::<Vec<_>>().join(between);
+    let whole = Toggle {
+        name: all(|toggle| &toggle.name, " and "),
+        text: all(|toggle| &toggle.text, "; "),
+        source: all(|toggle| &toggle.source, "; "),
+        change: all(|toggle| &toggle.change, ","),
+        ..toggles.first()?.clone()
+    };
+    Some(cause(sides, &whole, Finding::Equal))
+}
+
+/// The first so many groups are single switches of one backend that differ.
+const DIFFERING: usize = 2;
+
 /// Changes to try, the most likely ones first; of a group the best one counts.
 fn groups(sides: &Sides) -> Vec<Vec<Toggle>> {
     let (expected, actual) = (&sides.expected, &sides.actual);
-    let mut groups = Vec::new();
+    let mut groups = vec![Vec::new(); DIFFERING];
     if expected.backend == actual.backend {
-        groups.push(differing(Side::Actual, actual, expected, sides.plugin));
-        groups.push(differing(Side::Expected, expected, actual, sides.plugin));
+        groups[0] = differing(Side::Actual, actual, expected, sides.plugin);
+        groups[1] = differing(Side::Expected, expected, actual, sides.plugin);
     }
     if expected.silicon.vendor == actual.silicon.vendor {
         groups.push(hosts(Side::Actual, actual, expected));
