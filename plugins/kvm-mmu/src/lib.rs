@@ -1,10 +1,13 @@
 //! What the backends share of memory virtualization: memory slots, THE page walk, TDP and shadow MMU. No exports.
 #![forbid(unsafe_code)]
 
+mod config;
 pub mod fault;
 mod fixup;
 pub mod insn;
+mod large;
 pub mod mmu;
+mod page_fault;
 pub mod pages;
 pub mod role;
 pub mod shadow;

@@ -3,7 +3,10 @@
 use super::table_of;
 use crate::{
     mmu::Mmu,
-    tdp::silicon::{GuestAccess, PrivateTables, mapping_kind},
+    tdp::{
+        npt::PrivateTables,
+        silicon::{GuestAccess, mapping_kind},
+    },
     walk::{self, AdPolicy, Failure, Mode, Paging, Steps, WalkAccess},
 };
 use vmtape_arch::{access::Mapping, vcpu::VcpuState};

@@ -2,6 +2,8 @@
 //!
 //! See: KVM arch/x86/kvm/mmu/tdp_mmu.c, as of 6.12
 
+mod ept;
+pub(crate) mod npt;
 pub mod silicon;
 #[cfg(test)]
 mod tests;

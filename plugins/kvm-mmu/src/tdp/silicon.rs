@@ -1,21 +1,20 @@
-//! Silicon under two-dimensional paging: the walk of EPT and NPT, and a guest's access through both dimensions.
+//! Silicon under two-dimensional paging: a guest's access through both dimensions.
 //!
 //! Manuals: Intel SDM 325384-087, chapter 29; AMD APM volume 2, 24593 rev. 3.42, 15.25.
 
+use super::{ept::walk_ept, npt::walk_npt};
 use crate::{
     mmu::{Config, Mmu},
-    pages::{Pages, entry_address},
+    pages::Pages,
     slots::Slots,
     spte::Format,
-    walk::{self, AdPolicy, Failure, Leaf, Mode, Paging, Step, Steps, Tables, Update, Walk, WalkAccess},
+    walk::{self, AdPolicy, Failure, Leaf, Paging, Step, Steps, Tables, Update, Walk, WalkAccess},
 };
-use std::convert::Infallible;
 use vmtape_abi::Host;
 use vmtape_arch::{
     access::{AccessKind, Mapping, MappingKind},
     exception::PageFaultError,
     exit::{EptQualification, NpfInfo},
-    paging::{EptEntry, bits},
     vcpu::VcpuState,
 };
 
@@ -94,139 +93,6 @@ pub enum GuestAccess {
     /// The guest's own tables fault.
     Fault(PageFaultError),
     Nested(NestedStop),
-}
-
-/// The private tables as silicon's walk of x86-format entries sees them.
-pub(crate) struct PrivateTables<'a>(pub &'a mut Pages);
-
-impl Tables for PrivateTables<'_> {
-    type Stop = Infallible;
-
-    fn read(&mut self, address: u64, _size: u8) -> Result<Option<u64>, Infallible> {
-        Ok(Some(self.0.read(address)))
-    }
-
-    fn update(&mut self, address: u64, _old: u64, new: u64, _size: u8) -> Result<Update, Infallible> {
-        self.0.write(address, new);
-        Ok(Update::Done)
-    }
-}
-
-/// Walks EPT. See: SDM 29.3.2 EPT Translation Mechanism, 29.3.3 EPT-Induced VM Exits
-fn walk_ept(
-    pages: &mut Pages,
-    config: &Config,
-    root: u64,
-    levels: u8,
-    gpa: u64,
-    kind: AccessKind,
-) -> Result<Nested, NestedFault> {
-    let Format::Ept { ad } = config.format else { return Err(NestedFault::Misconfiguration) };
-    const NOTHING: NestedFault = NestedFault::Violation { read: false, write: false, fetch: false };
-    if levels < 5 && config.wide_gpa_faults && gpa >> 48 != 0 {
-        return Err(NOTHING);
-    }
-    let mut used = [0; 5];
-    let (mut table, mut level) = (root, levels);
-    let (mut r, mut w, mut x) = (true, true, true);
-    loop {
-        let address = entry_address(table, gpa >> (12 + 9 * (level - 1)) & 0x1ff);
-        let value = pages.read(address);
-        let entry = EptEntry::from_bits(value);
-        if !entry.r() && !entry.w() && !entry.x() {
-            return Err(NOTHING);
-        }
-        if ept_misconfigured(entry, level, config) {
-            return Err(NestedFault::Misconfiguration);
-        }
-        (r, w, x) = (r && entry.r(), w && entry.w(), x && entry.x());
-        used[level as usize - 1] = address;
-        if level > 1 && !entry.ps() {
-            table = entry.address();
-            level -= 1;
-            continue;
-        }
-        let allowed = match kind {
-            AccessKind::FETCH => x,
-            AccessKind::WRITE => w,
-            _ => r,
-        };
-        if !allowed {
-            return Err(NestedFault::Violation { read: r, write: w, fetch: x });
-        }
-        let mut dirty = true;
-        if ad {
-            for &address in &used[level as usize - 1..levels as usize] {
-                pages.write(address, EptEntry::from_bits(pages.read(address)).with_a(true).into_bits());
-            }
-            dirty = entry.d() || kind == AccessKind::WRITE;
-            pages.write(address, entry.with_a(true).with_d(dirty).into_bits());
-        }
-        let offset = bits(0, 11 + 9 * (u32::from(level) - 1));
-        return Ok(Nested {
-            hpa: entry.address() & !offset | gpa & offset,
-            read: r,
-            write: w && dirty,
-            fetch: x,
-        });
-    }
-}
-
-/// See: SDM 29.3.3.1 EPT Misconfigurations
-fn ept_misconfigured(entry: EptEntry, level: u8, config: &Config) -> bool {
-    let value = entry.into_bits();
-    let leaf = level == 1 || level <= 3 && entry.ps();
-    let reserved = bits(u32::from(config.host_width), 51)
-        | match level {
-            4 | 5 => bits(3, 7),
-            3 if leaf && !config.gbpages => bits(7, 7),
-            3 if leaf => bits(12, 29),
-            2 if leaf => bits(12, 20),
-            2 | 3 => bits(3, 6),
-            _ => 0,
-        };
-    entry.w() && !entry.r() || value & reserved != 0 || leaf && matches!(entry.memtype(), 2 | 3 | 7)
-}
-
-/// Walks the nested page table: ordinary paging with the host's mode and width, every access a user's.
-/// See: APM 15.25.5 Nested Table Walk, 15.25.6 Nested versus Guest Page Faults, Fault Ordering
-fn walk_npt(
-    pages: &mut Pages,
-    config: &Config,
-    root: u64,
-    levels: u8,
-    gpa: u64,
-    kind: AccessKind,
-) -> Result<Nested, NestedFault> {
-    let mut steps = Steps::default();
-    let access = WalkAccess { kind, user: true, implicit: false };
-    let paging = npt_paging(config, root, levels);
-    if levels < 5 && config.wide_gpa_faults && gpa >> 48 != 0 {
-        return Err(NestedFault::Npf(paging.describe(&access)));
-    }
-    match walk::walk(&paging, gpa, &access, AdPolicy::AfterTranslation, &mut PrivateTables(pages), &mut steps)
-    {
-        Ok(walk) => {
-            let [read, write, fetch] = paging.rights(walk.acc, 0, &access);
-            Ok(Nested { hpa: walk.gpa, read, write: write && walk.dirty, fetch })
-        }
-        Err(Failure::Fault(error)) => Err(NestedFault::Npf(error)),
-        Err(Failure::Stopped(stop)) => match stop {},
-    }
-}
-
-fn npt_paging(config: &Config, root: u64, levels: u8) -> Paging {
-    Paging {
-        mode: if levels == 5 { Mode::Level5 } else { Mode::Level4 },
-        root,
-        maxphyaddr: config.table_width(),
-        nx: true,
-        wp: true,
-        gbpages: config.gbpages,
-        bit8_reserved: true,
-        reports_fetch: true,
-        ..Paging::BARE
-    }
 }
 
 /// A guest's tables as silicon reads them: each address goes through the nested tables first.

@@ -1,0 +1,80 @@
+//! What an MMU is made for, and what a guest's CPUID says about its page tables.
+
+use crate::spte::Format;
+use serde::{Deserialize, Serialize};
+
+/// What the MMU is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// Two-dimensional paging; otherwise shadow paging.
+    pub tdp: bool,
+    /// kvm.tdp_mmu: two-dimensional tables have an MMU of their own, otherwise they are shadow pages.
+    pub tdp_mmu: bool,
+    /// The format of the entries that silicon reads.
+    pub format: Format,
+    /// The host's MAXPHYADDR.
+    pub host_width: u8,
+    /// The host has 1 GiB pages.
+    pub gbpages: bool,
+    /// log2 of the largest page with which the host backs guest memory.
+    pub backing_shift: u8,
+    /// Most levels that TDP offers.
+    pub max_tdp_level: u8,
+    /// TDP has the host's paging mode and no choice (AMD).
+    pub forced_tdp_level: bool,
+    /// kvm.mmio_caching
+    pub mmio_caching: bool,
+    /// Silicon is AMD's.
+    pub amd: bool,
+    /// With 4 levels, address bits 51:48 fault instead of being ignored.
+    pub wide_gpa_faults: bool,
+    /// AMD's accessed bit comes before the final nested fault.
+    pub accessed_before_nested_fault: bool,
+    /// ... and the dirty bit with it.
+    pub dirty_before_nested_fault: bool,
+    /// vCPUs share a shadow page only if their CPUIDs give its entries the same meaning. No release does that.
+    pub role_has_cpuid: bool,
+    /// The counters of write tracking are allocated with the first shadow page instead of with each slot.
+    pub gfn_track_on_demand: bool,
+    /// KVM's software walk refuses addresses beyond the guest's width even where no entry has a reserved bit.
+    pub translate_gpa_check: bool,
+    /// What becomes of memory that the nested tables have too few levels for.
+    pub unmappable: Unmappable,
+}
+
+/// What KVM does about a fault in a memory slot whose address the nested tables cannot translate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unmappable {
+    /// It maps the page, and the guest faults again: for ever.
+    #[default]
+    Map,
+    /// It leaves to userspace at once with KVM_EXIT_INTERNAL_ERROR.
+    InternalError,
+    /// ... or with KVM_EXIT_MEMORY_FAULT.
+    MemoryFault,
+}
+
+impl Config {
+    /// The bits of an address in KVM's own tables that silicon takes, all others being reserved.
+    pub fn table_width(&self) -> u8 {
+        match self.format {
+            Format::X86 { width } => width,
+            Format::Ept { .. } => self.host_width,
+        }
+    }
+}
+
+/// What a guest's CPUID says about its page tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestWidth {
+    pub maxphyaddr: u8,
+    pub gbpages: bool,
+    /// Bit 8 of upper entries is reserved.
+    pub amd: bool,
+}
+
+impl Default for GuestWidth {
+    fn default() -> Self {
+        Self { maxphyaddr: 36, gbpages: false, amd: false }
+    }
+}

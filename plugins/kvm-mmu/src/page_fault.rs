@@ -1,0 +1,219 @@
+//! Page faults on their way through the MMU, and the vCPU's cache of its last MMIO access.
+//!
+//! See: KVM arch/x86/kvm/mmu/mmu.c, x86.h vcpu_cache_mmio_info(), as of 6.12
+
+use crate::{
+    config::Unmappable,
+    fault::{FaultCode, Handled, PFN_NOSLOT, PageFault, RetPf},
+    large::round_gfn,
+    mmu::Mmu,
+    spte::{Format, MMIO_GENERATION_MASK},
+    walk::Acc,
+};
+use serde::{Deserialize, Serialize};
+use vmtape_abi::Host;
+use vmtape_arch::{note::Note, vcpu::VcpuState};
+
+/// Two guest frames that meet in one entry, because the tables have too few levels to tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alias {
+    /// What the entry was before.
+    pub old: u64,
+    /// The frame that now claims it.
+    pub gfn: u64,
+    /// The claim is MMIO's, which takes the entry away; a page of memory leaves it as it is.
+    pub mmio: bool,
+}
+
+/// The last MMIO access of a vCPU (`vcpu_cache_mmio_info`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MmioCache {
+    gva: u64,
+    gfn: u64,
+    pub(crate) acc: u8,
+    generation: u64,
+}
+
+impl Mmu {
+    // --- the vCPU's MMIO cache ---
+
+    fn mmio_generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// `vcpu_cache_mmio_info`.
+    pub(crate) fn cache_mmio(&mut self, vcpu: u32, gva: u64, gfn: u64, acc: Acc) {
+        let generation = self.mmio_generation();
+        // The exec bit is not part of shadow_mmio_access_mask.
+        let acc = if matches!(self.config.format, Format::Ept { .. }) {
+            0
+        } else {
+            acc.with_exec(false).into_bits()
+        };
+        self.vcpu(vcpu).mmio = MmioCache { gva: gva & !0xfff, gfn, acc, generation };
+    }
+
+    /// `vcpu_clear_mmio_info`; `None` stands for MMIO_GVA_ANY.
+    pub fn clear_mmio(&mut self, vcpu: u32, gva: Option<u64>) {
+        let cache = &mut self.vcpu(vcpu).mmio;
+        if gva.is_none_or(|gva| cache.gva == gva & !0xfff) {
+            cache.gva = 0;
+        }
+    }
+
+    /// `vcpu_match_mmio_gva`: the guest physical address of a linear one, by the last MMIO access.
+    pub(crate) fn match_mmio_gva(&self, vcpu: u32, gva: u64) -> Option<u64> {
+        let cache = &self.vcpus[vcpu as usize].mmio;
+        let hit = cache.generation == self.mmio_generation() && cache.gva != 0 && cache.gva == gva & !0xfff;
+        hit.then_some(cache.gfn << 12 | gva & 0xfff)
+    }
+
+    /// `vcpu_match_mmio_gpa`.
+    pub(crate) fn match_mmio_gpa(&self, vcpu: u32, gpa: u64) -> bool {
+        let cache = &self.vcpus[vcpu as usize].mmio;
+        cache.generation == self.mmio_generation() && cache.gfn != 0 && cache.gfn == gpa >> 12
+    }
+
+    // --- page faults ---
+
+    /// `kvm_mmu_page_fault`.
+    pub fn page_fault(
+        &mut self,
+        vcpu: u32,
+        state: &VcpuState,
+        address: u64,
+        code: FaultCode,
+        host: &mut dyn Host,
+    ) -> Handled {
+        if let Some(handled) = self.refuse_unmappable(vcpu, address) {
+            return handled;
+        }
+        let mut result = RetPf::Invalid;
+        if code.rsvd() {
+            result = self.handle_mmio_page_fault(vcpu, address, host);
+        }
+        if result == RetPf::Invalid {
+            let mut fault = PageFault::new(address, code);
+            result = if self.has_tdp_mmu() {
+                self.tdp_page_fault(vcpu, &mut fault, host)
+            } else if self.vcpu(vcpu).root_role.direct() {
+                self.direct_page_fault(vcpu, &mut fault, host)
+            } else {
+                match self.paging_page_fault(vcpu, state, &mut fault, host) {
+                    Ok(result) => result,
+                    Err(exception) => return Handled::Inject(exception),
+                }
+            };
+        }
+        match result {
+            RetPf::Emulate => Handled::Emulate,
+            RetPf::WriteProtected => self.write_protect_fault(vcpu, state, address, code, host),
+            _ => Handled::Resume,
+        }
+    }
+
+    /// Whether the vCPU's nested tables have too few levels for an address: bits 51:48 under four.
+    pub fn is_unmappable(&self, vcpu: u32, gpa: u64) -> bool {
+        self.config.tdp && self.vcpus[vcpu as usize].root_role.level() == 4 && gpa >> 48 != 0
+    }
+
+    /// The two exits to userspace that were proposed for memory that cannot be mapped. MMIO needs no mapping.
+    fn refuse_unmappable(&self, vcpu: u32, gpa: u64) -> Option<Handled> {
+        let refused = self.config.unmappable != Unmappable::Map
+            && self.is_unmappable(vcpu, gpa)
+            && self.slots.find(gpa).is_some();
+        refused.then_some(Handled::Unmappable(self.config.unmappable))
+    }
+
+    /// Whether the last fault met a page of another frame in its entry; asking forgets it.
+    pub fn take_alias(&mut self) -> Option<Alias> {
+        self.alias.take()
+    }
+
+    /// `handle_mmio_page_fault`.
+    fn handle_mmio_page_fault(&mut self, vcpu: u32, address: u64, host: &mut dyn Host) -> RetPf {
+        let direct = self.vcpu(vcpu).root_role.direct();
+        let cached = if direct {
+            self.match_mmio_gpa(vcpu, address)
+        } else {
+            self.match_mmio_gva(vcpu, address).is_some()
+        };
+        if cached {
+            return RetPf::Emulate;
+        }
+        let spte = if self.config.tdp {
+            self.tdp_find(vcpu, address >> 12)
+        } else {
+            self.shadow_find(vcpu, address)
+        };
+        let format = self.config.format;
+        if !format.is_mmio(spte) {
+            return RetPf::Retry;
+        }
+        let (gfn, acc, generation) = format.mmio_parts(spte);
+        if generation != self.mmio_generation() & MMIO_GENERATION_MASK {
+            return RetPf::Invalid;
+        }
+        if direct && gfn != address >> 12 {
+            self.alias = Some(Alias { old: spte, gfn: address >> 12, mmio: true });
+        }
+        let address = if direct { 0 } else { address };
+        host.note(vcpu, Note::HandleMmioPageFault { address, gfn, access: acc.into_bits() });
+        self.cache_mmio(vcpu, address, gfn, acc);
+        RetPf::Emulate
+    }
+
+    /// `kvm_mmu_write_protect_fault`.
+    fn write_protect_fault(
+        &mut self,
+        vcpu: u32,
+        state: &VcpuState,
+        address: u64,
+        code: FaultCode,
+        host: &mut dyn Host,
+    ) -> Handled {
+        let direct = self.vcpu(vcpu).root_role.direct();
+        let mmu = self.vcpu(vcpu);
+        if mmu.last_retry == Some((state.rip, address)) {
+            return Handled::Emulate;
+        }
+        mmu.last_retry = None;
+        let guest_table = code.guest_page() && code.w() && code.p();
+        if direct && guest_table && self.unprotect_and_retry(vcpu, state, address, host) {
+            return Handled::Resume;
+        }
+        Handled::EmulateOrRetry
+    }
+
+    /// `kvm_faultin_pfn`, for memory that is always there.
+    pub(crate) fn faultin_pfn(&mut self, vcpu: u32, fault: &mut PageFault, acc: Acc) -> RetPf {
+        let Some(slot) = fault.slot else { return self.noslot_fault(vcpu, fault, acc) };
+        if slot.readonly() && fault.code.w() {
+            // See: mmu.c kvm_handle_error_pfn(), KVM_PFN_ERR_RO_FAULT
+            return RetPf::Emulate;
+        }
+        fault.pfn = slot.hpa(fault.gfn << 12) >> 12;
+        fault.map_writable = !slot.readonly();
+        RetPf::Continue
+    }
+
+    /// `kvm_handle_noslot_fault`.
+    fn noslot_fault(&mut self, vcpu: u32, fault: &mut PageFault, acc: Acc) -> RetPf {
+        let gva = if self.config.tdp { 0 } else { fault.addr };
+        self.cache_mmio(vcpu, gva, fault.gfn, acc);
+        fault.slot = None;
+        fault.pfn = PFN_NOSLOT;
+        fault.map_writable = false;
+        let caching = self.config.mmio_caching && self.config.format.caches_mmio();
+        if !caching || fault.gfn > self.max_gfn() { RetPf::Emulate } else { RetPf::Continue }
+    }
+
+    /// The note `kvm_mmu_spte_requested`.
+    pub(crate) fn note_requested(&self, vcpu: u32, fault: &PageFault, host: &mut dyn Host) {
+        let offset = fault.gfn ^ round_gfn(fault.gfn, fault.goal_level);
+        host.note(
+            vcpu,
+            Note::SpteRequested { gfn: fault.gfn, pfn: fault.pfn | offset, level: fault.goal_level },
+        );
+    }
+}
