@@ -12,9 +12,10 @@ use vmtape_abi::TableRow;
 use vmtape_machine::MachineSpec;
 
 const AXIS: &str = "kvm";
-/// Kinds of profiles in a plugin's table; others (a series that was only posted) stand beside the row of releases.
+/// Kinds of profiles in a plugin's table; a series that was only posted stands beside the row of releases.
 const RELEASE: &str = "release";
 const ALIAS: &str = "alias";
+const SERIES: &str = "series";
 
 /// What to search.
 pub struct Request {
@@ -67,6 +68,11 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
         (Some(name), _) | (None, Some((_, name))) => position(name)?,
         _ => return Err(Error::Other("the tape names no release: give --good".into())),
     };
+    if let Some(series) =
+        rows.iter().find(|row| row.value == SERIES && Some(&row.name) == request.bad.as_ref())
+    {
+        return bisect_series(bench, request, &tables.patches, releases[good], series);
+    }
     let try_release = |bench: &mut Bench, n: usize, toggles: Vec<(String, String)>| {
         let candidate = Candidate { request, release: releases[n], toggles };
         bench.test(&candidate.text(), candidate.machine())
@@ -86,10 +92,7 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
         return Ok(bench.nothing(AXIS, "no release differs from the tape"));
     };
     if try_release(bench, good, Vec::new())? != Mark::Good {
-        return Err(Error::Other(format!(
-            "{} already differs from the tape: it is no good end (--good names another)",
-            releases[good]
-        )));
+        return Err(not_good(releases[good]));
     }
     // The searched row goes from good to bad, whichever is older.
     let place = |n: u64| if good < bad { good + n as usize } else { good - n as usize };
@@ -106,6 +109,29 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
         finding.notes.push(format!("show another difference first, or nothing: {}", skipped.join(", ")));
     }
     Ok(finding)
+}
+
+/// Searches the patches of a series that no release has, on top of a good release.
+fn bisect_series(
+    bench: &mut Bench,
+    request: &Request,
+    patches: &[TableRow],
+    good: &str,
+    series: &TableRow,
+) -> Result<Finding, Error> {
+    let candidate = |release| Candidate { request, release, toggles: Vec::new() };
+    let (before, after) = (candidate(good), candidate(&series.name));
+    if bench.test(&after.text(), after.machine())? != Mark::Bad {
+        return Ok(bench.nothing(AXIS, format!("{} does not differ from the tape", series.name)));
+    }
+    if bench.test(&before.text(), before.machine())? != Mark::Good {
+        return Err(not_good(good));
+    }
+    Step { older: good, newer: &series.name, newer_is: Mark::Bad }.explain(bench, request, patches)
+}
+
+fn not_good(release: &str) -> Error {
+    Error::Other(format!("{release} already differs from the tape: it is no good end (--good names another)"))
 }
 
 /// Releases that may be the bad end: the newest, the oldest, and one of each set of switches in between.
@@ -211,6 +237,8 @@ const ON: &str = "on";
 fn line(row: &TableRow, came: bool) -> String {
     let (release, commit) = if came { (&row.since, &row.commit) } else { (&row.until, &row.undone_by) };
     let undoes = if came { String::new() } else { format!("undoes {}: ", row.commit) };
+    // A patch that no release has goes by its name.
+    let release = if release.is_empty() { &row.name } else { release };
     format!("{release} {commit} {undoes}{}", row.text)
 }
 

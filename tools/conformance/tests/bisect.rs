@@ -65,6 +65,18 @@ fn the_way_back_in_time_ends_at_the_patches_that_brought_it() -> Result<()> {
     Ok(())
 }
 
+/// The series as posted in February 2020, on the release that it was made for: two of its patches make the impossible #PF.
+#[test]
+fn a_series_is_reduced_to_the_patches_that_matter() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    record(folder.path(), &["-b", "vmx", "--kvm", "v5.6"], "builtin:illegal")?;
+    let text = bisect(folder.path(), &["--axis", "kvm", "--bad", "v1-series"])?;
+    let line = first_line(&text);
+    assert!(line.contains("v1-ept-violation-check") && !line.contains("v1-ept-misconfig-check"), "{text}");
+    assert!(line.contains("posted 27 Feb 2020"), "{line}");
+    Ok(())
+}
+
 /// What the tape's user chose stays in every trial: with the parameter on, no release from v5.9 on differs.
 #[test]
 fn a_choice_of_the_recording_stays() -> Result<()> {
