@@ -6,19 +6,19 @@
 
 use crate::{
     Error, exempt, explain, identical,
-    player::{Create, Player},
+    player::Create,
     report::{Class, Divergence, Level, Report, Row},
     signature::Signature,
     spec, text,
 };
-use std::collections::VecDeque;
+use std::{cell::RefCell, ops::ControlFlow, rc::Rc};
 use vmtape_arch::{
     exception::{Exception, Vector},
     exit::{Resume, ResumeKind},
     note::Note,
 };
-use vmtape_machine::{MachineSpec, Resolved, vmm::control_text};
-use vmtape_traces::{Event, ExitGroup, Exits, Tape};
+use vmtape_machine::{Machine, MachineSpec, Recorder, Resolved, vmm::control_text};
+use vmtape_traces::{Event, ExitGroup, Tape, ahead};
 
 /// Feeds the whole tape. `same`: the backend is of the tape's kind.
 pub fn replay(
@@ -31,68 +31,128 @@ pub fn replay(
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), Error> {
     let widths = identical::widths(&machine);
-    let mut player = Player::new(machine, Box::new(spec::inputs(tape)?), spec::budget(tape), create, true)?;
-    player.machine.start_feeding();
-    player.take_events();
-    /// Exits kept for context.
-    const CONTEXT: usize = 3;
-    let mut recent = VecDeque::new();
-    for group in Exits::new(tape.events(), 0) {
-        let group = group?;
-        let (unknown, done) = (player.machine.unknown_reads(), player.machine.controls().len());
-        let rows =
-            if same { feed(&mut player, &group, report) } else { resolve(&mut player, &group, report) };
-        let rows = ioctls(&player, &group, done).or(rows);
-        report.compared.exits += 1;
-        report.compared.instructions = group.exit.icount;
-        progress(report.compared.exits);
-        if recent.len() == CONTEXT {
-            recent.pop_front();
+    let mut fed = Fed::new(machine, tape, create)?;
+    let diverged = ahead::with_exits(tape, 0, 0, |exits| -> Result<_, Error> {
+        while let Some(group) = exits.next_exit()? {
+            let (unknown, done) = (fed.machine.unknown_reads(), fed.machine.controls().len());
+            let row = if same { feed(&mut fed, group, report) } else { resolve(&mut fed, group, report) };
+            let row = ioctls(&fed.machine, group, done).or(row);
+            report.compared.exits += 1;
+            report.compared.instructions = group.exit.icount;
+            if group.number.is_multiple_of(PROGRESS) {
+                progress(report.compared.exits);
+            }
+            if fed.machine.unknown_reads() != unknown {
+                *report.unknown.entry(UNKNOWN.into()).or_default() += 1;
+            } else if let Some(row) = row {
+                return Ok(Some((group.clone(), row)));
+            }
         }
-        recent.push_back(group);
-        if player.machine.unknown_reads() != unknown {
-            *report
-                .unknown
-                .entry("exits whose handling reads memory that the tape does not have".into())
-                .or_default() += 1;
-        } else if let Some(row) = rows {
-            let group = recent.back().expect("just pushed");
-            let story = explain::of_group(group, widths);
-            report.diverge(divergence(group, row, story, text::context(recent.iter(), CONTEXT), reproduce));
-            return Ok(());
-        }
+        Ok(None)
+    })?;
+    if let Some((group, row)) = diverged {
+        let context = context(tape, group.number)?;
+        let story = explain::of_group(&group, widths);
+        report.diverge(divergence(&group, row, story, context, reproduce));
     }
     Ok(())
 }
 
+/// Exits between two signs of life.
+const PROGRESS: u64 = 4096;
+const UNKNOWN: &str = "exits whose handling reads memory that the tape does not have";
+
+/// The exits up to this one, for people.
+fn context(tape: &Tape, exit: u64) -> Result<Vec<String>, Error> {
+    const CONTEXT: u64 = 3;
+    let first = (exit + 1).saturating_sub(CONTEXT);
+    let exits = tape.exits_from(first)?.take_while(|group| group.as_ref().is_ok_and(|g| g.number <= exit));
+    let exits = exits.collect::<Result<Vec<_>, _>>()?;
+    Ok(text::context(exits.iter(), CONTEXT as usize))
+}
+
+/// A machine that is fed, and what its handlers noted about the last exit.
+struct Fed {
+    machine: Machine,
+    outcome: Rc<RefCell<Outcome>>,
+}
+
+#[derive(Default)]
+struct Outcome {
+    notes: Vec<Note>,
+    resume: Option<Resume>,
+}
+
+struct Listener(Rc<RefCell<Outcome>>);
+
+impl Recorder for Listener {
+    fn event(&mut self, event: Event) -> ControlFlow<()> {
+        let mut outcome = self.0.borrow_mut();
+        match event {
+            Event::Note { note, .. } => outcome.notes.push(note),
+            Event::Resume { resume, .. } => outcome.resume = Some(resume),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn wants_stimuli(&self) -> bool {
+        false
+    }
+
+    fn exit_begins(&mut self) {
+        self.0.borrow_mut().notes.clear();
+    }
+}
+
+impl Fed {
+    fn new(machine: MachineSpec, tape: &Tape, create: Create) -> Result<Self, Error> {
+        let outcome = Rc::new(RefCell::new(Outcome::default()));
+        let backend = create(&machine)?;
+        let inputs = Box::new(spec::inputs(tape)?);
+        let mut machine = Machine::new(machine, backend, inputs, Some(Box::new(Listener(outcome.clone()))))?;
+        machine.start_feeding();
+        Ok(Self { machine, outcome })
+    }
+
+    /// Before an exit is fed.
+    fn forget(&self) {
+        let mut outcome = self.outcome.borrow_mut();
+        outcome.notes.clear();
+        outcome.resume = None;
+    }
+}
+
 /// What the VMM did around the exit, this being the first ioctl that was done now: the results must be the same.
-fn ioctls(player: &Player, group: &ExitGroup, first: usize) -> Option<Row> {
+fn ioctls(machine: &Machine, group: &ExitGroup, first: usize) -> Option<Row> {
     let taped = group.controls_before.iter().chain(&group.controls);
-    let done = player.machine.controls().iter().skip(first).map(|(_, control)| control);
+    let done = machine.controls().iter().skip(first).map(|(_, control)| control);
     let (expected, actual) = taped.zip(done).find(|(expected, actual)| expected != actual)?;
     Some(Row::new("ioctl", control_text(expected), control_text(actual)))
 }
 
 /// The same exit, the same handlers: everything they note must be equal.
-fn feed(player: &mut Player, group: &ExitGroup, report: &mut Report) -> Option<Row> {
-    let end = player.machine.feed(group);
-    let (notes, resume) = outcome(player);
+fn feed(fed: &mut Fed, group: &ExitGroup, report: &mut Report) -> Option<Row> {
+    fed.forget();
+    let end = fed.machine.feed(group);
+    let outcome = fed.outcome.borrow();
     if let Some(expected) = &group.resume
-        && resume.as_ref() != Some(expected)
+        && outcome.resume.as_ref() != Some(expected)
     {
-        let actual = resume.as_ref().map_or_else(|| "nothing".to_owned(), text::resume_text);
+        let actual = outcome.resume.as_ref().map_or_else(|| "nothing".to_owned(), text::resume_text);
         return Some(Row::new("end of handling", text::resume_text(expected), actual));
     }
-    let ended = end.is_some() || group.resume.is_none();
-    // A vCPU that halts enters when it is woken, which is after other vCPUs' exits.
+    // A vCPU that halts enters when it is woken, which is after other vCPUs' exits; a tape may end before an entry.
     let halted = group.resume.is_some_and(|resume| HALTED.contains(&resume.kind));
+    let entered = group.notes.last().is_some_and(|note| matches!(note, Note::Entry { .. }));
+    let open = end.is_some() || halted || !entered;
     let expected = if halted { &group.notes[..group.handled] } else { &group.notes };
-    let found = first_difference(expected, &notes, group, ended || halted)?;
+    let found = first_difference(expected, &outcome.notes, group, open)?;
     // See: exempt::SILICON_BITS
     let kept = |notes: &[Note]| -> Vec<Note> {
         notes.iter().filter(|note| !matches!(note, Note::SetSpte { .. })).copied().collect()
     };
-    if first_difference(&kept(expected), &kept(&notes), group, ended || halted).is_none() {
+    if first_difference(&kept(expected), &kept(&outcome.notes), group, open).is_none() {
         *report.exempted.entry(exempt::SILICON_BITS.name).or_default() += 1;
         return None;
     }
@@ -102,24 +162,10 @@ fn feed(player: &mut Player, group: &ExitGroup, report: &mut Report) -> Option<R
 /// Ends of handling after which the vCPU waits for an event.
 const HALTED: [ResumeKind; 2] = [ResumeKind::BLOCKED, ResumeKind::HLT];
 
-/// What handlers noted about the last exit, and how they ended.
-fn outcome(player: &Player) -> (Vec<Note>, Option<Resume>) {
-    let (mut notes, mut resume) = (Vec::new(), None);
-    for event in player.take_events() {
-        match event {
-            Event::Exit(_) => notes.clear(),
-            Event::Note { note, .. } => notes.push(note),
-            Event::Resume { resume: found, .. } => resume = Some(found),
-            _ => {}
-        }
-    }
-    (notes, resume)
-}
-
-fn first_difference(expected: &[Note], actual: &[Note], group: &ExitGroup, ended: bool) -> Option<Row> {
+/// The first note that differs. `open`: the entry that would have followed is on one side only.
+fn first_difference(expected: &[Note], actual: &[Note], group: &ExitGroup, open: bool) -> Option<Row> {
     let differ = expected.iter().zip(actual).position(|(a, b)| a != b);
-    // A tape that ends here does not have the entry that would have followed.
-    let lengths = expected.len() != actual.len() && !ended;
+    let lengths = expected.len() != actual.len() && !open;
     let at = differ.or_else(|| lengths.then(|| expected.len().min(actual.len())))?;
     let line = |notes: &[Note]| {
         notes.get(at).map_or("nothing".into(), |note| text::note_line(note, group.exit.vcpu, group.exit.rip))
@@ -128,11 +174,11 @@ fn first_difference(expected: &[Note], actual: &[Note], group: &ExitGroup, ended
 }
 
 /// Another kind: what its silicon and handlers make of the same stimulus, as far as the guest sees it.
-fn resolve(player: &mut Player, group: &ExitGroup, report: &mut Report) -> Option<Row> {
-    let resolved = player.machine.resolve(group);
-    let (notes, _) = outcome(player);
+fn resolve(fed: &mut Fed, group: &ExitGroup, report: &mut Report) -> Option<Row> {
+    fed.forget();
+    let resolved = fed.machine.resolve(group);
     let expected = visible(&group.notes);
-    let mut actual = visible(&notes);
+    let mut actual = visible(&fed.outcome.borrow().notes);
     match resolved {
         // The tape ends here as well: no entry follows.
         Err(_) if !group.notes.iter().any(|note| matches!(note, Note::Entry { .. })) => {}

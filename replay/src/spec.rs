@@ -8,7 +8,7 @@ use vmtape_machine::{
     MachineSpec, Recorded,
     vmm::{Step, When},
 };
-use vmtape_traces::{Event, Metadata, Options, Tape, writer::Stream};
+use vmtape_traces::{Event, Metadata, Options, Tape, flat::tag, writer::Stream};
 
 /// Names of the tape's images.
 const IMAGE: &str = "image";
@@ -115,7 +115,7 @@ pub fn pinned_script(tape: &Tape, script: &[Step]) -> Result<Vec<Step>, Error> {
 /// The inputs of a tape.
 pub fn inputs(tape: &Tape) -> Result<Recorded, Error> {
     let mut inputs = Vec::new();
-    for event in tape.events() {
+    for event in tape.events_with(tag::INPUT) {
         if let Event::Input { icount, source, value } = event? {
             inputs.push((icount, source, value));
         }

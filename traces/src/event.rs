@@ -48,7 +48,7 @@ pub struct Milestone {
 pub const NO_VCPU: u32 = u32::MAX;
 
 /// The exit itself and where it happened.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ExitEvent {
     pub vcpu: u32,
     /// Instructions retired by all vCPUs: the virtual clock.
@@ -74,6 +74,27 @@ pub enum Data {
     U64(u64),
     U32(u32),
     Bytes(Vec<u8>),
+}
+
+impl Data {
+    /// Bytes that were read.
+    #[expect(clippy::len_without_is_empty, reason = "a length in memory, not of a collection")]
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::U64(_) => 8,
+            Self::U32(_) => 4,
+            Self::Bytes(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// The bytes in the order of memory.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Self::U64(value) => value.to_le_bytes().to_vec(),
+            Self::U32(value) => value.to_le_bytes().to_vec(),
+            Self::Bytes(bytes) => bytes.clone(),
+        }
+    }
 }
 
 vmtape_arch::open_enum! {

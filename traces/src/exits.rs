@@ -1,8 +1,10 @@
 //! Exits as wholes: each with its stimulus, its notes and its end, whoever recorded it.
 
 use crate::{
+    codec::Decoder,
     error::Result,
     event::{Control, Data, Event, ExitEvent, NO_VCPU, Registers},
+    flat::tag,
 };
 use std::collections::{BTreeMap, VecDeque};
 use vmtape_arch::{
@@ -11,7 +13,7 @@ use vmtape_arch::{
 };
 
 /// An exit with everything that belongs to it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ExitGroup {
     /// The exit's number on the tape; the first is 0.
     pub number: u64,
@@ -36,78 +38,83 @@ pub struct ExitGroup {
 /// Events that belong to no vCPU's exits (inputs, lines without a decoded form, the end) go to `other`.
 pub struct Exits<I> {
     events: I,
+    groups: Grouping,
+    /// Events outside exits since they were last taken.
+    pub other: Vec<Event>,
+    failed: bool,
+}
+
+impl<I: Iterator<Item = Result<Event>>> Exits<I> {
+    /// The exits of a stream of events whose first exit has this number.
+    pub fn new(events: I, first: u64) -> Self {
+        Self { events, groups: Grouping::new(first), other: Vec::new(), failed: false }
+    }
+
+    /// Notes that no exit followed, by vCPU: all there is where a trace has no exits. Complete at the end.
+    pub fn loose(&self) -> impl Iterator<Item = (u32, &[Note])> {
+        self.groups.open.iter().map(|(vcpu, group)| (*vcpu, &group.loose[..]))
+    }
+}
+
+impl<I: Iterator<Item = Result<Event>>> Iterator for Exits<I> {
+    type Item = Result<ExitGroup>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.groups.done.is_empty() && !self.failed {
+            match self.events.next() {
+                Some(Ok(event)) => self.other.extend(self.groups.take(event)),
+                Some(Err(error)) => {
+                    self.failed = true;
+                    return Some(Err(error));
+                }
+                None => {
+                    self.failed = true;
+                    self.groups.close_all();
+                }
+            }
+        }
+        self.groups.done.pop_front().map(|group| Ok(*group))
+    }
+}
+
+/// Exits being put together.
+pub(crate) struct Grouping {
     open: BTreeMap<u32, Group>,
-    done: VecDeque<ExitGroup>,
+    pub(crate) done: VecDeque<Box<ExitGroup>>,
     number: u64,
     /// The vCPU whose exit the events without a vCPU belong to.
     current: u32,
     /// Of the VMM, for the next exit.
     controls: Vec<Control>,
-    /// Events outside exits since they were last taken.
-    pub other: Vec<Event>,
-    failed: bool,
+    /// Groups whose memory may be used again.
+    pub(crate) spare: Vec<Box<ExitGroup>>,
 }
 
 #[derive(Default)]
 struct Group {
     /// Notes outside an exit.
     loose: Vec<Note>,
-    exit: Option<ExitGroup>,
+    exit: Option<Box<ExitGroup>>,
 }
 
-impl<I: Iterator<Item = Result<Event>>> Exits<I> {
-    /// The exits of a stream of events whose first exit has this number.
-    pub fn new(events: I, first: u64) -> Self {
+impl Grouping {
+    pub(crate) fn new(first: u64) -> Self {
         Self {
-            events,
             open: BTreeMap::new(),
             done: VecDeque::new(),
             number: first,
             current: NO_VCPU,
             controls: Vec::new(),
-            other: Vec::new(),
-            failed: false,
+            spare: Vec::new(),
         }
     }
 
-    /// Notes that no exit followed, by vCPU: all there is where a trace has no exits. Complete at the end.
-    pub fn loose(&self) -> impl Iterator<Item = (u32, &[Note])> {
-        self.open.iter().map(|(vcpu, group)| (*vcpu, &group.loose[..]))
-    }
-
-    fn take(&mut self, event: Event) {
+    /// Takes an event, or gives it back if it belongs to no exit.
+    fn take(&mut self, event: Event) -> Option<Event> {
         match event {
-            Event::Exit(exit) => {
-                self.current = exit.vcpu;
-                self.close(exit.vcpu);
-                let group = self.open.entry(exit.vcpu).or_default();
-                group.exit = Some(ExitGroup {
-                    number: self.number,
-                    before: std::mem::take(&mut group.loose),
-                    controls_before: std::mem::take(&mut self.controls),
-                    exit: *exit,
-                    registers: Vec::new(),
-                    reads: Vec::new(),
-                    notes: Vec::new(),
-                    handled: 0,
-                    controls: Vec::new(),
-                    resume: None,
-                });
-                self.number += 1;
-            }
-            Event::Note { vcpu, note } => {
-                let group = self.open.entry(vcpu).or_default();
-                group.exit.as_mut().map_or(&mut group.loose, |exit| &mut exit.notes).push(note);
-                if matches!(note, Note::Entry { .. }) {
-                    self.close(vcpu);
-                }
-            }
-            Event::Resume { vcpu, resume } => {
-                if let Some(exit) = self.open.entry(vcpu).or_default().exit.as_mut() {
-                    exit.handled = exit.notes.len();
-                    exit.resume = Some(resume);
-                }
-            }
+            Event::Exit(exit) => self.exit(*exit),
+            Event::Note { vcpu, note } => self.note(vcpu, note),
+            Event::Resume { vcpu, resume } => self.resume(vcpu, resume),
             Event::Registers(registers) => {
                 let group = self.open.entry(registers.vcpu).or_default();
                 if let Some(exit) = group.exit.as_mut() {
@@ -121,7 +128,54 @@ impl<I: Iterator<Item = Result<Event>>> Exits<I> {
                 }
             }
             Event::Control { control, .. } => self.control(control),
-            other => self.other.push(other),
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// Takes the event that a decoder has reached, the frequent kinds without making events of them.
+    pub(crate) fn take_decoded(&mut self, decoder: &mut Decoder) -> std::result::Result<(), &'static str> {
+        decoder.advance()?;
+        let (flat, clock) = decoder.flat();
+        match flat.tag {
+            tag::EXIT => self.exit(flat.exit(clock)?),
+            tag::RESUME => {
+                let (vcpu, resume) = flat.resume()?;
+                self.resume(vcpu, resume);
+            }
+            tag::NOTE.. => {
+                let (vcpu, note) = flat.note()?;
+                self.note(vcpu, note);
+            }
+            _ => _ = self.take(decoder.event()?),
+        }
+        Ok(())
+    }
+
+    fn exit(&mut self, exit: ExitEvent) {
+        self.current = exit.vcpu;
+        self.close(exit.vcpu);
+        let group = self.open.entry(exit.vcpu).or_default();
+        let mut new = self.spare.pop().unwrap_or_default();
+        new.start(self.number, exit);
+        std::mem::swap(&mut new.before, &mut group.loose);
+        std::mem::swap(&mut new.controls_before, &mut self.controls);
+        group.exit = Some(new);
+        self.number += 1;
+    }
+
+    fn note(&mut self, vcpu: u32, note: Note) {
+        let group = self.open.entry(vcpu).or_default();
+        group.exit.as_mut().map_or(&mut group.loose, |exit| &mut exit.notes).push(note);
+        if matches!(note, Note::Entry { .. }) {
+            self.close(vcpu);
+        }
+    }
+
+    fn resume(&mut self, vcpu: u32, resume: Resume) {
+        if let Some(exit) = self.open.entry(vcpu).or_default().exit.as_mut() {
+            exit.handled = exit.notes.len();
+            exit.resume = Some(resume);
         }
     }
 
@@ -141,30 +195,22 @@ impl<I: Iterator<Item = Result<Event>>> Exits<I> {
         self.done.extend(exit);
     }
 
-    fn close_all(&mut self) {
+    pub(crate) fn close_all(&mut self) {
         let mut rest: Vec<_> = self.open.values_mut().filter_map(|group| group.exit.take()).collect();
         rest.sort_by_key(|exit| exit.number);
         self.done.extend(rest);
     }
 }
 
-impl<I: Iterator<Item = Result<Event>>> Iterator for Exits<I> {
-    type Item = Result<ExitGroup>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        while self.done.is_empty() && !self.failed {
-            match self.events.next() {
-                Some(Ok(event)) => self.take(event),
-                Some(Err(error)) => {
-                    self.failed = true;
-                    return Some(Err(error));
-                }
-                None => {
-                    self.failed = true;
-                    self.close_all();
-                }
-            }
-        }
-        self.done.pop_front().map(Ok)
+impl ExitGroup {
+    /// Begins anew, in the memory that the group has.
+    fn start(&mut self, number: u64, exit: ExitEvent) {
+        (self.number, self.exit, self.handled, self.resume) = (number, exit, 0, None);
+        self.before.clear();
+        self.controls_before.clear();
+        self.registers.clear();
+        self.reads.clear();
+        self.notes.clear();
+        self.controls.clear();
     }
 }

@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod ahead;
 pub mod codec;
 pub mod error;
 pub mod event;

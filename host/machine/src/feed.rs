@@ -5,7 +5,6 @@
 //! that the tape did not tell is *unknown*: a read of it is counted, and what depends on it is not to be judged.
 
 use crate::machine::Machine;
-use std::collections::BTreeSet;
 use vmtape_arch::{
     access::{Access, AccessKind, Verdict},
     exception::{Exception, PageFaultError, Vector},
@@ -22,20 +21,33 @@ use vmtape_traces::{
 /// Memory, in aligned quadwords of host physical memory, that a fed machine may know of.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    words: BTreeSet<u64>,
+    /// A bit per quadword.
+    words: Vec<u64>,
     /// Reads of memory that is not known.
     pub(crate) unknown: u64,
 }
 
 impl Known {
     pub(crate) fn learn(&mut self, hpa: u64, len: u64) {
-        self.words.extend(hpa >> 3..(hpa + len).div_ceil(8));
+        for word in quadwords(hpa, len) {
+            let at = (word / 64) as usize;
+            if at >= self.words.len() {
+                self.words.resize(at + 1, 0);
+            }
+            self.words[at] |= 1 << (word % 64);
+        }
     }
 
     pub(crate) fn read(&mut self, hpa: u64, len: u64) {
-        let known = (hpa >> 3..(hpa + len).div_ceil(8)).all(|word| self.words.contains(&word));
-        self.unknown += u64::from(!known);
+        let known =
+            |word: u64| self.words.get((word / 64) as usize).is_some_and(|w| w >> (word % 64) & 1 != 0);
+        let all = quadwords(hpa, len).all(known);
+        self.unknown += u64::from(!all);
     }
+}
+
+fn quadwords(hpa: u64, len: u64) -> std::ops::Range<u64> {
+    hpa >> 3..(hpa + len).div_ceil(8)
 }
 
 /// How a backend dealt with a stimulus that it was given instead of an exit.
@@ -127,15 +139,14 @@ impl Machine {
     /// Puts what the exit's handling read into memory. Of several reads of a byte the first one counts: what comes later
     /// has the handler's own writes in it, which this backend is about to do itself.
     fn learn(&mut self, reads: &[(u64, Data)]) {
-        let mut seen = BTreeSet::new();
-        for (hpa, data) in reads {
-            for (hpa, byte) in (*hpa..).zip(bytes(data)) {
-                if seen.insert(hpa) {
-                    self.services.ram().write(hpa, &[byte]);
-                }
-            }
-            if let Some(known) = &mut self.services.known {
-                known.learn(*hpa, bytes(data).len() as u64);
+        // So the first one is written last.
+        for (hpa, data) in reads.iter().rev() {
+            let written = match data {
+                Data::U64(value) => self.services.ram().write(*hpa, &value.to_le_bytes()),
+                other => self.services.ram().write(*hpa, &other.to_bytes()),
+            };
+            if let Some(known) = self.services.known.as_mut().filter(|_| written) {
+                known.learn(*hpa, data.len());
             }
         }
     }
@@ -280,13 +291,5 @@ fn apply(state: &mut VcpuState, registers: &Registers) {
             30 => state.dr7 = value,
             _ => {}
         }
-    }
-}
-
-fn bytes(data: &Data) -> Vec<u8> {
-    match data {
-        Data::U64(value) => value.to_le_bytes().to_vec(),
-        Data::U32(value) => value.to_le_bytes().to_vec(),
-        Data::Bytes(bytes) => bytes.clone(),
     }
 }

@@ -17,6 +17,14 @@ pub trait Recorder {
         true
     }
 
+    /// Whether exits, registers and reads are worth telling, to a listener that has no tape to write.
+    fn wants_stimuli(&self) -> bool {
+        true
+    }
+
+    /// An exit's handling begins, whatever is told of the exit.
+    fn exit_begins(&mut self) {}
+
     /// Takes an event; `Break` ends the run with [`vmtape_traces::event::End::Cut`].
     fn event(&mut self, event: Event) -> ControlFlow<()>;
 
@@ -128,11 +136,14 @@ pub(crate) struct Tape {
     before: Values,
     handling: bool,
     stop: bool,
+    /// Exits, registers and reads are told.
+    stimuli: bool,
 }
 
 impl Tape {
     pub(crate) fn new(recorder: Option<Box<dyn Recorder>>, vcpus: u32) -> Self {
-        Self { recorder, known: vec![[0; bit::COUNT + 1]; vcpus as usize], ..Self::default() }
+        let stimuli = recorder.as_ref().is_some_and(|recorder| recorder.wants_stimuli());
+        Self { recorder, stimuli, known: vec![[0; bit::COUNT + 1]; vcpus as usize], ..Self::default() }
     }
 
     pub(crate) fn is_on(&self) -> bool {
@@ -180,7 +191,10 @@ impl Tape {
 
     /// The exit, the registers that its handling uses, and what the silicon's walk has read.
     pub(crate) fn begin_exit(&mut self, vcpu: u32, icount: u64, state: &VcpuState, exit: &Exit) {
-        if self.recorder.is_none() {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.exit_begins();
+        }
+        if !self.stimuli {
             return;
         }
         self.event(Event::Exit(Box::new(ExitEvent { vcpu, icount, rip: state.rip, exit: *exit })));
@@ -201,8 +215,10 @@ impl Tape {
         if self.recorder.is_none() {
             return;
         }
-        self.handling = false;
-        self.learn(vcpu, state);
+        if self.stimuli {
+            self.handling = false;
+            self.learn(vcpu, state);
+        }
         self.event(Event::Resume { vcpu, resume: *resume });
     }
 
@@ -221,7 +237,7 @@ impl Tape {
 
     /// Tells those registers of the mask that the tape's reader does not have.
     pub(crate) fn registers(&mut self, vcpu: u32, state: &VcpuState, wanted: u32) {
-        if self.recorder.is_none() {
+        if !self.stimuli {
             return;
         }
         let now = values(state);
@@ -251,7 +267,7 @@ impl Tape {
 
     /// A backend read memory.
     pub(crate) fn read(&mut self, hpa: u64, bytes: &[u8]) {
-        if self.recorder.is_none() {
+        if !self.stimuli {
             return;
         }
         // Whole words are told one by one: a word that is known already, or that the handler has just written itself, is
@@ -284,7 +300,7 @@ impl Tape {
 
     /// A backend wrote memory: a reader of the tape that runs the same handler knows the value.
     pub(crate) fn wrote(&mut self, hpa: u64, bytes: &[u8]) {
-        if self.recorder.is_some() && self.handling {
+        if self.stimuli && self.handling {
             match bytes.try_into() {
                 Ok(word) if hpa.is_multiple_of(WORD) => _ = self.words.insert(hpa, u64::from_le_bytes(word)),
                 _ => {

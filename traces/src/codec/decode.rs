@@ -51,6 +51,22 @@ impl Decoder {
 
     /// The next event. The chunk's header says how many there are.
     pub fn next_event(&mut self) -> Decoded<Event> {
+        self.advance()?;
+        self.event()
+    }
+
+    /// The event that [`Decoder::advance`] has reached; to be asked once, because it moves the clock.
+    pub fn event(&mut self) -> Decoded<Event> {
+        self.flat.event(&mut self.clock)
+    }
+
+    /// The words of that event, for who knows better than [`Decoder::event`] what to make of them.
+    pub fn flat(&mut self) -> (&Flat, &mut Clock) {
+        (&self.flat, &mut self.clock)
+    }
+
+    /// Decodes the words of the next event.
+    pub fn advance(&mut self) -> Decoded<()> {
         let run = match self.run {
             Some(run) => run,
             None => self.operation().ok_or("the operations end early")?,
@@ -61,7 +77,7 @@ impl Decoder {
         let (tag, count) = (slot.tag, slot.words.len());
         self.words(tag, count, mask)?;
         self.model.advance(&self.flat);
-        self.flat.event(&mut self.clock)
+        Ok(())
     }
 
     fn operation(&mut self) -> Option<u64> {
@@ -118,7 +134,10 @@ impl Decoder {
             }
             slot.blob = input.take(length as usize)?.to_vec();
         }
-        self.flat.blob.clone_from(&slot.blob);
+        // Most events have no bytes beside their words.
+        if !slot.blob.is_empty() || !self.flat.blob.is_empty() {
+            self.flat.blob.clone_from(&slot.blob);
+        }
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use super::{BLOB_BIT, DICTIONARY, column, form, model::Model, op, varint};
 use crate::{
     event::Event,
-    flat::{Clock, Flat},
+    flat::{Clock, Flat, kind_bit},
     format::payload::{Column, Columns},
 };
 use std::collections::{BTreeMap, HashMap};
@@ -29,6 +29,7 @@ pub struct Encoder {
     /// Predicted events since the last operation.
     run: u64,
     size: usize,
+    kinds: u32,
 }
 
 impl Encoder {
@@ -42,6 +43,7 @@ impl Encoder {
             columns: BTreeMap::new(),
             run: 0,
             size: 0,
+            kinds: 0,
         }
     }
 
@@ -55,10 +57,16 @@ impl Encoder {
         self.size + self.ops.len()
     }
 
+    /// The kinds of events so far, as an index has them.
+    pub fn kinds(&self) -> u32 {
+        self.kinds
+    }
+
     /// Appends an event.
     pub fn push(&mut self, event: &Event) {
         let mut flat = std::mem::take(&mut self.flat);
         flat.set(event, &mut self.clock);
+        self.kinds |= kind_bit(flat.tag);
         let predicted = self
             .model
             .predicted()

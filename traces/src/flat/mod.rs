@@ -6,7 +6,7 @@ mod exit;
 
 pub(crate) use control::{cpuid_bytes, cpuid_entry};
 
-use crate::event::{Data, Event, InputSource, Milestone, Registers};
+use crate::event::{Data, Event, ExitEvent, InputSource, Milestone, Registers};
 use control::{control_words, end_words, read_control, read_end};
 use exit::{exit_words, read_exit};
 use vmtape_arch::{
@@ -30,6 +30,11 @@ pub mod tag {
     pub const END: u64 = 9;
     pub const MILESTONE: u64 = 10;
     pub const NOTE: u64 = 0x100;
+}
+
+/// The bit of a kind of events in an index.
+pub fn kind_bit(tag: u64) -> u32 {
+    1 << tag.min(31)
 }
 
 /// What absolute counts are taken relative to, so that they predict well: both start at the chunk's header.
@@ -156,7 +161,7 @@ impl Flat {
     pub fn event(&self, clock: &mut Clock) -> Result<Event, &'static str> {
         let mut w = Words(&self.words);
         let event = match self.tag {
-            tag::EXIT => Event::Exit(Box::new(read_exit(&mut w, clock)?)),
+            tag::EXIT => return Ok(Event::Exit(Box::new(self.exit(clock)?))),
             tag::REGISTERS => {
                 let first = w.next()?;
                 let values = w.rest().iter().copied().chain(self.blob_words()?).collect();
@@ -172,7 +177,10 @@ impl Flat {
                 };
                 Event::Read { hpa, data }
             }
-            tag::RESUME => Event::Resume { vcpu: w.u32()?, resume: read_resume(&mut w)? },
+            tag::RESUME => {
+                let (vcpu, resume) = self.resume()?;
+                return Ok(Event::Resume { vcpu, resume });
+            }
             tag::INPUT => {
                 Event::Input { icount: clock.at(w.next()?), source: InputSource(w.u32()?), value: w.next()? }
             }
@@ -195,21 +203,38 @@ impl Flat {
                 exits: clock.exits.wrapping_add(w.next()?),
                 end: read_end(&mut w, &self.blob)?,
             },
-            note if note >= tag::NOTE && note - tag::NOTE <= u32::MAX.into() => {
-                let first = w.next()?;
-                let mut args = [0; 6];
-                for arg in &mut args {
-                    *arg = w.next()?;
-                }
-                let raw = RawNote { kind: NoteKind((note - tag::NOTE) as u32), pad: high(first), args };
-                Event::Note { vcpu: low(first), note: Note::from_raw(raw) }
+            tag::NOTE.. => {
+                let (vcpu, note) = self.note()?;
+                return Ok(Event::Note { vcpu, note });
             }
             _ => return Err("unknown kind of event"),
         };
-        if !w.rest().is_empty() {
-            return Err("more words than the event has");
-        }
+        w.end()?;
         Ok(event)
+    }
+
+    /// The exit that these words are.
+    pub(crate) fn exit(&self, clock: &mut Clock) -> Result<ExitEvent, &'static str> {
+        let mut w = Words(&self.words);
+        let exit = read_exit(&mut w, clock)?;
+        w.end()?;
+        Ok(exit)
+    }
+
+    /// The note that these words are, and its vCPU.
+    pub(crate) fn note(&self) -> Result<(u32, Note), &'static str> {
+        let kind = u32::try_from(self.tag - tag::NOTE).map_err(|_| "unknown kind of event")?;
+        let (first, args) = self.words.split_first().ok_or(FEWER)?;
+        let args = args.try_into().map_err(|_| if args.len() < 6 { FEWER } else { MORE })?;
+        Ok((low(*first), Note::from_raw(RawNote { kind: NoteKind(kind), pad: high(*first), args })))
+    }
+
+    /// The end of handling that these words are, and its vCPU.
+    pub(crate) fn resume(&self) -> Result<(u32, Resume), &'static str> {
+        let mut w = Words(&self.words);
+        let resume = (w.u32()?, read_resume(&mut w)?);
+        w.end()?;
+        Ok(resume)
     }
 
     fn blob_words(&self) -> Result<impl Iterator<Item = u64>, &'static str> {
@@ -221,18 +246,25 @@ impl Flat {
     }
 }
 
+const FEWER: &str = "fewer words than the event has";
+const MORE: &str = "more words than the event has";
+
 /// Words being taken from the front.
 struct Words<'a>(&'a [u64]);
 
 impl<'a> Words<'a> {
     fn next(&mut self) -> Result<u64, &'static str> {
-        let (first, rest) = self.0.split_first().ok_or("fewer words than the event has")?;
+        let (first, rest) = self.0.split_first().ok_or(FEWER)?;
         self.0 = rest;
         Ok(*first)
     }
 
     fn u32(&mut self) -> Result<u32, &'static str> {
         self.next()?.try_into().map_err(|_| "a word beyond 32 bits")
+    }
+
+    fn end(&self) -> Result<(), &'static str> {
+        if self.0.is_empty() { Ok(()) } else { Err(MORE) }
     }
 
     fn rest(&mut self) -> &'a [u64] {

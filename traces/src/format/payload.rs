@@ -46,6 +46,8 @@ pub struct Index {
     pub events: u64,
     /// For each chunk of events, in order, a digest of it and of all before it.
     pub digests: Vec<u64>,
+    /// And the kinds of events in it: bit n for tag n, bit 31 for all tags from 31 on.
+    pub kinds: Vec<u32>,
     /// The tape's milestones: instructions, exits, hash.
     pub milestones: Vec<[u64; 3]>,
 }

@@ -67,9 +67,17 @@ impl<'t> Events<'t> {
     }
 
     fn decode(&mut self) -> Option<Result<Event>> {
+        self.decode_with(Decoder::next_event)
+    }
+
+    /// Decodes the next event and makes of it what `take` does.
+    pub(crate) fn decode_with<T>(
+        &mut self,
+        take: impl FnOnce(&mut Decoder) -> std::result::Result<T, &'static str>,
+    ) -> Option<Result<T>> {
         loop {
             if let Some(open) = self.open.as_mut().filter(|open| open.number < open.header.events.get()) {
-                let decoded = open.decoder.next_event();
+                let decoded = take(&mut open.decoder);
                 self.clock = open.decoder.clock();
                 open.number += 1;
                 let place = Place::Chunk { offset: open.offset, kind: ChunkKind::EVENTS };

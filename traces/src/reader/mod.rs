@@ -7,8 +7,9 @@ pub use events::Events;
 
 use crate::{
     error::{Cause, Error, Place, Result},
-    event::Milestone,
+    event::{Event, Milestone},
     exits::Exits,
+    flat::kind_bit,
     format::{
         FIRST_SCHEMA, align,
         header::{ChunkHeader, ChunkKind, FileHeader, Sealed, TRAILER_MAGIC, Trailer},
@@ -34,6 +35,7 @@ pub struct Tape {
     metadata: Metadata,
     totals: Option<Totals>,
     digests: Vec<u64>,
+    kinds: Vec<u32>,
     milestones: Vec<Milestone>,
     damage: Option<Error>,
 }
@@ -93,6 +95,7 @@ impl Tape {
             metadata: Metadata::default(),
             totals: None,
             digests: Vec::new(),
+            kinds: Vec::new(),
             milestones: Vec::new(),
             damage: None,
         };
@@ -101,6 +104,7 @@ impl Tape {
                 tape.totals = Some(Totals { exits: index.exits, icount: index.icount, events: index.events });
                 tape.chunks = index.chunks;
                 tape.digests = index.digests;
+                tape.kinds = index.kinds;
                 let milestone = |[icount, exits, hash]: [u64; 3]| Milestone { icount, exits, hash };
                 tape.milestones = index.milestones.into_iter().map(milestone).collect();
             }
@@ -216,6 +220,14 @@ impl Tape {
     /// All events.
     pub fn events(&self) -> Events<'_> {
         self.events_from(0)
+    }
+
+    /// The events of chunks that may hold this kind (see [`crate::flat::tag`]), as far as the index knows.
+    pub fn events_with(&self, tag: u64) -> impl Iterator<Item = Result<Event>> {
+        let chunks = (0..).zip(&self.chunks).filter(|(_, c)| c.kind == ChunkKind::EVENTS.0);
+        let kinds = self.kinds.iter().map(Some).chain(std::iter::repeat(None));
+        let wanted = chunks.zip(kinds).filter(move |(_, kinds)| kinds.is_none_or(|k| k & kind_bit(tag) != 0));
+        wanted.flat_map(|((chunk, _), _)| self.events_of(chunk))
     }
 
     /// All exits, each with everything that belongs to it.

@@ -48,6 +48,7 @@ pub struct Stream<W> {
     start: Clock,
     total: u64,
     digests: Vec<u64>,
+    kinds: Vec<u32>,
     milestones: Vec<[u64; 3]>,
 }
 
@@ -67,6 +68,7 @@ impl<W: Write> Stream<W> {
             start: Clock::default(),
             total: 0,
             digests: Vec::new(),
+            kinds: Vec::new(),
             milestones: Vec::new(),
         })
     }
@@ -139,6 +141,7 @@ impl<W: Write> Stream<W> {
             return Ok(());
         }
         let clock = self.encoder.clock();
+        self.kinds.push(self.encoder.kinds());
         let columns = std::mem::replace(&mut self.encoder, Encoder::new(clock)).finish();
         let (start, events) = (self.start, self.events);
         let digest = self.archive(ChunkKind::EVENTS, &columns, limit::EVENTS)?;
@@ -195,6 +198,7 @@ impl<W: Write> Stream<W> {
             exits: self.start.exits,
             events: self.total,
             digests: std::mem::take(&mut self.digests),
+            kinds: std::mem::take(&mut self.kinds),
             milestones: std::mem::take(&mut self.milestones),
         };
         let offset = self.offset;

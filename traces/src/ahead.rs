@@ -1,0 +1,103 @@
+//! The exits of a tape, decoded ahead by a thread of their own while the caller looks at them.
+
+use crate::{
+    error::{Error, Result},
+    exits::{ExitGroup, Grouping},
+    reader::{Events, Tape},
+};
+use crossbeam::channel::{Receiver, Sender, bounded};
+use std::thread;
+
+/// Exits that cross the channel at once.
+const BATCH: usize = 1024;
+/// Batches that are decoded ahead.
+const QUEUE: usize = 4;
+
+type Batch = Vec<Box<ExitGroup>>;
+
+/// The exits of a tape in order. What was looked at goes back to the decoder, so that no memory is allocated for exits.
+pub struct Ahead {
+    batches: Receiver<Result<Batch>>,
+    used: Sender<Batch>,
+    batch: Batch,
+    next: usize,
+}
+
+impl Ahead {
+    /// The next exit.
+    pub fn next_exit(&mut self) -> Result<Option<&ExitGroup>> {
+        while self.next == self.batch.len() {
+            let Ok(batch) = self.batches.recv() else { return Ok(None) };
+            let used = std::mem::replace(&mut self.batch, batch?);
+            self.next = 0;
+            // A decoder that is done needs no memory.
+            let _ = self.used.try_send(used);
+        }
+        self.next += 1;
+        Ok(self.batch.get(self.next - 1).map(|group| &**group))
+    }
+}
+
+/// Calls `work` with the exits of a tape from a chunk on, the first of them having this number.
+pub fn with_exits<R>(tape: &Tape, chunk: usize, first: u64, work: impl FnOnce(&mut Ahead) -> R) -> R {
+    let (batches, received) = bounded(QUEUE);
+    let (used, returned) = bounded(QUEUE);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let decoder =
+                AheadDecoder { events: tape.events_from(chunk), groups: Grouping::new(first), returned };
+            decoder.run(&batches);
+        });
+        // The decoder ends when nobody receives any more.
+        work(&mut Ahead { batches: received, used, batch: Vec::new(), next: 0 })
+    })
+}
+
+struct AheadDecoder<'t> {
+    events: Events<'t>,
+    groups: Grouping,
+    returned: Receiver<Batch>,
+}
+
+impl AheadDecoder<'_> {
+    fn run(mut self, batches: &Sender<Result<Batch>>) {
+        loop {
+            let (batch, error) = self.batch();
+            let over = batch.len() < BATCH;
+            if batches.send(Ok(batch)).is_err() {
+                return;
+            }
+            if let Some(error) = error {
+                // Nobody has to listen any more.
+                let _ = batches.send(Err(error));
+                return;
+            }
+            if over {
+                return;
+            }
+        }
+    }
+
+    /// The next exits; fewer than a full batch at the end or before an error.
+    fn batch(&mut self) -> (Batch, Option<Error>) {
+        let mut batch = self.returned.try_recv().unwrap_or_default();
+        self.groups.spare.append(&mut batch);
+        while batch.len() < BATCH {
+            if let Some(group) = self.groups.done.pop_front() {
+                batch.push(group);
+                continue;
+            }
+            match self.events.decode_with(|decoder| self.groups.take_decoded(decoder)) {
+                Some(Ok(())) => {}
+                Some(Err(error)) => return (batch, Some(error)),
+                None => {
+                    self.groups.close_all();
+                    if self.groups.done.is_empty() {
+                        break;
+                    }
+                }
+            }
+        }
+        (batch, None)
+    }
+}
