@@ -7,6 +7,7 @@ mod entry;
 mod parameters;
 mod patches;
 mod release;
+mod set;
 mod switch;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,7 @@ pub use release::{DEFAULT, Profile, RELEASES};
 pub use switch::Switch;
 
 use release::position;
-use std::collections::BTreeMap;
+use set::SwitchSet;
 use thiserror::Error;
 use vmtape_abi::TableRow;
 use vmtape_kvm_mmu::Unmappable;
@@ -48,8 +49,6 @@ pub enum OptionError {
     Unknown { name: String, plugin: String, known: String },
     #[error("{name}: {value:?} is neither on nor off")]
     Value { name: String, value: String },
-    #[error("{0}")]
-    Contradiction(String),
 }
 
 /// Options, resolved: every switch of the plugin has a value.
@@ -57,7 +56,8 @@ pub enum OptionError {
 pub struct Options {
     profile: Profile,
     scope: Scope,
-    values: BTreeMap<Switch, bool>,
+    /// The switches that are on.
+    on: SwitchSet,
 }
 
 impl Options {
@@ -70,13 +70,13 @@ impl Options {
                 OptionError::Profile(wanted.clone(), known.join(", "))
             })?,
         };
-        let values = entries_of(scope).map(|e| (e.switch, profile.default(e))).collect();
-        let mut options_of_vm = Self { profile, scope, values };
+        let on = entries_of(scope).filter(|e| profile.default(e)).map(|e| e.switch).collect();
+        let mut resolved = Self { profile, scope, on };
         for (name, value) in options.iter().filter(|(name, _)| name != "kvm") {
-            options_of_vm.set_by_name(plugin, name, value)?;
+            resolved.set_by_name(plugin, name, value)?;
         }
-        options_of_vm.settle();
-        Ok(options_of_vm)
+        resolved.settle();
+        Ok(resolved)
     }
 
     fn set_by_name(&mut self, plugin: &str, name: &str, value: &str) -> Result<(), OptionError> {
@@ -85,15 +85,15 @@ impl Options {
             (_, Some(name)) => (name, "off"),
             _ => (name, value),
         };
-        let known = Switch::from_name(name).filter(|s| self.values.contains_key(s));
-        let switch = known.ok_or_else(|| OptionError::Unknown {
+        let known = entries_of(self.scope).find(|e| e.switch.name() == Some(name));
+        let entry = known.ok_or_else(|| OptionError::Unknown {
             name: name.into(),
             plugin: plugin.into(),
             known: entries_of(self.scope).filter_map(|e| e.switch.name()).collect::<Vec<_>>().join(", "),
         })?;
         let value = parse_value(value)
             .ok_or_else(|| OptionError::Value { name: name.into(), value: value.into() })?;
-        self.values.insert(switch, value);
+        self.on.set(entry.switch, value);
         Ok(())
     }
 
@@ -102,19 +102,21 @@ impl Options {
     fn settle(&mut self) {
         let variable = self.on(Switch::SMALLER_MAXPHYADDR);
         let parameter = self.on(Switch::SMALLER_MAXPHYADDR_DEFAULT_OFF);
-        if let Some(value) = self.values.get_mut(&Switch::ALLOW_SMALLER_MAXPHYADDR) {
-            *value = variable && (*value || !parameter);
+        let is_parameter = |e: &Entry| e.switch == Switch::ALLOW_SMALLER_MAXPHYADDR;
+        if entries_of(self.scope).any(is_parameter) {
+            let asked = self.on(Switch::ALLOW_SMALLER_MAXPHYADDR);
+            self.on.set(Switch::ALLOW_SMALLER_MAXPHYADDR, variable && (asked || !parameter));
         }
     }
 
     /// Whether a switch is on. A switch that the plugin does not have is off.
     pub fn on(&self, switch: Switch) -> bool {
-        self.values.get(&switch).is_some_and(|on| *on)
+        self.on.contains(switch)
     }
 
     /// Overrides a switch, as KVM's hardware setup does where silicon lacks something.
     pub fn set(&mut self, switch: Switch, on: bool) {
-        self.values.insert(switch, on);
+        self.on.set(switch, on);
     }
 
     /// The profile's name, as a tape keeps it.

@@ -51,6 +51,7 @@ fn entries_are_unique_and_name_known_releases() {
     }
     for entry in entries() {
         let name = entry.switch.name().expect("every entry's switch has a name");
+        assert!((entry.switch.0 as usize) < set::SWITCHES, "{name}");
         let releases = entry.since.into_iter().chain(entry.until.map(|(release, _)| release));
         let places: Vec<_> = releases.map(|release| position(release).expect(release)).collect();
         assert!(places.is_sorted(), "{name} ends before it starts");
