@@ -8,17 +8,13 @@ use crate::{
 };
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt};
-use vmtape_abi::MemoryRegion;
 use vmtape_arch::{
     cpuid::{CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry},
     note::Note,
     paging::Pte,
 };
 use vmtape_machine::MachineSpec;
-use vmtape_traces::{
-    Event, ExitGroup, Exits, Tape,
-    event::{Control, Data},
-};
+use vmtape_traces::{Event, ExitGroup, Exits, Tape, event::Control};
 
 /// What kind of thing an address stands in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -141,15 +137,14 @@ impl Footprint {
     /// Reads the tape, and runs it once more for the state at its end.
     pub fn of(tape: &Tape, machine: &MachineSpec, create: Create) -> Result<Self, Error> {
         let mut footprint = Self::default();
-        let mut player =
-            Player::new(machine.clone(), Box::new(spec::inputs(tape)?), spec::budget(tape), create, false)?;
-        let slots = player.machine.memory().slots().to_vec();
         let mut exits = Exits::new(tape.events(), 0);
         while let Some(group) = exits.next().transpose()? {
-            footprint.group(&group, &slots);
+            footprint.group(&group);
             exits.other.drain(..).for_each(|event| footprint.event(&event));
         }
         exits.other.drain(..).for_each(|event| footprint.event(&event));
+        let mut player =
+            Player::new(machine.clone(), Box::new(spec::inputs(tape)?), spec::budget(tape), create, false)?;
         while player.end.is_none() {
             player.advance(u64::MAX, u64::MAX)?;
         }
@@ -182,17 +177,24 @@ impl Footprint {
         }
     }
 
-    fn group(&mut self, group: &ExitGroup, slots: &[MemoryRegion]) {
+    fn group(&mut self, group: &ExitGroup) {
         let exit = group.number;
+        // KVM's walk that is going on: its address, and the table that its last entry leads to.
+        let (mut walked, mut table) = (0, None);
         self.exits = exit + 1;
         for note in group.before.iter().chain(&group.notes) {
             match *note {
                 Note::SiliconStep { gpa, before, level, .. } => {
                     self.step(Entry { level, at: gpa, value: before }, exit);
                 }
-                Note::PagingElement { pte, level } if Pte::from_bits(pte).p() => {
+                Note::PagetableWalk { address, .. } => (walked, table) = (address, None),
+                Note::PagingElement { pte, level } => {
                     let place = Place::entry(Entry { level, at: 0, value: pte }, Some(exit));
-                    self.entries.add(Place { at: read_from(group, pte, slots), ..place });
+                    let at = table.map(|table: u64| table + tables::offset(walked, level));
+                    table = Some(place.address);
+                    if Pte::from_bits(pte).p() {
+                        self.entries.add(Place { at, ..place });
+                    }
                 }
                 Note::Mmio { gpa, .. } => self.devices.add(Place::device(gpa, exit)),
                 Note::Cpuid { function, index, .. } => {
@@ -212,11 +214,4 @@ impl Footprint {
             self.entries.add(Place::entry(entry, Some(exit)));
         }
     }
-}
-
-/// Where KVM's walker has read an entry, if the tape holds that read with the exit: it tells every word once.
-fn read_from(group: &ExitGroup, pte: u64, slots: &[MemoryRegion]) -> Option<u64> {
-    let (hpa, _) = group.reads.iter().find(|(_, data)| *data == Data::U64(pte))?;
-    let slot = slots.iter().find(|slot| hpa.wrapping_sub(slot.hpa) < slot.size)?;
-    Some(hpa - slot.hpa + slot.gpa)
 }

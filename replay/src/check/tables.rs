@@ -39,6 +39,12 @@ fn read(memory: &Memory, gpa: u64) -> Option<u64> {
     memory.ram().read(memory.hpa(gpa)?, &mut bytes).then(|| u64::from_le_bytes(bytes))
 }
 
+/// Where the entry for a linear address stands in its table of this level, with entries of 8 bytes.
+pub fn offset(gva: u64, level: u8) -> u64 {
+    let shift = 12 + 9 * u32::from(level.clamp(1, 5) - 1);
+    (gva >> shift & (ENTRIES - 1)) * 8
+}
+
 /// Whether an entry leads to a table, not to a page.
 fn leads_down(entry: &Entry, root_level: u8) -> bool {
     let may_be_page = entry.level == 2 || entry.level == 3 && root_level > 3;

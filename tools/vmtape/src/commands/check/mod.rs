@@ -174,7 +174,7 @@ fn one_tape(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Result<
     let pin = args.pin.then(|| {
         let findings: Vec<_> = assessments.iter().flat_map(|assessment| &assessment.findings).collect();
         let question = Question { plugins, templates: &[template], assigned_device: args.vfio, folder };
-        pins::pin(&findings, &question, &[source.clone()], &known)
+        pins::pin(&findings, &question, std::slice::from_ref(&source), &known)
     });
     let matrix = args.html.is_some().then(|| Matrix::of_tape(&source, &known, &guest, &assessments, plugins));
     Ok(Report {
