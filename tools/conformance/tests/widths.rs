@@ -1,9 +1,9 @@
-//! Addresses that a page table has too few levels for: facts C.2.
+//! Addresses that a page table has too few levels for. See: Intel, 5-Level Paging and 5-Level EPT
 
 use anyhow::Result;
 use vmtape_conformance::{tail, vmtape};
 
-/// C.2 rows 1 and 11: nothing lies at the address, so each access exits, is emulated, and reaches the VMM. The guest goes on.
+/// Nothing lies at the address, so each access exits, is emulated, and reaches the VMM. The guest goes on.
 #[test]
 fn mmio_beyond_four_level_tables_reaches_the_vmm() -> Result<()> {
     let folder = tempfile::tempdir()?;
