@@ -84,17 +84,24 @@ pub const ALL: &[Host] = &[
     host("amd-52-4level", "EPYC from Genoa on, kernel with 4-level paging", amd(52, 4)),
 ];
 
-/// The silicon of [`passport`]; `NAME,backing=4K` changes how memory is backed.
+/// The silicon of [`passport`]; `NAME,backing=4K` changes how memory is backed, `NAME,phys-bits=43` its width alone.
 pub fn find(text: &str) -> Result<Silicon, Error> {
-    let (name, backing) = match text.split_once(",backing=") {
-        Some((name, backing)) => (name, Some(backing)),
-        None => (text, None),
-    };
-    let mut silicon = passport(name)?.silicon;
-    if let Some(backing) = backing {
-        silicon.backing_shift = backing_shift(backing).map_err(|cause| error(text, cause))?;
+    let mut words = text.split(',');
+    let mut silicon = passport(words.next().unwrap_or_default())?.silicon;
+    for word in words {
+        let changed = match word.split_once('=') {
+            Some(("backing", value)) => backing_shift(value).map(|shift| silicon.backing_shift = shift),
+            Some(("phys-bits", value)) => width(value).map(|width| silicon.phys_bits = width),
+            _ => Err(format!("`{word}` is neither backing=SIZE nor phys-bits=N")),
+        };
+        changed.map_err(|cause| error(text, cause))?;
     }
     Ok(silicon)
+}
+
+fn width(text: &str) -> Result<u8, String> {
+    let width = text.parse().ok().filter(|width| PHYS_BITS.contains(width));
+    width.ok_or_else(|| format!("phys-bits={text} is not within 32 to 52"))
 }
 
 /// The host with this name, or the one described in the TOML file with this path.

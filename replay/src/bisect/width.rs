@@ -42,7 +42,7 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
     let found = turn(0, good.abs_diff(bad).into(), |n| request.test(bench, place(n)))?;
     let (last_good, first_bad) = (place(found.last_good), place(found.first_bad));
     let options = match request.side {
-        Side::Host => format!("--host {}-{first_bad}", request.machine.silicon.vendor),
+        Side::Host => format!("--host {}", request.host(first_bad)),
         Side::Guest => String::new(),
     };
     let mut finding = bench.found(AXIS, format!("first bad: {}", request.text(first_bad)), &options)?;
@@ -110,6 +110,14 @@ impl Request {
         }
     }
 
+    /// The tried host with another width, as `--host` spells it.
+    fn host(&self, width: u8) -> String {
+        match self.machine.silicon.phys_bits == width {
+            true => self.machine.host.clone(),
+            false => format!("{},phys-bits={width}", self.machine.host),
+        }
+    }
+
     fn text(&self, width: u8) -> String {
         format!("{} width {width}", self.side.name())
     }
@@ -119,6 +127,7 @@ impl Request {
         let mut actual = self.machine.clone();
         if self.side == Side::Host {
             actual.silicon.phys_bits = width;
+            actual.host = self.host(width);
             return self.test_fitting(
                 bench,
                 &what,
