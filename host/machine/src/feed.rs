@@ -80,6 +80,7 @@ impl Machine {
     /// Gives the backend the taped exit itself, for a backend of the same kind.
     pub fn feed(&mut self, group: &ExitGroup) -> Option<End> {
         let n = self.bring_to(group)?;
+        self.step_silicon(&group.before);
         *self.exit = group.exit.exit;
         self.handle_fed(n).or_else(|| self.enter_fed(n, &group.controls))
     }
@@ -147,6 +148,19 @@ impl Machine {
             };
             if let Some(known) = self.services.known.as_mut().filter(|_| written) {
                 known.learn(*hpa, data.len());
+            }
+        }
+    }
+
+    /// The accessed and dirty bits that silicon set on its way to the exit, as the handler finds them.
+    fn step_silicon(&mut self, notes: &[Note]) {
+        for note in notes {
+            let Note::SiliconStep { gpa, before, after, .. } = *note else { continue };
+            let Some(hpa) = self.services.memory.hpa(gpa).filter(|_| before != after) else { continue };
+            // Both bits are in the low half of an entry, which may be all of it.
+            let mut entry = [0; 4];
+            if self.services.ram().read(hpa, &mut entry) && u32::from_le_bytes(entry) == before as u32 {
+                self.services.ram().write(hpa, &(after as u32).to_le_bytes());
             }
         }
     }
@@ -267,7 +281,10 @@ fn as_access(stimulus: &Exit) -> Exit {
 /// Sets the registers of an event.
 fn apply(state: &mut VcpuState, registers: &Registers) {
     let mut values = registers.values.iter().copied();
-    for bit in (0..32).filter(|bit| registers.mask >> bit & 1 != 0) {
+    let mut mask = registers.mask;
+    while mask != 0 {
+        let bit = mask.trailing_zeros();
+        mask &= mask - 1;
         let Some(value) = values.next() else { return };
         match bit {
             0..16 => state.gpr[bit as usize] = value,

@@ -64,6 +64,10 @@ pub(crate) struct Services {
     pub(crate) cpuid: Vec<Vec<CpuidEntry>>,
     /// The emulator has counted the instruction whose exit is being handled.
     pub(crate) emulated: bool,
+    /// The last exit was at the same place as the one before: the rules that decide are worth knowing, tape or not.
+    pub(crate) watching: bool,
+    /// The rules that the backend named there.
+    pub(crate) rules: Vec<u32>,
     /// What a machine that is fed from a tape knows of memory.
     pub(crate) known: Option<crate::feed::Known>,
 }
@@ -206,11 +210,17 @@ impl Host for Services {
     }
 
     fn note(&mut self, vcpu: u32, note: Note) {
+        if let Note::Rule { id } = note
+            && self.watching
+            && !self.rules.contains(&id)
+        {
+            self.rules.push(id);
+        }
         self.tape.note(vcpu, note);
     }
 
     fn wants(&self, kind: NoteKind) -> bool {
-        self.tape.wants(kind)
+        self.tape.wants(kind) || kind == NoteKind::RULE && self.watching
     }
 
     fn log(&mut self, level: u32, text: &str) {

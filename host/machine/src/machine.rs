@@ -40,6 +40,9 @@ pub(crate) struct Progress {
     pub(crate) rip: u64,
     pub(crate) counters: [u64; 3],
     pub(crate) repeats: u64,
+    /// The last exit's isa, reason, info1 and gpa, and how often it came in a row.
+    pub(crate) exit: (u32, u32, u64, u64),
+    pub(crate) equal: u64,
 }
 
 /// A guest on its way through a backend.
@@ -97,6 +100,8 @@ impl Machine {
             emulator: Some(Cpu::new(emulator_config(&spec))),
             cpuid: (0..spec.vcpus).map(|n| crate::cpuid::for_vcpu(&spec.cpuid, n, spec.vcpus)).collect(),
             emulated: false,
+            watching: false,
+            rules: Vec::new(),
             known: None,
             memory,
         };
@@ -167,6 +172,11 @@ impl Machine {
     /// Exits handled.
     pub fn exits(&self) -> u64 {
         self.exits
+    }
+
+    /// The rules of the backend that decided while the guest made no progress, by their numbers.
+    pub fn rules_of_standstill(&self) -> &[u32] {
+        &self.services.rules
     }
 
     /// The registers of a vCPU.

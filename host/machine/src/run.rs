@@ -291,9 +291,13 @@ impl Machine {
         self.services.after_backend(n, &mut vcpu.state, Some(&before));
         self.services.tape.end_exit(n, &vcpu.state, &resume);
         vcpu.needs_entry = true;
-        let stuck = vcpu.progress.stuck(&vcpu.state, icount, limits);
+        let stuck = vcpu.progress.stuck(&vcpu.state, icount, &exit, limits);
+        self.services.watching = vcpu.progress.repeats > 0;
+        if !self.services.watching {
+            self.services.rules.clear();
+        }
         let ended = match self.apply(n, &resume, Some(&exit)) {
-            Ok(_) => stuck.map(|repeats| no_progress(n, repeats, &exit, before.rip)),
+            Ok(_) => stuck.map(|progress| no_progress(n, &progress, &exit, before.rip)),
             Err(end) => Some(end),
         };
         self.checkpoint_if_due();
@@ -371,17 +375,20 @@ const CACHE_BITS: u64 = vmtape_arch::regs::Cr0::new().with_cd(true).with_nw(true
 impl Progress {
     /// Takes note of an exit; gives the count once too many came in a row at one place. Whether they are equal does not
     /// matter: two exits that undo each other's work loop as endlessly as one that repeats.
-    fn stuck(&mut self, state: &VcpuState, icount: u64, limits: &Limits) -> Option<u64> {
-        let now = Self {
+    fn stuck(&mut self, state: &VcpuState, icount: u64, exit: &Exit, limits: &Limits) -> Option<Self> {
+        // A REP instruction makes progress in these.
+        let counters = [state.gpr[1], state.gpr[6], state.gpr[7]];
+        let here = (icount, state.rip, counters) == (self.icount, self.rip, self.counters);
+        let of_exit = (exit.isa.0, exit.reason, exit.info1, exit.gpa);
+        *self = Self {
             icount,
             rip: state.rip,
-            // A REP instruction makes progress in these.
-            counters: [state.gpr[1], state.gpr[6], state.gpr[7]],
-            repeats: self.repeats + 1,
+            counters,
+            repeats: if here { self.repeats + 1 } else { 0 },
+            exit: of_exit,
+            equal: if here && of_exit == self.exit { self.equal + 1 } else { 1 },
         };
-        let equal = Self { repeats: now.repeats, ..*self } == now;
-        *self = if equal { now } else { Self { repeats: 0, ..now } };
-        (self.repeats >= limits.no_progress).then_some(self.repeats)
+        (self.repeats >= limits.no_progress).then_some(*self)
     }
 }
 
@@ -389,10 +396,12 @@ fn exit_name(exit: &Exit) -> String {
     reason_name(exit.isa, exit.reason).map_or_else(|| format!("reason {:#x}", exit.reason), str::to_owned)
 }
 
-fn no_progress(vcpu: u32, repeats: u64, exit: &Exit, rip: u64) -> End {
+fn no_progress(vcpu: u32, progress: &Progress, exit: &Exit, rip: u64) -> End {
+    let Progress { repeats, equal, .. } = *progress;
+    let same = if equal > repeats { "all of them".to_owned() } else { format!("the last {equal} of them") };
     let reason = format!(
-        "vCPU {vcpu} left the guest {repeats} times at rip {rip:#x} and retired no instruction in between; the last exit is \
-         {}, info1 {:#x}, gpa {:#x}",
+        "vCPU {vcpu} left the guest {repeats} times at rip {rip:#x} and retired no instruction in between; {same} {}, info1 \
+         {:#x}, gpa {:#x}",
         exit_name(exit),
         exit.info1,
         exit.gpa,

@@ -37,15 +37,7 @@ fn image() -> Vec<u8> {
     let code =
         b"\xbf\x00\x00\x20\x00\xb9\xc8\x00\x00\x00\x0f\xc7\xf0\xab\xe6\x80\xe4\x61\x01\x05\x00\x00\x30\x00\
                  \xe2\xf0\x31\xc0\xe7\xf4";
-    let (base, header) = (0x10_0000u32, 84u32);
-    let mut image = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-    let mut words = |words: &[u32]| image.extend(words.iter().flat_map(|w| w.to_le_bytes()));
-    let size = header + 12 + code.len() as u32;
-    words(&[3 << 16 | 2, 1, base + header + 12, 52, 0, 0, 32 << 16 | 52, 1, 0]);
-    words(&[1, 0, base, base, size, size, 7, 0x1000]);
-    words(&[0x1bad_b002, 0, 0x1bad_b002u32.wrapping_neg()]);
-    image.extend_from_slice(code);
-    image
+    bare::multiboot(code)
 }
 
 fn machine() -> (Machine, Rc<RefCell<Kept>>) {

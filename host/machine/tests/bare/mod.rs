@@ -101,6 +101,7 @@ impl Backend for Bare {
     }
 
     fn set_memory_region(&mut self, region: &MemoryRegion, _host: &mut dyn Host) -> Result<(), Errno> {
+        self.slots.retain(|slot| slot.slot != region.slot);
         self.slots.push(*region);
         Ok(())
     }
@@ -294,4 +295,18 @@ pub fn spec(name: &str, bytes: Vec<u8>, vcpus: u32) -> MachineSpec {
         script: Vec::new(),
         milestone_every: 0,
     }
+}
+
+/// A multiboot image of 32-bit code at 1 MiB.
+#[allow(dead_code)]
+pub fn multiboot(code: &[u8]) -> Vec<u8> {
+    let (base, header) = (0x10_0000u32, 84u32);
+    let mut image = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    let mut words = |words: &[u32]| image.extend(words.iter().flat_map(|w| w.to_le_bytes()));
+    let size = header + 12 + code.len() as u32;
+    words(&[3 << 16 | 2, 1, base + header + 12, 52, 0, 0, 32 << 16 | 52, 1, 0]);
+    words(&[1, 0, base, base, size, size, 7, 0x1000]);
+    words(&[0x1bad_b002, 0, 0x1bad_b002u32.wrapping_neg()]);
+    image.extend_from_slice(code);
+    image
 }

@@ -3,6 +3,7 @@
 use crate::output::{ExitCode, print_json};
 use anyhow::{Result, bail};
 use serde::Serialize;
+use vmtape_abi::TableRow;
 use vmtape_arch::exit::ResumeKind;
 use vmtape_backends::LoadedPlugin;
 use vmtape_machine::{Machine, vmm::control_text};
@@ -17,6 +18,8 @@ struct Report {
     instructions: u64,
     exits: u64,
     ioctls: Vec<Ioctl>,
+    /// Why a guest made no progress, as far as the backend has a rule for it.
+    because: Vec<String>,
 }
 
 /// What the VMM did, and after how many exits.
@@ -49,6 +52,7 @@ pub fn report(
         bail!("{path}: the backend broke after {exits} exits; what it said stands in the log above");
     }
     let text = text::end_text(end);
+    let because = because(machine, end, &plugin.description.rules);
     for step in machine.steps_left() {
         tracing::warn!("the run ended before {}: {:?}", step.at, step.action);
     }
@@ -65,6 +69,7 @@ pub fn report(
             instructions: machine.icount(),
             exits: machine.exits(),
             ioctls: machine.controls().iter().map(Ioctl::from).collect(),
+            because: because.clone(),
         })?;
     }
     let code = code(end, guest_status);
@@ -73,7 +78,15 @@ pub fn report(
         End::DebugExit { .. } | End::Limit { .. } => tracing::info!("{line}"),
         _ => eprintln!("vmtape: {line}"),
     }
+    because.iter().for_each(|rule| eprintln!("vmtape: {rule}"));
     Ok(code)
+}
+
+/// The rules that decided while the guest stood still.
+fn because(machine: &Machine, end: &End, rules: &[TableRow]) -> Vec<String> {
+    let End::NoProgress { .. } = end else { return Vec::new() };
+    let decided = rules.iter().filter(|rule| machine.rules_of_standstill().contains(&rule.id));
+    decided.map(|rule| format!("{} (see: {})", rule.text, rule.source)).collect()
 }
 
 /// The end in one word, for scripts.
