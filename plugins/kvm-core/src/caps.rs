@@ -2,6 +2,7 @@
 //!
 //! See: KVM arch/x86/kvm/x86.c kvm_vm_ioctl_check_extension(), include/uapi/linux/kvm.h
 
+use crate::profile::{Options, Switch};
 use vmtape_abi::TableRow;
 use vmtape_arch::open_enum;
 
@@ -23,10 +24,14 @@ open_enum! {
     }
 }
 
-/// The answer for a capability; zero where it is unknown.
-pub fn check(cap: u32, allow_smaller_maxphyaddr: bool) -> i64 {
+/// The answer for a capability, with or without two-dimensional paging; zero where it is unknown.
+pub fn check(cap: u32, options: &Options, tdp: bool) -> i64 {
     match Cap(cap) {
-        Cap::SMALLER_MAXPHYADDR => allow_smaller_maxphyaddr.into(),
+        Cap::SMALLER_MAXPHYADDR => options.allow_smaller_maxphyaddr(tdp).into(),
+        Cap::MEMORY_FAULT_INFO => {
+            let proposed = options.on(Switch::EARLY_MEMORY_FAULT_EXIT);
+            (proposed || options.on(Switch::MEMORY_FAULT_INFO)).into()
+        }
         Cap::NR_VCPUS | Cap::MAX_VCPUS => 1024,
         Cap::NR_MEMSLOTS => 32764,
         known if known.name().is_some() => 1,

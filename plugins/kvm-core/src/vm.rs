@@ -162,7 +162,7 @@ impl<O: Ops> Backend for Vm<O> {
 
     fn check_extension(&self, cap: u32) -> i64 {
         let tdp = self.shared.mmu().config.tdp;
-        caps::check(cap, self.shared.options().allow_smaller_maxphyaddr(tdp))
+        caps::check(cap, self.shared.options(), tdp)
     }
 
     fn query(&self, vcpu: u32, what: Query) -> Result<u64, Errno> {

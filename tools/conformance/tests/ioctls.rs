@@ -123,6 +123,19 @@ fn capability_185_by_release_backend_and_parameter() -> Result<()> {
     Ok(())
 }
 
+/// KVM_CAP_MEMORY_FAULT_INFO. See: KVM commit 16f95f3b95ca
+#[test]
+fn capability_232_by_release() -> Result<()> {
+    for (backend, host) in BACKENDS {
+        for (kvm, expected) in [("v5.9", 0), ("v6.7", 0), ("v6.8", 1), ("v6.12", 1)] {
+            let said = vm(backend, host, kvm)?.check_extension(232);
+            ensure!(said == expected, "{backend} under {kvm} says {said}");
+        }
+    }
+    ensure!(vm("vmx,+early-memory-fault-exit", "intel-52", "v6.1")?.check_extension(232) == 1);
+    Ok(())
+}
+
 /// How a call ended: its result, and how many warnings came with it.
 type Ended = (Result<(), Errno>, usize);
 

@@ -169,6 +169,14 @@ pub const MAPPABLE_WIDTH: &[Entry] = &[
     .source("arch/x86/kernel/cpu/feat_ctl.c init_vmx_capabilities()")
     .since("v6.9"),
     Entry::patch(
+        Switch::MEMORY_FAULT_INFO,
+        Scope::ALL,
+        "KVM_EXIT_MEMORY_FAULT and its capability 232; for private memory only, which is not modelled",
+    )
+    .commit("16f95f3b95ca", "KVM: Add KVM_EXIT_MEMORY_FAULT exit to report faults to userspace")
+    .source("include/linux/kvm_host.h kvm_prepare_memory_fault_exit()")
+    .since("v6.8"),
+    Entry::patch(
         Switch::EARLY_INTERNAL_ERROR_EXIT,
         Scope::TDP,
         "Memory at an address that the level below cannot map leaves with KVM_EXIT_INTERNAL_ERROR",

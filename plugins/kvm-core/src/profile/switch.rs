@@ -42,6 +42,7 @@ open_enum! {
         EARLY_MEMORY_FAULT_EXIT = 134 => "early-memory-fault-exit",
         CAP_ADVERTISED_GPA = 135 => "cap-advertised-gpa",
         MAX_USABLE_GPA_IOCTL = 136 => "max-usable-gpa-ioctl",
+        MEMORY_FAULT_INFO = 137 => "memory-fault-info",
         /// KVM_SET_CPUID2 after KVM_RUN.
         WARN_CPUID_AFTER_RUN = 150 => "warn-cpuid-after-run",
         FORBID_CPUID_AFTER_RUN = 151 => "forbid-cpuid-after-run",
