@@ -4,18 +4,25 @@
 //! the stimulus is resolved again by its own silicon; what the guest sees of the outcome is compared. What depends on
 //! memory that the tape does not have, and what the other kind alone would exit for, is unknown: counted, never guessed.
 
+mod explain;
+
+pub use explain::explain;
+
 use crate::{
-    Error, exempt, explain, identical,
+    Error, exempt,
+    explain::{Story, of_group},
+    identical,
     player::Create,
     report::{Class, Divergence, Level, Report, Row},
     signature::Signature,
     spec, text,
+    witness::{Deed, Log, Watched},
 };
 use std::{cell::RefCell, ops::ControlFlow, rc::Rc};
 use vmtape_arch::{
     exception::{Exception, Vector},
     exit::{Resume, ResumeKind},
-    note::Note,
+    note::{Note, NoteKind},
 };
 use vmtape_machine::{Machine, MachineSpec, Recorder, Resolved, vmm::control_text};
 use vmtape_traces::{Event, ExitGroup, Tape, ahead};
@@ -31,7 +38,7 @@ pub fn replay(
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), Error> {
     let widths = identical::widths(&machine);
-    let mut fed = Fed::new(machine, tape, create)?;
+    let mut fed = Fed::new(machine, tape, create, None)?;
     let diverged = ahead::with_exits(tape, 0, 0, |exits| -> Result<_, Error> {
         while let Some(group) = exits.next_exit()? {
             let (unknown, done) = (fed.machine.unknown_reads(), fed.machine.controls().len());
@@ -52,7 +59,7 @@ pub fn replay(
     })?;
     if let Some((group, row)) = diverged {
         let context = context(tape, group.number)?;
-        let story = explain::of_group(&group, widths);
+        let story = of_group(&group, widths);
         report.diverge(divergence(&group, row, story, context, reproduce));
     }
     Ok(())
@@ -83,11 +90,18 @@ struct Outcome {
     resume: Option<Resume>,
 }
 
-struct Listener(Rc<RefCell<Outcome>>);
+struct Listener {
+    outcome: Rc<RefCell<Outcome>>,
+    /// Where everything is written down, for a look at one exit.
+    log: Option<Log>,
+}
 
 impl Recorder for Listener {
     fn event(&mut self, event: Event) -> ControlFlow<()> {
-        let mut outcome = self.0.borrow_mut();
+        if let Some(log) = &self.log {
+            log.push(Deed::Event(event.clone()));
+        }
+        let mut outcome = self.outcome.borrow_mut();
         match event {
             Event::Note { note, .. } => outcome.notes.push(note),
             Event::Resume { resume, .. } => outcome.resume = Some(resume),
@@ -97,20 +111,24 @@ impl Recorder for Listener {
     }
 
     fn wants_stimuli(&self) -> bool {
-        false
+        self.log.is_some()
     }
 
     fn exit_begins(&mut self) {
-        self.0.borrow_mut().notes.clear();
+        self.outcome.borrow_mut().notes.clear();
     }
 }
 
 impl Fed {
-    fn new(machine: MachineSpec, tape: &Tape, create: Create) -> Result<Self, Error> {
+    fn new(machine: MachineSpec, tape: &Tape, create: Create, log: Option<Log>) -> Result<Self, Error> {
         let outcome = Rc::new(RefCell::new(Outcome::default()));
-        let backend = create(&machine)?;
+        let mut backend = create(&machine)?;
+        if let Some(log) = &log {
+            backend = Box::new(Watched::new(backend, log.clone()));
+        }
+        let listener = Listener { outcome: outcome.clone(), log };
         let inputs = Box::new(spec::inputs(tape)?);
-        let mut machine = Machine::new(machine, backend, inputs, Some(Box::new(Listener(outcome.clone()))))?;
+        let mut machine = Machine::new(machine, backend, inputs, Some(Box::new(listener)))?;
         machine.start_feeding();
         Ok(Self { machine, outcome })
     }
@@ -248,15 +266,23 @@ fn visible(notes: &[Note]) -> Vec<Seen> {
     visible.filter_map(Seen::of).collect()
 }
 
+/// A note without the numbers that another run would not share: its kind; what the guest gets counts.
+fn word(line: &str) -> &str {
+    let kind = line.split_once(": ").map_or(line, |(kind, _)| kind);
+    let visible = [NoteKind::INJ_EXCEPTION, NoteKind::CPUID, NoteKind::MSR].map(|kind| kind.to_string());
+    if visible.iter().any(|name| name == kind) { line } else { kind }
+}
+
 fn divergence(
     group: &ExitGroup,
     row: Row,
-    story: explain::Story,
+    story: Story,
     context: Vec<String>,
     reproduce: &str,
 ) -> Divergence {
+    let what = format!("{}:{}>{}", row.what, word(&row.expected), word(&row.actual));
     Divergence {
-        signature: Signature::new(&format!("{}:{}>{}", row.what, row.expected, row.actual), group.exit.rip),
+        signature: Signature::new(&what, group.exit.rip),
         cause: None,
         level: Level::GuestVisible,
         class: Class::Unexplained,

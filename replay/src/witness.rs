@@ -24,8 +24,8 @@ pub enum Deed {
     Walk(Box<Walk>),
     /// Silicon gives the guest an exception; an exit that follows at once takes it away again.
     Fault(Exception),
-    /// What the next entry delivers, with the value of CR2.
-    Inject(GuestEvent, u64),
+    /// What the next entry delivers, with the value of CR2 where it is known.
+    Inject(GuestEvent, Option<u64>),
     /// What the recorder heard: exits, notes, ends of handling.
     Event(Event),
 }
@@ -45,11 +45,28 @@ impl Deed {
         });
         let vcpu = group.exit.vcpu;
         let walk = walk.map(|walk| Self::Walk(Box::new(walk)));
-        let notes = group.notes.iter().map(|note| Self::Event(Event::Note { vcpu, note: *note }));
+        let notes = group.notes.iter().flat_map(|note| {
+            let event = Self::Event(Event::Note { vcpu, note: *note });
+            [Some(event), injected(note)].into_iter().flatten()
+        });
         let resume = group.resume.map(|resume| Self::Event(Event::Resume { vcpu, resume }));
         let exit = Self::Event(Event::Exit(Box::new(group.exit.clone())));
         walk.into_iter().chain([exit]).chain(notes).chain(resume).collect()
     }
+}
+
+/// What a tracepoint tells of the next entry.
+fn injected(note: &Note) -> Option<Deed> {
+    let Note::InjException { vector, has_error, error_code, reinjected: false } = *note else { return None };
+    let event = GuestEvent {
+        valid: true,
+        kind: EventKind::HARDWARE_EXCEPTION,
+        vector: vector.0,
+        has_error_code: has_error,
+        error_code,
+        ..GuestEvent::default()
+    };
+    Some(Deed::Inject(event, None))
 }
 
 /// A walk of the guest's tables by silicon.
@@ -405,7 +422,7 @@ impl Backend for Watched {
             self.log.page_fault(vcpu, state.icount, event.error_code, state.cr2);
         }
         if event.valid {
-            self.log.push(Deed::Inject(event, state.cr2));
+            self.log.push(Deed::Inject(event, Some(state.cr2)));
         }
         resume
     }

@@ -153,15 +153,7 @@ fn cause(sides: &Sides, pair: &Pair, before: &Moment, case: &Case, guest: u8) ->
     let mut run =
         |side: Side, machine: &MachineSpec| try_out(sides, pair, before, case, (side, machine), guest);
     let Some(found) = trial::find(sides, before.icount, &mut run) else { return known };
-    Some(match known {
-        Some(known) if found.name.starts_with(trial::HOST) => Cause { confirmed: found.confirmed, ..known },
-        Some(known) => Cause {
-            confirmed: found.confirmed.map(|confirmed| format!("{confirmed} ({})", found.sentence)),
-            sentence: known.sentence,
-            ..found
-        },
-        None => found,
-    })
+    Some(found.in_words_of(known))
 }
 
 /// Runs a changed machine to the instruction, and holds it against the other side.

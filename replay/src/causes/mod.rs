@@ -52,6 +52,22 @@ pub struct Cause {
     pub confirmed: Option<String>,
 }
 
+impl Cause {
+    /// A cause found by trial, in the catalogue's words where it has some.
+    pub fn in_words_of(self, known: Option<Self>) -> Self {
+        match known {
+            // That two hosts differ says less than what follows from it.
+            Some(known) if self.name.starts_with(trial::HOST) => Self { confirmed: self.confirmed, ..known },
+            Some(known) => Self {
+                confirmed: self.confirmed.map(|confirmed| format!("{confirmed} ({})", self.sentence)),
+                sentence: known.sentence,
+                ..self
+            },
+            None => self,
+        }
+    }
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({}): {}", self.name, self.kind.text(), self.sentence)

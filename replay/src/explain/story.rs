@@ -113,7 +113,7 @@ pub fn outcome(deeds: &[Deed], endless: bool) -> Outcome {
                 Outcome::Exception {
                     vector,
                     code: event.has_error_code.then_some(event.error_code),
-                    address: (vector == Vector::PF).then_some(*cr2),
+                    address: cr2.filter(|_| vector == Vector::PF),
                 }
             }
             Deed::Event(Event::Resume { resume, .. }) if leaves(resume) => Outcome::Left(*resume),

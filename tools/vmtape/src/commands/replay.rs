@@ -208,43 +208,43 @@ fn compare(
             "--from restores a checkpoint of the tape's own backend: not with -b or --mode exits",
         ));
     }
-    let report = if args.mode == Mode::Exits {
-        let same = expected.backend == actual.backend;
+    let plugin = plugins.get(&actual.backend)?;
+    let recorder = plugins.get(&expected.backend)?;
+    let sides = across::Sides {
+        tape,
+        expected,
+        actual,
+        create: &create,
+        expected_plugin: &recorder.description,
+        plugin: &plugin.description,
+        context: args.context,
+        explain: true,
+        reproduce,
+    };
+    let mut report;
+    if args.mode == Mode::Exits {
+        let same = sides.expected.backend == sides.actual.backend;
         let method = if same {
             "each taped exit is given to the backend's handlers; what they do must be the same"
         } else {
             "each taped stimulus is resolved by the other backend; what the guest sees is compared"
         };
-        let mut report = Report::new(method, tape.name(), actual_name);
+        report = Report::new(method, tape.name(), actual_name);
         let mut tick = |exits| bar.set_message(format!("{exits} exits"));
-        exits::replay(tape, actual, &create, same, &mut report, &reproduce, &mut tick)?;
-        report
+        exits::replay(tape, sides.actual.clone(), &create, same, &mut report, &sides.reproduce, &mut tick)?;
+        exits::explain(&sides, same, &mut report)?;
     } else if alike {
         let method = "the same backend runs the guest again; every event is compared";
-        let mut report = Report::new(method, tape.name(), actual_name);
+        report = Report::new(method, tape.name(), actual_name);
         let mut tick = |exits| bar.set_message(format!("{exits} exits"));
-        identical::replay(tape, actual, &create, args.from, &mut report, &reproduce, &mut tick)?;
-        report
+        let machine = sides.actual.clone();
+        identical::replay(tape, machine, &create, args.from, &mut report, &sides.reproduce, &mut tick)?;
     } else {
         let method = "both backends run the guest; registers, memory and output are compared instruction by instruction";
-        let mut report = Report::new(method, format!("{} ({})", expected_name, tape.name()), actual_name);
-        let plugin = plugins.get(&actual.backend)?;
-        let recorder = plugins.get(&expected.backend)?;
-        let sides = across::Sides {
-            tape,
-            expected,
-            actual,
-            create: &create,
-            expected_plugin: &recorder.description,
-            plugin: &plugin.description,
-            context: args.context,
-            explain: true,
-            reproduce,
-        };
+        report = Report::new(method, format!("{} ({})", expected_name, tape.name()), actual_name);
         let mut tick = |instructions| bar.set_message(format!("{instructions} instructions"));
         sides.compare(&mut report, &mut tick)?;
-        report
-    };
+    }
     bar.finish_and_clear();
     Ok(report)
 }
