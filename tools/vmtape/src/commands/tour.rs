@@ -48,6 +48,13 @@ The tapes are in ./vmtape-tour. What to try next:
                                                   KVM's default: the guest's own test fails under vmx as well
   vmtape record -b svm-npt --cpu max -o m.tape builtin:matrix; vmtape replay m.tape -b vmx
                                                   equal widths: all backends agree on 12288 permission tests
+  vmtape bisect vmtape-tour/vmx.tape -b svm-npt --axis width
+                                                  the smallest host on which the two differ
+  vmtape record -b vmx --kvm v5.9-rc1 --cpu max,phys-bits=36 -o rc1.tape builtin:illegal; vmtape bisect rc1.tape --axis kvm
+                                                  since which commit the guest sees something else
+  vmtape check vmtape-tour/vmx.tape --to intel-52 amd-48 amd-48,svm
+                                                  where this guest may move, and what breaks first
+  vmtape scenarios                                every claim about widths, on every backend, with its source
   vmtape backends vmx                             rules, patches and parameters of a backend
   vmtape guests                                   more guests; kvm-unit-tests' .flat images and bzImages run too";
 
