@@ -81,7 +81,7 @@ fn a_guest_does_not_notice_that_it_moves() -> Result<()> {
             let folder = tempfile::tempdir()?;
             let bench = Bench::new(folder.path(), backend, guest)?;
             let (expected, _) = bench.run(u64::MAX)?;
-            for every in [3, 20] {
+            for every in [15, 40] {
                 let (actual, moves) = bench.run(every)?;
                 assert!(moves > 0, "{backend} {guest}: nothing moved");
                 assert_eq!(actual, expected, "{backend} {guest}: {moves} moves, every {every} exits");
