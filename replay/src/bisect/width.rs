@@ -14,7 +14,10 @@ const AXIS: &str = "width";
 /// Whose width is searched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
+    /// The tried machine's host.
     Host,
+    /// Both machines' hosts: the guest is taped again on each.
+    Hosts,
     Guest,
 }
 
@@ -41,17 +44,24 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
     let place = |n: u64| if good < bad { good + n as u8 } else { good - n as u8 };
     let found = turn(0, good.abs_diff(bad).into(), |n| request.test(bench, place(n)))?;
     let (last_good, first_bad) = (place(found.last_good), place(found.first_bad));
-    let options = match request.side {
-        Side::Host => format!("--host {}", request.host(first_bad)),
-        Side::Guest => String::new(),
-    };
+    let mut tried = request.machine.clone();
+    with_width(&mut tried, first_bad);
+    let options = format!("--host {}", tried.host);
     let mut finding = bench.found(AXIS, format!("first bad: {}", request.text(first_bad)), &options)?;
-    if request.side == Side::Guest {
-        let both = matches!(bench.criterion, Criterion::Divergence(_));
-        let model = bench.machine.cpu.clone();
-        finding.reproduce = cpuid::reproduce(bench, &model, &[&Change::width(first_bad)], both)?;
+    let model = bench.machine.cpu.clone();
+    match request.side {
+        Side::Host => {}
+        Side::Hosts => {
+            with_width(&mut bench.machine, first_bad);
+            finding.reproduce = cpuid::reproduce(bench, &model, &[], true)?;
+        }
+        Side::Guest => {
+            let both = matches!(bench.criterion, Criterion::Divergence(_));
+            finding.reproduce = cpuid::reproduce(bench, &model, &[&Change::width(first_bad)], both)?;
+        }
     }
-    finding.notes.push(format!("{} is the last good one", request.text(last_good)));
+    let both = if request.side == Side::Hosts { ", both machines having it" } else { "" };
+    finding.notes.push(format!("{} is the last good one{both}", request.text(last_good)));
     if last_good.abs_diff(first_bad) > 1 {
         finding.notes.push("the widths in between could not be judged".into());
     }
@@ -61,7 +71,7 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
 impl Side {
     pub fn name(self) -> &'static str {
         match self {
-            Self::Host => "host",
+            Self::Host | Self::Hosts => "host",
             Self::Guest => "guest",
         }
     }
@@ -72,8 +82,8 @@ impl Request {
     fn ends(&self, bench: &mut Bench) -> Result<Option<(u8, u8)>, Error> {
         let guest = maxphyaddr(&bench.machine.cpuid);
         let (taped, narrowest) = match self.side {
-            Side::Host if self.force => (bench.machine.silicon.phys_bits, NARROWEST),
-            Side::Host => (bench.machine.silicon.phys_bits, guest.max(NARROWEST)),
+            Side::Host | Side::Hosts if self.force => (bench.machine.silicon.phys_bits, NARROWEST),
+            Side::Host | Side::Hosts => (bench.machine.silicon.phys_bits, guest.max(NARROWEST)),
             Side::Guest => (guest, NARROWEST),
         };
         let widest = match self.side {
@@ -110,50 +120,50 @@ impl Request {
         }
     }
 
-    /// The tried host with another width, as `--host` spells it.
-    fn host(&self, width: u8) -> String {
-        match self.machine.silicon.phys_bits == width {
-            true => self.machine.host.clone(),
-            false => format!("{},phys-bits={width}", self.machine.host),
-        }
-    }
-
     fn text(&self, width: u8) -> String {
         format!("{} width {width}", self.side.name())
     }
 
     fn test(&self, bench: &mut Bench, width: u8) -> Result<Mark, Error> {
         let what = self.text(width);
-        let mut actual = self.machine.clone();
-        if self.side == Side::Host {
-            actual.silicon.phys_bits = width;
-            actual.host = self.host(width);
-            return self.test_fitting(
-                bench,
-                &what,
-                Pair { tape: None, expected: bench.machine.clone(), actual },
-            );
+        let (mut expected, mut actual) = (bench.machine.clone(), self.machine.clone());
+        match self.side {
+            Side::Host => with_width(&mut actual, width),
+            Side::Hosts => {
+                [&mut expected, &mut actual].into_iter().for_each(|machine| with_width(machine, width))
+            }
+            Side::Guest => {
+                for machine in [&mut expected, &mut actual] {
+                    Change::width(width).apply(&mut machine.cpuid);
+                }
+            }
         }
-        let change = Change::width(width);
-        change.apply(&mut actual.cpuid);
-        let mut expected = bench.machine.clone();
-        // A guest that is told another width than the taped one sees that: it is compared with itself elsewhere.
+        let (guest, host) = (maxphyaddr(&actual.cpuid), actual.silicon.phys_bits);
+        if guest > host && !self.force {
+            return Ok(bench.skip(&what, format!("the guest has {guest} bits, the host only {host}")));
+        }
+        // A guest that is told another width than the taped one sees that, and one on another host than the taped one may:
+        // it is compared with itself elsewhere. Only its own verdict can be held against the tape's.
+        let again = match self.side {
+            Side::Host => false,
+            Side::Hosts => !matches!(bench.criterion, Criterion::Prints(_)),
+            Side::Guest => matches!(bench.criterion, Criterion::Divergence(_)),
+        };
         let mut tape = None;
-        if matches!(bench.criterion, Criterion::Divergence(_)) {
-            change.apply(&mut expected.cpuid);
+        if again {
             match spec::record(&expected, bench.tape, &trial::budget(bench.tape)?, bench.create) {
                 Ok(recorded) => tape = Some(recorded),
                 Err(error) => return bench.unable(&what, error),
             }
         }
-        self.test_fitting(bench, &what, Pair { tape, expected, actual })
+        bench.test_pair(&what, Pair { tape, expected, actual }, bench.create)
     }
+}
 
-    fn test_fitting(&self, bench: &mut Bench, what: &str, pair: Pair) -> Result<Mark, Error> {
-        let (guest, host) = (maxphyaddr(&pair.actual.cpuid), pair.actual.silicon.phys_bits);
-        if guest > host && !self.force {
-            return Ok(bench.skip(what, format!("the guest has {guest} bits, the host only {host}")));
-        }
-        bench.test_pair(what, pair, bench.create)
+/// Gives a machine's host another width.
+fn with_width(machine: &mut MachineSpec, width: u8) {
+    if machine.silicon.phys_bits != width {
+        machine.silicon.phys_bits = width;
+        machine.host = format!("{},phys-bits={width}", machine.host);
     }
 }

@@ -104,10 +104,25 @@ fn the_first_exit_is_found_in_both_modes() -> Result<()> {
 fn one_bit_more_is_enough() -> Result<()> {
     let folder = tempfile::tempdir()?;
     record(folder.path(), &["-b", "vmx,allow_smaller_maxphyaddr=on"], "builtin:illegal")?;
-    let host = bisect(folder.path(), &["--axis", "width", "-b", "svm-npt"])?;
-    assert_eq!(first_line(&host), "first bad: host width 37");
+    for side in ["host", "hosts"] {
+        let host = bisect(folder.path(), &["--axis", "width", "--side", side, "-b", "svm-npt"])?;
+        assert_eq!(first_line(&host), "first bad: host width 37", "{side}");
+    }
     let guest = bisect(folder.path(), &["--axis", "width", "--side", "guest", "-b", "svm-npt"])?;
     assert_eq!(first_line(&guest), "first bad: guest width 45");
+    Ok(())
+}
+
+/// The tape itself shows what its host's width does to the guest: on one host of each width the two backends agree until
+/// the host has one bit more than the guest.
+#[test]
+fn both_hosts_are_made_narrower_together() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    record(folder.path(), &["-b", "svm-npt", "--host", "amd-48"], "builtin:matrix")?;
+    let text = bisect(folder.path(), &["--axis", "width", "-b", "vmx,allow_smaller_maxphyaddr=on"])?;
+    assert_eq!(first_line(&text), "first bad: host width 37");
+    let again = "vmtape record -o other.tape -b svm-npt --kvm v6.12 --host amd-48,phys-bits=37";
+    assert!(text.contains(again), "{again} is missing in:\n{text}");
     Ok(())
 }
 

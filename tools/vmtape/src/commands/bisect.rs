@@ -70,9 +70,9 @@ pub struct Args {
     #[arg(long, value_name = "END")]
     bad: Option<String>,
 
-    /// Axis width: whose
-    #[arg(long, value_enum, default_value = "host")]
-    side: SideArg,
+    /// Axis width: whose (default: both hosts' where another backend is tried, else the tried host's)
+    #[arg(long, value_enum)]
+    side: Option<SideArg>,
 
     /// Axis cpuid: the CPU model that is bad or, with -b, --host or --kvm, the one to start from (default: max)
     #[arg(long, value_name = "MODEL", allow_hyphen_values = true)]
@@ -99,7 +99,11 @@ enum Axis {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum SideArg {
+    /// That of the host on which the tape's guest is tried
     Host,
+    /// That of the tape's host too: its guest is taped again for each trial
+    Hosts,
+    /// The guest's own: it is taped again with it
     Guest,
 }
 
@@ -210,7 +214,7 @@ impl Args {
     }
 
     fn changes_guest(&self) -> bool {
-        self.axis == Axis::Cpuid || self.axis == Axis::Width && self.side == SideArg::Guest
+        self.axis == Axis::Cpuid || self.axis == Axis::Width && self.side == Some(SideArg::Guest)
     }
 
     fn bisect_kvm(&self, bench: &mut Bench, plugins: &Plugins) -> Result<Finding> {
@@ -241,8 +245,10 @@ impl Args {
         };
         let request = width::Request {
             side: match self.side {
-                SideArg::Host => width::Side::Host,
-                SideArg::Guest => width::Side::Guest,
+                Some(SideArg::Guest) => width::Side::Guest,
+                Some(SideArg::Hosts) => width::Side::Hosts,
+                None if self.elsewhere.backend.is_some() => width::Side::Hosts,
+                Some(SideArg::Host) | None => width::Side::Host,
             },
             machine,
             good: width(&self.good)?,
