@@ -8,8 +8,8 @@ use crate::{
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::thread;
 
-/// Exits that cross the channel at once.
-const BATCH: usize = 1024;
+/// Exits that cross the channel at once: few, so that all exits under way stay in the processors' caches.
+const BATCH: usize = 128;
 /// Batches that are decoded ahead.
 const QUEUE: usize = 4;
 

@@ -88,6 +88,8 @@ pub(crate) struct Grouping {
     controls: Vec<Control>,
     /// Groups whose memory may be used again.
     pub(crate) spare: Vec<Box<ExitGroup>>,
+    /// Likewise the values of registers.
+    values: Vec<Vec<u64>>,
 }
 
 #[derive(Default)]
@@ -106,6 +108,7 @@ impl Grouping {
             current: NO_VCPU,
             controls: Vec::new(),
             spare: Vec::new(),
+            values: Vec::new(),
         }
     }
 
@@ -115,12 +118,7 @@ impl Grouping {
             Event::Exit(exit) => self.exit(*exit),
             Event::Note { vcpu, note } => self.note(vcpu, note),
             Event::Resume { vcpu, resume } => self.resume(vcpu, resume),
-            Event::Registers(registers) => {
-                let group = self.open.entry(registers.vcpu).or_default();
-                if let Some(exit) = group.exit.as_mut() {
-                    exit.registers.push(registers);
-                }
-            }
+            Event::Registers(registers) => self.registers(registers),
             Event::Read { hpa, data } => {
                 let group = self.open.entry(self.current).or_default();
                 if let Some(exit) = group.exit.as_mut() {
@@ -147,6 +145,11 @@ impl Grouping {
                 let (vcpu, note) = flat.note()?;
                 self.note(vcpu, note);
             }
+            tag::REGISTERS => {
+                let values = self.values.pop().unwrap_or_default();
+                let registers = flat.registers(values)?;
+                self.registers(registers);
+            }
             _ => _ = self.take(decoder.event()?),
         }
         Ok(())
@@ -157,6 +160,7 @@ impl Grouping {
         self.close(exit.vcpu);
         let group = self.open.entry(exit.vcpu).or_default();
         let mut new = self.spare.pop().unwrap_or_default();
+        self.values.extend(new.registers.drain(..).map(|registers| registers.values));
         new.start(self.number, exit);
         std::mem::swap(&mut new.before, &mut group.loose);
         std::mem::swap(&mut new.controls_before, &mut self.controls);
@@ -169,6 +173,12 @@ impl Grouping {
         group.exit.as_mut().map_or(&mut group.loose, |exit| &mut exit.notes).push(note);
         if matches!(note, Note::Entry { .. }) {
             self.close(vcpu);
+        }
+    }
+
+    fn registers(&mut self, registers: Registers) {
+        if let Some(exit) = self.open.entry(registers.vcpu).or_default().exit.as_mut() {
+            exit.registers.push(registers);
         }
     }
 

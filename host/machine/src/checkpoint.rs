@@ -280,7 +280,7 @@ impl Machine {
 
     fn restore_state(&mut self, saved: Saved<Devices>) -> Result<(), Error> {
         let vcpus_fit = saved.vcpus.len() == self.vcpus.len() && (saved.current as usize) < self.vcpus.len();
-        if !vcpus_fit || saved.devices.lapics.len() != self.vcpus.len() {
+        if !vcpus_fit || !saved.devices.fit(self.vcpus.len()) {
             return Err(Error::Checkpoint("it is of a machine with another number of vCPUs".to_owned()));
         }
         if saved.page_hashes != self.page_hashes.sum {

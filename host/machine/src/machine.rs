@@ -233,12 +233,16 @@ fn device_config(spec: &MachineSpec) -> DeviceConfig {
     const X2APIC: u32 = 1 << 21;
     const TSC_DEADLINE: u32 = 1 << 24;
     let features = find(&spec.cpuid, 1, 0).map_or(0, |entry| entry.ecx);
-    let width = u32::from(maxphyaddr(&spec.cpuid)).clamp(32, 52);
     DeviceConfig {
         vcpus: spec.vcpus,
         ram: spec.memory,
         has_x2apic: features & X2APIC != 0,
         has_tsc_deadline: features & TSC_DEADLINE != 0,
-        max_gpa: (1 << width) - 1,
+        max_gpa: max_gpa(&spec.cpuid),
     }
+}
+
+/// The highest guest physical address of a vCPU with this CPUID.
+pub(crate) fn max_gpa(cpuid: &[CpuidEntry]) -> u64 {
+    (1 << maxphyaddr(cpuid).clamp(32, 52)) - 1
 }

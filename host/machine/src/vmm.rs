@@ -1,7 +1,13 @@
 //! What the VMM does beside running the guest: ioctls at given moments, told to the recorder like everything else.
 
 pub use crate::control_text::control_text;
-use crate::{Error, cpuid_change::CpuidChange, machine::Machine, model::silicon_cpuid, spec::MachineSpec};
+use crate::{
+    Error,
+    cpuid_change::CpuidChange,
+    machine::{Machine, max_gpa},
+    model::silicon_cpuid,
+    spec::MachineSpec,
+};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 use vmtape_abi::{Errno, MemoryRegion, Query};
@@ -304,11 +310,16 @@ impl Machine {
         vcpu.needs_entry = true;
         if done.is_ok() {
             self.services.cpuid[n as usize] = entries.to_vec();
+            self.services.devices.set_max_gpa(n, max_gpa(entries));
         }
         Some(done)
     }
 
     fn set_memory_region(&mut self, region: &MemoryRegion) -> Result<(), Errno> {
+        // No script asks for memory that the arena has no place for; a damaged tape may.
+        if !self.services.memory.is_backed(region.hpa, region.size) {
+            return Err(Errno::EFAULT);
+        }
         self.backend.set_memory_region(region, &mut self.services)?;
         self.services.memory.set_slot(region);
         self.vcpus.iter_mut().for_each(|vcpu| vcpu.needs_entry = true);

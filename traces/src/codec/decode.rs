@@ -115,16 +115,26 @@ impl Decoder {
         }
         self.flat.tag = tag;
         self.flat.words.clear();
-        for i in 0..count {
-            let back = slot.back[i];
-            let mut word = if back == 0 { slot.words[i] } else { recent.get(back) };
-            if mask >> i & 1 != 0 {
-                let input = self.columns.get_mut(&(tag, i as u8)).ok_or("a column is missing")?;
-                (word, slot.back[i]) = input.word(slot.words[i], |back| recent.get(back))?;
+        if mask & !BLOB_BIT == 0 {
+            self.flat.words.extend(slot.words.iter_mut().zip(&slot.back).map(|(word, back)| {
+                if *back != 0 {
+                    *word = recent.get(*back);
+                }
+                recent.push(*word);
+                *word
+            }));
+        } else {
+            for i in 0..count {
+                let back = slot.back[i];
+                let mut word = if back == 0 { slot.words[i] } else { recent.get(back) };
+                if mask >> i & 1 != 0 {
+                    let input = self.columns.get_mut(&(tag, i as u8)).ok_or("a column is missing")?;
+                    (word, slot.back[i]) = input.word(slot.words[i], |back| recent.get(back))?;
+                }
+                slot.words[i] = word;
+                recent.push(word);
+                self.flat.words.push(word);
             }
-            slot.words[i] = word;
-            recent.push(word);
-            self.flat.words.push(word);
         }
         if mask & BLOB_BIT != 0 {
             let input = self.columns.get_mut(&(tag, column::BLOB)).ok_or("a column is missing")?;

@@ -162,11 +162,7 @@ impl Flat {
         let mut w = Words(&self.words);
         let event = match self.tag {
             tag::EXIT => return Ok(Event::Exit(Box::new(self.exit(clock)?))),
-            tag::REGISTERS => {
-                let first = w.next()?;
-                let values = w.rest().iter().copied().chain(self.blob_words()?).collect();
-                Event::Registers(Registers { vcpu: low(first), mask: high(first), values })
-            }
+            tag::REGISTERS => return Ok(Event::Registers(self.registers(Vec::new())?)),
             tag::READ => {
                 let (hpa, kind, value) = (w.next()?, w.next()?, w.next()?);
                 let data = match kind {
@@ -221,6 +217,15 @@ impl Flat {
         Ok(exit)
     }
 
+    /// The registers that these words are, in the memory of `values`.
+    pub(crate) fn registers(&self, mut values: Vec<u64>) -> Result<Registers, &'static str> {
+        let (first, rest) = self.words.split_first().ok_or(FEWER)?;
+        values.clear();
+        values.extend_from_slice(rest);
+        values.extend(self.blob_words()?);
+        Ok(Registers { vcpu: low(*first), mask: high(*first), values })
+    }
+
     /// The note that these words are, and its vCPU.
     pub(crate) fn note(&self) -> Result<(u32, Note), &'static str> {
         let kind = u32::try_from(self.tag - tag::NOTE).map_err(|_| "unknown kind of event")?;
@@ -265,10 +270,6 @@ impl<'a> Words<'a> {
 
     fn end(&self) -> Result<(), &'static str> {
         if self.0.is_empty() { Ok(()) } else { Err(MORE) }
-    }
-
-    fn rest(&mut self) -> &'a [u64] {
-        std::mem::take(&mut self.0)
     }
 }
 

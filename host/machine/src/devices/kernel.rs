@@ -163,7 +163,7 @@ impl Devices {
             }
             (Msr::IA32_APIC_BASE, true) => {
                 self.kicked = true;
-                claimed(apic.set_base(op.data, self.max_gpa).is_ok())
+                claimed(apic.set_base(op.data, self.max_gpa[vcpu as usize]).is_ok())
             }
             (Msr::IA32_TSC_DEADLINE, false) => {
                 op.data = apic.timer.tsc_deadline();

@@ -51,7 +51,8 @@ pub struct Devices {
     /// The last byte written to 0xcf9, and the progress in the word "Shutdown" at 0x8900.
     reset_control: u8,
     bochs_shutdown: usize,
-    max_gpa: u64,
+    /// Per vCPU, from its CPUID.
+    max_gpa: Vec<u64>,
     /// Set when something happened that running vCPUs must look at.
     kicked: bool,
     #[serde(skip)]
@@ -75,11 +76,21 @@ impl Devices {
             test: testdev::TestDevice::default(),
             reset_control: 0,
             bochs_shutdown: 0,
-            max_gpa: config.max_gpa,
+            max_gpa: vec![config.max_gpa; config.vcpus as usize],
             kicked: false,
             ended: None,
             messages: Vec::new(),
         }
+    }
+
+    /// Whether they are those of a machine with so many vCPUs.
+    pub fn fit(&self, vcpus: usize) -> bool {
+        self.lapics.len() == vcpus && self.max_gpa.len() == vcpus
+    }
+
+    /// A vCPU's CPUID has changed.
+    pub fn set_max_gpa(&mut self, vcpu: u32, max_gpa: u64) {
+        self.max_gpa[vcpu as usize] = max_gpa;
     }
 
     /// Whether something happened since the last call that running vCPUs must look at.
