@@ -6,8 +6,8 @@ use common::{PageTableTest, any_event, tape_of};
 use proptest::prelude::*;
 use std::fs;
 use vmtape_traces::{
-    Cause, Event, Metadata, Options, Tape, Writer,
-    event::{End, ExitEvent, Milestone},
+    Cause, Event, Metadata, Options, Tape, Writer, ahead,
+    event::{Control, End, ExitEvent, Milestone},
     writer,
 };
 
@@ -211,4 +211,53 @@ fn two_tapes_are_compared_by_their_index() {
     let different = a.events_from(chunk).zip(b.events_from(chunk));
     assert!(different.into_iter().any(|(a, b)| a.unwrap() != b.unwrap()));
     assert_eq!(a.first_difference(&a), a.chunks().len());
+}
+
+#[test]
+fn exits_decoded_ahead_are_those_of_the_iterator() {
+    let mut events = PageTableTest::exits(9, 3000);
+    let control =
+        |cap| Event::Control { icount: 3_000_000, control: Control::CheckExtension { cap, result: 1 } };
+    // Between two exits, and within one.
+    let entry = events.iter().rposition(|e| matches!(e, Event::Resume { .. })).unwrap();
+    events.insert(entry + 1, control(2));
+    let exit = events.iter().rposition(|e| matches!(e, Event::Exit(_))).unwrap();
+    events.insert(exit, control(1));
+    let tape = Tape::from_bytes(tape_of(&events)).unwrap();
+    let expected: Vec<_> = tape.exits().map(Result::unwrap).collect();
+    let last = expected.last().unwrap();
+    assert_eq!((last.controls_before.len(), last.controls.len()), (1, 1));
+    let found = ahead::with_exits(&tape, 0, 0, |exits| {
+        let mut found = Vec::new();
+        while let Some(exit) = exits.next_exit().unwrap() {
+            found.push(exit.clone());
+        }
+        found
+    });
+    assert!(found == expected);
+    // Who stops listening ends the decoder.
+    assert_eq!(ahead::with_exits(&tape, 0, 0, |exits| exits.next_exit().unwrap().unwrap().number), 0);
+}
+
+#[test]
+fn what_is_decoded_ahead_of_a_damaged_chunk_is_given_out_first() {
+    let bytes = tape_of(&PageTableTest::exits(10, 40_000));
+    let whole = Tape::from_bytes(bytes.clone()).unwrap();
+    let last = whole.chunks().iter().rfind(|chunk| chunk.events != 0).unwrap();
+    let mut damaged = bytes;
+    damaged[last.offset as usize + 80] ^= 1;
+    let tape = Tape::from_bytes(damaged).unwrap();
+    let (count, error) = ahead::with_exits(&tape, 0, 0, |exits| {
+        let mut count = 0;
+        loop {
+            match exits.next_exit() {
+                Ok(Some(_)) => count += 1,
+                Ok(None) => return (count, None),
+                Err(error) => return (count, Some(error.to_string())),
+            }
+        }
+    });
+    // The exit that the chunk before ends in is still open there.
+    assert!(last.first_exit - count <= 1, "{count}");
+    assert!(error.unwrap().contains("checksum"));
 }

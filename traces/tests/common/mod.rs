@@ -21,7 +21,7 @@ use vmtape_traces::{
 pub fn any_event() -> impl Strategy<Value = Event> {
     let words = prop_oneof![Just(0), Just(1), 0..300u64, any::<u64>(), Just(0x4000bc), Just(1 << 63)];
     let tags = prop_oneof![
-        (1..=9u64),
+        (1..=10u64),
         (0..NoteKind::NAMED.len()).prop_map(|n| tag::NOTE + u64::from(NoteKind::NAMED[n].0.0)),
         Just(tag::NOTE + 0x1234_5678),
     ];
@@ -36,7 +36,11 @@ pub fn any_event() -> impl Strategy<Value = Event> {
                     words[0] &= 3;
                 }
                 if tag == tag::END || tag == tag::CONTROL || tag == tag::READ {
-                    let (kind, most) = if tag == tag::END { (2, 7) } else { (1, 3) };
+                    let (kind, most) = match tag {
+                        tag::END => (2, 7),
+                        tag::CONTROL => (1, 8),
+                        _ => (1, 3),
+                    };
                     *words.get_mut(kind)? %= most;
                     words.iter_mut().skip(kind + 1).for_each(|w| *w &= 0xffff_ffff);
                 }
