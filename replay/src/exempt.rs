@@ -58,7 +58,7 @@ pub const FIRMWARE_TOUCHED: Exemption = Exemption {
 };
 pub const NOT_TRACED: Exemption = Exemption {
     name: "not traced",
-    what: "kinds of events that the recording contains nowhere",
+    what: "kinds of events that the recording contains nowhere, and exits that did nothing else",
     why: "the recording was made with a reduced set of trace events",
 };
 pub const TIME_VALUES: Exemption = Exemption {
@@ -112,6 +112,11 @@ pub fn is_host_exit(exit: &Exit) -> bool {
         ),
         _ => false,
     }
+}
+
+/// An exception that an exit of the host's own delayed ([`HOST_SCHEDULING`]).
+pub fn is_reinjection(note: &Note) -> bool {
+    matches!(note, Note::InjException { reinjected: true, .. })
 }
 
 /// The kinds that are compared with a recording; the rest of KVM's trace events is MMU bookkeeping that follows from

@@ -25,16 +25,26 @@ struct Step {
 
 /// Compares the exits of vCPU 0. `reproduce` is the command line for the report.
 pub fn compare(real: &Tape, ours: &Tape, report: &mut Report, reproduce: &str) -> Result<()> {
-    let ours = steps(ours)?;
+    let mut ours = steps(ours)?;
     let Some(first) = ours.first() else { return Ok(()) };
     let (mut real, firmware) = split_firmware(steps(real)?, first.group.exit.rip);
     let traced = kinds(real.iter().chain(&firmware));
-    let mut comparison =
-        Comparison { firmware: Pages::of(&firmware), touched: Pages::default(), traced, report };
+    let mut comparison = Comparison {
+        firmware: Pages::of(&firmware),
+        touched: Pages::default(),
+        traced,
+        reinjects: false,
+        report,
+    };
     comparison.exempt(exempt::FIRMWARE, firmware.len() as u64);
     let before = real.len();
     real.retain(|step| !exempt::is_host_exit(&step.group.exit.exit));
+    comparison.reinjects = real.len() != before;
     comparison.exempt(exempt::HOST_SCHEDULING, (before - real.len()) as u64);
+    let reasons: BTreeSet<_> = real.iter().map(|step| step.group.exit.exit.reason).collect();
+    let before = ours.len();
+    ours.retain(|step| !comparison.is_filtered(&reasons, &step.group));
+    comparison.exempt(exempt::NOT_TRACED, (before - ours.len()) as u64);
     comparison.run(&real, &ours, reproduce);
     Ok(())
 }
@@ -99,6 +109,8 @@ struct Comparison<'r> {
     /// What the recorded guest has touched so far.
     touched: Pages,
     traced: BTreeSet<NoteKind>,
+    /// The recording shows the host's own exits, so that an exception that one of them delayed is told after it.
+    reinjects: bool,
     report: &'r mut Report,
 }
 
@@ -114,7 +126,7 @@ impl Comparison<'_> {
         while let (Some(Step { group: theirs, unmapped }), Some(Step { group: own, .. })) =
             (real.get(i), ours.get(j))
         {
-            let rows = self.differences(theirs, own);
+            let rows = self.differences(theirs, own, i + 1 == real.len());
             if rows.is_empty() {
                 self.report.compared.exits += 1;
                 self.report.compared.instructions = own.exit.icount;
@@ -153,13 +165,26 @@ impl Comparison<'_> {
     /// The compared notes of a group, less kinds that the recording did not trace.
     fn notes(&mut self, group: &ExitGroup) -> Vec<Note> {
         let comparable = group.notes.iter().filter_map(exempt::comparable);
-        comparable.filter(|note| self.traced.contains(&note.to_raw().kind)).collect()
+        let traced = comparable.filter(|note| self.traced.contains(&note.to_raw().kind));
+        traced.filter(|note| self.reinjects || !exempt::is_reinjection(note)).collect()
     }
 
-    fn differences(&mut self, theirs: &ExitGroup, own: &ExitGroup) -> Vec<Row> {
+    /// An exit that the recording's filter would have left out: neither its reason is there nor anything that it did.
+    fn is_filtered(&self, reasons: &BTreeSet<u32>, group: &ExitGroup) -> bool {
+        let mut did = group.notes.iter().filter_map(exempt::comparable).peekable();
+        !reasons.contains(&group.exit.exit.reason)
+            && did.peek().is_some()
+            && did.all(|note| !self.traced.contains(&note.to_raw().kind))
+    }
+
+    /// `last`: the recording ends with this exit, maybe in the middle of its handling.
+    fn differences(&mut self, theirs: &ExitGroup, own: &ExitGroup, last: bool) -> Vec<Row> {
         let mut rows = exit_rows(theirs, own);
         if rows.is_empty() {
-            let (a, b) = (self.notes(theirs), self.notes(own));
+            let (a, mut b) = (self.notes(theirs), self.notes(own));
+            if last {
+                b.truncate(a.len());
+            }
             if a != b {
                 let first = a.iter().zip(&b).position(|(a, b)| a != b).unwrap_or(a.len().min(b.len()));
                 let line = |notes: &[Note]| {

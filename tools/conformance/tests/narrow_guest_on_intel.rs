@@ -69,6 +69,8 @@ fn event_by_event() -> Result<()> {
     // The recording ends after 31427 exits, not counting those that were filtered.
     let end = ["--max-exits", "33000", "-o", "ours.tape"];
     run(&[&machine[..], &guest, &end, &[&image.to_string_lossy()]].concat())?;
+    let verdict = run(&["diff", "real.tape", "ours.tape"])?;
+    assert!(verdict.contains("31427 exits"), "{verdict}");
     let (real, ours) = (events(&run(&["show", "real.tape"])?), events(&run(&["show", "ours.tape"])?));
     assert!(real.len() > 100_000 && ours.len() > real.len(), "{} events, {} ours", real.len(), ours.len());
     for (n, (real, ours)) in real.iter().zip(&ours).enumerate() {
