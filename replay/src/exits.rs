@@ -146,8 +146,11 @@ fn ioctls(machine: &Machine, group: &ExitGroup, first: usize) -> Option<Row> {
     let taped = group.controls_before.iter().chain(&group.controls);
     let done = machine.controls().iter().skip(first).map(|(_, control)| control);
     let (expected, actual) = taped.zip(done).find(|(expected, actual)| expected != actual)?;
-    Some(Row::new("ioctl", control_text(expected), control_text(actual)))
+    Some(Row::new(IOCTL, control_text(expected), control_text(actual)))
 }
+
+/// What a row of [`ioctls`] is about.
+pub const IOCTL: &str = "ioctl";
 
 /// The same exit, the same handlers: everything they note must be equal.
 fn feed(fed: &mut Fed, group: &ExitGroup, report: &mut Report) -> Option<Row> {
@@ -266,11 +269,18 @@ fn visible(notes: &[Note]) -> Vec<Seen> {
     visible.filter_map(Seen::of).collect()
 }
 
-/// A note without the numbers that another run would not share: its kind; what the guest gets counts.
-fn word(line: &str) -> &str {
-    let kind = line.split_once(": ").map_or(line, |(kind, _)| kind);
+/// A row's line without the numbers that another run would not share. Of a note its kind, if it is not what the guest
+/// gets; of an ioctl its name and result.
+pub fn word(line: &str) -> String {
+    let (kind, rest) = line.split_once(": ").unwrap_or((line, ""));
     let visible = [NoteKind::INJ_EXCEPTION, NoteKind::CPUID, NoteKind::MSR].map(|kind| kind.to_string());
-    if visible.iter().any(|name| name == kind) { line } else { kind }
+    match kind.split_once(' ') {
+        _ if visible.iter().any(|name| name == kind) => line.to_owned(),
+        Some((ioctl, _)) if ioctl.starts_with("KVM_") => {
+            format!("{ioctl}:{}", rest.split_once(',').map_or(rest, |(result, _)| result))
+        }
+        _ => kind.to_owned(),
+    }
 }
 
 fn divergence(
@@ -284,7 +294,7 @@ fn divergence(
     Divergence {
         signature: Signature::new(&what, group.exit.rip),
         cause: None,
-        level: Level::GuestVisible,
+        level: if row.what == IOCTL { Level::VmmVisible } else { Level::GuestVisible },
         class: Class::Unexplained,
         summary: format!("exit {}: {} instead of {}", group.number, row.actual, row.expected),
         vcpu: group.exit.vcpu,

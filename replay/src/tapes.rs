@@ -6,16 +6,24 @@
 //! and `vmtape replay` settles them.
 
 use crate::{
-    Error, exempt,
-    exits::Seen,
+    Error, across,
+    causes::{self, Cause, catalogue, configuration},
+    exempt,
+    exits::{IOCTL, Seen, word},
+    explain::{self, Story, Teller},
     identical::{self, Checker},
     report::{Class, Divergence, Level, Report, Row},
     signature::Signature,
     spec, text,
+    witness::{Deed, Entry},
 };
 use std::collections::{BTreeMap, VecDeque};
 use vmtape_arch::note::Note;
-use vmtape_traces::{Event, ExitGroup, Exits, Tape, event::End};
+use vmtape_machine::{MachineSpec, vmm::control_text};
+use vmtape_traces::{
+    Event, ExitGroup, Exits, Tape,
+    event::{Control, End},
+};
 
 /// Events compared at a time.
 const BATCH: usize = 4096;
@@ -64,6 +72,7 @@ struct Moment {
 
 /// The moments of a tape at which its guest could observe something.
 struct Moments<'t> {
+    machine: MachineSpec,
     exits: Exits<vmtape_traces::reader::Events<'t>>,
     ahead: Option<Moment>,
     recent: VecDeque<ExitGroup>,
@@ -74,6 +83,7 @@ struct Moments<'t> {
 impl<'t> Moments<'t> {
     fn new(tape: &'t Tape) -> Result<Self, Error> {
         let mut moments = Self {
+            machine: spec::machine(tape)?,
             exits: Exits::new(tape.events(), 0),
             ahead: None,
             recent: VecDeque::new(),
@@ -132,33 +142,90 @@ impl Moment {
 
 fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str) -> Result<(), Error> {
     let (mut a, mut b) = (Moments::new(expected)?, Moments::new(actual)?);
+    let ioctl = first_ioctl(expected, actual)?;
     while a.icount() != u64::MAX || b.icount() != u64::MAX {
         let at = a.icount().min(b.icount());
+        if ioctl.as_ref().is_some_and(|(icount, _)| *icount <= at) {
+            break;
+        }
         let left = if a.icount() == at { a.advance()? } else { None };
         let right = if b.icount() == at { b.advance()? } else { None };
-        let place = left.as_ref().or(right.as_ref()).map(|moment| moment.group.clone());
-        let parts = |moment: Option<Moment>| moment.map(|m| (m.devices, m.others)).unwrap_or_default();
-        let ((devices_a, others_a), (devices_b, others_b)) = (parts(left), parts(right));
         report.compared.instructions = at;
         report.compared.exits += 1;
-        let row = if devices_a != devices_b {
-            Row::new("device accesses", words(&devices_a), words(&devices_b))
-        } else if others_a == others_b {
-            continue;
-        } else if others_a.is_empty() || others_b.is_empty() {
-            let what = "CPUID, MSR accesses and exceptions that one side's silicon may have without an exit";
-            *report.unknown.entry(what.into()).or_default() += 1;
-            continue;
-        } else {
-            Row::new("what the guest sees", words(&others_a), words(&others_b))
+        let row = match compare_moments(left.as_ref(), right.as_ref()) {
+            Compared::Equal => continue,
+            Compared::Unknown => {
+                let what =
+                    "CPUID, MSR accesses and exceptions that one side's silicon may have without an exit";
+                *report.unknown.entry(what.into()).or_default() += 1;
+                continue;
+            }
+            Compared::Different(row) => row,
         };
-        if let Some(place) = place {
-            report.diverge(divergence(&place, row, (&a, &b), reproduce));
-        }
+        let groups = [left, right].map(|moment| moment.map(|moment| moment.group));
+        report.diverge(divergence(groups, row, (&a, &b), reproduce));
+        return Ok(());
+    }
+    if let Some((_, row)) = ioctl {
+        let groups = [&a, &b].map(|moments| moments.recent.back().cloned());
+        let found = divergence(groups, row, (&a, &b), reproduce);
+        report.diverge(Divergence { level: Level::VmmVisible, ..found });
         return Ok(());
     }
     finish(&a, &b, report, reproduce);
     Ok(())
+}
+
+enum Compared {
+    Equal,
+    Unknown,
+    Different(Row),
+}
+
+fn compare_moments(left: Option<&Moment>, right: Option<&Moment>) -> Compared {
+    let devices = |moment: Option<&Moment>| moment.map_or(Vec::new(), |moment| moment.devices.clone());
+    let others = |moment: Option<&Moment>| moment.map_or(Vec::new(), |moment| moment.others.clone());
+    if devices(left) != devices(right) {
+        let row = Row::new("device accesses", words(&devices(left)), words(&devices(right)));
+        return Compared::Different(row);
+    }
+    let (a, b) = (others(left), others(right));
+    match () {
+        () if a == b => Compared::Equal,
+        () if a.is_empty() || b.is_empty() => Compared::Unknown,
+        () => Compared::Different(Row::new("what the guest sees", words(&a), words(&b))),
+    }
+}
+
+/// The first ioctl that the two VMMs did not make in the same way, and when.
+fn first_ioctl(expected: &Tape, actual: &Tape) -> Result<Option<(u64, Row)>, Error> {
+    let (mut a, mut b) = (controls(expected)?.into_iter(), controls(actual)?.into_iter());
+    loop {
+        let (left, right) = (a.next(), b.next());
+        if left.is_none() && right.is_none() {
+            return Ok(None);
+        }
+        if left == right {
+            continue;
+        }
+        let icount = left.iter().chain(&right).map(|(icount, _)| *icount).min().unwrap_or(0);
+        let words = |made: &Option<(u64, Control)>| {
+            made.as_ref().map_or("nothing".to_owned(), |(at, control)| {
+                format!("{}, after {at} instructions", control_text(control))
+            })
+        };
+        return Ok(Some((icount, Row::new(IOCTL, words(&left), words(&right)))));
+    }
+}
+
+fn controls(tape: &Tape) -> Result<Vec<(u64, Control)>, Error> {
+    let mut controls = Vec::new();
+    for event in tape.events() {
+        if let Event::Control { icount, control } = event? {
+            controls.push((icount, control));
+        }
+    }
+    Ok(controls)
 }
 
 /// Ends and costs.
@@ -171,11 +238,10 @@ fn finish(a: &Moments, b: &Moments, report: &mut Report, reproduce: &str) {
     for (reason, count) in &b.counts {
         report.cost.entry(reason.clone()).or_default().actual = *count;
     }
-    if a.end != b.end
-        && let Some(place) = a.recent.back().or(b.recent.back())
-    {
+    if a.end != b.end {
         let end = |moments: &Moments| moments.end.as_ref().map_or("nothing".into(), text::end_text);
-        report.diverge(divergence(place, Row::new("the run", end(a), end(b)), (a, b), reproduce));
+        let groups = [a, b].map(|moments| moments.recent.back().cloned());
+        report.diverge(divergence(groups, Row::new("the run", end(a), end(b)), (a, b), reproduce));
     }
 }
 
@@ -186,24 +252,75 @@ fn words(seen: &[Seen]) -> String {
     }
 }
 
-fn divergence(place: &ExitGroup, row: Row, sides: (&Moments, &Moments), reproduce: &str) -> Divergence {
+fn divergence(
+    groups: [Option<ExitGroup>; 2],
+    row: Row,
+    sides: (&Moments, &Moments),
+    reproduce: &str,
+) -> Divergence {
     let context = |moments: &Moments| text::context(moments.recent.iter(), CONTEXT);
+    let place = groups.iter().flatten().next().map(|group| &group.exit);
+    let rip = place.map_or(0, |exit| exit.rip);
+    let what = format!("{}:{}>{}", row.what, word(&row.expected), word(&row.actual));
+    let machines = [&sides.0.machine, &sides.1.machine];
+    let (stories, known) = explain(&groups, machines, &what);
+    let cause = match (configuration::find(machines[0], machines[1], &what), known) {
+        (Some(only), Some(known)) => {
+            Some(Cause { sentence: known.sentence, confirmed: Some(only.sentence.clone()), ..only })
+        }
+        (only, known) => only.or(known),
+    };
     Divergence {
-        signature: Signature::new(&format!("{}:{}>{}", row.what, row.expected, row.actual), place.exit.rip),
-        cause: None,
+        signature: Signature::new(&what, rip),
         level: Level::GuestVisible,
-        class: Class::Unexplained,
+        class: cause.as_ref().map_or(Class::Unexplained, |cause| Class::of(cause.kind)),
+        cause,
         summary: format!("{}: {} instead of {}", row.what, row.actual, row.expected),
-        vcpu: place.exit.vcpu,
-        icount: place.exit.icount,
-        rip: place.exit.rip,
+        vcpu: place.map_or(0, |exit| exit.vcpu),
+        icount: place.map_or(0, |exit| exit.icount),
+        rip,
         expected_exit: sides.0.recent.back().map(|group| group.number),
         actual_exit: sides.1.recent.back().map(|group| group.number),
         rows: vec![row],
-        stories: Vec::new(),
+        stories,
         expected_context: context(sides.0),
         actual_context: context(sides.1),
         rules: Vec::new(),
         reproduce: reproduce.to_owned(),
     }
+}
+
+/// What both tapes tell of the exit, and what the catalogue knows of it.
+fn explain(
+    groups: &[Option<ExitGroup>; 2],
+    machines: [&MachineSpec; 2],
+    what: &str,
+) -> (Vec<Story>, Option<Cause>) {
+    let deeds = groups.each_ref().map(|group| group.as_ref().map(Deed::of).unwrap_or_default());
+    let focus = explain::focus([&deeds[0], &deeds[1]], None);
+    let names = across::names(machines[0], machines[1]);
+    let seen = |n: usize| causes::Seen {
+        name: names[n].clone(),
+        widths: identical::widths(machines[n]),
+        outcome: explain::outcome(&deeds[n], false),
+        tables: entries(&deeds[n]),
+        deeds: deeds[n].clone(),
+    };
+    let (expected, actual) = (seen(0), seen(1));
+    let case = causes::Case { what, focus, expected: &expected, actual: &actual };
+    let tell = |side: &causes::Seen| {
+        let teller = Teller { widths: side.widths, focus };
+        teller.tell(&side.name, &side.deeds, &side.outcome, &[])
+    };
+    let stories = [&expected, &actual].into_iter().filter(|side| !side.deeds.is_empty()).map(tell).collect();
+    (stories, catalogue::find(&case))
+}
+
+/// The entries that a tape has of an exit's walk.
+fn entries(deeds: &[Deed]) -> Vec<Entry> {
+    let walks = deeds.iter().filter_map(|deed| match deed {
+        Deed::Walk(walk) => Some(walk.entries.clone()),
+        _ => None,
+    });
+    walks.flatten().collect()
 }

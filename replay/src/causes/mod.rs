@@ -1,10 +1,12 @@
 //! THE catalogue of causes: why two machines differ, in one sentence with its source.
 //!
 //! A cause is found in two ways. [`trial`] runs a side again with one thing changed (a switch of its plugin's tables, a
-//! property of its host); if the difference is gone, that thing is the cause. [`catalogue`] knows causes by what they do
+//! property of its host); if the difference is gone, that thing is the cause. [`configuration`] finds what is the only
+//! thing that differs. [`catalogue`] knows causes by what they do
 //! to a walk, which says why in words, and is all there is where nothing can be run again.
 
 pub mod catalogue;
+pub mod configuration;
 pub mod trial;
 
 use crate::{

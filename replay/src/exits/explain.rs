@@ -1,6 +1,6 @@
 //! The exit at which feeding a tape differs: what the tape has of it, what the backend does about it, and why they differ.
 
-use super::{Fed as Machine, feed, resolve};
+use super::{Fed as Machine, feed, ioctls, resolve};
 use crate::{
     Cause, Error, Report,
     across::Sides,
@@ -38,8 +38,12 @@ pub fn explain(sides: &Sides, same: bool, report: &mut Report) -> Result<(), Err
     let host = |machine: &MachineSpec| machine.silicon.phys_bits;
     let expected = seen(name, &fed, on_tape, host(&sides.expected), focus);
     let actual = seen(other, &fed, fed.deeds.clone(), host(&sides.actual), focus);
-    let case = Case { what: divergence.signature.what(), focus, expected: &expected, actual: &actual };
+    let what = divergence.signature.what().to_owned();
+    let case = Case { what: &what, focus, expected: &expected, actual: &actual };
     let cause = if sides.explain { cause(sides, same, divergence, &case) } else { None };
+    if expected.outcome.word() != actual.outcome.word() {
+        divergence.summary = format!("exit {number}: {}; expected: {}", actual.outcome, expected.outcome);
+    }
     divergence.class = cause.as_ref().map_or(Class::Unexplained, |cause| Class::of(cause.kind));
     divergence.cause = cause;
     divergence.stories = [&expected, &actual]
@@ -59,12 +63,14 @@ fn feed_to(sides: &Sides, machine: &MachineSpec, same: bool, number: u64) -> Res
         while let Some(group) = exits.next_exit()? {
             let last = group.number == number;
             log.switch(last);
+            let done = machine.machine.controls().len();
             let mut scratch = Report::new("", "", "");
             // What is not the last one needs no comparison, but the same treatment.
             let row = match same {
                 true => feed(&mut machine, group, &mut scratch),
                 false => resolve(&mut machine, group, &mut scratch),
             };
+            let row = ioctls(&machine.machine, group, done).or(row);
             if last {
                 let mut deeds = log.take();
                 if same {
