@@ -3,7 +3,7 @@
 mod patches;
 
 use crate::{
-    machine_args::{PluginArgs, create, default_host},
+    machine_args::{PluginArgs, create, default_host, parse_kvm},
     output::{ExitCode, print_json},
 };
 use anyhow::Result;
@@ -22,6 +22,9 @@ pub struct Args {
     /// List the changes in KVM that can be switched: commit, subject, and the releases that have each
     #[arg(long)]
     patches: bool,
+    /// Show capabilities and parameters as this KVM has them: RELEASE, then +PATCH, -PATCH and PARAMETER=VALUE
+    #[arg(long, value_name = "PROFILE", allow_hyphen_values = true, conflicts_with = "patches")]
+    kvm: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -87,12 +90,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.patches {
         print_patches(&plugins, args.json)?;
     } else if args.json {
-        let backends = plugins.iter().map(backend).collect();
+        let backends = plugins.iter().map(|plugin| backend(plugin, args)).collect::<Result<_>>()?;
         print_json(&Report { backends, errors: errors.clone() })?;
     } else {
         let mut out = io::stdout().lock();
         for plugin in &plugins {
-            print_backend(&mut out, plugin, args.name.is_some())?;
+            print_backend(&mut out, plugin, args)?;
         }
         if plugins.is_empty() {
             writeln!(out, "no backend found; looked in: {}", search.places().join(", "))?;
@@ -116,38 +119,60 @@ fn print_patches(plugins: &[LoadedPlugin], json: bool) -> Result<()> {
     Ok(())
 }
 
-fn backend(plugin: &LoadedPlugin) -> Backend<'_> {
+fn backend<'a>(plugin: &'a LoadedPlugin, args: &Args) -> Result<Backend<'a>> {
     let d = &plugin.description;
-    Backend {
+    let seen = Seen::of(plugin, args.kvm.as_deref())?;
+    Ok(Backend {
         name: &d.name,
         summary: &d.summary,
         vendor: d.vendor.to_string(),
         build: &plugin.build,
         path: plugin.path.display().to_string(),
         profiles: rows(&d.profiles),
-        capabilities: rows(&capabilities(plugin)),
-        parameters: rows(&d.parameters),
+        capabilities: rows(&seen.capabilities),
+        parameters: rows(&seen.parameters),
         patches: rows(&d.patches),
         fault_points: rows(&d.fault_points),
         rules: rows(&d.rules),
-    }
+    })
 }
 
 fn plugin_host(plugin: &LoadedPlugin) -> String {
     default_host(plugin.description.vendor).map_or_else(|_| "no host".to_owned(), |(name, _)| name)
 }
 
-/// The capabilities with what KVM_CHECK_EXTENSION says of them on the default host.
-fn capabilities(plugin: &LoadedPlugin) -> Vec<TableRow> {
-    let vm =
-        default_host(plugin.description.vendor).and_then(|(_, silicon)| create(plugin, silicon, &[])).ok();
-    let mut rows = plugin.description.capabilities.clone();
-    for row in &mut rows {
-        if let Some(vm) = &vm {
+/// What a VM on the default host says of itself.
+struct Seen {
+    capabilities: Vec<TableRow>,
+    parameters: Vec<TableRow>,
+}
+
+impl Seen {
+    /// Capabilities with the answers of KVM_CHECK_EXTENSION; parameters as they are for these options, otherwise their defaults.
+    fn of(plugin: &LoadedPlugin, kvm: Option<&str>) -> Result<Self> {
+        let d = &plugin.description;
+        let mut seen = Self { capabilities: d.capabilities.clone(), parameters: d.parameters.clone() };
+        let options = kvm.map(parse_kvm).transpose()?.unwrap_or_default();
+        let vm = default_host(d.vendor).and_then(|(_, silicon)| create(plugin, silicon, &options));
+        let vm = match vm {
+            Err(error) if kvm.is_some() => return Err(error),
+            // A backend for silicon that no named host has.
+            Err(_) => return Ok(seen),
+            Ok(vm) => vm,
+        };
+        for row in &mut seen.capabilities {
             row.value = vm.check_extension(row.id).to_string();
         }
+        if kvm.is_some() {
+            let resolved = vm.resolved();
+            for row in &mut seen.parameters {
+                if let Some((_, value)) = resolved.iter().find(|(name, _)| *name == row.name) {
+                    row.value.clone_from(value);
+                }
+            }
+        }
+        Ok(seen)
     }
-    rows
 }
 
 fn rows(rows: &[TableRow]) -> Vec<Row> {
@@ -166,20 +191,21 @@ fn rows(rows: &[TableRow]) -> Vec<Row> {
         .collect()
 }
 
-fn print_backend(out: &mut impl Write, plugin: &LoadedPlugin, everything: bool) -> io::Result<()> {
+fn print_backend(out: &mut impl Write, plugin: &LoadedPlugin, args: &Args) -> Result<()> {
     let d = &plugin.description;
+    let seen = Seen::of(plugin, args.kvm.as_deref())?;
     writeln!(out, "{}: {}", d.name, d.summary)?;
     writeln!(out, "  {} host, {}, {}", d.vendor, plugin.build, plugin.path.display())?;
     let profiles: Vec<_> = d.profiles.iter().map(|row| row.name.as_str()).collect();
     writeln!(out, "  profiles: {}", profiles.join(", "))?;
-    print_rows(out, &format!("capabilities on {}", plugin_host(plugin)), &capabilities(plugin))?;
-    print_rows(out, "parameters", &d.parameters)?;
-    if everything {
+    print_rows(out, &format!("capabilities on {}", plugin_host(plugin)), &seen.capabilities)?;
+    print_rows(out, "parameters", &seen.parameters)?;
+    if args.name.is_some() {
         print_rows(out, "patches", &d.patches)?;
         print_rows(out, "fault points", &d.fault_points)?;
         print_rows(out, "rules", &d.rules)?;
     }
-    writeln!(out)
+    Ok(writeln!(out)?)
 }
 
 fn print_rows(out: &mut impl Write, title: &str, rows: &[TableRow]) -> io::Result<()> {
