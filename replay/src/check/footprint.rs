@@ -7,9 +7,12 @@ use crate::{
     spec,
 };
 use serde::Serialize;
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 use vmtape_arch::{
-    cpuid::{CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry},
+    cpuid::{CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry, maxphyaddr},
     note::Note,
     paging::Pte,
 };
@@ -131,6 +134,8 @@ pub struct Footprint {
     pub xcr0: u64,
     /// Values that it has written to CR4, together.
     pub cr4: u64,
+    /// Widths that the VMM has given its vCPUs on the way.
+    pub widths: BTreeSet<u8>,
 }
 
 impl Footprint {
@@ -169,11 +174,16 @@ impl Footprint {
     }
 
     fn event(&mut self, event: &Event) {
-        if let Event::Control { control: Control::SetMemoryRegion { gpa, size, result, .. }, .. } = event
-            && *size > 0
-            && *result == 0
-        {
-            self.slots.add(Place::slot(*gpa, *size));
+        match event {
+            Event::Control { control: Control::SetMemoryRegion { gpa, size, result: 0, .. }, .. }
+                if *size > 0 =>
+            {
+                self.slots.add(Place::slot(*gpa, *size));
+            }
+            Event::Control { control: Control::SetCpuid { entries, result: 0, .. }, .. } => {
+                self.widths.insert(maxphyaddr(entries));
+            }
+            _ => {}
         }
     }
 

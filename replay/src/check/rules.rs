@@ -43,8 +43,10 @@ pub fn findings(guest: &Guest, host: &Host) -> Vec<Finding> {
 
 /// The widths that are so often taken for one another.
 struct Widths {
-    /// The guest's MAXPHYADDR and GuestPhysBits (0: not told).
+    /// The guest's MAXPHYADDR, the widest of its vCPUs if they differ, and the narrowest.
     guest: u8,
+    narrowest: u8,
+    /// Its GuestPhysBits; 0: not told.
     guest_mappable: u8,
     /// What KVM gives there, and what its VMM makes of that.
     kvm: u8,
@@ -56,8 +58,11 @@ impl Widths {
     fn of(guest: &Guest, host: &Host) -> Self {
         let kvm = maxphyaddr(&host.supported);
         let told = guest_phys_bits(&host.supported);
+        let first = maxphyaddr(&guest.machine.cpuid);
+        let later = &guest.footprint.widths;
         Self {
-            guest: maxphyaddr(&guest.machine.cpuid),
+            guest: later.last().map_or(first, |bits| first.max(*bits)),
+            narrowest: later.first().map_or(first, |bits| first.min(*bits)),
             guest_mappable: guest_phys_bits(&guest.machine.cpuid),
             kvm,
             host: kvm.min(host.passport.phys_bits_limit.unwrap_or(kvm)),
@@ -182,7 +187,7 @@ fn mappable(guest: &Guest, host: &Host, widths: &Widths, findings: &mut Vec<Find
 
 fn reserved_bits(guest: &Guest, host: &Host, widths: &Widths, findings: &mut Vec<Finding>) {
     let silicon = host.passport.silicon.phys_bits;
-    if widths.guest >= silicon || host.hides_width {
+    if widths.narrowest >= silicon || host.hides_width {
         return;
     }
     let name = &host.passport.name;
@@ -190,11 +195,11 @@ fn reserved_bits(guest: &Guest, host: &Host, widths: &Widths, findings: &mut Vec
         "bits {}:{} of paging entries are reserved for the guest and not for {name}, whose KVM does not hide it \
          (KVM_CAP_SMALLER_MAXPHYADDR is 0): they do not fault there",
         silicon - 1,
-        widths.guest
+        widths.narrowest
     );
     // An entry with such bits is evidence only as far as running the guest shows a difference.
     let finding = Finding::new(Severity::Caution, Subject::ReservedBits, sentence, RESERVED);
-    let place = guest.footprint.entries.beyond(widths.guest);
+    let place = guest.footprint.entries.beyond(widths.narrowest);
     findings.push(finding.at(place).pin(Pin::HideWidth(name.clone())));
 }
 

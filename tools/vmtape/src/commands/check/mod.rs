@@ -166,6 +166,7 @@ fn one_tape(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Result<
         let reproduce = pins::replay_command(path, host, text);
         match fleet::assess(&guest, host, plugins, &reproduce, &mut tick) {
             Ok(assessment) => assessments.push(assessment),
+            Err(error) if ExitCode::of_error(&error) == ExitCode::USAGE => return Err(error),
             Err(error) => errors.push((host.passport.name.clone(), format!("{error:#}"))),
         }
     }

@@ -1,0 +1,117 @@
+//! Verdicts about destinations: their forms, exit codes, and that they are the same twice.
+
+use anyhow::{Context, Result};
+use std::{fs, path::Path};
+use vmtape_conformance::{tail, vmtape};
+
+const SAFE: Option<i32> = Some(0);
+const UNSAFE: Option<i32> = Some(1);
+const USAGE: Option<i32> = Some(2);
+const COULD_NOT_TEST: Option<i32> = Some(125);
+
+/// Firmware that has put a BAR at the top of 40 bits.
+fn record(folder: &Path) -> Result<()> {
+    let line = ["record", "-q", "-b", "vmx", "--cpu", "max,phys-bits=40", "-o", "bar.tape", "builtin:bar"];
+    let recorded = vmtape(folder, &line)?;
+    assert!(recorded.status.success(), "{}", tail(&recorded));
+    Ok(())
+}
+
+fn fleet(folder: &Path) -> Result<()> {
+    for (name, text) in [
+        ("client", "vendor = 'intel'\nphys-bits = 39\niommu-bits = 39\n"),
+        ("xeon", "vendor = 'intel'\nphys-bits = 46\nkvm = 'v6.12,allow_smaller_maxphyaddr=on'\n"),
+        ("flat", "base = 'intel-52-4level'\nkvm = 'v6.1'\n"),
+    ] {
+        fs::write(folder.join(format!("{name}.toml")), text)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn exit_codes_tell_the_worst_verdict() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    record(folder.path())?;
+    fs::write(folder.path().join("cut.tape"), b"VMTAPE")?;
+    for (line, code) in [
+        (vec!["check", "bar.tape", "--to", "intel-46"], SAFE),
+        (vec!["check", "bar.tape", "--to", "intel-46", "intel-39"], UNSAFE),
+        (vec!["check", "bar.tape", "--to", "nowhere"], USAGE),
+        (vec!["check", "bar.tape", "--to", "intel-46", "intel-46"], USAGE),
+        (vec!["check", "bar.tape"], USAGE),
+        (vec!["check", "cut.tape", "--to", "intel-46"], COULD_NOT_TEST),
+        (vec!["check", "bar.tape", "--to", "intel-46,vmx,no_such_parameter=1"], USAGE),
+    ] {
+        let output = vmtape(folder.path(), &line)?;
+        assert_eq!(output.status.code(), code, "{line:?}: {}", tail(&output));
+    }
+    Ok(())
+}
+
+#[test]
+fn json_names_the_first_address_that_breaks() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    record(folder.path())?;
+    let output = vmtape(folder.path(), &["check", "bar.tape", "--to", "intel-39", "--pin", "--json"])?;
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(report["schema_version"], 1);
+    let host = &report["hosts"][0];
+    assert_eq!(host["verdict"], "refused");
+    let place = &host["findings"][0]["place"];
+    assert_eq!(place["kind"], "entry");
+    assert_eq!(place["at"], 0x210_1000);
+    assert_eq!(place["value"], 0xff_c000_009bu64);
+    assert_eq!(host["exit"], place["exit"], "the first exit that differs shows the entry");
+    assert_eq!(report["pin"]["settings"]["phys_bits"], 39);
+    assert_eq!((&report["pin"]["safe"], &report["pin"]["moves"]), (&1.into(), &1.into()));
+    Ok(())
+}
+
+#[test]
+fn a_fleet_is_a_table_json_and_a_page_the_same_twice() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    fleet(folder.path())?;
+    let line = ["check", "--fleet", "client.toml", "xeon.toml", "flat.toml", "--guest", "builtin:bar"];
+    let table = vmtape(folder.path(), &line)?;
+    assert_eq!(table.status.code(), UNSAFE, "{}", tail(&table));
+    let text = String::from_utf8(table.stdout)?;
+    assert!(text.contains("flat -> client: refused (builtin:bar)"), "{text}");
+    let mut forms = Vec::new();
+    for page in ["one.html", "two.html"] {
+        let json = vmtape(folder.path(), &[&line[..], &["--pin", "--json", "--html", page]].concat())?;
+        assert_eq!(json.status.code(), UNSAFE, "{}", tail(&json));
+        forms.push((json.stdout, fs::read(folder.path().join(page))?));
+    }
+    assert!(forms[0] == forms[1], "two checks differ");
+    let report: serde_json::Value = serde_json::from_slice(&forms[0].0)?;
+    assert_eq!(report["matrix"]["cells"].as_array().context("cells")?.len(), 9);
+    let page = String::from_utf8(forms[0].1.clone())?;
+    assert!(page.starts_with("<!doctype html>") && page.contains("<svg") && !page.contains("http"), "{page}");
+    Ok(())
+}
+
+#[test]
+fn pinned_to_the_narrowest_host_firmware_may_go_everywhere() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    fleet(folder.path())?;
+    let line =
+        ["check", "--fleet", "client.toml", "xeon.toml", "flat.toml", "--guest", "builtin:bar", "--pin"];
+    let text = String::from_utf8(vmtape(folder.path(), &line)?.stdout)?;
+    assert!(text.contains("host-phys-bits=off,phys-bits=39"), "{text}");
+    assert!(text.contains("tried: 6 of 6 moves are safe with that"), "{text}");
+    let pinned = vmtape(folder.path(), &[&line[..7], &["--cpu", "max,phys-bits=39,-la57"]].concat())?;
+    assert_eq!(pinned.status.code(), SAFE, "{}", tail(&pinned));
+    Ok(())
+}
+
+#[test]
+fn this_machine_has_a_passport_that_can_be_checked() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    record(folder.path())?;
+    let probed = vmtape(folder.path(), &["host", "probe", "-o", "this.toml", "--name", "this-machine"])?;
+    assert!(probed.status.success(), "{}", tail(&probed));
+    let checked = vmtape(folder.path(), &["check", "bar.tape", "--to", "this.toml"])?;
+    assert!(matches!(checked.status.code(), Some(0 | 1)), "{}", tail(&checked));
+    assert!(String::from_utf8(checked.stdout)?.contains("this-machine: "));
+    Ok(())
+}
