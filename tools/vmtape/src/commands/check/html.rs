@@ -139,6 +139,8 @@ fn shortened(name: &str) -> String {
 
 fn square(cell: &Cell, x: usize, y: usize) -> String {
     let (class, sign) = style(cell.outcome);
+    let caution = cell.outcome == Outcome::Safe && told(cell);
+    let sign = if caution { format!("{sign}*") } else { sign.to_owned() };
     let side = CELL - GAP;
     let title = format!("{} to {}: {}: {}", cell.from, cell.to, cell.outcome.text(), cell.reason);
     let picture = format!(
@@ -164,7 +166,8 @@ fn legend() -> String {
             format!("<span class=\"word {class}\">{sign} {}</span>", outcome.text())
         })
         .collect();
-    format!("<p>{}</p>\n", words.join(" \u{b7} "))
+    let more = "a star: safe, with something to know; every coloured field leads to its reasons";
+    format!("<p>{} <span class=\"soft\">({more})</span></p>\n", words.join(" \u{b7} "))
 }
 
 /// The widths of every host, which are so often taken for one another.
@@ -204,7 +207,9 @@ fn hosts(matrix: &Matrix) -> String {
             ),
         );
     }
-    html + "</table></div>\n"
+    html += "</table></div>\n";
+    html + "<p class=\"soft\">The bar is the processor's width between 32 and 52 bits, inside it what a guest's addresses can \
+            be mapped to; the line is what devices reach.</p>\n"
 }
 
 /// A host's widths between 32 and 52 bits: what its CPU has, and inside it what guests can be mapped.

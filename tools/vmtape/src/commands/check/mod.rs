@@ -19,6 +19,7 @@ use hosts::KnownHost;
 use serde::Serialize;
 use source::Template;
 use std::{fs, io, path::PathBuf};
+use vmtape_arch::host::Silicon;
 use vmtape_machine::{Passport, hosts::passport};
 use vmtape_replay::{
     check::{Assessment, Guest, Verdict, footprint::Footprint},
@@ -189,9 +190,10 @@ fn one_tape(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Result<
 
 /// The host that a tape was recorded on, as far as it says.
 fn recorded_on(machine: &vmtape_machine::MachineSpec) -> KnownHost {
+    let backing_shift = machine.silicon.backing_shift;
     let passport = match passport(&machine.host) {
         // A file may be another one by now: the tape has the silicon.
-        Ok(passport) if passport.silicon == machine.silicon => passport,
+        Ok(passport) if Silicon { backing_shift, ..passport.silicon } == machine.silicon => passport,
         _ => Passport::new(machine.host.clone(), machine.silicon),
     };
     KnownHost { passport, backend: machine.backend.clone(), options: Some(machine.options.clone()) }

@@ -16,8 +16,23 @@ use vmtape_machine::{
 };
 use vmtape_replay::check::rules::has;
 
+const KEYS: &str = "\
+A passport is TOML; every key but `vendor` (or `base`, a named host to start from) may be missing:
+  name, vendor = \"intel\" | \"amd\"
+  phys-bits         MAXPHYADDR, as CPUID 0x80000008 says it on the host
+  encryption-bits   address bits that memory encryption takes from the kernel (SME, TME)
+  guest-phys-bits   the guest physical width that the host maps, where paging levels do not tell
+  guest-levels      5: guests may have LA57
+  ept-levels, npt-levels, host-levels   of EPT, of NPT (those of the host's kernel), of the kernel
+  iommu-bits        the address width of devices
+  phys-bits-limit   the widest guest that the VMM starts there
+  without           features that the host lacks, by QEMU's names: [\"pku\", \"vmx-rdrand-exit\"]
+  backend, kvm      what virtualizes like its KVM: kvm = \"v6.12,allow_smaller_maxphyaddr=on\"
+  gbpages, ept-ad, ept-advanced, apicv, nrips, decode-assists, backing   details of its silicon";
+
 /// Write the passport of this machine, as `check` and `--host` read it
 #[derive(Debug, clap::Args)]
+#[command(after_help = KEYS)]
 pub struct Args {
     /// The passport (default: standard output)
     #[arg(short, long, value_name = "FILE")]
