@@ -3,6 +3,7 @@
 use super::{Bench, Finding, search::Mark};
 use crate::{Error, report::Divergence};
 use vmtape_machine::MachineSpec;
+use vmtape_traces::Tape;
 
 pub const AXIS: &str = "exits";
 
@@ -10,8 +11,10 @@ pub fn bisect(bench: &mut Bench, actual: MachineSpec, options: &str) -> Result<F
     let what = actual.backend.clone();
     Ok(match bench.test(&what, actual)? {
         Mark::Bad => {
-            let divergence = bench.bad.as_ref().and_then(|(_, divergence)| divergence.as_ref());
-            let line = divergence.map_or_else(String::new, line);
+            let line = match bench.bad.as_ref().and_then(|(_, divergence)| divergence.as_ref()) {
+                Some(divergence) => line(divergence, bench.tape)?,
+                None => String::new(),
+            };
             bench.found(AXIS, line, options)?
         }
         Mark::Good => bench.nothing(AXIS, "no exit differs"),
@@ -22,13 +25,19 @@ pub fn bisect(bench: &mut Bench, actual: MachineSpec, options: &str) -> Result<F
     })
 }
 
-/// A divergence's place and what it is.
-pub fn line(divergence: &Divergence) -> String {
-    let place = match divergence.expected_exit.or(divergence.actual_exit) {
-        Some(exit) => format!("exit {exit}"),
-        None => format!("instruction {}", divergence.icount),
+/// A divergence's place on the tape and what it is. Silicon may do without an exit what makes the difference: then the exit
+/// before it is named as such.
+fn line(divergence: &Divergence, tape: &Tape) -> Result<String, Error> {
+    let last = match divergence.expected_exit {
+        Some(number) => tape.exits_from(number)?.next().transpose()?,
+        None => None,
+    };
+    let place = match &last {
+        Some(group) if group.exit.icount == divergence.icount => format!("exit {}", group.number),
+        Some(group) => format!("no exit, after exit {} and {} instructions", group.number, divergence.icount),
+        None => format!("no exit, after {} instructions", divergence.icount),
     };
     // What exits::replay says begins with the place already.
     let summary = divergence.summary.strip_prefix(&format!("{place}: ")).unwrap_or(&divergence.summary);
-    format!("first bad: {place} at rip {:#x}: {summary}", divergence.rip)
+    Ok(format!("first bad: {place}, at rip {:#x}: {summary}", divergence.rip))
 }
