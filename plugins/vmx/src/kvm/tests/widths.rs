@@ -7,7 +7,8 @@ use crate::testing::{DATA, Ended, FLDS, GVA, Guest, PDE, PT, PTE, silicon};
 use vmtape_abi::{Backend, MemoryRegion};
 use vmtape_arch::{
     access::AccessKind,
-    exit::{ResumeKind, VmxReason},
+    exception::Vector,
+    exit::{Resume, ResumeKind, VmxReason},
     regs::{Cr0, Efer},
 };
 
@@ -240,6 +241,21 @@ fn an_instruction_that_cannot_be_emulated() {
         assert_eq!((resume.kind, resume.data[0]), (ResumeKind::INTERNAL_ERROR, EMULATION));
         // With the flag for instruction bytes: their number and the bytes themselves.
         assert_eq!((resume.data[2], resume.data[3] & 0xff_ffff), (1, 0x00_d902));
+    }
+}
+
+/// ... unless it is a user's, who takes #UD without anyone hearing of it. See: KVM x86.c handle_emulation_failure()
+#[test]
+fn a_user_s_instruction_that_cannot_be_emulated() {
+    for options in [ASM, NO_ASM] {
+        let mut guest = guest(options);
+        guest.state.cpl = 3;
+        guest.host.insn = FLDS.to_vec();
+        guest.set(PTE, ILLEGAL | 0x67);
+        assert_eq!(guest.access(READ, true), violation(0x181).unwrap());
+        assert_eq!(guest.handle(), Resume::GUEST);
+        let event = guest.state.inject;
+        assert_eq!((event.valid, event.vector), (true, Vector::UD.0));
     }
 }
 
