@@ -2,7 +2,10 @@
 
 use super::{Cause, Kind};
 use crate::spec::PROFILE;
-use vmtape_arch::{cpuid::maxphyaddr, note::NoteKind};
+use vmtape_arch::{
+    cpuid::{self, CpuidEntry, maxphyaddr},
+    note::NoteKind,
+};
 use vmtape_machine::MachineSpec;
 
 /// One thing in which two machines differ: a short name, and both values for people.
@@ -13,11 +16,9 @@ type Thing = (String, String, String);
 pub fn find(expected: &MachineSpec, actual: &MachineSpec, what: &str) -> Option<Cause> {
     let asks = what.contains(&NoteKind::CPUID.to_string());
     let (name, sentence) = if asks && expected.cpuid != actual.cpuid {
-        let (a, b) = (&expected.cpu, &actual.cpu);
-        (
-            CPUID.to_owned(),
-            format!("the guests were given different CPUID tables ({a} and {b}), and look at them here"),
-        )
+        let leaf = differing_leaf(expected, actual);
+        let sentence = format!("the guests were given different CPUID tables, and look at them here: {leaf}");
+        (CPUID.to_owned(), sentence)
     } else {
         let mut things = things(expected, actual).into_iter();
         let (Some((name, a, b)), None) = (things.next(), things.next()) else { return None };
@@ -31,6 +32,19 @@ pub fn find(expected: &MachineSpec, actual: &MachineSpec, what: &str) -> Option<
         source: "both tapes' headers; a run is determined by its machine".to_owned(),
         confirmed: None,
     })
+}
+
+/// The first entry in which two tables differ.
+fn differing_leaf(expected: &MachineSpec, actual: &MachineSpec) -> String {
+    let words = |entry: Option<&CpuidEntry>| {
+        entry.map_or("absent".to_owned(), |e| format!("{:x} {:x} {:x} {:x}", e.eax, e.ebx, e.ecx, e.edx))
+    };
+    let tables = expected.cpuid.iter().chain(&actual.cpuid);
+    let mut pairs =
+        tables.map(|e| [expected, actual].map(|side| cpuid::find(&side.cpuid, e.function, e.index)));
+    let pair = pairs.find(|[a, b]| a != b).unwrap_or_default();
+    let function = pair.iter().flatten().next().map_or(0, |entry| entry.function);
+    format!("the first difference is in leaf {function:#x}, {} and {}", words(pair[0]), words(pair[1]))
 }
 
 const CPUID: &str = "the guest's CPUID";
