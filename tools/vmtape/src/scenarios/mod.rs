@@ -2,7 +2,7 @@
 //!
 //! A row is data (`tools/vmtape/scenarios/*.toml`, or a user's own file): a command as one would type it, and for each
 //! backend the lines that it must show, with the source that says so. Every tape that a row records is recorded twice and
-//! replayed once: the two files must be equal byte by byte, and the replay must be the same.
+//! replayed in both modes: the two files must be equal byte by byte, and the replays must be the same.
 
 pub mod catalogue;
 pub mod expect;

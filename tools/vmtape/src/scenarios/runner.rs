@@ -135,7 +135,7 @@ impl Runner {
         Ok(expect::deviations(&case.lines, &self.vmtape(&place, &words)?))
     }
 
-    /// Records twice, compares the tapes, and replays one.
+    /// Records twice, compares the tapes, and replays one in both modes.
     fn record(&self, place: &Place, words: &[String], lines: &[Line], once: bool) -> Result<Vec<String>> {
         let to = |tape: &str| [words, &["-o".to_owned(), tape.to_owned()]].concat();
         let mut shown = self.vmtape(place, &to(TAPE))?;
@@ -157,10 +157,13 @@ impl Runner {
         if read(TAPE)? != read(AGAIN)? {
             deviations.push("two recordings differ".into());
         }
-        let replayed = self.vmtape(place, &["replay".into(), TAPE.into()])?;
-        if replayed.status != Some(0) {
-            let text = [replayed.out, replayed.err].concat().join("; ");
-            deviations.push(format!("the tape does not replay: {text}"));
+        for mode in ["run", "exits"] {
+            let line = ["replay", "--mode", mode, TAPE].map(String::from);
+            let replayed = self.vmtape(place, &line)?;
+            if replayed.status != Some(0) {
+                let text = [replayed.out, replayed.err].concat().join("; ");
+                deviations.push(format!("the tape does not replay in --mode {mode}: {text}"));
+            }
         }
         fs::remove_file(place.path.join(AGAIN)).ok();
         Ok(deviations)
