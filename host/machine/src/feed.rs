@@ -10,7 +10,8 @@ use vmtape_arch::{
     exception::{Exception, PageFaultError, Vector},
     exit::{Exit, StimulusKind},
     note::Note,
-    regs::SegAttr,
+    regs::{Cr0, SegAttr},
+    sensitive::SensitiveKind,
     vcpu::{Activity, Interruptibility, VcpuState, seg},
 };
 use vmtape_traces::{
@@ -92,7 +93,10 @@ impl Machine {
         for exits in 0..MOST_EXITS {
             match self.ask_silicon(n, &group.exit.exit) {
                 (Verdict::NATIVE, _) if exits > 0 => return Ok(Resolved::Handled),
-                (Verdict::NATIVE, _) => return Ok(Resolved::Native),
+                (Verdict::NATIVE, _) => {
+                    run_natively(&mut self.vcpus[n as usize].state, &group.exit.exit);
+                    return Ok(Resolved::Native);
+                }
                 (Verdict::FAULT, fault) => return Ok(Resolved::Fault(fault)),
                 _ => {}
             }
@@ -259,6 +263,26 @@ impl Machine {
             return self.enter(n).err();
         }
         None
+    }
+}
+
+/// What an instruction leaves in the control registers where silicon runs it itself. The tape does not tell, because the
+/// handler of its exit did the same.
+fn run_natively(state: &mut VcpuState, stimulus: &Exit) {
+    /// MOV to CR3 with it keeps translations; it is not part of the register.
+    const NO_FLUSH: u64 = 1 << 63;
+    let insn = &stimulus.insn;
+    match (stimulus.stimulus, insn.kind, insn.number) {
+        (StimulusKind::SENSITIVE, SensitiveKind::CR_WRITE, 0) => {
+            state.cr0 = Cr0::from_bits(insn.value).with_et(true).into_bits();
+        }
+        (StimulusKind::SENSITIVE, SensitiveKind::CR_WRITE, 3) => state.cr3 = insn.value & !NO_FLUSH,
+        (StimulusKind::SENSITIVE, SensitiveKind::CR_WRITE, 4) => state.cr4 = insn.value,
+        (StimulusKind::SENSITIVE, SensitiveKind::CR_WRITE, 8) => state.cr8 = insn.value,
+        (StimulusKind::SENSITIVE, SensitiveKind::CLTS, _) => {
+            state.cr0 = state.cr0().with_ts(false).into_bits();
+        }
+        _ => {}
     }
 }
 
