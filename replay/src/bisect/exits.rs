@@ -25,17 +25,12 @@ pub fn bisect(bench: &mut Bench, actual: MachineSpec, options: &str) -> Result<F
     })
 }
 
-/// A divergence's place on the tape and what it is. Silicon may do without an exit what makes the difference: then the exit
-/// before it is named as such.
+/// A divergence's place on the tape and what it is. Silicon may do without an exit what makes the difference.
 fn line(divergence: &Divergence, tape: &Tape) -> Result<String, Error> {
-    let last = match divergence.expected_exit {
-        Some(number) => tape.exits_from(number)?.next().transpose()?,
-        None => None,
-    };
-    let place = match &last {
-        Some(group) if group.exit.icount == divergence.icount => format!("exit {}", group.number),
-        Some(group) => format!("no exit, after exit {} and {} instructions", group.number, divergence.icount),
-        None => format!("no exit, after {} instructions", divergence.icount),
+    let exits = tape.events_from_icount(divergence.icount)?.clock().exits;
+    let place = match divergence.expected_exit {
+        Some(number) if number >= exits => format!("exit {number}"),
+        _ => format!("no exit, after {} instructions and {exits} exits", divergence.icount),
     };
     // What exits::replay says begins with the place already.
     let summary = divergence.summary.strip_prefix(&format!("{place}: ")).unwrap_or(&divergence.summary);

@@ -99,7 +99,7 @@ fn the_first_exit_is_found_in_both_modes() -> Result<()> {
     // The other way round the tape has no exit there: nested paging lets silicon raise the fault by itself.
     record(folder.path(), &["-b", "svm-npt"], "builtin:late,before=10,rounds=10")?;
     let text = bisect(folder.path(), &["--axis", "exits", "-b", "svm"])?;
-    assert!(first_line(&text).starts_with("first bad: no exit, after exit "), "{text}");
+    assert!(first_line(&text).starts_with("first bad: no exit, after "), "{text}");
     Ok(())
 }
 
