@@ -15,6 +15,7 @@ pub mod tables;
 use crate::{Error, Report, player::Create};
 use finding::{Finding, Severity};
 use footprint::Footprint;
+use pins::Pins;
 use serde::Serialize;
 use vmtape_abi::Description;
 use vmtape_arch::cpuid::CpuidEntry;
@@ -79,6 +80,9 @@ pub struct Assessment {
     pub exit: Option<u64>,
     /// The worst first.
     pub findings: Vec<Finding>,
+    /// What would make it safe, as far as settings can.
+    #[serde(skip_serializing_if = "Pins::is_empty")]
+    pub pins: Pins,
     /// The comparison with the guest's run on that host.
     pub replay: Option<Report>,
 }
@@ -115,6 +119,10 @@ pub fn check(
         (None, Some(report)) => format!("the same there, {} instructions long", report.compared.instructions),
         (None, None) => String::new(),
     };
+    let pins = match verdict {
+        Verdict::Safe => Pins::default(),
+        _ => Pins::of(&findings, rules::widest(host)),
+    };
     let differs = findings.iter().find(|finding| finding.subject == finding::Subject::Replay);
     Ok(Assessment {
         host: host.passport.name.clone(),
@@ -123,6 +131,7 @@ pub fn check(
         reason,
         exit: differs.and_then(|finding| finding.exit).or(worst.and_then(|finding| finding.exit)),
         findings,
+        pins,
         replay,
     })
 }

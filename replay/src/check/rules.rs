@@ -65,10 +65,16 @@ impl Widths {
             narrowest: later.first().map_or(first, |bits| first.min(*bits)),
             guest_mappable: guest_phys_bits(&guest.machine.cpuid),
             kvm,
-            host: kvm.min(host.passport.phys_bits_limit.unwrap_or(kvm)),
+            host: widest(host),
             mappable: if told != 0 { told } else { host.passport.mappable_bits() },
         }
     }
+}
+
+/// The widest guest that a host takes: as KVM says, and as its VMM does.
+pub fn widest(host: &Host) -> u8 {
+    let kvm = maxphyaddr(&host.supported);
+    kvm.min(host.passport.phys_bits_limit.unwrap_or(kvm))
 }
 
 /// The first entry or device that needs more address bits.

@@ -3,7 +3,7 @@
 use super::{
     fleet::{Cell, Matrix, Outcome, Row},
     pins::Pinned,
-    text::STORY,
+    text::{STORY, pin_lines},
 };
 use std::fmt::Write;
 use vmtape_replay::check::finding::Severity;
@@ -261,6 +261,13 @@ fn details(cell: &Cell) -> String {
         .collect();
     if !rest.is_empty() {
         push(&mut html, format_args!("<ul>\n{}</ul>", rest.concat()));
+    }
+    let pins: Vec<_> = pin_lines(assessment)
+        .iter()
+        .map(|line| format!("<li>to pin: <code>{}</code></li>\n", escape(line)))
+        .collect();
+    if !pins.is_empty() {
+        push(&mut html, format_args!("<ul>\n{}</ul>", pins.concat()));
     }
     let divergence = assessment.replay.as_ref().and_then(|report| report.divergence.as_ref());
     if let Some(divergence) = divergence {

@@ -96,6 +96,9 @@ fn print_host(out: &mut impl Write, host: &Assessment) -> Result<()> {
             writeln!(out, "    See: {}", finding.source)?;
         }
     }
+    for line in pin_lines(host) {
+        writeln!(out, "  to pin: {line}")?;
+    }
     let divergence = host.replay.as_ref().and_then(|report| report.divergence.as_ref());
     if let Some(divergence) = divergence {
         let exit = divergence.expected_exit.map_or(String::new(), |exit| format!(" exit {exit}"));
@@ -116,6 +119,16 @@ fn print_host(out: &mut impl Write, host: &Assessment) -> Result<()> {
         writeln!(out, "  again: {}", divergence.reproduce)?;
     }
     Ok(())
+}
+
+/// The settings that would help on one host.
+pub fn pin_lines(host: &Assessment) -> Vec<String> {
+    let pins = &host.pins;
+    let guest = (!pins.qemu().is_empty()).then(|| format!("-cpu MODEL,{}", pins.qemu()));
+    let hide = pins.hide_width.iter().map(|host| {
+        format!("KVM on {host} has to hide its width (kvm_intel: allow_smaller_maxphyaddr=1; kvm_amd: npt=0)")
+    });
+    guest.into_iter().chain(hide).chain(pins.conflicts.iter().cloned()).collect()
 }
 
 fn print_matrix(out: &mut impl Write, matrix: &Matrix) -> Result<()> {
