@@ -252,7 +252,9 @@ mod tests {
 
     #[test]
     fn changes_are_told_in_the_words_of_a_model() {
-        assert_eq!(text("max,phys-bits=46", "max,-pku,phys-bits=36"), ["-pku", "phys-bits=36"]);
+        assert_eq!(text("max,phys-bits=46", "max,-umip,phys-bits=36"), ["-umip", "phys-bits=36"]);
+        // PKRU is a state component of XSAVE too.
+        assert!(text("max", "max,-pku").contains(&"-(leaf 0xd.9)".to_owned()));
         assert_eq!(text("max,-smep", "max"), ["+smep"]);
         assert_eq!(text("max", "max"), [""; 0]);
     }
