@@ -67,7 +67,7 @@ pub fn replay(
 
 /// Exits between two signs of life.
 const PROGRESS: u64 = 4096;
-const UNKNOWN: &str = "exits whose handling reads memory that the tape does not have";
+const UNKNOWN: &str = "exits whose handling reads memory or registers that the tape does not have";
 
 /// The exits up to this one, for people.
 fn context(tape: &Tape, exit: u64) -> Result<Vec<String>, Error> {

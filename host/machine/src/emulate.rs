@@ -47,7 +47,10 @@ pub(crate) fn emulate(
         state.icount += 1;
         return result;
     }
-    if services.tape.is_on() {
+    if let Some(known) = services.known.as_mut().filter(|_| uses_vectors(&insn)) {
+        known.unknown += 1;
+    }
+    if services.tape.tells_stimuli() {
         services.tape.registers(vcpu, state, used_registers(&insn));
     }
     execute(services, vcpu, state, request, mmu, result)
@@ -205,6 +208,12 @@ fn trace(services: &mut Services, vcpu: u32, state: &VcpuState, result: &Emulate
             failed,
         },
     );
+}
+
+/// Whether an instruction has operands in registers that no tape holds: x87, MMX, SSE.
+fn uses_vectors(insn: &Instruction) -> bool {
+    let mut operands = (0..insn.op_count()).map(|n| insn.op_register(n));
+    operands.any(|register| register.is_vector_register() || register.is_mm() || register.is_st())
 }
 
 /// General registers and flags that the instruction reads, as a mask of the tape's register event.

@@ -24,7 +24,7 @@ use vmtape_traces::{
 pub(crate) struct Known {
     /// A bit per quadword.
     words: Vec<u64>,
-    /// Reads of memory that is not known.
+    /// Uses of memory, or of vector registers, that are not known.
     pub(crate) unknown: u64,
 }
 
@@ -73,7 +73,7 @@ impl Machine {
         self.services.known = Some(Known::default());
     }
 
-    /// Reads of memory that the tape did not tell, so far.
+    /// Reads of memory or registers that the tape did not tell, so far.
     pub fn unknown_reads(&self) -> u64 {
         self.services.known.as_ref().map_or(0, |known| known.unknown)
     }
@@ -134,6 +134,10 @@ impl Machine {
         state.icount = group.exit.icount;
         state.rip = group.exit.rip;
         group.registers.iter().for_each(|registers| apply(state, registers));
+        // The low half of the task priority is not in CR8.
+        if u64::from(self.services.devices.tpr(n)) >> 4 != state.cr8 {
+            self.services.devices.set_tpr(n, (state.cr8 << 4) as u8);
+        }
         state.inject = Default::default();
         self.services.sync_clock(state);
         self.learn(&group.reads);

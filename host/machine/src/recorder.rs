@@ -60,8 +60,10 @@ mod bit {
 /// Reads and writes of memory are told and known in units of so many bytes.
 const WORD: u64 = 8;
 
-/// What every exit's handling may look at.
-const ALWAYS: u32 = bit::CR0 | bit::CR3 | bit::CR4 | bit::EFER | bit::CPL | bit::INTERRUPTIBILITY | bit::CS;
+/// What every exit's handling may look at. CR8 is the local APIC's task priority, which a guest may have changed without an
+/// exit.
+const ALWAYS: u32 =
+    bit::CR0 | bit::CR3 | bit::CR4 | bit::CR8 | bit::EFER | bit::CPL | bit::INTERRUPTIBILITY | bit::CS;
 const RFLAGS_INDEX: usize = bit::RFLAGS.trailing_zeros() as usize;
 const CS_INDEX: usize = bit::CS.trailing_zeros() as usize;
 
@@ -148,6 +150,11 @@ impl Tape {
 
     pub(crate) fn is_on(&self) -> bool {
         self.recorder.is_some()
+    }
+
+    /// Whether exits, registers and reads are told.
+    pub(crate) fn tells_stimuli(&self) -> bool {
+        self.stimuli
     }
 
     pub(crate) fn wants(&self, kind: NoteKind) -> bool {

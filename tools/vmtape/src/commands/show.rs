@@ -5,7 +5,8 @@ use std::{
     io::{self, BufWriter, Write},
     path::PathBuf,
 };
-use vmtape_traces::{Event, Tape, text::Printer};
+use vmtape_machine::vmm::control_text;
+use vmtape_traces::{Event, Tape, flat::tag, text::Printer};
 
 /// Print a tape, every exit in the words of the kernel's tracepoints
 #[derive(Debug, clap::Args)]
@@ -18,11 +19,20 @@ pub struct Args {
     /// Stop after so many exits
     #[arg(long, value_name = "N")]
     count: Option<u64>,
+    /// Only what the VMM did beside running the guest
+    #[arg(long, conflicts_with_all = ["from", "count"])]
+    ioctls: bool,
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let tape = Tape::open(&args.tape)?;
-    print(&tape, args.from, args.count, BufWriter::new(io::stdout().lock()))?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    if args.ioctls {
+        print_ioctls(&tape, &mut out)?;
+    } else {
+        print(&tape, args.from, args.count, &mut out)?;
+    }
+    out.flush()?;
     Ok(match tape.damage() {
         None => ExitCode::SAME,
         Some(damage) => {
@@ -48,5 +58,15 @@ pub fn print(tape: &Tape, from: u64, count: Option<u64>, out: impl Write) -> Res
         printer.event(&event)?;
     }
     printer.finish()?;
+    Ok(())
+}
+
+/// Prints the ioctls of a tape; only chunks that hold some are read.
+fn print_ioctls(tape: &Tape, out: &mut impl Write) -> Result<()> {
+    for event in tape.events_with(tag::CONTROL) {
+        if let Event::Control { icount, control } = event? {
+            writeln!(out, "after {icount} instructions: {}", control_text(&control))?;
+        }
+    }
     Ok(())
 }
