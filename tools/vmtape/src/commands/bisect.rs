@@ -36,6 +36,7 @@ use vmtape_traces::Tape;
                   Exit codes: 1 something is bad and was found, 0 nothing is, 2 usage, 125 could not test."
 )]
 pub struct Args {
+    /// The tape whose guest is tried
     #[arg(value_hint = ValueHint::FilePath)]
     tape: PathBuf,
 
@@ -62,11 +63,11 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "run")]
     mode: Mode,
 
-    /// The good end: a release (axis kvm) or a width (axis width); default: the tape's
+    /// The good end: a release (axis kvm) or a width (axis width); default: the tape's, or a width that is good
     #[arg(long, value_name = "END")]
     good: Option<String>,
 
-    /// The bad end; default: the newest or else the oldest release, the widest or else the narrowest width
+    /// The bad end: a release, a series or a width; default: the newest, the oldest or any release that is bad; a width that is
     #[arg(long, value_name = "END")]
     bad: Option<String>,
 
