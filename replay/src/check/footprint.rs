@@ -67,7 +67,7 @@ impl Place {
     }
 
     pub fn slot(gpa: u64, size: u64) -> Self {
-        let last = gpa + size.saturating_sub(1);
+        let last = gpa.saturating_add(size.saturating_sub(1));
         Self { kind: Kind::Slot, address: last, level: None, value: None, at: Some(gpa), exit: None }
     }
 }
@@ -101,9 +101,13 @@ impl Reach {
     pub fn add(&mut self, place: Place) {
         let order = |place: &Place| place.exit.unwrap_or(u64::MAX);
         let known = self.0.entry(place.bits()).or_insert_with(|| place.clone());
-        // An entry is better known where its own address is.
-        if order(&place) < order(known) || (known.at.is_none() && place.at.is_some()) {
-            *known = Place { exit: known.exit.or(place.exit), ..place };
+        // The same entry, seen again, may tell where it stands.
+        let same = (known.level, known.value) == (place.level, place.value);
+        let at = if same { known.at.or(place.at) } else { None };
+        if order(&place) < order(known) {
+            *known = Place { at: place.at.or(at), ..place };
+        } else if same {
+            known.at = at;
         }
     }
 
@@ -223,5 +227,46 @@ impl Footprint {
         if Pte::from_bits(entry.value).p() {
             self.entries.add(Place::entry(entry, Some(exit)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_place_that_a_width_does_not_reach() {
+        let mut reach = Reach::default();
+        reach.add(Place::device(0xfee0_0000, 1));
+        reach.add(Place::device(1 << 45, 9));
+        reach.add(Place::device(1 << 40, 20));
+        reach.add(Place::device((1 << 40) + 0x1000, 15));
+        assert_eq!(reach.bits(), 46);
+        let first = |bits| reach.beyond(bits).map(|place| (place.address, place.exit));
+        assert_eq!(first(39), Some((1 << 45, Some(9))), "the earliest, not the lowest");
+        assert_eq!(first(45), Some((1 << 45, Some(9))));
+        assert_eq!(first(46), None);
+        let mut later = Reach::default();
+        later.add(Place::device(1 << 40, 20));
+        later.add(Place::device((1 << 40) + 0x1000, 15));
+        assert_eq!(later.beyond(40).and_then(|place| place.exit), Some(15));
+    }
+
+    #[test]
+    fn an_entry_is_better_known_with_its_own_address() {
+        let entry = Entry { level: 1, at: 0x2000, value: 1 << 40 | 1 };
+        let mut reach = Reach::default();
+        reach.add(Place { at: None, ..Place::entry(entry, Some(4)) });
+        reach.add(Place::entry(entry, None));
+        assert_eq!(
+            reach.beyond(40).map(ToString::to_string).as_deref(),
+            Some("the level 1 paging entry at 0x2000 (0x10000000001), first seen at exit 4")
+        );
+    }
+
+    #[test]
+    fn nothing_overflows() {
+        assert_eq!(Place::slot(u64::MAX - 1, 4096).bits(), 64);
+        assert_eq!(Place::slot(0, 0).bits(), 0);
     }
 }
