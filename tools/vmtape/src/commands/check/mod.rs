@@ -176,7 +176,7 @@ fn one_tape(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Result<
     let pin = args.pin.then(|| {
         let findings: Vec<_> = assessments.iter().flat_map(|assessment| &assessment.findings).collect();
         let question = Question { plugins, templates: &[template], assigned_device: args.vfio, folder };
-        pins::pin(&findings, &question, std::slice::from_ref(&source), &known)
+        pins::pin(&findings, false, &question, std::slice::from_ref(&source), &known)
     });
     let matrix = args.html.is_some().then(|| Matrix::of_tape(&source, &known, &guest, &assessments, plugins));
     Ok(Report {
@@ -219,7 +219,8 @@ fn whole_fleet(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Resu
     let pin = args.pin.then(|| {
         let assessments = matrix.cells.iter().filter_map(|cell| cell.assessment.as_ref());
         let findings: Vec<_> = assessments.flat_map(|assessment| &assessment.findings).collect();
-        pins::pin(&findings, &question, &known, &known)
+        let too_wide = matrix.cells.iter().any(|cell| cell.outcome == Outcome::NotStarted);
+        pins::pin(&findings, too_wide, &question, &known, &known)
     });
     let pin = pin.transpose()?;
     Ok(Report { guest: None, hosts: Vec::new(), errors: Vec::new(), matrix: Some(matrix), pin })

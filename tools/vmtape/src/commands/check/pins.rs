@@ -36,9 +36,11 @@ pub struct Pinned {
     pub left: Vec<String>,
 }
 
-/// Collects the settings that the findings ask for, starts the guests with them, and checks again.
+/// Collects the settings that the findings ask for, starts the guests with them, and checks again. `too_wide`: somewhere
+/// the guest did not even start.
 pub fn pin(
     findings: &[&Finding],
+    too_wide: bool,
     question: &Question,
     from: &[KnownHost],
     to: &[KnownHost],
@@ -51,6 +53,9 @@ pub fn pin(
     };
     let widest = loaded.iter().map(width).min().unwrap_or(u8::MAX);
     let mut settings = Pins::of(findings.iter().copied(), widest);
+    if too_wide {
+        settings.phys_bits = Some(settings.phys_bits.unwrap_or(widest).min(widest));
+    }
     if let Some(bits) = settings.phys_bits {
         // Pinned, the guest is narrower than every wider host.
         let wider = loaded
