@@ -301,13 +301,14 @@ fn explain(
     let names = across::names(machines[0], machines[1]);
     let seen = |n: usize| causes::Seen {
         name: names[n].clone(),
+        vendor: machines[n].silicon.vendor,
         widths: identical::widths(machines[n]),
         outcome: explain::outcome(&deeds[n], false),
         tables: entries(&deeds[n]),
         deeds: deeds[n].clone(),
     };
     let (expected, actual) = (seen(0), seen(1));
-    let case = causes::Case { what, focus, expected: &expected, actual: &actual };
+    let case = causes::Case { what, focus, insn: &[], expected: &expected, actual: &actual };
     let tell = |side: &causes::Seen| {
         let teller = Teller { widths: side.widths, focus };
         teller.tell(&side.name, &side.deeds, &side.outcome, &[])

@@ -51,7 +51,8 @@ pub(super) fn explain(
     let expected = seen(name, &pair.expected, on_tape, vcpu, tables(&pair.expected));
     let actual = seen(other, &pair.actual, here, vcpu, tables(&pair.actual));
     let (what, summary) = what(&differences, &expected.outcome, &actual.outcome, guest);
-    let case = Case { what: &what, focus, expected: &expected, actual: &actual };
+    let insn = state.map(|state| explain::instruction(&pair.expected.machine, state)).unwrap_or_default();
+    let case = Case { what: &what, focus, insn: &insn, expected: &expected, actual: &actual };
     let cause = if sides.explain { cause(sides, pair, before, &case, guest) } else { None };
     let rip = state.map_or(0, |state| state.rip);
     let number = |groups: &[ExitGroup]| groups.last().map(|group| group.number);
@@ -85,7 +86,8 @@ fn seen(name: String, player: &Player, deeds: Vec<Deed>, vcpu: u32, tables: Vec<
         guest: maxphyaddr(machine.cpuid(vcpu)),
         host: machine.spec().silicon.phys_bits,
     };
-    Seen { name, widths, outcome: explain::outcome(&deeds, endless), deeds, tables }
+    let vendor = machine.spec().silicon.vendor;
+    Seen { name, vendor, widths, outcome: explain::outcome(&deeds, endless), deeds, tables }
 }
 
 fn tell(side: &Seen, focus: Option<u64>) -> explain::Story {
@@ -149,7 +151,10 @@ fn rules(deeds: &[Deed], table: &[TableRow], backend: &str) -> Vec<Rule> {
 
 /// The cause: by trial, in the catalogue's words where it has some; otherwise the catalogue's.
 fn cause(sides: &Sides, pair: &Pair, before: &Moment, case: &Case, guest: u8) -> Option<Cause> {
-    let known = catalogue::find(case);
+    let known = match catalogue::look_up(case) {
+        Some((known, false)) => return Some(known),
+        known => known.map(|(known, _)| known),
+    };
     let mut run =
         |side: Side, machine: &MachineSpec| try_out(sides, pair, before, case, (side, machine), guest);
     let Some(found) = trial::find(sides, before.icount, &mut run) else { return known };

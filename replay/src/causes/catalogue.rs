@@ -6,6 +6,7 @@ use super::{Case, Cause, Kind, Seen};
 use crate::explain::{Outcome, illegal_bit};
 use vmtape_arch::{
     access::Verdict,
+    exception::Vector,
     exit::{Exit, ResumeKind},
     paging::Pte,
 };
@@ -18,6 +19,8 @@ struct Entry {
     name: &'static str,
     kind: Kind,
     source: &'static str,
+    /// Whether a switch or a host may take it away, so that trials are worth their time.
+    switchable: bool,
     /// The sentence, with what this case has for names and numbers.
     sentence: fn(&Case) -> Option<String>,
 }
@@ -28,36 +31,42 @@ const CATALOGUE: &[Entry] = &[
         name: "unmappable-address",
         kind: Kind::Silicon,
         source: "Intel, 5-Level Paging and 5-Level EPT; KVM mmu/mmu.c kvm_mmu_get_tdp_level()",
+        switchable: true,
         sentence: unmappable_address,
     },
     Entry {
         name: "impossible-error-code",
         kind: Kind::Patch,
         source: "SDM vol. 3A 4.7 Page-Fault Exceptions: bit 3 (RSVD) is set only if bit 0 (P) is",
+        switchable: true,
         sentence: impossible_error_code,
     },
     Entry {
         name: "accessed-before-nested-fault",
         kind: Kind::Silicon,
         source: "KVM svm/svm.c svm_hardware_setup(), commit 3edd68399dc1",
+        switchable: true,
         sentence: accessed_before_nested_fault,
     },
     Entry {
         name: "role-without-width",
         kind: Kind::Patch,
         source: "KVM include/asm/kvm_host.h union kvm_mmu_page_role; commit 63f5a1909f9e",
+        switchable: true,
         sentence: role_without_width,
     },
     Entry {
         name: "emulator-knows-not",
         kind: Kind::Patch,
         source: "KVM x86.c handle_emulation_failure(), prepare_emulation_failure_exit()",
+        switchable: false,
         sentence: emulator_knows_not,
     },
     Entry {
         name: "width-of-silicon",
         kind: Kind::Clause,
         source: "SDM vol. 3A 4.7 Page-Fault Exceptions; APM 5.6.1 Page-Translation Exceptions, 15.25.6",
+        switchable: true,
         sentence: width_of_silicon,
     },
     Entry {
@@ -65,26 +74,49 @@ const CATALOGUE: &[Entry] = &[
         kind: Kind::Silicon,
         source: "SDM vol. 3A 4.8 Accessed and Dirty Flags, vol. 3C 29.3.3; KVM x86.c emulator_read_write_onepage(), \
                  mmu/paging_tmpl.h update_accessed_dirty_bits()",
+        switchable: true,
         sentence: device_access_without_a_walk,
+    },
+    Entry {
+        name: "system-call-outside-64-bit-mode",
+        kind: Kind::Clause,
+        source: "SDM vol. 2B SYSCALL, SYSRET; APM vol. 3 (24594) SYSCALL, SYSENTER",
+        switchable: false,
+        sentence: system_call,
+    },
+    Entry {
+        name: "protection-keys-without-nested-paging",
+        kind: Kind::Patch,
+        source: "KVM cpuid.c kvm_set_cpu_caps(): PKU only with tdp_enabled",
+        switchable: false,
+        sentence: protection_keys,
     },
     Entry {
         name: "accessed-bits-of-a-faulting-walk",
         kind: Kind::Clause,
         source: "SDM vol. 3A 4.8 Accessed and Dirty Flags; APM 5.4.2 Notes on Accessed and Dirty Bits",
+        switchable: false,
         sentence: accessed_bits_of_a_faulting_walk,
     },
 ];
 
 /// The first entry that knows the case.
 pub fn find(case: &Case) -> Option<Cause> {
+    look_up(case).map(|(cause, _)| cause)
+}
+
+/// As [`find`], and whether trials may confirm it.
+pub fn look_up(case: &Case) -> Option<(Cause, bool)> {
     CATALOGUE.iter().find_map(|entry| {
-        (entry.sentence)(case).map(|sentence| Cause {
+        let sentence = (entry.sentence)(case)?;
+        let cause = Cause {
             kind: entry.kind,
             name: entry.name.to_owned(),
             sentence,
             source: entry.source.to_owned(),
             confirmed: None,
-        })
+        };
+        Some((cause, entry.switchable))
     })
 }
 
@@ -205,6 +237,40 @@ fn width_of_silicon(case: &Case) -> Option<String> {
         "bit {bit} is reserved by the {} bits of the guest and an ordinary address bit by the {} bits of {name}, whose \
          silicon walks the guest's tables: {saw}",
         strict.widths.guest, widths.host
+    ))
+}
+
+/// Intel has SYSCALL in 64-bit mode only, AMD has SYSENTER in legacy mode only.
+fn system_call(case: &Case) -> Option<String> {
+    let name = match case.insn {
+        [0x0f, 0x05, ..] => "SYSCALL",
+        [0x0f, 0x07, ..] => "SYSRET",
+        [0x0f, 0x34, ..] => "SYSENTER",
+        [0x0f, 0x35, ..] => "SYSEXIT",
+        _ => return None,
+    };
+    let undefined = |side: &Seen| matches!(side.outcome, Outcome::Exception { vector: Vector::UD, .. });
+    let (a, b) = (case.expected, case.actual);
+    (a.vendor != b.vendor && undefined(a) != undefined(b)).then(|| {
+        let (lacks, has) = if undefined(a) { (a, b) } else { (b, a) };
+        format!(
+            "{name} in this mode is an instruction of {} processors and #UD on those of {}",
+            has.vendor, lacks.vendor
+        )
+    })
+}
+
+fn protection_keys(case: &Case) -> Option<String> {
+    let by_key = |side: &Seen| side.outcome.page_fault().is_some_and(|fault| fault.pk());
+    let (strict, lax) = match (by_key(case.expected), by_key(case.actual)) {
+        (true, false) => (case.expected, case.actual),
+        (false, true) => (case.actual, case.expected),
+        _ => return None,
+    };
+    Some(format!(
+        "the page's protection key forbids the access, which silicon of {} checks; {} runs on KVM's own tables, where \
+         entries have no keys, and KVM would not offer PKU to a guest there",
+        strict.name, lax.name
     ))
 }
 

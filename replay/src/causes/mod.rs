@@ -15,6 +15,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use vmtape_arch::host::Vendor;
 
 /// What kind of thing a cause is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +82,7 @@ impl fmt::Display for Cause {
 pub struct Seen {
     /// The side, for people.
     pub name: String,
+    pub vendor: Vendor,
     pub widths: Widths,
     pub deeds: Vec<Deed>,
     pub outcome: Outcome,
@@ -95,6 +97,8 @@ pub struct Case<'a> {
     pub what: &'a str,
     /// The linear address that it is about.
     pub focus: Option<u64>,
+    /// The bytes of the instruction, as far as they are known.
+    pub insn: &'a [u8],
     pub expected: &'a Seen,
     pub actual: &'a Seen,
 }

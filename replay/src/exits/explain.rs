@@ -12,7 +12,7 @@ use crate::{
     report::{Class, Divergence, Row},
     witness::{Deed, Entry, Log},
 };
-use vmtape_arch::cpuid::maxphyaddr;
+use vmtape_arch::{cpuid::maxphyaddr, host::Silicon};
 use vmtape_machine::MachineSpec;
 use vmtape_traces::{ExitGroup, ahead};
 
@@ -35,11 +35,10 @@ pub fn explain(sides: &Sides, same: bool, report: &mut Report) -> Result<(), Err
     let on_tape = Deed::of(&fed.group);
     let focus = explain::focus([&on_tape, &fed.deeds], None);
     let [name, other] = sides.names();
-    let host = |machine: &MachineSpec| machine.silicon.phys_bits;
-    let expected = seen(name, &fed, on_tape, host(&sides.expected), focus);
-    let actual = seen(other, &fed, fed.deeds.clone(), host(&sides.actual), focus);
+    let expected = seen(name, &fed, on_tape, &sides.expected.silicon, focus);
+    let actual = seen(other, &fed, fed.deeds.clone(), &sides.actual.silicon, focus);
     let what = divergence.signature.what().to_owned();
-    let case = Case { what: &what, focus, expected: &expected, actual: &actual };
+    let case = Case { what: &what, focus, insn: &[], expected: &expected, actual: &actual };
     let cause = if sides.explain { cause(sides, same, divergence, &case) } else { None };
     if expected.outcome.word() != actual.outcome.word() {
         divergence.summary = format!("exit {number}: {}; expected: {}", actual.outcome, expected.outcome);
@@ -85,13 +84,13 @@ fn feed_to(sides: &Sides, machine: &MachineSpec, same: bool, number: u64) -> Res
     })
 }
 
-fn seen(name: String, fed: &Fed, deeds: Vec<Deed>, host: u8, focus: Option<u64>) -> Seen {
+fn seen(name: String, fed: &Fed, deeds: Vec<Deed>, host: &Silicon, focus: Option<u64>) -> Seen {
     let machine = &fed.machine.machine;
     let vcpu = fed.group.exit.vcpu;
     let tables = |gva| machine.state(vcpu).map(|state| explain::tables(machine, state, gva));
     let tables: Vec<Entry> = focus.and_then(tables).unwrap_or_default();
-    let widths = Widths { guest: maxphyaddr(machine.cpuid(vcpu)), host };
-    Seen { name, widths, outcome: explain::outcome(&deeds, false), deeds, tables }
+    let widths = Widths { guest: maxphyaddr(machine.cpuid(vcpu)), host: host.phys_bits };
+    Seen { name, vendor: host.vendor, widths, outcome: explain::outcome(&deeds, false), deeds, tables }
 }
 
 fn cause(sides: &Sides, same: bool, divergence: &Divergence, case: &Case) -> Option<Cause> {

@@ -6,5 +6,5 @@ mod tables;
 mod walk;
 
 pub use story::{Outcome, Story, Teller, focus, of_group, outcome};
-pub use tables::entries as tables;
+pub use tables::{entries as tables, instruction};
 pub use walk::{Walker, Widths, accessed_dirty_difference, illegal_bit};

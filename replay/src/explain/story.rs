@@ -2,7 +2,7 @@
 
 use super::{Walker, Widths, walk};
 use crate::{
-    text,
+    exempt, text,
     witness::{Deed, Entry, Walk},
 };
 use serde::Serialize;
@@ -117,6 +117,7 @@ pub fn outcome(deeds: &[Deed], endless: bool) -> Outcome {
                 }
             }
             Deed::Event(Event::Resume { resume, .. }) if leaves(resume) => Outcome::Left(*resume),
+            Deed::Event(Event::Note { note, .. }) if exempt::is_apic_access(note) => continue,
             Deed::Event(Event::Note { note: Note::Mmio { gpa, .. }, .. }) => {
                 outcome = Outcome::Mmio { gpa: *gpa };
                 continue;

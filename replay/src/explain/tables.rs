@@ -2,7 +2,11 @@
 //! translation already. Nothing is judged here.
 
 use crate::witness::Entry;
-use vmtape_arch::{PAGE_SHIFT, paging::Pte, vcpu::VcpuState};
+use vmtape_arch::{
+    PAGE_SHIFT, PAGE_SIZE,
+    paging::Pte,
+    vcpu::{VcpuState, seg},
+};
 use vmtape_machine::Machine;
 
 /// One level of a paging mode: its number, and the bits of an address that select an entry.
@@ -42,6 +46,31 @@ pub fn entries(machine: &Machine, state: &VcpuState, gva: u64) -> Vec<Entry> {
         table = pte.address() & (u64::MAX >> if size == 4 { 32 } else { 0 });
     }
     found
+}
+
+/// The bytes at RIP, up to the end of the page: an instruction, or the beginning of one.
+pub fn instruction(machine: &Machine, state: &VcpuState) -> Vec<u8> {
+    const LONGEST: u64 = 15;
+    let base = if state.is_64bit_code() { 0 } else { state.seg[seg::CS].base };
+    let gva = base.wrapping_add(state.rip);
+    let Some(gpa) = translate(machine, state, gva) else { return Vec::new() };
+    let len = LONGEST.min(PAGE_SIZE - gpa % PAGE_SIZE);
+    let mut bytes = vec![0; len as usize];
+    let read = machine.memory().hpa(gpa).is_some_and(|hpa| machine.memory().ram().read(hpa, &mut bytes));
+    if read { bytes } else { Vec::new() }
+}
+
+/// Where an address leads, if its entries are present.
+fn translate(machine: &Machine, state: &VcpuState, gva: u64) -> Option<u64> {
+    if !state.cr0().pg() {
+        return Some(gva);
+    }
+    let leaf = *entries(machine, state, gva).last()?;
+    let pte = Pte::from_bits(leaf.before);
+    let (modes, _) = levels(state);
+    let &(_, shift, _) = modes.iter().find(|(level, ..)| *level == leaf.level)?;
+    let offset = (1 << shift) - 1;
+    (pte.p() && (leaf.level == 1 || pte.ps())).then_some(pte.address() & !offset | gva & offset)
 }
 
 fn read(machine: &Machine, gpa: u64, size: u64) -> Option<u64> {
