@@ -2,9 +2,10 @@
 
 use crate::{
     exempt::{self, Exemption},
+    explain,
     report::{Class, Divergence, Level, Report, Row},
     signature::Signature,
-    text,
+    spec, text,
 };
 use std::collections::BTreeSet;
 use vmtape_arch::{
@@ -12,6 +13,7 @@ use vmtape_arch::{
     exit::{Exit, Isa, SvmExitCode, VmxReason},
     note::{Note, NoteKind},
 };
+use vmtape_machine::MachineSpec;
 use vmtape_traces::{ExitGroup, Exits, Result, Tape};
 
 /// Exits shown before a difference.
@@ -25,6 +27,7 @@ struct Step {
 
 /// Compares the exits of vCPU 0. `reproduce` is the command line for the report.
 pub fn compare(real: &Tape, ours: &Tape, report: &mut Report, reproduce: &str) -> Result<()> {
+    let machine = spec::machine(ours).ok();
     let mut ours = steps(ours)?;
     let Some(first) = ours.first() else { return Ok(()) };
     let (mut real, firmware) = split_firmware(steps(real)?, first.group.exit.rip);
@@ -34,6 +37,7 @@ pub fn compare(real: &Tape, ours: &Tape, report: &mut Report, reproduce: &str) -
         touched: Pages::default(),
         traced,
         reinjects: false,
+        machine,
         report,
     };
     comparison.exempt(exempt::FIRMWARE, firmware.len() as u64);
@@ -111,6 +115,8 @@ struct Comparison<'r> {
     traced: BTreeSet<NoteKind>,
     /// The recording shows the host's own exits, so that an exception that one of them delayed is told after it.
     reinjects: bool,
+    /// Ours, whose widths the recorded guest has too.
+    machine: Option<MachineSpec>,
     report: &'r mut Report,
 }
 
@@ -143,7 +149,8 @@ impl Comparison<'_> {
                 i += usize::from(fault_address(&theirs.exit.exit) == Some(address));
                 j += 1;
             } else {
-                self.report.diverge(divergence(&real[..=i], &ours[..=j], rows, reproduce));
+                let found = self.divergence(&real[..=i], &ours[..=j], rows, reproduce);
+                self.report.diverge(found);
                 return;
             }
             self.touched.add(theirs);
@@ -155,7 +162,8 @@ impl Comparison<'_> {
     fn leftovers(&mut self, real: &[Step], ours: &[Step], i: usize, j: usize, reproduce: &str) {
         if let Some(left) = real.get(i) {
             let rows = vec![Row::new("exit", text::exit_line(&left.group), "the run has ended")];
-            self.report.diverge(divergence(&real[..=i], &ours[..j], rows, reproduce));
+            let found = self.divergence(&real[..=i], &ours[..j], rows, reproduce);
+            self.report.diverge(found);
         } else if ours.len() > j {
             let left = (ours.len() - j) as u64;
             self.report.unknown.insert("exits after the end of the recording".into(), left);
@@ -194,6 +202,40 @@ impl Comparison<'_> {
             }
         }
         rows
+    }
+
+    fn divergence(&self, real: &[Step], ours: &[Step], rows: Vec<Row>, reproduce: &str) -> Divergence {
+        let (theirs, own) = (real.last().map(|step| &step.group), ours.last().map(|step| &step.group));
+        let place = own.or(theirs).map(|group| &group.exit);
+        let summary = match rows.first() {
+            Some(row) => format!("{} is {} in the recording and {} here", row.what, row.expected, row.actual),
+            None => String::new(),
+        };
+        let what = rows
+            .first()
+            .map_or_else(String::new, |row| format!("{}:{}>{}", row.what, row.expected, row.actual));
+        let names = ["the recorded KVM".to_owned(), "this run".to_owned()];
+        let told =
+            self.machine.as_ref().map(|ours| explain::groups([theirs, own], [ours, ours], &names, &what));
+        let (stories, cause) = told.unwrap_or_default();
+        Divergence {
+            signature: Signature::new(&what, place.map_or(0, |exit| exit.rip)),
+            level: Level::HostVisible,
+            class: cause.as_ref().map_or(Class::Unexplained, |cause| Class::of(cause.kind)),
+            cause,
+            summary,
+            vcpu: 0,
+            icount: place.map_or(0, |exit| exit.icount),
+            rip: place.map_or(0, |exit| exit.rip),
+            expected_exit: theirs.map(|group| group.number),
+            actual_exit: own.map(|group| group.number),
+            rows,
+            stories,
+            expected_context: text::context(real.iter().map(|step| &step.group), CONTEXT),
+            actual_context: text::context(ours.iter().map(|step| &step.group), CONTEXT),
+            rules: Vec::new(),
+            reproduce: reproduce.to_owned(),
+        }
     }
 
     /// A fault of the recording on a page that it had mapped already.
@@ -243,33 +285,4 @@ fn exit_rows(theirs: &ExitGroup, own: &ExitGroup) -> Vec<Row> {
         }
     }
     rows
-}
-
-fn divergence(real: &[Step], ours: &[Step], rows: Vec<Row>, reproduce: &str) -> Divergence {
-    let (theirs, own) = (real.last().map(|step| &step.group), ours.last().map(|step| &step.group));
-    let place = own.or(theirs).map(|group| &group.exit);
-    let summary = match rows.first() {
-        Some(row) => format!("{} is {} in the recording and {} here", row.what, row.expected, row.actual),
-        None => String::new(),
-    };
-    let what =
-        rows.first().map_or_else(String::new, |row| format!("{}:{}>{}", row.what, row.expected, row.actual));
-    Divergence {
-        signature: Signature::new(&what, place.map_or(0, |exit| exit.rip)),
-        cause: None,
-        level: Level::HostVisible,
-        class: Class::Unexplained,
-        summary,
-        vcpu: 0,
-        icount: place.map_or(0, |exit| exit.icount),
-        rip: place.map_or(0, |exit| exit.rip),
-        expected_exit: theirs.map(|group| group.number),
-        actual_exit: own.map(|group| group.number),
-        rows,
-        stories: Vec::new(),
-        expected_context: text::context(real.iter().map(|step| &step.group), CONTEXT),
-        actual_context: text::context(ours.iter().map(|step| &step.group), CONTEXT),
-        rules: Vec::new(),
-        reproduce: reproduce.to_owned(),
-    }
 }

@@ -7,15 +7,14 @@
 
 use crate::{
     Error, across,
-    causes::{self, Cause, catalogue, configuration},
+    causes::{Cause, configuration},
     exempt,
     exits::{IOCTL, Seen, word},
-    explain::{self, Story, Teller},
+    explain,
     identical::{self, Checker},
     report::{Class, Divergence, Level, Report, Row},
     signature::Signature,
     spec, text,
-    witness::{Deed, Entry},
 };
 use std::collections::{BTreeMap, VecDeque};
 use vmtape_arch::note::Note;
@@ -263,7 +262,8 @@ fn divergence(
     let rip = place.map_or(0, |exit| exit.rip);
     let what = format!("{}:{}>{}", row.what, word(&row.expected), word(&row.actual));
     let machines = [&sides.0.machine, &sides.1.machine];
-    let (stories, known) = explain(&groups, machines, &what);
+    let names = across::names(machines[0], machines[1]);
+    let (stories, known) = explain::groups(groups.each_ref().map(Option::as_ref), machines, &names, &what);
     let cause = match (configuration::find(machines[0], machines[1], &what), known) {
         (Some(only), Some(known)) => {
             Some(Cause { sentence: known.sentence, confirmed: Some(only.sentence.clone()), ..only })
@@ -288,40 +288,4 @@ fn divergence(
         rules: Vec::new(),
         reproduce: reproduce.to_owned(),
     }
-}
-
-/// What both tapes tell of the exit, and what the catalogue knows of it.
-fn explain(
-    groups: &[Option<ExitGroup>; 2],
-    machines: [&MachineSpec; 2],
-    what: &str,
-) -> (Vec<Story>, Option<Cause>) {
-    let deeds = groups.each_ref().map(|group| group.as_ref().map(Deed::of).unwrap_or_default());
-    let focus = explain::focus([&deeds[0], &deeds[1]], None);
-    let names = across::names(machines[0], machines[1]);
-    let seen = |n: usize| causes::Seen {
-        name: names[n].clone(),
-        vendor: machines[n].silicon.vendor,
-        widths: identical::widths(machines[n]),
-        outcome: explain::outcome(&deeds[n], false),
-        tables: entries(&deeds[n]),
-        deeds: deeds[n].clone(),
-    };
-    let (expected, actual) = (seen(0), seen(1));
-    let case = causes::Case { what, focus, insn: &[], expected: &expected, actual: &actual };
-    let tell = |side: &causes::Seen| {
-        let teller = Teller { widths: side.widths, focus };
-        teller.tell(&side.name, &side.deeds, &side.outcome, &[])
-    };
-    let stories = [&expected, &actual].into_iter().filter(|side| !side.deeds.is_empty()).map(tell).collect();
-    (stories, catalogue::find(&case))
-}
-
-/// The entries that a tape has of an exit's walk.
-fn entries(deeds: &[Deed]) -> Vec<Entry> {
-    let walks = deeds.iter().filter_map(|deed| match deed {
-        Deed::Walk(walk) => Some(walk.entries.clone()),
-        _ => None,
-    });
-    walks.flatten().collect()
 }

@@ -35,9 +35,9 @@ impl Deed {
     pub fn of(group: &ExitGroup) -> Vec<Self> {
         let exit = &group.exit.exit;
         let steps: Vec<_> = group.before.iter().filter_map(Entry::of).collect();
-        let walk = (exit.stimulus == StimulusKind::ACCESS).then(|| Walk {
+        let walk = (exit.stimulus == StimulusKind::ACCESS && !steps.is_empty()).then(|| Walk {
             access: exit.access,
-            paged: !steps.is_empty(),
+            paged: true,
             entries: steps,
             verdict: Verdict::EXIT,
             gpa: None,

@@ -1,10 +1,12 @@
 //! Why two machines differ at an instruction, told for people: what each side did, walk by walk, level by level, with the
 //! deciding entry and bit marked.
 
+mod groups;
 mod story;
 mod tables;
 mod walk;
 
+pub use groups::groups;
 pub use story::{Outcome, Story, Teller, focus, of_group, outcome};
 pub use tables::{entries as tables, instruction};
 pub use walk::{Walker, Widths, accessed_dirty_difference, illegal_bit};
