@@ -2,8 +2,10 @@
 //!
 //! See: KVM arch/x86/kvm/x86.c x86_emulate_instruction(), emulator_read_write_onepage(), emulator_pio_in_out()
 
-use crate::host::Services;
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess};
+use crate::{host::Services, recorder::FIRST_MM};
+use iced_x86::{
+    Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess, Register,
+};
 use vmtape_abi::{BusOp, BusSpace, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Host, emultype};
 use vmtape_arch::{
     PAGE_SIZE,
@@ -47,11 +49,14 @@ pub(crate) fn emulate(
         state.icount += 1;
         return result;
     }
-    if let Some(known) = services.known.as_mut().filter(|_| uses_vectors(&insn)) {
+    if let Some(known) = services.known.as_mut().filter(|_| uses_x87(&insn)) {
         known.unknown += 1;
     }
     if services.tape.tells_stimuli() {
         services.tape.registers(vcpu, state, used_registers(&insn));
+        if let Some(operand) = vector_operand(&insn) {
+            services.tape.vector(vcpu, state, operand);
+        }
     }
     execute(services, vcpu, state, request, mmu, result)
 }
@@ -210,10 +215,19 @@ fn trace(services: &mut Services, vcpu: u32, state: &VcpuState, result: &Emulate
     );
 }
 
-/// Whether an instruction has operands in registers that no tape holds: x87, MMX, SSE.
-fn uses_vectors(insn: &Instruction) -> bool {
-    let mut operands = (0..insn.op_count()).map(|n| insn.op_register(n));
-    operands.any(|register| register.is_vector_register() || register.is_mm() || register.is_st())
+/// Whether an instruction has operands in registers that no tape holds.
+fn uses_x87(insn: &Instruction) -> bool {
+    (0..insn.op_count()).any(|n| insn.op_register(n).is_st())
+}
+
+/// The XMM or MMX register among the operands, as the tape's register event numbers it.
+fn vector_operand(insn: &Instruction) -> Option<usize> {
+    let number = |register: Register| match register.number() {
+        xmm if register.is_xmm() && xmm < FIRST_MM => Some(xmm),
+        mm if register.is_mm() => Some(FIRST_MM + mm),
+        _ => None,
+    };
+    (0..insn.op_count()).find_map(|n| number(insn.op_register(n)))
 }
 
 /// General registers and flags that the instruction reads, as a mask of the tape's register event.

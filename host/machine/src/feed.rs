@@ -4,7 +4,7 @@
 //! handling used come from the tape. Devices and the clock are the machine's own, because handlers reach them. Memory
 //! that the tape did not tell is *unknown*: a read of it is counted, and what depends on it is not to be judged.
 
-use crate::machine::Machine;
+use crate::{machine::Machine, recorder::FIRST_MM};
 use vmtape_arch::{
     access::{Access, AccessKind, Verdict},
     exception::{Exception, PageFaultError, Vector},
@@ -334,6 +334,15 @@ fn apply(state: &mut VcpuState, registers: &Registers) {
             28 => state.gdtr.base = value,
             29 => state.idtr.base = value,
             30 => state.dr7 = value,
+            31 => {
+                let (low, high) = (values.next().unwrap_or_default(), values.next().unwrap_or_default());
+                let fpu = &mut state.fpu;
+                if let Some(xmm) = fpu.xmm.get_mut(value as usize) {
+                    *xmm = [low, high];
+                } else if let Some(mm) = fpu.st.get_mut((value as usize).wrapping_sub(FIRST_MM)) {
+                    mm[..8].copy_from_slice(&low.to_le_bytes());
+                }
+            }
             _ => {}
         }
     }

@@ -55,6 +55,15 @@ mod bit {
     pub const IDTR: u32 = 1 << 29;
     pub const DR7: u32 = 1 << 30;
     pub const COUNT: usize = 31;
+    pub const VECTOR: u32 = 1 << 31;
+}
+
+/// Numbers of vector registers from here on are MMX registers.
+pub(crate) const FIRST_MM: usize = 16;
+
+/// The MMX register in an x87 register.
+fn mantissa(st: &[u8; 16]) -> u64 {
+    st.first_chunk().map_or(0, |low| u64::from_le_bytes(*low))
 }
 
 /// Reads and writes of memory are told and known in units of so many bytes.
@@ -270,6 +279,17 @@ impl Tape {
         if told.mask != 0 {
             self.event(Event::Registers(told));
         }
+    }
+
+    /// Tells a vector register that an emulation may use: XMM, or MMX from [`FIRST_MM`] on.
+    pub(crate) fn vector(&mut self, vcpu: u32, state: &VcpuState, number: usize) {
+        let fpu = &state.fpu;
+        let [low, high] = match number.checked_sub(FIRST_MM) {
+            None => fpu.xmm[number],
+            Some(mm) => [fpu.st.get(mm).map_or(0, |st| mantissa(st)), 0],
+        };
+        let values = vec![number as u64, low, high];
+        self.event(Event::Registers(Registers { vcpu, mask: bit::VECTOR, values }));
     }
 
     /// A backend read memory.

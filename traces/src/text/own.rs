@@ -19,6 +19,8 @@ const REGISTERS: [&str; 31] = [
 ];
 /// The bit with two values: attributes and base.
 const CS: usize = 27;
+/// The bit with three: number, low and high half.
+const VECTOR: u32 = 31;
 
 /// The first of an exit's words that `kvm_exit` does not show.
 const BEYOND_KVM_EXIT: usize = 8;
@@ -110,6 +112,11 @@ fn registers_text(registers: &Registers) -> String {
         if bit == CS {
             words.push(format!("cs.base={:x}", values.next().copied().unwrap_or(0)));
         }
+    }
+    if registers.mask >> VECTOR & 1 != 0 {
+        let mut next = || values.next().copied().unwrap_or(0);
+        let (number, low, high) = (next(), next(), next());
+        words.push(format!("vector{number}={high:016x}{low:016x}"));
     }
     words.join(" ")
 }
