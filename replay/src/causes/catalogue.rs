@@ -28,6 +28,13 @@ struct Entry {
 /// The most particular ones come first.
 const CATALOGUE: &[Entry] = &[
     Entry {
+        name: "memory-beyond-the-host",
+        kind: Kind::Patch,
+        source: "KVM x86.c kvm_arch_prepare_memory_region(), mmu.h kvm_mmu_max_gfn()",
+        switchable: true,
+        sentence: memory_beyond_the_host,
+    },
+    Entry {
         name: "unmappable-address",
         kind: Kind::Silicon,
         source: "Intel, 5-Level Paging and 5-Level EPT; KVM mmu/mmu.c kvm_mmu_get_tdp_level()",
@@ -117,6 +124,18 @@ pub fn look_up(case: &Case) -> Option<(Cause, bool)> {
             confirmed: None,
         };
         Some((cause, entry.switchable))
+    })
+}
+
+fn memory_beyond_the_host(case: &Case) -> Option<String> {
+    let result = case.what.strip_prefix("ioctl:KVM_SET_USER_MEMORY_REGION:")?;
+    let (expected, actual) = result.split_once('>')?;
+    let refuses = if expected == "0" { case.actual } else { case.expected };
+    ((expected == "0") != (actual == "0")).then(|| {
+        format!(
+            "KVM on {} refuses memory beyond what its tables can map: the host's {} bits under nested paging, 52 without",
+            refuses.name, refuses.widths.host
+        )
     })
 }
 

@@ -113,6 +113,42 @@ const OTHERS: &[Row] = &[
         ],
     },
     Row {
+        source: "SDM vol. 3A 4.7: a bit that was reserved on the old host is an address bit on the new one",
+        record: &["-b", "vmx", "--host", "intel-46", "builtin:touch,pte=0x400002000001"],
+        replay: &["--host", "intel-52"],
+        says: &[
+            "cause: width-of-silicon (clause of the manuals): bit 46 is reserved by the 46 bits of the guest and an \
+             ordinary address bit by the 52 bits of vmx on intel-52",
+            "vmx on intel-52 with MAXPHYADDR 46: both sides are equal here",
+            "0x400002000001 [P]   <-- decides: bit 46 is reserved, addresses have 46 bits",
+            "bit 46 is reserved for the guest (46 bits), not for this host (52 bits)",
+        ],
+    },
+    Row {
+        source: "KVM x86.c kvm_arch_prepare_memory_region(): no slot beyond kvm_mmu_max_gfn()",
+        record: &[
+            "-b",
+            "vmx",
+            "--host",
+            "intel-52",
+            "--cpu",
+            "max,phys-bits=46",
+            "--memory-region",
+            "gpa=0x400000000000,size=2M",
+            "builtin:hello",
+        ],
+        replay: &["--host", "intel-46"],
+        says: &["cause: memory-beyond-the-host (KVM)", "signature: ioctl:KVM_SET_USER_MEMORY_REGION:0>-22@"],
+    },
+    Row {
+        source: "KVM commit b96e6506c2ea: allow_smaller_maxphyaddr defaults to off, and shadow paging needs it not",
+        record: &["-b", "vmx", "--cpu", "max,phys-bits=36", "builtin:matrix"],
+        replay: &["-b", "svm"],
+        says: &[
+            "cause: smaller-maxphyaddr-default-off (KVM): bit 36 is reserved by the 36 bits of the guest",
+        ],
+    },
+    Row {
         source: "KVM commit feb627e8d6f6, x86.c kvm_arch_vcpu_ioctl(): KVM_SET_CPUID2 after KVM_RUN",
         record: &["-b", "vmx", "--kvm", "v5.10", "--set-cpuid", "exit=20,phys-bits=36", "builtin:hello"],
         replay: &["--kvm", "v5.16"],
