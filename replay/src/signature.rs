@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 use thiserror::Error;
 
-/// A divergence's name, equal in all runs that show it. As text: `WHAT@RIP`, as in `exception:#PF(0x9)>none@0x1004a2`.
+/// A divergence's name, equal in all runs that show it. As text: `WHAT@RIP`, as in `outcome:#PF(0x9)>none@0x1004a2`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Signature {
