@@ -13,6 +13,7 @@ const BATCH: usize = 128;
 /// Batches that are decoded ahead.
 const QUEUE: usize = 4;
 
+#[expect(clippy::vec_box, reason = "groups are large and move from hand to hand")]
 type Batch = Vec<Box<ExitGroup>>;
 
 /// The exits of a tape in order. What was looked at goes back to the decoder, so that no memory is allocated for exits.

@@ -87,6 +87,7 @@ pub(crate) struct Grouping {
     /// Of the VMM, for the next exit.
     controls: Vec<Control>,
     /// Groups whose memory may be used again.
+    #[expect(clippy::vec_box, reason = "groups are large and move from hand to hand")]
     pub(crate) spare: Vec<Box<ExitGroup>>,
     /// Likewise the values of registers.
     values: Vec<Vec<u64>>,

@@ -286,7 +286,7 @@ impl Tape {
         let fpu = &state.fpu;
         let [low, high] = match number.checked_sub(FIRST_MM) {
             None => fpu.xmm[number],
-            Some(mm) => [fpu.st.get(mm).map_or(0, |st| mantissa(st)), 0],
+            Some(mm) => [fpu.st.get(mm).map_or(0, mantissa), 0],
         };
         let values = vec![number as u64, low, high];
         self.event(Event::Registers(Registers { vcpu, mask: bit::VECTOR, values }));
