@@ -167,7 +167,7 @@ mod tests {
             let mapping = Mapping::new(0x1_0301_2234, page);
             let found = mapping.leaf_and_parent();
             assert_eq!((found.0.name, found.1.name), (leaf, parent));
-            assert_eq!(found.0.value & !0xfff, 0x1_0301_2234 - offset & !0xfff, "{page:?}");
+            assert_eq!(found.0.value & !0xfff, (0x1_0301_2234 - offset) & !0xfff, "{page:?}");
             assert_eq!(mapping.gva - GVA, offset, "{page:?}");
         }
     }
