@@ -45,6 +45,7 @@ pub fn replay(
             let row = if same { feed(&mut fed, group, report) } else { resolve(&mut fed, group, report) };
             let row = ioctls(&fed.machine, group, done).or(row);
             report.compared.exits += 1;
+            report.compared.events += group.notes.len() as u64;
             report.compared.instructions = group.exit.icount;
             if group.number.is_multiple_of(PROGRESS) {
                 progress(report.compared.exits);
