@@ -64,6 +64,10 @@ pub enum Cause {
     NoEnd,
     #[error("the tape has no {0}")]
     Missing(&'static str),
+    #[error(
+        "is there already and no regular file; a finished tape is renamed to its name, which would replace it"
+    )]
+    NotAFile,
     #[error("the writer thread ended early")]
     WriterGone,
 }

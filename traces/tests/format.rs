@@ -75,6 +75,16 @@ fn the_writer_thread_writes_what_the_stream_writes() {
 }
 
 #[test]
+fn a_tape_replaces_no_device() {
+    let folder = tempfile::tempdir().unwrap();
+    for path in [folder.path(), "/dev/null".as_ref()] {
+        let error = Writer::create(path, &Metadata::default(), &[], Options::default()).err().unwrap();
+        assert!(error.to_string().contains("no regular file"), "{error}");
+        assert!(!writer::partial(path).exists());
+    }
+}
+
+#[test]
 fn a_dropped_recording_opens_and_says_how_far_it_is_good() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.tape");

@@ -59,6 +59,10 @@ impl Writer {
     ) -> Result<Self> {
         let partial = partial(path);
         let name = path.display().to_string();
+        // A rename would replace a device or a socket (`-o /dev/null`, as root) by a file.
+        if path.exists() && !path.is_file() {
+            return Err(Cause::NotAFile.at(&name, Place::File));
+        }
         let file = File::create(&partial)
             .map_err(|e| Cause::Io(e).at(&partial.display().to_string(), Place::File))?;
         let mut stream = Stream::new(file, &name, options)?;
