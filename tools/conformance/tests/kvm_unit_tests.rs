@@ -24,15 +24,20 @@ const GUESTS: [(&str, &str); 15] = [
     ("xsave", "max"),
 ];
 
+/// The status with which a guest leaves: KVM has no protection keys with shadow paging, so `pku` skips itself there.
+fn expected_status(guest: &str, backend: &str) -> i32 {
+    if (guest, backend) == ("pku", "svm") { guest_status::SKIP } else { guest_status::PASS }
+}
+
 /// Records a guest and replays its tape on the same backend. The error says what is not as it should be.
-fn record_and_replay(image: &Path, cpu: &str, backend: &str) -> Result<Result<(), String>> {
+fn record_and_replay(image: &Path, cpu: &str, backend: &str, status: i32) -> Result<Result<(), String>> {
     let folder = tempfile::tempdir()?;
     let image = image.to_string_lossy();
     let recorded = vmtape(
         folder.path(),
         &["record", "-b", backend, "--cpu", cpu, "--guest-status", "-o", "a.tape", &image],
     )?;
-    if recorded.status.code() != Some(guest_status::PASS) {
+    if recorded.status.code() != Some(status) {
         return Ok(Err(format!("{}:\n{}", recorded.status, tail(&recorded))));
     }
     let replayed = vmtape(folder.path(), &["replay", "a.tape"])?;
@@ -46,8 +51,9 @@ fn all_pass_on(backend: &str) {
     let Some(images) = kvm_unit_tests() else { return };
     let mut failures = Vec::new();
     for (guest, cpu) in GUESTS {
-        match record_and_replay(&images.join(format!("{guest}.flat")), cpu, backend) {
-            Ok(Ok(())) => println!("{backend:8} {guest:10} passes, replay identical"),
+        let image = images.join(format!("{guest}.flat"));
+        match record_and_replay(&image, cpu, backend, expected_status(guest, backend)) {
+            Ok(Ok(())) => println!("{backend:8} {guest:10} is as expected, replay identical"),
             Ok(Err(why)) => failures.push(format!("{guest}: {why}")),
             Err(error) => failures.push(format!("{guest}: {error:#}")),
         }
