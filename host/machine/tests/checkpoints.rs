@@ -1,34 +1,12 @@
 //! A run that goes on from a checkpoint is the run that made it.
 
 mod bare;
+mod keep;
 
-use std::{cell::RefCell, ops::ControlFlow, rc::Rc};
-use vmtape_machine::{Limits, Live, Machine, Recorder};
-use vmtape_traces::event::{End, Event};
-
-/// Keeps everything.
-#[derive(Default)]
-struct Kept {
-    events: Vec<Event>,
-    checkpoints: Vec<(u64, Vec<u8>)>,
-}
-
-struct Keep(Rc<RefCell<Kept>>);
-
-impl Recorder for Keep {
-    fn event(&mut self, event: Event) -> ControlFlow<()> {
-        self.0.borrow_mut().events.push(event);
-        ControlFlow::Continue(())
-    }
-
-    fn wants_checkpoints(&self) -> bool {
-        true
-    }
-
-    fn checkpoint(&mut self, _icount: u64, exits: u64, bytes: Vec<u8>) {
-        self.0.borrow_mut().checkpoints.push((exits, bytes));
-    }
-}
+use keep::{Keep, Kept};
+use std::{cell::RefCell, rc::Rc};
+use vmtape_machine::{Limits, Live, Machine};
+use vmtape_traces::event::End;
 
 /// Writes to port 0x80, draws random numbers, loops over memory; 32-bit code at 1 MiB.
 fn image() -> Vec<u8> {

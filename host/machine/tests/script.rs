@@ -1,37 +1,16 @@
 //! What the VMM does beside running the guest happens at its moment, is told, and can be gone on from.
 
 mod bare;
+mod keep;
 
-use std::{cell::RefCell, ops::ControlFlow, rc::Rc};
+use keep::{Keep, Kept};
+use std::{cell::RefCell, rc::Rc};
 use vmtape_arch::cpuid::maxphyaddr;
 use vmtape_machine::{
-    Limits, Live, Machine, MachineSpec, Recorder,
+    Limits, Live, Machine, MachineSpec,
     vmm::{Action, Step, When},
 };
 use vmtape_traces::event::{Control, End, Event, Milestone};
-
-#[derive(Default)]
-struct Kept {
-    events: Vec<Event>,
-    checkpoints: Vec<(u64, Vec<u8>)>,
-}
-
-struct Keep(Rc<RefCell<Kept>>);
-
-impl Recorder for Keep {
-    fn event(&mut self, event: Event) -> ControlFlow<()> {
-        self.0.borrow_mut().events.push(event);
-        ControlFlow::Continue(())
-    }
-
-    fn wants_checkpoints(&self) -> bool {
-        true
-    }
-
-    fn checkpoint(&mut self, _icount: u64, exits: u64, bytes: Vec<u8>) {
-        self.0.borrow_mut().checkpoints.push((exits, bytes));
-    }
-}
 
 /// mov ecx, 100; l: out 0x80, al; in al, 0x61; add [0x300000], eax; loop l; xor eax, eax; out 0xf4, eax
 const LOOP: &[u8] = b"\xb9\x64\x00\x00\x00\xe6\x80\xe4\x61\x01\x05\x00\x00\x30\x00\xe2\xf4\x31\xc0\xe7\xf4";
