@@ -562,23 +562,33 @@ typedef struct vt_HostTable {
     uint32_t abi_version;
     // Bytes in the host's table: a function beyond them does not exist.
     uint32_t table_size;
+    // Reads host physical memory. False: not RAM. Such reads are on the tape, as the stimulus of the exit.
     bool (*read)(void *ctx, uint64_t hpa, uint8_t *buf, size_t len);
+    // Writes host physical memory, drops decoded code and marks the page dirty. False: not RAM.
     bool (*write)(void *ctx, uint64_t hpa, const uint8_t *data, size_t len);
-    // 1: exchanged. 0: memory held something else. -1: not RAM.
+    // Compares and exchanges `size` (4 or 8) bytes. 1: exchanged. 0: memory held something else. -1: not RAM.
     int32_t (*cmpxchg)(void *ctx, uint64_t hpa, uint64_t old, uint64_t new_value, uint8_t size);
+    // Drops translations of one vCPU or of ALL_VCPUS.
     void (*flush_tlb)(void *ctx, uint32_t vcpu, vt_FlushScope scope, uint64_t address);
+    // KVM's instruction emulator, with the interpreter doing the work and `mmu` translating every access.
     void (*emulate)(void *ctx,
                     uint32_t vcpu,
                     struct vt_VcpuState *state,
                     const struct vt_EmulateRequest *request,
                     struct vt_MmuRef mmu,
                     struct vt_Emulated *out);
+    // Accesses a device. False: nobody claimed it (an unclaimed userspace read still fills `data` with ones).
     bool (*bus)(void *ctx, uint32_t vcpu, struct vt_BusOp *op);
-    // A vector, or -1.
+    // The highest pending interrupt, which `ack` takes: a vector (without `ack` zero for the PIC, whose vector is
+    // known only once it is taken), or -1.
     int32_t (*interrupt)(void *ctx, uint32_t vcpu, bool ack);
+    // Whether an NMI is pending; `ack` takes it.
     bool (*nmi)(void *ctx, uint32_t vcpu, bool ack);
+    // Puts a note on the tape.
     void (*note)(void *ctx, uint32_t vcpu, const struct vt_RawNote *note);
+    // Whether notes of this kind are wanted; a backend may skip building those that are not.
     bool (*wants)(void *ctx, vt_NoteKind kind);
+    // Logs a line; 1 error ... 5 trace.
     void (*log)(void *ctx, uint32_t level, struct vt_Text text);
     // True: a fault plan answers with `value`.
     bool (*fault_point)(void *ctx, uint32_t vcpu, uint32_t id, uint64_t *value);
@@ -818,47 +828,62 @@ typedef struct vt_BackendTable {
     uint32_t table_size;
     // Which build this is: name and version, for people. What `save` gives is for the same build only.
     struct vt_Text build;
+    // Name, summary, architecture and vendor through `head`, once; then the rows of its tables.
     vt_Status (*describe)(struct vt_DescriptionSink sink);
     // STATUS_OK with `vm` filled in, or STATUS_REFUSED with the reason in `error`.
     vt_Status (*create)(const struct vt_RawConfig *config, struct vt_Vm **vm, struct vt_ByteSink error);
+    // Frees the VM; no call comes after it.
     void (*destroy)(struct vt_Vm *vm);
     // Why a call answered STATUS_PANICKED.
     void (*last_error)(const struct vt_Vm *vm, struct vt_ByteSink sink);
+    // Every option with the value that it has in this VM, so that a tape never depends on a default.
     vt_Status (*resolved)(const struct vt_Vm *vm, struct vt_OptionSink sink);
+    // KVM_CHECK_EXTENSION.
     vt_Status (*check_extension)(const struct vt_Vm *vm, uint32_t cap, int64_t *value);
+    // KVM_GET_SUPPORTED_CPUID, given what the silicon's own CPUID says.
     vt_Status (*supported_cpuid)(const struct vt_Vm *vm,
                                  const struct vt_CpuidEntry *silicon,
                                  size_t count,
                                  struct vt_CpuidSink sink);
+    // KVM_SET_USER_MEMORY_REGION.
     vt_Status (*set_memory_region)(struct vt_Vm *vm,
                                    const struct vt_MemoryRegion *region,
                                    struct vt_HostRef host);
+    // KVM_CREATE_VCPU.
     vt_Status (*create_vcpu)(struct vt_Vm *vm, uint32_t vcpu);
+    // KVM_SET_CPUID2.
     vt_Status (*set_cpuid)(struct vt_Vm *vm,
                            uint32_t vcpu,
                            struct vt_VcpuState *state,
                            const struct vt_CpuidEntry *entries,
                            size_t count,
                            struct vt_HostRef host);
+    // KVM_GET_CPUID2.
     vt_Status (*get_cpuid)(const struct vt_Vm *vm, uint32_t vcpu, struct vt_CpuidSink sink);
+    // KVM_GET_MSRS, one register.
     vt_Status (*get_msr)(struct vt_Vm *vm,
                          uint32_t vcpu,
                          struct vt_VcpuState *state,
                          uint32_t index,
                          struct vt_HostRef host,
                          uint64_t *data);
+    // KVM_SET_MSRS, one register.
     vt_Status (*set_msr)(struct vt_Vm *vm,
                          uint32_t vcpu,
                          struct vt_VcpuState *state,
                          uint32_t index,
                          uint64_t data,
                          struct vt_HostRef host);
+    // The host changed the state from outside (reset, INIT, SIPI, restored registers).
     vt_Status (*state_changed)(struct vt_Vm *vm,
                                uint32_t vcpu,
                                struct vt_VcpuState *state,
                                struct vt_HostRef host);
+    // Everything the backend keeps, so that a run goes on from here byte for byte; for the same build only.
     vt_Status (*save)(const struct vt_Vm *vm, struct vt_ByteSink sink);
+    // The inverse of `save`, on a VM created with the same configuration, slots and vCPUs.
     vt_Status (*restore)(struct vt_Vm *vm, const uint8_t *saved, size_t len);
+    // Translates an access that missed the host's TLB: a mapping, a fault, or EXIT, which fills in `exit`.
     vt_Status (*access)(struct vt_Vm *vm,
                         uint32_t vcpu,
                         struct vt_VcpuState *state,
@@ -866,6 +891,8 @@ typedef struct vt_BackendTable {
                         struct vt_HostRef host,
                         struct vt_Exit *exit,
                         struct vt_Answer *answer);
+    // A sensitive instruction or condition whose bit in `state.intercepts` is set. FAULT: `fault` is filled in.
+    // EXIT: `exit` is.
     vt_Status (*sensitive)(struct vt_Vm *vm,
                            uint32_t vcpu,
                            struct vt_VcpuState *state,
@@ -874,6 +901,7 @@ typedef struct vt_BackendTable {
                            struct vt_Exit *exit,
                            struct vt_Exception *fault,
                            vt_Verdict *verdict);
+    // The guest is about to take an exception whose bit in `state.intercepts` is set: NATIVE or EXIT.
     vt_Status (*exception)(struct vt_Vm *vm,
                            uint32_t vcpu,
                            struct vt_VcpuState *state,
@@ -881,17 +909,21 @@ typedef struct vt_BackendTable {
                            struct vt_HostRef host,
                            struct vt_Exit *exit,
                            vt_Verdict *verdict);
+    // Before the guest runs: at the first entry, after each exit, and when the host has an interrupt to deliver.
+    // Sets `state.inject` and asks for windows. Anything but RESUME keeps the vCPU out.
     vt_Status (*enter)(struct vt_Vm *vm,
                        uint32_t vcpu,
                        struct vt_VcpuState *state,
                        struct vt_HostRef host,
                        struct vt_Resume *resume);
+    // Handles an exit: RESUME, or what keeps the vCPU out.
     vt_Status (*handle_exit)(struct vt_Vm *vm,
                              uint32_t vcpu,
                              struct vt_VcpuState *state,
                              const struct vt_Exit *exit,
                              struct vt_HostRef host,
                              struct vt_Resume *resume);
+    // A value that no ioctl shows. -ENOTTY: this backend does not have it.
     vt_Status (*query)(const struct vt_Vm *vm, uint32_t vcpu, vt_Query what, uint64_t *value);
 } vt_BackendTable;
 

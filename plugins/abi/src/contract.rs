@@ -409,7 +409,7 @@ pub trait Backend {
     // --- KVM ---
 
     /// Before the guest runs: at the first entry, after each exit, and when the host has an interrupt to deliver.
-    /// Sets `state.inject` and asks for windows (`vcpu_enter_guest`). Anything but GUEST keeps the vCPU out.
+    /// Sets `state.inject` and asks for windows (`vcpu_enter_guest`). Anything but RESUME keeps the vCPU out.
     fn enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Resume;
 
     /// Handles an exit (`vmx_handle_exit`, `svm_handle_exit`).

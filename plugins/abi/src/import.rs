@@ -37,6 +37,8 @@ pub enum HandshakeError {
     NullFunction { index: usize },
     #[error("it failed while describing itself (status {status})")]
     DescribeFailed { status: Status },
+    #[error("it describes itself without a name")]
+    NoName,
 }
 
 /// Bytes of the first table that was released: everything from `query` on came later.
@@ -94,6 +96,7 @@ impl Backends {
             DescriptionSink { ctx: (&raw mut description).cast(), head: describe_head, row: describe_row };
         // SAFETY: the sink's context outlives the call.
         match unsafe { (self.0.describe)(sink) } {
+            STATUS_OK if description.name.is_empty() => Err(HandshakeError::NoName),
             STATUS_OK => Ok(description),
             status => Err(HandshakeError::DescribeFailed { status }),
         }
@@ -120,7 +123,8 @@ impl Backends {
             STATUS_OK => Err("the backend created no VM and gave no reason".into()),
             STATUS_REFUSED => Err(reason),
             STATUS_PANICKED => Err(format!("the backend panicked while creating a VM: {reason}")),
-            other => Err(format!("the backend could not create a VM: status {other} {reason}")),
+            other if reason.is_empty() => Err(format!("the backend could not create a VM: status {other}")),
+            other => Err(format!("the backend could not create a VM: status {other}: {reason}")),
         }
     }
 }

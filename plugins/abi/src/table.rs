@@ -183,11 +183,15 @@ pub struct HostTable {
     pub abi_version: u32,
     /// Bytes in the host's table: a function beyond them does not exist.
     pub table_size: u32,
+    /// Reads host physical memory. False: not RAM. Such reads are on the tape, as the stimulus of the exit.
     pub read: unsafe extern "C" fn(ctx: *mut c_void, hpa: u64, buf: *mut u8, len: usize) -> bool,
+    /// Writes host physical memory, drops decoded code and marks the page dirty. False: not RAM.
     pub write: unsafe extern "C" fn(ctx: *mut c_void, hpa: u64, data: *const u8, len: usize) -> bool,
-    /// 1: exchanged. 0: memory held something else. -1: not RAM.
+    /// Compares and exchanges `size` (4 or 8) bytes. 1: exchanged. 0: memory held something else. -1: not RAM.
     pub cmpxchg: unsafe extern "C" fn(ctx: *mut c_void, hpa: u64, old: u64, new_value: u64, size: u8) -> i32,
+    /// Drops translations of one vCPU or of ALL_VCPUS.
     pub flush_tlb: unsafe extern "C" fn(ctx: *mut c_void, vcpu: u32, scope: FlushScope, address: u64),
+    /// KVM's instruction emulator, with the interpreter doing the work and `mmu` translating every access.
     pub emulate: unsafe extern "C" fn(
         ctx: *mut c_void,
         vcpu: u32,
@@ -196,12 +200,18 @@ pub struct HostTable {
         mmu: MmuRef,
         out: *mut Emulated,
     ),
+    /// Accesses a device. False: nobody claimed it (an unclaimed userspace read still fills `data` with ones).
     pub bus: unsafe extern "C" fn(ctx: *mut c_void, vcpu: u32, op: *mut BusOp) -> bool,
-    /// A vector, or -1.
+    /// The highest pending interrupt, which `ack` takes: a vector (without `ack` zero for the PIC, whose vector is
+    /// known only once it is taken), or -1.
     pub interrupt: unsafe extern "C" fn(ctx: *mut c_void, vcpu: u32, ack: bool) -> i32,
+    /// Whether an NMI is pending; `ack` takes it.
     pub nmi: unsafe extern "C" fn(ctx: *mut c_void, vcpu: u32, ack: bool) -> bool,
+    /// Puts a note on the tape.
     pub note: unsafe extern "C" fn(ctx: *mut c_void, vcpu: u32, note: *const RawNote),
+    /// Whether notes of this kind are wanted; a backend may skip building those that are not.
     pub wants: unsafe extern "C" fn(ctx: *mut c_void, kind: NoteKind) -> bool,
+    /// Logs a line; 1 error ... 5 trace.
     pub log: unsafe extern "C" fn(ctx: *mut c_void, level: u32, text: Text),
     /// True: a fault plan answers with `value`.
     pub fault_point: unsafe extern "C" fn(ctx: *mut c_void, vcpu: u32, id: u32, value: *mut u64) -> bool,
@@ -221,25 +231,33 @@ pub struct BackendTable {
     pub build: Text,
 
     // --- before a VM exists ---
+    /// Name, summary, architecture and vendor through `head`, once; then the rows of its tables.
     pub describe: unsafe extern "C" fn(sink: DescriptionSink) -> Status,
     /// STATUS_OK with `vm` filled in, or STATUS_REFUSED with the reason in `error`.
     pub create: unsafe extern "C" fn(config: *const RawConfig, vm: *mut *mut Vm, error: ByteSink) -> Status,
+    /// Frees the VM; no call comes after it.
     pub destroy: unsafe extern "C" fn(vm: *mut Vm),
     /// Why a call answered STATUS_PANICKED.
     pub last_error: unsafe extern "C" fn(vm: *const Vm, sink: ByteSink),
 
     // --- control, in the words of the KVM ioctls ---
+    /// Every option with the value that it has in this VM, so that a tape never depends on a default.
     pub resolved: unsafe extern "C" fn(vm: *const Vm, sink: OptionSink) -> Status,
+    /// KVM_CHECK_EXTENSION.
     pub check_extension: unsafe extern "C" fn(vm: *const Vm, cap: u32, value: *mut i64) -> Status,
+    /// KVM_GET_SUPPORTED_CPUID, given what the silicon's own CPUID says.
     pub supported_cpuid: unsafe extern "C" fn(
         vm: *const Vm,
         silicon: *const CpuidEntry,
         count: usize,
         sink: CpuidSink,
     ) -> Status,
+    /// KVM_SET_USER_MEMORY_REGION.
     pub set_memory_region:
         unsafe extern "C" fn(vm: *mut Vm, region: *const MemoryRegion, host: HostRef) -> Status,
+    /// KVM_CREATE_VCPU.
     pub create_vcpu: unsafe extern "C" fn(vm: *mut Vm, vcpu: u32) -> Status,
+    /// KVM_SET_CPUID2.
     pub set_cpuid: unsafe extern "C" fn(
         vm: *mut Vm,
         vcpu: u32,
@@ -248,7 +266,9 @@ pub struct BackendTable {
         count: usize,
         host: HostRef,
     ) -> Status,
+    /// KVM_GET_CPUID2.
     pub get_cpuid: unsafe extern "C" fn(vm: *const Vm, vcpu: u32, sink: CpuidSink) -> Status,
+    /// KVM_GET_MSRS, one register.
     pub get_msr: unsafe extern "C" fn(
         vm: *mut Vm,
         vcpu: u32,
@@ -257,6 +277,7 @@ pub struct BackendTable {
         host: HostRef,
         data: *mut u64,
     ) -> Status,
+    /// KVM_SET_MSRS, one register.
     pub set_msr: unsafe extern "C" fn(
         vm: *mut Vm,
         vcpu: u32,
@@ -265,12 +286,16 @@ pub struct BackendTable {
         data: u64,
         host: HostRef,
     ) -> Status,
+    /// The host changed the state from outside (reset, INIT, SIPI, restored registers).
     pub state_changed:
         unsafe extern "C" fn(vm: *mut Vm, vcpu: u32, state: *mut VcpuState, host: HostRef) -> Status,
+    /// Everything the backend keeps, so that a run goes on from here byte for byte; for the same build only.
     pub save: unsafe extern "C" fn(vm: *const Vm, sink: ByteSink) -> Status,
+    /// The inverse of `save`, on a VM created with the same configuration, slots and vCPUs.
     pub restore: unsafe extern "C" fn(vm: *mut Vm, saved: *const u8, len: usize) -> Status,
 
     // --- silicon ---
+    /// Translates an access that missed the host's TLB: a mapping, a fault, or EXIT, which fills in `exit`.
     pub access: unsafe extern "C" fn(
         vm: *mut Vm,
         vcpu: u32,
@@ -280,6 +305,8 @@ pub struct BackendTable {
         exit: *mut Exit,
         answer: *mut Answer,
     ) -> Status,
+    /// A sensitive instruction or condition whose bit in `state.intercepts` is set. FAULT: `fault` is filled in.
+    /// EXIT: `exit` is.
     pub sensitive: unsafe extern "C" fn(
         vm: *mut Vm,
         vcpu: u32,
@@ -290,6 +317,7 @@ pub struct BackendTable {
         fault: *mut Exception,
         verdict: *mut Verdict,
     ) -> Status,
+    /// The guest is about to take an exception whose bit in `state.intercepts` is set: NATIVE or EXIT.
     pub exception: unsafe extern "C" fn(
         vm: *mut Vm,
         vcpu: u32,
@@ -301,6 +329,8 @@ pub struct BackendTable {
     ) -> Status,
 
     // --- KVM ---
+    /// Before the guest runs: at the first entry, after each exit, and when the host has an interrupt to deliver.
+    /// Sets `state.inject` and asks for windows. Anything but RESUME keeps the vCPU out.
     pub enter: unsafe extern "C" fn(
         vm: *mut Vm,
         vcpu: u32,
@@ -308,6 +338,7 @@ pub struct BackendTable {
         host: HostRef,
         resume: *mut Resume,
     ) -> Status,
+    /// Handles an exit: RESUME, or what keeps the vCPU out.
     pub handle_exit: unsafe extern "C" fn(
         vm: *mut Vm,
         vcpu: u32,
@@ -318,5 +349,6 @@ pub struct BackendTable {
     ) -> Status,
 
     // --- appended: a library from an older header ends above, and answers -ENOTTY ---
+    /// A value that no ioctl shows. -ENOTTY: this backend does not have it.
     pub query: unsafe extern "C" fn(vm: *const Vm, vcpu: u32, what: Query, value: *mut u64) -> Status,
 }
