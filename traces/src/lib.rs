@@ -1,6 +1,8 @@
 //! The tape: its events, its file format with writer and reader side by side, importers and exporters.
 //!
-//! `README.md` beside this crate describes the format byte by byte.
+//! `README.md` beside this crate describes the format byte by byte. [`Writer`] writes a tape as its machine runs, [`Tape`]
+//! opens one and gives its [`Event`]s, [`Exits`] groups them by exit, [`text`] prints them as the kernel's ftrace does, and
+//! [`import`] makes a tape of what the real KVM's ftrace printed.
 
 #![forbid(unsafe_code)]
 

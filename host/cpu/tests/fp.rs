@@ -1,5 +1,5 @@
 //! When floating-point and vector instructions are available, and the supervisor's forms of XSAVE.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "no test file uses all of `common`")]
 
 mod common;
 

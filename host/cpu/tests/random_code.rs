@@ -1,6 +1,6 @@
 //! Random bytes as code, in every mode and at both ends of the privilege levels: whatever a guest executes, the
 //! interpreter neither panics nor leaves its budget.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "no test file uses all of `common`")]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! The run loop: budgets, blocks, and what ends them.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "no test file uses all of `common`")]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Repeated string instructions: bulk paths, restarts, single steps.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "no test file uses all of `common`")]
 
 mod common;
 

@@ -1,5 +1,10 @@
 //! The machine: guest memory, devices, the virtual clock, image loaders, and the run loop that carries a guest through
 //! the interpreter and a backend.
+//!
+//! [`MachineSpec`] is everything that a run depends on; [`Machine::new`] takes it with a VM of a backend, [`Inputs`] (the only
+//! source of what is not determined) and a [`Recorder`], and [`Machine::run`] goes on until the guest leaves or [`Limits`] end
+//! it. The machine knows backends as `vmtape_abi::Backend` only; `vmtape_backends` loads them, `vmtape_replay` runs two machines
+//! side by side.
 
 mod checkpoint;
 mod control_text;

@@ -1,5 +1,8 @@
 //! KVM's vendor-neutral half: what `kvm.ko` does for `kvm_intel` and `kvm_amd` alike. No exports.
 //!
+//! A vendor implements [`vm::Ops`]; [`Vm`] is then a whole `vmtape_abi::Backend`. [`profile`] is THE registry of releases,
+//! patches and parameters.
+//!
 //! Names of functions are those of Linux 6.12's arch/x86/kvm unless a line says otherwise.
 #![forbid(unsafe_code)]
 

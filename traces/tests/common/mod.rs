@@ -1,5 +1,5 @@
 //! Events for the tests: arbitrary ones, and a stream like that of a page-table test under shadow paging.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "no test file uses all of it")]
 
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};

@@ -25,7 +25,7 @@ pub struct Bare {
 
 impl Bare {
     /// One that intercepts port I/O, so that there are exits.
-    #[allow(dead_code)]
+    #[allow(dead_code, reason = "not every test file uses it")]
     pub fn with_exits() -> Self {
         Self { intercepts_ports: true, ..Self::default() }
     }
@@ -298,7 +298,7 @@ pub fn spec(name: &str, bytes: Vec<u8>, vcpus: u32) -> MachineSpec {
 }
 
 /// A multiboot image of 32-bit code at 1 MiB.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "not every test file uses it")]
 pub fn multiboot(code: &[u8]) -> Vec<u8> {
     let (base, header) = (0x10_0000u32, 84u32);
     let mut image = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
