@@ -16,6 +16,9 @@ pub enum Error {
     Refused { backend: String, reason: String },
     #[error("the backend `{backend}` broke after {exits} exits; what it said stands in the log")]
     Failed { backend: String, exits: u64 },
+    /// What was asked for makes no sense, whatever the tape holds.
+    #[error("{0}")]
+    Misuse(String),
     #[error("{0}")]
     Other(String),
 }

@@ -1,8 +1,25 @@
 //! Ioctls in words.
 
+use crate::vmm::Action;
 use vmtape_abi::Query;
 use vmtape_arch::cpuid::{CpuidEntry, maxphyaddr};
 use vmtape_traces::event::Control;
+
+/// An ioctl that nobody has made yet.
+pub fn action_text(action: &Action) -> String {
+    match action {
+        Action::SetCpuid { vcpu, change } => format!("KVM_SET_CPUID2 vcpu {vcpu}, {change}"),
+        Action::SetMemoryRegion { slot, gpa, size, .. } => {
+            format!("KVM_SET_USER_MEMORY_REGION slot {slot} gpa {gpa:#x} size {size:#x}")
+        }
+        Action::SetMsr { vcpu, index, data } => format!("KVM_SET_MSRS vcpu {vcpu} {index:x} = {data:#x}"),
+        Action::CheckExtension { cap } => format!("KVM_CHECK_EXTENSION {cap}"),
+        Action::GetCpuid { vcpu } => format!("KVM_GET_CPUID2 vcpu {vcpu}"),
+        Action::GetSupportedCpuid => "KVM_GET_SUPPORTED_CPUID".to_owned(),
+        Action::GetMsr { vcpu, index } => format!("KVM_GET_MSRS vcpu {vcpu} {index:x}"),
+        Action::Query { vcpu, query } => format!("{} vcpu {vcpu}", Query(*query)),
+    }
+}
 
 /// An ioctl, what one looks at first in its arguments, and its result.
 pub fn control_text(control: &Control) -> String {

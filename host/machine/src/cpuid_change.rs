@@ -73,11 +73,14 @@ fn change(word: &str) -> Result<Change, String> {
             _ => Err(format!("{word}: a number of entries up to {MOST_ENTRIES} is needed")),
         },
         _ if key.contains('.') => register(key, value),
-        _ => match value {
-            "on" => Ok(Change::Feature(named(key)?, true)),
-            "off" => Ok(Change::Feature(named(key)?, false)),
-            _ => Err(format!("{word}: `{value}` is neither on nor off")),
-        },
+        _ => {
+            let feature = named(key)?;
+            match value {
+                "on" => Ok(Change::Feature(feature, true)),
+                "off" => Ok(Change::Feature(feature, false)),
+                _ => Err(format!("{word}: `{value}` is neither on nor off")),
+            }
+        }
     }
 }
 

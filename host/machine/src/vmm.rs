@@ -1,6 +1,6 @@
 //! What the VMM does beside running the guest: ioctls at given moments, told to the recorder like everything else.
 
-pub use crate::control_text::control_text;
+pub use crate::control_text::{action_text, control_text};
 use crate::{
     Error,
     cpuid_change::CpuidChange,
@@ -107,7 +107,7 @@ impl Script {
     /// A script that fits the machine.
     pub(crate) fn new(spec: &MachineSpec) -> Result<Self, Error> {
         for step in &spec.script {
-            step.check(spec).map_err(Error::Script)?;
+            step.check(spec.vcpus).map_err(Error::Script)?;
         }
         let mut script = Self {
             steps: spec.script.clone(),
@@ -170,9 +170,10 @@ impl Script {
 }
 
 impl Step {
-    fn check(&self, spec: &MachineSpec) -> Result<(), String> {
-        if let Some(vcpu) = self.action.vcpu().filter(|vcpu| *vcpu >= spec.vcpus) {
-            return Err(format!("vCPU {vcpu} does not exist: there are {}", spec.vcpus));
+    /// Whether a machine with so many vCPUs can do it.
+    pub fn check(&self, vcpus: u32) -> Result<(), String> {
+        if let Some(vcpu) = self.action.vcpu().filter(|vcpu| *vcpu >= vcpus) {
+            return Err(format!("there is no vCPU {vcpu}: the machine has {vcpus}, numbered from 0"));
         }
         match &self.action {
             Action::SetCpuid { change, .. } => change.parse::<CpuidChange>().map(drop),

@@ -40,6 +40,9 @@ pub enum Change {
 
 pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
     let changes = Change::between(&request.from, &request.to);
+    if changes.is_empty() {
+        return Ok(bench.nothing(AXIS, "the CPU model is the tape's: no CPUID change could flip the verdict"));
+    }
     let text = |set: &[usize]| match set {
         [] => "no change".to_owned(),
         set => set.iter().map(|n| changes[*n].text()).collect::<Vec<_>>().join(","),
@@ -62,7 +65,7 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
     let set: Vec<&Change> = set.iter().map(|n| &changes[*n]).collect();
     finding.reproduce = reproduce(bench, &request.model, &set, request.both)?;
     finding.notes.push(format!(
-        "the smallest set of {} changes: without any one of it the verdict is good",
+        "the smallest set out of {} changes: without any one of it the verdict is good",
         changes.len()
     ));
     Ok(finding)

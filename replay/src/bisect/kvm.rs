@@ -60,13 +60,13 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
         let name = alias.map_or(name, |row| row.since.as_str());
         releases.iter().position(|release| *release == name).ok_or_else(|| {
             let known = releases.join(", ");
-            Error::Other(format!("{name} is no release of `{}`; there are {known}", base.backend))
+            Error::Misuse(format!("{name} is no release of `{}`; there are {known}", base.backend))
         })
     };
     let taped = bench.machine.options.iter().find(|(name, _)| name == PROFILE);
     let good = match (&request.good, taped) {
         (Some(name), _) | (None, Some((_, name))) => position(name)?,
-        _ => return Err(Error::Other("the tape names no release: give --good".into())),
+        _ => return Err(Error::Misuse("the tape names no release: give --good".into())),
     };
     if let Some(series) =
         rows.iter().find(|row| row.value == SERIES && Some(&row.name) == request.bad.as_ref())
@@ -77,8 +77,11 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
         let candidate = Candidate { request, release: releases[n], toggles };
         bench.test(&candidate.text(), candidate.machine())
     };
-    let ends = match &request.bad {
-        Some(name) => vec![position(name)?],
+    let ends = match request.bad.as_deref().map(position).transpose()? {
+        Some(end) if end == good => {
+            return Err(Error::Misuse(format!("there is no release between {0} and {0}", releases[good])));
+        }
+        Some(end) => vec![end],
         None => ends(bench, request, &releases)?,
     };
     let mut bad = None;
@@ -89,7 +92,11 @@ pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
         }
     }
     let Some(bad) = bad else {
-        return Ok(bench.nothing(AXIS, "no release differs from the tape"));
+        let which = request
+            .bad
+            .as_deref()
+            .map_or("no release differs".into(), |bad| format!("{bad} does not differ"));
+        return Ok(bench.nothing(AXIS, format!("{which} from the tape")));
     };
     if try_release(bench, good, Vec::new())? != Mark::Good {
         return Err(not_good(releases[good]));

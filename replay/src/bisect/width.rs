@@ -38,6 +38,7 @@ const NARROWEST: u8 = 32;
 const WIDEST: u8 = 52;
 
 pub fn bisect(bench: &mut Bench, request: &Request) -> Result<Finding, Error> {
+    request.check()?;
     let Some((good, bad)) = request.ends(bench)? else {
         return Ok(bench.nothing(AXIS, format!("no {} width flips the verdict", request.side.name())));
     };
@@ -78,6 +79,20 @@ impl Side {
 }
 
 impl Request {
+    fn check(&self) -> Result<(), Error> {
+        let widths = [self.good, self.bad];
+        if let Some(width) = widths.into_iter().flatten().find(|width| !(NARROWEST..=WIDEST).contains(width))
+        {
+            return Err(Error::Misuse(format!("width {width} is not within {NARROWEST} to {WIDEST}")));
+        }
+        match widths {
+            [Some(good), Some(bad)] if good == bad => {
+                Err(Error::Misuse(format!("there is no width between {good} and {bad}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A good and a bad width; `None`: all that were tried are good.
     fn ends(&self, bench: &mut Bench) -> Result<Option<(u8, u8)>, Error> {
         let guest = maxphyaddr(&bench.machine.cpuid);

@@ -75,6 +75,24 @@ fn images_that_are_none() -> Result<()> {
     Ok(())
 }
 
+/// A device that never ends, where a file is expected.
+#[test]
+fn a_file_without_end_is_no_hang() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for line in [
+        &["run", "-b", "vmx", "/dev/zero"][..],
+        &["run", "-b", "vmx", "--initrd", "/dev/zero", "builtin:hello"],
+    ] {
+        assert_refused(
+            &vmtape(folder.path(), line)?,
+            COULD_NOT_TEST,
+            "/dev/zero: more than 1 GiB",
+            &line.join(" "),
+        );
+    }
+    Ok(())
+}
+
 #[test]
 fn plugins_that_are_none() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -100,6 +118,13 @@ fn nonsense_is_a_usage_error() -> Result<()> {
         (&["--kvm", "v6.12,+no-such-patch"], "no-such-patch"),
         (&["-m", "lots"], "lots"),
         (&["--smp", "0"], "smp"),
+        (&["--kvm", "v6.12,v5.9"], "v5.9"),
+        (&["--cpu", "max,physbits=36"], "phys-bits"),
+        (&["--set-cpuid", "physbits=36"], "physbits"),
+        (&["--set-cpuid", "exit=20"], "a change is needed"),
+        (&["--set-cpuid", "exit=20,insn=20,same"], "one moment"),
+        (&["--set-cpuid", "vcpu=7,same"], "vCPU 7"),
+        (&["--query", "nothing"], "nothing"),
     ];
     for (arguments, mentions) in nonsense {
         let mut line = vec!["run", "-b", "vmx"];

@@ -242,7 +242,13 @@ fn nothing_to_find_is_an_answer_and_nonsense_is_none() -> Result<()> {
         (&["--axis", "plugin"], USAGE),
         (&["--axis", "width", "--good", "wide"], USAGE),
         (&["--axis", "nonsense"], USAGE),
-        (&["--axis", "kvm", "--bad", "v4.4"], COULD_NOT_TEST),
+        (&["--axis", "width", "--good", "99"], USAGE),
+        (&["--axis", "width", "--good", "40", "--bad", "40"], USAGE),
+        (&["--axis", "kvm", "--bad", "v4.4"], USAGE),
+        (&["--axis", "kvm", "--good", "v5.9", "--bad", "v5.9"], USAGE),
+        (&["--axis", "exits", "--good", "v5.9"], USAGE),
+        (&["--axis", "kvm", "--side", "guest"], USAGE),
+        (&["--axis", "width", "--cpu", "max"], USAGE),
         (&["--axis", "plugin", "absent.so"], COULD_NOT_TEST),
     ] {
         let output = vmtape(folder.path(), &[&["bisect", "a.tape"], options].concat())?;

@@ -3,6 +3,9 @@
 use crate::commands;
 use clap::{ArgAction, Parser, Subcommand};
 
+/// Below a command's own options.
+const LAST: usize = 900;
+
 /// Record, replay and break x86 virtualization, without hardware.
 #[derive(Debug, Parser)]
 #[command(
@@ -10,12 +13,13 @@ use clap::{ArgAction, Parser, Subcommand};
     version,
     arg_required_else_help = true,
     propagate_version = true,
-    after_help = "Exit codes: 0 same, 1 different, 2 usage, 125 could not test (unreadable tape, plugin does not load).\n\
-                  GUEST is builtin:NAME (see `vmtape guests`), a kvm-unit-tests .flat image, or a bzImage."
+    after_help = "Exit codes: 0 same, 1 different, 2 usage, 125 could not test (more with --help).\n\
+                  GUEST is builtin:NAME (see `vmtape guests`), a kvm-unit-tests .flat image, or a bzImage.",
+    after_long_help = crate::help::PROGRAM
 )]
 pub struct Cli {
     /// Log more: once info, twice debug, three times trace (RUST_LOG has the last word)
-    #[arg(short, long, action = ArgAction::Count, global = true)]
+    #[arg(short, long, action = ArgAction::Count, global = true, display_order = LAST)]
     pub verbose: u8,
 
     #[command(subcommand)]
@@ -40,6 +44,5 @@ pub enum Command {
     Import(commands::import::Args),
     Export(commands::export::Args),
     Completions(commands::completions::Args),
-    #[command(hide = true)]
     Man(commands::man::Args),
 }

@@ -4,9 +4,13 @@ use crate::{
     output::{Refused, usage},
     script_args::{ScriptArgs, asked_width},
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum, ValueHint};
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
 use vmtape_abi::{Backend, VmConfig};
 use vmtape_arch::{
     cpuid::{CpuidEntry, maxphyaddr},
@@ -17,7 +21,7 @@ use vmtape_machine::{
     GuestImage, Layout, MILESTONE_EVERY, MachineSpec, hosts,
     model::{CpuOption, silicon_cpuid},
 };
-use vmtape_replay::spec::Budget;
+use vmtape_replay::spec::{self, Budget};
 use vmtape_traces::{Tape, import::cpuid_table};
 
 /// How images are named that the program has itself.
@@ -66,14 +70,23 @@ pub struct MachineArgs {
     pub plugins: PluginArgs,
 
     /// The guest's CPU: MODEL[,+FEATURE,-FEATURE,phys-bits=N], or tape:FILE for the CPUID of a recording
+    ///
+    /// MODEL is max, host, qemu64, IvyBridge, Icelake-Server or EPYC. Features have QEMU's names; guest-phys-bits=N,
+    /// host-phys-bits-limit=N and vendor=GenuineIntel or AuthenticAMD are known too.
     #[arg(long, value_name = "MODEL", default_value = "max", allow_hyphen_values = true)]
     cpu: String,
 
     /// The host's silicon: a name (intel-46, intel-52-4level, amd-48, ...) or a TOML file
+    ///
+    /// intel-N and amd-N of every width N from 32 to 52 are known, and some by name: `vmtape host show NAME` shows one.
+    /// `vmtape host probe --help` says what stands in a file. Default: intel-46, or amd-48.
     #[arg(long, value_name = "HOST")]
     host: Option<String>,
 
     /// Which KVM: RELEASE, then +PATCH, -PATCH and PARAMETER=VALUE, separated by commas
+    ///
+    /// As in v6.12,+early-memory-fault-exit,allow_smaller_maxphyaddr=on. `vmtape backends` lists releases and parameters,
+    /// `vmtape backends --patches` the patches. Default: v6.12.
     #[arg(long, value_name = "PROFILE", allow_hyphen_values = true)]
     kvm: Option<String>,
 
@@ -141,9 +154,13 @@ impl MachineArgs {
         }
     }
 
-    /// Where the guest's serial output goes.
-    pub fn serial(&self) -> Box<dyn io::Write> {
-        if self.quiet { Box::new(io::sink()) } else { Box::new(io::stdout()) }
+    /// Where the guest's serial output goes. JSON wants stdout for itself.
+    pub fn serial(&self, json: bool) -> Box<dyn io::Write> {
+        match (self.quiet, json) {
+            (true, _) => Box::new(io::sink()),
+            (false, true) => Box::new(io::stderr()),
+            (false, false) => Box::new(io::stdout()),
+        }
     }
 
     /// Loads the backend, resolves everything, and gives the machine's specification with a VM for it.
@@ -165,7 +182,6 @@ impl MachineArgs {
         let backend = create(&plugin, silicon, &options)?;
         let cpuid = guest_cpuid(&self.cpu, &silicon, &*backend)?;
         fits(&cpuid, &silicon, &host, self.force)?;
-        let guest = self.guest()?;
         let builtin = self.guest.strip_prefix(BUILTIN).and_then(vmtape_guests::find);
         let memory = self.memory.unwrap_or(builtin.map_or(256 << 20, |g| u64::from(g.default_memory) << 20));
         let vcpus = self.smp.unwrap_or(builtin.map_or(1, |guest| guest.default_smp));
@@ -174,13 +190,14 @@ impl MachineArgs {
             LayoutArg::Mvmm => Layout::VgaHole,
         };
         let script = self.script.steps(layout.slots(memory))?;
+        script.iter().try_for_each(|step| step.check(vcpus)).map_err(usage)?;
         for bits in script.iter().filter_map(asked_width) {
             fits_bits(bits, &silicon, &host, self.force)?;
         }
         let spec = MachineSpec {
-            image: guest,
+            image: self.guest()?,
             cmdline: self.append.clone(),
-            initrd: self.initrd.as_ref().map(read).transpose()?,
+            initrd: self.initrd.as_deref().map(read).transpose()?,
             memory,
             vcpus,
             layout,
@@ -201,7 +218,7 @@ impl MachineArgs {
     fn guest(&self) -> Result<GuestImage> {
         let bytes = match self.guest.strip_prefix(BUILTIN) {
             Some(name) => vmtape_guests::image(name).map_err(usage)?,
-            None => read(&PathBuf::from(&self.guest))?,
+            None => read(Path::new(&self.guest))?,
         };
         Ok(GuestImage { name: self.guest.clone(), bytes })
     }
@@ -256,8 +273,15 @@ fn fits_bits(guest: u8, silicon: &Silicon, host: &str, force: bool) -> Result<()
     Ok(())
 }
 
-fn read(path: &PathBuf) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| path.display().to_string())
+/// Files that a guest is given are smaller; devices have no end at all.
+const LARGEST_FILE: u64 = 1 << 30;
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes));
+    let length = read.with_context(|| path.display().to_string())?;
+    ensure!(length as u64 <= LARGEST_FILE, "{}: more than 1 GiB: no file for a guest", path.display());
+    Ok(bytes)
 }
 
 /// Creates a VM; a backend that refuses the silicon or an option is the command line's fault.
@@ -284,14 +308,22 @@ pub fn parse_backend(text: &str) -> Result<(String, Vec<(String, String)>)> {
 
 /// `RELEASE,+PATCH,-PATCH,PARAMETER=VALUE`, each part optional.
 pub fn parse_kvm(text: &str) -> Result<Vec<(String, String)>> {
-    text.split(',')
+    let options: Vec<_> = text
+        .split(',')
         .map(|part| match part.chars().next() {
             Some('+' | '-') => Ok((part.to_owned(), String::new())),
             Some(_) if part.contains('=') => parse_option(part, "--kvm", text),
-            Some(_) => Ok(("kvm".to_owned(), part.to_owned())),
+            Some(_) => Ok((spec::PROFILE.to_owned(), part.to_owned())),
             None => Err(usage(format!("--kvm {text}: an empty part"))),
         })
-        .collect()
+        .collect::<Result<_>>()?;
+    let mut releases = options.iter().filter(|(name, _)| name == spec::PROFILE).map(|(_, release)| release);
+    match (releases.next(), releases.next()) {
+        (Some(first), Some(second)) => {
+            Err(usage(format!("--kvm {text}: both {first} and {second}: one release is needed")))
+        }
+        _ => Ok(options),
+    }
 }
 
 fn parse_option(part: &str, option: &str, text: &str) -> Result<(String, String)> {
@@ -341,7 +373,7 @@ mod tests {
         assert!(parse_backend("").is_err());
         let profile = parse_kvm("v6.12,+fix,-other,ignore_msrs=1").unwrap();
         assert_eq!(pairs(profile), ["kvm=v6.12", "+fix=", "-other=", "ignore_msrs=1"]);
-        assert!(parse_kvm("v6.12,").is_err());
+        assert!(parse_kvm("v6.12,").is_err() && parse_kvm("v6.12,v5.9").is_err());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod cli;
 mod commands;
+mod help;
 mod machine_args;
 mod output;
 mod qemu;
@@ -49,8 +50,7 @@ fn run(arguments: &[OsString], misuse: ExitCode, of_error: fn(&anyhow::Error) ->
     output::init_logging(cli.verbose);
     match commands::run(cli.command) {
         Ok(code) => code,
-        // Nobody reads any more; a trial has no verdict to give then.
-        Err(error) if output::is_broken_pipe(&error) && misuse == ExitCode::USAGE => ExitCode::SAME,
+        Err(error) if output::is_broken_pipe(&error) && misuse == ExitCode::USAGE => ExitCode::UNREAD,
         Err(error) => {
             output::print_error(&error);
             of_error(&error)

@@ -24,17 +24,18 @@ impl ExitCode {
     pub const COULD_NOT_TEST: Self = Self(125);
     /// Under `--bisect`: the command line makes no sense. `git bisect run` stops at it, where it would take 2 for bad.
     pub const STOP: Self = Self(128);
+    /// Whoever read our output went away, so that no verdict was told: what a shell says of a program that SIGPIPE ended.
+    pub const UNREAD: Self = Self(141);
 
     /// The code for a failed command.
     pub fn of_error(error: &Error) -> Self {
-        let usage = error.chain().any(|cause| cause.is::<Usage>() || cause.is::<Refused>());
+        let usage = is_misuse(error) || error.chain().any(|cause| cause.is::<Refused>());
         if usage { Self::USAGE } else { Self::COULD_NOT_TEST }
     }
 
     /// The code for a failed command under `--bisect`. A build that refuses its options cannot be tested; the next may.
     pub fn of_error_in_bisection(error: &Error) -> Self {
-        let misuse = error.chain().any(|cause| cause.is::<Usage>());
-        if misuse { Self::STOP } else { Self::COULD_NOT_TEST }
+        if is_misuse(error) { Self::STOP } else { Self::COULD_NOT_TEST }
     }
 }
 
@@ -54,12 +55,22 @@ pub fn usage(text: impl std::fmt::Display) -> Error {
     Error::new(Usage(text.to_string()))
 }
 
+fn is_misuse(error: &Error) -> bool {
+    let misuse = |cause: &vmtape_replay::Error| matches!(cause, vmtape_replay::Error::Misuse(_));
+    error.chain().any(|cause| cause.is::<Usage>() || cause.downcast_ref().is_some_and(misuse))
+}
+
 /// A backend refuses its options or its host: the command line's fault, or that of the plugin's build.
 #[derive(Debug, thiserror::Error)]
 #[error("backend {backend}: {reason}")]
 pub struct Refused {
     pub backend: String,
     pub reason: String,
+}
+
+/// Says something beside the data. That nobody reads it is no reason to fail.
+pub fn tell(text: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "vmtape: {text}");
 }
 
 /// Prints an error with its causes, each once, on one line.
@@ -73,7 +84,7 @@ pub fn print_error(error: &Error) {
             text += &cause;
         }
     }
-    let _ = writeln!(io::stderr(), "vmtape: {text}");
+    tell(text);
 }
 
 /// Whether the reader of our output went away.
@@ -94,6 +105,8 @@ pub fn init_logging(verbose: u8) {
         .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .without_time()
         .with_target(false)
+        // It would tell them by a macro that panics where stderr is closed.
+        .log_internal_errors(false)
         .init();
 }
 

@@ -9,10 +9,11 @@ use vmtape_machine::{
     vmm::{Action, Step, When},
 };
 
-/// Ioctls of the VMM. Each takes `start` (the default), `exit=N` or `insn=N`, separated by commas from the rest. At the same moment
-/// they come in the order in which they are listed here.
+/// Ioctls of the VMM.
 #[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "Ioctls of the VMM (at start, exit=N or insn=N)")]
+#[command(
+    next_help_heading = "Ioctls of the VMM (WHEN: start, exit=N or insn=N; at one moment in the order of this list)"
+)]
 pub struct ScriptArgs {
     /// KVM_SET_USER_MEMORY_REGION: gpa=A,size=S[,slot=N,flags=F,WHEN]; size=0 deletes the slot
     #[arg(long, value_name = "REGION")]
@@ -27,16 +28,16 @@ pub struct ScriptArgs {
     #[arg(long, value_name = "CHANGE", allow_hyphen_values = true)]
     set_cpuid: Vec<String>,
 
-    /// KVM_CHECK_EXTENSION: NUMBER[,WHEN]
+    /// KVM_CHECK_EXTENSION: NUMBER[,WHEN]; `vmtape backends` has the numbers
     #[arg(long, value_name = "CAP")]
     check_extension: Vec<String>,
 
-    /// KVM_GET_CPUID2: [vcpu=N,WHEN]
-    #[arg(long, value_name = "WHEN", num_args = 0..=1, default_missing_value = "start")]
+    /// KVM_GET_CPUID2: WHEN[,vcpu=N]
+    #[arg(long, value_name = "WHEN")]
     get_cpuid: Vec<String>,
 
-    /// KVM_GET_SUPPORTED_CPUID: [WHEN]
-    #[arg(long, value_name = "WHEN", num_args = 0..=1, default_missing_value = "start")]
+    /// KVM_GET_SUPPORTED_CPUID: WHEN
+    #[arg(long, value_name = "WHEN")]
     get_supported_cpuid: Vec<String>,
 
     /// KVM_GET_MSRS: INDEX[,vcpu=N,WHEN]
@@ -100,7 +101,7 @@ fn memory_region(words: &mut Words, next_slot: &mut u32) -> Result<Action, Strin
             *next_slot - 1
         }
     };
-    let gpa = words.value("gpa").map(number).transpose()?.unwrap_or(0);
+    let gpa = words.value("gpa").map(size_in_bytes).transpose()?.unwrap_or(0);
     let size = words.value("size").ok_or("size=S is needed")?;
     let flags = words.value("flags").map(number).transpose()?.unwrap_or(0);
     Ok(Action::SetMemoryRegion { slot, gpa, size: size_in_bytes(size)?, flags })
@@ -116,13 +117,18 @@ fn set_msr(words: &mut Words) -> Result<Action, String> {
 fn set_cpuid(words: &mut Words) -> Result<Action, String> {
     let vcpu = words.vcpu()?;
     let change = std::mem::take(&mut words.rest).join(",");
+    if change.is_empty() {
+        return Err("a change is needed: same, phys-bits=36, +FEATURE, 0x80000008.eax=VALUE, ...".into());
+    }
     change.parse::<CpuidChange>()?;
     Ok(Action::SetCpuid { vcpu, change })
 }
 
 fn query(name: &str) -> Result<u32, String> {
     let query = Query::from_name(name);
-    query.map(|query| query.0).ok_or_else(|| format!("`{name}` is nothing that can be asked for"))
+    query
+        .map(|query| query.0)
+        .ok_or_else(|| format!("`{name}` is nothing that can be asked for (see --help)"))
 }
 
 /// The words of one option, less those that every option has.
@@ -133,15 +139,14 @@ struct Words<'a> {
 
 impl<'a> Words<'a> {
     fn new(text: &'a str) -> Result<Self, String> {
-        let mut words = Self { at: When::Start, rest: Vec::new() };
-        for word in text.split(',') {
-            if word == "start" || word.starts_with("exit=") || word.starts_with("insn=") {
-                words.at = word.parse()?;
-            } else {
-                words.rest.push(word);
-            }
+        let is_moment =
+            |word: &&str| *word == "start" || word.starts_with("exit=") || word.starts_with("insn=");
+        let (moments, rest): (Vec<_>, Vec<_>) = text.split(',').partition(is_moment);
+        match moments[..] {
+            [] => Ok(Self { at: When::Start, rest }),
+            [moment] => Ok(Self { at: moment.parse()?, rest }),
+            [first, second, ..] => Err(format!("both `{first}` and `{second}`: one moment is needed")),
         }
-        Ok(words)
     }
 
     /// Takes the value of `key=VALUE`.
@@ -176,7 +181,7 @@ fn number<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
         None => text.parse(),
     };
     let number = parsed.ok().and_then(|number| number.try_into().ok());
-    number.ok_or_else(|| format!("`{text}` is not a number that fits"))
+    number.ok_or_else(|| format!("`{text}` is no number, or too large a one"))
 }
 
 /// Bytes, or with a suffix K, M, G.
@@ -223,8 +228,7 @@ mod tests {
 
     #[test]
     fn slots_follow_those_of_the_machine() {
-        let found =
-            steps("memory-region", &["gpa=0x1000000000,size=2M,insn=5", "gpa=0,size=0,slot=2"]).unwrap();
+        let found = steps("memory-region", &["gpa=64G,size=2M,insn=5", "gpa=0,size=0,slot=2"]).unwrap();
         let region = |gpa, size| Action::SetMemoryRegion { slot: 2, gpa, size, flags: 0 };
         assert_eq!(found[0], Step { at: When::Insn(5), action: region(1 << 36, 2 << 20) });
         assert_eq!(found[1].action, region(0, 0));
@@ -235,6 +239,9 @@ mod tests {
         for (option, text) in [
             ("set-cpuid", "phys-bits"),
             ("set-cpuid", "exit=x,same"),
+            ("set-cpuid", "exit=20"),
+            ("set-cpuid", "exit=20,insn=20,same"),
+            ("set-cpuid", "physbits=36"),
             ("memory-region", "gpa=1"),
             ("memory-region", "size=1T"),
             ("set-msr", "5"),

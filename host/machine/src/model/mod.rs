@@ -35,6 +35,9 @@ pub const MODELS: &[Model] = &[
     Model { name: "EPYC", summary: "AMD EPYC", features: Some(features::EPYC) },
 ];
 
+/// What a model can be given beside features.
+const OPTIONS: &str = "phys-bits, host-phys-bits, host-phys-bits-limit, guest-phys-bits, vendor";
+
 /// `--cpu`: a model and what is changed in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuOption {
@@ -87,7 +90,11 @@ impl CpuOption {
                     switch(key, value)?;
                 }
                 "vendor" => self.vendor = Some(named_vendor(value)?),
-                _ => self.changes.push((named(key)?, switch(key, value)?)),
+                _ => {
+                    let feature = named(key)
+                        .map_err(|none| format!("{none}, and no option is (there are {OPTIONS})"))?;
+                    self.changes.push((feature, switch(key, value)?));
+                }
             }
         } else {
             self.changes.push((named(word)?, true));

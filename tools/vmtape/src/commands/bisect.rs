@@ -9,6 +9,7 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use clap::{ValueEnum, ValueHint};
 use std::{
+    fs,
     io::{self, Write},
     path::{Path, PathBuf},
     str::FromStr,
@@ -30,11 +31,7 @@ use vmtape_traces::Tape;
 
 /// Find the smallest cause of a divergence: the exit, the patch of KVM, the width, the CPUID bits, or the plugin's build
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "The tape's own machine is the good end. The result is one line (`first bad: ...`) and its evidence; a trial \
-                  that shows another divergence first is skipped, never taken for the one that is looked for.\n\
-                  Exit codes: 1 something is bad and was found, 0 nothing is, 2 usage, 125 could not test."
-)]
+#[command(after_long_help = crate::help::BISECT)]
 pub struct Args {
     /// The tape whose guest is tried
     #[arg(value_hint = ValueHint::FilePath)]
@@ -130,6 +127,7 @@ impl FromStr for VerdictArg {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
+    args.check()?;
     match (args.axis, &args.others[..]) {
         (Axis::Plugin, _) | (_, []) => {}
         (Axis::Exits, [other]) => return args.two_tapes(other),
@@ -167,6 +165,21 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 impl Args {
+    /// Refuses options that belong to another axis, which would be passed over in silence.
+    fn check(&self) -> Result<()> {
+        let ends = matches!(self.axis, Axis::Kvm | Axis::Width);
+        let misplaced = [
+            ("--good", self.good.is_some() && !ends, "kvm or width"),
+            ("--bad", self.bad.is_some() && !ends, "kvm or width"),
+            ("--side", self.side.is_some() && self.axis != Axis::Width, "width"),
+            ("--cpu", self.cpu.is_some() && self.axis != Axis::Cpuid, "cpuid"),
+        ];
+        match misplaced.iter().find(|(_, is_misplaced, _)| *is_misplaced) {
+            Some((option, _, axis)) => Err(usage(format!("{option} belongs to --axis {axis}"))),
+            None => Ok(()),
+        }
+    }
+
     /// Opened without reading every byte, which is what takes time.
     fn two_tapes(&self, other: &Path) -> Result<ExitCode> {
         if self.elsewhere.is_given() || self.verdict.is_some() {
@@ -282,6 +295,10 @@ impl Args {
     fn bisect_plugins(&self, bench: &mut Bench) -> Result<Finding> {
         if self.others.is_empty() {
             return Err(usage("--axis plugin needs builds: vmtape bisect TAPE --axis plugin A.so B.so C.so"));
+        }
+        // A build in the middle is opened only if the search gets there: a misspelt name would go unnoticed.
+        for path in &self.others {
+            fs::metadata(path).with_context(|| path.display().to_string())?;
         }
         let creates: Vec<_> =
             self.others.iter().map(|path| move |machine: &MachineSpec| build(path, machine)).collect();

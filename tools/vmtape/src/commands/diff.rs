@@ -10,9 +10,12 @@ use vmtape_traces::Tape;
 
 /// Compare two tapes; one of them may be an imported recording of the real KVM
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::DIFF)]
 pub struct Args {
+    /// The tape that is right, or the recording of the real KVM
     #[arg(value_name = "EXPECTED", value_hint = ValueHint::FilePath)]
     expected: PathBuf,
+    /// The tape that is held against it
     #[arg(value_name = "ACTUAL", value_hint = ValueHint::FilePath)]
     actual: PathBuf,
     /// Print JSON

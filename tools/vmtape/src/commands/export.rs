@@ -6,12 +6,15 @@ use vmtape_traces::{Tape, export};
 
 /// Write a tape in another format
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::EXPORT)]
 pub struct Args {
+    /// The tape to write elsewhere
     #[arg(value_hint = ValueHint::FilePath)]
     tape: PathBuf,
     /// The file to write
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     output: PathBuf,
+    /// In which format
     #[arg(long, value_enum, default_value = "ftrace")]
     format: Format,
 }

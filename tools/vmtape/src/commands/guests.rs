@@ -9,6 +9,7 @@ use std::{
 
 /// List the built-in guests and their parameters, or write one as an image that any hypervisor can run
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::GUESTS)]
 pub struct Args {
     /// Only this guest
     #[arg(conflicts_with = "export")]

@@ -1,4 +1,4 @@
-use crate::output::{ExitCode, print_json};
+use crate::output::{ExitCode, print_json, tell};
 use anyhow::Result;
 use clap::ValueHint;
 use std::{
@@ -9,7 +9,9 @@ use vmtape_traces::{Options, import};
 
 /// Make a tape of a recording of the real KVM (ftrace text, plain or gzipped)
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::IMPORT)]
 pub struct Args {
+    /// What tracefs or `trace-cmd report` printed
     #[arg(value_name = "TRACE", value_hint = ValueHint::FilePath)]
     trace: PathBuf,
     /// The tape
@@ -36,7 +38,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         summary.unreadable
     )?;
     if summary.lost_events > 0 {
-        eprintln!("vmtape: the trace says that {} events were lost", summary.lost_events);
+        tell(format!("the trace says that {} events were lost", summary.lost_events));
     }
     Ok(ExitCode::SAME)
 }

@@ -1,16 +1,19 @@
 use crate::{cli::Cli, output::ExitCode};
 use anyhow::{Context, Result};
 use clap::CommandFactory;
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
 /// Write man pages, one per command, to a folder
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::MAN)]
 pub struct Args {
+    /// The folder, which is made where there is none
     folder: PathBuf,
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    clap_mangen::generate_to(Cli::command(), &args.folder)
-        .with_context(|| args.folder.display().to_string())?;
+    let written = fs::create_dir_all(&args.folder)
+        .and_then(|()| clap_mangen::generate_to(Cli::command(), &args.folder));
+    written.with_context(|| args.folder.display().to_string())?;
     Ok(ExitCode::SAME)
 }

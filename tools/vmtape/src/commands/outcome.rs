@@ -1,12 +1,16 @@
 //! How a run ended: in words, as JSON, and as an exit code.
 
-use crate::output::{ExitCode, print_json};
+use crate::output::{ExitCode, print_json, tell};
 use anyhow::{Result, bail};
 use serde::Serialize;
+use std::io::{self, Write};
 use vmtape_abi::TableRow;
 use vmtape_arch::exit::ResumeKind;
 use vmtape_backends::LoadedPlugin;
-use vmtape_machine::{Machine, vmm::control_text};
+use vmtape_machine::{
+    Machine,
+    vmm::{action_text, control_text},
+};
 use vmtape_replay::text;
 use vmtape_traces::event::{Control, End};
 
@@ -18,6 +22,8 @@ struct Report {
     instructions: u64,
     exits: u64,
     ioctls: Vec<Ioctl>,
+    /// What the VMM was to do later than the run lasted.
+    never: Vec<String>,
     /// Why a guest made no progress, as far as the backend has a rule for it.
     because: Vec<String>,
 }
@@ -53,12 +59,11 @@ pub fn report(
     }
     let text = text::end_text(end);
     let because = because(machine, end, &plugin.description.rules);
-    for step in machine.steps_left() {
-        tracing::warn!("the run ended before {}: {:?}", step.at, step.action);
-    }
+    let never: Vec<String> =
+        machine.steps_left().map(|step| format!("{} at {}", action_text(&step.action), step.at)).collect();
     if !json {
         for (exits, control) in machine.controls() {
-            println!("vmm: after {exits} exits: {}", control_text(control));
+            writeln!(io::stdout(), "vmm: after {exits} exits: {}", control_text(control))?;
         }
     }
     if json {
@@ -69,6 +74,7 @@ pub fn report(
             instructions: machine.icount(),
             exits: machine.exits(),
             ioctls: machine.controls().iter().map(Ioctl::from).collect(),
+            never: never.clone(),
             because: because.clone(),
         })?;
     }
@@ -76,9 +82,15 @@ pub fn report(
     let line = format!("{text} after {} instructions and {} exits", machine.icount(), machine.exits());
     match end {
         End::DebugExit { .. } | End::Limit { .. } => tracing::info!("{line}"),
-        _ => eprintln!("vmtape: {line}"),
+        _ => tell(line),
     }
-    because.iter().for_each(|rule| eprintln!("vmtape: {rule}"));
+    because.iter().for_each(tell);
+    for step in never {
+        let (instructions, exits) = (machine.icount(), machine.exits());
+        tell(format!(
+            "never happened: {step}: the run ended after {exits} exits and {instructions} instructions"
+        ));
+    }
     Ok(code)
 }
 

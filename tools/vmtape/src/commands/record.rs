@@ -15,6 +15,7 @@ use vmtape_traces::{Event, Options, Writer, event::End};
 
 /// Run a guest under a backend and tape every exit
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::RECORD)]
 pub struct Args {
     #[command(flatten)]
     machine: MachineArgs,
@@ -30,7 +31,7 @@ pub struct Args {
     /// Exit with the guest's own status, as QEMU does
     #[arg(long)]
     guest_status: bool,
-    /// Print how the run ended as JSON, after the guest's output
+    /// Print how the run ended as JSON; the guest's output goes to stderr then
     #[arg(long)]
     json: bool,
 }
@@ -62,7 +63,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let (mut machine_spec, backend, plugin) = args.machine.resolve()?;
     machine_spec.checkpoint_every = args.checkpoint_every;
     machine_spec.milestone_every = args.milestone_every;
-    let (budget, serial) = (args.machine.budget(), args.machine.serial());
+    let (budget, serial) = (args.machine.budget(), args.machine.serial(args.json));
     let (machine, end) = tape(machine_spec, backend, &budget, &args.output, serial)?;
     outcome::report(&machine, &end, &plugin, args.json, args.guest_status)
 }

@@ -1,7 +1,7 @@
 use crate::{
     commands::report,
     machine_args::{PluginArgs, create, find_host, fits, parse_backend, parse_kvm},
-    output::{ExitCode, progress, usage},
+    output::{ExitCode, progress, tell, usage},
 };
 use anyhow::Result;
 use clap::{ValueEnum, ValueHint};
@@ -14,7 +14,9 @@ use vmtape_traces::Tape;
 
 /// Run a tape's guest again and compare: on the same backend every event, on another what the guest can observe
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::REPLAY)]
 pub struct Args {
+    /// The tape of the guest
     #[arg(value_hint = ValueHint::FilePath)]
     tape: PathBuf,
 
@@ -183,7 +185,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let code = report::print(&report, args.json)?;
     Ok(match (&args.bisect, &report.divergence) {
         (Some(Some(wanted)), Some(found)) if *wanted != found.signature => {
-            eprintln!("vmtape: the divergence is {}, not {wanted}: could not test", found.signature);
+            tell(format!("the divergence is {}, not {wanted}: could not test", found.signature));
             ExitCode::COULD_NOT_TEST
         }
         _ => code,

@@ -4,13 +4,14 @@ use vmtape_machine::{Limits, Live, Machine};
 
 /// Run a guest under a backend, without a tape
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::RUN)]
 pub struct Args {
     #[command(flatten)]
     machine: MachineArgs,
     /// Exit with the guest's own status, as QEMU does
     #[arg(long)]
     guest_status: bool,
-    /// Print how the run ended as JSON, after the guest's output
+    /// Print how the run ended as JSON; the guest's output goes to stderr then
     #[arg(long)]
     json: bool,
 }
@@ -19,7 +20,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let (spec, backend, plugin) = args.machine.resolve()?;
     let inputs = Box::new(Live::new(spec.seed));
     let mut machine = Machine::new(spec, backend, inputs, None)?;
-    machine.set_serial(args.machine.serial());
+    machine.set_serial(args.machine.serial(args.json));
     let end = machine.run(&limits(&args.machine));
     outcome::report(&machine, &end, &plugin, args.json, args.guest_status)
 }

@@ -10,10 +10,15 @@ use crate::{
 use anyhow::{Context, Result};
 use clap::ValueHint;
 use serde::Serialize;
-use std::{env, fs, io, path::PathBuf};
+use std::{
+    env, fs,
+    io::{self, Write},
+    path::PathBuf,
+};
 
 /// Run what must be true on every backend, each row with its source; exit code 1 if anything deviates
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::SCENARIOS)]
 pub struct Args {
     /// Rows in files of one's own, instead of those built in
     #[arg(value_name = "FILE.toml", value_hint = ValueHint::FilePath)]
@@ -130,6 +135,6 @@ fn list(args: &Args, cases: &[(&Scenario, &Case)]) -> Result<ExitCode> {
     for row in &rows {
         table.add_row([row.history, row.name, &row.on.join("\n"), row.text, row.source]);
     }
-    println!("{table}");
+    writeln!(io::stdout(), "{table}")?;
     Ok(ExitCode::SAME)
 }

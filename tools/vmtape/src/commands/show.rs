@@ -1,4 +1,4 @@
-use crate::output::ExitCode;
+use crate::output::{ExitCode, tell, usage};
 use anyhow::Result;
 use clap::ValueHint;
 use std::{
@@ -10,7 +10,9 @@ use vmtape_traces::{Event, Tape, flat::tag, text::Printer};
 
 /// Print a tape, every exit in the words of the kernel's tracepoints
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::SHOW)]
 pub struct Args {
+    /// The tape to print
     #[arg(value_hint = ValueHint::FilePath)]
     tape: PathBuf,
     /// Begin with this exit (the first is 0)
@@ -26,6 +28,12 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let tape = Tape::open(&args.tape)?;
+    if args.from > 0 {
+        let exits = tape.totals()?.exits;
+        if args.from >= exits {
+            return Err(usage(format!("--from {}: {} has {exits} exits", args.from, args.tape.display())));
+        }
+    }
     let mut out = BufWriter::new(io::stdout().lock());
     if args.ioctls {
         print_ioctls(&tape, &mut out)?;
@@ -36,7 +44,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(match tape.damage() {
         None => ExitCode::SAME,
         Some(damage) => {
-            eprintln!("vmtape: {damage}; shown as far as the tape is good");
+            tell(format!("{damage}; shown as far as the tape is good"));
             ExitCode::COULD_NOT_TEST
         }
     })

@@ -16,7 +16,9 @@ use vmtape_traces::{
 
 /// Count what is on a tape: exits by reason, events by kind, bytes per exit
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::STAT)]
 pub struct Args {
+    /// The tape to count
     #[arg(value_hint = ValueHint::FilePath)]
     tape: PathBuf,
     /// Print JSON
@@ -74,7 +76,8 @@ fn print(out: &mut impl Write, r: &Report) -> io::Result<()> {
     if !r.backend.is_empty() {
         let options: Vec<_> = r.options.iter().map(|(key, value)| format!("{key}={value}")).collect();
         writeln!(out, "  backend {} ({})", r.backend, options.join(" "))?;
-        writeln!(out, "  guest {} {}, {} MiB, {} vCPUs", r.guest, r.command_line, r.memory >> 20, r.vcpus)?;
+        let words = [r.guest.as_str(), r.command_line.as_str()].join(" ");
+        writeln!(out, "  guest {}, {} MiB, vCPUs: {}", words.trim_end(), r.memory >> 20, r.vcpus)?;
     }
     let stat = &r.stat;
     writeln!(out, "  {} instructions, {} exits, {} events", stat.instructions, stat.exits, stat.events)?;

@@ -14,6 +14,7 @@ use vmtape_backends::LoadedPlugin;
 
 /// List the backend plugins found, their capabilities, profiles, parameters and patches
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::BACKENDS)]
 pub struct Args {
     #[command(flatten)]
     plugins: PluginArgs,

@@ -29,6 +29,11 @@ use vmtape_traces::Tape;
 
 /// Say to which hosts a guest may move: safe, unsafe, or refused, with the address, entry or CPUID leaf that breaks
 #[derive(Debug, clap::Args)]
+#[command(
+    after_long_help = crate::help::CHECK,
+    // By itself clap puts the tape last, where `--to` takes it for one more host.
+    override_usage = "vmtape check <TAPE> --to <HOST>... [OPTIONS]\n       vmtape check [TAPE] --fleet <HOST>... [OPTIONS]"
+)]
 pub struct Args {
     /// The tape of the guest
     #[arg(value_hint = ValueHint::FilePath, required_unless_present = "fleet")]
@@ -43,12 +48,12 @@ pub struct Args {
     fleet: Vec<String>,
 
     /// A guest to start on a fleet instead of a tape's; may be repeated
-    #[arg(long, value_name = "GUEST", requires = "fleet", conflicts_with = "tape",
+    #[arg(long, value_name = "GUEST", requires = "fleet", conflicts_with_all = ["tape", "to"],
           default_values = ["builtin:illegal", "builtin:bar", "builtin:cpuid"])]
     guest: Vec<String>,
 
     /// Its CPU model (default: max, as wide as the host that it starts on)
-    #[arg(long, value_name = "MODEL", requires = "fleet", allow_hyphen_values = true)]
+    #[arg(long, value_name = "MODEL", requires = "fleet", conflicts_with = "to", allow_hyphen_values = true)]
     cpu: Option<String>,
 
     /// The guest has an assigned device (VFIO): its memory and BARs are mapped in the IOMMU

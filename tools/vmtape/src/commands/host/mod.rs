@@ -10,7 +10,7 @@ use anyhow::Result;
 
 /// Look at hosts: this machine, or one that is described
 #[derive(Debug, clap::Args)]
-#[command(arg_required_else_help = true)]
+#[command(arg_required_else_help = true, after_long_help = crate::help::HOST)]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

@@ -1,0 +1,179 @@
+//! What stands below the options in the long help: examples, exit codes, and what scripts may rely on.
+
+/// Below `vmtape --help`.
+pub const PROGRAM: &str = "\
+Exit codes:
+    0  same, safe, pass; a run that ended, whatever the guest says (but see `run --guest-status`)
+    1  different, unsafe, fail: a divergence, a run that cannot go on, a cause that `bisect` found
+    2  the command line makes no sense: an option, a host, a CPU model, a release of KVM
+  125  could not test: a file that cannot be read, a plugin that does not load or that broke
+  128  the same as 2 under `replay --bisect`, so that `git bisect run` stops
+  141  whoever read the output went away first
+
+Data goes to stdout, all else to stderr; progress and colours only to a terminal (see NO_COLOR).
+`--json` prints one object; while its schema_version is 1, fields are added, none is taken away.
+GUEST is builtin:NAME (see `vmtape guests`), a kvm-unit-tests .flat image, or a bzImage.
+
+Examples:
+  vmtape tour
+  vmtape record -b svm-npt --cpu max,phys-bits=36 -o a.tape builtin:illegal
+  vmtape replay a.tape -b vmx";
+
+pub const BACKENDS: &str = "\
+Examples:
+  vmtape backends
+  vmtape backends vmx --kvm v5.9
+  vmtape backends --patches
+  vmtape backends --plugin ./libvmtape_mine.so mine --json";
+
+pub const GUESTS: &str = "\
+Examples:
+  vmtape guests
+  vmtape guests touch
+  vmtape guests --export touch,gpa=0x1000000000 -o touch.elf";
+
+pub const RECORD: &str = "\
+Exit codes: 0 the run ended, 1 it cannot go on, 2 usage, 125 could not test.
+
+Examples:
+  vmtape record -b vmx -o a.tape builtin:matrix
+  vmtape record -b svm --host amd-52 --kvm v6.1,+role-has-cpuid -o a.tape builtin:smp2
+  vmtape record -b vmx,allow_smaller_maxphyaddr=on --cpu max,phys-bits=36 -o a.tape access.flat
+  vmtape record -b svm --kvm v5.10 --set-cpuid exit=1000,phys-bits=36 -o a.tape builtin:late
+  vmtape record -b vmx --checkpoint-every 10000 -o a.tape bzImage --append console=ttyS0";
+
+pub const RUN: &str = "\
+Exit codes: 0 the run ended, 1 it cannot go on, 2 usage, 125 could not test.
+
+Examples:
+  vmtape run -b vmx builtin:hello
+  vmtape run -b vmx,ept=off --host intel-39 --cpu qemu64,+smap --smp 2 builtin:smp2
+  vmtape run -b svm-npt --guest-status -m 1G --append 'a b' test.flat
+  vmtape run -b svm-npt --check-extension 185 --query shadow-pages,exit=100 --json builtin:matrix";
+
+pub const REPLAY: &str = "\
+Exit codes: 0 same, 1 different, 2 usage, 125 could not test.
+
+Examples:
+  vmtape replay a.tape
+  vmtape replay a.tape -b svm-npt --host amd-52 --kvm v5.9
+  vmtape replay a.tape --kvm v6.12,-pf-fixup --mode exits
+  git bisect run sh -c 'make || exit 125; vmtape replay --bisect --plugin ./mine.so a.tape'";
+
+pub const DIFF: &str = "\
+Exit codes: 0 same, 1 different, 2 usage, 125 could not test.
+
+Examples:
+  vmtape diff a.tape b.tape
+  vmtape diff real.tape ours.tape --json";
+
+pub const CHECK: &str = "\
+Exit codes: 0 safe everywhere, 1 unsafe or refused somewhere, 2 usage, 125 could not test.
+
+Examples:
+  vmtape check a.tape --to amd-48 intel-52,vmx,v6.12,allow_smaller_maxphyaddr=on ./my-host.toml
+  vmtape check --fleet hosts/old.toml hosts/new.toml --pin --html fleet.html
+  vmtape check --fleet intel-39 intel-46 intel-52 --guest builtin:illegal --cpu max,phys-bits=39";
+
+pub const BISECT: &str = "\
+The tape's own machine is the good end. The result is one line (`first bad: ...`) and its evidence.
+A trial that shows another divergence first is skipped, never taken for the one that is looked for.
+
+Exit codes: 1 something is bad and was found, 0 nothing is, 2 usage, 125 could not test.
+
+Examples:
+  vmtape bisect a.tape --axis exits -b svm-npt
+  vmtape bisect a.tape b.tape --axis exits
+  vmtape bisect a.tape --axis exits -b svm-npt --verdict end
+  vmtape bisect a.tape --axis kvm --good v5.9-rc1 --bad v5.10
+  vmtape bisect a.tape --axis width -b svm-npt
+  vmtape bisect a.tape --axis cpuid --cpu EPYC --verdict prints=FAIL
+  vmtape bisect a.tape --axis plugin monday.so tuesday.so wednesday.so";
+
+pub const SHOW: &str = "\
+Examples:
+  vmtape show a.tape
+  vmtape show a.tape --from 1000 --count 3
+  vmtape show a.tape --ioctls
+For scripts: `vmtape export --format jsonl`.";
+
+pub const STAT: &str = "\
+Examples:
+  vmtape stat a.tape
+  vmtape stat a.tape --json";
+
+pub const SCENARIOS: &str = "\
+Rows that need kvm-unit-tests are skipped unless VMTAPE_KUT names the x86 folder of a built one.
+
+Exit codes: 0 everything is as its source says, 1 something deviates, 2 usage, 125 could not test.
+
+Examples:
+  vmtape scenarios --list
+  vmtape scenarios --history smaller-maxphyaddr -b vmx
+  vmtape scenarios --slow --json --junit scenarios.xml";
+
+pub const IMPORT: &str = "\
+Examples:
+  vmtape import -o real.tape trace.txt.gz";
+
+pub const EXPORT: &str = "\
+Examples:
+  vmtape export a.tape -o a.txt
+  vmtape export a.tape --format jsonl -o a.jsonl";
+
+pub const COMPLETIONS: &str = "\
+Examples:
+  vmtape completions bash > ~/.local/share/bash-completion/completions/vmtape
+  vmtape completions fish > ~/.config/fish/completions/vmtape.fish";
+
+pub const MAN: &str = "\
+Examples:
+  vmtape man ~/.local/share/man/man1";
+
+pub const HOST: &str = "\
+Examples:
+  vmtape host show intel-52-4level
+  vmtape host probe -o this-host.toml";
+
+#[cfg(test)]
+mod tests {
+    use crate::cli::Cli;
+    use clap::{Command, CommandFactory, Parser};
+
+    /// At which clap wraps lines, however wide the terminal is.
+    const WIDTH: usize = 100;
+
+    /// The program and all its commands, whatever their depth.
+    fn commands(command: &Command) -> Vec<Command> {
+        std::iter::once(command.clone()).chain(command.get_subcommands().flat_map(commands)).collect()
+    }
+
+    #[test]
+    fn examples_are_commands() {
+        let texts = commands(&Cli::command()).into_iter().filter_map(|c| c.get_after_long_help().cloned());
+        let texts: Vec<String> = texts.map(|text| text.to_string()).collect();
+        for line in texts.iter().flat_map(|text| text.lines()) {
+            assert!(line.len() <= WIDTH, "{line}: would be wrapped");
+        }
+        let lines: Vec<_> =
+            texts.iter().flat_map(|text| text.lines()).filter_map(|l| l.strip_prefix("  vmtape ")).collect();
+        assert!(lines.len() > 30, "{}", lines.len());
+        for line in lines {
+            let line = line.split(" > ").next().unwrap_or_default();
+            let words = shlex::split(&format!("vmtape {line}")).expect("no open quote");
+            if let Err(error) = Cli::try_parse_from(words) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_argument_is_explained() {
+        for command in commands(&Cli::command()) {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
+        }
+    }
+}
