@@ -317,6 +317,7 @@ mod tests {
         GuestCpuid::new(&[
             plain(0, [0xd, vendor[0], vendor[1], vendor[2]]),
             plain(1, [0x706e5, 0x10800, 1 << 26, 0]),
+            indexed(7, 0, [0; 4]),
             indexed(0xb, 1, [4, 8, 0x201, 77]),
             indexed(0xd, 0, [7, 0, 0, 0]),
             indexed(0xd, 2, [256, 576, 0, 0]),
@@ -343,11 +344,31 @@ mod tests {
     fn runtime_bits() {
         let mut cpuid = table(INTEL);
         let mut state = VcpuState::reset();
-        state.cr4 = vmtape_arch::regs::Cr4::new().with_osxsave(true).into_bits();
+        state.cr4 = vmtape_arch::regs::Cr4::new().with_osxsave(true).with_pke(true).into_bits();
         state.xcr0 = 7;
         cpuid.update_runtime(&state, ENABLE);
-        assert!(cpuid.has(feature::OSXSAVE) && cpuid.has(feature::APIC));
+        assert!(cpuid.has(feature::OSXSAVE) && cpuid.has(feature::OSPKE) && cpuid.has(feature::APIC));
         assert_eq!(cpuid.find(0xd, 0).unwrap().ebx, 576 + 256);
+    }
+
+    /// See: KVM cpuid.c kvm_cpuid_check_equal()
+    #[test]
+    fn tables_are_compared_entry_by_entry_without_padding() {
+        let one = [plain(1, [1, 2, 3, 4]), indexed(7, 0, [5, 6, 7, 8])];
+        assert!(equal(&one, &one.map(|e| CpuidEntry { pad: 9, ..e })));
+        assert!(!equal(&one, &[one[1], one[0]]) && !equal(&one, &one[..1]));
+        let [first, second] = one;
+        for other in [
+            CpuidEntry { function: 8, ..second },
+            CpuidEntry { index: 1, ..second },
+            CpuidEntry { flags: 0, ..second },
+            CpuidEntry { eax: 0, ..second },
+            CpuidEntry { ebx: 0, ..second },
+            CpuidEntry { ecx: 0, ..second },
+            CpuidEntry { edx: 0, ..second },
+        ] {
+            assert!(!equal(&one, &[first, other]), "{other:?}");
+        }
     }
 
     #[test]

@@ -123,3 +123,19 @@ impl CpuRole {
         self.base.with_level(self.base.level().max(Mode::Pae.levels())).with_efer_nx(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_with_cpuid_differs_with_each_of_the_three() {
+        let one = GuestWidth { maxphyaddr: 46, gbpages: true, amd: false };
+        let others = [
+            GuestWidth { maxphyaddr: 36, ..one },
+            GuestWidth { gbpages: false, ..one },
+            GuestWidth { amd: true, ..one },
+        ];
+        assert!(others.iter().all(|other| CpuidRole::of(other) != CpuidRole::of(&one)));
+    }
+}

@@ -313,6 +313,8 @@ mod tests {
             let (gfn, _, generation) = format.mmio_parts(spte);
             assert_eq!((gfn, generation), (0xfee00, 0x3_5a54));
         }
+        // The other format has no bit 51 left for the frame.
+        assert_eq!(EPT.mmio_parts(EPT.mmio(0x80_0000_0000, Acc::ALL, 1)).0, 0x80_0000_0000);
         assert!(!Format::X86 { width: 52 }.caches_mmio());
         assert!(!EPT.is_mmio(NONPRESENT) && !X86_48.is_mmio(NONPRESENT));
         assert!(!EPT.is_present(NONPRESENT));

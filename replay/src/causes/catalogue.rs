@@ -2,6 +2,9 @@
 //!
 //! Manuals: Intel SDM 325384-087, AMD APM volume 2, 24593 rev. 3.42.
 
+#[cfg(test)]
+mod tests;
+
 use super::{Case, Cause, Kind, Seen};
 use crate::explain::{Outcome, illegal_bit};
 use vmtape_arch::{

@@ -102,21 +102,30 @@ pub fn deviations(expected: &[Line], shown: &Shown) -> Vec<String> {
     }
     if shown.status != Some(status) {
         let actual = shown.status.map_or("none".to_owned(), |code| code.to_string());
-        found.push(format!("exit code {actual} instead of {status}"));
+        let message = shown.err.last().map_or(String::new(), |line| format!(": {line}"));
+        found.push(format!("exit code {actual} instead of {status}{message}"));
     }
     found
 }
 
-/// Whether the parts of a pattern stand in a line, one after the other.
+/// Whether the parts of a pattern stand in a line, one after the other. A part ends where a word or number ends, so that
+/// `0x8` is not found in `0x80`.
 fn has(line: &str, pattern: &str) -> bool {
     let mut rest = line;
-    pattern.split(GAP).all(|part| match rest.find(part) {
-        Some(at) => {
-            rest = &rest[at + part.len()..];
-            true
+    pattern.split(GAP).all(|part| {
+        match rest.match_indices(part).find(|(at, _)| is_whole(part, &rest[at + part.len()..])) {
+            Some((at, _)) => {
+                rest = &rest[at + part.len()..];
+                true
+            }
+            None => false,
         }
-        None => false,
     })
+}
+
+fn is_whole(part: &str, after: &str) -> bool {
+    let goes_on = |text: Option<char>| text.is_some_and(|c| c.is_ascii_alphanumeric());
+    !(goes_on(part.chars().next_back()) && goes_on(after.chars().next()))
 }
 
 /// What is missing, with the line that comes closest: one that begins alike.
@@ -147,6 +156,8 @@ mod tests {
         assert_eq!(check(&["out: b", "out: a"], &["a", "x", "b"], 0), 1);
         assert_eq!(check(&["out: #PF .. pte 1"], &["touch: #PF 0x9 cr2 0 pte 1"], 0), 0);
         assert_eq!(check(&["out: pte 1 .. #PF"], &["touch: #PF 0x9 cr2 0 pte 1"], 0), 1);
+        assert_eq!(check(&["out: bytes: 0x8"], &["bytes: 0x80"], 0), 1);
+        assert_eq!(check(&["out: bytes: 0x8"], &["bytes: 0x80", "bytes: 0x8, more"], 0), 0);
     }
 
     #[test]

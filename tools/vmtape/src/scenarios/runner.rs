@@ -206,8 +206,8 @@ impl Place {
         let (path, temporary) = match &runner.keep {
             Some(folder) => {
                 let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
-                let on: String = case.on.chars().map(plain).collect();
-                (folder.join(format!("{}.{on}", scenario.name)), None)
+                let name = format!("{}.{}", scenario.name, case.on).chars().map(plain).collect::<String>();
+                (folder.join(name), None)
             }
             None => {
                 let folder = tempfile::tempdir()?;

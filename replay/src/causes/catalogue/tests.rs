@@ -1,0 +1,156 @@
+//! Each entry knows its own case, by its name and kind, and none that lacks what it is about.
+
+use super::*;
+use crate::{explain::Widths, witness::Entry as Paging};
+use vmtape_arch::{access::Access, exception::Exception, exit::Resume, host::Vendor, note::Note};
+use vmtape_traces::event::ExitEvent;
+
+const GVA: u64 = 0xffff_9234_0000_0000;
+/// A leaf of kvm-unit-tests' access: bit 36, in a guest that has 36 bits.
+const NARROW: u64 = 0x10_0200_0001;
+const ACCESSED: u64 = NARROW | 0x20;
+
+/// An AMD host of 48 bits, a guest of 36, and the leaf above.
+fn seen(outcome: Outcome) -> Seen {
+    let leaf = Paging { level: 1, gpa: Some(0x210_2000), before: NARROW, after: NARROW };
+    Seen {
+        name: "there".into(),
+        vendor: Vendor::AMD,
+        widths: Widths { guest: 36, host: 48 },
+        deeds: Vec::new(),
+        outcome,
+        tables: vec![leaf],
+    }
+}
+
+fn page_fault(code: u32) -> Outcome {
+    Outcome::Exception { vector: Vector::PF, code: Some(code), address: Some(GVA) }
+}
+
+fn undefined() -> Outcome {
+    Outcome::Exception { vector: Vector::UD, code: None, address: None }
+}
+
+fn left(kind: ResumeKind, suberror: u64) -> Outcome {
+    Outcome::Left(Resume { data: [suberror, 0, 0, 0, 0, 0], ..Resume::new(kind) })
+}
+
+/// Silicon's walk to the leaf, and whether it ended in an exit.
+fn walk(after: u64, verdict: Verdict) -> Deed {
+    let leaf = Paging { level: 1, gpa: Some(0x210_2000), before: NARROW, after };
+    let access = Access { gva: GVA, ..Access::default() };
+    Deed::Walk(Box::new(Walk {
+        access,
+        paged: true,
+        entries: vec![leaf],
+        verdict,
+        gpa: None,
+        fault: Exception::default(),
+    }))
+}
+
+fn exit_at(gpa: u64) -> Deed {
+    let exit = Exit { gpa, ..Exit::default() };
+    Deed::Event(Event::Exit(Box::new(ExitEvent { exit, ..ExitEvent::default() })))
+}
+
+fn does(outcome: Outcome, deeds: Vec<Deed>) -> Seen {
+    Seen { deeds, ..seen(outcome) }
+}
+
+/// What the catalogue says: name and kind.
+fn named(what: &str, insn: &[u8], expected: &Seen, actual: &Seen) -> Option<(String, Kind)> {
+    let case = Case { what, focus: Some(GVA), insn, expected, actual };
+    let (cause, _) = look_up(&case)?;
+    assert!(!cause.source.is_empty() && !cause.sentence.is_empty() && cause.confirmed.is_none(), "{cause}");
+    Some((cause.name, cause.kind))
+}
+
+fn is(found: Option<(String, Kind)>, name: &str, kind: Kind) {
+    assert_eq!(found, Some((name.to_owned(), kind)));
+}
+
+#[test]
+fn memory_slots() {
+    let side = seen(Outcome::Completes);
+    let slot = |result: &str| named(&format!("ioctl:KVM_SET_USER_MEMORY_REGION:{result}"), &[], &side, &side);
+    is(slot("0>-22"), "memory-beyond-the-host", Kind::Patch);
+    is(slot("-22>0"), "memory-beyond-the-host", Kind::Patch);
+    assert_eq!(slot("-17>-22"), None);
+    assert_eq!(named("ioctl:KVM_CHECK_EXTENSION:0>1", &[], &side, &side), None);
+}
+
+#[test]
+fn addresses_that_four_levels_do_not_reach() {
+    let right = seen(Outcome::Completes);
+    for stuck in [Outcome::Endless, left(ResumeKind::MEMORY_FAULT, 0), left(ResumeKind::INTERNAL_ERROR, 4)] {
+        let side = does(stuck.clone(), vec![exit_at(1 << 48)]);
+        is(named("outcome:x", &[], &right, &side), "unmappable-address", Kind::Silicon);
+        let below = does(stuck, vec![exit_at((1 << 48) - 1)]);
+        assert_eq!(named("outcome:x", &[], &right, &below), None);
+    }
+}
+
+#[test]
+fn page_faults_by_width() {
+    let right = does(page_fault(9), vec![walk(NARROW, Verdict::EXIT)]);
+    is(named("outcome:x", &[], &right, &seen(page_fault(8))), "impossible-error-code", Kind::Patch);
+    // The other one goes on, walked by silicon or by nobody.
+    let lax = does(Outcome::Mmio { gpa: NARROW & !0xfff }, vec![walk(NARROW, Verdict::EXIT)]);
+    is(named("outcome:x", &[], &right, &lax), "width-of-silicon", Kind::Clause);
+    is(named("outcome:x", &[], &right, &seen(Outcome::Completes)), "role-without-width", Kind::Patch);
+    let walked = Note::WalkerError { pferr: 9 };
+    let kvm = does(Outcome::Completes, vec![Deed::Event(Event::Note { vcpu: 0, note: walked })]);
+    is(named("outcome:x", &[], &right, &kvm), "width-of-silicon", Kind::Clause);
+    let legal = Seen { widths: Widths { guest: 48, host: 48 }, ..lax };
+    let right = Seen { widths: legal.widths, ..right };
+    assert_eq!(named("outcome:x", &[], &right, &legal), None);
+}
+
+#[test]
+fn accessed_bits() {
+    let mmio = Outcome::Mmio { gpa: NARROW & !0xfff };
+    let fault = does(page_fault(9), vec![walk(NARROW, Verdict::EXIT)]);
+    let early = does(mmio.clone(), vec![walk(ACCESSED, Verdict::EXIT)]);
+    is(named("entry:+A", &[], &fault, &early), "accessed-before-nested-fault", Kind::Silicon);
+    // A walk that completes, or leaves its entries alone, is no such thing.
+    for deed in [walk(ACCESSED, Verdict::NATIVE), walk(NARROW, Verdict::EXIT)] {
+        let name = named("entry:+A", &[], &fault, &does(mmio.clone(), vec![deed])).map(|(name, _)| name);
+        assert_ne!(name.as_deref(), Some("accessed-before-nested-fault"));
+    }
+    let set = Paging { level: 1, gpa: None, before: ACCESSED, after: ACCESSED };
+    let (walker, other) = (Seen { tables: vec![set], ..seen(mmio.clone()) }, seen(mmio));
+    is(named("entry:+A", &[], &other, &walker), "device-access-without-a-walk", Kind::Silicon);
+    assert_eq!(named("entry:+A", &[], &other, &other), None);
+    let (a, b) = (seen(page_fault(3)), seen(page_fault(3)));
+    is(named("entry:+A", &[], &a, &b), "accessed-bits-of-a-faulting-walk", Kind::Clause);
+    assert_eq!(named("entry:+A", &[], &a, &seen(page_fault(2))), None);
+    assert_eq!(named("register:rax", &[], &a, &b), None);
+}
+
+#[test]
+fn instructions() {
+    let right = seen(Outcome::Completes);
+    is(
+        named("outcome:x", &[], &right, &seen(left(ResumeKind::INTERNAL_ERROR, 1))),
+        "emulator-knows-not",
+        Kind::Patch,
+    );
+    assert_eq!(named("outcome:x", &[], &right, &seen(left(ResumeKind::INTERNAL_ERROR, 3))), None);
+    let intel = Seen { vendor: Vendor::INTEL, ..seen(undefined()) };
+    for opcode in [0x05, 0x07, 0x34, 0x35] {
+        is(
+            named("outcome:x", &[0x0f, opcode], &right, &intel),
+            "system-call-outside-64-bit-mode",
+            Kind::Clause,
+        );
+    }
+    assert_eq!(named("outcome:x", &[0x0f, 0x0b], &right, &intel), None);
+    assert_eq!(named("outcome:x", &[0x0f, 0x05], &right, &seen(undefined())), None, "one vendor");
+    is(
+        named("outcome:x", &[], &seen(page_fault(0x25)), &right),
+        "protection-keys-without-nested-paging",
+        Kind::Patch,
+    );
+    assert_eq!(named("outcome:x", &[], &seen(page_fault(5)), &right), None);
+}
