@@ -102,7 +102,7 @@ pub fn deviations(expected: &[Line], shown: &Shown) -> Vec<String> {
     }
     if shown.status != Some(status) {
         let actual = shown.status.map_or("none".to_owned(), |code| code.to_string());
-        let message = shown.err.last().map_or(String::new(), |line| format!(": {line}"));
+        let message = shown.err.first().map_or(String::new(), |line| format!(": {line}"));
         found.push(format!("exit code {actual} instead of {status}{message}"));
     }
     found
