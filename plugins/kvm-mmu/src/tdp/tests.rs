@@ -10,6 +10,7 @@ use crate::{
 use vmtape_abi::{BusOp, EmulateRequest, Emulated, EmulatorMmu, FlushScope, Host, MemoryRegion};
 use vmtape_arch::{
     access::AccessKind,
+    exception::{Exception, PageFaultError},
     note::{Note, NoteKind},
     regs::{Cr0, Cr4, Efer},
     vcpu::VcpuState,
@@ -333,4 +334,24 @@ fn without_the_tdp_mmu_the_tables_are_shadow_pages() {
     assert!(matches!(bench.settle(), GuestAccess::Mapped(mapping) if mapping.hpa == DATA && mapping.write));
     assert!(!bench.host.notes.iter().any(|note| matches!(note, Note::TdpSpteChanged { .. })));
     assert!(bench.host.notes.iter().any(|note| matches!(note, Note::SetSpte { level: 2, .. })));
+}
+
+/// KVM x86.c kvm_fixup_and_inject_pf_error(): a fault that is not present, or that no walk confirms, is the guest's as it is.
+#[test]
+fn a_page_fault_is_corrected_only_where_a_walk_faults_too() {
+    let mut bench = Bench::new(EPT, SETTLED);
+    let fixed = |bench: &mut Bench, code: u32| {
+        let error = PageFaultError::from_bits(code);
+        bench.mmu.fixup_page_fault(0, &bench.state, GVA, error, &mut bench.host)
+    };
+    assert_eq!(fixed(&mut bench, 3), Exception::pf(GVA, PageFaultError::from_bits(3)));
+    bench.mmu.vcpu(0).width.maxphyaddr = 36;
+    bench.host.write(bench.leaf(), &(1 << 40 | DATA | SETTLED).to_le_bytes());
+    for (silicon, guest) in [(1, 9), (3, 0xb), (5, 0xd), (7, 0xf), (0x11, 0x19), (2, 2), (6, 6)] {
+        assert_eq!(
+            fixed(&mut bench, silicon),
+            Exception::pf(GVA, PageFaultError::from_bits(guest)),
+            "{silicon:#x}"
+        );
+    }
 }
