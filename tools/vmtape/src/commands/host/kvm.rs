@@ -24,11 +24,11 @@ impl Kvm {
         File::options().read(true).write(true).open(path).map(Self)
     }
 
-    /// KVM_CHECK_EXTENSION; zero where it is unknown or fails.
-    pub fn check_extension(&self, cap: u32) -> i32 {
+    /// KVM_CHECK_EXTENSION: zero where KVM does not know the capability; `None` where nobody answers.
+    pub fn check_extension(&self, cap: u32) -> Option<i32> {
         // SAFETY: the argument is a number, the descriptor is open, and nothing is written.
         let value = unsafe { libc::ioctl(self.0.as_raw_fd(), KVM_CHECK_EXTENSION, libc::c_ulong::from(cap)) };
-        value.max(0)
+        (value >= 0).then_some(value)
     }
 
     /// KVM_GET_SUPPORTED_CPUID.
@@ -56,5 +56,18 @@ fn entry(words: &[u32]) -> CpuidEntry {
         ecx: words[5],
         edx: words[6],
         pad: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_kvm_says_nothing() -> io::Result<()> {
+        let null = Kvm::open(Path::new("/dev/null"))?;
+        assert_eq!(null.check_extension(0), None);
+        assert!(null.supported_cpuid().is_err());
+        Ok(())
     }
 }

@@ -46,8 +46,8 @@ pub struct Args {
 
 /// KVM_CAP_SMALLER_MAXPHYADDR.
 const SMALLER_MAXPHYADDR: u32 = 185;
-/// What a VMM adds, and what has keys of its own in a passport.
-const NOT_LISTED: [&str; 6] = ["hypervisor", "tsc-deadline", "vmx", "svm", "la57", "pdpe1gb"];
+/// What a VMM adds, and what has a key of its own in a passport.
+const NOT_LISTED: [&str; 3] = ["hypervisor", "tsc-deadline", "la57"];
 /// Module parameters of KVM that change what a guest sees.
 const PARAMETERS: [&str; 3] = ["allow_smaller_maxphyaddr", "ept", "npt"];
 
@@ -77,7 +77,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 /// What KVM says of itself here, if anybody may ask.
 pub fn ask_kvm() -> (Option<Vec<CpuidEntry>>, Option<bool>) {
     match Kvm::open(Path::new("/dev/kvm")) {
-        Ok(kvm) => (kvm.supported_cpuid().ok(), Some(kvm.check_extension(SMALLER_MAXPHYADDR) != 0)),
+        Ok(kvm) => {
+            (kvm.supported_cpuid().ok(), kvm.check_extension(SMALLER_MAXPHYADDR).map(|value| value != 0))
+        }
         Err(_) => (None, None),
     }
 }
@@ -90,13 +92,23 @@ fn probe(sources: &Sources, releases: &dyn Fn(&str) -> Vec<String>) -> (Passport
     let silicon = &mut passport.silicon;
     silicon.phys_bits = sources.phys_bits().clamp(32, 52);
     remarks.push(format!("CPUID 0x80000008: {} physical address bits", sources.phys_bits()));
-    match sources.cpuinfo_bits() {
-        Some(bits) if bits < silicon.phys_bits => {
-            silicon.encryption_bits = silicon.phys_bits - bits;
+    let most = silicon.phys_bits - 32;
+    match (sources.cpuinfo_bits(), sources.encryption_takes()) {
+        (Some(bits), _) if bits < silicon.phys_bits => {
+            silicon.encryption_bits = (silicon.phys_bits - bits).min(most);
             remarks.push(format!("/proc/cpuinfo: the kernel uses {bits}: memory encryption takes the rest"));
         }
-        Some(_) => {}
-        None => remarks.push("/proc/cpuinfo does not say how many bits the kernel uses".into()),
+        (Some(_), 0) => {}
+        (Some(_), bits) => {
+            remarks.push(format!("memory encryption is off: on, it would take {bits} address bits"));
+        }
+        (None, bits) => {
+            silicon.encryption_bits = bits.min(most);
+            remarks.push(format!(
+                "/proc/cpuinfo cannot be read: its kernel is taken to have paging of 4 levels, and memory encryption, if \
+                 there is any, to be on (CPUID 0x8000001f: {bits} address bits)"
+            ));
+        }
     }
     silicon.host_levels = if sources.cpu_flag("la57") { 5 } else { 4 };
     silicon.gbpages = sources.cpuid(0x8000_0001, 0).edx >> 26 & 1 != 0;
@@ -179,7 +191,7 @@ fn kvm(
         }
     }
     let nested = if backend == "vmx" { "vmx" } else { "svm" };
-    if sources.parameter("nested") == Some(false) {
+    if sources.parameter("nested") == Some(false) && !passport.without.iter().any(|name| name == nested) {
         passport.without.push(nested.to_owned());
     }
     if let Some(hides) = sources.hides_width {
@@ -235,7 +247,8 @@ mod tests {
                 ("allow_smaller_maxphyaddr".into(), "Y\n".into()),
                 ("nested".into(), "0\n".into()),
             ],
-            iommu_capabilities: vec![0x2f << 16, 0x26 << 16],
+            vtd_capabilities: vec!["2f0000\n".into(), "260000\n".into()],
+            amd_features: Vec::new(),
             supported: None,
             hides_width: None,
         }
@@ -260,10 +273,64 @@ mod tests {
 
     #[test]
     fn an_old_kernel_says_less() {
-        let sources = Sources { cpuinfo: None, iommu_capabilities: vec![], ..ice_lake() };
+        let sources = Sources { cpuinfo: None, vtd_capabilities: vec![], ..ice_lake() };
         let passport = probed(&sources);
         assert_eq!((passport.silicon.ept_levels, passport.silicon.encryption_bits), (4, 0));
         assert_eq!(passport.iommu_bits, None);
+    }
+
+    /// A server of AMD's with memory encryption, as CPUID describes it whether firmware has switched it on or not.
+    fn milan() -> Sources {
+        let mut sources = ice_lake();
+        sources.raw[0].ebx = 0x6874_7541;
+        sources.raw[4].eax = 0x3030;
+        sources.raw.push(CpuidEntry {
+            function: 0x8000_001f,
+            eax: 0x3f,
+            ebx: 5 << 6 | 51,
+            ..CpuidEntry::default()
+        });
+        let address_sizes =
+            |bits| Some(format!("flags\t: fpu\naddress sizes\t: {bits} bits physical, 48 bits virtual\n"));
+        Sources {
+            cpuinfo: address_sizes(43),
+            module: Some("kvm_amd".into()),
+            parameters: vec![("npt".into(), "1\n".into())],
+            vtd_capabilities: Vec::new(),
+            amd_features: vec!["58f77ef22294ade:0\n".into()],
+            ..sources
+        }
+    }
+
+    #[test]
+    fn memory_encryption_takes_bits_where_it_is_on() {
+        let bits = |sources: &Sources| probed(sources).silicon.encryption_bits;
+        assert_eq!(bits(&milan()), 5);
+        let off = milan().cpuinfo.map(|text| text.replace("43 bits", "48 bits"));
+        assert_eq!(bits(&Sources { cpuinfo: off, ..milan() }), 0);
+        assert_eq!(bits(&Sources { cpuinfo: None, ..milan() }), 5, "nobody says: the narrower");
+        let absurd = milan().cpuinfo.map(|text| text.replace("43 bits", "8 bits"));
+        let absurd = probed(&Sources { cpuinfo: absurd, ..milan() });
+        assert_eq!(Passport::parse("", &absurd.to_toml()), Ok(absurd));
+        let passport = probed(&milan());
+        assert_eq!((passport.backend.as_deref(), passport.iommu_bits), (Some("svm-npt"), Some(64)));
+        assert_eq!(Passport::parse("", &passport.to_toml()), Ok(passport));
+    }
+
+    #[test]
+    fn features_are_those_that_kvm_gives() {
+        let lacks =
+            |sources: &Sources, name: &str| probed(sources).without.iter().filter(|n| *n == name).count();
+        let given = |ecx, edx| {
+            let mut table = milan().raw;
+            (table[3].ecx, table[3].edx) = (ecx, edx);
+            Sources { supported: Some(table), ..milan() }
+        };
+        // CPUID 0x80000001: ECX[2] SVM, EDX[26] pages of 1 GiB.
+        assert_eq!((lacks(&given(4, 1 << 26), "svm"), lacks(&given(4, 1 << 26), "pdpe1gb")), (0, 0));
+        assert_eq!((lacks(&given(0, 0), "svm"), lacks(&given(0, 0), "pdpe1gb")), (1, 1));
+        let nested = vec![("nested".into(), "0".into())];
+        assert_eq!(lacks(&Sources { parameters: nested, ..given(0, 0) }, "svm"), 1, "said once");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use vmtape_arch::{
 };
 
 /// Leaves that a passport is made from.
-const LEAVES: [(u32, Option<u32>); 8] = [
+const LEAVES: [(u32, Option<u32>); 9] = [
     (0, None),
     (1, None),
     (7, Some(0)),
@@ -17,6 +17,7 @@ const LEAVES: [(u32, Option<u32>); 8] = [
     (0x8000_0001, None),
     (0x8000_0008, None),
     (0x8000_000a, None),
+    (0x8000_001f, None),
 ];
 
 /// Everything as it was read.
@@ -32,8 +33,9 @@ pub struct Sources {
     /// KVM's module for this CPU, and its parameters.
     pub module: Option<String>,
     pub parameters: Vec<(String, String)>,
-    /// Capability registers of the IOMMUs, as sysfs shows Intel's.
-    pub iommu_capabilities: Vec<u64>,
+    /// What sysfs shows of the IOMMUs: Intel's capability registers, AMD's extended features.
+    pub vtd_capabilities: Vec<String>,
+    pub amd_features: Vec<String>,
     /// KVM_GET_SUPPORTED_CPUID and KVM_CAP_SMALLER_MAXPHYADDR, where /dev/kvm opens.
     pub supported: Option<Vec<CpuidEntry>>,
     pub hides_width: Option<bool>,
@@ -57,7 +59,8 @@ impl Sources {
             parameters: module.as_deref().map(parameters).unwrap_or_default(),
             module,
             cpuinfo,
-            iommu_capabilities: iommu_capabilities(),
+            vtd_capabilities: iommus("intel-iommu/cap"),
+            amd_features: iommus("amd-iommu/features"),
             supported,
             hides_width,
         }
@@ -104,11 +107,46 @@ impl Sources {
         }
     }
 
+    /// Address bits that memory encryption takes away where firmware has switched it on, which is another matter.
+    // See: APM vol. 3 E.4.17 Function 8000_001Fh, EBX[11:6] PhysAddrReduction
+    pub fn encryption_takes(&self) -> u8 {
+        (self.cpuid(0x8000_001f, 0).ebx >> 6 & 0x3f) as u8
+    }
+
     /// The narrowest of the IOMMUs.
-    // See: Intel Virtualization Technology for Directed I/O, Capability Register, MGAW (bits 21:16)
     pub fn iommu_bits(&self) -> Option<u8> {
-        let width = |capability: &u64| (capability >> 16 & 0x3f) as u8 + 1;
-        self.iommu_capabilities.iter().map(width).min().filter(|bits| *bits >= 32)
+        let intel = self.vtd_capabilities.iter().filter_map(|text| vtd_bits(hex(text)?));
+        let amd = self.amd_features.iter().filter_map(|text| amd_bits(text));
+        intel.chain(amd).min().filter(|bits| *bits >= 32)
+    }
+}
+
+fn hex(text: &str) -> Option<u64> {
+    u64::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
+}
+
+/// The width of a VT-d unit: no wider than its registers, nor than its deepest page table, which translates 9 bits more
+/// per level.
+// See: Intel Virtualization Technology for Directed I/O, 11.4.2 Capability Register, MGAW (bits 21:16), SAGAW (bits 12:8)
+fn vtd_bits(capability: u64) -> Option<u8> {
+    const TWO_LEVELS: u8 = 30;
+    let mgaw = (capability >> 16 & 0x3f) as u8 + 1;
+    let deepest = (0..5u8).rev().find(|bit| capability >> (8 + bit) & 1 != 0);
+    Some(deepest.map_or(mgaw, |bit| mgaw.min(TWO_LEVELS + 9 * bit)))
+}
+
+/// The width of an AMD IOMMU: what the deepest of its host page tables translates. `EFR:EFR2` in today's kernels, `EFR2:EFR`
+/// in some before, `EFR` alone at first; only the extended feature register has bits above its 32nd.
+// See: AMD I/O Virtualization Technology (IOMMU) Specification 48882, MMIO Offset 0030h, HATS (bits 11:10); Linux
+// drivers/iommu/amd/init.c amd_iommu_show_features(), early_amd_iommu_init() (commit 025d1371cc8c), amd_iommu_types.h
+// PM_LEVEL_SIZE()
+fn amd_bits(features: &str) -> Option<u8> {
+    let efr = features.trim().split(':').filter_map(hex).max()?;
+    match efr >> 10 & 3 {
+        0 => Some(48),
+        1 => Some(57),
+        2 => Some(64),
+        _ => None,
     }
 }
 
@@ -167,13 +205,44 @@ fn parameters(module: &str) -> Vec<(String, String)> {
     found
 }
 
-fn iommu_capabilities() -> Vec<u64> {
+/// One file of every IOMMU that has it.
+fn iommus(file: &str) -> Vec<String> {
     let Ok(entries) = fs::read_dir("/sys/class/iommu") else { return Vec::new() };
-    let capability = |path: std::path::PathBuf| -> Option<u64> {
-        let text = fs::read_to_string(path.join("intel-iommu/cap")).ok()?;
-        u64::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
-    };
-    let mut found: Vec<_> = entries.flatten().filter_map(|entry| capability(entry.path())).collect();
+    let read = |entry: fs::DirEntry| fs::read_to_string(entry.path().join(file)).ok();
+    let mut found: Vec<_> = entries.flatten().filter_map(read).collect();
     found.sort_unstable();
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn iommu(intel: &[&str], amd: &[&str]) -> Option<u8> {
+        let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        let sources =
+            Sources { vtd_capabilities: owned(intel), amd_features: owned(amd), ..Sources::default() };
+        sources.iommu_bits()
+    }
+
+    /// As sysfs of a client, of a server, and of a unit whose tables are less deep than its registers are wide.
+    #[test]
+    fn a_vtd_unit_reaches_what_its_registers_and_its_tables_do() {
+        assert_eq!(iommu(&["1c0000c40660462\n"], &[]), Some(39));
+        assert_eq!(iommu(&["8d2008c10ef0466\n"], &[]), Some(48));
+        assert_eq!(iommu(&["38040c"], &[]), Some(48), "57 bits, tables of four levels");
+        assert_eq!(iommu(&["38080c"], &[]), Some(57));
+        assert_eq!(iommu(&["8d2008c10ef0466", "1c0000c40660462"], &[]), Some(39), "the narrowest");
+        assert_eq!(iommu(&["none"], &[]), None);
+    }
+
+    #[test]
+    fn an_amd_iommu_reaches_what_its_tables_do() {
+        assert_eq!(iommu(&[], &["58f77ef22294ade\n"]), Some(64), "six levels");
+        assert_eq!(iommu(&[], &["58f77ef22294ade:0\n"]), Some(64));
+        assert_eq!(iommu(&[], &["20:58f77ef22294ade\n"]), Some(64), "the other order");
+        assert_eq!(iommu(&[], &["58f77ef222942de:20"]), Some(48));
+        assert_eq!(iommu(&[], &["58f77ef222946de:20"]), Some(57));
+        assert_eq!(iommu(&[], &["58f77ef22294ede:20"]), None, "reserved: it translates nothing");
+    }
 }
