@@ -1,6 +1,7 @@
 //! Why a tape cannot be replayed.
 
 use thiserror::Error;
+use vmtape_machine::vmm::When;
 
 #[derive(Debug, Error)]
 pub enum Error {
@@ -12,6 +13,8 @@ pub enum Error {
     Spec(#[from] postcard::Error),
     #[error("{tape}: has no machine: an imported recording can be compared (`vmtape diff`), not replayed")]
     NoMachine { tape: String },
+    #[error("{tape}: at {at} there is no guest that could move: it has ended, or does not come to rest")]
+    NobodyMoves { tape: String, at: When },
     #[error("the backend `{backend}` refuses the machine: {reason}")]
     Refused { backend: String, reason: String },
     #[error("the backend `{backend}` broke after {exits} exits; what it said stands in the log")]

@@ -8,7 +8,7 @@ use crate::{
 use std::{cell::RefCell, io::Write, ops::ControlFlow, rc::Rc};
 use vmtape_abi::Backend;
 use vmtape_arch::{exit::ResumeKind, note::NoteKind};
-use vmtape_machine::{Inputs, Limits, Machine, MachineSpec, Recorder};
+use vmtape_machine::{Inputs, Limits, Machine, MachineSpec, Recorder, vmm::When};
 use vmtape_traces::{Event, event::End};
 
 /// Makes a VM of the backend that a specification names.
@@ -142,6 +142,30 @@ impl Player {
             self.end = Some(end);
         }
         Ok(())
+    }
+
+    /// Runs to a moment, and on to where the guest can move to another machine. `false`: it has ended, or does not come to
+    /// rest.
+    pub fn come_to_rest(&mut self, at: When) -> Result<bool, Error> {
+        match at {
+            When::Start => {}
+            When::Exit(exits) => self.advance(u64::MAX, exits)?,
+            When::Insn(instructions) => self.advance(instructions, u64::MAX)?,
+        }
+        self.rest()
+    }
+
+    /// Runs on to where the guest can move to another machine, as in [`Player::come_to_rest`].
+    pub fn rest(&mut self) -> Result<bool, Error> {
+        /// Instructions in a row that may leave the guest before it is considered not to come to rest.
+        const PATIENCE: u32 = 256;
+        for _ in 0..PATIENCE {
+            if self.end.is_some() || self.machine.can_move() {
+                break;
+            }
+            self.advance(self.machine.icount() + 1, u64::MAX)?;
+        }
+        Ok(self.end.is_none() && self.machine.can_move())
     }
 
     /// The events since the last call.

@@ -91,7 +91,7 @@ pub fn budget(tape: &Tape) -> Budget {
 }
 
 /// A script whose steps come at the instructions at which they came on the tape, whatever exits there are. What never came
-/// there never comes.
+/// there never comes: its moment is beyond every run.
 pub fn pinned_script(tape: &Tape, script: &[Step]) -> Result<Vec<Step>, Error> {
     if !script.iter().any(|step| matches!(step.at, When::Exit(_))) {
         return Ok(script.to_vec());
@@ -105,11 +105,11 @@ pub fn pinned_script(tape: &Tape, script: &[Step]) -> Result<Vec<Step>, Error> {
         }
     }
     let pin = |step: &Step| {
-        let When::Exit(wanted) = step.at else { return Some(step.clone()) };
-        let (_, icount) = moments.iter().find(|(exits, _)| *exits >= wanted)?;
-        Some(Step { at: When::Insn(*icount), action: step.action.clone() })
+        let When::Exit(wanted) = step.at else { return step.clone() };
+        let moment = moments.iter().find(|(exits, _)| *exits >= wanted);
+        Step { at: When::Insn(moment.map_or(u64::MAX, |(_, icount)| *icount)), action: step.action.clone() }
     };
-    Ok(script.iter().filter_map(pin).collect())
+    Ok(script.iter().map(pin).collect())
 }
 
 /// The inputs of a tape.

@@ -44,7 +44,7 @@ impl Machine {
         self.services.clock = source.services.clock;
         self.services.inputs.skip(&source.services.taken);
         self.services.taken = source.services.taken;
-        self.script.resume(source.script.done().to_vec());
+        self.script.take_over(&source.script);
         (self.current, self.turn_ends, self.exits) = (source.current, source.turn_ends, source.exits);
         for n in 0..self.vcpus.len() {
             self.take_vcpu(source, n)?;

@@ -164,6 +164,12 @@ impl Script {
         self.look_ahead();
     }
 
+    /// Goes on where another machine's is, with what was done there.
+    pub(crate) fn take_over(&mut self, other: &Self) {
+        self.log.clone_from(&other.log);
+        self.resume(other.done.clone());
+    }
+
     fn left(&self) -> impl Iterator<Item = &Step> {
         self.steps.iter().zip(&self.done).filter(|(_, done)| !**done).map(|(step, _)| step)
     }

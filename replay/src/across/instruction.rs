@@ -12,7 +12,6 @@ use crate::{
     player::Player,
     report::{Class, Divergence, Level, Rule},
     signature::Signature,
-    spec,
     state::{self, Difference},
     text,
     witness::{Deed, Entry},
@@ -170,9 +169,10 @@ fn try_out(
     (side, machine): (Side, &MachineSpec),
     guest: u8,
 ) -> Result<(Finding, u64), Error> {
-    let inputs = Box::new(spec::inputs(sides.tape)?);
-    let mut player =
-        Player::watched(sides.scripted(machine)?, inputs, sides.budget(machine), sides.create, false)?;
+    let mut player = match side {
+        Side::Expected => sides.player(machine, false)?,
+        Side::Actual => sides.moved(machine, &mut sides.player(&sides.expected, false)?, false)?,
+    };
     player.advance(before.icount, u64::MAX)?;
     let exits = before.exits[if side == Side::Expected { 0 } else { 1 }];
     let away = player.machine.exits().abs_diff(exits);

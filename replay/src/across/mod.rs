@@ -18,7 +18,7 @@ use crate::{
 };
 use vmtape_abi::Description;
 use vmtape_arch::vcpu::VcpuState;
-use vmtape_machine::MachineSpec;
+use vmtape_machine::{MachineSpec, vmm::When};
 use vmtape_traces::{Event, Tape, event::End};
 
 /// Instructions per stretch, at first and at most: a comparison looks at every page that was ever written.
@@ -39,6 +39,8 @@ pub struct Sides<'a> {
     pub expected_plugin: &'a Description,
     pub plugin: &'a Description,
     pub context: usize,
+    /// When the guest moves from the tape's machine to the other one.
+    pub at: When,
     /// Whether to look for the cause: other runs, each with one thing changed.
     pub explain: bool,
     pub reproduce: String,
@@ -94,11 +96,40 @@ impl Sides<'_> {
     }
 
     fn pair(&self, listen: bool) -> Result<Pair, Error> {
-        let player = |machine: &MachineSpec| {
-            let inputs = Box::new(spec::inputs(self.tape)?);
-            Player::watched(self.scripted(machine)?, inputs, self.budget(machine), self.create, listen)
-        };
-        Ok(Pair { expected: player(&self.expected)?, actual: player(&self.actual)?, questions: false })
+        let mut expected = self.player(&self.expected, listen)?;
+        let actual = self.moved(&self.actual, &mut expected, listen)?;
+        Ok(Pair { expected, actual, questions: false })
+    }
+
+    fn player(&self, machine: &MachineSpec, listen: bool) -> Result<Player, Error> {
+        let inputs = Box::new(spec::inputs(self.tape)?);
+        Player::watched(self.scripted(machine)?, inputs, self.budget(machine), self.create, listen)
+    }
+
+    /// Another machine, at the moment when the guest moves to it from the tape's.
+    fn moved(&self, machine: &MachineSpec, expected: &mut Player, listen: bool) -> Result<Player, Error> {
+        let mut actual = self.player(machine, listen)?;
+        if self.at == When::Start {
+            return Ok(actual);
+        }
+        if !expected.come_to_rest(self.at)? {
+            return Err(Error::NobodyMoves { tape: self.tape.name().to_owned(), at: self.at });
+        }
+        actual.machine.take_over(&mut expected.machine)?;
+        // What came before has no part in the comparison, but is on the tape.
+        for player in [&*expected, &actual] {
+            player.take_serial();
+            player.take_deeds();
+            player.take_page_faults();
+        }
+        Ok(actual)
+    }
+
+    /// The other machine, run to an instruction.
+    pub fn other_at(&self, icount: u64) -> Result<Player, Error> {
+        let mut actual = self.pair(false)?.actual;
+        actual.advance(icount, u64::MAX)?;
+        Ok(actual)
     }
 
     /// Runs both in stretches while they are equal.
@@ -109,7 +140,7 @@ impl Sides<'_> {
         report: &mut Report,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Option<Found>, Error> {
-        let (mut stretch, mut equal_at) = (FIRST_STRETCH, 0);
+        let (mut stretch, mut equal_at) = (FIRST_STRETCH, pair.expected.machine.icount());
         loop {
             pair.advance_to(equal_at + stretch)?;
             let (events, others) = (pair.expected.take_events(), pair.actual.take_events());

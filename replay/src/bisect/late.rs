@@ -199,18 +199,11 @@ impl<'a> Before<'a> {
     fn test(&self, goal: Point, second: &MachineSpec) -> Result<Told, Error> {
         let (mut player, mut chain) = self.start(goal)?;
         player.advance(goal.icount, goal.exits)?;
-        /// Instructions in a row that may leave the guest before it is considered not to come to rest.
-        const PATIENCE: u32 = 256;
-        for _ in 0..PATIENCE {
-            if player.end.is_some() || player.machine.can_move() {
-                break;
-            }
-            player.advance(player.machine.icount() + 1, u64::MAX)?;
-        }
+        let rests = player.rest()?;
         let point = Point::of(&player);
         let mut printed = self.printed.clone();
         printed.extend(player.take_serial());
-        if player.end.is_none() && !player.machine.can_move() {
+        if player.end.is_none() && !rests {
             let text = "the guest does not come to rest there".to_owned();
             return Ok(Told { mark: Mark::Skip, text, point, link: Vec::new(), printed });
         }

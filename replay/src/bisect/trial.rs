@@ -11,7 +11,7 @@ use crate::{
 };
 use serde::Serialize;
 use vmtape_abi::Description;
-use vmtape_machine::MachineSpec;
+use vmtape_machine::{MachineSpec, vmm::When};
 use vmtape_traces::{Event, Tape, event::End};
 
 /// Whether the guest runs in a comparison.
@@ -166,6 +166,7 @@ impl<'a> Bench<'a> {
             /// Exits of context before a difference.
             const CONTEXT: usize = 3;
             let sides = across::Sides {
+                at: When::Start,
                 tape,
                 expected,
                 actual,

@@ -43,7 +43,7 @@ pub enum Subject {
 
 /// A setting that takes a finding away.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "snake_case")]
 pub enum Pin {
     /// The guest's MAXPHYADDR, no more than this.
     PhysBits(u8),

@@ -16,7 +16,7 @@ use vmtape_arch::{
     note::Note,
     paging::Pte,
 };
-use vmtape_machine::MachineSpec;
+use vmtape_machine::{MachineSpec, vmm::When};
 use vmtape_traces::{Event, ExitGroup, Exits, Tape, event::Control};
 
 /// What kind of thing an address stands in.
@@ -41,8 +41,10 @@ pub struct Place {
     pub level: Option<u8>,
     pub value: Option<u64>,
     pub at: Option<u64>,
-    /// The first exit that shows it; `None`: the state at the end of the tape.
+    /// The first exit that shows it.
     pub exit: Option<u64>,
+    /// Where no exit does: instructions before the one that does. Neither: it is there at the end of the tape.
+    pub instruction: Option<u64>,
 }
 
 impl Place {
@@ -59,16 +61,19 @@ impl Place {
             value: Some(entry.value),
             at: Some(entry.at),
             exit,
+            instruction: None,
         }
     }
 
     pub fn device(gpa: u64, exit: u64) -> Self {
-        Self { kind: Kind::Device, address: gpa, level: None, value: None, at: None, exit: Some(exit) }
+        let exit = Some(exit);
+        Self { kind: Kind::Device, address: gpa, level: None, value: None, at: None, exit, instruction: None }
     }
 
     pub fn slot(gpa: u64, size: u64) -> Self {
         let last = gpa.saturating_add(size.saturating_sub(1));
-        Self { kind: Kind::Slot, address: last, level: None, value: None, at: Some(gpa), exit: None }
+        let at = Some(gpa);
+        Self { kind: Kind::Slot, address: last, level: None, value: None, at, exit: None, instruction: None }
     }
 }
 
@@ -85,10 +90,11 @@ impl fmt::Display for Place {
             Kind::Device => write!(f, "the device address (BAR) {:#x}", self.address)?,
             Kind::Slot => write!(f, "the memory slot {:#x}-{:#x}", self.at.unwrap_or(0), self.address)?,
         }
-        match (self.kind, self.exit) {
-            (_, Some(exit)) => write!(f, ", first seen at exit {exit}"),
-            (Kind::Slot, None) => Ok(()),
-            (_, None) => f.write_str(", there at the end of the tape"),
+        match (self.exit, self.instruction) {
+            (Some(exit), _) => write!(f, ", first seen at exit {exit}"),
+            (None, Some(instruction)) => write!(f, ", after {instruction} instructions"),
+            (None, None) if self.kind == Kind::Slot => Ok(()),
+            (None, None) => f.write_str(", there at the end of the tape"),
         }
     }
 }
@@ -127,6 +133,9 @@ impl Reach {
 #[derive(Clone, Debug, Default)]
 pub struct Footprint {
     pub exits: u64,
+    /// Exits and instructions before the guest moves.
+    pub moves_at_exit: u64,
+    pub moves_at_instruction: u64,
     pub entries: Reach,
     pub devices: Reach,
     pub slots: Reach,
@@ -143,30 +152,42 @@ pub struct Footprint {
 }
 
 impl Footprint {
-    /// Reads the tape, and runs it once more for the state at its end.
-    pub fn of(tape: &Tape, machine: &MachineSpec, create: Create) -> Result<Self, Error> {
+    /// Reads the tape, and runs it once more for its state: at its end, and when the guest moves. Addresses count from then
+    /// on; what the guest has read before it still knows.
+    pub fn of(tape: &Tape, machine: &MachineSpec, at: When, create: Create) -> Result<Self, Error> {
+        let mut player =
+            Player::new(machine.clone(), Box::new(spec::inputs(tape)?), spec::budget(tape), create, false)?;
         let mut footprint = Self::default();
+        if at != When::Start {
+            if !player.come_to_rest(at)? {
+                return Err(Error::NobodyMoves { tape: tape.name().to_owned(), at });
+            }
+            (footprint.moves_at_exit, footprint.moves_at_instruction) =
+                (player.machine.exits(), player.machine.icount());
+        }
+        footprint.state(&player, Some(footprint.moves_at_exit));
         let mut exits = Exits::new(tape.events(), 0);
         while let Some(group) = exits.next().transpose()? {
             footprint.group(&group);
             exits.other.drain(..).for_each(|event| footprint.event(&event));
         }
         exits.other.drain(..).for_each(|event| footprint.event(&event));
-        let mut player =
-            Player::new(machine.clone(), Box::new(spec::inputs(tape)?), spec::budget(tape), create, false)?;
         while player.end.is_none() {
             player.advance(u64::MAX, u64::MAX)?;
         }
-        for slot in player.machine.memory().slots() {
-            footprint.slots.add(Place::slot(slot.gpa, slot.size));
-        }
-        for vcpu in 0..machine.vcpus {
-            footprint.xcr0 |= player.machine.state(vcpu).map_or(0, |state| state.xcr0);
-            tables::scan(&player.machine, vcpu, &mut |entry| {
-                footprint.entries.add(Place::entry(entry, None));
-            });
-        }
+        footprint.state(&player, None);
         Ok(footprint)
+    }
+
+    /// What is there now, without anybody having to look at it.
+    fn state(&mut self, player: &Player, exit: Option<u64>) {
+        for slot in player.machine.memory().slots() {
+            self.slots.add(Place::slot(slot.gpa, slot.size));
+        }
+        for vcpu in 0..player.machine.spec().vcpus {
+            self.xcr0 |= player.machine.state(vcpu).map_or(0, |state| state.xcr0);
+            tables::scan(&player.machine, vcpu, &mut |entry| self.entries.add(Place::entry(entry, exit)));
+        }
     }
 
     /// The first exit at which the guest has read an entry of its CPUID table.
@@ -179,8 +200,8 @@ impl Footprint {
 
     fn event(&mut self, event: &Event) {
         match event {
-            Event::Control { control: Control::SetMemoryRegion { gpa, size, result: 0, .. }, .. }
-                if *size > 0 =>
+            Event::Control { control: Control::SetMemoryRegion { gpa, size, result: 0, .. }, icount }
+                if *size > 0 && *icount >= self.moves_at_instruction =>
             {
                 self.slots.add(Place::slot(*gpa, *size));
             }
@@ -196,9 +217,10 @@ impl Footprint {
         // KVM's walk that is going on: its address, and the table that its last entry leads to.
         let (mut walked, mut table) = (0, None);
         self.exits = exit + 1;
+        let moved = exit >= self.moves_at_exit;
         for note in group.before.iter().chain(&group.notes) {
             match *note {
-                Note::SiliconStep { gpa, before, level, .. } => {
+                Note::SiliconStep { gpa, before, level, .. } if moved => {
                     self.step(Entry { level, at: gpa, value: before }, exit);
                 }
                 Note::PagetableWalk { address, .. } => (walked, table) = (address, None),
@@ -206,11 +228,11 @@ impl Footprint {
                     let place = Place::entry(Entry { level, at: 0, value: pte }, Some(exit));
                     let at = table.map(|table: u64| table + tables::offset(walked, level));
                     table = Some(place.address);
-                    if Pte::from_bits(pte).p() {
+                    if Pte::from_bits(pte).p() && moved {
                         self.entries.add(Place { at, ..place });
                     }
                 }
-                Note::Mmio { gpa, .. } => self.devices.add(Place::device(gpa, exit)),
+                Note::Mmio { gpa, .. } if moved => self.devices.add(Place::device(gpa, exit)),
                 Note::Cpuid { function, index, .. } => {
                     self.cpuid.entry((function, index)).or_insert(exit);
                 }

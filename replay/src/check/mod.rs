@@ -4,6 +4,9 @@
 //! and memory slots, the CPUID leaves that it read) is held against what the host has ([`rules`]). And the guest is run
 //! again on the host's silicon, backend and profile, beside the tape's own machine ([`rerun`]). A refusal is no more than
 //! the first kind; that nothing breaks is said only after the second.
+//!
+//! By default the guest is run there from its start, so that everything on its tape is tried there. A guest that moves
+//! later has done what came before on its first host: only what it still holds then, or does afterwards, counts.
 
 pub mod finding;
 pub mod footprint;
@@ -19,7 +22,7 @@ use pins::Pins;
 use serde::Serialize;
 use vmtape_abi::Description;
 use vmtape_arch::cpuid::CpuidEntry;
-use vmtape_machine::{MachineSpec, Passport};
+use vmtape_machine::{MachineSpec, Passport, vmm::When};
 use vmtape_traces::Tape;
 
 /// The guest and what its tape shows.
@@ -30,6 +33,8 @@ pub struct Guest<'a> {
     /// What KVM_GET_SUPPORTED_CPUID says where it was recorded.
     pub supported: Vec<CpuidEntry>,
     pub plugin: &'a Description,
+    /// When it moves.
+    pub at: When,
     /// It has an assigned device: all its memory and BARs are mapped for DMA.
     pub assigned_device: bool,
 }
@@ -116,14 +121,25 @@ pub fn check(
     let worst = findings.first().filter(|_| verdict != Verdict::Safe);
     let reason = match (worst, &replay) {
         (Some(finding), _) => finding.to_string(),
-        (None, Some(report)) => format!("the same there, {} instructions long", report.compared.instructions),
+        (None, Some(report)) => {
+            let moved = guest.footprint.moves_at_instruction;
+            let from = if moved == 0 { String::new() } else { format!(", from instruction {moved} on") };
+            format!(
+                "the same there, {} instructions long{from}",
+                report.compared.instructions.saturating_sub(moved)
+            )
+        }
         (None, None) => String::new(),
     };
-    let pins = match verdict {
+    let differs = findings.iter().find(|finding| finding.subject == finding::Subject::Replay);
+    let mut pins = match verdict {
         Verdict::Safe => Pins::default(),
         _ => Pins::of(&findings, rules::widest(host)),
     };
-    let differs = findings.iter().find(|finding| finding.subject == finding::Subject::Replay);
+    if differs.is_none() {
+        // A guest that runs alike there does not mind the width.
+        pins.hide_width.clear();
+    }
     Ok(Assessment {
         host: host.passport.name.clone(),
         machine: machine_text(&host.machine),

@@ -73,13 +73,25 @@ impl Pins {
         Self { without, ..self.clone() }.qemu()
     }
 
-    /// Lines of libvirt's `<cpu>` element.
+    /// Lines of libvirt's domain XML. Its `emulate` gives QEMU `phys-bits` alone, which the models `host` and `max` ignore:
+    /// they have `host-phys-bits` on, and take a limit.
+    // See: libvirt docs/formatdomain.rst `maxphysaddr`; QEMU target/i386/host-cpu.c host_cpu_adjust_phys_bits()
     pub fn libvirt(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(bits) = self.phys_bits {
             lines.push(format!("<maxphysaddr mode='emulate' bits='{bits}'/>"));
+            lines.push(format!(
+                "<!-- in <cpu mode='host-passthrough'> and 'maximum': <maxphysaddr mode='passthrough' limit='{bits}'/> -->"
+            ));
         }
         lines.extend(self.without.iter().map(|name| format!("<feature policy='disable' name='{name}'/>")));
+        if let Some(bits) = self.guest_phys_bits {
+            lines.push("<!-- no element of libvirt's own for guest-phys-bits: -->".to_owned());
+            lines.push(format!(
+                "<qemu:commandline><qemu:arg value='-global'/><qemu:arg value='x86_64-cpu.guest-phys-bits={bits}'/>\
+                 </qemu:commandline>"
+            ));
+        }
         lines
     }
 }
@@ -108,7 +120,14 @@ mod tests {
         assert_eq!(pins.qemu(), "host-phys-bits=off,phys-bits=39,guest-phys-bits=39,-la57");
         assert_eq!(
             pins.libvirt(),
-            ["<maxphysaddr mode='emulate' bits='39'/>", "<feature policy='disable' name='la57'/>"]
+            [
+                "<maxphysaddr mode='emulate' bits='39'/>",
+                "<!-- in <cpu mode='host-passthrough'> and 'maximum': <maxphysaddr mode='passthrough' limit='39'/> -->",
+                "<feature policy='disable' name='la57'/>",
+                "<!-- no element of libvirt's own for guest-phys-bits: -->",
+                "<qemu:commandline><qemu:arg value='-global'/><qemu:arg value='x86_64-cpu.guest-phys-bits=39'/>\
+                 </qemu:commandline>",
+            ]
         );
     }
 

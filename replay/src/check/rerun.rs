@@ -7,14 +7,7 @@ use super::{
     machine_text, rules,
     tables::Entry,
 };
-use crate::{
-    Error, Report,
-    across::Sides,
-    explain, identical,
-    player::{Create, Player},
-    report::Divergence,
-    spec,
-};
+use crate::{Error, Report, across::Sides, explain, identical, player::Create, report::Divergence};
 use vmtape_arch::{
     cpuid::{CpuidEntry, find, maxphyaddr},
     exit::StimulusKind,
@@ -22,6 +15,7 @@ use vmtape_arch::{
 use vmtape_machine::{
     MachineSpec,
     model::{Feature, Register},
+    vmm::When,
 };
 use vmtape_traces::{Event, event::End};
 
@@ -50,45 +44,35 @@ pub fn run(
     reproduce: &str,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Ran, Error> {
-    let mut report = compare(guest, host, &host.machine, create, reproduce, progress)?;
+    let sides = sides(guest, host, &host.machine, create, reproduce);
+    let mut report = compare(guest, &sides, progress)?;
     let mut findings = Vec::new();
     if let Some(divergence) = &mut report.divergence {
-        if maxphyaddr(&guest.machine.cpuid) > host.machine.silicon.phys_bits {
+        if maxphyaddr(&guest.machine.cpuid) > host.machine.silicon.phys_bits && !reproduce.is_empty() {
             divergence.reproduce += " --force";
         }
-        let place = first_place(guest, host, divergence, create)?;
+        let place = first_place(guest, host, &sides, divergence)?;
         findings.push(finding(divergence).at(place.as_ref()).at_exit(divergence.expected_exit));
     } else {
         let unasked = unasked(guest, host);
         if !unasked.is_empty() {
             let machine =
                 MachineSpec { cpuid: without(&host.machine.cpuid, &unasked), ..host.machine.clone() };
-            let bare = compare(guest, host, &machine, create, reproduce, progress)?;
+            let bare = compare(guest, &self::sides(guest, host, &machine, create, reproduce), progress)?;
             findings.extend(bare.divergence.map(|divergence| uses(&divergence, &unasked)));
         }
     }
     Ok(Ran { report, findings })
 }
 
-fn compare(
-    guest: &Guest,
-    host: &Host,
+fn sides<'a>(
+    guest: &'a Guest,
+    host: &'a Host,
     machine: &MachineSpec,
-    create: Create,
+    create: Create<'a>,
     reproduce: &str,
-    progress: &mut dyn FnMut(u64),
-) -> Result<Report, Error> {
-    let (expected, actual) = (machine_text(&guest.machine), machine_text(machine));
-    if same(&guest.machine, machine) {
-        let method = "the same machine runs the guest again; every event is compared";
-        let mut report = Report::new(method, expected, actual);
-        identical::replay(guest.tape, machine.clone(), create, None, &mut report, reproduce, progress)?;
-        return Ok(report);
-    }
-    let method =
-        "both machines run the guest; registers, memory and output are compared instruction by instruction";
-    let mut report = Report::new(method, expected, actual);
-    let sides = Sides {
+) -> Sides<'a> {
+    Sides {
         tape: guest.tape,
         expected: guest.machine.clone(),
         actual: machine.clone(),
@@ -96,9 +80,27 @@ fn compare(
         expected_plugin: guest.plugin,
         plugin: host.plugin,
         context: CONTEXT,
+        at: guest.at,
         explain: true,
         reproduce: reproduce.to_owned(),
+    }
+}
+
+fn compare(guest: &Guest, sides: &Sides, progress: &mut dyn FnMut(u64)) -> Result<Report, Error> {
+    let (expected, actual) = (machine_text(&sides.expected), machine_text(&sides.actual));
+    if guest.at == When::Start && same(&sides.expected, &sides.actual) {
+        let method = "the same machine runs the guest again; every event is compared";
+        let mut report = Report::new(method, expected, actual);
+        let Sides { actual: machine, create, reproduce, .. } = sides;
+        identical::replay(guest.tape, machine.clone(), *create, None, &mut report, reproduce, progress)?;
+        return Ok(report);
+    }
+    let method = match guest.at {
+        When::Start => "both machines run the guest".to_owned(),
+        at => format!("the guest moves at {at}; from there both machines run it"),
     };
+    let method = format!("{method}; registers, memory and output are compared instruction by instruction");
+    let mut report = Report::new(method, expected, actual);
     sides.compare(&mut report, progress)?;
     Ok(report)
 }
@@ -125,13 +127,10 @@ fn finding(divergence: &Divergence) -> Finding {
 fn first_place(
     guest: &Guest,
     host: &Host,
+    sides: &Sides,
     divergence: &Divergence,
-    create: Create,
 ) -> Result<Option<Place>, Error> {
-    let inputs = Box::new(spec::inputs(guest.tape)?);
-    let budget = spec::Budget { exits: u64::MAX, ..spec::budget(guest.tape) };
-    let mut player = Player::new(host.machine.clone(), inputs, budget, create, false)?;
-    player.advance(divergence.icount, u64::MAX)?;
+    let mut player = sides.other_at(divergence.icount)?;
     player.listen(true);
     player.advance(divergence.icount + 1, u64::MAX)?;
     let exits: Vec<_> = player
@@ -150,8 +149,7 @@ fn first_place(
         let entries = state.map(|state| explain::tables(&player.machine, state, gva)).unwrap_or_default();
         let mut places = entries.iter().map(|entry| {
             let (level, value) = (entry.level, entry.after);
-            let place = Place::entry(Entry { level, at: entry.gpa.unwrap_or(0), value }, None);
-            Place { exit: divergence.expected_exit, ..place }
+            shown(divergence, Place::entry(Entry { level, at: entry.gpa.unwrap_or(0), value }, None))
         });
         if let Some(place) = places.find(|place| place.bits() > bits) {
             return Ok(Some(place));
@@ -161,9 +159,13 @@ fn first_place(
     let gpa = exits.last().map(|exit| exit.gpa).filter(|gpa| stuck && *gpa != 0);
     Ok(gpa.map(|gpa| {
         let slot = player.machine.memory().slots().iter().find(|slot| gpa.wrapping_sub(slot.gpa) < slot.size);
-        let place = slot.map_or(Place::device(gpa, 0), |slot| Place::slot(slot.gpa, slot.size));
-        Place { exit: divergence.expected_exit, ..place }
+        shown(divergence, slot.map_or(Place::device(gpa, 0), |slot| Place::slot(slot.gpa, slot.size)))
     }))
+}
+
+/// A place as a difference shows it: by the tape's exit, where there is one.
+fn shown(divergence: &Divergence, place: Place) -> Place {
+    Place { exit: divergence.expected_exit, instruction: Some(divergence.icount), ..place }
 }
 
 /// Features that the guest has not asked for on this tape, and that the other host does not have.

@@ -217,8 +217,9 @@ fn iommu(guest: &Guest, host: &Host, widths: &Widths, findings: &mut Vec<Finding
     let severity = if guest.assigned_device { Severity::Breaks } else { Severity::Caution };
     if let Some(place) = place {
         let sentence = format!("devices of {name} reach {bits} address bits: mapping this for DMA fails");
-        let finding = Finding::new(severity, Subject::Iommu, sentence, DMA);
-        findings.push(finding.at(Some(place)).pin(Pin::PhysBits(bits)));
+        let finding = Finding::new(severity, Subject::Iommu, sentence, DMA).at(Some(place));
+        // Without an assigned device nothing has to be narrower for it.
+        findings.push(if guest.assigned_device { finding.pin(Pin::PhysBits(bits)) } else { finding });
     } else if guest.assigned_device && widths.guest > bits {
         let sentence = format!(
             "devices of {name} reach {bits} address bits, the guest may place BARs within {}",
@@ -315,7 +316,9 @@ fn vmx_capabilities(guest: &Guest, host: &Host, findings: &mut Vec<Finding>) {
     /// IA32_VMX_BASIC to IA32_VMX_VMFUNC. See: SDM vol. 4 Table 2-2
     const CAPABILITIES: std::ops::RangeInclusive<u32> = 0x480..=0x491;
     let read = guest.footprint.msrs.iter().find(|(index, _)| CAPABILITIES.contains(index));
-    for name in host.passport.without_vmx_capabilities() {
+    // Without VMX none of these bits is the guest's. See: QEMU target/i386/cpu.c feature_dependencies
+    let promised = FEATURES.iter().any(|feature| feature.name == "vmx" && has(&guest.machine.cpuid, feature));
+    for name in host.passport.without_vmx_capabilities().filter(|_| promised) {
         let (severity, words) = match read {
             Some((index, _)) => (Severity::Breaks, format!("the guest has read {}", msr(*index))),
             None => (Severity::Caution, "the guest has not read these registers on this tape".to_owned()),

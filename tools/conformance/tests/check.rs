@@ -104,6 +104,64 @@ fn pinned_to_the_narrowest_host_firmware_may_go_everywhere() -> Result<()> {
     Ok(())
 }
 
+/// The guest looks at a reserved bit once, early: a host that does not hide its width answers otherwise. Moved later, it
+/// has its answer already.
+#[test]
+fn what_a_guest_did_before_it_moves_does_not_count() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let line = ["record", "-q", "-b", "vmx", "--host", "intel-46", "-o", "a.tape", "builtin:illegal"];
+    let recorded = vmtape(folder.path(), &line)?;
+    assert!(recorded.status.success(), "{}", tail(&recorded));
+    let check = |moment: &str| -> Result<(Option<i32>, serde_json::Value)> {
+        let line = ["check", "a.tape", "--to", "intel-52", "--at", moment, "--json"];
+        let output = vmtape(folder.path(), &line)?;
+        Ok((output.status.code(), serde_json::from_slice(&output.stdout)?))
+    };
+    let (code, at_boot) = check("start")?;
+    assert_eq!((code, &at_boot["hosts"][0]["verdict"]), (UNSAFE, &"unsafe".into()));
+    let divergence = &at_boot["hosts"][0]["replay"]["divergence"];
+    let looks = divergence["icount"].as_u64().context("an instruction")?;
+    let (_, before) = check(&format!("insn={}", looks - 20))?;
+    let moved = before["guest"]["moves_at_instruction"].as_u64().context("a moment")?;
+    assert!((looks - 20..=looks).contains(&moved), "{moved}, not about {looks}");
+    let same = &before["hosts"][0]["replay"]["divergence"];
+    assert_eq!((&same["signature"], &same["icount"]), (&divergence["signature"], &divergence["icount"]));
+    assert_eq!(before["hosts"][0]["reason"], at_boot["hosts"][0]["reason"]);
+    let (code, after) = check(&format!("insn={}", looks + 1))?;
+    assert_eq!((code, &after["hosts"][0]["verdict"]), (SAFE, &"safe".into()), "{after:#}");
+    assert!(
+        after["hosts"][0]["findings"].as_array().is_some_and(|found| !found.is_empty()),
+        "still a caution"
+    );
+    let beyond = vmtape(folder.path(), &["check", "a.tape", "--to", "intel-52", "--at", "exit=99999"])?;
+    assert_eq!(beyond.status.code(), COULD_NOT_TEST, "{}", tail(&beyond));
+    Ok(())
+}
+
+/// A BAR that the guest has taken out of its tables again is no device of the guest's that moves then.
+#[test]
+fn what_a_guest_no_longer_holds_when_it_moves_does_not_count() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    record(folder.path())?;
+    fs::write(folder.path().join("node.toml"), "vendor = 'intel'\nphys-bits = 46\niommu-bits = 39\n")?;
+    let check = |moment: &str| -> Result<serde_json::Value> {
+        let line = ["check", "bar.tape", "--vfio", "--to", "node.toml", "--at", moment, "--json"];
+        Ok(serde_json::from_slice(&vmtape(folder.path(), &line)?.stdout)?)
+    };
+    let held = |report: &serde_json::Value| {
+        let guest = &report["guest"];
+        let bits = |field: &str| guest[field].as_u64().unwrap_or_default();
+        (bits("entry_bits").max(bits("device_bits")), report["hosts"][0]["verdict"].clone())
+    };
+    let whole = check("start")?;
+    assert_eq!(held(&whole), (40, "unsafe".into()), "{whole:#}");
+    assert_eq!(held(&check("exit=1")?), (40, "unsafe".into()));
+    let last = whole["guest"]["exits"].as_u64().context("exits")? - 1;
+    let (bits, verdict) = held(&check(&format!("exit={last}"))?);
+    assert!(bits < 40 && verdict == "safe", "{bits} bits, {verdict}");
+    Ok(())
+}
+
 #[test]
 fn this_machine_has_a_passport_that_can_be_checked() -> Result<()> {
     let folder = tempfile::tempdir()?;

@@ -8,7 +8,7 @@ use clap::{ValueEnum, ValueHint};
 use std::{cell::RefCell, collections::BTreeMap, path::PathBuf, rc::Rc};
 use vmtape_abi::Backend;
 use vmtape_backends::LoadedPlugin;
-use vmtape_machine::{MachineSpec, hosts};
+use vmtape_machine::{MachineSpec, hosts, vmm::When};
 use vmtape_replay::{Error, Report, across, exits, identical, signature::Signature, spec};
 use vmtape_traces::Tape;
 
@@ -213,6 +213,7 @@ fn compare(
     let plugin = plugins.get(&actual.backend)?;
     let recorder = plugins.get(&expected.backend)?;
     let sides = across::Sides {
+        at: When::Start,
         tape,
         expected,
         actual,

@@ -9,6 +9,7 @@ use anyhow::Result;
 use serde::Serialize;
 use std::path::Path;
 use vmtape_arch::cpuid::maxphyaddr;
+use vmtape_machine::vmm::When;
 use vmtape_replay::check::{self, Assessment, Guest, Host, Verdict, footprint::Footprint};
 use vmtape_traces::Tape;
 
@@ -59,6 +60,26 @@ pub struct Cell {
     pub assessment: Option<Assessment>,
 }
 
+impl Cell {
+    /// A move that was not tried, or could not be.
+    fn untried(from: &KnownHost, to: &KnownHost, guest: &str, outcome: Outcome, reason: String) -> Self {
+        let (from, to) = (from.passport.name.clone(), to.passport.name.clone());
+        Self { from, to, outcome, reason, guest: guest.to_owned(), assessment: None }
+    }
+
+    fn of(from: &KnownHost, to: &KnownHost, guest: &str, answer: Result<Assessment>) -> Self {
+        match answer {
+            Ok(assessment) => Self {
+                outcome: assessment.verdict.into(),
+                reason: assessment.reason.clone(),
+                assessment: Some(assessment),
+                ..Self::untried(from, to, guest, Outcome::Unknown, String::new())
+            },
+            Err(error) => Self::untried(from, to, guest, Outcome::Unknown, format!("{error:#}")),
+        }
+    }
+}
+
 /// A host in a matrix.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
@@ -81,6 +102,9 @@ pub struct Matrix {
     pub cpu: Vec<String>,
     pub hosts: Vec<Row>,
     pub cells: Vec<Cell>,
+    /// The one row of a tape, whose destinations were all asked for.
+    #[serde(skip)]
+    pub of_tape: bool,
 }
 
 impl Matrix {
@@ -88,10 +112,9 @@ impl Matrix {
         self.cells.iter().find(|cell| cell.from == from && cell.to == to)
     }
 
-    /// Moves between different hosts that are safe, and all of them.
-    pub fn safe(&self) -> (usize, usize) {
-        let moves = || self.cells.iter().filter(|cell| cell.from != cell.to);
-        (moves().filter(|cell| cell.outcome == Outcome::Safe).count(), moves().count())
+    /// The cells that count: within a fleet, staying at home is no move.
+    pub fn moves(&self) -> impl Iterator<Item = &Cell> {
+        self.cells.iter().filter(|cell| self.of_tape || cell.from != cell.to)
     }
 }
 
@@ -134,63 +157,44 @@ impl Question<'_> {
         let mut cpu: Vec<_> = self.templates.iter().map(|template| template.cpu.clone()).collect();
         cpu.dedup();
         let guests = self.templates.iter().map(|template| template.image.name.clone()).collect();
-        Ok(Matrix { guests, cpu, hosts, cells })
+        Ok(Matrix { guests, cpu, hosts, cells, of_tape: false })
     }
 
     /// One guest, started on one host, against all others.
     fn moves(&self, source: &KnownHost, template: &Template, to: &[KnownHost]) -> Vec<Cell> {
         let tape = self.folder.join("guest.tape");
         let started = template.start(source, self.plugins, &tape);
-        let cell = |host: &KnownHost, outcome, reason| Cell {
-            from: source.passport.name.clone(),
-            to: host.passport.name.clone(),
-            outcome,
-            reason,
-            guest: template.image.name.clone(),
-            assessment: None,
+        let name = &template.image.name;
+        let untried = |outcome, reason: String| {
+            to.iter().map(|host| Cell::untried(source, host, name, outcome, reason.clone())).collect()
         };
         let (loaded, machine) = match started {
             Ok(Some(started)) => started,
             Ok(None) => {
-                let reason = format!(
-                    "`{}` is wider than {}: the guest does not start",
-                    template.cpu, source.passport.name
-                );
-                return to.iter().map(|host| cell(host, Outcome::NotStarted, reason.clone())).collect();
+                let cpu = &template.cpu;
+                let reason =
+                    format!("`{cpu}` is wider than {}: the guest does not start", source.passport.name);
+                return untried(Outcome::NotStarted, reason);
             }
-            Err(error) => {
-                let reason = format!("{error:#}");
-                return to.iter().map(|host| cell(host, Outcome::Unknown, reason.clone())).collect();
-            }
+            Err(error) => return untried(Outcome::Unknown, format!("{error:#}")),
         };
         let assessed = || -> Result<Vec<Cell>> {
             let tape = Tape::open_whole(&tape)?;
             let create = |machine: &_| self.plugins.create(machine);
-            let footprint = Footprint::of(&tape, &machine, &create)?;
+            let footprint = Footprint::of(&tape, &machine, When::Start, &create)?;
             let guest = Guest {
                 tape: &tape,
                 machine,
                 footprint,
                 supported: loaded.supported.clone(),
                 plugin: &loaded.plugin.description,
+                at: When::Start,
                 assigned_device: self.assigned_device,
             };
-            Ok(to
-                .iter()
-                .map(|host| match assess(&guest, host, self.plugins, "", &mut |_| ()) {
-                    Ok(assessment) => Cell {
-                        outcome: assessment.verdict.into(),
-                        reason: assessment.reason.clone(),
-                        assessment: Some(assessment),
-                        ..cell(host, Outcome::Unknown, String::new())
-                    },
-                    Err(error) => cell(host, Outcome::Unknown, format!("{error:#}")),
-                })
-                .collect())
+            let assess = |host| assess(&guest, host, self.plugins, "", &mut |_| ());
+            Ok(to.iter().map(|host| Cell::of(source, host, name, assess(host))).collect())
         };
-        assessed().unwrap_or_else(|error| {
-            to.iter().map(|host| cell(host, Outcome::Unknown, format!("{error:#}"))).collect()
-        })
+        assessed().unwrap_or_else(|error| untried(Outcome::Unknown, format!("{error:#}")))
     }
 }
 
@@ -233,25 +237,14 @@ impl Matrix {
     /// The one row of a tape: from where it was recorded.
     pub fn of_tape(
         source: &KnownHost,
-        to: &[KnownHost],
         guest: &Guest,
-        assessments: &[Assessment],
+        answers: Vec<(&KnownHost, Result<Assessment>)>,
         plugins: &Plugins,
-    ) -> Result<Self> {
-        let mut hosts = Vec::new();
-        for host in to {
-            hosts.push(row(host, &host.load(plugins, Some(&guest.machine))?));
-        }
-        let name = &guest.machine.image.name;
-        let cells = assessments.iter().map(|assessment| Cell {
-            from: source.passport.name.clone(),
-            to: assessment.host.clone(),
-            outcome: assessment.verdict.into(),
-            reason: assessment.reason.clone(),
-            guest: name.clone(),
-            assessment: Some(assessment.clone()),
-        });
-        let cells = cells.collect();
-        Ok(Self { guests: vec![name.clone()], cpu: vec![guest.machine.cpu.clone()], hosts, cells })
+    ) -> Self {
+        let name = guest.machine.image.name.clone();
+        let loaded = |host: &KnownHost| Some(row(host, &host.load(plugins, Some(&guest.machine)).ok()?));
+        let hosts = answers.iter().filter_map(|(host, _)| loaded(host)).collect();
+        let cells = answers.into_iter().map(|(host, answer)| Cell::of(source, host, &name, answer)).collect();
+        Self { cpu: vec![guest.machine.cpu.clone()], guests: vec![name], hosts, cells, of_tape: true }
     }
 }

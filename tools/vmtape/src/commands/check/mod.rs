@@ -20,7 +20,7 @@ use serde::Serialize;
 use source::Template;
 use std::{fs, io, path::PathBuf};
 use vmtape_arch::host::Silicon;
-use vmtape_machine::{Passport, hosts::passport};
+use vmtape_machine::{Passport, hosts::passport, vmm::When};
 use vmtape_replay::{
     check::{Assessment, Guest, Verdict, footprint::Footprint},
     spec,
@@ -56,6 +56,11 @@ pub struct Args {
     #[arg(long, value_name = "MODEL", requires = "fleet", conflicts_with = "to", allow_hyphen_values = true)]
     cpu: Option<String>,
 
+    /// When the guest moves: start, exit=N, or insn=N, and on to where it comes to rest. By default it is started there, so
+    /// that everything on its tape is tried there; moved later, what it has done before and no longer holds does not count
+    #[arg(long, value_name = "MOMENT", default_value = "start", conflicts_with = "fleet")]
+    at: When,
+
     /// The guest has an assigned device (VFIO): its memory and BARs are mapped in the IOMMU
     #[arg(long)]
     vfio: bool,
@@ -84,14 +89,21 @@ struct Report {
     /// One per host, for a tape.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     hosts: Vec<Assessment>,
-    /// Hosts that could not be tried, with the reason.
+    /// Hosts that could not be tried.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    errors: Vec<(String, String)>,
+    errors: Vec<Failure>,
     /// For a fleet, and for a page.
     #[serde(skip_serializing_if = "Option::is_none")]
     matrix: Option<Matrix>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pin: Option<pins::Pinned>,
+}
+
+/// A host that could not be tried, and why.
+#[derive(Serialize)]
+struct Failure {
+    host: String,
+    error: String,
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -103,7 +115,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         whole_fleet(args, &plugins, folder.path())?
     };
     if let (Some(path), Some(matrix)) = (&args.html, &report.matrix) {
-        let page = html::page(matrix, report.pin.as_ref());
+        let page = html::page(matrix, report.guest.as_ref(), report.pin.as_ref());
         fs::write(path, page).with_context(|| path.display().to_string())?;
     }
     if args.json {
@@ -116,8 +128,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 /// The verdict of all verdicts. That something could not be tried is worse than that it is unsafe.
 fn code(report: &Report) -> ExitCode {
-    let cells = report.matrix.iter().flat_map(|matrix| &matrix.cells);
-    let moves: Vec<_> = cells.filter(|cell| cell.from != cell.to || !report.hosts.is_empty()).collect();
+    let moves: Vec<_> = report.matrix.iter().flat_map(Matrix::moves).collect();
     if !report.errors.is_empty() || moves.iter().any(|cell| cell.outcome == Outcome::Unknown) {
         ExitCode::COULD_NOT_TEST
     } else if report.hosts.iter().any(|host| host.verdict != Verdict::Safe)
@@ -159,38 +170,44 @@ fn one_tape(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Result<
     let bar = progress("check");
     bar.set_message("what the tape shows");
     let guest = Guest {
-        footprint: Footprint::of(&tape, &machine, &create)?,
+        footprint: Footprint::of(&tape, &machine, args.at, &create)?,
         supported: loaded.supported.clone(),
         plugin: &loaded.plugin.description,
+        at: args.at,
         assigned_device: args.vfio,
         tape: &tape,
         machine,
     };
-    let (mut assessments, mut errors) = (Vec::new(), Vec::new());
+    let mut answers = Vec::new();
     for (host, text) in known.iter().zip(&args.to) {
         let mut tick = |instructions| bar.set_message(format!("{text}: {instructions} instructions"));
         let reproduce = pins::replay_command(path, host, text);
         match fleet::assess(&guest, host, plugins, &reproduce, &mut tick) {
-            Ok(assessment) => assessments.push(assessment),
             Err(error) if ExitCode::of_error(&error) == ExitCode::USAGE => return Err(error),
-            Err(error) => errors.push((host.passport.name.clone(), format!("{error:#}"))),
+            answer => answers.push((host, answer)),
         }
     }
     bar.finish_and_clear();
     let template = Template::of(&guest.machine, spec::budget(&tape));
     let pin = args.pin.then(|| {
-        let findings: Vec<_> = assessments.iter().flat_map(|assessment| &assessment.findings).collect();
+        let assessments = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
+        let findings: Vec<_> = assessments.flat_map(|assessment| &assessment.findings).collect();
         let question = Question { plugins, templates: &[template], assigned_device: args.vfio, folder };
         pins::pin(&findings, false, &question, std::slice::from_ref(&source), &known)
     });
-    let matrix = args.html.is_some().then(|| Matrix::of_tape(&source, &known, &guest, &assessments, plugins));
-    Ok(Report {
-        guest: Some(text::GuestText::of(path, &guest)),
-        hosts: assessments,
-        errors,
-        matrix: matrix.transpose()?,
-        pin: pin.transpose()?,
-    })
+    let pin = pin.transpose()?;
+    let guest_text = text::GuestText::of(path, &guest);
+    let (mut hosts, mut errors) = (Vec::new(), Vec::new());
+    for (host, answer) in &answers {
+        match answer {
+            Ok(assessment) => hosts.push(assessment.clone()),
+            Err(error) => {
+                errors.push(Failure { host: host.passport.name.clone(), error: format!("{error:#}") });
+            }
+        }
+    }
+    let matrix = args.html.is_some().then(|| Matrix::of_tape(&source, &guest, answers, plugins));
+    Ok(Report { guest: Some(guest_text), hosts, errors, matrix, pin })
 }
 
 /// The host that a tape was recorded on, as far as it says.

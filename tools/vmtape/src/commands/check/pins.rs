@@ -1,14 +1,14 @@
 //! Settings in the words of QEMU, libvirt and the kernel's modules, and whether they help.
 
 use super::{
-    fleet::{Outcome, Question},
+    fleet::{Matrix, Outcome, Question},
     hosts::{KnownHost, LoadedHost},
 };
 use anyhow::Result;
 use serde::Serialize;
 use std::{fmt, path::Path};
 use vmtape_arch::{cpuid::maxphyaddr, host::Vendor};
-use vmtape_machine::model;
+use vmtape_machine::{Passport, model};
 use vmtape_replay::check::{finding::Finding, pins::Pins};
 
 /// KVM's parameter that hides a host's width.
@@ -32,8 +32,23 @@ pub struct Pinned {
     /// Moves between different hosts that are safe with all of that, and all of them.
     pub safe: usize,
     pub moves: usize,
-    /// Moves that no setting makes safe, with the reason.
-    pub left: Vec<String>,
+    /// Moves that no setting makes safe.
+    pub left: Vec<Left>,
+}
+
+/// A move that is not safe with all settings, and why.
+#[derive(Clone, Debug, Serialize)]
+pub struct Left {
+    pub from: String,
+    pub to: String,
+    pub outcome: Outcome,
+    pub reason: String,
+}
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}: {}: {}", self.from, self.to, self.outcome.text(), self.reason)
+    }
 }
 
 /// Collects the settings that the findings ask for, starts the guests with them, and checks again. `too_wide`: somewhere
@@ -56,40 +71,54 @@ pub fn pin(
     if too_wide {
         settings.phys_bits = Some(settings.phys_bits.unwrap_or(widest).min(widest));
     }
+    let mut hosts = std::mem::take(&mut settings.hide_width);
     if let Some(bits) = settings.phys_bits {
         // Pinned, the guest is narrower than every wider host.
-        let wider = loaded
-            .iter()
-            .filter(|(host, loaded)| host.passport.silicon.phys_bits > bits && !loaded.hides_width);
-        settings.hide_width.extend(wider.map(|(host, _)| host.passport.name.clone()));
+        let wider =
+            |host: &Passport, loaded: &LoadedHost| host.silicon.phys_bits > bits && !loaded.hides_width;
+        let wider = loaded.iter().filter(|(host, loaded)| wider(&host.passport, loaded));
+        hosts.extend(wider.map(|(host, _)| host.passport.name.clone()));
     }
+    let mut left = trial(&settings, question, from, to)?;
+    if left.1.iter().any(|left| hosts.contains(&left.from) || hosts.contains(&left.to)) {
+        // Hosts that only these guests' moves have to do with; the others may stay as they are.
+        hosts.retain(|name| left.1.iter().any(|left| left.from == *name || left.to == *name));
+        settings.hide_width = hosts;
+        left = trial(&settings, question, from, to)?;
+    }
+    let (moves, left) = left;
+    if left.is_empty() {
+        // Started with these settings, the guests put nothing where it would be in the way.
+        settings.conflicts.clear();
+    }
+    let hosts = to.iter().filter(|host| settings.hide_width.contains(&host.passport.name)).map(host_setting);
+    let hosts = hosts.collect();
+    let (qemu, libvirt) = (settings.qemu(), settings.libvirt());
+    Ok(Pinned { qemu, libvirt, hosts, safe: moves - left.len(), moves, left, settings })
+}
+
+/// Starts the guests with these settings and checks them again: how many moves there are, and those that are not safe.
+fn trial(
+    settings: &Pins,
+    question: &Question,
+    from: &[KnownHost],
+    to: &[KnownHost],
+) -> Result<(usize, Vec<Left>)> {
     let set =
-        |hosts: &[KnownHost]| hosts.iter().map(|host| with_settings(host, &settings)).collect::<Vec<_>>();
-    let (from, to) = (set(from), set(to));
-    let known = |name: &str| model::named(name).is_ok();
-    let words = settings.model(known);
+        |hosts: &[KnownHost]| hosts.iter().map(|host| with_settings(host, settings)).collect::<Vec<_>>();
+    let words = settings.model(|name| model::named(name).is_ok());
     let pinned = |cpu: &str| if words.is_empty() { cpu.to_owned() } else { format!("{},{words}", bare(cpu)) };
     let templates: Vec<_> = question.templates.iter().map(|t| t.with_cpu(pinned(&t.cpu))).collect();
-    let trial = Question { templates: &templates, ..*question };
-    let matrix = trial.ask(&from, &to, &mut |_| ())?;
-    let hosts = to.iter().filter(|host| settings.hide_width.contains(&host.passport.name)).map(host_setting);
-    let mut hosts: Vec<_> = hosts.collect();
-    hosts.dedup();
+    let matrix = Question { templates: &templates, ..*question }.ask(&set(from), &set(to), &mut |_| ())?;
     // Within a fleet, staying at home is no move.
-    let one_source = from.len() == 1;
-    let moves = || matrix.cells.iter().filter(|cell| one_source || cell.from != cell.to);
-    let left = moves().filter(|cell| cell.outcome != Outcome::Safe);
-    let left =
-        left.map(|cell| format!("{} -> {}: {}: {}", cell.from, cell.to, cell.outcome.text(), cell.reason));
-    Ok(Pinned {
-        qemu: settings.qemu(),
-        libvirt: settings.libvirt(),
-        hosts,
-        safe: moves().filter(|cell| cell.outcome == Outcome::Safe).count(),
-        moves: moves().count(),
-        left: left.collect(),
-        settings,
-    })
+    let matrix = Matrix { of_tape: from.len() == 1, ..matrix };
+    let left = matrix.moves().filter(|cell| cell.outcome != Outcome::Safe).map(|cell| Left {
+        from: cell.from.clone(),
+        to: cell.to.clone(),
+        outcome: cell.outcome,
+        reason: cell.reason.clone(),
+    });
+    Ok((matrix.moves().count(), left.collect()))
 }
 
 /// A model without the widths that were chosen before.
@@ -129,11 +158,6 @@ impl fmt::Display for Pinned {
         }
         for (n, line) in self.libvirt.iter().enumerate() {
             writeln!(f, "  {:8} {line}", if n == 0 { "libvirt:" } else { "" })?;
-        }
-        if let Some(bits) = self.settings.guest_phys_bits {
-            writeln!(f, "           <!-- no element for it: <qemu:commandline> -->")?;
-            writeln!(f, "           <qemu:arg value='-global'/>")?;
-            writeln!(f, "           <qemu:arg value='MODEL-x86_64-cpu.guest-phys-bits={bits}'/>")?;
         }
         for HostSetting { host, setting } in &self.hosts {
             writeln!(f, "  {host}: {setting}")?;

@@ -1,6 +1,9 @@
 //! Verdicts for a terminal.
 
-use super::{Report, fleet::Matrix};
+use super::{
+    Failure, Report,
+    fleet::{Matrix, Outcome},
+};
 use crate::scenarios::report::table;
 use anyhow::Result;
 use serde::Serialize;
@@ -25,6 +28,9 @@ pub struct GuestText {
     pub phys_bits: u8,
     pub guest_phys_bits: u8,
     pub exits: u64,
+    /// Exits and instructions before it moves.
+    pub moves_at_exit: u64,
+    pub moves_at_instruction: u64,
     /// Address bits that its paging entries, device accesses and memory slots need.
     pub entry_bits: u8,
     pub device_bits: u8,
@@ -40,6 +46,8 @@ impl GuestText {
             phys_bits: maxphyaddr(&guest.machine.cpuid),
             guest_phys_bits: guest_phys_bits(&guest.machine.cpuid),
             exits: guest.footprint.exits,
+            moves_at_exit: guest.footprint.moves_at_exit,
+            moves_at_instruction: guest.footprint.moves_at_instruction,
             entry_bits: guest.footprint.entries.bits(),
             device_bits: guest.footprint.devices.bits(),
             slot_bits: guest.footprint.slots.bits(),
@@ -64,10 +72,14 @@ pub fn print(out: &mut impl Write, report: &Report) -> Result<()> {
             guest.entry_bits, guest.device_bits, guest.slot_bits
         )?;
     }
+    if let Some(guest) = report.guest.as_ref().filter(|guest| guest.moves_at_instruction != 0) {
+        let (exit, instruction) = (guest.moves_at_exit, guest.moves_at_instruction);
+        writeln!(out, "  moves before exit {exit}, after {instruction} instructions")?;
+    }
     for host in &report.hosts {
         print_host(out, host)?;
     }
-    for (host, error) in &report.errors {
+    for Failure { host, error } in &report.errors {
         writeln!(out, "\n{host}: COULD NOT TEST: {error}")?;
     }
     if let (Some(matrix), true) = (&report.matrix, report.hosts.is_empty()) {
@@ -97,14 +109,15 @@ fn print_host(out: &mut impl Write, host: &Assessment) -> Result<()> {
         }
     }
     for line in pin_lines(host) {
-        writeln!(out, "  to pin: {line}")?;
+        writeln!(out, "  {line}")?;
     }
     let divergence = host.replay.as_ref().and_then(|report| report.divergence.as_ref());
     if let Some(divergence) = divergence {
-        let exit = divergence.expected_exit.map_or(String::new(), |exit| format!(" exit {exit}"));
+        let exit = divergence.expected_exit;
+        let exit = exit.map_or(String::new(), |exit| format!("at exit {exit} of the tape, "));
         writeln!(
             out,
-            "  first difference: at{exit} of the tape, after {} instructions, rip {:#x}",
+            "  first difference: {exit}after {} instructions, rip {:#x}",
             divergence.icount, divergence.rip
         )?;
         for story in &divergence.stories {
@@ -121,14 +134,15 @@ fn print_host(out: &mut impl Write, host: &Assessment) -> Result<()> {
     Ok(())
 }
 
-/// The settings that would help on one host.
+/// The settings that would help on one host, and what no setting does.
 pub fn pin_lines(host: &Assessment) -> Vec<String> {
     let pins = &host.pins;
-    let guest = (!pins.qemu().is_empty()).then(|| format!("-cpu MODEL,{}", pins.qemu()));
+    let guest = (!pins.qemu().is_empty()).then(|| format!("to pin: -cpu MODEL,{}", pins.qemu()));
     let hide = pins.hide_width.iter().map(|host| {
-        format!("KVM on {host} has to hide its width (kvm_intel: allow_smaller_maxphyaddr=1; kvm_amd: npt=0)")
+        format!("to pin: KVM on {host} has to hide its width (kvm_intel: allow_smaller_maxphyaddr=1; kvm_amd: npt=0)")
     });
-    guest.into_iter().chain(hide).chain(pins.conflicts.iter().cloned()).collect()
+    let conflicts = pins.conflicts.iter().map(|conflict| format!("cannot be had: {conflict}"));
+    guest.into_iter().chain(hide).chain(conflicts).collect()
 }
 
 fn print_matrix(out: &mut impl Write, matrix: &Matrix) -> Result<()> {
@@ -155,7 +169,7 @@ fn print_matrix(out: &mut impl Write, matrix: &Matrix) -> Result<()> {
         moves.add_row(std::iter::once(from).chain(cells));
     }
     writeln!(out, "{moves}\n")?;
-    for cell in matrix.cells.iter().filter(|cell| cell.outcome != super::fleet::Outcome::Safe) {
+    for cell in matrix.cells.iter().filter(|cell| cell.outcome != Outcome::Safe) {
         writeln!(
             out,
             "{} -> {}: {} ({}): {}",
@@ -166,10 +180,11 @@ fn print_matrix(out: &mut impl Write, matrix: &Matrix) -> Result<()> {
             cell.reason
         )?;
     }
-    let (safe, moves) = matrix.safe();
+    let safe = matrix.moves().filter(|cell| cell.outcome == Outcome::Safe).count();
     writeln!(
         out,
-        "{safe} of {moves} moves are safe, for {} with `{}`",
+        "{safe} of {} moves are safe, for {} with `{}`",
+        matrix.moves().count(),
         matrix.guests.join(", "),
         matrix.cpu.join(", ")
     )?;
