@@ -5,7 +5,6 @@ use vmtape_arch::{
     cpuid::CpuidEntry,
     exception::Exception,
     exit::{Exit, Resume},
-    host::Silicon,
     note::{Note, NoteKind},
     open_enum,
     sensitive::Sensitive,
@@ -226,40 +225,6 @@ pub struct MemoryRegion {
     pub hpa: u64,
 }
 
-/// What a VM is created with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VmConfig {
-    pub silicon: Silicon,
-    /// Profile, patches and module parameters: `("kvm", "v6.12")`, `("+NAME", "")`, `("-NAME", "")`, `("ept", "on")`, ...
-    pub options: Vec<(String, String)>,
-}
-
-/// One row of a table that a plugin exports.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TableRow {
-    pub id: u32,
-    /// Short name, as options and fault plans spell it.
-    pub name: String,
-    /// One sentence.
-    pub text: String,
-    /// Manual section, or KVM file, function and commit.
-    pub source: String,
-    /// Parameters: the default. Patches: the first release, "never merged" or "silicon". Profiles: "release", "alias" or
-    /// "series". Otherwise empty.
-    pub value: String,
-    /// Patches: the commit, or where it was posted.
-    pub commit: String,
-    /// Patches: the subject line.
-    pub subject: String,
-    /// Patches and parameters: the first release that has it. Profiles: the release that it is, or is built upon. Empty:
-    /// no release.
-    pub since: String,
-    /// Patches and parameters: the first release that no longer has it. Empty: all later ones have it.
-    pub until: String,
-    /// The commit that took it out there.
-    pub undone_by: String,
-}
-
 open_enum! {
     /// What [`Backend::query`] can be asked: values that KVM or silicon hold and that no other call shows.
     pub struct Query(u32) {
@@ -276,33 +241,6 @@ open_enum! {
         /// `last_vmentry_cpu` of the vCPU, an int in two's complement.
         LAST_VMENTRY_CPU = 5 => "last-vmentry-cpu",
     }
-}
-
-/// What a plugin says of itself before any VM exists.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Description {
-    pub name: String,
-    pub summary: String,
-    pub isa: vmtape_arch::exit::Isa,
-    pub vendor: vmtape_arch::host::Vendor,
-    pub rules: Vec<TableRow>,
-    pub patches: Vec<TableRow>,
-    pub parameters: Vec<TableRow>,
-    pub fault_points: Vec<TableRow>,
-    /// Profiles known, oldest first.
-    pub profiles: Vec<TableRow>,
-    /// Capabilities worth showing: id is the KVM_CAP number.
-    pub capabilities: Vec<TableRow>,
-}
-
-/// A plugin: what is known before a VM exists, and the way to one.
-pub trait Plugin {
-    type Vm: Backend;
-
-    fn describe() -> Description;
-
-    /// Creates a VM. The error says which option or which property of the silicon does not fit.
-    fn create(config: &VmConfig) -> Result<Self::Vm, String>;
 }
 
 /// A VM under one backend: silicon (`access`, `sensitive`, `exception`, `window`) and KVM (everything else).

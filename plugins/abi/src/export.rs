@@ -4,7 +4,8 @@
 #![allow(unsafe_code)]
 
 use crate::{
-    contract::{Backend, Errno, MemoryRegion, Plugin, Query, TableRow, VmConfig},
+    contract::{Backend, Errno, MemoryRegion, Query},
+    plugin::{Plugin, TableRow, VmConfig},
     proxy::{HostProxy, take_panic},
     raw::{bytes, put_bytes, slice, text},
     table::*,
@@ -113,6 +114,29 @@ unsafe fn guarded<B>(vm: *const Vm, call: impl FnOnce(&mut B) -> Result<(), Errn
     }
 }
 
+/// Hands CPUID entries to a sink.
+///
+/// # Safety
+/// The sink's context is alive.
+unsafe fn put_cpuid(sink: CpuidSink, entries: &[CpuidEntry]) {
+    // SAFETY: the sink copies what it wants before it returns.
+    unsafe { (sink.put)(sink.ctx, entries.as_ptr(), entries.len()) }
+}
+
+/// A function of the table that asks a VM: its arguments as `table.rs` has them, and what to do with the backend.
+macro_rules! call {
+    ($name:ident($vm:ident: $pointer:ty $(, $arg:ident: $type:ty)* $(,)?), |$backend:ident| $act:expr) => {
+        unsafe extern "C" fn $name($vm: $pointer $(, $arg: $type)*) -> Status {
+            unsafe {
+                guarded::<P::Vm>($vm, |$backend| {
+                    $act;
+                    Ok(())
+                })
+            }
+        }
+    };
+}
+
 /// The functions of the table, one instance per plugin.
 ///
 /// All share one contract. SAFETY, for every function below: the host passes pointers as `table.rs` and the header
@@ -189,230 +213,144 @@ impl<P: Plugin> Exports<P> {
         }
     }
 
-    unsafe extern "C" fn resolved(vm: *const Vm, sink: OptionSink) -> Status {
-        unsafe {
-            guarded::<P::Vm>(vm, |backend| {
-                for (key, value) in backend.resolved() {
-                    (sink.put)(sink.ctx, Text::new(&key), Text::new(&value));
-                }
-                Ok(())
-            })
+    call!(resolved(vm: *const Vm, sink: OptionSink), |backend| {
+        for (key, value) in backend.resolved() {
+            (sink.put)(sink.ctx, Text::new(&key), Text::new(&value));
         }
-    }
+    });
 
-    unsafe extern "C" fn check_extension(vm: *const Vm, cap: u32, value: *mut i64) -> Status {
-        unsafe {
-            guarded::<P::Vm>(vm, |backend| {
-                *value = backend.check_extension(cap);
-                Ok(())
-            })
+    call!(check_extension(vm: *const Vm, cap: u32, value: *mut i64), |backend| {
+        *value = backend.check_extension(cap);
+    });
+
+    call!(query(vm: *const Vm, vcpu: u32, what: Query, value: *mut u64), |backend| {
+        *value = backend.query(vcpu, what)?;
+    });
+
+    call!(
+        supported_cpuid(vm: *const Vm, silicon: *const CpuidEntry, count: usize, sink: CpuidSink),
+        |backend| put_cpuid(sink, &backend.supported_cpuid(slice(silicon, count)))
+    );
+
+    call!(set_memory_region(vm: *mut Vm, region: *const MemoryRegion, host: HostRef), |backend| {
+        backend.set_memory_region(&*region, &mut HostProxy::new(host))?;
+    });
+
+    call!(create_vcpu(vm: *mut Vm, vcpu: u32), |backend| backend.create_vcpu(vcpu)?);
+
+    call!(
+        set_cpuid(
+            vm: *mut Vm,
+            vcpu: u32,
+            state: *mut VcpuState,
+            entries: *const CpuidEntry,
+            count: usize,
+            host: HostRef,
+        ),
+        |backend| backend.set_cpuid(vcpu, &mut *state, slice(entries, count), &mut HostProxy::new(host))?
+    );
+
+    call!(get_cpuid(vm: *const Vm, vcpu: u32, sink: CpuidSink), |backend| {
+        put_cpuid(sink, &backend.get_cpuid(vcpu));
+    });
+
+    call!(
+        get_msr(
+            vm: *mut Vm,
+            vcpu: u32,
+            state: *mut VcpuState,
+            index: u32,
+            host: HostRef,
+            data: *mut u64,
+        ),
+        |backend| *data = backend.get_msr(vcpu, &mut *state, index, &mut HostProxy::new(host))?
+    );
+
+    call!(
+        set_msr(
+            vm: *mut Vm,
+            vcpu: u32,
+            state: *mut VcpuState,
+            index: u32,
+            data: u64,
+            host: HostRef,
+        ),
+        |backend| backend.set_msr(vcpu, &mut *state, index, data, &mut HostProxy::new(host))?
+    );
+
+    call!(state_changed(vm: *mut Vm, vcpu: u32, state: *mut VcpuState, host: HostRef), |backend| {
+        backend.state_changed(vcpu, &mut *state, &mut HostProxy::new(host));
+    });
+
+    call!(save(vm: *const Vm, sink: ByteSink), |backend| put_bytes(sink, &backend.save()));
+
+    call!(restore(vm: *mut Vm, saved: *const u8, len: usize), |backend| {
+        backend.restore(bytes(saved, len))?;
+    });
+
+    call!(
+        access(
+            vm: *mut Vm,
+            vcpu: u32,
+            state: *mut VcpuState,
+            access: *const Access,
+            host: HostRef,
+            exit: *mut Exit,
+            answer: *mut Answer,
+        ),
+        |backend| {
+            let mut host = HostProxy::new(host);
+            *answer = backend.access(vcpu, &mut *state, &*access, &mut host, &mut *exit);
         }
-    }
+    );
 
-    unsafe extern "C" fn supported_cpuid(
-        vm: *const Vm,
-        silicon: *const CpuidEntry,
-        count: usize,
-        sink: CpuidSink,
-    ) -> Status {
-        unsafe {
-            guarded::<P::Vm>(vm, |backend| {
-                let entries = backend.supported_cpuid(slice(silicon, count));
-                (sink.put)(sink.ctx, entries.as_ptr(), entries.len());
-                Ok(())
-            })
+    call!(
+        sensitive(
+            vm: *mut Vm,
+            vcpu: u32,
+            state: *mut VcpuState,
+            insn: *const Sensitive,
+            host: HostRef,
+            exit: *mut Exit,
+            fault: *mut Exception,
+            verdict: *mut Verdict,
+        ),
+        |backend| {
+            let mut host = HostProxy::new(host);
+            *verdict = backend.sensitive(vcpu, &mut *state, &*insn, &mut host, &mut *exit, &mut *fault);
         }
-    }
+    );
 
-    unsafe extern "C" fn set_memory_region(
-        vm: *mut Vm,
-        region: *const MemoryRegion,
-        host: HostRef,
-    ) -> Status {
-        unsafe {
-            guarded::<P::Vm>(vm, |backend| backend.set_memory_region(&*region, &mut HostProxy::new(host)))
+    call!(
+        exception(
+            vm: *mut Vm,
+            vcpu: u32,
+            state: *mut VcpuState,
+            exception: *const Exception,
+            host: HostRef,
+            exit: *mut Exit,
+            verdict: *mut Verdict,
+        ),
+        |backend| {
+            let mut host = HostProxy::new(host);
+            *verdict = backend.exception(vcpu, &mut *state, &*exception, &mut host, &mut *exit);
         }
-    }
+    );
 
-    unsafe extern "C" fn create_vcpu(vm: *mut Vm, vcpu: u32) -> Status {
-        unsafe { guarded::<P::Vm>(vm, |backend| backend.create_vcpu(vcpu)) }
-    }
+    call!(
+        enter(vm: *mut Vm, vcpu: u32, state: *mut VcpuState, host: HostRef, resume: *mut Resume),
+        |backend| *resume = backend.enter(vcpu, &mut *state, &mut HostProxy::new(host))
+    );
 
-    unsafe extern "C" fn set_cpuid(
-        vm: *mut Vm,
-        vcpu: u32,
-        state: *mut VcpuState,
-        entries: *const CpuidEntry,
-        count: usize,
-        host: HostRef,
-    ) -> Status {
-        unsafe {
-            guarded::<P::Vm>(vm, |backend| {
-                backend.set_cpuid(vcpu, &mut *state, slice(entries, count), &mut HostProxy::new(host))
-            })
-        }
-    }
-
-    unsafe extern "C" fn get_cpuid(vm: *const Vm, vcpu: u32, sink: CpuidSink) -> Status {
-        unsafe {
-            guarded::<P::Vm>(vm, |backend| {
-                let entries = backend.get_cpuid(vcpu);
-                (sink.put)(sink.ctx, entries.as_ptr(), entries.len());
-                Ok(())
-            })
-        }
-    }
-
-    unsafe extern "C" fn get_msr(
-        vm: *mut Vm,
-        vcpu: u32,
-        state: *mut VcpuState,
-        index: u32,
-        host: HostRef,
-        data: *mut u64,
-    ) -> Status {
-        unsafe {
-            guarded::<P::Vm>(vm, |backend| {
-                *data = backend.get_msr(vcpu, &mut *state, index, &mut HostProxy::new(host))?;
-                Ok(())
-            })
-        }
-    }
-
-    unsafe extern "C" fn set_msr(
-        vm: *mut Vm,
-        vcpu: u32,
-        state: *mut VcpuState,
-        index: u32,
-        data: u64,
-        host: HostRef,
-    ) -> Status {
-        unsafe {
-            guarded::<P::Vm>(vm, |backend| {
-                backend.set_msr(vcpu, &mut *state, index, data, &mut HostProxy::new(host))
-            })
-        }
-    }
-
-    unsafe extern "C" fn state_changed(
-        vm: *mut Vm,
-        vcpu: u32,
-        state: *mut VcpuState,
-        host: HostRef,
-    ) -> Status {
-        unsafe {
-            guarded::<P::Vm>(vm, |backend| {
-                backend.state_changed(vcpu, &mut *state, &mut HostProxy::new(host));
-                Ok(())
-            })
-        }
-    }
-
-    unsafe extern "C" fn save(vm: *const Vm, sink: ByteSink) -> Status {
-        unsafe {
-            guarded::<P::Vm>(vm, |backend| {
-                put_bytes(sink, &backend.save());
-                Ok(())
-            })
-        }
-    }
-
-    unsafe extern "C" fn restore(vm: *mut Vm, saved: *const u8, len: usize) -> Status {
-        unsafe { guarded::<P::Vm>(vm, |backend| backend.restore(bytes(saved, len))) }
-    }
-
-    unsafe extern "C" fn access(
-        vm: *mut Vm,
-        vcpu: u32,
-        state: *mut VcpuState,
-        access: *const Access,
-        host: HostRef,
-        exit: *mut Exit,
-        answer: *mut Answer,
-    ) -> Status {
-        unsafe {
-            guarded::<P::Vm>(vm, |backend| {
-                let mut host = HostProxy::new(host);
-                *answer = backend.access(vcpu, &mut *state, &*access, &mut host, &mut *exit);
-                Ok(())
-            })
-        }
-    }
-
-    unsafe extern "C" fn sensitive(
-        vm: *mut Vm,
-        vcpu: u32,
-        state: *mut VcpuState,
-        insn: *const Sensitive,
-        host: HostRef,
-        exit: *mut Exit,
-        fault: *mut Exception,
-        verdict: *mut Verdict,
-    ) -> Status {
-        unsafe {
-            guarded::<P::Vm>(vm, |backend| {
-                let mut host = HostProxy::new(host);
-                *verdict = backend.sensitive(vcpu, &mut *state, &*insn, &mut host, &mut *exit, &mut *fault);
-                Ok(())
-            })
-        }
-    }
-
-    unsafe extern "C" fn exception(
-        vm: *mut Vm,
-        vcpu: u32,
-        state: *mut VcpuState,
-        exception: *const Exception,
-        host: HostRef,
-        exit: *mut Exit,
-        verdict: *mut Verdict,
-    ) -> Status {
-        unsafe {
-            guarded::<P::Vm>(vm, |backend| {
-                let mut host = HostProxy::new(host);
-                *verdict = backend.exception(vcpu, &mut *state, &*exception, &mut host, &mut *exit);
-                Ok(())
-            })
-        }
-    }
-
-    unsafe extern "C" fn enter(
-        vm: *mut Vm,
-        vcpu: u32,
-        state: *mut VcpuState,
-        host: HostRef,
-        resume: *mut Resume,
-    ) -> Status {
-        unsafe {
-            guarded::<P::Vm>(vm, |backend| {
-                *resume = backend.enter(vcpu, &mut *state, &mut HostProxy::new(host));
-                Ok(())
-            })
-        }
-    }
-
-    unsafe extern "C" fn handle_exit(
-        vm: *mut Vm,
-        vcpu: u32,
-        state: *mut VcpuState,
-        exit: *const Exit,
-        host: HostRef,
-        resume: *mut Resume,
-    ) -> Status {
-        unsafe {
-            guarded::<P::Vm>(vm, |backend| {
-                *resume = backend.handle_exit(vcpu, &mut *state, &*exit, &mut HostProxy::new(host));
-                Ok(())
-            })
-        }
-    }
-
-    unsafe extern "C" fn query(vm: *const Vm, vcpu: u32, what: Query, value: *mut u64) -> Status {
-        unsafe {
-            guarded::<P::Vm>(vm, |backend| {
-                *value = backend.query(vcpu, what)?;
-                Ok(())
-            })
-        }
-    }
+    call!(
+        handle_exit(
+            vm: *mut Vm,
+            vcpu: u32,
+            state: *mut VcpuState,
+            exit: *const Exit,
+            host: HostRef,
+            resume: *mut Resume,
+        ),
+        |backend| *resume = backend.handle_exit(vcpu, &mut *state, &*exit, &mut HostProxy::new(host))
+    );
 }

@@ -6,17 +6,18 @@
 use crate::{
     contract::*,
     lend::with_host,
-    raw::{slice, text},
+    plugin::{Description, VmConfig},
+    raw::text,
+    sinks::{byte_sink, cpuid_sink, description_sink, option_sink},
     table::*,
 };
-use std::{cell::Cell, ffi::c_void};
+use std::cell::Cell;
 use thiserror::Error;
 use vmtape_arch::{
     access::{Access, Answer, Verdict},
     cpuid::CpuidEntry,
     exception::Exception,
-    exit::{Exit, Isa, Resume, ResumeKind},
-    host::Vendor,
+    exit::{Exit, Resume, ResumeKind},
     sensitive::Sensitive,
     vcpu::VcpuState,
 };
@@ -43,8 +44,6 @@ pub enum HandshakeError {
 
 /// Bytes of the first table that was released: everything from `query` on came later.
 const OLDEST_TABLE: usize = std::mem::offset_of!(BackendTable, query);
-/// Bytes of a row in the first table: everything from `commit` on came later.
-const OLDEST_ROW: usize = std::mem::offset_of!(RawRow, commit);
 
 /// A table that passed the handshake; what an older library lacks is answered on this side.
 #[derive(Clone, Copy, Debug)]
@@ -92,8 +91,7 @@ impl Backends {
     /// What the plugin says of itself.
     pub fn describe(&self) -> Result<Description, HandshakeError> {
         let mut description = Description::default();
-        let sink =
-            DescriptionSink { ctx: (&raw mut description).cast(), head: describe_head, row: describe_row };
+        let sink = description_sink(&mut description);
         // SAFETY: the sink's context outlives the call.
         match unsafe { (self.0.describe)(sink) } {
             STATUS_OK if description.name.is_empty() => Err(HandshakeError::NoName),
@@ -150,96 +148,6 @@ unsafe fn completed(table: *const BackendTable, known: usize) -> &'static Backen
 
 unsafe extern "C" fn no_query(_: *const Vm, _: u32, _: Query, _: *mut u64) -> Status {
     Errno::ENOTTY.0
-}
-
-unsafe extern "C" fn describe_head(ctx: *mut c_void, name: Text, summary: Text, isa: Isa, vendor: Vendor) {
-    // SAFETY: the context is the description that `Backends::describe` holds; texts live for this call.
-    let (description, name, summary) =
-        unsafe { (&mut *ctx.cast::<Description>(), text(name), text(summary)) };
-    (description.name, description.summary, description.isa, description.vendor) =
-        (name, summary, isa, vendor);
-}
-
-unsafe extern "C" fn describe_row(ctx: *mut c_void, table: TableId, row: *const RawRow) {
-    // SAFETY: as in `describe_head`; the row may be one of an older header.
-    let (description, row) = unsafe { (&mut *ctx.cast::<Description>(), whole_row(row)) };
-    let rows = match table {
-        TableId::RULES => &mut description.rules,
-        TableId::PATCHES => &mut description.patches,
-        TableId::PARAMETERS => &mut description.parameters,
-        TableId::FAULT_POINTS => &mut description.fault_points,
-        TableId::PROFILES => &mut description.profiles,
-        TableId::CAPABILITIES => &mut description.capabilities,
-        // A table that a newer backend has and this program does not know.
-        _ => return,
-    };
-    // SAFETY: the row's texts live for this call.
-    let row = unsafe {
-        TableRow {
-            id: row.id,
-            name: text(row.name),
-            text: text(row.text),
-            source: text(row.source),
-            value: text(row.value),
-            commit: text(row.commit),
-            subject: text(row.subject),
-            since: text(row.since),
-            until: text(row.until),
-            undone_by: text(row.undone_by),
-        }
-    };
-    rows.push(row);
-}
-
-/// A row with the texts that an older header did not have empty.
-///
-/// # Safety
-/// `row` has as many bytes as its size says, or [`OLDEST_ROW`].
-unsafe fn whole_row(row: *const RawRow) -> RawRow {
-    const NONE: Text = Text::new("");
-    // SAFETY: the first two words are in every row.
-    let [id, size] = unsafe { *row.cast::<[u32; 2]>() };
-    let mut whole = RawRow {
-        id,
-        size,
-        name: NONE,
-        text: NONE,
-        source: NONE,
-        value: NONE,
-        commit: NONE,
-        subject: NONE,
-        since: NONE,
-        until: NONE,
-        undone_by: NONE,
-    };
-    let known = (size as usize).clamp(OLDEST_ROW, size_of::<RawRow>());
-    // SAFETY: the caller vouches for the row's bytes; a text is two plain words, both of them in or both out.
-    unsafe { std::ptr::copy_nonoverlapping(row.cast::<u8>(), (&raw mut whole).cast(), known) };
-    whole
-}
-
-fn byte_sink(to: &mut Vec<u8>) -> ByteSink {
-    unsafe extern "C" fn put(ctx: *mut c_void, ptr: *const u8, len: usize) {
-        // SAFETY: the context is the vector below; the bytes live for this call.
-        unsafe { (*ctx.cast::<Vec<u8>>()).extend_from_slice(slice(ptr, len)) }
-    }
-    ByteSink { ctx: (to as *mut Vec<u8>).cast(), put }
-}
-
-fn cpuid_sink(to: &mut Vec<CpuidEntry>) -> CpuidSink {
-    unsafe extern "C" fn put(ctx: *mut c_void, entries: *const CpuidEntry, count: usize) {
-        // SAFETY: as in `byte_sink`.
-        unsafe { (*ctx.cast::<Vec<CpuidEntry>>()).extend_from_slice(slice(entries, count)) }
-    }
-    CpuidSink { ctx: (to as *mut Vec<CpuidEntry>).cast(), put }
-}
-
-fn option_sink(to: &mut Vec<(String, String)>) -> OptionSink {
-    unsafe extern "C" fn put(ctx: *mut c_void, key: Text, value: Text) {
-        // SAFETY: as in `byte_sink`.
-        unsafe { (*ctx.cast::<Vec<(String, String)>>()).push((text(key), text(value))) }
-    }
-    OptionSink { ctx: (to as *mut Vec<(String, String)>).cast(), put }
 }
 
 /// A VM behind a table. Once a call has panicked, all calls answer that the backend failed.

@@ -8,8 +8,11 @@ pub mod contract;
 pub mod export;
 pub mod import;
 mod lend;
+mod plugin;
 mod proxy;
 mod raw;
+mod sinks;
 pub mod table;
 
 pub use contract::*;
+pub use plugin::*;

@@ -2,10 +2,8 @@
 
 use std::cell::RefCell;
 use vmtape_abi::{
-    BusOp, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Errno, FlushScope, Host, MemoryRegion,
-    Plugin, Query, TableRow, Translation, VmConfig,
-    contract::{Backend, Description},
-    import::Backends,
+    Backend, BusOp, Description, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Errno, FlushScope,
+    Host, MemoryRegion, Plugin, Query, TableRow, Translation, VmConfig, import::Backends,
     table::BackendTable,
 };
 use vmtape_arch::{

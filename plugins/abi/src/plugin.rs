@@ -1,0 +1,68 @@
+//! What is known of a plugin before any VM exists.
+
+use crate::contract::Backend;
+use vmtape_arch::{
+    exit::Isa,
+    host::{Silicon, Vendor},
+};
+
+/// What a VM is created with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmConfig {
+    pub silicon: Silicon,
+    /// Profile, patches and module parameters: `("kvm", "v6.12")`, `("+NAME", "")`, `("-NAME", "")`, `("ept", "on")`, ...
+    pub options: Vec<(String, String)>,
+}
+
+/// One row of a table that a plugin exports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableRow {
+    pub id: u32,
+    /// Short name, as options and fault plans spell it.
+    pub name: String,
+    /// One sentence.
+    pub text: String,
+    /// Manual section, or KVM file, function and commit.
+    pub source: String,
+    /// Parameters: the default. Patches: the first release, "never merged" or "silicon". Profiles: "release", "alias" or
+    /// "series". Otherwise empty.
+    pub value: String,
+    /// Patches: the commit, or where it was posted.
+    pub commit: String,
+    /// Patches: the subject line.
+    pub subject: String,
+    /// Patches and parameters: the first release that has it. Profiles: the release that it is, or is built upon. Empty:
+    /// no release.
+    pub since: String,
+    /// Patches and parameters: the first release that no longer has it. Empty: all later ones have it.
+    pub until: String,
+    /// The commit that took it out there.
+    pub undone_by: String,
+}
+
+/// What a plugin says of itself before any VM exists.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Description {
+    pub name: String,
+    pub summary: String,
+    pub isa: Isa,
+    pub vendor: Vendor,
+    pub rules: Vec<TableRow>,
+    pub patches: Vec<TableRow>,
+    pub parameters: Vec<TableRow>,
+    pub fault_points: Vec<TableRow>,
+    /// Profiles known, oldest first.
+    pub profiles: Vec<TableRow>,
+    /// Capabilities worth showing: id is the KVM_CAP number.
+    pub capabilities: Vec<TableRow>,
+}
+
+/// A plugin: what is known before a VM exists, and the way to one.
+pub trait Plugin {
+    type Vm: Backend;
+
+    fn describe() -> Description;
+
+    /// Creates a VM. The error says which option or which property of the silicon does not fit.
+    fn create(config: &VmConfig) -> Result<Self::Vm, String>;
+}
