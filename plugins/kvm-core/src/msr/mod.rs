@@ -195,7 +195,6 @@ pub fn set(
     let allow = |has: bool| if has { Ok(()) } else { Err(Refused) };
     let virt_bits = vcpu.cpuid.virt_addr_bits(state.cr4().la57());
     let canonical = allow(is_canonical(data, virt_bits));
-    let reserved_gpa = vcpu.cpuid.reserved_gpa_bits();
     match Msr(index) {
         Msr::IA32_TSC => set_tsc(state, data, host_initiated),
         Msr::IA32_TSC_ADJUST => {
@@ -240,6 +239,17 @@ pub fn set(
             allow(has_pred_cmd(vcpu) && data & !0x81 == 0 || host_initiated)?;
         }
         Msr::IA32_FLUSH_CMD => allow(vcpu.cpuid.has(feature::FLUSH_L1D) && data & !1 == 0 || host_initiated)?,
+        Msr::IA32_DEBUGCTL => set_debugctl(vcpu, state, data)?,
+        _ => return set_model(vcpu, index, data, host_initiated),
+    }
+    done
+}
+
+/// What the vCPU's model and its machine-wide registers are made of.
+fn set_model(vcpu: &mut Vcpu, index: u32, data: u64, host_initiated: bool) -> Written {
+    let allow = |has: bool| if has { Ok(()) } else { Err(Refused) };
+    let reserved_gpa = vcpu.cpuid.reserved_gpa_bits();
+    match Msr(index) {
         Msr::IA32_UCODE_REV if host_initiated => vcpu.msrs.ucode_rev = data,
         Msr::IA32_UCODE_REV => {}
         Msr::IA32_ARCH_CAPABILITIES => (allow(host_initiated)?, vcpu.msrs.arch_capabilities = data).1,
@@ -250,7 +260,6 @@ pub fn set(
             let kept = if host_initiated { 0 } else { MISC_ENABLE_EMON };
             vcpu.msrs.misc_enable = data & !kept | old & kept;
         }
-        Msr::IA32_DEBUGCTL => set_debugctl(vcpu, state, data)?,
         Msr::MTRR_DEF_TYPE => {
             allow(data & !0xcff == 0 && is_valid_mtrr_type(data as u8))?;
             return vcpu.msrs.store(index, data);
@@ -271,7 +280,7 @@ pub fn set(
         }
         _ => return other::set(vcpu, index, data, host_initiated),
     }
-    done
+    Ok(MmuEffect::default())
 }
 
 /// `kvm_compute_l1_tsc_offset`: a guest that writes its TSC moves IA32_TSC_ADJUST along.
