@@ -3,6 +3,7 @@
 //! See: KVM arch/x86/kvm/x86.c x86_emulate_instruction(), handle_emulation_failure()
 
 use crate::{
+    hypercall::{self, Hypercall},
     profile::{Options, Switch},
     vcpu::Vcpu,
 };
@@ -15,7 +16,7 @@ use vmtape_arch::{
     note::Note,
     vcpu::VcpuState,
 };
-use vmtape_kvm_mmu::Unmappable;
+use vmtape_kvm_mmu::{Unmappable, insn};
 
 /// KVM_INTERNAL_ERROR_EMULATION, _DELIVERY_EV and _UNEXPECTED_EXIT_REASON.
 pub const SUBERROR_EMULATION: u64 = 1;
@@ -23,18 +24,6 @@ pub const SUBERROR_DELIVERY_EV: u64 = 3;
 pub const SUBERROR_UNEXPECTED_EXIT_REASON: u64 = 4;
 /// KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES.
 const FLAG_INSTRUCTION_BYTES: u64 = 1;
-
-/// `kvm_emulate_instruction(vcpu, flags)`: the emulator walks the guest's tables for every access.
-pub fn emulate_instruction(
-    vcpu: &mut Vcpu,
-    state: &mut VcpuState,
-    flags: u32,
-    options: &Options,
-    mmu: &mut dyn EmulatorMmu,
-    host: &mut dyn Host,
-) -> Resume {
-    x86_emulate(vcpu, state, &EmulateRequest { flags, ..Default::default() }, options, mmu, host)
-}
 
 /// `x86_emulate_instruction`.
 pub fn x86_emulate(
@@ -45,24 +34,40 @@ pub fn x86_emulate(
     mmu: &mut dyn EmulatorMmu,
     host: &mut dyn Host,
 ) -> Resume {
-    let trap_ud = request.flags & emultype::TRAP_UD != 0;
-    let result = if trap_ud {
-        host.emulate(vcpu.id, state, request, &mut OnlyOnUd(mmu))
-    } else {
-        host.emulate(vcpu.id, state, request, mmu)
-    };
-    match result.status {
-        EmulateStatus::DONE => Resume::GUEST,
-        EmulateStatus::FAULT if decoded(&result) || options.on(Switch::DECODE_KEEPS_FAULT) => {
-            vcpu.inject(state, &result.fault);
-            Resume::GUEST
-        }
-        _ if trap_ud => {
-            vcpu.inject(state, &Exception::ud());
-            Resume::GUEST
-        }
-        _ => failure(vcpu, state, &result, host),
+    let result = host.emulate(vcpu.id, state, request, mmu);
+    if done(vcpu, state, &result, options) { Resume::GUEST } else { failure(vcpu, state, &result, host) }
+}
+
+/// The same with EMULTYPE_TRAP_UD, where a failure is the guest's #UD. Whether a hypercall instruction was replaced.
+pub fn on_ud(
+    vcpu: &mut Vcpu,
+    state: &mut VcpuState,
+    own_hypercall: Hypercall,
+    options: &Options,
+    mmu: &mut dyn EmulatorMmu,
+    host: &mut dyn Host,
+) -> bool {
+    let request = EmulateRequest { flags: emultype::TRAP_UD, ..Default::default() };
+    let result = host.emulate(vcpu.id, state, &request, &mut OnlyOnUd(mmu));
+    if done(vcpu, state, &result, options) {
+        return false;
     }
+    // The host's interpreter has no hypercalls.
+    if let Some(found) = Hypercall::decode(&result.insn[..result.insn_len.into()]) {
+        return hypercall::fix(found, own_hypercall, vcpu, state, options, mmu, host);
+    }
+    vcpu.inject(state, &Exception::ud());
+    false
+}
+
+/// Whether the emulation is over, a fault of the guest's being one of its ends.
+fn done(vcpu: &mut Vcpu, state: &mut VcpuState, result: &Emulated, options: &Options) -> bool {
+    let faulted =
+        result.status == EmulateStatus::FAULT && (decoded(result) || options.on(Switch::DECODE_KEEPS_FAULT));
+    if faulted {
+        vcpu.inject(state, &result.fault);
+    }
+    faulted || result.status == EmulateStatus::DONE
 }
 
 /// Whether the emulator got as far as an instruction; otherwise its fetch faulted.
@@ -105,21 +110,7 @@ impl EmulatorMmu for OnlyOnUd<'_> {
     }
 
     fn knows(&self, insn: &[u8]) -> bool {
-        emulates_on_ud(insn) && self.0.knows(insn)
-    }
-}
-
-/// Instructions with the EmulateOnUD flag: SYSCALL, SYSENTER, SYSEXIT, VMCALL, VMMCALL, MOVBE, RDPID.
-fn emulates_on_ud(insn: &[u8]) -> bool {
-    let prefix =
-        |b: &u8| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 | 0x40..=0x4f);
-    let start = insn.iter().position(|b| !prefix(b)).unwrap_or(insn.len());
-    match &insn[start..] {
-        [0x0f, 0x05 | 0x34 | 0x35, ..] | [0x0f, 0x01, 0xc1 | 0xd9, ..] | [0x0f, 0x38, 0xf0 | 0xf1, ..] => {
-            true
-        }
-        [0x0f, 0xc7, modrm, ..] => modrm >> 3 & 7 == 7,
-        _ => false,
+        insn::emulates_on_ud(insn) && self.0.knows(insn)
     }
 }
 

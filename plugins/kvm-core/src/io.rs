@@ -1,6 +1,6 @@
-//! Exits that KVM handles without its emulator: port I/O, HLT, hypercalls.
+//! Exits that KVM handles without its emulator: port I/O, HLT.
 //!
-//! See: KVM arch/x86/kvm/x86.c kvm_fast_pio(), kvm_emulate_halt(), kvm_emulate_hypercall()
+//! See: KVM arch/x86/kvm/x86.c kvm_fast_pio(), kvm_emulate_halt()
 
 use crate::vcpu::Vcpu;
 use vmtape_abi::{BusOp, BusSpace, Host};
@@ -61,30 +61,4 @@ pub fn block(vcpu: &Vcpu, state: &mut VcpuState) -> Resume {
     }
     state.activity = Activity::HLT;
     Resume::new(ResumeKind::BLOCKED)
-}
-
-/// Results of hypercalls. See: include/uapi/linux/kvm_para.h
-const KVM_ENOSYS: i64 = -1000;
-const KVM_EPERM: i64 = -1;
-const KVM_HC_VAPIC_POLL_IRQ: u64 = 1;
-
-/// `kvm_emulate_hypercall`.
-pub fn hypercall(vcpu: &mut Vcpu, state: &mut VcpuState, insn_len: u8, host: &mut dyn Host) -> Resume {
-    answer_hypercall(vcpu, state, host);
-    vcpu.skip(state, insn_len);
-    Resume::GUEST
-}
-
-/// The hypercall without the skip.
-pub fn answer_hypercall(vcpu: &Vcpu, state: &mut VcpuState, host: &mut dyn Host) {
-    let long = state.is_64bit_code();
-    let arg = |reg: usize| if long { state.gpr[reg] } else { state.gpr[reg] & 0xffff_ffff };
-    let nr = arg(gpr::RAX);
-    host.note(vcpu.id, Note::Hypercall { nr, args: [gpr::RBX, gpr::RCX, gpr::RDX, gpr::RSI].map(arg) });
-    let result = match nr {
-        _ if state.cpl != 0 => KVM_EPERM,
-        KVM_HC_VAPIC_POLL_IRQ => 0,
-        _ => KVM_ENOSYS,
-    };
-    state.gpr[gpr::RAX] = if long { result as u64 } else { result as u64 & 0xffff_ffff };
 }

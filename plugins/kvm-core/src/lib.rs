@@ -11,7 +11,9 @@ pub mod cpuid;
 pub mod cr;
 pub mod emulate;
 pub mod events;
+pub mod hypercall;
 pub mod io;
+pub mod kvm;
 pub mod msr;
 pub mod profile;
 pub mod supported;
@@ -21,6 +23,7 @@ pub mod vcpu;
 pub mod vm;
 pub mod warning;
 
+pub use kvm::Kvm;
 pub use vcpu::Vcpu;
 pub use vm::Vm;
 pub use vmtape_kvm_mmu::slots;

@@ -9,85 +9,18 @@ use crate::{
     profile::{Options, Scope},
     slots::Slots,
 };
-use vmtape_abi::{BusOp, BusSpace, EmulateRequest, Emulated, EmulatorMmu, FlushScope, Host, MemoryRegion};
+use vmtape_abi::MemoryRegion;
 use vmtape_arch::{
     cpuid::CpuidEntry,
     event::{Event, EventKind},
     exception::{Exception, Vector},
     exit::ResumeKind,
     host::Vendor,
-    note::{Note, NoteKind},
+    note::Note,
     regs::{Cr0, Cr4, Efer},
     vcpu::{VcpuState, gpr},
 };
-
-/// A host with a little memory, one kernel port and one interrupt.
-#[derive(Default)]
-struct TestHost {
-    memory: Vec<u8>,
-    notes: Vec<Note>,
-    apic_base: u64,
-    interrupt: Option<u8>,
-}
-
-impl Host for TestHost {
-    fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
-        let at = hpa as usize;
-        self.memory.get(at..at + buf.len()).map(|bytes| buf.copy_from_slice(bytes)).is_some()
-    }
-
-    fn write(&mut self, _hpa: u64, _data: &[u8]) -> bool {
-        false
-    }
-
-    fn cmpxchg(&mut self, _hpa: u64, _old: u64, _new: u64, _size: u8) -> Option<bool> {
-        None
-    }
-
-    fn flush_tlb(&mut self, _vcpu: u32, _scope: FlushScope, _address: u64) {}
-
-    fn emulate(
-        &mut self,
-        _vcpu: u32,
-        _state: &mut VcpuState,
-        _request: &EmulateRequest,
-        _mmu: &mut dyn EmulatorMmu,
-    ) -> Emulated {
-        Emulated::default()
-    }
-
-    fn bus(&mut self, _vcpu: u32, op: &mut BusOp) -> bool {
-        match (op.space, op.address) {
-            (BusSpace::MSR, 0x1b) if op.write => self.apic_base = op.data,
-            (BusSpace::KERNEL_PIO, 0x20) => op.data = 0x5a,
-            (BusSpace::USER_PIO, _) => op.data = 0xffff_ffff,
-            _ => return false,
-        }
-        true
-    }
-
-    fn interrupt(&mut self, _vcpu: u32, ack: bool) -> Option<u8> {
-        if ack { self.interrupt.take() } else { self.interrupt }
-    }
-
-    fn nmi(&mut self, _vcpu: u32, _ack: bool) -> bool {
-        false
-    }
-
-    fn note(&mut self, _vcpu: u32, note: Note) {
-        self.notes.push(note);
-    }
-
-    fn wants(&self, _kind: NoteKind) -> bool {
-        true
-    }
-
-    fn log(&mut self, _level: u32, _text: &str) {}
-
-    fn fault_point(&mut self, _vcpu: u32, _id: u32) -> Option<u64> {
-        None
-    }
-}
+use vmtape_testing::TestHost;
 
 fn cpuid() -> Vec<CpuidEntry> {
     const PCID_X2APIC_XSAVE: u32 = 1 << 17 | 1 << 21 | 1 << 26;
@@ -108,7 +41,7 @@ fn guest(vendor: Vendor) -> (Vcpu, VcpuState, TestHost) {
     let state = VcpuState::reset();
     let options = Options::parse(Scope::VMX, "", &[]).unwrap();
     vcpu.set_cpuid(&options, &state, &cpuid()).unwrap();
-    (vcpu, state, TestHost { memory: vec![0; 0x2000], ..Default::default() })
+    (vcpu, state, TestHost::new(0x2000))
 }
 
 /// Writes, and what a read gives afterwards; `None`: #GP. From kvm-unit-tests x86/msr.c and the kernel's mtrr.c.

@@ -4,12 +4,12 @@
 //! See: KVM arch/x86/kvm/x86.c, arch/x86/kvm/cpuid.c
 
 use crate::{
-    Vcpu, caps,
+    Kvm, Vcpu, caps,
     cpuid::feature,
     cr::MmuEffect,
     events::{self, WindowRequests, Windows},
     msr,
-    profile::{Options, Switch},
+    profile::Switch,
     supported,
     vcpu::SetCpuid,
     warning,
@@ -21,7 +21,6 @@ use vmtape_arch::{
     cpuid::CpuidEntry,
     exception::Exception,
     exit::{Exit, Resume, ResumeKind},
-    host::Silicon,
     note::Note,
     paging::bits,
     sensitive::Sensitive,
@@ -44,10 +43,8 @@ pub trait VendorVcpu: Clone + Serialize + DeserializeOwned {
 pub trait Ops {
     type Vcpu: VendorVcpu;
 
-    fn silicon(&self) -> &Silicon;
-    fn options(&self) -> &Options;
-    fn mmu(&self) -> &Mmu;
-    fn mmu_mut(&mut self) -> &mut Mmu;
+    fn kvm(&self) -> &Kvm;
+    fn kvm_mut(&mut self) -> &mut Kvm;
 
     /// Most levels of the tables that two-dimensional paging puts below the guest.
     fn tdp_levels(&self) -> u8;
@@ -136,20 +133,20 @@ impl<O: Ops> Vm<O> {
     /// `kvm_mmu_after_set_cpuid`: what the guest's CPUID says about its page tables, and roles anew.
     fn mmu_after_set_cpuid(&mut self, vcpu: u32, state: &VcpuState, host: &mut dyn Host) {
         let cpuid = &self.vcpus[vcpu as usize].core().cpuid;
-        let tdp = self.shared.mmu().config.tdp;
+        let kvm = self.shared.kvm_mut();
         // Under TDP silicon decides about 1 GiB pages, whatever the guest is told.
         // See: KVM cpuid.c kvm_vcpu_after_set_cpuid()
-        let gbpages = if tdp { self.shared.silicon().gbpages } else { cpuid.has(feature::GBPAGES) };
+        let gbpages = if kvm.tdp() { kvm.silicon.gbpages } else { cpuid.has(feature::GBPAGES) };
         let width = GuestWidth { maxphyaddr: cpuid.maxphyaddr(), gbpages, amd: cpuid.amd_compatible() };
-        let mmu = self.shared.mmu_mut();
-        mmu.vcpu(vcpu).width = width;
-        mmu.reset_context(vcpu, state, host);
+        kvm.mmu.vcpu(vcpu).width = width;
+        kvm.mmu.reset_context(vcpu, state, host);
     }
 
     /// The largest guest physical address that some table can map.
     fn max_usable_gpa(&self) -> u64 {
-        let width = self.shared.silicon().phys_bits;
-        let four_levels = self.shared.mmu().config.tdp && self.shared.tdp_levels() < 5;
+        let kvm = self.shared.kvm();
+        let width = kvm.silicon.phys_bits;
+        let four_levels = kvm.tdp() && self.shared.tdp_levels() < 5;
         let width = if four_levels { width.min(FOUR_LEVELS_WIDTH) } else { width };
         bits(0, u32::from(width) - 1)
     }
@@ -157,21 +154,19 @@ impl<O: Ops> Vm<O> {
 
 impl<O: Ops> Backend for Vm<O> {
     fn resolved(&self) -> Vec<(String, String)> {
-        self.shared.options().resolved()
+        self.shared.kvm().options.resolved()
     }
 
     fn check_extension(&self, cap: u32) -> i64 {
-        let tdp = self.shared.mmu().config.tdp;
-        caps::check(cap, self.shared.options(), tdp)
+        let kvm = self.shared.kvm();
+        caps::check(cap, &kvm.options, kvm.tdp())
     }
 
     fn query(&self, vcpu: u32, what: Query) -> Result<u64, Errno> {
         let v = self.vcpus.get(vcpu as usize);
-        let mmu = self.shared.mmu();
+        let Kvm { mmu, options, .. } = self.shared.kvm();
         Ok(match what {
-            Query::MAX_USABLE_GPA if self.shared.options().on(Switch::MAX_USABLE_GPA_IOCTL) => {
-                self.max_usable_gpa()
-            }
+            Query::MAX_USABLE_GPA if options.on(Switch::MAX_USABLE_GPA_IOCTL) => self.max_usable_gpa(),
             Query::SHADOW_PAGES => mmu.shadow_pages(),
             Query::GFN_TRACK_BYTES => mmu.gfn_track_bytes(),
             Query::LAST_VMENTRY_CPU => v.ok_or(Errno::ENOENT)?.core().last_vmentry_cpu as u64,
@@ -181,22 +176,22 @@ impl<O: Ops> Backend for Vm<O> {
     }
 
     fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry> {
-        let ops = &self.shared;
-        let tdp_levels = ops.mmu().config.tdp.then(|| ops.tdp_levels());
-        supported::supported_cpuid(silicon, ops.silicon(), ops.options(), tdp_levels)
+        let kvm = self.shared.kvm();
+        let tdp_levels = kvm.tdp().then(|| self.shared.tdp_levels());
+        supported::supported_cpuid(silicon, &kvm.silicon, &kvm.options, tdp_levels)
     }
 
     fn set_memory_region(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno> {
-        self.shared.mmu_mut().set_memory_region(region, host)
+        self.shared.kvm_mut().mmu.set_memory_region(region, host)
     }
 
     fn create_vcpu(&mut self, vcpu: u32) -> Result<(), Errno> {
         if vcpu as usize != self.vcpus.len() {
             return Err(Errno::EEXIST);
         }
-        self.shared.mmu_mut().create_vcpu(vcpu);
+        self.shared.kvm_mut().mmu.create_vcpu(vcpu);
         let mut v = self.shared.vcpu_create(vcpu);
-        v.core_mut().last_vmentry_cpu = Vcpu::before_first_entry(self.shared.options());
+        v.core_mut().last_vmentry_cpu = Vcpu::before_first_entry(&self.shared.kvm().options);
         self.vcpus.push(v);
         Ok(())
     }
@@ -210,7 +205,7 @@ impl<O: Ops> Backend for Vm<O> {
     ) -> Result<(), Errno> {
         let (ops, v) = self.parts(vcpu);
         v.core_mut().refresh_apic_base(state, host);
-        let done = v.core_mut().set_cpuid(ops.options(), state, entries)?;
+        let done = v.core_mut().set_cpuid(&ops.kvm().options, state, entries)?;
         if done == SetCpuid::Same {
             return Ok(());
         }
@@ -248,7 +243,7 @@ impl<O: Ops> Backend for Vm<O> {
         host: &mut dyn Host,
     ) -> Result<(), Errno> {
         let (ops, v) = self.parts(vcpu);
-        let frozen = v.core().has_run() && ops.options().on(Switch::IMMUTABLE_FEATURE_MSRS);
+        let frozen = v.core().has_run() && ops.kvm().options.on(Switch::IMMUTABLE_FEATURE_MSRS);
         if frozen && msr::is_immutable_feature(index) {
             // See: KVM x86.c do_set_msr()
             let same = msr::get(v.core_mut(), state, index, true, host) == Ok(data);
@@ -269,20 +264,20 @@ impl<O: Ops> Backend for Vm<O> {
         core.refresh_apic_base(state, host);
         core.update_cpuid_runtime(state);
         ops.after_reset(v);
-        ops.mmu_mut().reset_context(vcpu, state, host);
+        ops.kvm_mut().mmu.reset_context(vcpu, state, host);
         state.intercepts = ops.intercepts(v, state);
     }
 
     fn save(&self) -> Vec<u8> {
-        postcard::to_stdvec(&(self.shared.mmu(), &self.vcpus)).expect("plain data always serializes")
+        postcard::to_stdvec(&(&self.shared.kvm().mmu, &self.vcpus)).expect("plain data always serializes")
     }
 
     fn restore(&mut self, saved: &[u8]) -> Result<(), Errno> {
         let (mmu, vcpus): (Mmu, Vec<O::Vcpu>) = postcard::from_bytes(saved).map_err(|_| Errno::EINVAL)?;
-        if vcpus.len() != self.vcpus.len() || mmu.config != self.shared.mmu().config {
+        if vcpus.len() != self.vcpus.len() || mmu.config != self.shared.kvm().mmu.config {
             return Err(Errno::EINVAL);
         }
-        *self.shared.mmu_mut() = mmu;
+        self.shared.kvm_mut().mmu = mmu;
         self.vcpus = vcpus;
         Ok(())
     }
@@ -332,11 +327,11 @@ impl<O: Ops> Backend for Vm<O> {
             // No exit since the last entry: what was injected has been delivered, unless the guest did not get to run.
             core.events.complete(&state.inject);
         }
-        core.last_vmentry_cpu = PCPU;
         if core.events.take_triple_fault() {
             host.note(vcpu, Note::UserspaceExit { reason: ResumeKind::SHUTDOWN.0, errno: 0 });
             return Resume::new(ResumeKind::SHUTDOWN);
         }
+        core.last_vmentry_cpu = PCPU;
         if state.activity == Activity::HLT {
             state.activity = Activity::ACTIVE;
         }
@@ -347,7 +342,7 @@ impl<O: Ops> Backend for Vm<O> {
         };
         let requests = v.core_mut().events.check_and_inject(vcpu, state, windows, host);
         ops.request_windows(v, requests);
-        ops.mmu_mut().reload(vcpu, state, host);
+        ops.kvm_mut().mmu.reload(vcpu, state, host);
         state.intercepts = ops.intercepts(v, state);
         Resume::GUEST
     }

@@ -2,17 +2,29 @@
 //!
 //! See: KVM arch/x86/kvm/emulate.c opcode_table, twobyte_table, as of 6.12
 
-/// The opcode after legacy and REX prefixes, and whether a REP prefix stands before it.
-fn opcode(insn: &[u8]) -> (&[u8], bool) {
-    let is_prefix =
-        |b: &u8| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
-    let start = insn.iter().position(|b| !is_prefix(b)).unwrap_or(insn.len());
-    (&insn[start..], insn[..start].iter().any(|b| matches!(b, 0xf2 | 0xf3)))
+fn is_prefix(byte: &u8) -> bool {
+    matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+}
+
+/// Legacy and REX prefixes, and what comes after them.
+fn split(insn: &[u8]) -> (&[u8], &[u8]) {
+    insn.split_at(insn.iter().position(|b| !is_prefix(b)).unwrap_or(insn.len()))
+}
+
+/// The instruction from its opcode on.
+pub fn opcode(insn: &[u8]) -> &[u8] {
+    split(insn).1
+}
+
+/// Whether it has a LOCK prefix.
+pub fn is_locked(insn: &[u8]) -> bool {
+    split(insn).0.contains(&0xf0)
 }
 
 /// `emulator_can_use_gpa`, inverted: repeated string instructions, and those with the TwoMemOp flag.
 pub fn has_two_operands_in_memory(insn: &[u8]) -> bool {
-    let (opcode, rep) = opcode(insn);
+    let (prefixes, opcode) = split(insn);
+    let rep = prefixes.iter().any(|b| matches!(b, 0xf2 | 0xf3));
     match opcode {
         // MOVS, CMPS
         [0xa4..=0xa7, ..] => true,
@@ -28,8 +40,7 @@ pub fn has_two_operands_in_memory(insn: &[u8]) -> bool {
 
 /// Instructions whose destination in memory is an operand too: those without the emulator's Mov flag.
 pub fn reads_before_write(insn: &[u8]) -> bool {
-    let (opcode, _) = opcode(insn);
-    match opcode {
+    match opcode(insn) {
         // ADD, OR, ADC, SBB, AND, SUB, XOR
         [op @ 0x00..=0x31, ..] if op & 7 < 2 => true,
         [0x80..=0x83, modrm, ..] => modrm >> 3 & 7 != 7,
@@ -48,8 +59,7 @@ pub fn reads_before_write(insn: &[u8]) -> bool {
 
 /// `x86_page_table_writing_insn`: instructions with the PageTable flag of KVM's emulator.
 pub fn writes_page_tables(insn: &[u8]) -> bool {
-    let (opcode, _) = opcode(insn);
-    match opcode {
+    match opcode(insn) {
         // OR, AND, XCHG, MOV
         [0x08 | 0x09 | 0x20 | 0x21 | 0x86 | 0x87 | 0x88 | 0x89 | 0xa2 | 0xa3 | 0xc6 | 0xc7, ..] => true,
         [0x80..=0x83, modrm, ..] => matches!(modrm >> 3 & 7, 1 | 4),
@@ -63,10 +73,9 @@ pub fn writes_page_tables(insn: &[u8]) -> bool {
 
 /// Whether the emulator's tables have the instruction at all. x87 and vector instructions are missing but for a few moves.
 pub fn is_known(insn: &[u8]) -> bool {
-    let (opcode, _) = opcode(insn);
     let reg = |modrm: &u8| modrm >> 3 & 7;
     let in_memory = |modrm: &u8| *modrm < 0xc0;
-    match opcode {
+    match opcode(insn) {
         // FNSTCW, FNSTSW, FNINIT
         [0xd9 | 0xdd, modrm, ..] => in_memory(modrm) && reg(modrm) == 7,
         [0xdb, modrm, ..] => *modrm == 0xe3,
@@ -81,6 +90,16 @@ pub fn is_known(insn: &[u8]) -> bool {
         [0x0f, 0x38, third, ..] => matches!(third, 0xf0 | 0xf1),
         [0x0f, second, ..] => is_known_two_byte(*second),
         _ => true,
+    }
+}
+
+/// Instructions with the EmulateOnUD flag: SYSCALL, SYSENTER, SYSEXIT, VMCALL, VMMCALL, MOVBE, RDPID.
+pub fn emulates_on_ud(insn: &[u8]) -> bool {
+    match opcode(insn) {
+        [0x0f, 0x05 | 0x34 | 0x35, ..] | [0x0f, 0x01, 0xc1 | 0xd9, ..] => true,
+        [0x0f, 0x38, 0xf0 | 0xf1, ..] => true,
+        [0x0f, 0xc7, modrm, ..] => modrm >> 3 & 7 == 7,
+        _ => false,
     }
 }
 

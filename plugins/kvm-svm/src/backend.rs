@@ -11,20 +11,17 @@ use vmtape_arch::{
     access::{Access, Answer, Mapping, Verdict},
     exception::{Exception, PageFaultError, Vector},
     exit::{Exit, Resume},
-    host::Silicon,
     note::NoteKind,
     sensitive::{Sensitive, SensitiveKind},
     vcpu::{Intercepts, VcpuState},
 };
 use vmtape_kvm_core::{
-    Vcpu, cr,
+    Kvm, Vcpu, cr,
     cr::MmuEffect,
     events::WindowRequests,
-    profile::Options,
     vm::{Ops, VendorVcpu},
 };
 use vmtape_kvm_mmu::{
-    mmu::Mmu,
     tdp::silicon::{GuestAccess, NestedStop, note_steps},
     walk::{Steps, WalkAccess},
 };
@@ -42,24 +39,16 @@ impl VendorVcpu for SvmVcpu {
 impl Ops for Shared {
     type Vcpu = SvmVcpu;
 
-    fn silicon(&self) -> &Silicon {
-        &self.silicon
+    fn kvm(&self) -> &Kvm {
+        &self.kvm
     }
 
-    fn options(&self) -> &Options {
-        &self.options
-    }
-
-    fn mmu(&self) -> &Mmu {
-        &self.mmu
-    }
-
-    fn mmu_mut(&mut self) -> &mut Mmu {
-        &mut self.mmu
+    fn kvm_mut(&mut self) -> &mut Kvm {
+        &mut self.kvm
     }
 
     fn tdp_levels(&self) -> u8 {
-        self.silicon.host_levels
+        self.kvm.silicon.host_levels
     }
 
     fn vcpu_create(&self, id: u32) -> SvmVcpu {
@@ -123,8 +112,9 @@ impl Ops for Shared {
     ) -> Answer {
         let vcpu = v.core.id;
         let wanted = WalkAccess::from(access);
-        let mmu = &mut self.mmu;
-        if !self.npt {
+        let tdp = self.kvm.tdp();
+        let mmu = &mut self.kvm.mmu;
+        if !tdp {
             return match mmu.shadow_access(vcpu, state, access.gva, &wanted) {
                 GuestAccess::Mapped(mapping) => native(mapping),
                 // Offered as an exception next, which is intercepted.
@@ -144,7 +134,7 @@ impl Ops for Shared {
             }
             GuestAccess::Nested(stop) => {
                 *exit = exits::nested(&stop, state, access);
-                note_nested(vcpu, &stop, &steps, self.silicon.host_levels, host);
+                note_nested(vcpu, &stop, &steps, self.kvm.silicon.host_levels, host);
                 Answer { verdict: Verdict::EXIT, ..Default::default() }
             }
         }
@@ -174,7 +164,7 @@ impl Ops for Shared {
         if !exits {
             return Verdict::NATIVE;
         }
-        match exits::instruction(insn, state, cr0, self.silicon.decode_assists) {
+        match exits::instruction(insn, state, cr0, self.kvm.silicon.decode_assists) {
             Some(taken) => {
                 *exit = taken;
                 Verdict::EXIT

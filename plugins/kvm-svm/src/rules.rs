@@ -2,6 +2,7 @@
 
 use vmtape_abi::TableRow;
 use vmtape_arch::{note::Note, open_enum};
+use vmtape_kvm_core::kvm::Decided;
 
 open_enum! {
     /// A rule by number.
@@ -21,6 +22,7 @@ open_enum! {
         RESERVED_BY_V1 = 13 => "reserved-by-v1",
         UNMAPPABLE_EXIT = 14 => "unmappable-exit",
         NPT4_ALIAS = 15 => "npt4-alias",
+        HYPERCALL_PATCHED = 16 => "hypercall-patched",
     }
 }
 
@@ -28,6 +30,19 @@ impl Rule {
     /// The note that this rule decided.
     pub fn note(self) -> Note {
         Note::Rule { id: self.0 }
+    }
+
+    /// The rule for what KVM decides for both vendors.
+    pub fn of(decided: Decided) -> Option<Note> {
+        let rule = match decided {
+            Decided::Alias => Self::NPT4_ALIAS,
+            Decided::GuestFault => Self::RESERVED_BY_GUEST_WIDTH,
+            Decided::Unmappable => Self::UNMAPPABLE_EXIT,
+            Decided::Unprotected => Self::UNPROTECTED,
+            Decided::Mmio | Decided::Emulated => Self::MMIO,
+            Decided::HypercallPatched => Self::HYPERCALL_PATCHED,
+        };
+        Some(rule.note())
     }
 }
 
@@ -136,6 +151,12 @@ const ROWS: &[(Rule, Of, &str, &str)] = &[
         "Under 4-level tables frames that differ in bits 51:48 of their address share an entry: MMIO at one takes the entry of \
          memory at the other, which is emulated from then on; memory does not (and Linux 6.12 would stop the host with BUG)",
         "KVM mmu/tdp_iter.c tdp_iter_refresh_sptep(), mmu/tdp_mmu.c handle_changed_spte()",
+    ),
+    (
+        Rule::HYPERCALL_PATCHED,
+        Of::Both,
+        "VMCALL is #UD on AMD: KVM writes VMMCALL over it, which the guest executes instead",
+        "KVM x86.c emulator_fix_hypercall(); quirk since commit f1a9761fbb00",
     ),
 ];
 

@@ -11,20 +11,17 @@ use vmtape_arch::{
     access::{Access, Answer, Mapping, MappingKind, Verdict},
     exception::Exception,
     exit::{Exit, Resume},
-    host::Silicon,
     note::NoteKind,
     sensitive::{Sensitive, SensitiveKind},
     vcpu::{Intercepts, VcpuState},
 };
 use vmtape_kvm_core::{
-    Vcpu,
+    Kvm, Vcpu,
     cr::MmuEffect,
     events::WindowRequests,
-    profile::Options,
     vm::{Ops, VendorVcpu},
 };
 use vmtape_kvm_mmu::{
-    mmu::Mmu,
     tdp::silicon::{GuestAccess, note_steps},
     walk::WalkAccess,
 };
@@ -42,24 +39,16 @@ impl VendorVcpu for VmxVcpu {
 impl Ops for Shared {
     type Vcpu = VmxVcpu;
 
-    fn silicon(&self) -> &Silicon {
-        &self.silicon
+    fn kvm(&self) -> &Kvm {
+        &self.kvm
     }
 
-    fn options(&self) -> &Options {
-        &self.options
-    }
-
-    fn mmu(&self) -> &Mmu {
-        &self.mmu
-    }
-
-    fn mmu_mut(&mut self) -> &mut Mmu {
-        &mut self.mmu
+    fn kvm_mut(&mut self) -> &mut Kvm {
+        &mut self.kvm
     }
 
     fn tdp_levels(&self) -> u8 {
-        self.silicon.ept_levels
+        self.kvm.silicon.ept_levels
     }
 
     fn vcpu_create(&self, id: u32) -> VmxVcpu {
@@ -97,11 +86,11 @@ impl Ops for Shared {
 
     fn query(&self, v: Option<&VmxVcpu>, what: Query) -> Result<u64, Errno> {
         match what {
-            Query::EPT_VPID_CAP => Ok(capabilities::ept_vpid_cap(&self.silicon).into_bits()),
-            Query::EPTP if self.ept() => {
-                let mmu = &self.mmu.vcpus[v.ok_or(Errno::ENOENT)?.core.id as usize];
+            Query::EPT_VPID_CAP => Ok(capabilities::ept_vpid_cap(&self.kvm.silicon).into_bits()),
+            Query::EPTP if self.kvm.tdp() => {
+                let mmu = &self.kvm.mmu.vcpus[v.ok_or(Errno::ENOENT)?.core.id as usize];
                 let root = mmu.root.ok_or(Errno::ENOENT)?;
-                Ok(capabilities::Eptp::of(root.hpa, mmu.root_role.level(), &self.mmu.config).into_bits())
+                Ok(capabilities::Eptp::of(root.hpa, mmu.root_role.level(), &self.kvm.mmu.config).into_bits())
             }
             _ => Err(Errno::ENOTTY),
         }
@@ -130,10 +119,11 @@ impl Ops for Shared {
         exit: &mut Exit,
     ) -> Answer {
         let vcpu = v.core.id;
-        if !self.ept() {
+        if !self.kvm.tdp() {
             return shadow_access(self, v, state, access);
         }
-        let (result, steps) = self.mmu.tdp_access(vcpu, state, access.gva, &WalkAccess::from(access), host);
+        let (result, steps) =
+            self.kvm.mmu.tdp_access(vcpu, state, access.gva, &WalkAccess::from(access), host);
         match result {
             GuestAccess::Mapped(mapping) => native(mapping, v.controls.apic),
             GuestAccess::Fault(error) => {
@@ -143,7 +133,7 @@ impl Ops for Shared {
                 fault(Exception::pf(access.gva, error))
             }
             GuestAccess::Nested(stop) => {
-                *exit = exits::ept(&stop, self.silicon.ept_advanced, state, access);
+                *exit = exits::ept(&stop, self.kvm.silicon.ept_advanced, state, access);
                 note_steps(vcpu, &steps, host);
                 if host.wants(NoteKind::RULE) {
                     host.note(vcpu, self.ept_rule(vcpu, &stop).note());
@@ -209,7 +199,7 @@ impl Ops for Shared {
 
 /// Without EPT: the CPU walks KVM's shadow page tables, with its own width.
 fn shadow_access(shared: &mut Shared, v: &VmxVcpu, state: &VcpuState, access: &Access) -> Answer {
-    match shared.mmu.shadow_access(v.core.id, state, access.gva, &WalkAccess::from(access)) {
+    match shared.kvm.mmu.shadow_access(v.core.id, state, access.gva, &WalkAccess::from(access)) {
         GuestAccess::Mapped(mapping) => native(mapping, v.controls.apic),
         GuestAccess::Fault(error) => fault(Exception::pf(access.gva, error)),
         GuestAccess::Nested(_) => unreachable!("there are no nested tables without EPT"),

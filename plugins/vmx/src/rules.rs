@@ -1,7 +1,8 @@
 //! The rules that decide outcomes, as this plugin exports them.
 
 use vmtape_abi::TableRow;
-use vmtape_arch::open_enum;
+use vmtape_arch::{note::Note, open_enum};
+use vmtape_kvm_core::kvm::Decided;
 
 open_enum! {
     /// A rule by number.
@@ -18,13 +19,26 @@ open_enum! {
         EPT4_ALIAS = 10 => "ept4-alias",
         UNTRANSLATABLE_EMULATED = 11 => "untranslatable-emulated",
         V1_RSVD_PF = 12 => "v1-rsvd-pf",
+        HYPERCALL_PATCHED = 13 => "hypercall-patched",
     }
 }
 
 impl Rule {
     /// The note that this rule decided.
-    pub fn note(self) -> vmtape_arch::note::Note {
-        vmtape_arch::note::Note::Rule { id: self.0 }
+    pub fn note(self) -> Note {
+        Note::Rule { id: self.0 }
+    }
+
+    /// The rule for what KVM decides for both vendors.
+    pub fn of(decided: Decided) -> Option<Note> {
+        let rule = match decided {
+            Decided::Alias => Self::EPT4_ALIAS,
+            Decided::Unmappable => Self::UNMAPPABLE_EXIT,
+            Decided::Mmio => Self::MMIO,
+            Decided::HypercallPatched => Self::HYPERCALL_PATCHED,
+            Decided::GuestFault | Decided::Unprotected | Decided::Emulated => return None,
+        };
+        Some(rule.note())
     }
 }
 
@@ -91,6 +105,11 @@ const ROWS: &[(Rule, &str, &str)] = &[
         "The address is beyond the guest's width: KVM injects #PF with RSVD alone as error code and the guest physical address \
          in CR2, neither of which hardware can do",
         "posting of 27 Feb 2020, kvm_inject_rsvd_bits_pf(), never merged",
+    ),
+    (
+        Rule::HYPERCALL_PATCHED,
+        "VMMCALL is #UD on Intel: KVM writes VMCALL over it, which the guest executes instead",
+        "KVM x86.c emulator_fix_hypercall(); quirk since commit f1a9761fbb00",
     ),
 ];
 

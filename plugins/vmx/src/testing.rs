@@ -1,20 +1,17 @@
-//! A machine for unit tests: flat memory, a guest with four-level page tables, an emulator that only translates.
+//! A machine for unit tests: a guest with four-level page tables on a host that is memory.
 
 use crate::{Vm, vm::Shared};
-use vmtape_abi::{
-    Backend, BusOp, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, FlushScope, Host, MemoryRegion,
-    VmConfig,
-};
+use vmtape_abi::{Backend, Host, MemoryRegion, VmConfig};
 use vmtape_arch::{
     access::{Access, AccessKind, Answer, Verdict},
     cpuid::CpuidEntry,
     exception::Exception,
     exit::{Exit, Resume, VmxReason},
     host::{Silicon, Vendor},
-    note::{Note, NoteKind},
     regs::{Cr0, Cr4, Efer},
     vcpu::VcpuState,
 };
+use vmtape_testing::TestHost;
 
 /// Where kvm-unit-tests' access.c puts what it tests, so that addresses here are those that its failures print.
 /// See: kvm-unit-tests x86/access.c ac_test_init(), AT_CODE_DATA_PHYS, AT_PAGING_STRUCTURES_PHYS
@@ -32,110 +29,6 @@ pub const PDE: u64 = PD;
 pub const PTE: u64 = PT;
 /// P, W, U, A, D.
 pub const ALL: u64 = 0x67;
-
-/// The services of a host, without devices.
-pub struct TestHost {
-    pub memory: Vec<u8>,
-    pub notes: Vec<Note>,
-    /// The access that the emulated instruction makes.
-    pub access: Access,
-    /// Where an emulated access without memory went.
-    pub mmio: Option<u64>,
-    /// The emulated instruction, for the emulator's tables.
-    pub insn: Vec<u8>,
-    /// An instruction was emulated since the last access.
-    pub emulated: bool,
-    pub logged: Vec<String>,
-}
-
-/// `mov (%rax), %rcx`, which the emulator knows.
-pub const MOV: &[u8] = &[0x48, 0x8b, 0x08];
-/// `flds (%rax)`, which it does not.
-pub const FLDS: &[u8] = &[0xd9, 0x00];
-
-impl Host for TestHost {
-    fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
-        let at = hpa as usize;
-        self.memory.get(at..at + buf.len()).map(|bytes| buf.copy_from_slice(bytes)).is_some()
-    }
-
-    fn write(&mut self, hpa: u64, data: &[u8]) -> bool {
-        let at = hpa as usize;
-        self.memory.get_mut(at..at + data.len()).map(|bytes| bytes.copy_from_slice(data)).is_some()
-    }
-
-    fn cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> Option<bool> {
-        assert_eq!(size, 8);
-        let same = self.read_u64(hpa)? == old;
-        if same {
-            self.write(hpa, &new.to_le_bytes());
-        }
-        Some(same)
-    }
-
-    fn flush_tlb(&mut self, _vcpu: u32, _scope: FlushScope, _address: u64) {}
-
-    fn emulate(
-        &mut self,
-        _vcpu: u32,
-        state: &mut VcpuState,
-        _request: &EmulateRequest,
-        mmu: &mut dyn EmulatorMmu,
-    ) -> Emulated {
-        let access = self.access;
-        let mut insn = [0; 15];
-        insn[..self.insn.len()].copy_from_slice(&self.insn);
-        let insn_len = self.insn.len() as u8;
-        // A fetch that faults comes before anything is decoded.
-        if access.kind != AccessKind::FETCH && !mmu.knows(&self.insn) {
-            return Emulated { status: EmulateStatus::UNHANDLEABLE, insn, insn_len, ..Default::default() };
-        }
-        match mmu.translate(state, &access, self) {
-            Err(fault) if access.kind == AccessKind::FETCH => {
-                Emulated { status: EmulateStatus::FAULT, fault, ..Default::default() }
-            }
-            Err(fault) => {
-                Emulated { status: EmulateStatus::FAULT, fault, insn, insn_len, ..Default::default() }
-            }
-            Ok(to) if access.kind == AccessKind::FETCH && !to.ram => {
-                Emulated { status: EmulateStatus::UNHANDLEABLE, ..Default::default() }
-            }
-            Ok(to) => {
-                self.mmio = (!to.ram).then_some(to.gpa);
-                self.emulated = true;
-                Emulated { insn, insn_len, ..Default::default() }
-            }
-        }
-    }
-
-    fn bus(&mut self, _vcpu: u32, _op: &mut BusOp) -> bool {
-        false
-    }
-
-    fn interrupt(&mut self, _vcpu: u32, _ack: bool) -> Option<u8> {
-        None
-    }
-
-    fn nmi(&mut self, _vcpu: u32, _ack: bool) -> bool {
-        false
-    }
-
-    fn note(&mut self, _vcpu: u32, note: Note) {
-        self.notes.push(note);
-    }
-
-    fn wants(&self, _kind: NoteKind) -> bool {
-        true
-    }
-
-    fn log(&mut self, _level: u32, text: &str) {
-        self.logged.push(text.into());
-    }
-
-    fn fault_point(&mut self, _vcpu: u32, _id: u32) -> Option<u64> {
-        None
-    }
-}
 
 /// A vCPU in long mode on a small VM.
 pub struct Guest {
@@ -192,15 +85,7 @@ impl Guest {
     pub fn new(silicon: Silicon, maxphyaddr: u8, options: &[(&str, &str)]) -> Self {
         let options = options.iter().map(|(a, b)| ((*a).into(), (*b).into())).collect();
         let mut vm = Vm::of(Shared::new(&VmConfig { silicon, options }).unwrap());
-        let mut host = TestHost {
-            memory: vec![0; MEMORY as usize],
-            notes: Vec::new(),
-            access: Access::default(),
-            mmio: None,
-            insn: MOV.to_vec(),
-            emulated: false,
-            logged: Vec::new(),
-        };
+        let mut host = TestHost::new(MEMORY as usize);
         let mut state = VcpuState::reset();
         state.cr0 = Cr0::new().with_pe(true).with_pg(true).with_wp(true).into_bits();
         state.cr4 = Cr4::new().with_pae(true).into_bits();
@@ -247,7 +132,7 @@ impl Guest {
     pub fn access(&mut self, kind: AccessKind, user: bool) -> Ended {
         let access = Access { gva: self.gva, kind, user, size: 8, ..Default::default() };
         self.host.access = access;
-        self.host.emulated = false;
+        self.host.emulated = None;
         let answer: Answer = self.vm.access(0, &mut self.state, &access, &mut self.host, &mut self.exit);
         match answer.verdict {
             Verdict::NATIVE => Ended::Mapped,
@@ -284,7 +169,7 @@ impl Guest {
 
     /// Gives the EPT entry of a frame other rights (bits 2:0), or makes other changes.
     pub fn edit_ept(&mut self, gpa: u64, edit: impl Fn(u64) -> u64) {
-        self.vm.shared.mmu.edit_leaf(0, gpa >> 12, edit);
+        self.vm.shared.kvm.mmu.edit_leaf(0, gpa >> 12, edit);
     }
 
     /// The error code that the next entry injects with #PF.

@@ -17,6 +17,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vmtape_traces", &["vmtape_arch"]),
     ("vmtape_guests", &["vmtape_arch"]),
     ("vmtape_kvm_mmu", &["vmtape_arch", "vmtape_abi"]),
+    ("vmtape_testing", &["vmtape_arch", "vmtape_abi"]),
     ("vmtape_kvm_core", &["vmtape_arch", "vmtape_abi", "vmtape_kvm_mmu"]),
     ("vmtape_kvm_svm", &["vmtape_arch", "vmtape_abi", "vmtape_kvm_mmu", "vmtape_kvm_core"]),
     ("vmtape_vmx", &["vmtape_arch", "vmtape_abi", "vmtape_kvm_mmu", "vmtape_kvm_core"]),

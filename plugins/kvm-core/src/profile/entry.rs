@@ -32,6 +32,10 @@ pub enum Kind {
     Silicon,
 }
 
+fn reached(first: &str, release: &str) -> bool {
+    super::position(first) <= super::position(release)
+}
+
 /// One switch.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
@@ -98,9 +102,13 @@ impl Entry {
             Kind::Parameter(value) => value,
             Kind::Silicon => true,
             Kind::Patch => {
-                let reached = |first: &str| super::position(first) <= super::position(release);
-                self.since.is_some_and(reached) && !self.until.is_some_and(|(first, _)| reached(first))
+                self.has_come(release) && !self.until.is_some_and(|(first, _)| reached(first, release))
             }
         }
+    }
+
+    /// Whether a release is its first one, or a later one.
+    pub(super) fn has_come(&self, release: &str) -> bool {
+        self.since.is_some_and(|first| reached(first, release))
     }
 }

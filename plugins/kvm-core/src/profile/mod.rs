@@ -107,6 +107,12 @@ impl Options {
             let asked = self.on(Switch::ALLOW_SMALLER_MAXPHYADDR);
             self.on.set(Switch::ALLOW_SMALLER_MAXPHYADDR, variable && (asked || !parameter));
         }
+        let is_quirk = |e: &&Entry| e.switch == Switch::FIX_HYPERCALL_INSN;
+        let optional =
+            entries_of(self.scope).find(is_quirk).is_some_and(|e| e.has_come(self.profile.release));
+        if !optional {
+            self.on.set(Switch::FIX_HYPERCALL_INSN, true);
+        }
     }
 
     /// Whether a switch is on. A switch that the plugin does not have is off.

@@ -1,8 +1,9 @@
-//! Module parameters, and what is known of silicon only by observation.
+//! Module parameters and quirks, and what is known of silicon only by observation.
 
 use super::{Entry, Scope, Switch};
 
-/// The parameters of `kvm`, `kvm_intel` and `kvm_amd` that are modelled, with their defaults.
+/// The parameters of `kvm`, `kvm_intel` and `kvm_amd` that are modelled, with their defaults; and a quirk, which the VMM sets
+/// for each VM.
 pub const PARAMETERS: &[Entry] = &[
     Entry::parameter(Switch::EPT, Scope::VMX, true, "Extended page tables; off: shadow paging")
         .source("vmx/vmx.c"),
@@ -53,6 +54,16 @@ pub const PARAMETERS: &[Entry] = &[
         .source("svm/svm.c"),
     Entry::parameter(Switch::NPT, Scope::NPT, true, "Nested paging; the backend implies it")
         .source("svm/svm.c"),
+    Entry::parameter(
+        Switch::FIX_HYPERCALL_INSN,
+        Scope::ALL,
+        true,
+        "The other vendor's hypercall instruction, which raises #UD, is overwritten with this vendor's; off: the guest takes the \
+         #UD. A quirk of the VM (KVM_CAP_DISABLE_QUIRKS2); releases before it always overwrite",
+    )
+    .commit("f1a9761fbb00", "KVM: x86: Allow userspace to opt out of hypercall patching")
+    .source("x86.c emulator_fix_hypercall(), emulate.c em_hypercall()")
+    .since("v5.19"),
     Entry::parameter(Switch::NRIPS, Scope::AMD, true, "Use next-RIP save where silicon has it")
         .source("svm/svm.c"),
 ];

@@ -60,11 +60,28 @@ pub const SMALLER_MAXPHYADDR: &[Entry] = &[
     Entry::patch(
         Switch::PFEC_MASK_MATCH,
         Scope::VMX,
-        "Only a #PF with P set and RSVD clear is intercepted: error-code mask 9, match 1",
+        "Only a #PF with P set is intercepted: error-code mask 1, match 1",
     )
     .commit("8c4182bd27ca", "KVM: VMX: optimize #PF injection when MAXPHYADDR does not match")
-    .source("vmx/vmx.c vmx_update_exception_bitmap()")
+    .source("vmx/vmx.c init_vmcs() as committed, vmx_update_exception_bitmap() today")
     .since("v5.9-rc1"),
+    Entry::patch(
+        Switch::PFEC_WITH_INTERCEPT,
+        Scope::VMX,
+        "That mask is set only while #PF is intercepted; without this it turns the intercept around where there is none, and \
+         each #PF with P clear exits",
+    )
+    .commit("b502e6ecdc3b", "KVM: VMX: update PFEC_MASK/PFEC_MATCH together with PF intercept")
+    .source("vmx/vmx.c update_exception_bitmap()")
+    .since("v5.9"),
+    Entry::patch(
+        Switch::PFEC_SKIPS_RSVD,
+        Scope::VMX,
+        "A #PF that has RSVD already is not intercepted either: error-code mask 9, match 1",
+    )
+    .commit("5140bc7d6bc8", "KVM: VMX: Skip #PF(RSVD) intercepts when emulating smaller maxphyaddr")
+    .source("vmx/vmx.c vmx_update_exception_bitmap()")
+    .since("v5.14"),
     Entry::patch(
         Switch::TRANSLATE_GPA_CHECK,
         Scope::ALL,

@@ -17,6 +17,8 @@ open_enum! {
         FASTEOI = 13 => "fasteoi",
         NPT = 15 => "npt",
         NRIPS = 16 => "nrips",
+        // A quirk of the VM (KVM_CAP_DISABLE_QUIRKS2), without its prefix KVM_X86_QUIRK.
+        FIX_HYPERCALL_INSN = 17 => "fix_hypercall_insn",
         /// Numbers from 100 on: patches. First those about guests narrower than their host.
         SMALLER_MAXPHYADDR = 100 => "smaller-maxphyaddr",
         SMALLER_MAXPHYADDR_DEFAULT_OFF = 101 => "smaller-maxphyaddr-default-off",
@@ -26,6 +28,8 @@ open_enum! {
         PFEC_MASK_MATCH = 105 => "pfec-mask-match",
         TRANSLATE_GPA_CHECK = 106 => "translate-gpa-check",
         DECODE_KEEPS_FAULT = 107 => "decode-keeps-fault",
+        PFEC_WITH_INTERCEPT = 108 => "pfec-with-intercept",
+        PFEC_SKIPS_RSVD = 109 => "pfec-skips-rsvd",
         V1_RSVD_PF = 110 => "v1-rsvd-pf",
         V1_EPT_VIOLATION_CHECK = 111 => "v1-ept-violation-check",
         V1_EPT_MISCONFIG_CHECK = 112 => "v1-ept-misconfig-check",

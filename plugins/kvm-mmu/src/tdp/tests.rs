@@ -7,88 +7,25 @@ use crate::{
     spte::Format,
     walk::WalkAccess,
 };
-use vmtape_abi::{BusOp, EmulateRequest, Emulated, EmulatorMmu, FlushScope, Host, MemoryRegion};
+use vmtape_abi::{Host, MemoryRegion};
 use vmtape_arch::{
     access::AccessKind,
     exception::{Exception, PageFaultError},
-    note::{Note, NoteKind},
+    note::Note,
     regs::{Cr0, Cr4, Efer},
     vcpu::VcpuState,
 };
+use vmtape_testing::TestHost;
 
 const GVA: u64 = 0x1000_0000;
 const DATA: u64 = 0x80_0000;
 const TABLES: [u64; 4] = [0x20_0000, 0x20_1000, 0x20_2000, 0x40_0000];
 const RAM: usize = 0x100_0000;
 
-struct Memory {
-    ram: Vec<u8>,
-    notes: Vec<Note>,
-}
-
-impl Host for Memory {
-    fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
-        let Some(bytes) = self.ram.get(hpa as usize..hpa as usize + buf.len()) else { return false };
-        buf.copy_from_slice(bytes);
-        true
-    }
-
-    fn write(&mut self, hpa: u64, data: &[u8]) -> bool {
-        self.ram[hpa as usize..hpa as usize + data.len()].copy_from_slice(data);
-        true
-    }
-
-    fn cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> Option<bool> {
-        let equal = self.read_u64(hpa)? == old;
-        if equal {
-            self.write(hpa, &new.to_le_bytes()[..usize::from(size)]);
-        }
-        Some(equal)
-    }
-
-    fn flush_tlb(&mut self, _vcpu: u32, _scope: FlushScope, _address: u64) {}
-
-    fn emulate(
-        &mut self,
-        _vcpu: u32,
-        _state: &mut VcpuState,
-        _request: &EmulateRequest,
-        _mmu: &mut dyn EmulatorMmu,
-    ) -> Emulated {
-        Emulated::default()
-    }
-
-    fn bus(&mut self, _vcpu: u32, _op: &mut BusOp) -> bool {
-        false
-    }
-
-    fn interrupt(&mut self, _vcpu: u32, _ack: bool) -> Option<u8> {
-        None
-    }
-
-    fn nmi(&mut self, _vcpu: u32, _ack: bool) -> bool {
-        false
-    }
-
-    fn note(&mut self, _vcpu: u32, note: Note) {
-        self.notes.push(note);
-    }
-
-    fn wants(&self, _kind: NoteKind) -> bool {
-        true
-    }
-
-    fn log(&mut self, _level: u32, _text: &str) {}
-
-    fn fault_point(&mut self, _vcpu: u32, _id: u32) -> Option<u64> {
-        None
-    }
-}
-
 struct Bench {
     mmu: Mmu,
     state: VcpuState,
-    host: Memory,
+    host: TestHost,
 }
 
 impl Bench {
@@ -113,7 +50,7 @@ impl Bench {
             translate_gpa_check: false,
             unmappable: Unmappable::Map,
         });
-        let mut host = Memory { ram: vec![0; RAM], notes: Vec::new() };
+        let mut host = TestHost::new(RAM);
         let entries = [TABLES[1] | 0x27, TABLES[2] | 0x27, TABLES[3] | 0x27, DATA | flags];
         for (level, (table, entry)) in TABLES.into_iter().zip(entries).enumerate() {
             host.write(table + 8 * (GVA >> (39 - 9 * level) & 0x1ff), &entry.to_le_bytes());

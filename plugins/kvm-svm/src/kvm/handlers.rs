@@ -17,7 +17,7 @@ use vmtape_arch::{
     sensitive::SensitiveKind,
     vcpu::{VcpuState, gpr},
 };
-use vmtape_kvm_core::{cpuid, cr, events, io, msr, profile::Switch};
+use vmtape_kvm_core::{cpuid, cr, events, hypercall, io, msr, profile::Switch};
 use vmtape_kvm_mmu::fault::FaultCode;
 
 /// Everything a handler works on.
@@ -36,7 +36,7 @@ pub fn handle(cx: &mut Cx<'_>) -> Resume {
     match SvmExitCode(cx.exit.reason) {
         C::NPF => npf(cx),
         C::EXCP_PF => page_fault(cx),
-        C::EXCP_UD => cx.emulate(emultype::TRAP_UD),
+        C::EXCP_UD => cx.shared.kvm.handle_ud(&mut cx.vcpu.core, cx.state, cx.host),
         C::EXCP_AC => cx.inject(Exception::with_code(Vector::AC, 0)),
         C::EXCP_DB => debug(cx),
         C::EXCP_MC | C::INTR | C::NMI | C::SMI | C::INIT => Resume::GUEST,
@@ -61,7 +61,7 @@ pub fn handle(cx: &mut Cx<'_>) -> Resume {
         C::RDPMC => cx.inject(Exception::gp(0)),
         C::INVD | C::WBINVD | C::MONITOR | C::MWAIT | C::PAUSE => cx.skip(),
         C::XSETBV => xsetbv(cx),
-        C::VMMCALL => hypercall(cx),
+        C::VMMCALL => vmmcall(cx),
         C::RDPRU | C::RDTSCP | C::SKINIT => cx.inject(Exception::ud()),
         C::VMRUN | C::VMLOAD | C::VMSAVE | C::STGI | C::CLGI | C::INVLPGA => nested(cx),
         C::SHUTDOWN => shutdown(cx),
@@ -93,7 +93,7 @@ impl Cx<'_> {
 
     /// `kvm_emulate_instruction`.
     fn emulate(&mut self, flags: u32) -> Resume {
-        self.shared.emulate(&mut self.vcpu.core, self.state, flags, self.host)
+        self.shared.kvm.emulate(&mut self.vcpu.core, self.state, flags, self.host)
     }
 
     /// `kvm_skip_emulated_instruction`.
@@ -169,7 +169,7 @@ fn npf(cx: &mut Cx<'_>) -> Resume {
     let (address, code) = (cx.exit.info2, cx.exit.info1);
     cx.note(Note::PageFault { address, code });
     let illegal = address & cx.vcpu.core.cpuid.reserved_gpa_bits() != 0;
-    let options = &cx.shared.options;
+    let options = &cx.shared.kvm.options;
     if illegal && options.on(Switch::V1_NPF_CHECK) && options.on(Switch::V1_RSVD_PF) {
         cx.note(Rule::RESERVED_BY_V1.note());
         return cx.inject(v1_reserved_fault(address));
@@ -179,7 +179,7 @@ fn npf(cx: &mut Cx<'_>) -> Resume {
         return cx.emulate(0);
     }
     let code = FaultCode::from_bits(code);
-    cx.shared.mmu_page_fault(&mut cx.vcpu.core, cx.state, address, code, cx.host)
+    cx.shared.kvm.mmu_page_fault(&mut cx.vcpu.core, cx.state, address, code, cx.host)
 }
 
 /// `kvm_inject_rsvd_bits_pf` of the first posting: neither the present flag, which reserved bits imply, nor the access, and
@@ -191,27 +191,27 @@ fn v1_reserved_fault(gpa: u64) -> Exception {
 /// A page fault that silicon found in the guest's own tables: it is the guest's, corrected by the second posting for the
 /// guest's width.
 fn guests_page_fault(cx: &mut Cx<'_>, gva: u64, error: PageFaultError) -> Resume {
-    if !cx.shared.options.on(Switch::V2_SVM_PF_FIXUP) {
+    if !cx.shared.kvm.options.on(Switch::V2_SVM_PF_FIXUP) {
         return cx.inject(Exception::pf(gva, error));
     }
     cx.note(Rule::FIXED_UP.note());
-    let fault = cx.shared.mmu.fixup_page_fault(cx.vcpu.core.id, cx.state, gva, error, cx.host);
+    let fault = cx.shared.kvm.mmu.fixup_page_fault(cx.vcpu.core.id, cx.state, gva, error, cx.host);
     cx.inject(fault)
 }
 
 /// `pf_interception`, `kvm_handle_page_fault`.
 fn page_fault(cx: &mut Cx<'_>) -> Resume {
     let (address, code) = (cx.exit.info2, cx.exit.info1);
-    if cx.shared.npt {
+    if cx.shared.kvm.tdp() {
         return guests_page_fault(cx, address, PageFaultError::from_bits(code as u32));
     }
     cx.note(Note::PageFault { address, code });
     if cx.exit.access.delivering.valid {
         // The event may be stuck on a page that is a page table no longer.
-        cx.shared.mmu.unprotect_and_retry(cx.vcpu.core.id, cx.state, address, cx.host);
+        cx.shared.kvm.mmu.unprotect_and_retry(cx.vcpu.core.id, cx.state, address, cx.host);
     }
     let code = FaultCode::from_bits(code);
-    cx.shared.mmu_page_fault(&mut cx.vcpu.core, cx.state, address, code, cx.host)
+    cx.shared.kvm.mmu_page_fault(&mut cx.vcpu.core, cx.state, address, code, cx.host)
 }
 
 /// `db_interception`.
@@ -270,11 +270,11 @@ fn hlt(cx: &mut Cx<'_>) -> Resume {
 }
 
 /// `kvm_emulate_hypercall`.
-fn hypercall(cx: &mut Cx<'_>) -> Resume {
+fn vmmcall(cx: &mut Cx<'_>) -> Resume {
     if cx.shared.nrips() {
-        return io::hypercall(&mut cx.vcpu.core, cx.state, cx.exit.insn.len, cx.host);
+        return hypercall::hypercall(&mut cx.vcpu.core, cx.state, cx.exit.insn.len, cx.host);
     }
-    io::answer_hypercall(&cx.vcpu.core, cx.state, cx.host);
+    hypercall::answer(&cx.vcpu.core, cx.state, cx.host);
     cx.skip()
 }
 
@@ -296,7 +296,7 @@ fn nested(cx: &mut Cx<'_>) -> Resume {
 
 /// `cr_interception`, reads.
 fn read_cr(cx: &mut Cx<'_>) -> Resume {
-    if !cx.shared.silicon.decode_assists || cx.exit.insn.kind != SensitiveKind::CR_READ {
+    if !cx.shared.kvm.silicon.decode_assists || cx.exit.insn.kind != SensitiveKind::CR_READ {
         return cx.emulate(0);
     }
     let number = cx.exit.insn.number;
@@ -318,7 +318,7 @@ fn write_cr(cx: &mut Cx<'_>) -> Resume {
         SensitiveKind::LMSW => cr::lmsw(cx.state.cr0, insn.value),
         _ => insn.value,
     };
-    if cx.shared.silicon.decode_assists && insn.kind == SensitiveKind::CR_WRITE {
+    if cx.shared.kvm.silicon.decode_assists && insn.kind == SensitiveKind::CR_WRITE {
         cx.note(Note::Cr { write: true, number: insn.number as u8, value });
         let result = set_cr(cx, insn.number, value);
         return cx.complete(result);
@@ -327,9 +327,9 @@ fn write_cr(cx: &mut Cx<'_>) -> Resume {
 }
 
 fn set_cr(cx: &mut Cx<'_>, number: u32, value: u64) -> Result<(), Exception> {
-    let tdp = cx.shared.npt;
+    let tdp = cx.shared.kvm.tdp();
     let core = &mut cx.vcpu.core;
-    let slots = &cx.shared.mmu.slots;
+    let slots = &cx.shared.kvm.mmu.slots;
     let outcome = match number {
         0 => cr::set_cr0(core, cx.state, slots, value, tdp, cx.host),
         3 => cr::set_cr3(core, cx.state, slots, value, cx.host),
@@ -348,42 +348,18 @@ fn debug_registers(cx: &mut Cx<'_>) -> Resume {
 /// `invlpg_interception`.
 fn invlpg(cx: &mut Cx<'_>) -> Resume {
     let (id, gva) = (cx.vcpu.core.id, cx.exit.insn.address);
-    if cx.shared.silicon.decode_assists {
-        cx.shared.mmu.invlpg(id, gva, cx.host);
+    if cx.shared.kvm.silicon.decode_assists {
+        cx.shared.kvm.mmu.invlpg(id, gva, cx.host);
         return cx.skip();
     }
     cx.emulate_with(|cx| {
-        cx.shared.mmu.invlpg(id, gva, cx.host);
+        cx.shared.kvm.mmu.invlpg(id, gva, cx.host);
         Ok(())
     })
 }
 
-/// `invpcid_interception`, `kvm_handle_invpcid`.
+/// `invpcid_interception`.
 fn invpcid(cx: &mut Cx<'_>) -> Resume {
-    let insn = cx.exit.insn;
-    let (kind, pcid, gva) = (insn.value, insn.aux, insn.aux2);
-    if !cx.vcpu.core.cpuid.has(cpuid::feature::INVPCID) {
-        return cx.inject(Exception::ud());
-    }
-    let pcide = cx.state.cr4().pcide();
-    let canonical = msr::is_canonical(gva, cx.vcpu.core.cpuid.virt_addr_bits(cx.state.cr4().la57()));
-    let legal = match kind {
-        0 => pcid >> 12 == 0 && (pcide || pcid == 0) && canonical,
-        1 => pcid >> 12 == 0 && (pcide || pcid == 0),
-        2 | 3 => true,
-        _ => false,
-    };
-    if !legal {
-        return cx.inject(Exception::gp(0));
-    }
-    let id = cx.vcpu.core.id;
-    match kind {
-        0 => cx.shared.mmu.invlpg(id, gva, cx.host),
-        1 => {
-            cx.shared.mmu.flush_current(id, cx.host);
-            cx.shared.mmu.free_roots_of_pcid(id, pcid, cx.host);
-        }
-        _ => cx.shared.mmu.flush_guest(id, cx.host),
-    }
-    cx.skip()
+    let result = cx.shared.kvm.invpcid(&cx.vcpu.core, cx.state, &cx.exit.insn, cx.host);
+    cx.complete(result)
 }

@@ -12,9 +12,10 @@ use vmtape_kvm_core::{Vcpu, cpuid::feature, cr::MmuEffect, profile::Switch};
 
 /// `svm_vcpu_create`, `init_vmcb`.
 pub fn create(shared: &Shared, id: u32) -> SvmVcpu {
-    let core = Vcpu::new(id, shared.silicon.vendor);
+    let core = Vcpu::new(id, shared.kvm.silicon.vendor);
     let exceptions = bit(Vector::UD) | bit(Vector::MC) | bit(Vector::AC) | bit(Vector::DB);
-    let vmcb = Vmcb { npt: shared.npt, cr0: true, exceptions, debug_registers: true, ..Default::default() };
+    let vmcb =
+        Vmcb { npt: shared.kvm.tdp(), cr0: true, exceptions, debug_registers: true, ..Default::default() };
     let mut vcpu = SvmVcpu { core, vmcb, debug_registers_owned: false };
     after_set_cpuid(shared, &mut vcpu);
     vcpu
@@ -27,8 +28,8 @@ const fn bit(vector: Vector) -> u32 {
 /// Without nested paging every page fault is KVM's. The second posting of 2020 wanted those of a guest narrower than its host
 /// too (`svm_need_pf_intercept`).
 fn needs_page_faults(shared: &Shared, vcpu: &SvmVcpu) -> bool {
-    let narrow = vcpu.core.cpuid.maxphyaddr() < shared.silicon.phys_bits;
-    !shared.npt || narrow && shared.options.on(Switch::V2_SVM_NEED_PF_INTERCEPT)
+    let narrow = vcpu.core.cpuid.maxphyaddr() < shared.kvm.silicon.phys_bits;
+    !shared.kvm.tdp() || narrow && shared.kvm.options.on(Switch::V2_SVM_NEED_PF_INTERCEPT)
 }
 
 /// `svm_vcpu_after_set_cpuid`, `init_vmcb_after_set_cpuid`, `svm_recalc_instruction_intercepts`.
@@ -37,7 +38,7 @@ pub fn after_set_cpuid(shared: &Shared, vcpu: &mut SvmVcpu) {
     let cpuid = &vcpu.core.cpuid;
     let vmcb = &mut vcpu.vmcb;
     vmcb.exceptions = vmcb.exceptions & !bit(Vector::PF) | if page_faults { bit(Vector::PF) } else { 0 };
-    vmcb.invpcid = !shared.npt || !cpuid.has(feature::INVPCID);
+    vmcb.invpcid = !shared.kvm.tdp() || !cpuid.has(feature::INVPCID);
     vmcb.rdtscp = !cpuid.has(feature::RDTSCP);
     vmcb.msr = MsrMap {
         spec_ctrl: false,
@@ -77,22 +78,22 @@ pub fn apply(
     let id = vcpu.core.id;
     update_cr0_intercept(vcpu, state);
     if effect.new_pgd {
-        shared.mmu.new_pgd(id, state, host);
+        shared.kvm.mmu.new_pgd(id, state, host);
     }
     if effect.reset {
-        shared.mmu.reset_context(id, state, host);
+        shared.kvm.mmu.reset_context(id, state, host);
     } else {
-        shared.mmu.init(id, state);
+        shared.kvm.mmu.init(id, state);
     }
     if effect.unload {
-        shared.mmu.unload(id, host);
+        shared.kvm.mmu.unload(id, host);
     }
     if effect.flush_guest || effect.unload || effect.reset {
-        shared.mmu.flush_guest(id, host);
+        shared.kvm.mmu.flush_guest(id, host);
     } else if effect.flush_current {
-        shared.mmu.flush_current(id, host);
-        if !shared.npt && state.cr4().pcide() {
-            shared.mmu.free_roots_of_pcid(id, state.cr3 & 0xfff, host);
+        shared.kvm.mmu.flush_current(id, host);
+        if !shared.kvm.tdp() && state.cr4().pcide() {
+            shared.kvm.mmu.free_roots_of_pcid(id, state.cr3 & 0xfff, host);
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 use vmtape_arch::{exception::Vector, msr::Msr, regs::Cr0, sensitive::SensitiveKind, vcpu::Intercepts};
+use vmtape_kvm_core::kvm::intercepts;
 
 /// The fields of the VMCB that decide exits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,32 +75,10 @@ impl Vmcb {
     /// What crosses the boundary under these intercepts. See: KVM svm/svm.c init_vmcb()
     pub fn intercepts(&self) -> Intercepts {
         use SensitiveKind as K;
-        let mut intercepts = Intercepts { exceptions: self.exceptions, ..Default::default() };
-        let always = [
-            K::CPUID,
-            K::RDMSR,
-            K::WRMSR,
-            K::CR_WRITE,
-            K::LMSW,
-            K::HLT,
-            K::IN,
-            K::OUT,
-            K::INS,
-            K::OUTS,
-            K::RDPMC,
-            K::WBINVD,
-            K::INVD,
-            K::MONITOR,
-            K::MWAIT,
-            K::VMMCALL,
-            K::XSETBV,
-            K::SVM,
-            K::RDPRU,
-            K::RSM,
-            K::TASK_SWITCH,
-            K::TRIPLE_FAULT,
-        ];
-        always.into_iter().for_each(|kind| intercepts.set(kind, true));
+        let mut intercepts = intercepts(self.exceptions);
+        for kind in [K::VMMCALL, K::SVM, K::RDPRU, K::RSM] {
+            intercepts.set(kind, true);
+        }
         let shadow = !self.npt;
         intercepts.set(K::CR_READ, shadow || self.cr0);
         intercepts.set(K::SMSW, self.cr0);

@@ -1,21 +1,17 @@
-//! A 64-bit guest with one linear page, on a host that is memory and nothing else. KVM's emulator is asked where an operand
-//! lies, and does no more.
+//! A 64-bit guest with one linear page, on a host that is memory and nothing else.
 
 use crate::{Vm, create};
-use vmtape_abi::{
-    Backend, BusOp, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Errno, FlushScope, Host,
-    MemoryRegion, Translation, VmConfig,
-};
+use vmtape_abi::{Backend, Errno, Host, MemoryRegion, VmConfig};
 use vmtape_arch::{
     access::{Access, AccessKind, Answer, Verdict},
     cpuid::CpuidEntry,
-    exception::{Exception, Vector},
+    exception::Vector,
     exit::{Exit, Resume, ResumeKind},
     host::{Silicon, Vendor},
-    note::{Note, NoteKind},
     regs::{Cr0, Cr4, Efer, SegAttr},
     vcpu::{VcpuState, seg},
 };
+use vmtape_testing::TestHost;
 
 /// Addresses as in kvm-unit-tests x86/access.c.
 pub const GVA: u64 = 0xffff_9234_0000_0000;
@@ -34,93 +30,9 @@ pub const NX: u64 = 1 << 63;
 pub const ACCESSED: u64 = 1 << 5;
 pub const DIRTY: u64 = 1 << 6;
 
-/// MOV EAX, [RAX], which KVM's emulator knows, and FLD m32, which it does not.
-pub const MOV: &[u8] = &[0x8b, 0x00];
-pub const FLDS: &[u8] = &[0xd9, 0x00];
-
 /// A directory entry that points to the page table.
 pub fn pde(flags: u64) -> u64 {
     TABLES[3] | flags
-}
-
-pub struct TestHost {
-    pub ram: Vec<u8>,
-    pub notes: Vec<Note>,
-    /// Where KVM's emulator was told that the operand lies.
-    emulated: Option<Result<Translation, Exception>>,
-    access: Access,
-    /// The instruction that accesses.
-    pub insn: &'static [u8],
-}
-
-impl Host for TestHost {
-    fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
-        let Some(bytes) = self.ram.get(hpa as usize..hpa as usize + buf.len()) else { return false };
-        buf.copy_from_slice(bytes);
-        true
-    }
-
-    fn write(&mut self, hpa: u64, data: &[u8]) -> bool {
-        let Some(bytes) = self.ram.get_mut(hpa as usize..hpa as usize + data.len()) else { return false };
-        bytes.copy_from_slice(data);
-        true
-    }
-
-    fn cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> Option<bool> {
-        let now = self.read_u64(hpa)?;
-        if now != old {
-            return Some(false);
-        }
-        self.write(hpa, &new.to_le_bytes()[..usize::from(size)]);
-        Some(true)
-    }
-
-    fn flush_tlb(&mut self, _vcpu: u32, _scope: FlushScope, _address: u64) {}
-
-    fn emulate(
-        &mut self,
-        _vcpu: u32,
-        state: &mut VcpuState,
-        _request: &EmulateRequest,
-        mmu: &mut dyn EmulatorMmu,
-    ) -> Emulated {
-        if self.access.kind != FETCH && !mmu.knows(self.insn) {
-            return Emulated { status: EmulateStatus::UNHANDLEABLE, ..Default::default() };
-        }
-        let access = self.access;
-        let result = mmu.translate(state, &access, self);
-        self.emulated = Some(result);
-        match result {
-            Ok(_) => Emulated::default(),
-            Err(fault) => Emulated { status: EmulateStatus::FAULT, fault, ..Default::default() },
-        }
-    }
-
-    fn bus(&mut self, _vcpu: u32, _op: &mut BusOp) -> bool {
-        false
-    }
-
-    fn interrupt(&mut self, _vcpu: u32, _ack: bool) -> Option<u8> {
-        None
-    }
-
-    fn nmi(&mut self, _vcpu: u32, _ack: bool) -> bool {
-        false
-    }
-
-    fn note(&mut self, _vcpu: u32, note: Note) {
-        self.notes.push(note);
-    }
-
-    fn wants(&self, _kind: NoteKind) -> bool {
-        true
-    }
-
-    fn log(&mut self, _level: u32, _text: &str) {}
-
-    fn fault_point(&mut self, _vcpu: u32, _id: u32) -> Option<u64> {
-        None
-    }
 }
 
 /// How an access ended.
@@ -219,13 +131,7 @@ impl Setup<'_> {
         state.efer = Efer::new().with_lme(true).with_lma(true).into_bits();
         state.cr3 = TABLES[0];
         state.seg[seg::CS].attr = SegAttr::new().with_typ(0xb).with_s(true).with_present(true).with_l(true);
-        let host = TestHost {
-            ram: vec![0; (RAM + SECOND_RAM) as usize],
-            notes: Vec::new(),
-            emulated: None,
-            access: Access::default(),
-            insn: MOV,
-        };
+        let host = TestHost::new((RAM + SECOND_RAM) as usize);
         let mut bench = Bench { vm: create(&config, self.npt).unwrap(), states: vec![state], host };
         for (i, entry) in [TABLES[1] | 7, TABLES[2] | 7, self.pde, self.pte].into_iter().enumerate() {
             bench.set_entry(i, entry);

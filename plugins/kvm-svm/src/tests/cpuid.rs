@@ -26,30 +26,30 @@ fn vcpus_share_shadow_pages_even_across_widths() {
     let narrow = bench.add_vcpu(36);
     let (end, exits) = bench.run_at(narrow, GVA, READ, false);
     assert_eq!((end, exits.len()), (End::Mapped(RAM), 0), "a stale page, and no exit to notice it");
-    assert_eq!(bench.vm.shared.mmu.shadow_pages(), 4);
+    assert_eq!(bench.vm.shared.kvm.mmu.shadow_pages(), 4);
 }
 
 #[test]
 fn a_role_with_cpuid_keeps_them_apart_at_a_price() {
     let mut bench = mapped(false, &[ROLE]);
-    let before = bench.vm.shared.mmu.shadow_pages();
+    let before = bench.vm.shared.kvm.mmu.shadow_pages();
     let narrow = bench.add_vcpu(36);
     let (end, exits) = bench.run_at(narrow, GVA, READ, false);
     assert_eq!((end, exits.len()), (End::Fault(0x9), 1));
     let alike = bench.add_vcpu(46);
     assert_eq!(bench.run_at(alike, GVA, READ, false).0, End::Mapped(RAM));
     assert_eq!(before, 4, "one for each level");
-    assert_eq!(bench.vm.shared.mmu.shadow_pages(), before + 1, "a root of its own for the narrow one");
+    assert_eq!(bench.vm.shared.kvm.mmu.shadow_pages(), before + 1, "a root of its own for the narrow one");
     // A third width for which everything is legal doubles all of them.
     let third = bench.add_vcpu(40);
     assert_eq!(bench.run_at(third, GVA, READ, false).0, End::Mapped(RAM));
-    assert_eq!(bench.vm.shared.mmu.shadow_pages(), 2 * before + 1);
+    assert_eq!(bench.vm.shared.kvm.mmu.shadow_pages(), 2 * before + 1);
 }
 
 #[test]
 fn write_tracking_counts_in_two_bytes_or_in_four() {
     let frames = (RAM + SECOND_RAM) >> 12;
-    let bytes = |npt, options: &[(&str, &str)]| mapped(npt, options).vm.shared.mmu.gfn_track_bytes();
+    let bytes = |npt, options: &[(&str, &str)]| mapped(npt, options).vm.shared.kvm.mmu.gfn_track_bytes();
     assert_eq!(bytes(false, &[]), 2 * frames);
     assert_eq!(bytes(false, &[ROLE]), 4 * frames);
     // Before v5.16 nested paging paid as well. See: KVM commit deae4a10f166

@@ -3,6 +3,7 @@
 
 mod bench;
 mod cpuid;
+mod hypercall;
 mod modes;
 mod patches;
 mod wide;

@@ -11,6 +11,7 @@ use vmtape_arch::{
     exit::SvmExitCode,
     host::{Silicon, Vendor},
 };
+use vmtape_testing::FLDS;
 
 const NPF_FINAL: u64 = 1 << 32;
 const NPF_TABLE: u64 = 1 << 33;

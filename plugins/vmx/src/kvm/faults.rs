@@ -4,7 +4,7 @@
 
 use super::handlers::Cx;
 use crate::silicon::apic::reg;
-use vmtape_abi::{BusOp, BusSpace, emultype};
+use vmtape_abi::{BusOp, BusSpace};
 use vmtape_arch::{
     event::EventKind,
     exception::{Exception, PageFaultError, Vector},
@@ -12,7 +12,7 @@ use vmtape_arch::{
     note::Note,
     qualification::ApicQualification,
 };
-use vmtape_kvm_core::{cpuid, msr, profile::Switch};
+use vmtape_kvm_core::profile::Switch;
 use vmtape_kvm_mmu::fault::FaultCode;
 
 /// KVM_INTERNAL_ERROR_SIMUL_EX.
@@ -27,7 +27,7 @@ pub fn exception_nmi(cx: &mut Cx<'_>) -> Resume {
         return Resume::GUEST;
     }
     if exception.vector == Vector::UD {
-        return cx.emulate(emultype::TRAP_UD);
+        return cx.shared.kvm.handle_ud(&mut cx.vcpu.core, cx.state, cx.host);
     }
     if cx.exit.access.delivering.valid && (!page_fault || error.rsvd()) {
         cx.userspace(ResumeKind::INTERNAL_ERROR);
@@ -37,7 +37,7 @@ pub fn exception_nmi(cx: &mut Cx<'_>) -> Resume {
         return resume;
     }
     match exception.vector {
-        Vector::PF if cx.shared.ept() => cx.intercepted_page_fault(error),
+        Vector::PF if cx.shared.kvm.tdp() => cx.intercepted_page_fault(error),
         Vector::PF => shadow_page_fault(cx, error),
         Vector::DB => debug(cx),
         // `vmx_guest_inject_ac`: the host detects no split locks.
@@ -63,7 +63,7 @@ fn shadow_page_fault(cx: &mut Cx<'_>, error: PageFaultError) -> Resume {
     cx.note(Note::PageFault { address: gva, code: error.into_bits().into() });
     // A write that allows the gfn's page to be unprotected: the event in delivery may be the reason.
     let code = FaultCode::from_bits(error.into_bits().into());
-    cx.shared.mmu_page_fault(&mut cx.vcpu.core, cx.state, gva, code, cx.host)
+    cx.shared.kvm.mmu_page_fault(&mut cx.vcpu.core, cx.state, gva, code, cx.host)
 }
 
 /// `handle_ept_violation`.
@@ -90,7 +90,7 @@ pub fn ept_violation(cx: &mut Cx<'_>) -> Resume {
         cx.note(rule.note());
         return cx.emulate(0);
     }
-    cx.shared.mmu_page_fault(&mut cx.vcpu.core, cx.state, gpa, code, cx.host)
+    cx.shared.kvm.mmu_page_fault(&mut cx.vcpu.core, cx.state, gpa, code, cx.host)
 }
 
 /// `handle_ept_misconfig`. There are no devices on KVM's fast MMIO bus.
@@ -98,7 +98,7 @@ pub fn ept_misconfig(cx: &mut Cx<'_>) -> Resume {
     if let Some(resume) = cx.v1_check(Switch::V1_EPT_MISCONFIG_CHECK) {
         return resume;
     }
-    cx.shared.mmu_page_fault(
+    cx.shared.kvm.mmu_page_fault(
         &mut cx.vcpu.core,
         cx.state,
         cx.exit.gpa,
@@ -111,7 +111,7 @@ pub fn ept_misconfig(cx: &mut Cx<'_>) -> Resume {
 pub fn apic_access(cx: &mut Cx<'_>) -> Resume {
     let qualification = ApicQualification::from_bits(cx.exit.info1);
     let eoi_write = qualification.kind() == 1 && u32::from(qualification.offset()) == reg::EOI;
-    if eoi_write && cx.shared.fasteoi() {
+    if eoi_write && cx.shared.kvm.options.on(Switch::FASTEOI) {
         write_apic(cx, reg::EOI, 0);
         return cx.skip();
     }
@@ -142,36 +142,12 @@ fn write_apic(cx: &mut Cx<'_>, register: u32, value: u64) {
 /// `handle_invlpg`, without EPT.
 pub fn invlpg(cx: &mut Cx<'_>) -> Resume {
     let gva = cx.exit.info1;
-    cx.shared.mmu.invlpg(cx.vcpu.core.id, gva, cx.host);
+    cx.shared.kvm.mmu.invlpg(cx.vcpu.core.id, gva, cx.host);
     cx.skip()
 }
 
-/// `handle_invpcid` and `kvm_handle_invpcid`, without EPT.
+/// `handle_invpcid`, without EPT.
 pub fn invpcid(cx: &mut Cx<'_>) -> Resume {
-    let insn = cx.exit.insn;
-    let (kind, pcid, gva) = (insn.value, insn.aux, insn.aux2);
-    if !cx.vcpu.core.cpuid.has(cpuid::feature::INVPCID) {
-        return cx.inject(Exception::ud());
-    }
-    let pcide = cx.state.cr4().pcide();
-    let canonical = msr::is_canonical(gva, cx.vcpu.core.cpuid.virt_addr_bits(cx.state.cr4().la57()));
-    let legal = match kind {
-        0 => pcid >> 12 == 0 && canonical && (pcide || pcid == 0),
-        1 => pcid >> 12 == 0 && (pcide || pcid == 0),
-        2 | 3 => true,
-        _ => false,
-    };
-    if !legal {
-        return cx.inject(Exception::gp(0));
-    }
-    let (id, mmu) = (cx.vcpu.core.id, &mut cx.shared.mmu);
-    match kind {
-        0 => mmu.invlpg(id, gva, cx.host),
-        1 => {
-            mmu.free_roots_of_pcid(id, pcid, cx.host);
-            mmu.flush_current(id, cx.host);
-        }
-        _ => mmu.flush_guest(id, cx.host),
-    }
-    cx.skip()
+    let result = cx.shared.kvm.invpcid(&cx.vcpu.core, cx.state, &cx.exit.insn, cx.host);
+    cx.complete(result)
 }

@@ -14,23 +14,26 @@ use vmtape_kvm_core::{cpuid::GuestCpuid, profile::Switch};
 impl Shared {
     /// A piece of the series that `allow_smaller_maxphyaddr` turns on.
     fn supports_narrow_guests(&self, piece: Switch) -> bool {
-        self.allow_smaller_maxphyaddr() && self.options.on(piece)
+        self.kvm.allow_smaller_maxphyaddr() && self.kvm.options.on(piece)
     }
 
     /// `vmx_need_pf_intercept`.
     pub fn needs_pf_intercept(&self, cpuid: &GuestCpuid) -> bool {
-        let narrow = cpuid.maxphyaddr() < self.silicon.phys_bits;
-        !self.ept() || narrow && self.supports_narrow_guests(Switch::NEED_PF_INTERCEPT)
+        let narrow = cpuid.maxphyaddr() < self.kvm.silicon.phys_bits;
+        !self.kvm.tdp() || narrow && self.supports_narrow_guests(Switch::NEED_PF_INTERCEPT)
     }
 
     /// Which #PF exits under EPT, as error-code mask and match: those with P and without RSVD. All others are right already,
     /// since no walk with another width ends before or elsewhere.
-    pub fn pf_mask_and_match(&self) -> (u32, u32) {
-        if !self.ept() || !self.options.on(Switch::PFEC_MASK_MATCH) {
+    pub fn pf_mask_and_match(&self, intercepted: bool) -> (u32, u32) {
+        let options = &self.kvm.options;
+        let wanted = intercepted || !options.on(Switch::PFEC_WITH_INTERCEPT);
+        if !self.kvm.tdp() || !options.on(Switch::PFEC_MASK_MATCH) || !wanted {
             return (0, 0);
         }
         let present = PageFaultError::new().with_p(true);
-        (present.with_rsvd(true).into_bits(), present.into_bits())
+        let mask = present.with_rsvd(options.on(Switch::PFEC_SKIPS_RSVD));
+        (mask.into_bits(), present.into_bits())
     }
 }
 
@@ -43,7 +46,7 @@ impl Cx<'_> {
     /// A check of the series as first posted, and the #PF that it injects: no hardware raises RSVD without P, and CR2 is to
     /// hold a linear address.
     pub fn v1_check(&mut self, check: Switch) -> Option<Resume> {
-        let options = &self.shared.options;
+        let options = &self.shared.kvm.options;
         let checks = options.on(check) && options.on(Switch::V1_RSVD_PF);
         if !checks || !self.is_illegal() {
             return None;
@@ -55,12 +58,12 @@ impl Cx<'_> {
     /// The rule by which an EPT violation is emulated with a walk of KVM's own, instead of being mapped.
     pub fn emulates_violation(&self) -> Option<Rule> {
         let shared = &self.shared;
-        let unmappable = || shared.mmu.is_unmappable(self.vcpu.core.id, self.exit.gpa);
+        let unmappable = || shared.kvm.mmu.is_unmappable(self.vcpu.core.id, self.exit.gpa);
         match () {
             () if self.is_illegal() && shared.supports_narrow_guests(Switch::EPT_VIOLATION_EMULATE) => {
                 Some(Rule::SMALLER_MAXPHYADDR_GPA)
             }
-            () if shared.options.on(Switch::CAP_ADVERTISED_GPA) && unmappable() => {
+            () if shared.kvm.options.on(Switch::CAP_ADVERTISED_GPA) && unmappable() => {
                 Some(Rule::UNTRANSLATABLE_EMULATED)
             }
             () => None,
@@ -72,7 +75,7 @@ impl Cx<'_> {
         let gva = self.exit.info1;
         let fault = if self.shared.supports_narrow_guests(Switch::PF_FIXUP) {
             self.note(Rule::SMALLER_MAXPHYADDR_PF.note());
-            self.shared.mmu.fixup_page_fault(self.vcpu.core.id, self.state, gva, error, self.host)
+            self.shared.kvm.mmu.fixup_page_fault(self.vcpu.core.id, self.state, gva, error, self.host)
         } else {
             Exception::pf(gva, error)
         };

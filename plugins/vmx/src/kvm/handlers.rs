@@ -15,7 +15,7 @@ use vmtape_arch::{
     qualification::IoQualification,
     vcpu::VcpuState,
 };
-use vmtape_kvm_core::{cpuid, cr, emulate, io};
+use vmtape_kvm_core::{cpuid, cr, emulate, hypercall, io};
 
 /// Everything a handler works on.
 pub struct Cx<'a> {
@@ -142,7 +142,7 @@ impl Cx<'_> {
 
     /// `kvm_emulate_instruction`.
     pub fn emulate(&mut self, flags: u32) -> Resume {
-        self.shared.emulate(&mut self.vcpu.core, self.state, flags, None, self.host)
+        self.shared.kvm.emulate(&mut self.vcpu.core, self.state, flags, self.host)
     }
 
     /// Does what a control-register write asks of the MMU and the TLB.
@@ -188,7 +188,7 @@ fn hlt(cx: &mut Cx<'_>) -> Resume {
 }
 
 fn vmcall(cx: &mut Cx<'_>) -> Resume {
-    io::hypercall(&mut cx.vcpu.core, cx.state, cx.exit.insn.len, cx.host)
+    hypercall::hypercall(&mut cx.vcpu.core, cx.state, cx.exit.insn.len, cx.host)
 }
 
 fn rdpmc(cx: &mut Cx<'_>) -> Resume {

@@ -24,9 +24,9 @@ const ENABLE: u64 = 1 << 11;
 
 /// `vmx_vcpu_create`.
 pub fn create(shared: &Shared, id: u32) -> VmxVcpu {
-    let core = Vcpu::new(id, shared.silicon.vendor);
+    let core = Vcpu::new(id, shared.kvm.silicon.vendor);
     let mut vcpu = VmxVcpu { core, controls: Controls::default(), debug_registers_owned: false };
-    let ept = shared.ept();
+    let ept = shared.kvm.tdp();
     vcpu.controls.cr0_mask = !cr0_guest_owned(ept);
     vcpu.controls.cr3_exiting = !ept;
     vcpu.controls.mov_dr_exiting = true;
@@ -39,7 +39,7 @@ pub fn create(shared: &Shared, id: u32) -> VmxVcpu {
 pub fn after_set_cpuid(shared: &Shared, vcpu: &mut VmxVcpu) {
     let cpuid = &vcpu.core.cpuid;
     let controls = &mut vcpu.controls;
-    controls.cr4_mask = !cr4_guest_owned(shared.ept(), cr::cr4_reserved(cpuid));
+    controls.cr4_mask = !cr4_guest_owned(shared.kvm.tdp(), cr::cr4_reserved(cpuid));
     controls.rdrand_exiting = !cpuid.has(RDRAND);
     controls.rdseed_exiting = !cpuid.has(RDSEED);
     update_exception_bitmap(shared, cpuid, controls);
@@ -49,18 +49,18 @@ pub fn after_set_cpuid(shared: &Shared, vcpu: &mut VmxVcpu) {
 fn update_exception_bitmap(shared: &Shared, cpuid: &GuestCpuid, controls: &mut Controls) {
     let bit = |vector: Vector| 1u32 << vector.0;
     controls.exceptions = bit(Vector::UD) | bit(Vector::MC) | bit(Vector::DB) | bit(Vector::AC);
-    (controls.pfec_mask, controls.pfec_match) = (0, 0);
-    if shared.needs_pf_intercept(cpuid) {
+    let page_faults = shared.needs_pf_intercept(cpuid);
+    if page_faults {
         controls.exceptions |= bit(Vector::PF);
-        (controls.pfec_mask, controls.pfec_match) = shared.pf_mask_and_match();
     }
+    (controls.pfec_mask, controls.pfec_match) = shared.pf_mask_and_match(page_faults);
 }
 
 /// `vmx_set_virtual_apic_mode`.
 pub fn update_apic_mode(shared: &Shared, vcpu: &mut VmxVcpu) {
     let base = vcpu.core.apic_base;
-    let apicv = shared.options.on(Switch::ENABLE_APICV);
-    let access_page = shared.options.on(Switch::FLEXPRIORITY);
+    let apicv = shared.kvm.options.on(Switch::ENABLE_APICV);
+    let access_page = shared.kvm.options.on(Switch::FLEXPRIORITY);
     vcpu.controls.apic = match (base & ENABLE != 0, base & X2APIC != 0) {
         (true, true) => ApicMode::X2Apic,
         (true, false) if access_page => ApicMode::Access,
@@ -78,7 +78,7 @@ pub fn after_wrmsr(shared: &Shared, vcpu: &mut VmxVcpu, index: u32) {
 
 /// Does to MMU and TLB what a control-register write asks for.
 pub fn apply(shared: &mut Shared, id: u32, state: &VcpuState, effect: MmuEffect, host: &mut dyn Host) {
-    let mmu = &mut shared.mmu;
+    let mmu = &mut shared.kvm.mmu;
     if effect.new_pgd {
         mmu.new_pgd(id, state, host);
     }

@@ -10,6 +10,7 @@ use vmtape_arch::{
     sensitive::SensitiveKind,
     vcpu::Intercepts,
 };
+use vmtape_kvm_core::kvm::intercepts;
 
 /// How the guest reaches its local APIC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,30 +113,12 @@ impl Controls {
     /// What crosses the boundary under these controls.
     pub fn intercepts(&self) -> Intercepts {
         use SensitiveKind as K;
-        let mut intercepts = Intercepts { exceptions: self.exceptions, ..Default::default() };
-        let always = [
-            K::CPUID,
-            K::RDMSR,
-            K::WRMSR,
-            K::CR_WRITE,
-            K::LMSW,
-            K::HLT,
-            K::IN,
-            K::OUT,
-            K::INS,
-            K::OUTS,
-            K::RDPMC,
-            K::WBINVD,
-            K::INVD,
-            K::MONITOR,
-            K::MWAIT,
-            K::VMCALL,
-            K::XSETBV,
-            K::VMX,
-            K::TASK_SWITCH,
-            K::TRIPLE_FAULT,
-        ];
-        always.into_iter().for_each(|kind| intercepts.set(kind, true));
+        // A mask makes some page faults exit that the bitmap does not ask for.
+        let masked = if self.pfec_mask == 0 { 0 } else { 1 << Vector::PF.0 };
+        let mut intercepts = intercepts(self.exceptions | masked);
+        for kind in [K::VMCALL, K::VMX] {
+            intercepts.set(kind, true);
+        }
         intercepts.set(K::CR_READ, self.cr3_exiting);
         intercepts.set(K::INVLPG, self.cr3_exiting);
         intercepts.set(K::INVPCID, self.cr3_exiting);

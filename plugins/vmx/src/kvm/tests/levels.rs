@@ -108,8 +108,12 @@ fn the_depth_follows_the_guest() {
         [(52, 5, 5, 0x66), (49, 5, 5, 0x66), (48, 5, 4, 0x5e), (52, 4, 4, 0x5e)]
     {
         let mut guest = wide(maxphyaddr, silicon_levels, NO_ASM);
-        assert_eq!(guest.vm.shared.mmu.tdp_level(0), levels, "{maxphyaddr} bits, {silicon_levels} levels");
-        let root = guest.vm.shared.mmu.vcpus[0].root.unwrap().hpa;
+        assert_eq!(
+            guest.vm.shared.kvm.mmu.tdp_level(0),
+            levels,
+            "{maxphyaddr} bits, {silicon_levels} levels"
+        );
+        let root = guest.vm.shared.kvm.mmu.vcpus[0].root.unwrap().hpa;
         assert_eq!(guest.vm.query(0, Query::EPTP), Ok(root | low));
     }
     let no_ad = wide(52, 5, &[("eptad", "off")]);

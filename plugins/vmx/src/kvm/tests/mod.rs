@@ -1,6 +1,7 @@
 //! What KVM makes of accesses out of the ordinary, row by row. Expectations are those that kvm-unit-tests' x86/access.c and
 //! the kernel's selftests assert; where neither runs (the switch off), they follow from KVM's sources.
 
+mod hypercall;
 mod levels;
 mod series;
 mod state;
@@ -51,12 +52,12 @@ pub fn outcome(guest: &mut Guest, kind: AccessKind, user: bool) -> (Outcome, Vec
             exit => exits.push(exit),
         }
         let resume = guest.handle();
-        let result = match (guest.injected(), guest.host.mmio.take()) {
+        let result = match (guest.injected(), guest.host.emulated) {
             _ if resume.kind != ResumeKind::RESUME => Outcome::Userspace(resume),
             (Some(code), _) => Outcome::PageFault(code, guest.state.cr2),
-            (None, Some(gpa)) => Outcome::Mmio(gpa),
-            (None, None) if guest.host.emulated => Outcome::Done,
-            (None, None) => continue,
+            (None, Some(Ok(operand))) if !operand.ram => Outcome::Mmio(operand.gpa),
+            (None, Some(Ok(_))) => Outcome::Done,
+            (None, _) => continue,
         };
         return (result, exits);
     }

@@ -4,7 +4,7 @@
 //! ec7771ab471b, 3edd68399dc1, b96e6506c2ea, e7177339d7b5
 
 use super::{BIT36, FETCH, ILLEGAL, Outcome, READ, WRITE, guest, outcome};
-use crate::testing::{DATA, Ended, GVA, Guest, PDE, PT, PTE};
+use crate::testing::{DATA, Ended, GVA, Guest, PDE, PT, PTE, silicon};
 use vmtape_abi::Backend;
 use vmtape_arch::exit::{ResumeKind, VmxReason};
 
@@ -60,18 +60,28 @@ fn pieces() {
     }
 }
 
-/// Without mask and match every #PF exits, only to be injected as it was.
+/// Which #PF exits only to be injected as it was: each without mask and match, and what their history let through.
 #[test]
 fn mask_and_match_save_exits() {
-    let exits = |options: &[(&str, &str)]| {
-        let mut guest = guest(options);
-        guest.set(PTE, 0);
+    const NOT_PRESENT: (u64, u32) = (0, 0x0);
+    const RESERVED_ANYWAY: (u64, u32) = (1 << 51 | 1, 0x9);
+    for ((entry, code), width, options, expected) in [
+        (NOT_PRESENT, 36, &[ASM][..], 0),
+        (NOT_PRESENT, 36, &[ASM, ("-pfec-mask-match", "")], 1),
+        // Written once and for all at first, also for guests whose faults are not intercepted.
+        (NOT_PRESENT, 46, &[("kvm", "v5.8")], 0),
+        (NOT_PRESENT, 46, &[("kvm", "v5.9-rc1")], 1),
+        (NOT_PRESENT, 46, &[("kvm", "v5.9-rc7")], 1),
+        (NOT_PRESENT, 46, &[("kvm", "v5.9")], 0),
+        (RESERVED_ANYWAY, 36, &[("kvm", "v5.13"), ASM], 1),
+        (RESERVED_ANYWAY, 36, &[("kvm", "v5.14"), ASM], 0),
+    ] {
+        let mut guest = Guest::new(silicon(46), width, options);
+        guest.populate();
+        guest.set(PTE, entry);
         let (result, exits) = outcome(&mut guest, READ, false);
-        assert_eq!(result, pf(0x0));
-        exits.len()
-    };
-    assert_eq!(exits(&[ASM]), 0);
-    assert_eq!(exits(&[ASM, ("-pfec-mask-match", "")]), 1);
+        assert_eq!((result, exits.len()), (pf(code), expected), "{code:#x} {options:?}");
+    }
 }
 
 /// The first posting, check by check; nothing happens without the function of its first patch.

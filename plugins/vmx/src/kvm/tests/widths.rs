@@ -3,7 +3,7 @@
 //! See: kvm-unit-tests x86/access.c; selftests smaller_maxphyaddr_emulation_test; KVM vmx/vmx.c, mmu/paging_tmpl.h
 
 use super::{ASM, BIT36, FETCH, ILLEGAL, NO_ASM, Outcome, READ, WRITE, guest, outcome};
-use crate::testing::{DATA, Ended, FLDS, GVA, Guest, PDE, PT, PTE, silicon};
+use crate::testing::{DATA, Ended, GVA, Guest, PDE, PT, PTE, silicon};
 use vmtape_abi::{Backend, MemoryRegion};
 use vmtape_arch::{
     access::AccessKind,
@@ -11,6 +11,7 @@ use vmtape_arch::{
     exit::{Resume, ResumeKind, VmxReason},
     regs::{Cr0, Efer},
 };
+use vmtape_testing::FLDS;
 
 const NX: u64 = 1 << 63;
 /// KVM_INTERNAL_ERROR_EMULATION.
@@ -234,7 +235,7 @@ fn memory_beyond_the_guest_s_width() {
 fn an_instruction_that_cannot_be_emulated() {
     for options in [ASM, NO_ASM] {
         let mut guest = guest(options);
-        guest.host.insn = FLDS.to_vec();
+        guest.host.insn = FLDS;
         guest.set(PTE, ILLEGAL | 0x67);
         let (Outcome::Userspace(resume), exits) = outcome(&mut guest, READ, false) else { panic!("no exit") };
         assert_eq!(exits, [violation(0x181).unwrap()]);
@@ -250,7 +251,7 @@ fn a_user_s_instruction_that_cannot_be_emulated() {
     for options in [ASM, NO_ASM] {
         let mut guest = guest(options);
         guest.state.cpl = 3;
-        guest.host.insn = FLDS.to_vec();
+        guest.host.insn = FLDS;
         guest.set(PTE, ILLEGAL | 0x67);
         assert_eq!(guest.access(READ, true), violation(0x181).unwrap());
         assert_eq!(guest.handle(), Resume::GUEST);

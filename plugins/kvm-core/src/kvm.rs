@@ -1,0 +1,267 @@
+//! What all vCPUs of a VM share, whatever the vendor, and how a fault becomes an emulation.
+//!
+//! See: KVM arch/x86/kvm/mmu/mmu.c kvm_mmu_page_fault(), x86.c x86_emulate_instruction()
+
+use crate::{
+    Vcpu,
+    cpuid::feature,
+    emulate,
+    hypercall::Hypercall,
+    msr,
+    profile::{Options, Switch},
+};
+use vmtape_abi::{EmulateRequest, Host, emultype};
+use vmtape_arch::{
+    exception::Exception,
+    exit::Resume,
+    host::{Silicon, Vendor},
+    note::{Note, NoteKind},
+    sensitive::{Sensitive, SensitiveKind},
+    vcpu::{Intercepts, VcpuState},
+};
+use vmtape_kvm_mmu::{
+    fault::{FaultCode, Handled},
+    insn::writes_page_tables,
+    mmu::{Config, Mmu},
+    spte::Format,
+};
+
+/// A decision that KVM takes for both vendors; each has its own rule for it, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decided {
+    /// Frames that differ in bits 51:48 of their address met in one entry.
+    Alias,
+    /// KVM's own walk found a fault of the guest's.
+    GuestFault,
+    /// Memory that the nested tables cannot map leaves to userspace.
+    Unmappable,
+    /// A page is no longer shadowed, and the guest tries again.
+    Unprotected,
+    /// The address is in no slot: the access is emulated.
+    Mmio,
+    /// The access is emulated for another reason.
+    Emulated,
+    /// The other vendor's hypercall instruction was replaced.
+    HypercallPatched,
+}
+
+/// `struct kvm`: silicon, options and MMU of a VM.
+pub struct Kvm {
+    pub silicon: Silicon,
+    pub options: Options,
+    pub mmu: Mmu,
+    /// The vendor's rule for a decision.
+    rule: fn(Decided) -> Option<Note>,
+}
+
+/// The part of the MMU's configuration that is the same for both vendors; the rest is as without two-dimensional paging.
+pub fn mmu_config(silicon: &Silicon, options: &Options, table_width: u8) -> Config {
+    Config {
+        tdp: false,
+        tdp_mmu: options.on(Switch::TDP_MMU),
+        format: Format::X86 { width: table_width },
+        host_width: silicon.phys_bits,
+        gbpages: silicon.gbpages,
+        backing_shift: silicon.backing_shift,
+        max_tdp_level: 0,
+        forced_tdp_level: false,
+        mmio_caching: options.on(Switch::MMIO_CACHING),
+        amd: silicon.vendor == Vendor::AMD,
+        wide_gpa_faults: false,
+        accessed_before_nested_fault: false,
+        dirty_before_nested_fault: false,
+        role_has_cpuid: options.on(Switch::ROLE_HAS_CPUID),
+        gfn_track_on_demand: options.on(Switch::GFN_TRACK_ON_DEMAND),
+        translate_gpa_check: options.translate_gpa_check(),
+        unmappable: options.unmappable(),
+    }
+}
+
+impl Kvm {
+    /// A VM without memory. `rule`: the vendor's rule for a decision.
+    pub fn new(
+        silicon: Silicon,
+        options: Options,
+        config: Config,
+        rule: fn(Decided) -> Option<Note>,
+    ) -> Self {
+        Self { silicon, options, mmu: Mmu::new(config), rule }
+    }
+
+    /// Two-dimensional paging is in use.
+    pub fn tdp(&self) -> bool {
+        self.mmu.config.tdp
+    }
+
+    /// `allow_smaller_maxphyaddr`.
+    pub fn allow_smaller_maxphyaddr(&self) -> bool {
+        self.options.allow_smaller_maxphyaddr(self.tdp())
+    }
+
+    fn note(&self, vcpu: u32, why: Decided, host: &mut dyn Host) {
+        if let Some(note) = (self.rule)(why).filter(|_| host.wants(NoteKind::RULE)) {
+            host.note(vcpu, note);
+        }
+    }
+
+    /// `kvm_mmu_page_fault`, with the emulation that it asks for.
+    pub fn mmu_page_fault(
+        &mut self,
+        vcpu: &mut Vcpu,
+        state: &mut VcpuState,
+        address: u64,
+        code: FaultCode,
+        host: &mut dyn Host,
+    ) -> Resume {
+        let id = vcpu.id;
+        let handled = self.mmu.page_fault(id, state, address, code, host);
+        if self.mmu.take_alias().is_some() {
+            self.note(id, Decided::Alias, host);
+        }
+        match handled {
+            Handled::Resume => Resume::GUEST,
+            Handled::Inject(exception) => {
+                self.note(id, Decided::GuestFault, host);
+                vcpu.inject(state, &exception);
+                Resume::GUEST
+            }
+            Handled::Errno(errno) => Resume::errno(errno),
+            Handled::Unmappable(how) => {
+                self.note(id, Decided::Unmappable, host);
+                emulate::unmappable(id, address, how, host)
+            }
+            Handled::EmulateOrRetry if self.retries(id, state, address, host) => {
+                self.note(id, Decided::Unprotected, host);
+                Resume::GUEST
+            }
+            Handled::Emulate | Handled::EmulateOrRetry => {
+                let mmio = self.tdp() && self.mmu.slots.find(address).is_none();
+                self.note(id, if mmio { Decided::Mmio } else { Decided::Emulated }, host);
+                self.emulate_at(vcpu, state, address, code, host)
+            }
+        }
+    }
+
+    /// EMULTYPE_ALLOW_RETRY_PF: an instruction that does not look like an edit of page tables is not emulated, if the page
+    /// can be unprotected instead.
+    fn retries(&mut self, id: u32, state: &VcpuState, address: u64, host: &mut dyn Host) -> bool {
+        let insn = self.mmu.peek_instruction(id, state, host);
+        !writes_page_tables(&insn) && self.mmu.unprotect_and_retry(id, state, address, host)
+    }
+
+    /// `x86_emulate_instruction` with EMULTYPE_PF, at the address that an exit reported.
+    fn emulate_at(
+        &mut self,
+        vcpu: &mut Vcpu,
+        state: &mut VcpuState,
+        address: u64,
+        code: FaultCode,
+        host: &mut dyn Host,
+    ) -> Resume {
+        let (gva, gpa) = if self.tdp() { (0, address) } else { (address, 0) };
+        let mut request = EmulateRequest { flags: emultype::PF, gva, gpa, ..Default::default() };
+        if self.silicon.decode_assists && !code.fetch() {
+            self.give_bytes(vcpu.id, state, &mut request, host);
+        }
+        let direct = self.mmu.vcpu(vcpu.id).root_role.direct();
+        let mut emulator = self.mmu.emulator(vcpu.id, direct.then_some(address));
+        emulate::x86_emulate(vcpu, state, &request, &self.options, &mut emulator, host)
+    }
+
+    /// The instruction bytes that silicon with decode assists puts in the VMCB.
+    /// See: APM 15.8.4 Decode Assists; nested and intercepted page faults
+    fn give_bytes(
+        &mut self,
+        vcpu: u32,
+        state: &VcpuState,
+        request: &mut EmulateRequest,
+        host: &mut dyn Host,
+    ) {
+        let bytes = self.mmu.peek_instruction(vcpu, state, host);
+        if bytes.is_empty() {
+            return;
+        }
+        request.flags |= emultype::HAS_BYTES;
+        request.insn_len = bytes.len() as u8;
+        request.insn[..bytes.len()].copy_from_slice(&bytes);
+    }
+
+    /// `kvm_emulate_instruction(vcpu, flags)`: the emulator walks the guest's tables for every access.
+    pub fn emulate(
+        &mut self,
+        vcpu: &mut Vcpu,
+        state: &mut VcpuState,
+        flags: u32,
+        host: &mut dyn Host,
+    ) -> Resume {
+        let request = EmulateRequest { flags, ..Default::default() };
+        let emulator = self.mmu.emulator(vcpu.id, None);
+        let mut emulator = if flags & emultype::SKIP != 0 { emulator.skipping() } else { emulator };
+        emulate::x86_emulate(vcpu, state, &request, &self.options, &mut emulator, host)
+    }
+
+    /// `handle_ud`: a #UD of an instruction that KVM's emulator may execute all the same.
+    pub fn handle_ud(&mut self, vcpu: &mut Vcpu, state: &mut VcpuState, host: &mut dyn Host) -> Resume {
+        let own = Hypercall::of(self.silicon.vendor);
+        let mut emulator = self.mmu.emulator(vcpu.id, None);
+        if emulate::on_ud(vcpu, state, own, &self.options, &mut emulator, host) {
+            self.note(vcpu.id, Decided::HypercallPatched, host);
+        }
+        Resume::GUEST
+    }
+
+    /// `kvm_handle_invpcid`.
+    pub fn invpcid(
+        &mut self,
+        vcpu: &Vcpu,
+        state: &VcpuState,
+        insn: &Sensitive,
+        host: &mut dyn Host,
+    ) -> Result<(), Exception> {
+        let (kind, pcid, gva) = (insn.value, insn.aux, insn.aux2);
+        if !vcpu.cpuid.has(feature::INVPCID) {
+            return Err(Exception::ud());
+        }
+        let legal_pcid = pcid >> 12 == 0 && (state.cr4().pcide() || pcid == 0);
+        let canonical = || msr::is_canonical(gva, vcpu.cpuid.virt_addr_bits(state.cr4().la57()));
+        match kind {
+            0 if legal_pcid && canonical() => self.mmu.invlpg(vcpu.id, gva, host),
+            1 if legal_pcid => {
+                self.mmu.free_roots_of_pcid(vcpu.id, pcid, host);
+                self.mmu.flush_current(vcpu.id, host);
+            }
+            2 | 3 => self.mmu.flush_guest(vcpu.id, host),
+            _ => return Err(Exception::gp(0)),
+        }
+        Ok(())
+    }
+}
+
+/// What both vendors' modules intercept whatever happens.
+pub fn intercepts(exceptions: u32) -> Intercepts {
+    use SensitiveKind as K;
+    let mut intercepts = Intercepts { exceptions, ..Default::default() };
+    for kind in [
+        K::CPUID,
+        K::RDMSR,
+        K::WRMSR,
+        K::CR_WRITE,
+        K::LMSW,
+        K::HLT,
+        K::IN,
+        K::OUT,
+        K::INS,
+        K::OUTS,
+        K::RDPMC,
+        K::WBINVD,
+        K::INVD,
+        K::MONITOR,
+        K::MWAIT,
+        K::XSETBV,
+        K::TASK_SWITCH,
+        K::TRIPLE_FAULT,
+    ] {
+        intercepts.set(kind, true);
+    }
+    intercepts
+}

@@ -1,0 +1,143 @@
+//! A host for the unit tests of backends: flat memory, one kernel port, one interrupt. KVM's emulator is asked where an
+//! operand lies, and does no more.
+#![forbid(unsafe_code)]
+
+use vmtape_abi::{
+    BusOp, BusSpace, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, FlushScope, Host, Translation,
+};
+use vmtape_arch::{
+    access::{Access, AccessKind},
+    exception::Exception,
+    msr::Msr,
+    note::{Note, NoteKind},
+    vcpu::VcpuState,
+};
+
+/// `mov (%rax), %rcx`, which KVM's emulator knows.
+pub const MOV: &[u8] = &[0x48, 0x8b, 0x08];
+/// `flds (%rax)`, which it does not.
+pub const FLDS: &[u8] = &[0xd9, 0x00];
+/// Intel's and AMD's hypercall instruction.
+pub const VMCALL: &[u8] = &[0x0f, 0x01, 0xc1];
+pub const VMMCALL: &[u8] = &[0x0f, 0x01, 0xd9];
+
+/// The port of a device in the kernel, and what it answers.
+pub const KERNEL_PORT: u64 = 0x20;
+pub const KERNEL_PORT_VALUE: u64 = 0x5a;
+
+/// The services of a host.
+#[derive(Debug, Default)]
+pub struct TestHost {
+    /// Host physical memory from zero on.
+    pub memory: Vec<u8>,
+    pub notes: Vec<Note>,
+    pub logged: Vec<String>,
+    /// IA32_APIC_BASE as last written.
+    pub apic_base: u64,
+    /// An interrupt that waits.
+    pub interrupt: Option<u8>,
+    /// The next instruction for the emulator.
+    pub insn: &'static [u8],
+    /// The access that it makes.
+    pub access: Access,
+    /// What the last emulation was told of its operand.
+    pub emulated: Option<Result<Translation, Exception>>,
+}
+
+impl TestHost {
+    /// A host with zeroed memory, whose emulator executes a MOV.
+    pub fn new(memory: usize) -> Self {
+        Self { memory: vec![0; memory], insn: MOV, ..Self::default() }
+    }
+
+    fn at(&mut self, hpa: u64, len: usize) -> Option<&mut [u8]> {
+        let start = usize::try_from(hpa).ok()?;
+        self.memory.get_mut(start..start.checked_add(len)?)
+    }
+}
+
+impl Host for TestHost {
+    fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
+        self.at(hpa, buf.len()).map(|bytes| buf.copy_from_slice(bytes)).is_some()
+    }
+
+    fn write(&mut self, hpa: u64, data: &[u8]) -> bool {
+        self.at(hpa, data.len()).map(|bytes| bytes.copy_from_slice(data)).is_some()
+    }
+
+    fn cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> Option<bool> {
+        let size = usize::from(size);
+        let bytes = self.at(hpa, size)?;
+        let same = *bytes == old.to_le_bytes()[..size];
+        if same {
+            bytes.copy_from_slice(&new.to_le_bytes()[..size]);
+        }
+        Some(same)
+    }
+
+    fn flush_tlb(&mut self, _vcpu: u32, _scope: FlushScope, _address: u64) {}
+
+    fn emulate(
+        &mut self,
+        _vcpu: u32,
+        state: &mut VcpuState,
+        _request: &EmulateRequest,
+        mmu: &mut dyn EmulatorMmu,
+    ) -> Emulated {
+        let (access, fetches) = (self.access, self.access.kind == AccessKind::FETCH);
+        let mut fetched = Emulated { insn_len: self.insn.len() as u8, ..Default::default() };
+        fetched.insn[..self.insn.len()].copy_from_slice(self.insn);
+        // As the host's interpreter: no hypercalls.
+        let executes = ![VMCALL, VMMCALL].contains(&self.insn);
+        // A fetch that faults comes before anything is decoded.
+        if !fetches && !(mmu.knows(self.insn) && executes) {
+            return Emulated { status: EmulateStatus::UNHANDLEABLE, ..fetched };
+        }
+        let operand = mmu.translate(state, &access, self);
+        self.emulated = Some(operand);
+        match operand {
+            Err(fault) if fetches => Emulated { status: EmulateStatus::FAULT, fault, ..Default::default() },
+            Err(fault) => Emulated { status: EmulateStatus::FAULT, fault, ..fetched },
+            Ok(to) if fetches && !to.ram => {
+                Emulated { status: EmulateStatus::UNHANDLEABLE, ..Default::default() }
+            }
+            Ok(_) => fetched,
+        }
+    }
+
+    fn bus(&mut self, _vcpu: u32, op: &mut BusOp) -> bool {
+        match (op.space, op.address) {
+            (BusSpace::MSR, index) if op.write && index == u64::from(Msr::IA32_APIC_BASE.0) => {
+                self.apic_base = op.data;
+            }
+            (BusSpace::KERNEL_PIO, KERNEL_PORT) => op.data = KERNEL_PORT_VALUE,
+            (BusSpace::USER_PIO, _) => op.data = u32::MAX.into(),
+            _ => return false,
+        }
+        true
+    }
+
+    fn interrupt(&mut self, _vcpu: u32, ack: bool) -> Option<u8> {
+        if ack { self.interrupt.take() } else { self.interrupt }
+    }
+
+    fn nmi(&mut self, _vcpu: u32, _ack: bool) -> bool {
+        false
+    }
+
+    fn note(&mut self, _vcpu: u32, note: Note) {
+        self.notes.push(note);
+    }
+
+    fn wants(&self, _kind: NoteKind) -> bool {
+        true
+    }
+
+    fn log(&mut self, _level: u32, text: &str) {
+        self.logged.push(text.into());
+    }
+
+    fn fault_point(&mut self, _vcpu: u32, _id: u32) -> Option<u64> {
+        None
+    }
+}
