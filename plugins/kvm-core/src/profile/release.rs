@@ -88,6 +88,7 @@ fn sentence(release: &str) -> String {
         "v5.15" => ": translate_gpa() checks no widths any more",
         "v5.16" => ": KVM_SET_CPUID2 after KVM_RUN fails",
         "v5.17" => ": KVM_SET_CPUID2 after KVM_RUN takes the same table again",
+        "v5.19" => ": userspace may forbid that the other vendor's hypercall instruction is overwritten",
         "v6.8" => ": KVM_EXIT_MEMORY_FAULT is new",
         "v6.9" => ": /proc/cpuinfo says whether silicon has five-level EPT",
         "v6.10" => ": KVM_GET_SUPPORTED_CPUID has GuestPhysBits",
