@@ -76,7 +76,7 @@ open_enum! {
 /// What makes two shadow pages of the same frame different.
 /// See: KVM arch/x86/include/asm/kvm_host.h union kvm_mmu_page_role (6.12)
 #[bitfield(u32)]
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PageRole {
     #[bits(4)]
     pub level: u8,

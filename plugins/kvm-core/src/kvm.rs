@@ -5,7 +5,7 @@
 use crate::{
     Vcpu,
     cpuid::feature,
-    emulate,
+    cr, emulate,
     hypercall::Hypercall,
     msr,
     profile::{Options, Switch},
@@ -208,6 +208,23 @@ impl Kvm {
             self.note(vcpu.id, Decided::HypercallPatched, host);
         }
         Resume::GUEST
+    }
+
+    /// `kvm_set_cr0`, `kvm_set_cr3` and `kvm_set_cr4`.
+    pub fn set_cr(
+        &self,
+        vcpu: &mut Vcpu,
+        state: &mut VcpuState,
+        number: u32,
+        value: u64,
+        host: &mut dyn Host,
+    ) -> cr::Outcome {
+        let (slots, tdp) = (&self.mmu.slots, self.tdp());
+        match number {
+            0 => cr::set_cr0(vcpu, state, slots, value, tdp, host),
+            3 => cr::set_cr3(vcpu, state, slots, value, host),
+            _ => cr::set_cr4(vcpu, state, slots, value, tdp, host),
+        }
     }
 
     /// `kvm_handle_invpcid`.

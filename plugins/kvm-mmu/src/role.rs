@@ -10,35 +10,12 @@ use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
 use vmtape_arch::vcpu::VcpuState;
 
-/// `union kvm_mmu_page_role`.
-#[bitfield(u32)]
-#[derive(PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct PageRole {
-    #[bits(4)]
-    pub level: u8,
-    pub has_4_byte_gpte: bool,
-    #[bits(2)]
-    pub quadrant: u8,
-    pub direct: bool,
-    #[bits(3)]
-    pub access: u8,
-    pub invalid: bool,
-    pub efer_nx: bool,
-    pub cr0_wp: bool,
-    pub smep_andnot_wp: bool,
-    pub smap_andnot_wp: bool,
-    pub ad_disabled: bool,
-    pub guest_mode: bool,
-    pub passthrough: bool,
-    #[bits(5)]
-    __: u8,
-    pub smm: u8,
-}
+pub use vmtape_arch::note::PageRole;
 
-impl PageRole {
+impl From<PageRole> for Acc {
     /// `role.access` as rights.
-    pub fn acc(self) -> Acc {
-        Acc::from_bits(self.access())
+    fn from(role: PageRole) -> Self {
+        Self::from_bits(role.access())
     }
 }
 

@@ -291,7 +291,7 @@ impl Mmu {
     /// `direct_pte_prefetch_many`: all of a run, or nothing if the slot does not hold all of it.
     fn prefetch_run(&mut self, vcpu: u32, table: u64, from: usize, to: usize, host: &mut dyn Host) -> bool {
         debug_assert!(to <= ENTRIES);
-        let acc = self.shadow.sp(table).role.acc();
+        let acc = Acc::from(self.shadow.sp(table).role);
         let gfn = self.entry_gfn(table, from);
         let Some(slot) = self.slots.find(gfn << 12).copied() else { return false };
         let end = (gfn + (to - from) as u64) << 12;

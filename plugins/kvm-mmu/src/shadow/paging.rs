@@ -128,7 +128,7 @@ impl Mmu {
             return;
         }
         let child = format.address(spte);
-        if self.shadow.sp(child).role.acc() != acc {
+        if Acc::from(self.shadow.sp(child).role) != acc {
             self.drop_parent(child, sptep);
             self.shadow.flush = true;
             self.shadow_flush(host);
@@ -221,6 +221,6 @@ impl Mmu {
         let own =
             Acc::new().with_write(gpte.w() && gpte.d()).with_user(gpte.u()).with_exec(narrow || !gpte.nx());
         let address = if narrow { gpte.into_bits() & bits(12, 31) } else { gpte.address() };
-        (address >> 12, role.acc().and(own))
+        (address >> 12, Acc::from(role).and(own))
     }
 }

@@ -327,14 +327,7 @@ fn write_cr(cx: &mut Cx<'_>) -> Resume {
 }
 
 fn set_cr(cx: &mut Cx<'_>, number: u32, value: u64) -> Result<(), Exception> {
-    let tdp = cx.shared.kvm.tdp();
-    let core = &mut cx.vcpu.core;
-    let slots = &cx.shared.kvm.mmu.slots;
-    let outcome = match number {
-        0 => cr::set_cr0(core, cx.state, slots, value, tdp, cx.host),
-        3 => cr::set_cr3(core, cx.state, slots, value, cx.host),
-        _ => cr::set_cr4(core, cx.state, slots, value, tdp, cx.host),
-    };
+    let outcome = cx.shared.kvm.set_cr(&mut cx.vcpu.core, cx.state, number, value, cx.host);
     cx.apply(outcome)
 }
 
