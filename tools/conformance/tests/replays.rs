@@ -49,6 +49,22 @@ fn the_first_divergence_is_the_accessed_bit_and_says_why() -> Result<()> {
     Ok(())
 }
 
+/// Two tapes that have nothing in common: that nobody knows why they differ is an answer too, and no success.
+#[test]
+fn what_nobody_explains_is_different_all_the_same() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for (tape, backend, guest) in [("a.tape", "vmx", "builtin:hello"), ("b.tape", "svm", "builtin:touch")] {
+        vmtape(folder.path(), &["record", "-q", "-b", backend, "-o", tape, guest])?;
+    }
+    let text = vmtape(folder.path(), &["diff", "a.tape", "b.tape"])?;
+    assert_eq!(text.status.code(), DIFFERENT, "{}", tail(&text));
+    assert!(String::from_utf8_lossy(&text.stdout).contains("cause: unexplained"), "{}", tail(&text));
+    let json = vmtape(folder.path(), &["diff", "a.tape", "b.tape", "--json"])?;
+    assert_eq!(json.status.code(), DIFFERENT, "{}", tail(&json));
+    assert!(String::from_utf8_lossy(&json.stdout).contains("\"class\": \"unexplained\""), "{}", tail(&json));
+    Ok(())
+}
+
 #[test]
 fn reports_are_json_with_a_schema() -> Result<()> {
     let folder = tempfile::tempdir()?;
