@@ -150,7 +150,7 @@ fn ioctls(machine: &Machine, group: &ExitGroup, first: usize) -> Option<Row> {
     Some(Row::new(IOCTL, control_text(expected), control_text(actual)))
 }
 
-/// What a row of [`ioctls`] is about.
+/// What a row of `ioctls` is about.
 pub const IOCTL: &str = "ioctl";
 
 /// The same exit, the same handlers: everything they note must be equal.

@@ -26,7 +26,7 @@ pub fn find(entries: &[CpuidEntry], function: u32, index: u32) -> Option<&CpuidE
         .find(|e| e.function == function && (e.flags & CPUID_FLAG_SIGNIFICANT_INDEX == 0 || e.index == index))
 }
 
-/// MAXPHYADDR of a table: leaf 0x8000_0008 EAX[7:0], or 36 where the leaf is absent.
+/// MAXPHYADDR of a table: leaf 0x8000_0008 `EAX[7:0]`, or 36 where the leaf is absent.
 /// See: KVM arch/x86/kvm/cpuid.c cpuid_query_maxphyaddr()
 pub fn maxphyaddr(entries: &[CpuidEntry]) -> u8 {
     match find(entries, 0x8000_0000, 0) {

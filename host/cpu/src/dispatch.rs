@@ -1,6 +1,6 @@
 //! From a decoded instruction to its handler.
 //!
-//! To add instructions, write a [`Handler`](crate::insn::Handler) in the file of their family and name it in that
+//! To add instructions, write a [`Handler`] in the file of their family and name it in that
 //! file's `handler`, which maps iced's `Code` to it. A family is plugged in by one line in `integer/mod.rs`,
 //! `system/mod.rs` or `fp/mod.rs`. The rules for a handler:
 //!

@@ -63,7 +63,7 @@ struct vt_HostRef;
 // EMULTYPE_TRAP_UD: from a #UD; inject #UD again if it is one.
 #define vt_EMULTYPE_TRAP_UD (1 << 3)
 
-// EMULTYPE_PF: `gpa` is the exit's address. [`EmulatorMmu::translate`] knows it and does not walk again for an
+// EMULTYPE_PF: `gpa` is the exit's address. `EmulatorMmu::translate` knows it and does not walk again for an
 // operand with the same page offset.
 #define vt_EMULTYPE_PF (1 << 6)
 

@@ -76,7 +76,7 @@ pub mod emultype {
     pub const SKIP: u32 = 1 << 1;
     /// EMULTYPE_TRAP_UD: from a #UD; inject #UD again if it is one.
     pub const TRAP_UD: u32 = 1 << 3;
-    /// EMULTYPE_PF: `gpa` is the exit's address. [`EmulatorMmu::translate`] knows it and does not walk again for an
+    /// EMULTYPE_PF: `gpa` is the exit's address. `EmulatorMmu::translate` knows it and does not walk again for an
     /// operand with the same page offset.
     pub const PF: u32 = 1 << 6;
     /// `insn` holds the instruction: the silicon delivered its bytes, so nothing is fetched.

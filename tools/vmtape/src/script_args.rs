@@ -28,8 +28,11 @@ pub struct ScriptArgs {
     #[arg(long, value_name = "CHANGE", allow_hyphen_values = true)]
     set_cpuid: Vec<String>,
 
-    /// KVM_CHECK_EXTENSION: NUMBER[,WHEN]; `vmtape backends` has the numbers
-    #[arg(long, value_name = "CAP")]
+    #[arg(
+        long,
+        value_name = "CAP",
+        help = "KVM_CHECK_EXTENSION: NUMBER[,WHEN]; `vmtape backends` has the numbers"
+    )]
     check_extension: Vec<String>,
 
     /// KVM_GET_CPUID2: WHEN[,vcpu=N]
