@@ -28,7 +28,8 @@ pub enum Decision {
     TrapAfter,
 }
 
-/// Everything the interpreter cannot do alone. Implemented by the machine around a backend, and by KVM's emulator.
+/// Everything the interpreter cannot do alone. Implemented by the machine around a backend, and by KVM's emulator. What has
+/// an answer here is a processor with memory and nothing else around it.
 pub trait Env {
     /// Guest RAM, addressed by host physical address.
     fn ram(&self) -> &Ram;
@@ -37,7 +38,9 @@ pub trait Env {
     fn access(&mut self, state: &mut VcpuState, access: &Access) -> Result<Mapping, Interrupted>;
 
     /// Called for a sensitive instruction or condition that `state.intercepts` asks for.
-    fn sensitive(&mut self, state: &mut VcpuState, insn: &Sensitive) -> Decision;
+    fn sensitive(&mut self, _state: &mut VcpuState, _insn: &Sensitive) -> Decision {
+        Decision::Native
+    }
 
     /// Called for an exception whose bit is set in `state.intercepts.exceptions`, before its delivery.
     /// `None`: deliver it natively. `Some(())`: an exit was recorded.
@@ -47,34 +50,48 @@ pub trait Env {
     /// [`Env::sensitive`] was asked first.
     fn device(
         &mut self,
-        state: &mut VcpuState,
-        gpa: u64,
-        size: u8,
-        write: Option<u64>,
-    ) -> Result<u64, Interrupted>;
+        _state: &mut VcpuState,
+        _gpa: u64,
+        _size: u8,
+        _write: Option<u64>,
+    ) -> Result<u64, Interrupted> {
+        Ok(0)
+    }
 
     /// Port input (`write` is `None`) or output that was not intercepted.
-    fn port(&mut self, state: &mut VcpuState, port: u16, size: u8, write: Option<u32>) -> u32;
+    fn port(&mut self, _state: &mut VcpuState, _port: u16, _size: u8, _write: Option<u32>) -> u32 {
+        0
+    }
 
     /// CPUID that was not intercepted: EAX, EBX, ECX, EDX.
-    fn cpuid(&mut self, state: &mut VcpuState, function: u32, index: u32) -> [u32; 4];
+    fn cpuid(&mut self, _state: &mut VcpuState, _function: u32, _index: u32) -> [u32; 4] {
+        [0; 4]
+    }
 
     /// RDMSR (`write` is `None`) or WRMSR of an MSR that the vCPU state does not hold, not intercepted.
-    fn msr(&mut self, state: &mut VcpuState, index: u32, write: Option<u64>) -> Result<u64, Exception>;
+    fn msr(&mut self, _state: &mut VcpuState, _index: u32, _write: Option<u64>) -> Result<u64, Exception> {
+        Err(Exception::gp(0))
+    }
 
     /// The virtual time-stamp counter, offset not applied.
-    fn tsc(&mut self, state: &VcpuState) -> u64;
+    fn tsc(&mut self, state: &VcpuState) -> u64 {
+        state.icount
+    }
 
     /// 64 random bits for RDRAND and RDSEED, from the machine's inputs.
-    fn random(&mut self) -> u64;
+    fn random(&mut self) -> u64 {
+        0
+    }
 
     /// MOV CR8 that was not intercepted changed the task priority (`state.cr8` holds it).
-    fn tpr_changed(&mut self, state: &mut VcpuState);
+    fn tpr_changed(&mut self, _state: &mut VcpuState) {}
 
     /// Takes the highest pending interrupt where `state.intercepts.virtual_interrupts` lets silicon deliver it. Asked
     /// when a run begins and when interrupts become deliverable (RFLAGS.IF set, shadow over): a device that raises an
     /// interrupt in between says so through [`Env::kicked`].
-    fn virtual_interrupt(&mut self, state: &mut VcpuState) -> Option<u8>;
+    fn virtual_interrupt(&mut self, _state: &mut VcpuState) -> Option<u8> {
+        None
+    }
 
     /// Whether [`crate::Cpu::run`] must return at the next instruction boundary, although its budget is not used up: a
     /// device access raised an interrupt, moved a timer or ended the run. Asked after each instruction that called

@@ -187,19 +187,11 @@ impl Kernel {
 
     fn emit_puts(&mut self) -> Result<(), IcedError> {
         let a = &mut self.a;
-        let (mut next, mut done) = (a.create_label(), a.create_label());
         a.set_label(&mut self.puts)?;
         for register in [rax, rdx, rsi] {
             a.push(register)?;
         }
-        a.mov(edx, SERIAL_PORT)?;
-        a.set_label(&mut next)?;
-        a.lodsb()?;
-        a.test(al, al)?;
-        a.jz(done)?;
-        a.out(dx, al)?;
-        a.jmp(next)?;
-        a.set_label(&mut done)?;
+        emit_characters(a)?;
         for register in [rsi, rdx, rax] {
             a.pop(register)?;
         }
@@ -334,4 +326,17 @@ impl Kernel {
 /// Whether silicon pushes an error code. See: SDM vol. 3A Table 6-1
 fn pushes_error_code(vector: u32) -> bool {
     matches!(vector, 8 | 10..=14 | 17 | 21)
+}
+
+/// Sends the characters at RSI (ESI in 32-bit code) up to a zero byte. Clobbers AL and EDX.
+pub fn emit_characters(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let (mut next, mut done) = (a.create_label(), a.create_label());
+    a.mov(edx, SERIAL_PORT)?;
+    a.set_label(&mut next)?;
+    a.lodsb()?;
+    a.test(al, al)?;
+    a.jz(done)?;
+    a.out(dx, al)?;
+    a.jmp(next)?;
+    a.set_label(&mut done)
 }

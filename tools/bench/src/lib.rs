@@ -5,10 +5,9 @@ use vmtape_arch::{
     access::{Access, Mapping},
     exception::Exception,
     regs::{Cr0, Cr4, Efer, SegAttr},
-    sensitive::Sensitive,
     vcpu::{Segment, VcpuState, seg},
 };
-use vmtape_cpu::{Cpu, CpuConfig, Decision, Env, Interrupted, Ram, Stop};
+use vmtape_cpu::{Cpu, CpuConfig, Env, Interrupted, Ram, Stop};
 
 const RAM_SIZE: usize = 0x100_0000;
 const CODE: u64 = 0x1000;
@@ -30,42 +29,8 @@ impl Env for Identity {
         Ok(Mapping { gpa: page, hpa: page, read: true, write: true, fetch: true, ..Mapping::default() })
     }
 
-    fn sensitive(&mut self, _: &mut VcpuState, _: &Sensitive) -> Decision {
-        Decision::Native
-    }
-
     fn exception(&mut self, _: &mut VcpuState, _: &Exception) -> Option<()> {
         Some(())
-    }
-
-    fn device(&mut self, _: &mut VcpuState, _: u64, _: u8, _: Option<u64>) -> Result<u64, Interrupted> {
-        Ok(0)
-    }
-
-    fn port(&mut self, _: &mut VcpuState, _: u16, _: u8, _: Option<u32>) -> u32 {
-        0
-    }
-
-    fn cpuid(&mut self, _: &mut VcpuState, _: u32, _: u32) -> [u32; 4] {
-        [0; 4]
-    }
-
-    fn msr(&mut self, _: &mut VcpuState, _: u32, _: Option<u64>) -> Result<u64, Exception> {
-        Err(Exception::gp(0))
-    }
-
-    fn tsc(&mut self, state: &VcpuState) -> u64 {
-        state.icount
-    }
-
-    fn random(&mut self) -> u64 {
-        0
-    }
-
-    fn tpr_changed(&mut self, _: &mut VcpuState) {}
-
-    fn virtual_interrupt(&mut self, _: &mut VcpuState) -> Option<u8> {
-        None
     }
 }
 

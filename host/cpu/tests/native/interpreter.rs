@@ -7,10 +7,9 @@ use vmtape_arch::{
     access::{Access, AccessKind, Mapping},
     exception::{Exception, PageFaultError},
     regs::{Cr0, Cr4, Efer, SegAttr},
-    sensitive::Sensitive,
     vcpu::{Segment, VcpuState, seg},
 };
-use vmtape_cpu::{Cpu, CpuConfig, Decision, Env, Interrupted, Ram, Stop};
+use vmtape_cpu::{Cpu, CpuConfig, Env, Interrupted, Ram, Stop};
 
 const PAGE: u64 = 0x1000;
 /// Host physical addresses.
@@ -61,40 +60,6 @@ impl Env for World {
     fn exception(&mut self, _: &mut VcpuState, exception: &Exception) -> Option<()> {
         self.exception = Some(*exception);
         Some(())
-    }
-
-    fn sensitive(&mut self, _: &mut VcpuState, _: &Sensitive) -> Decision {
-        Decision::Native
-    }
-
-    fn device(&mut self, _: &mut VcpuState, _: u64, _: u8, _: Option<u64>) -> Result<u64, Interrupted> {
-        Ok(0)
-    }
-
-    fn port(&mut self, _: &mut VcpuState, _: u16, _: u8, _: Option<u32>) -> u32 {
-        0
-    }
-
-    fn cpuid(&mut self, _: &mut VcpuState, _: u32, _: u32) -> [u32; 4] {
-        [0; 4]
-    }
-
-    fn msr(&mut self, _: &mut VcpuState, _: u32, _: Option<u64>) -> Result<u64, Exception> {
-        Err(Exception::gp(0))
-    }
-
-    fn tsc(&mut self, _: &VcpuState) -> u64 {
-        0
-    }
-
-    fn random(&mut self) -> u64 {
-        0
-    }
-
-    fn tpr_changed(&mut self, _: &mut VcpuState) {}
-
-    fn virtual_interrupt(&mut self, _: &mut VcpuState) -> Option<u8> {
-        None
     }
 }
 

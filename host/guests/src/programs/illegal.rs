@@ -5,7 +5,7 @@
 use crate::{
     kernel::{Kernel, NO_VECTOR, vars},
     parameters::Values,
-    programs::paging::{self, DATA, GVA, P_W_U, PDE, PTE},
+    programs::paging::{self, GVA, P_W_U, PDE, PTE},
 };
 use iced_x86::{IcedError, code_asm::*};
 
@@ -13,23 +13,12 @@ use iced_x86::{IcedError, code_asm::*};
 const RESERVED_BIT_FAULT: i32 = 9;
 
 pub fn program(k: &mut Kernel, _: &Values) -> Result<(), IcedError> {
-    let mut possible = k.a.create_label();
     paging::prepare(k)?;
     paging::address_widths(k)?;
     k.print("MAXPHYADDR ")?;
     k.print_dec()?;
     k.print("\n")?;
-    k.a.cmp(eax, 52)?;
-    k.a.jb(possible)?;
-    k.print("no address is illegal at 52 bits\nSUMMARY: 0 tests\n")?;
-    k.a.xor(eax, eax)?;
-    k.exit()?;
-
-    k.here(&mut possible)?;
-    k.a.mov(ecx, eax)?;
-    k.a.mov(eax, 1)?;
-    k.a.shl(rax, cl)?;
-    k.a.or(rax, (DATA | 1) as i32)?;
+    paging::illegal_entry(k)?;
     k.a.mov(r12, rax)?;
     paging::set_entry(k, PDE, PTE | P_W_U)?;
     k.a.mov(qword_ptr(PTE), r12)?;

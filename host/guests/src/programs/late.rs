@@ -8,7 +8,7 @@ use crate::{
     parameters::{Kind, Parameter, Values},
     programs::{
         access::{self, Access},
-        paging::{self, DATA, GVA, P_W_U, PDE, PTE},
+        paging::{self, GVA, P_W_U, PDE, PTE},
     },
 };
 use iced_x86::{IcedError, code_asm::*};
@@ -34,19 +34,10 @@ pub const PARAMETERS: &[Parameter] = &[
 pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
     let before = values.number("before").unwrap_or(0);
     let rounds = values.number("rounds").unwrap_or(DEFAULT_ROUNDS);
-    let (mut possible, mut wrong) = (k.a.create_label(), k.a.create_label());
+    let mut wrong = k.a.create_label();
     paging::prepare(k)?;
     paging::address_widths(k)?;
-    k.a.cmp(eax, 52)?;
-    k.a.jb(possible)?;
-    k.print("no address is illegal at 52 bits\nSUMMARY: 0 tests\n")?;
-    k.a.xor(eax, eax)?;
-    k.exit()?;
-    k.here(&mut possible)?;
-    k.a.mov(ecx, eax)?;
-    k.a.mov(eax, 1)?;
-    k.a.shl(rax, cl)?;
-    k.a.or(rax, (DATA | 1) as i32)?;
+    paging::illegal_entry(k)?;
     k.a.mov(qword_ptr(PTE), rax)?;
     paging::set_entry(k, PDE, PTE | P_W_U)?;
     k.a.mov(r15d, 1)?;

@@ -5,7 +5,7 @@
 
 use crate::{
     boot::{layout, selector},
-    kernel::SERIAL_PORT,
+    kernel::{SERIAL_PORT, emit_characters},
     parameters::{Kind, Parameter, Values},
 };
 use iced_x86::{IcedError, code_asm::*};
@@ -124,17 +124,9 @@ fn leave(a: &mut CodeAssembler, puts: CodeLabel) -> Result<(), IcedError> {
 }
 
 fn emit_puts(a: &mut CodeAssembler, puts: &mut CodeLabel) -> Result<(), IcedError> {
-    let (mut next, mut done) = (a.create_label(), a.create_label());
     a.set_label(puts)?;
     a.push(eax)?;
-    a.mov(edx, SERIAL_PORT)?;
-    a.set_label(&mut next)?;
-    a.lodsb()?;
-    a.test(al, al)?;
-    a.jz(done)?;
-    a.out(dx, al)?;
-    a.jmp(next)?;
-    a.set_label(&mut done)?;
+    emit_characters(a)?;
     a.pop(eax)?;
     a.ret()
 }
