@@ -156,14 +156,20 @@ fn is_time(msr: Msr) -> bool {
         || X2APIC_TIMER.contains(&msr.0)
 }
 
-/// Between backends: whether a note tells of an access to the local APIC's page.
+/// Between backends: whether a note tells of an access to the local APIC, by its page or its MSRs.
 ///
 /// Exempt, because the backend decides how a guest reaches its APIC: with virtualized APIC registers most accesses leave
 /// no trace at all. What the APIC answered is in the guest's registers, which are compared.
 pub fn is_apic_access(note: &Note) -> bool {
     /// The default of IA32_APIC_BASE.
     const APIC_PAGE: u64 = 0xfee0_0000;
-    matches!(*note, Note::Mmio { gpa, .. } if gpa & !(PAGE_SIZE - 1) == APIC_PAGE)
+    match *note {
+        Note::Mmio { gpa, .. } => gpa & !(PAGE_SIZE - 1) == APIC_PAGE,
+        Note::Msr { index, exception: false, .. } => {
+            (Msr::X2APIC_FIRST.0..=Msr::X2APIC_LAST.0).contains(&index)
+        }
+        _ => false,
+    }
 }
 
 /// Whether an event of a recording shows that the host took pages back ([`REFAULT`]).

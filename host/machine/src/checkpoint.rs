@@ -8,7 +8,8 @@ use crate::{
     devices::Devices,
     host::Clock,
     inputs::Taken,
-    machine::{Machine, Progress, Vcpu, cpu_config},
+    machine::{Machine, Vcpu, cpu_config},
+    progress::Progress,
 };
 use serde::{Deserialize, Serialize};
 use vmtape_abi::MemoryRegion;

@@ -2,10 +2,8 @@
 //!
 //! See: KVM arch/x86/kvm/x86.c x86_emulate_instruction(), emulator_read_write_onepage(), emulator_pio_in_out()
 
-use crate::{host::Services, recorder::FIRST_MM};
-use iced_x86::{
-    Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess, Register,
-};
+use crate::{fpu, host::Services};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess};
 use vmtape_abi::{BusOp, BusSpace, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Host, emultype};
 use vmtape_arch::{
     PAGE_SIZE,
@@ -13,10 +11,9 @@ use vmtape_arch::{
     exception::Exception,
     exit::ResumeKind,
     note::{EmulateMode, Note, NoteKind},
-    sensitive::Sensitive,
     vcpu::{VcpuState, seg},
 };
-use vmtape_cpu::{Cpu, CpuConfig, Decision, Env, Interrupted, Ram, Step};
+use vmtape_cpu::{Cpu, CpuConfig, Env, Interrupted, Ram, Step};
 
 const MAX_INSN: usize = 15;
 
@@ -49,13 +46,10 @@ pub(crate) fn emulate(
         state.icount += 1;
         return result;
     }
-    if let Some(known) = services.known.as_mut().filter(|_| uses_x87(&insn)) {
-        known.unknown += 1;
-    }
     if services.tape.tells_stimuli() {
         services.tape.registers(vcpu, state, used_registers(&insn));
-        if let Some(operand) = vector_operand(&insn) {
-            services.tape.vector(vcpu, state, operand);
+        for number in fpu::used_by(&insn) {
+            services.tape.fpu(vcpu, state, number);
         }
     }
     execute(services, vcpu, state, request, mmu, result)
@@ -215,21 +209,6 @@ fn trace(services: &mut Services, vcpu: u32, state: &VcpuState, result: &Emulate
     );
 }
 
-/// Whether an instruction has operands in registers that no tape holds.
-fn uses_x87(insn: &Instruction) -> bool {
-    (0..insn.op_count()).any(|n| insn.op_register(n).is_st())
-}
-
-/// The XMM or MMX register among the operands, as the tape's register event numbers it.
-fn vector_operand(insn: &Instruction) -> Option<usize> {
-    let number = |register: Register| match register.number() {
-        xmm if register.is_xmm() && xmm < FIRST_MM => Some(xmm),
-        mm if register.is_mm() => Some(FIRST_MM + mm),
-        _ => None,
-    };
-    (0..insn.op_count()).find_map(|n| number(insn.op_register(n)))
-}
-
 /// General registers and flags that the instruction reads, as a mask of the tape's register event.
 fn used_registers(insn: &Instruction) -> u32 {
     const RFLAGS: u32 = 1 << 16;
@@ -308,10 +287,6 @@ impl Env for EmulatorEnv<'_> {
         })
     }
 
-    fn sensitive(&mut self, _state: &mut VcpuState, _insn: &Sensitive) -> Decision {
-        Decision::Native
-    }
-
     fn exception(&mut self, _state: &mut VcpuState, _exception: &Exception) -> Option<()> {
         None
     }
@@ -383,9 +358,5 @@ impl Env for EmulatorEnv<'_> {
 
     fn tpr_changed(&mut self, state: &mut VcpuState) {
         self.services.devices.set_tpr(self.vcpu, (state.cr8 << 4) as u8);
-    }
-
-    fn virtual_interrupt(&mut self, _state: &mut VcpuState) -> Option<u8> {
-        None
     }
 }

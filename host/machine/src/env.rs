@@ -8,6 +8,7 @@ use vmtape_arch::{
     cpuid::find,
     exception::Exception,
     exit::{Exit, StimulusKind},
+    msr::Msr,
     sensitive::{Sensitive, SensitiveKind},
     vcpu::VcpuState,
 };
@@ -87,7 +88,12 @@ impl Env for GuestEnv<'_> {
             _ => {
                 self.exit.stimulus = StimulusKind::SENSITIVE;
                 self.exit.insn = *insn;
-                self.apic_write_traps = self.exit.trap && insn.kind == SensitiveKind::APIC_WRITE;
+                let x2apic = Msr::X2APIC_FIRST.0..=Msr::X2APIC_LAST.0;
+                let is_write = match insn.kind {
+                    SensitiveKind::WRMSR => x2apic.contains(&insn.number),
+                    kind => kind == SensitiveKind::APIC_WRITE,
+                };
+                self.apic_write_traps = self.exit.trap && is_write;
                 if self.exit.trap { Decision::TrapAfter } else { Decision::Interrupted(Interrupted::Exit) }
             }
         }
@@ -161,6 +167,11 @@ impl Env for GuestEnv<'_> {
             address: index.into(),
             data,
         };
+        if std::mem::take(&mut self.apic_write_traps) {
+            let register = (index - Msr::X2APIC_FIRST.0) << 4;
+            self.services.devices.silicon_apic_store(self.vcpu, register, data as u32);
+            return Ok(data);
+        }
         // Silicon virtualizes these registers without KVM's tracepoints.
         let claimed = self.services.devices.msr(self.vcpu, &mut op, now).claimed;
         state.cr8 = u64::from(self.services.devices.tpr(self.vcpu)) >> 4;

@@ -4,14 +4,10 @@
 //! handling used come from the tape. Devices and the clock are the machine's own, because handlers reach them. Memory
 //! that the tape did not tell is *unknown*: a read of it is counted, and what depends on it is not to be judged.
 
-use crate::{machine::Machine, recorder::FIRST_MM};
+use crate::{fpu, machine::Machine};
 use vmtape_arch::{
-    access::{Access, AccessKind, Verdict},
-    exception::{Exception, PageFaultError, Vector},
-    exit::{Exit, StimulusKind},
     note::Note,
-    regs::{Cr0, SegAttr},
-    sensitive::SensitiveKind,
+    regs::SegAttr,
     vcpu::{Activity, Interruptibility, VcpuState, seg},
 };
 use vmtape_traces::{
@@ -24,7 +20,7 @@ use vmtape_traces::{
 pub(crate) struct Known {
     /// A bit per quadword.
     words: Vec<u64>,
-    /// Uses of memory, or of vector registers, that are not known.
+    /// Uses of memory that is not known.
     pub(crate) unknown: u64,
 }
 
@@ -51,29 +47,13 @@ fn quadwords(hpa: u64, len: u64) -> std::ops::Range<u64> {
     hpa >> 3..(hpa + len).div_ceil(8)
 }
 
-/// How a backend dealt with a stimulus that it was given instead of an exit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Resolved {
-    /// Its silicon goes on without an exit.
-    Native,
-    /// Its silicon gives the guest an exception without an exit.
-    Fault(Exception),
-    /// It took exits and handled them.
-    Handled,
-    /// It took exits without end.
-    Endless,
-}
-
-/// Exits that one stimulus may take: a page fault per level, and then some.
-const MOST_EXITS: u32 = 16;
-
 impl Machine {
     /// Prepares a machine that was just built for [`Machine::feed`] and [`Machine::resolve`].
     pub fn start_feeding(&mut self) {
         self.services.known = Some(Known::default());
     }
 
-    /// Reads of memory or registers that the tape did not tell, so far.
+    /// Reads of memory that the tape did not tell, so far.
     pub fn unknown_reads(&self) -> u64 {
         self.services.known.as_ref().map_or(0, |known| known.unknown)
     }
@@ -86,36 +66,8 @@ impl Machine {
         self.handle_fed(n).or_else(|| self.enter_fed(n, &group.controls))
     }
 
-    /// Gives the backend's silicon what caused the taped exit, for a backend of another kind.
-    pub fn resolve(&mut self, group: &ExitGroup) -> Result<Resolved, End> {
-        let Some(n) = self.bring_to(group) else { return Ok(Resolved::Native) };
-        let mut controls = &group.controls[..];
-        for exits in 0..MOST_EXITS {
-            match self.ask_silicon(n, &group.exit.exit) {
-                (Verdict::NATIVE, _) if exits > 0 => return Ok(Resolved::Handled),
-                (Verdict::NATIVE, _) => {
-                    run_natively(&mut self.vcpus[n as usize].state, &group.exit.exit);
-                    return Ok(Resolved::Native);
-                }
-                (Verdict::FAULT, fault) => return Ok(Resolved::Fault(fault)),
-                _ => {}
-            }
-            let before = self.vcpus[n as usize].state;
-            let ended = self.handle_fed(n).or_else(|| self.enter_fed(n, std::mem::take(&mut controls)));
-            if let Some(end) = ended {
-                return Err(end);
-            }
-            let after = &self.vcpus[n as usize].state;
-            // The instruction is done or the guest has an exception: the stimulus is dealt with.
-            if after.rip != before.rip || after.inject.valid {
-                return Ok(Resolved::Handled);
-            }
-        }
-        Ok(Resolved::Endless)
-    }
-
     /// Time, registers and memory as they were at the exit. Gives the vCPU, unless this machine has no such one.
-    fn bring_to(&mut self, group: &ExitGroup) -> Option<u32> {
+    pub(crate) fn bring_to(&mut self, group: &ExitGroup) -> Option<u32> {
         let n = group.exit.vcpu;
         self.vcpus.get(n as usize)?;
         group.controls_before.iter().for_each(|control| _ = self.control(control));
@@ -210,56 +162,14 @@ impl Machine {
         self.vcpus[n as usize].state.activity = Activity::ACTIVE;
     }
 
-    fn ask_silicon(&mut self, n: u32, stimulus: &Exit) -> (Verdict, Exception) {
-        let stimulus = &as_access(stimulus);
-        let state = &mut self.vcpus[n as usize].state;
-        let (services, exit) = (&mut self.services, &mut *self.exit);
-        *exit = Exit::default();
-        let mut fault = Exception::default();
-        state.delivering = stimulus.access.delivering;
-        let verdict = match stimulus.stimulus {
-            StimulusKind::ACCESS => {
-                let answer = self.backend.access(n, state, &stimulus.access, services, exit);
-                fault = answer.fault;
-                exit.access = stimulus.access;
-                answer.verdict
-            }
-            StimulusKind::SENSITIVE if !state.intercepts.wants(stimulus.insn.kind) => Verdict::NATIVE,
-            StimulusKind::SENSITIVE => {
-                let verdict = self.backend.sensitive(n, state, &stimulus.insn, services, exit, &mut fault);
-                exit.insn = stimulus.insn;
-                verdict
-            }
-            _ => {
-                let verdict = self.backend.exception(n, state, &stimulus.exception, services, exit);
-                exit.exception = stimulus.exception;
-                // An exception that is not taken is the guest's.
-                fault = stimulus.exception;
-                if verdict == Verdict::NATIVE { Verdict::FAULT } else { verdict }
-            }
-        };
-        exit.stimulus = stimulus.stimulus;
-        let mut verdict = verdict;
-        let takes = state.intercepts.exceptions >> fault.vector.0 & 1 != 0;
-        if verdict == Verdict::FAULT && takes && stimulus.stimulus != StimulusKind::EXCEPTION {
-            // A page fault of shadow tables is first of all the backend's.
-            if self.backend.exception(n, state, &fault, services, exit) == Verdict::EXIT {
-                verdict = Verdict::EXIT;
-                (exit.stimulus, exit.exception) = (StimulusKind::EXCEPTION, fault);
-            }
-        }
-        state.delivering = Default::default();
-        (verdict, fault)
-    }
-
     /// The exit's handling.
-    fn handle_fed(&mut self, n: u32) -> Option<End> {
+    pub(crate) fn handle_fed(&mut self, n: u32) -> Option<End> {
         let limits = crate::Limits::default();
         self.handle_exit(n, &limits).or_else(|| self.check_end(&limits))
     }
 
     /// What the VMM did after the exit, and the entry.
-    fn enter_fed(&mut self, n: u32, controls: &[Control]) -> Option<End> {
+    pub(crate) fn enter_fed(&mut self, n: u32, controls: &[Control]) -> Option<End> {
         controls.iter().for_each(|control| _ = self.control(control));
         self.look_at_kick(n);
         let vcpu = &self.vcpus[n as usize];
@@ -268,42 +178,6 @@ impl Machine {
         }
         None
     }
-}
-
-/// What an instruction leaves in the control registers where silicon runs it itself. The tape does not tell, because the
-/// handler of its exit did the same.
-fn run_natively(state: &mut VcpuState, stimulus: &Exit) {
-    /// MOV to CR3 with it keeps translations; it is not part of the register.
-    const NO_FLUSH: u64 = 1 << 63;
-    let insn = &stimulus.insn;
-    match (stimulus.stimulus, insn.kind, insn.number) {
-        (StimulusKind::SENSITIVE, SensitiveKind::CR_WRITE, 0) => {
-            state.cr0 = Cr0::from_bits(insn.value).with_et(true).into_bits();
-        }
-        (StimulusKind::SENSITIVE, SensitiveKind::CR_WRITE, 3) => state.cr3 = insn.value & !NO_FLUSH,
-        (StimulusKind::SENSITIVE, SensitiveKind::CR_WRITE, 4) => state.cr4 = insn.value,
-        (StimulusKind::SENSITIVE, SensitiveKind::CR_WRITE, 8) => state.cr8 = insn.value,
-        (StimulusKind::SENSITIVE, SensitiveKind::CLTS, _) => {
-            state.cr0 = state.cr0().with_ts(false).into_bits();
-        }
-        _ => {}
-    }
-}
-
-/// A page fault that the other silicon took (from shadow tables, for one) was an access; every silicon walks for itself.
-fn as_access(stimulus: &Exit) -> Exit {
-    let exception = &stimulus.exception;
-    if stimulus.stimulus != StimulusKind::EXCEPTION || exception.vector != Vector::PF {
-        return *stimulus;
-    }
-    let error = PageFaultError::from_bits(exception.error_code);
-    let kind = match (error.w(), error.i()) {
-        (true, _) => AccessKind::WRITE,
-        (_, true) => AccessKind::FETCH,
-        _ => AccessKind::READ,
-    };
-    let access = Access { gva: exception.payload, kind, user: error.u(), size: 1, ..stimulus.access };
-    Exit { stimulus: StimulusKind::ACCESS, access, ..*stimulus }
 }
 
 /// Sets the registers of an event.
@@ -335,13 +209,8 @@ fn apply(state: &mut VcpuState, registers: &Registers) {
             29 => state.idtr.base = value,
             30 => state.dr7 = value,
             31 => {
-                let (low, high) = (values.next().unwrap_or_default(), values.next().unwrap_or_default());
-                let fpu = &mut state.fpu;
-                if let Some(xmm) = fpu.xmm.get_mut(value as usize) {
-                    *xmm = [low, high];
-                } else if let Some(mm) = fpu.st.get_mut((value as usize).wrapping_sub(FIRST_MM)) {
-                    mm[..8].copy_from_slice(&low.to_le_bytes());
-                }
+                let halves = [values.next().unwrap_or_default(), values.next().unwrap_or_default()];
+                fpu::set(&mut state.fpu, usize::try_from(value).unwrap_or(usize::MAX), halves);
             }
             _ => {}
         }

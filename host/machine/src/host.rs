@@ -115,6 +115,7 @@ impl Services {
             BusSpace::KERNEL_PIO => self.devices.kernel_pio(op, now),
             BusSpace::USER_PIO => self.devices.user_pio(op, now),
             BusSpace::USER_MMIO => self.devices.user_mmio(op),
+            BusSpace::EOI => self.devices.silicon_eoi(vcpu, op),
             BusSpace::KERNEL_MMIO | BusSpace::MSR => {
                 let answered = if op.space == BusSpace::MSR {
                     self.devices.msr(vcpu, op, now)

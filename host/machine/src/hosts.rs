@@ -99,6 +99,22 @@ pub fn find(text: &str) -> Result<Silicon, Error> {
     Ok(silicon)
 }
 
+/// Whether there can be such silicon. What a tape says of its host is nobody's word.
+pub(crate) fn check(silicon: &Silicon) -> Result<(), String> {
+    let known = |what: &str, value: u8, possible: &[u8]| match possible.contains(&value) {
+        true => Ok(()),
+        false => Err(format!("{what} is {value}, none of {possible:?}")),
+    };
+    if !PHYS_BITS.contains(&silicon.phys_bits) {
+        return Err(format!("MAXPHYADDR is {}, not within 32 to 52", silicon.phys_bits));
+    }
+    known("the number of the host's paging levels", silicon.host_levels, &[4, 5])?;
+    if silicon.vendor == Vendor::INTEL {
+        known("the number of EPT's levels", silicon.ept_levels, &[4, 5])?;
+    }
+    known("the binary logarithm of a backing page's size", silicon.backing_shift, &[12, 21, 30])
+}
+
 fn width(text: &str) -> Result<u8, String> {
     let width = text.parse().ok().filter(|width| PHYS_BITS.contains(width));
     width.ok_or_else(|| format!("phys-bits={text} is not within 32 to 52"))

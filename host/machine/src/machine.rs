@@ -5,15 +5,16 @@ use crate::{
     checkpoint::{Milestones, PageHashes},
     devices::{DeviceConfig, Devices},
     host::{Clock, Services},
+    hosts,
     inputs::{Inputs, Taken},
     loader,
     memory::Memory,
     model::{CpuOption, silicon_cpuid},
+    progress::Progress,
     recorder::{Recorder, Tape},
     spec::{MAX_VCPUS, MachineSpec},
     vmm::{self, Script},
 };
-use serde::{Deserialize, Serialize};
 use std::io::Write;
 use vmtape_abi::{Backend, Errno};
 use vmtape_arch::{
@@ -31,18 +32,6 @@ pub(crate) struct Vcpu {
     /// The backend is to be asked before the guest goes on.
     pub(crate) needs_entry: bool,
     pub(crate) progress: Progress,
-}
-
-/// What the watchdog remembers of a vCPU's last exit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Progress {
-    pub(crate) icount: u64,
-    pub(crate) rip: u64,
-    pub(crate) counters: [u64; 3],
-    pub(crate) repeats: u64,
-    /// The last exit's isa, reason, info1 and gpa, and how often it came in a row.
-    pub(crate) exit: (u32, u32, u64, u64),
-    pub(crate) equal: u64,
 }
 
 /// A guest on its way through a backend.
@@ -76,6 +65,7 @@ impl Machine {
         if spec.vcpus == 0 || spec.vcpus > MAX_VCPUS {
             return Err(Error::Vcpus(spec.vcpus));
         }
+        hosts::check(&spec.silicon).map_err(|cause| Error::Host { text: spec.host.clone(), cause })?;
         if spec.cpuid.is_empty() {
             let supported = backend.supported_cpuid(&silicon_cpuid(&spec.silicon));
             spec.cpuid = CpuOption::parse(&spec.cpu)?.cpuid(&spec.silicon, &supported);

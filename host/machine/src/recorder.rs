@@ -1,5 +1,6 @@
 //! What happens in a run, told to whoever listens.
 
+use crate::fpu;
 use std::{collections::HashMap, ops::ControlFlow};
 use vmtape_arch::{
     exit::{Exit, Resume, StimulusKind},
@@ -55,15 +56,7 @@ mod bit {
     pub const IDTR: u32 = 1 << 29;
     pub const DR7: u32 = 1 << 30;
     pub const COUNT: usize = 31;
-    pub const VECTOR: u32 = 1 << 31;
-}
-
-/// Numbers of vector registers from here on are MMX registers.
-pub(crate) const FIRST_MM: usize = 16;
-
-/// The MMX register in an x87 register.
-fn mantissa(st: &[u8; 16]) -> u64 {
-    st.first_chunk().map_or(0, |low| u64::from_le_bytes(*low))
+    pub const FPU: u32 = 1 << 31;
 }
 
 /// Reads and writes of memory are told and known in units of so many bytes.
@@ -281,15 +274,11 @@ impl Tape {
         }
     }
 
-    /// Tells a vector register that an emulation may use: XMM, or MMX from [`FIRST_MM`] on.
-    pub(crate) fn vector(&mut self, vcpu: u32, state: &VcpuState, number: usize) {
-        let fpu = &state.fpu;
-        let [low, high] = match number.checked_sub(FIRST_MM) {
-            None => fpu.xmm[number],
-            Some(mm) => [fpu.st.get(mm).map_or(0, mantissa), 0],
-        };
+    /// Tells a register of the FPU that an emulation may use.
+    pub(crate) fn fpu(&mut self, vcpu: u32, state: &VcpuState, number: usize) {
+        let [low, high] = fpu::get(&state.fpu, number);
         let values = vec![number as u64, low, high];
-        self.event(Event::Registers(Registers { vcpu, mask: bit::VECTOR, values }));
+        self.event(Event::Registers(Registers { vcpu, mask: bit::FPU, values }));
     }
 
     /// A backend read memory.

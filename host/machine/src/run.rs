@@ -3,11 +3,12 @@
 use crate::{
     env::GuestEnv,
     host::Services,
-    machine::{Machine, Progress},
+    machine::Machine,
+    progress::{describe, no_progress},
 };
 use vmtape_abi::Host;
 use vmtape_arch::{
-    exit::{Exit, Resume, ResumeKind, reason_name},
+    exit::{Exit, Resume, ResumeKind},
     note::{Note, NoteKind},
     vcpu::{Activity, VcpuState, seg},
 };
@@ -371,50 +372,3 @@ fn init(state: &mut VcpuState) {
 
 /// CR0.CD and CR0.NW, which INIT leaves alone.
 const CACHE_BITS: u64 = vmtape_arch::regs::Cr0::new().with_cd(true).with_nw(true).into_bits();
-
-impl Progress {
-    /// Takes note of an exit; gives the count once too many came in a row at one place. Whether they are equal does not
-    /// matter: two exits that undo each other's work loop as endlessly as one that repeats.
-    fn stuck(&mut self, state: &VcpuState, icount: u64, exit: &Exit, limits: &Limits) -> Option<Self> {
-        // A REP instruction makes progress in these.
-        let counters = [state.gpr[1], state.gpr[6], state.gpr[7]];
-        let here = (icount, state.rip, counters) == (self.icount, self.rip, self.counters);
-        let of_exit = (exit.isa.0, exit.reason, exit.info1, exit.gpa);
-        *self = Self {
-            icount,
-            rip: state.rip,
-            counters,
-            repeats: if here { self.repeats + 1 } else { 0 },
-            exit: of_exit,
-            equal: if here && of_exit == self.exit { self.equal + 1 } else { 1 },
-        };
-        (self.repeats >= limits.no_progress).then_some(*self)
-    }
-}
-
-fn exit_name(exit: &Exit) -> String {
-    reason_name(exit.isa, exit.reason).map_or_else(|| format!("reason {:#x}", exit.reason), str::to_owned)
-}
-
-fn no_progress(vcpu: u32, progress: &Progress, exit: &Exit, rip: u64) -> End {
-    let Progress { repeats, equal, .. } = *progress;
-    let same = if equal > repeats { "all of them".to_owned() } else { format!("the last {equal} of them") };
-    let reason = format!(
-        "vCPU {vcpu} left the guest {repeats} times at rip {rip:#x} and retired no instruction in between; {same} {}, info1 \
-         {:#x}, gpa {:#x}",
-        exit_name(exit),
-        exit.info1,
-        exit.gpa,
-    );
-    End::NoProgress { vcpu, repeats, reason }
-}
-
-fn describe(resume: &Resume, exit: Option<&Exit>, state: &VcpuState) -> String {
-    let after = exit.map_or_else(|| "at entry".to_owned(), |exit| format!("after {}", exit_name(exit)));
-    let what = match resume.kind {
-        ResumeKind::ERRNO => format!("KVM_RUN failed with errno {}", resume.errno),
-        ResumeKind::NOT_MODELLED => "the guest needs something that is not modelled".to_owned(),
-        kind => format!("{kind} with data {:x?}", resume.data),
-    };
-    format!("{what} {after}, rip {:#x}", state.rip)
-}

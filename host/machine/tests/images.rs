@@ -3,6 +3,7 @@
 mod bare;
 
 use proptest::prelude::*;
+use vmtape_arch::host::Silicon;
 use vmtape_machine::{Error, Live, LoadError, Machine};
 
 const BASE: u32 = 0x10_0000;
@@ -78,6 +79,18 @@ fn memory_must_make_sense() {
     }
 }
 
+#[test]
+fn silicon_must_make_sense() {
+    let changes: [fn(&mut Silicon); 4] =
+        [|s| s.phys_bits = 53, |s| s.host_levels = 16, |s| s.ept_levels = 0, |s| s.backing_shift = 11];
+    for change in changes {
+        let mut spec = bare::spec("any.flat", image(), 1);
+        change(&mut spec.silicon);
+        let built = Machine::new(spec, Box::new(bare::Bare::default()), Box::new(Live::new(1)), None);
+        assert!(matches!(built.map(drop), Err(Error::Host { .. })));
+    }
+}
+
 /// A bzImage's header with a code32_start of 1 MiB, and 512 bytes of kernel.
 fn bzimage() -> Vec<u8> {
     let mut image = vec![0; 0x600];
@@ -105,6 +118,6 @@ proptest! {
             image[at % len] = byte;
         }
         image.truncate(cut);
-        let _ = load(image);
+        vmtape_machine::fuzz::image(&image);
     }
 }

@@ -25,7 +25,10 @@ impl Write for Output {
 #[test]
 fn memtest_shows_its_screen_on_the_serial_port() {
     let Ok(bytes) = std::fs::read(IMAGE) else {
-        eprintln!("SKIPPED: {IMAGE} is not there; Debian's package memtest86+ has it");
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED memtest: {IMAGE} is not there; Debian's package memtest86+ has it"
+        );
         return;
     };
     let mut spec = bare::spec("memtest86+x64.bin", bytes, 1);

@@ -495,6 +495,10 @@ typedef uint32_t vt_BusSpace;
 #define vt_BusSpace_USER_MMIO 3
 // MSRs that an in-kernel device owns: APIC_BASE, x2APIC, TSC_DEADLINE. `address` is the MSR.
 #define vt_BusSpace_MSR 4
+// The end of the vCPU's highest interrupt in service, for silicon that ends it without an exit. A read gives its
+// vector if a device must hear of it (the vector's bit in the EOI-exit bitmap), else 0. A write tells the
+// device that silicon has ended the interrupt with the vector `data`.
+#define vt_BusSpace_EOI 5
 
 // One device access. `data` holds the value written, or receives the value read.
 typedef struct vt_BusOp {

@@ -54,6 +54,10 @@ open_enum! {
         USER_MMIO = 3 => "user mmio",
         /// MSRs that an in-kernel device owns: APIC_BASE, x2APIC, TSC_DEADLINE. `address` is the MSR.
         MSR = 4 => "msr",
+        /// The end of the vCPU's highest interrupt in service, for silicon that ends it without an exit. A read gives its
+        /// vector if a device must hear of it (the vector's bit in the EOI-exit bitmap), else 0. A write tells the
+        /// device that silicon has ended the interrupt with the vector `data`.
+        EOI = 5 => "eoi",
     }
 }
 

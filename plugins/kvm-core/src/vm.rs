@@ -101,6 +101,7 @@ pub trait Ops {
         vcpu: &mut Self::Vcpu,
         state: &mut VcpuState,
         insn: &Sensitive,
+        host: &mut dyn Host,
         exit: &mut Exit,
     ) -> Verdict;
 
@@ -299,12 +300,12 @@ impl<O: Ops> Backend for Vm<O> {
         vcpu: u32,
         state: &mut VcpuState,
         insn: &Sensitive,
-        _host: &mut dyn Host,
+        host: &mut dyn Host,
         exit: &mut Exit,
         _fault: &mut Exception,
     ) -> Verdict {
         let (ops, v) = self.parts(vcpu);
-        ops.sensitive(v, state, insn, exit)
+        ops.sensitive(v, state, insn, host, exit)
     }
 
     fn exception(

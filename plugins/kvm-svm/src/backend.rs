@@ -145,6 +145,7 @@ impl Ops for Shared {
         v: &mut SvmVcpu,
         state: &mut VcpuState,
         insn: &Sensitive,
+        _host: &mut dyn Host,
         exit: &mut Exit,
     ) -> Verdict {
         let vmcb = &v.vmcb;

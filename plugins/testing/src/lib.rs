@@ -36,6 +36,9 @@ pub struct TestHost {
     pub apic_base: u64,
     /// An interrupt that waits.
     pub interrupt: Option<u8>,
+    /// The vector in service whose end a device hears of, and those that it was told.
+    pub heard: u8,
+    pub ended: Vec<u8>,
     /// The next instruction for the emulator.
     pub insn: &'static [u8],
     /// The access that it makes.
@@ -107,6 +110,8 @@ impl Host for TestHost {
 
     fn bus(&mut self, _vcpu: u32, op: &mut BusOp) -> bool {
         match (op.space, op.address) {
+            (BusSpace::EOI, _) if op.write => self.ended.push(op.data as u8),
+            (BusSpace::EOI, _) => op.data = self.heard.into(),
             (BusSpace::MSR, index) if op.write && index == u64::from(Msr::IA32_APIC_BASE.0) => {
                 self.apic_base = op.data;
             }

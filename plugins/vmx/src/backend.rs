@@ -148,9 +148,16 @@ impl Ops for Shared {
         v: &mut VmxVcpu,
         state: &mut VcpuState,
         insn: &Sensitive,
+        host: &mut dyn Host,
         exit: &mut Exit,
     ) -> Verdict {
         let controls = &v.controls;
+        if controls.virtualizes_eoi(insn)
+            && let Some(vector) = apic::eoi_exit(v.core.id, host)
+        {
+            *exit = exits::eoi_induced(insn, vector, state);
+            return Verdict::EXIT;
+        }
         use SensitiveKind as K;
         let exits = match insn.kind {
             K::RDMSR => controls.rdmsr_exits(insn.number),

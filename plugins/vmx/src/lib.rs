@@ -3,8 +3,8 @@
 //! `silicon` is what the CPU does, `kvm` what KVM does about it; names are those of Linux 6.12's arch/x86/kvm/vmx.
 //!
 //! Not modelled, so that a comparison with a real host must allow for it: exits that come from outside the guest (external
-//! interrupts, the preemption timer, page-modification log full); TPR_BELOW_THRESHOLD and EOI_INDUCED (the interrupt
-//! controllers act without an exit there); PAUSE-loop exiting; real mode under `unrestricted_guest=off`, which KVM emulates;
+//! interrupts, the preemption timer, page-modification log full); TPR_BELOW_THRESHOLD (the interrupt controllers act without
+//! an exit there); PAUSE-loop exiting; real mode under `unrestricted_guest=off`, which KVM emulates;
 //! task switches, which end in NOT_MODELLED; nested VMX, likewise, where a guest's CPUID has it.
 #![deny(unsafe_code)]
 

@@ -10,6 +10,10 @@ pub const BASE: u64 = 0xfec0_0000;
 pub const SIZE: u64 = 0x100;
 pub const PINS: usize = 24;
 
+/// The PIT's pin, and the RTC's.
+pub const PIT_PIN: usize = 2;
+const RTC_PIN: usize = 8;
+
 const SELECT: u64 = 0x00;
 const WINDOW: u64 = 0x10;
 const REG_ID: u8 = 0;
@@ -34,6 +38,19 @@ pub struct Redirection {
     #[bits(39)]
     __: u64,
     pub destination: u8,
+}
+
+impl Redirection {
+    fn message(&self) -> Message {
+        Message {
+            vector: self.vector(),
+            mode: DeliveryMode(self.delivery_mode()),
+            logical: self.logical(),
+            destination: self.destination().into(),
+            level: self.level(),
+            ..Message::default()
+        }
+    }
 }
 
 /// The I/O APIC. Whatever it wants delivered is appended to the caller's list.
@@ -130,14 +147,16 @@ impl IoApic {
             return;
         }
         entry.set_remote_irr(entry.level());
-        out.push(Message {
-            vector: entry.vector(),
-            mode: DeliveryMode(entry.delivery_mode()),
-            logical: entry.logical(),
-            destination: entry.destination().into(),
-            level: entry.level(),
-            ..Message::default()
-        });
+        out.push(entry.message());
+    }
+
+    /// The messages of those pins with the vector whose end KVM has to know of: level-triggered ones, and the PIT's and the
+    /// RTC's, whose ticks it counts. See: KVM ioapic.c kvm_ioapic_scan_entry()
+    pub fn hears_end_of(&self, vector: u8) -> impl Iterator<Item = Message> {
+        let counted = |pin: usize| matches!(pin, PIT_PIN | RTC_PIN);
+        let pins = self.entries.iter().enumerate();
+        pins.filter(move |(pin, entry)| entry.vector() == vector && (entry.level() || counted(*pin)))
+            .map(|(_, entry)| entry.message())
     }
 
     /// A local APIC ended the interrupt `vector`.

@@ -152,6 +152,26 @@ impl Devices {
         self.lapics[vcpu as usize].store(register, value);
     }
 
+    /// Silicon's EOI: whether the I/O APIC must hear of it, and that it was done.
+    /// See: KVM lapic.c kvm_apic_set_eoi_accelerated(), ioapic.c kvm_ioapic_scan_entry()
+    pub fn silicon_eoi(&mut self, vcpu: u32, op: &mut BusOp) -> bool {
+        let apic = &self.lapics[vcpu as usize];
+        if op.write {
+            let vector = op.data as u8;
+            if apic.is_level_triggered(vector) {
+                let mut messages = std::mem::take(&mut self.messages);
+                self.ioapic.end_of_interrupt(vector, &mut messages);
+                self.deliver_all(messages);
+            }
+        } else {
+            let heard = apic
+                .in_service()
+                .filter(|vector| self.ioapic.hears_end_of(*vector).any(|message| apic.matches(&message)));
+            op.data = heard.unwrap_or(0).into();
+        }
+        true
+    }
+
     /// MSRs that the local APIC owns. Not claimed: #GP.
     pub fn msr(&mut self, vcpu: u32, op: &mut BusOp, now: u64) -> Answered {
         let claimed = |ok: bool| if ok { Answered::YES } else { Answered::NO };
@@ -201,5 +221,68 @@ impl Devices {
             }
             Err(Refused) => Answered::NO,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::DeviceConfig;
+    use vmtape_abi::BusSpace;
+
+    const LINE: u8 = 9;
+    const VECTOR: u64 = 0x55;
+    const LEVEL: u64 = 1 << 15;
+
+    fn devices(entry: u64) -> Devices {
+        let mut devices = Devices::new(&DeviceConfig {
+            vcpus: 1,
+            ram: 1 << 20,
+            has_x2apic: true,
+            has_tsc_deadline: true,
+            max_gpa: (1 << 36) - 1,
+        });
+        let registers = [
+            (lapic::DEFAULT_BASE + u64::from(reg::SPURIOUS), 0x1ff),
+            (ioapic::BASE, 0x10 + 2 * u64::from(LINE)),
+            (ioapic::BASE + 0x10, entry),
+        ];
+        for (address, data) in registers {
+            let mut op = BusOp { space: BusSpace::KERNEL_MMIO, write: true, size: 4, pad: 0, address, data };
+            assert!(devices.kernel_mmio(0, &mut op, 0).claimed);
+        }
+        devices
+    }
+
+    fn eoi(devices: &mut Devices, write: bool, data: u64) -> u64 {
+        let mut op = BusOp { space: BusSpace::EOI, write, size: 1, data, ..Default::default() };
+        assert!(devices.silicon_eoi(0, &mut op));
+        op.data
+    }
+
+    #[test]
+    fn a_level_comes_again_once_the_io_apic_hears_of_its_end() {
+        let mut devices = devices(VECTOR | LEVEL);
+        devices.set_irq(LINE, true);
+        for _ in 0..2 {
+            assert_eq!(devices.virtual_interrupt(0), Some(VECTOR as u8));
+            assert_eq!(eoi(&mut devices, false, 0), VECTOR);
+            devices.silicon_apic_store(0, reg::EOI, 0);
+            assert_eq!(devices.virtual_interrupt(0), None, "nobody has told the I/O APIC");
+            eoi(&mut devices, true, VECTOR);
+        }
+        devices.set_irq(LINE, false);
+        assert_eq!(devices.virtual_interrupt(0), Some(VECTOR as u8), "it was raised when the last one ended");
+        devices.silicon_apic_store(0, reg::EOI, 0);
+        eoi(&mut devices, true, VECTOR);
+        assert_eq!(devices.virtual_interrupt(0), None);
+    }
+
+    #[test]
+    fn the_end_of_an_edge_is_nobodys_business() {
+        let mut devices = devices(VECTOR);
+        devices.set_irq(LINE, true);
+        assert_eq!(devices.virtual_interrupt(0), Some(VECTOR as u8));
+        assert_eq!(eoi(&mut devices, false, 0), 0);
     }
 }

@@ -4,7 +4,6 @@ mod cmos;
 mod ioapic;
 mod kernel;
 pub mod lapic;
-mod lapic_timer;
 mod message;
 mod pic;
 mod pit;
@@ -156,9 +155,9 @@ impl Devices {
             self.pic.set_irq(line, level);
             self.kicked |= self.pic.output();
         }
-        let pin = if line == pit::IRQ { 2 } else { line };
+        let pin = if line == pit::IRQ { ioapic::PIT_PIN } else { line.into() };
         let mut messages = std::mem::take(&mut self.messages);
-        self.ioapic.set_irq(pin.into(), level, &mut messages);
+        self.ioapic.set_irq(pin, level, &mut messages);
         self.deliver_all(messages);
     }
 

@@ -125,6 +125,14 @@ pub fn apic_write(cx: &mut Cx<'_>) -> Resume {
     Resume::GUEST
 }
 
+/// `handle_apic_eoi_induced` and `kvm_apic_set_eoi_accelerated`: only the I/O APIC has yet to hear of it.
+pub fn apic_eoi_induced(cx: &mut Cx<'_>) -> Resume {
+    let vector = cx.exit.info1 & 0xff;
+    let mut op = BusOp { space: BusSpace::EOI, write: true, size: 1, data: vector, ..Default::default() };
+    cx.host.bus(cx.vcpu.core.id, &mut op);
+    Resume::GUEST
+}
+
 /// `kvm_apic_write_nodecode` and `kvm_lapic_set_eoi`: the register of the local APIC itself.
 fn write_apic(cx: &mut Cx<'_>, register: u32, value: u64) {
     let address = (cx.vcpu.core.apic_base & !0xfff) + u64::from(register);

@@ -60,6 +60,7 @@ const fn table() -> [Option<Handler>; REASONS] {
     put(&mut t, R::MSR_WRITE, msr_write);
     put(&mut t, R::APIC_ACCESS, apic_access);
     put(&mut t, R::APIC_WRITE, apic_write);
+    put(&mut t, R::EOI_INDUCED, apic_eoi_induced);
     put(&mut t, R::EPT_VIOLATION, ept_violation);
     put(&mut t, R::EPT_MISCONFIG, ept_misconfig);
     put(&mut t, R::XSETBV, xsetbv);

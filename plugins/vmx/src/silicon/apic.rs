@@ -2,6 +2,7 @@
 //!
 //! See: SDM vol. 3C chapter 30 APIC Virtualization and Virtual Interrupts
 
+use vmtape_abi::{BusOp, BusSpace, Host};
 use vmtape_arch::sensitive::Sensitive;
 
 /// Offsets of APIC registers.
@@ -54,7 +55,6 @@ pub fn write(insn: &Sensitive, apicv: bool) -> Outcome {
     match insn.number & 0xff0 {
         reg::TPR => Outcome::Virtual,
         _ if !apicv => Outcome::Access,
-        // EOI virtualization: no exit unless the vector is in the EOI-exit bitmap.
         reg::EOI | reg::ICR2 => Outcome::Virtual,
         reg::ICR if is_self_ipi(insn.value as u32) => Outcome::Virtual,
         reg::ID | reg::LDR | reg::DFR | reg::SPIV | reg::ESR | reg::ICR | 0x320..=reg::TMICT | reg::TDCR => {
@@ -70,4 +70,12 @@ fn is_self_ipi(icr: u32) -> bool {
     const MUST_BE_ZERO: u32 = 0xfff3_b700;
     const SHORTHAND_SELF: u32 = 0x4_0000;
     icr & MUST_BE_ZERO == 0 && icr & 0xc_0000 == SHORTHAND_SELF && icr & 0xf0 != 0
+}
+
+/// The vector that an EOI would end, if the vector's bit is set in the EOI-exit bitmap, which KVM makes from the I/O APIC.
+/// See: SDM vol. 3C 30.1.4 EOI Virtualization; KVM x86.c vcpu_load_eoi_exitmap(), ioapic.c kvm_ioapic_scan_entry()
+pub fn eoi_exit(vcpu: u32, host: &mut dyn Host) -> Option<u8> {
+    let mut op = BusOp { space: BusSpace::EOI, size: 1, ..Default::default() };
+    let claimed = host.bus(vcpu, &mut op);
+    (claimed && op.data != 0).then_some(op.data as u8)
 }

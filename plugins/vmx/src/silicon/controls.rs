@@ -2,12 +2,13 @@
 //!
 //! See: SDM vol. 3C 25.6 VM-Execution Control Fields
 
+use super::apic::reg;
 use serde::{Deserialize, Serialize};
 use vmtape_arch::{
     exception::Vector,
     msr::Msr,
     regs::{Cr0, Cr4},
-    sensitive::SensitiveKind,
+    sensitive::{Sensitive, SensitiveKind},
     vcpu::Intercepts,
 };
 use vmtape_kvm_core::kvm::intercepts;
@@ -45,6 +46,10 @@ pub struct Controls {
     pub apicv: bool,
 }
 
+/// See: SDM vol. 3A Table 12-6. Local APIC Register Address Map Supported by x2APIC
+const X2APIC_EOI: Msr = Msr(0x80b);
+const X2APIC_SELF_IPI: Msr = Msr(0x83f);
+
 /// x2APIC registers whose reads need no exit: those that `kvm_lapic_readable_reg_mask` names, but the current timer count.
 /// See: KVM vmx/vmx.c vmx_update_msr_bitmap_x2apic()
 fn is_virtual_x2apic_read(index: u32) -> bool {
@@ -72,10 +77,20 @@ impl Controls {
             Msr::FS_BASE | Msr::GS_BASE | Msr::KERNEL_GS_BASE => false,
             Msr::IA32_SYSENTER_CS | Msr::IA32_SYSENTER_ESP | Msr::IA32_SYSENTER_EIP => false,
             Msr(0x808) => self.apic != ApicMode::X2Apic,
-            // EOI and SELF_IPI.
-            Msr(0x80b | 0x83f) => self.apic != ApicMode::X2Apic || !self.apicv,
+            X2APIC_EOI | X2APIC_SELF_IPI => self.apic != ApicMode::X2Apic || !self.apicv,
             _ => true,
         }
+    }
+
+    /// Whether the instruction is an EOI that virtual-interrupt delivery does itself.
+    /// See: SDM vol. 3C 30.4.3.2 APIC-Write Emulation, 30.5 Virtualizing MSR-Based APIC Accesses
+    pub fn virtualizes_eoi(&self, insn: &Sensitive) -> bool {
+        self.apicv
+            && match insn.kind {
+                SensitiveKind::APIC_WRITE => insn.size <= 4 && insn.number & 0xff0 == reg::EOI,
+                SensitiveKind::WRMSR => self.apic == ApicMode::X2Apic && Msr(insn.number) == X2APIC_EOI,
+                _ => false,
+            }
     }
 
     /// Whether MOV to CR0 or CR4 exits: a bit of the host's would differ from the read shadow, which is the guest's value.

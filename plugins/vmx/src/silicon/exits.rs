@@ -121,6 +121,12 @@ pub fn apic_write(insn: &Sensitive, state: &VcpuState) -> Exit {
     Exit { info1, insn: *insn, trap: true, ..base(VmxReason::APIC_WRITE, state, StimulusKind::SENSITIVE) }
 }
 
+/// An EOI-induced exit: silicon has ended the interrupt. See: SDM vol. 3C 30.1.4 EOI Virtualization
+pub fn eoi_induced(insn: &Sensitive, vector: u8, state: &VcpuState) -> Exit {
+    let base = base(VmxReason::EOI_INDUCED, state, StimulusKind::SENSITIVE);
+    Exit { info1: vector.into(), insn: *insn, trap: true, ..base }
+}
+
 /// Which of Intel's nested instructions the bytes are. See: SDM vol. 3D chapter 31 VMX Instruction Reference
 fn vmx_instruction(bytes: &[u8]) -> VmxReason {
     let is_prefix = |b: &u8| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf2 | 0xf3);

@@ -1,6 +1,7 @@
 //! What KVM makes of accesses out of the ordinary, row by row. Expectations are those that kvm-unit-tests' x86/access.c and
 //! the kernel's selftests assert; where neither runs (the switch off), they follow from KVM's sources.
 
+mod apic;
 mod hypercall;
 mod levels;
 mod series;
