@@ -68,6 +68,10 @@ pub enum Cause {
         "is there already and no regular file; a finished tape is renamed to its name, which would replace it"
     )]
     NotAFile,
+    #[error("another recording writes this tape")]
+    Busy,
+    #[error("is no regular file, and a tape is read here and there: copy it to a file first")]
+    Pipe,
     #[error("the writer thread ended early")]
     WriterGone,
 }
@@ -80,4 +84,4 @@ impl Cause {
 }
 
 /// What fails on a tape.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;

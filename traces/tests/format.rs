@@ -85,6 +85,43 @@ fn a_tape_replaces_no_device() {
 }
 
 #[test]
+fn a_tape_has_one_writer_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tape");
+    let create = || Writer::create(&path, &Metadata::default(), &[], Options::default());
+    let events = PageTableTest::exits(3, 500);
+    let mut first = create().unwrap();
+    events.iter().for_each(|e| first.push(e.clone()));
+    assert!(matches!(create().err().unwrap().cause, Cause::Busy));
+    first.finish().unwrap();
+    assert!(Tape::open_whole(&path).unwrap().events().map(Result::unwrap).eq(events));
+    // Whoever ended, however it ended, is in nobody's way.
+    drop(create().unwrap());
+    create().unwrap().finish().unwrap();
+}
+
+#[test]
+fn a_tape_opens_while_it_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tape");
+    let events = PageTableTest::exits(3, 40_000);
+    let mut writer = Writer::create(&path, &Metadata::default(), &[], Options::default()).unwrap();
+    let mut seen = 0;
+    for batch in events.chunks(4096) {
+        batch.iter().for_each(|event| writer.push(event.clone()));
+        let tape = Tape::open(&writer::partial(&path)).unwrap();
+        seen = seen.max(tape.chunks().len());
+        assert!(tape.damage().is_some());
+        assert!(
+            tape.events()
+                .map_while(Result::ok)
+                .eq(&mut events.iter().cloned().take(tape.totals().unwrap().events as usize))
+        );
+    }
+    assert!(seen > 2, "{seen} chunks were seen");
+}
+
+#[test]
 fn a_dropped_recording_opens_and_says_how_far_it_is_good() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.tape");

@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod help;
+mod interrupt;
 mod machine_args;
 mod output;
 mod qemu;

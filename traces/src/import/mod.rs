@@ -35,6 +35,8 @@ pub enum Error {
     LongLine { trace: String, line: u64, limit: usize },
     #[error("{trace}: a trace.dat file; give the text that `trace-cmd report` makes of it")]
     TraceDat { trace: String },
+    #[error("{trace}: is no regular file, and a trace is read twice: copy it to a file first")]
+    Pipe { trace: String },
     #[error("{trace}: none of its {lines} lines is an event of ftrace")]
     NoEvents { trace: String, lines: u64 },
     #[error(transparent)]

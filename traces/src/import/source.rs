@@ -3,7 +3,7 @@
 use super::Error;
 use flate2::bufread::MultiGzDecoder;
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, BufRead, BufReader, Read},
     path::PathBuf,
 };
@@ -37,6 +37,11 @@ impl Source {
         match self {
             Self::Text(text) => self.read(text.as_bytes(), each),
             Self::Path(path) => {
+                // A look before it is opened: to open a pipe is to wait for who writes to it.
+                let kind = fs::metadata(path).map_err(|e| self.io(e))?.file_type();
+                if !kind.is_file() && !kind.is_dir() {
+                    return Err(Error::Pipe { trace: self.name() });
+                }
                 let file = File::open(path).map_err(|e| self.io(e))?;
                 let mut reader = BufReader::with_capacity(1 << 16, file);
                 if reader.fill_buf().map_err(|e| self.io(e))?.starts_with(GZIP) {

@@ -1,7 +1,8 @@
 //! Where a tape's bytes come from. Reads, no mapping: a file that shrinks under a mapping would kill the program.
 
+use crate::error::Cause;
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, ErrorKind},
     os::unix::fs::FileExt,
     path::Path,
@@ -20,12 +21,16 @@ impl From<Vec<u8>> for Source {
 }
 
 impl Source {
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let metadata = file.metadata()?;
+    pub fn open(path: &Path) -> Result<Self, Cause> {
+        // A look before it is opened: to open a pipe is to wait for who writes to it.
+        let metadata = fs::metadata(path)?;
         if metadata.is_dir() {
-            return Err(ErrorKind::IsADirectory.into());
+            return Err(Cause::Io(ErrorKind::IsADirectory.into()));
         }
+        if !metadata.is_file() {
+            return Err(Cause::Pipe);
+        }
+        let file = File::open(path)?;
         Ok(Self::File { file, len: metadata.len() })
     }
 

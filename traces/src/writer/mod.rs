@@ -11,7 +11,8 @@ use crate::{
 };
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     thread::{self, JoinHandle},
 };
@@ -47,6 +48,8 @@ pub struct Writer {
     batch: Vec<Event>,
     queue: Option<Sender<Message>>,
     thread: Option<JoinHandle<Result<Summary>>>,
+    /// Held until the tape has its name.
+    _lock: File,
 }
 
 impl Writer {
@@ -63,8 +66,8 @@ impl Writer {
         if path.exists() && !path.is_file() {
             return Err(Cause::NotAFile.at(&name, Place::File));
         }
-        let file = File::create(&partial)
-            .map_err(|e| Cause::Io(e).at(&partial.display().to_string(), Place::File))?;
+        let file = create_alone(&partial).map_err(|c| c.at(&partial.display().to_string(), Place::File))?;
+        let lock = file.try_clone().map_err(|e| Cause::Io(e).at(&name, Place::File))?;
         let mut stream = Stream::new(file, &name, options)?;
         stream.metadata(metadata)?;
         for (name, data) in images {
@@ -80,7 +83,13 @@ impl Writer {
             batch: Vec::with_capacity(BATCH),
             queue: Some(queue),
             thread: Some(thread),
+            _lock: lock,
         })
+    }
+
+    /// Whether what is pushed still goes to the file. Not after an error, which `finish` reports.
+    pub fn is_open(&self) -> bool {
+        self.queue.is_some()
     }
 
     /// Appends an event. An error of the disk is reported by `finish`.
@@ -156,6 +165,23 @@ impl Drop for Writer {
 /// The name of a tape that is being written.
 pub fn partial(path: &Path) -> PathBuf {
     with_suffix(path, ".partial")
+}
+
+/// Makes a file empty that nobody else records to: a lock says so, and goes away with whoever holds it.
+fn create_alone(path: &Path) -> Result<File, Cause> {
+    let file = File::options().write(true).create(true).truncate(false).open(path)?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => return Err(Cause::Busy),
+        // A file system without locks: nobody can be asked.
+        Ok(()) | Err(TryLockError::Error(_)) => {}
+    }
+    // Another recording may have ended in between, and this is its tape.
+    let (opened, named) = (file.metadata()?, fs::metadata(path)?);
+    if (opened.dev(), opened.ino()) != (named.dev(), named.ino()) {
+        return Err(Cause::Busy);
+    }
+    file.set_len(0)?;
+    Ok(file)
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

@@ -1,5 +1,5 @@
-use crate::{commands::outcome, machine_args::MachineArgs, output::ExitCode};
-use anyhow::{Context, Result};
+use crate::{commands::outcome, interrupt, machine_args::MachineArgs, output::ExitCode};
+use anyhow::{Context, Result, bail};
 use clap::ValueHint;
 use std::{
     cell::RefCell,
@@ -11,7 +11,7 @@ use std::{
 use vmtape_abi::Backend;
 use vmtape_machine::{Limits, Live, MILESTONE_EVERY, Machine, MachineSpec, Recorder};
 use vmtape_replay::spec::{self, Budget};
-use vmtape_traces::{Event, Options, Writer, event::End};
+use vmtape_traces::{Event, Options, Writer, event::End, writer};
 
 /// Run a guest under a backend and tape every exit
 #[derive(Debug, clap::Args)]
@@ -44,8 +44,12 @@ impl Recorder for Taping {
     fn event(&mut self, event: Event) -> ControlFlow<()> {
         if let Some(writer) = &mut *self.0.borrow_mut() {
             writer.push(event);
+            // Nothing of the rest would be on the tape: `finish` has the disk's error.
+            if !writer.is_open() {
+                return ControlFlow::Break(());
+            }
         }
-        ControlFlow::Continue(())
+        if interrupt::is_wished() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     fn checkpoint(&mut self, _icount: u64, exits: u64, bytes: Vec<u8>) {
@@ -63,6 +67,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let (mut machine_spec, backend, plugin) = args.machine.resolve()?;
     machine_spec.checkpoint_every = args.checkpoint_every;
     machine_spec.milestone_every = args.milestone_every;
+    interrupt::listen();
     let (budget, serial) = (args.machine.budget(), args.machine.serial(args.json));
     let (machine, end) = tape(machine_spec, backend, &budget, &args.output, serial)?;
     outcome::report(&machine, &end, &plugin, args.json, args.guest_status)
@@ -84,9 +89,19 @@ pub fn tape(
     let mut machine = Machine::new(machine_spec, backend, inputs, Some(Box::new(taping.clone())))?;
     machine.set_serial(serial);
     let limits = Limits { instructions: budget.instructions, exits: budget.exits, ..Limits::default() };
-    let end = machine.run(&limits);
+    let end = machine.advance(&limits);
+    if end != End::Cut {
+        machine.finish(&end);
+    }
     let writer = taping.0.borrow_mut().take().context("the tape is closed already")?;
-    let summary = writer.finish()?;
+    let partial = writer::partial(output);
+    if end == End::Cut && writer.is_open() {
+        drop(writer);
+        bail!("interrupted after {} exits; {} has the run up to there", machine.exits(), partial.display());
+    }
+    let summary = writer
+        .finish()
+        .with_context(|| format!("the tape has no end; {} is good as far as it goes", partial.display()))?;
     tracing::info!(?summary, "{} is written", output.display());
     Ok((machine, end))
 }
