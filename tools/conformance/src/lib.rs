@@ -4,6 +4,7 @@
 
 use anyhow::{Context, Result, bail};
 use std::{
+    io::{self, Write},
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -29,11 +30,19 @@ pub fn program() -> Result<PathBuf> {
     Ok(program)
 }
 
+/// Says that the running test was skipped, and why. Not by a macro: what those print of a test that passes nobody sees.
+pub fn skipped(why: &str) {
+    let thread = std::thread::current();
+    let _ = writeln!(io::stderr(), "SKIPPED {}: {why}", thread.name().unwrap_or("a test"));
+}
+
 /// Where kvm-unit-tests' images are, if the user said so.
 pub fn kvm_unit_tests() -> Option<PathBuf> {
     let folder = std::env::var_os("VMTAPE_KUT").map(PathBuf::from);
     if folder.is_none() {
-        eprintln!("SKIPPED, LOUDLY: VMTAPE_KUT is not set to the x86 folder of a built kvm-unit-tests");
+        skipped(
+            "it needs kvm-unit-tests: VMTAPE_KUT=FOLDER cargo test -p vmtape_conformance, FOLDER being its x86, built",
+        );
     }
     folder
 }

@@ -1,7 +1,11 @@
 //! Bad input gets a clear error that names the file and the cause, and exit code 125 (2 for usage). No panic, no hang.
 
 use anyhow::Result;
-use std::{fs, path::Path, process::Output};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
 use vmtape_conformance::{tail, vmtape};
 
 const COULD_NOT_TEST: i32 = 125;
@@ -46,6 +50,30 @@ fn a_changed_byte_is_noticed() -> Result<()> {
         let replayed = vmtape(folder.path(), &["replay", "bent.tape"])?;
         assert_refused(&replayed, COULD_NOT_TEST, "bent.tape", &format!("byte {at} changed"));
     }
+    Ok(())
+}
+
+#[test]
+fn what_is_no_file_is_no_tape() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    fs::write(folder.path().join("empty.tape"), "")?;
+    let made = Command::new("mkfifo").arg("pipe.tape").current_dir(folder.path()).status()?;
+    assert!(made.success());
+    let refused = [
+        ("empty.tape", "not a tape"),
+        ("pipe.tape", "no regular file"),
+        (".", "directory"),
+        ("absent.tape", "No such"),
+    ];
+    for command in ["replay", "show", "stat"] {
+        for (tape, why) in refused {
+            let output = vmtape(folder.path(), &[command, tape])?;
+            assert_refused(&output, COULD_NOT_TEST, why, &format!("{command} {tape}"));
+            assert_refused(&output, COULD_NOT_TEST, tape, &format!("{command} {tape}"));
+        }
+    }
+    let imported = vmtape(folder.path(), &["import", "-o", "a.tape", "pipe.tape"])?;
+    assert_refused(&imported, COULD_NOT_TEST, "no regular file", "import of a pipe");
     Ok(())
 }
 

@@ -1,23 +1,48 @@
 //! The same recording twice is the same file, and every tape replays identically on the backend that made it.
 
-use anyhow::Result;
-use std::fs;
-use vmtape_conformance::{BACKENDS, tail, vmtape};
+use anyhow::{Result, ensure};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+use vmtape_conformance::{BACKENDS, program, tail, vmtape};
 
 const GUESTS: [&str; 6] = ["hello", "io", "cpuid", "illegal", "smp2", "bar"];
+
+/// Records into a pipe or a file, elsewhere, with another environment, and with as much on the log as there can be.
+fn record_elsewhere(folder: &Path, backend: &str, image: &str, text: Stdio) -> Result<Vec<u8>> {
+    let recording = Command::new(program()?)
+        .args(["-vv", "record", "-b", backend, "-o", "../elsewhere.tape", image])
+        .current_dir(folder.join("below"))
+        .env_clear()
+        // The stack of the process starts elsewhere, too.
+        .env("FILLER", "x".repeat(50_000))
+        .envs([("RUST_LOG", "trace"), ("TZ", "Asia/Tokyo"), ("LANG", "de_DE.UTF-8"), ("COLUMNS", "40")])
+        .stdin(Stdio::null())
+        .stdout(text)
+        .stderr(Stdio::null())
+        .spawn()?;
+    let recorded = recording.wait_with_output()?;
+    ensure!(recorded.status.success(), "{backend} {image}: {}", tail(&recorded));
+    Ok(fs::read(folder.join("elsewhere.tape"))?)
+}
 
 #[test]
 fn two_recordings_are_byte_identical() -> Result<()> {
     let folder = tempfile::tempdir()?;
+    fs::create_dir(folder.path().join("below"))?;
     for backend in BACKENDS {
         for guest in GUESTS {
             let image = format!("builtin:{guest}");
-            for tape in ["a.tape", "b.tape"] {
-                let recorded = vmtape(folder.path(), &["record", "-b", backend, "-o", tape, &image])?;
-                assert!(recorded.status.success(), "{backend} {guest}: {}", tail(&recorded));
+            let recorded = vmtape(folder.path(), &["record", "-b", backend, "-o", "a.tape", &image])?;
+            assert!(recorded.status.success(), "{backend} {guest}: {}", tail(&recorded));
+            let tape = fs::read(folder.path().join("a.tape"))?;
+            let file = fs::File::create(folder.path().join("text"))?;
+            for text in [Stdio::piped(), file.into()] {
+                let other = record_elsewhere(folder.path(), backend, &image, text)?;
+                assert!(tape == other, "{backend} {guest}: two recordings differ");
             }
-            let (a, b) = (fs::read(folder.path().join("a.tape"))?, fs::read(folder.path().join("b.tape"))?);
-            assert!(a == b, "{backend} {guest}: two recordings differ");
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use std::{path::Path, process::Command};
-use vmtape_conformance::{BACKENDS, tail, vmtape};
+use vmtape_conformance::{BACKENDS, skipped, tail, vmtape};
 
 /// Guests whose output depends on nothing but their CPU model. `cpuid` prints the model itself, and `illegal` needs a
 /// CPU narrower than 52 bits, which QEMU's reserved-bit fault gets wrong in some versions (error code 8 instead of 9).
@@ -41,7 +41,7 @@ fn qemu(folder: &Path, image: &str, cpu: &str, smp: &str) -> Result<Option<Print
             Ok(Some((output.status.code(), String::from_utf8_lossy(&output.stdout).replace('\r', ""))))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("SKIPPED, LOUDLY: qemu-system-x86_64 is not installed");
+            skipped("it needs qemu-system-x86_64 on the PATH");
             Ok(None)
         }
         Err(error) => Err(error.into()),
