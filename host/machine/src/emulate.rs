@@ -26,7 +26,7 @@ pub(crate) fn emulate(
     mmu: &mut dyn EmulatorMmu,
 ) -> Emulated {
     let mut result = Emulated::default();
-    let insn = match fetch(services, state, request, mmu, &mut result.insn) {
+    let insn = match fetch(services, state, request, mmu, &mut result) {
         Ok(Some(insn)) => insn,
         Ok(None) => return unhandleable(services, vcpu, state, request, result),
         Err(fault) => {
@@ -35,7 +35,6 @@ pub(crate) fn emulate(
         }
     };
     result.insn_len = insn.len() as u8;
-    result.insn[insn.len()..].fill(0);
     if !mmu.knows(&result.insn[..insn.len()]) {
         return unhandleable(services, vcpu, state, request, result);
     }
@@ -130,14 +129,16 @@ fn fetch(
     state: &VcpuState,
     request: &EmulateRequest,
     mmu: &mut dyn EmulatorMmu,
-    bytes: &mut [u8; MAX_INSN],
+    result: &mut Emulated,
 ) -> Result<Option<Instruction>, Exception> {
+    let bytes = &mut result.insn;
     let mut len = 0;
     if request.flags & emultype::HAS_BYTES != 0 {
         len = usize::from(request.insn_len).min(MAX_INSN);
         bytes[..len].copy_from_slice(&request.insn[..len]);
     }
     loop {
+        result.fetched = len as u8;
         let mut decoder = Decoder::with_ip(bitness(state), &bytes[..len], state.rip, DecoderOptions::NONE);
         let insn = decoder.decode();
         match decoder.last_error() {
@@ -193,8 +194,10 @@ fn trace(services: &mut Services, vcpu: u32, state: &VcpuState, result: &Emulate
         (.., 32) => EmulateMode::PROT32,
         _ => EmulateMode::PROT16,
     };
+    // Of an instruction only its own bytes; of what is none, all that were fetched.
+    let len = usize::from(if result.insn_len == 0 { result.fetched } else { result.insn_len });
     let mut insn = [0; 16];
-    insn[..MAX_INSN].copy_from_slice(&result.insn);
+    insn[..len].copy_from_slice(&result.insn[..len]);
     let csbase = if long { 0 } else { state.seg[seg::CS].base as u32 };
     services.note(
         vcpu,

@@ -121,7 +121,9 @@ pub struct Emulated {
     pub insn: [u8; 15],
     /// An access went to userspace (it is complete: the devices answered).
     pub user_mmio: bool,
-    pub pad: [u8; 3],
+    /// Bytes of `insn` that were fetched; of them `insn_len` are the instruction.
+    pub fetched: u8,
+    pub pad: [u8; 2],
     pub fault: Exception,
 }
 

@@ -12,7 +12,7 @@ use vmtape_arch::{
     PAGE_SIZE,
     access::Access,
     exception::Exception,
-    exit::{Resume, ResumeKind},
+    exit::{Exit, Resume, ResumeKind},
     note::Note,
     vcpu::VcpuState,
 };
@@ -24,6 +24,12 @@ pub const SUBERROR_DELIVERY_EV: u64 = 3;
 pub const SUBERROR_UNEXPECTED_EXIT_REASON: u64 = 4;
 /// KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES.
 const FLAG_INSTRUCTION_BYTES: u64 = 1;
+/// Words of `kvm_run.emulation_failure` after `ndata`: the flags, the instruction bytes behind their number, the exit.
+const FLAGS_WORDS: u64 = 1;
+const BYTES_WORDS: u64 = 2;
+const EXIT_WORDS: u64 = 5;
+/// What fills the room behind the bytes.
+const NOP: u8 = 0x90;
 
 /// `x86_emulate_instruction`.
 pub fn x86_emulate(
@@ -35,7 +41,11 @@ pub fn x86_emulate(
     host: &mut dyn Host,
 ) -> Resume {
     let result = host.emulate(vcpu.id, state, request, mmu);
-    if done(vcpu, state, &result, options) { Resume::GUEST } else { failure(vcpu, state, &result, host) }
+    if done(vcpu, state, &result, options) {
+        Resume::GUEST
+    } else {
+        failure(vcpu, state, &result, options, host)
+    }
 }
 
 /// The same with EMULTYPE_TRAP_UD, where a failure is the guest's #UD. Whether a hypercall instruction was replaced.
@@ -76,18 +86,48 @@ fn decoded(result: &Emulated) -> bool {
 }
 
 /// `handle_emulation_failure`: the guest takes #UD; at CPL 0 userspace hears of it too.
-fn failure(vcpu: &mut Vcpu, state: &mut VcpuState, result: &Emulated, host: &mut dyn Host) -> Resume {
+fn failure(
+    vcpu: &mut Vcpu,
+    state: &mut VcpuState,
+    result: &Emulated,
+    options: &Options,
+    host: &mut dyn Host,
+) -> Resume {
     vcpu.inject(state, &Exception::ud());
     if state.cpl != 0 {
         return Resume::GUEST;
     }
     host.note(vcpu.id, Note::UserspaceExit { reason: ResumeKind::INTERNAL_ERROR.0, errno: 0 });
-    let mut words = [0; 16];
-    words[0] = result.insn_len;
-    words[1..].copy_from_slice(&result.insn);
-    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| words[at + i]));
     let mut resume = Resume::new(ResumeKind::INTERNAL_ERROR);
-    resume.data = [SUBERROR_EMULATION, 4, FLAG_INSTRUCTION_BYTES, word(0), word(8), 0];
+    resume.data[0] = SUBERROR_EMULATION;
+    if !options.on(Switch::EMULATION_FAILURE_DATA) {
+        return resume;
+    }
+    let fetched = usize::from(result.fetched).min(result.insn.len());
+    if fetched == 0 {
+        resume.data[1] = FLAGS_WORDS + EXIT_WORDS;
+        return resume;
+    }
+    let mut words = [NOP; 16];
+    words[0] = fetched as u8;
+    words[1..=fetched].copy_from_slice(&result.insn[..fetched]);
+    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| words[at + i]));
+    let ndata = FLAGS_WORDS + BYTES_WORDS + EXIT_WORDS;
+    resume.data = [SUBERROR_EMULATION, ndata, FLAG_INSTRUCTION_BYTES, word(0), word(8), 0];
+    resume
+}
+
+/// What `prepare_emulation_failure_exit` says of the exit, as far as there is room for it: reason, EXITINFO1 or
+/// qualification, and so on.
+pub fn with_exit(mut resume: Resume, exit: &Exit) -> Resume {
+    let [suberror, ndata, ..] = resume.data;
+    if (resume.kind, suberror) == (ResumeKind::INTERNAL_ERROR, SUBERROR_EMULATION) && ndata != 0 {
+        let words =
+            [exit.reason.into(), exit.info1, exit.info2, exit.intr_info.into(), exit.error_code.into()];
+        // After suberror and ndata.
+        let start = (2 + ndata - EXIT_WORDS) as usize;
+        resume.data.iter_mut().skip(start).zip(words).for_each(|(slot, word)| *slot = word);
+    }
     resume
 }
 

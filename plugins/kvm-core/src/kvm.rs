@@ -73,6 +73,7 @@ pub fn mmu_config(silicon: &Silicon, options: &Options, table_width: u8) -> Conf
         role_has_cpuid: options.on(Switch::ROLE_HAS_CPUID),
         gfn_track_on_demand: options.on(Switch::GFN_TRACK_ON_DEMAND),
         translate_gpa_check: options.translate_gpa_check(),
+        mmio_read_forgotten: options.on(Switch::ACC_READ_MASK),
         unmappable: options.unmappable(),
     }
 }

@@ -38,6 +38,8 @@ pub struct Config {
     pub gfn_track_on_demand: bool,
     /// KVM's software walk refuses addresses beyond the guest's width even where no entry has a reserved bit.
     pub translate_gpa_check: bool,
+    /// Of the last MMIO page of shadow paging KVM does not know that it can be read.
+    pub mmio_read_forgotten: bool,
     /// What becomes of memory that the nested tables have too few levels for.
     pub unmappable: Unmappable,
 }

@@ -7,7 +7,7 @@ use crate::{
     fault::{FaultCode, Handled, PFN_NOSLOT, PageFault, RetPf},
     large::round_gfn,
     mmu::Mmu,
-    spte::{Format, MMIO_GENERATION_MASK},
+    spte::MMIO_GENERATION_MASK,
     walk::Acc,
 };
 use serde::{Deserialize, Serialize};
@@ -44,12 +44,7 @@ impl Mmu {
     /// `vcpu_cache_mmio_info`.
     pub(crate) fn cache_mmio(&mut self, vcpu: u32, gva: u64, gfn: u64, acc: Acc) {
         let generation = self.mmio_generation();
-        // The exec bit is not part of shadow_mmio_access_mask.
-        let acc = if matches!(self.config.format, Format::Ept { .. }) {
-            0
-        } else {
-            acc.with_exec(false).into_bits()
-        };
+        let acc = self.config.format.mmio_rights(acc).into_bits();
         self.vcpu(vcpu).mmio = MmioCache { gva: gva & !0xfff, gfn, acc, generation };
     }
 
@@ -158,6 +153,7 @@ impl Mmu {
             self.alias = Some(Alias { old: spte, gfn: address >> 12, mmio: true });
         }
         let address = if direct { 0 } else { address };
+        let acc = format.mmio_rights(acc);
         host.note(vcpu, Note::HandleMmioPageFault { address, gfn, access: acc.into_bits() });
         self.cache_mmio(vcpu, address, gfn, acc);
         RetPf::Emulate

@@ -205,6 +205,14 @@ impl Format {
         (entry.frame() | u64::from(bit51) << 39, Acc::from_bits(entry.low()), generation)
     }
 
+    /// `shadow_mmio_access_mask`: of the rights of an MMIO page, those that KVM keeps.
+    pub fn mmio_rights(self, acc: Acc) -> Acc {
+        match self {
+            Self::Ept { .. } => Acc::new(),
+            Self::X86 { .. } => acc.with_exec(false),
+        }
+    }
+
     /// `is_shadow_present_pte`.
     pub fn is_present(self, spte: u64) -> bool {
         X86::from_bits(spte).mmu_present() && !self.is_mmio(spte)

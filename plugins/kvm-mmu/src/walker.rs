@@ -214,7 +214,9 @@ impl EmulatorView<'_> {
         let mmu = &self.mmu.vcpus[self.vcpu as usize];
         let paging = guest_paging(state, mmu.width);
         let acc = walk::Acc::from_bits(mmu.mmio.acc);
-        (paging.mode == Mode::None || paging.permit(acc, 0, access).is_ok()).then_some(gpa)
+        let forgotten = self.mmu.config.mmio_read_forgotten && access.kind == AccessKind::READ;
+        let suffices = !forgotten && paging.permit(acc, 0, access).is_ok();
+        (paging.mode == Mode::None || suffices).then_some(gpa)
     }
 }
 

@@ -18,6 +18,7 @@ use vmtape_arch::{
 use vmtape_kvm_core::{
     Kvm, Vcpu, cr,
     cr::MmuEffect,
+    emulate::with_exit,
     events::WindowRequests,
     vm::{Ops, VendorVcpu},
 };
@@ -99,7 +100,7 @@ impl Ops for Shared {
             // `svm_sync_dirty_debug_regs`.
             v.vmcb.debug_registers = true;
         }
-        kvm::handle(&mut Cx { shared: self, vcpu: v, state, exit, host })
+        with_exit(kvm::handle(&mut Cx { shared: self, vcpu: v, state, exit, host }), exit)
     }
 
     fn access(

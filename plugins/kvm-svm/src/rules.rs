@@ -84,7 +84,7 @@ const ROWS: &[(Rule, Of, &str, &str)] = &[
         Rule::NPT4_WIDE_GPA,
         Of::Npt,
         "Under a 4-level nested page table a guest physical address with bits 51:48 is not present",
-        "unverified",
+        "unverified; QEMU's software CPU ignores the bits",
     ),
     (
         Rule::SHADOW_FAULT,

@@ -18,6 +18,7 @@ use vmtape_arch::{
 use vmtape_kvm_core::{
     Kvm, Vcpu,
     cr::MmuEffect,
+    emulate::with_exit,
     events::WindowRequests,
     vm::{Ops, VendorVcpu},
 };
@@ -107,7 +108,7 @@ impl Ops for Shared {
             // `vmx_sync_dirty_debug_regs`.
             v.controls.mov_dr_exiting = true;
         }
-        kvm::handle(&mut Cx { shared: self, vcpu: v, state, exit, host })
+        with_exit(kvm::handle(&mut Cx { shared: self, vcpu: v, state, exit, host }), exit)
     }
 
     fn access(

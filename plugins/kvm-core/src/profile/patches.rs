@@ -101,6 +101,14 @@ pub const SMALLER_MAXPHYADDR: &[Entry] = &[
     .source("emulate.c x86_decode_insn(), x86.c x86_emulate_instruction(); since v5.4, so in all releases here")
     .since("v5.6"),
     Entry::patch(
+        Switch::EMULATION_FAILURE_DATA,
+        Scope::ALL,
+        "Userspace is told of a failed emulation which bytes were fetched, and the exit's reason and information",
+    )
+    .commit("e615e355894e", "KVM: x86: On emulation failure, convey the exit reason, etc. to userspace")
+    .source("x86.c handle_emulation_failure(), prepare_emulation_failure_exit()")
+    .since("v5.16"),
+    Entry::patch(
         Switch::V1_RSVD_PF,
         Scope::ALL,
         "The #PF for an address beyond the guest's width has error code 0x8 and the guest physical address in CR2; both \
@@ -297,6 +305,15 @@ pub const CPUID_AFTER_RUN: &[Entry] = &[
     )
     .commit("declined in 2021", "track MAXPHYADDR, GBPAGES and vendor in kvm_mmu_page_role")
     .source("counterfactual: the message of commit 63f5a1909f9e says why it was not done"),
+    Entry::patch(
+        Switch::ACC_READ_MASK,
+        Scope::ALL,
+        "Reading is a right of its own, which KVM forgets of the last MMIO page: with shadow paging a read of it walks the \
+         guest's tables again, by the width of the vCPU that reads",
+    )
+    .commit("a8827c196146", "KVM: x86/mmu: introduce ACC_READ_MASK")
+    .source("x86.c vcpu_mmio_gva_to_gpa(), mmu/spte.c shadow_mmio_access_mask; v7.3-rc7 does so too")
+    .since("v7.2"),
     Entry::patch(
         Switch::GFN_TRACK_ON_DEMAND,
         Scope::ALL,

@@ -47,6 +47,7 @@ open_enum! {
         CAP_ADVERTISED_GPA = 135 => "cap-advertised-gpa",
         MAX_USABLE_GPA_IOCTL = 136 => "max-usable-gpa-ioctl",
         MEMORY_FAULT_INFO = 137 => "memory-fault-info",
+        EMULATION_FAILURE_DATA = 138 => "emulation-failure-data",
         /// KVM_SET_CPUID2 after KVM_RUN.
         WARN_CPUID_AFTER_RUN = 150 => "warn-cpuid-after-run",
         FORBID_CPUID_AFTER_RUN = 151 => "forbid-cpuid-after-run",
@@ -58,6 +59,7 @@ open_enum! {
         DROP_REFUSED_CPUID = 157 => "drop-refused-cpuid",
         KEEP_CPUID_ON_ERROR = 158 => "keep-cpuid-on-error",
         IMMUTABLE_FEATURE_MSRS = 159 => "immutable-feature-msrs",
+        ACC_READ_MASK = 160 => "acc-read-mask",
         /// Numbers from 1000 on: silicon.
         EPT4_WIDE_GPA_VIOLATION = 1000 => "ept4-wide-gpa-violation",
         AMD_ACCESSED_BEFORE_NPF = 1001 => "amd-accessed-before-npf",

@@ -240,7 +240,9 @@ impl Mmu {
             let mmio = format.is_mmio(new);
             self.alias = Some(Alias { old: entry.spte, gfn, mmio });
             if !mmio {
-                // 6.12 stops the host with BUG() in handle_changed_spte(). 7.2 leaves the entry alone, as is done here.
+                // 6.12 stops the host with BUG() in handle_changed_spte(). 7.2 leaves the entry alone, as is done here, if the
+                // entry allows the access, and is stopped like 6.12 if not: by a host's read-only page of zeroes, for example.
+                // Both were seen so under kvm_amd on a software CPU with 52 bits that ignores bits 51:48.
                 return RetPf::Spurious;
             }
         }

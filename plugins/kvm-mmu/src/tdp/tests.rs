@@ -48,6 +48,7 @@ impl Bench {
             role_has_cpuid: false,
             gfn_track_on_demand: true,
             translate_gpa_check: false,
+            mmio_read_forgotten: false,
             unmappable: Unmappable::Map,
         });
         let mut host = TestHost::new(RAM);

@@ -42,7 +42,8 @@ pub enum AdPolicy {
     /// See: KVM arch/x86/kvm/mmu/paging_tmpl.h walk_addr_generic(), update_accessed_dirty_bits()
     AfterTranslation,
     /// Before the final address is translated, so that a nested fault leaves them set: AMD's silicon.
-    /// Whether the dirty bit goes with the accessed bit is not documented.
+    /// Whether the dirty bit goes with the accessed bit is not documented. Nor is what a walk that ends in a page fault does
+    /// to the upper entries: it leaves them alone here, QEMU's software CPU marks each one as it passes.
     /// See: KVM arch/x86/kvm/svm/svm.c svm_hardware_setup(), the comment on allow_smaller_maxphyaddr
     BeforeTranslation { dirty: bool },
 }
