@@ -481,7 +481,9 @@ typedef struct vt_Emulated {
     uint8_t insn[15];
     // An access went to userspace (it is complete: the devices answered).
     bool user_mmio;
-    uint8_t pad[3];
+    // Bytes of `insn` that were fetched; of them `insn_len` are the instruction.
+    uint8_t fetched;
+    uint8_t pad[2];
     struct vt_Exception fault;
 } vt_Emulated;
 
