@@ -32,6 +32,7 @@ pub fn check(cap: u32, options: &Options, tdp: bool) -> i64 {
             let proposed = options.on(Switch::EARLY_MEMORY_FAULT_EXIT);
             (proposed || options.on(Switch::MEMORY_FAULT_INFO)).into()
         }
+        // CONFIG_KVM_MAX_NR_VCPUS by default. Real hosts recommend as many as they have CPUs; 5.10 has 288 at most, and 509 slots.
         Cap::NR_VCPUS | Cap::MAX_VCPUS => 1024,
         Cap::NR_MEMSLOTS => 32764,
         known if known.name().is_some() => 1,

@@ -88,7 +88,8 @@ impl Host for TestHost {
         mmu: &mut dyn EmulatorMmu,
     ) -> Emulated {
         let (access, fetches) = (self.access, self.access.kind == AccessKind::FETCH);
-        let mut fetched = Emulated { insn_len: self.insn.len() as u8, ..Default::default() };
+        let len = self.insn.len() as u8;
+        let mut fetched = Emulated { insn_len: len, fetched: len, ..Default::default() };
         fetched.insn[..self.insn.len()].copy_from_slice(self.insn);
         // As the host's interpreter: no hypercalls.
         let executes = ![VMCALL, VMMCALL].contains(&self.insn);

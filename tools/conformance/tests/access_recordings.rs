@@ -167,7 +167,7 @@ fn the_npf_interception_of_every_release_fails_as_recorded() -> Result<()> {
     }
     assert_eq!(summary(&ours), Some("2899975 tests, 245248 failures"));
 
-    // How many kinds of failure, and failures, the real kvm_amd 6.12.95 counted by the end.
+    // How many kinds of failure, and failures, the real kvm_amd, 5.10.262 and 6.12.95, counted by the end.
     let mut by_reason = BTreeMap::<_, (u32, u32)>::new();
     for (kind, failures) in &ours_by_kind {
         let (kinds, sum) = by_reason.entry(kind.split(' ').next().unwrap_or(kind)).or_default();

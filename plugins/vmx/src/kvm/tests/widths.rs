@@ -239,9 +239,14 @@ fn an_instruction_that_cannot_be_emulated() {
         guest.set(PTE, ILLEGAL | 0x67);
         let (Outcome::Userspace(resume), exits) = outcome(&mut guest, READ, false) else { panic!("no exit") };
         assert_eq!(exits, [violation(0x181).unwrap()]);
-        assert_eq!((resume.kind, resume.data[0]), (ResumeKind::INTERNAL_ERROR, EMULATION));
-        // With the flag for instruction bytes: their number and the bytes themselves.
-        assert_eq!((resume.data[2], resume.data[3] & 0xff_ffff), (1, 0x00_d902));
+        assert_eq!(resume.kind, ResumeKind::INTERNAL_ERROR);
+        // Of eight words the flag for instruction bytes, their number, the bytes themselves and NOPs behind them, and the exit's
+        // reason. See: KVM x86.c prepare_emulation_failure_exit()
+        let bytes = u64::from_le_bytes([2, FLDS[0], FLDS[1], 0x90, 0x90, 0x90, 0x90, 0x90]);
+        assert_eq!(
+            resume.data,
+            [EMULATION, 8, 1, bytes, 0x9090_9090_9090_9090, VmxReason::EPT_VIOLATION.0.into()]
+        );
     }
 }
 
