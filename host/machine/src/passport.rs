@@ -218,6 +218,10 @@ fn named_vendor(name: &str) -> Result<Vendor, String> {
 /// Refuses what no host can be.
 pub(crate) fn check(passport: &Passport) -> Result<(), String> {
     let silicon = &passport.silicon;
+    // Names are printed, on terminals too.
+    if passport.name.is_empty() || passport.name.contains(char::is_control) {
+        return Err(format!("name {:?} is empty or has control characters", passport.name));
+    }
     let widths = [
         ("phys-bits", Some(silicon.phys_bits)),
         ("guest-phys-bits", passport.guest_phys_bits),
@@ -307,6 +311,8 @@ mod tests {
             ("vendor = 'intel'\nnpt-levels = 4", "amd"),
             ("vendor = 'intel'\nwithout = ['warp']", "warp"),
             ("vendor = 'amd'\nencryption-bits = 40", "encryption-bits=40"),
+            ("vendor = 'amd'\nname = \"a\\u001b[31m\"", "control"),
+            ("vendor = 'amd'\nname = ''", "empty"),
         ] {
             let cause = Passport::parse("file", text).expect_err(text);
             assert!(cause.contains(mentions), "{text}: {cause}");

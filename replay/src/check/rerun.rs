@@ -45,12 +45,9 @@ pub fn run(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Ran, Error> {
     let sides = sides(guest, host, &host.machine, create, reproduce);
-    let mut report = compare(guest, &sides, progress)?;
+    let report = compare(guest, &sides, progress)?;
     let mut findings = Vec::new();
-    if let Some(divergence) = &mut report.divergence {
-        if maxphyaddr(&guest.machine.cpuid) > host.machine.silicon.phys_bits && !reproduce.is_empty() {
-            divergence.reproduce += " --force";
-        }
+    if let Some(divergence) = &report.divergence {
         let place = first_place(guest, host, &sides, divergence)?;
         findings.push(finding(divergence).at(place.as_ref()).at_exit(divergence.expected_exit));
     } else {

@@ -84,7 +84,17 @@ fn a_fleet_is_a_table_json_and_a_page_the_same_twice() -> Result<()> {
     }
     assert!(forms[0] == forms[1], "two checks differ");
     let report: serde_json::Value = serde_json::from_slice(&forms[0].0)?;
-    assert_eq!(report["matrix"]["cells"].as_array().context("cells")?.len(), 9);
+    let cells = report["matrix"]["cells"].as_array().context("cells")?;
+    assert_eq!(cells.len(), 9);
+    // A cell says how to see it again.
+    let again = |cell: &serde_json::Value| cell["assessment"]["replay"]["divergence"].clone();
+    let cell = cells.iter().find(|cell| !again(cell).is_null()).context("a difference")?;
+    let command = again(cell)["reproduce"].as_str().context("a command")?.to_owned();
+    let line = command.split(' ').skip(1).chain(["--json"]).collect::<Vec<_>>();
+    let alone: serde_json::Value = serde_json::from_slice(&vmtape(folder.path(), &line)?.stdout)?;
+    let cells = alone["matrix"]["cells"].as_array().context("cells")?;
+    let same = cells.iter().find(|other| other["from"] == cell["from"] && other["to"] == cell["to"]);
+    assert_eq!(same, Some(cell), "{command}");
     let page = String::from_utf8(forms[0].1.clone())?;
     assert!(page.starts_with("<!doctype html>") && page.contains("<svg") && !page.contains("http"), "{page}");
     Ok(())

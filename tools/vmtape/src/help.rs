@@ -72,6 +72,7 @@ Exit codes: 0 safe everywhere, 1 unsafe or refused somewhere, 2 usage, 125 could
 
 Examples:
   vmtape check a.tape --to amd-48 intel-52,vmx,v6.12,allow_smaller_maxphyaddr=on ./my-host.toml
+  vmtape check a.tape --to amd-48 --at exit=1000 --json
   vmtape check --fleet hosts/old.toml hosts/new.toml --pin --html fleet.html
   vmtape check --fleet intel-39 intel-46 intel-52 --guest builtin:illegal --cpu max,phys-bits=39";
 

@@ -191,7 +191,10 @@ impl Question<'_> {
                 at: When::Start,
                 assigned_device: self.assigned_device,
             };
-            let assess = |host| assess(&guest, host, self.plugins, "", &mut |_| ());
+            let assess = |host: &KnownHost| {
+                let again = template.again(source, host);
+                assess(&guest, host, self.plugins, &again, &mut |_| ())
+            };
             Ok(to.iter().map(|host| Cell::of(source, host, name, assess(host))).collect())
         };
         assessed().unwrap_or_else(|error| untried(Outcome::Unknown, format!("{error:#}")))

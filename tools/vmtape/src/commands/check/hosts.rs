@@ -20,6 +20,8 @@ const DEFAULT_BACKENDS: [(Vendor, &str); 2] = [(Vendor::INTEL, "vmx"), (Vendor::
 /// A host with everything that a machine on it needs.
 #[derive(Clone, Debug)]
 pub struct KnownHost {
+    /// As it was asked for.
+    pub text: String,
     pub passport: Passport,
     pub backend: String,
     /// What the user or the passport says of its KVM; `None`: nothing.
@@ -52,7 +54,7 @@ impl KnownHost {
         let default = DEFAULT_BACKENDS.iter().find(|(vendor, _)| *vendor == passport.silicon.vendor);
         let backend = backend.or(passport.backend.as_deref()).or(default.map(|(_, name)| *name));
         let backend = backend.with_context(|| format!("{text}: no backend is known for this vendor"))?;
-        Ok(Self { backend: backend.to_owned(), options, passport })
+        Ok(Self { text: text.to_owned(), backend: backend.to_owned(), options, passport })
     }
 
     /// The options of a machine here. Where nothing is known of the host's KVM it is taken to be like the other one.

@@ -65,7 +65,8 @@ pub struct Args {
     #[arg(long)]
     vfio: bool,
 
-    /// Print the settings with which the guest may move everywhere, in QEMU's and libvirt's words, and try them
+    /// Print the settings with which the guest may move everywhere, in QEMU's and libvirt's words, and try them on a guest
+    /// that is started with them
     #[arg(long)]
     pin: bool,
 
@@ -181,14 +182,14 @@ fn one_tape(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Result<
     let mut answers = Vec::new();
     for (host, text) in known.iter().zip(&args.to) {
         let mut tick = |instructions| bar.set_message(format!("{text}: {instructions} instructions"));
-        let reproduce = pins::replay_command(path, host, text);
+        let reproduce = pins::replay_command(path, &guest.machine, host, text);
         match fleet::assess(&guest, host, plugins, &reproduce, &mut tick) {
             Err(error) if ExitCode::of_error(&error) == ExitCode::USAGE => return Err(error),
             answer => answers.push((host, answer)),
         }
     }
     bar.finish_and_clear();
-    let template = Template::of(&guest.machine, spec::budget(&tape));
+    let template = Template::of(path, &guest.machine, spec::budget(&tape));
     let pin = args.pin.then(|| {
         let assessments = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
         let findings: Vec<_> = assessments.flat_map(|assessment| &assessment.findings).collect();
@@ -218,7 +219,12 @@ fn recorded_on(machine: &vmtape_machine::MachineSpec) -> KnownHost {
         Ok(passport) if Silicon { backing_shift, ..passport.silicon } == machine.silicon => passport,
         _ => Passport::new(machine.host.clone(), machine.silicon),
     };
-    KnownHost { passport, backend: machine.backend.clone(), options: Some(machine.options.clone()) }
+    KnownHost {
+        text: machine.host.clone(),
+        passport,
+        backend: machine.backend.clone(),
+        options: Some(machine.options.clone()),
+    }
 }
 
 fn whole_fleet(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Result<Report> {
@@ -226,7 +232,7 @@ fn whole_fleet(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Resu
     let templates = match &args.tape {
         Some(path) => {
             let tape = Tape::open_whole(path)?;
-            let template = Template::of(&spec::machine(&tape)?, spec::budget(&tape));
+            let template = Template::of(path, &spec::machine(&tape)?, spec::budget(&tape));
             vec![args.cpu.clone().map_or(template.clone(), |cpu| template.with_cpu(cpu))]
         }
         None => {

@@ -8,7 +8,7 @@ use anyhow::Result;
 use serde::Serialize;
 use std::{fmt, path::Path};
 use vmtape_arch::{cpuid::maxphyaddr, host::Vendor};
-use vmtape_machine::{Passport, model};
+use vmtape_machine::{MachineSpec, Passport, model};
 use vmtape_replay::check::{finding::Finding, pins::Pins};
 
 /// KVM's parameter that hides a host's width.
@@ -174,7 +174,7 @@ impl fmt::Display for Pinned {
 }
 
 /// The command that shows a comparison again.
-pub fn replay_command(tape: &Path, host: &KnownHost, text: &str) -> String {
+pub fn replay_command(tape: &Path, guest: &MachineSpec, host: &KnownHost, text: &str) -> String {
     let first = text
         .split(',')
         .find(|word| vmtape_machine::hosts::passport(word.trim_start_matches("host=")).is_ok());
@@ -190,6 +190,9 @@ pub fn replay_command(tape: &Path, host: &KnownHost, text: &str) -> String {
         .collect();
     if !words.is_empty() {
         line += &format!(" --kvm {}", words.join(","));
+    }
+    if maxphyaddr(&guest.cpuid) > host.passport.silicon.phys_bits {
+        line += " --force";
     }
     line
 }

@@ -21,14 +21,17 @@ pub struct Template {
     pub image: GuestImage,
     /// The CPU model, whose width may be its host's.
     pub cpu: String,
+    /// Its tape, or its name as an option.
+    argument: String,
     machine: MachineSpec,
     budget: Budget,
 }
 
 impl Template {
     /// The guest of a tape, to be started again.
-    pub fn of(machine: &MachineSpec, budget: Budget) -> Self {
-        Self { image: machine.image.clone(), cpu: machine.cpu.clone(), machine: machine.clone(), budget }
+    pub fn of(tape: &Path, machine: &MachineSpec, budget: Budget) -> Self {
+        let (image, cpu) = (machine.image.clone(), machine.cpu.clone());
+        Self { image, cpu, argument: tape.display().to_string(), machine: machine.clone(), budget }
     }
 
     /// A guest by name or file, as `record` takes it.
@@ -59,12 +62,18 @@ impl Template {
             milestone_every: 0,
         };
         let budget = Budget { instructions: MOST_INSTRUCTIONS, ..Budget::default() };
-        Ok(Self { image, cpu: cpu.to_owned(), machine, budget })
+        Ok(Self { image, cpu: cpu.to_owned(), argument: format!("--guest {name}"), machine, budget })
     }
 
     /// The same guest with another CPU model.
     pub fn with_cpu(&self, cpu: String) -> Self {
         Self { cpu: cpu.clone(), machine: MachineSpec { cpu, ..self.machine.clone() }, ..self.clone() }
+    }
+
+    /// The command that shows its move between two hosts again.
+    pub fn again(&self, from: &KnownHost, to: &KnownHost) -> String {
+        let to = if from.text == to.text { String::new() } else { format!(" {}", to.text) };
+        format!("vmtape check {} --cpu {} --fleet {}{to}", self.argument, self.cpu, from.text)
     }
 
     /// Starts it on a host and tapes it. `None`: it is wider than the host.
