@@ -94,7 +94,7 @@ impl Host for TestHost {
         // As the host's interpreter: no hypercalls.
         let executes = ![VMCALL, VMMCALL].contains(&self.insn);
         // A fetch that faults comes before anything is decoded.
-        if !fetches && !(mmu.knows(self.insn) && executes) {
+        if !(fetches || mmu.knows(self.insn) && executes) {
             return Emulated { status: EmulateStatus::UNHANDLEABLE, ..fetched };
         }
         let operand = mmu.translate(state, &access, self);

@@ -6,7 +6,7 @@ use vmtape_conformance::{BACKENDS, guest_status, kvm_unit_tests, tail, vmtape};
 
 /// Images that need no arguments, and their CPU models. SYSCALL from compatibility mode is AMD's, so its test runs as
 /// AMD's guest, as kvm-unit-tests' own configuration has it.
-const GUESTS: [(&str, &str); 16] = [
+const GUESTS: [(&str, &str); 17] = [
     ("dummy", "max"),
     ("setjmp", "max"),
     ("idt_test", "max"),
@@ -23,6 +23,7 @@ const GUESTS: [(&str, &str); 16] = [
     ("msr", "max"),
     ("debug", "max"),
     ("xsave", "max"),
+    ("hypercall", "max"),
 ];
 
 /// The status with which a guest leaves: KVM has no protection keys with shadow paging, so `pku` skips itself there.
@@ -93,6 +94,30 @@ fn other_backends_make_the_same_of_taped_exits() -> Result<()> {
         assert!(recorded.status.success(), "{guest} {from}: {}", tail(&recorded));
         let replayed = vmtape(folder.path(), &["replay", "a.tape", "-b", to, "--mode", "exits"])?;
         assert!(replayed.status.success(), "{guest} {from} to {to}: {}", tail(&replayed));
+    }
+    Ok(())
+}
+
+/// KVM writes its own vendor's hypercall instruction over the other's. From v5.19 on userspace may forbid it.
+#[test]
+fn the_other_vendors_hypercall_is_overwritten() -> Result<()> {
+    const OFF: &str = "fix_hypercall_insn=off";
+    let Some(images) = kvm_unit_tests() else { return Ok(()) };
+    let (folder, image) = (tempfile::tempdir()?, images.join("hypercall.flat"));
+    for backend in BACKENDS {
+        let [own, other] = if backend == "vmx" { ["VMCALL", "VMMCALL"] } else { ["VMMCALL", "VMCALL"] };
+        for (kvm, outcome) in [
+            ("v6.12".to_owned(), "OK (patched)"),
+            (format!("v6.12,{OFF}"), "#UD(0)"),
+            (format!("v5.18,{OFF}"), "OK (patched)"),
+        ] {
+            let arguments = ["run", "-b", backend, "--kvm", &kvm, &image.to_string_lossy()];
+            let output = vmtape(folder.path(), &arguments)?;
+            let shown = String::from_utf8_lossy(&output.stdout);
+            for end in [format!("via {own}: OK"), format!("via {other}: {outcome}")] {
+                assert!(shown.lines().any(|line| line.ends_with(&end)), "{backend} {kvm}: {end} in\n{shown}");
+            }
+        }
     }
     Ok(())
 }
