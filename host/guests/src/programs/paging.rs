@@ -145,6 +145,22 @@ pub fn address_widths(k: &mut Kernel) -> Result<(), IcedError> {
     k.here(&mut done)
 }
 
+/// Leaves in RAX an entry for [`DATA`] with the lowest address bit beyond the width in EAX. Where there is none, the guest
+/// ends.
+pub fn illegal_entry(k: &mut Kernel) -> Result<(), IcedError> {
+    let mut possible = k.a.create_label();
+    k.a.cmp(eax, 52)?;
+    k.a.jb(possible)?;
+    k.print("no address is illegal at 52 bits\nSUMMARY: 0 tests\n")?;
+    k.a.xor(eax, eax)?;
+    k.exit()?;
+    k.here(&mut possible)?;
+    k.a.mov(ecx, eax)?;
+    k.a.mov(eax, 1)?;
+    k.a.shl(rax, cl)?;
+    k.a.or(rax, (DATA | 1) as i32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,20 +187,4 @@ mod tests {
             assert_eq!(mapping.gva - GVA, offset, "{page:?}");
         }
     }
-}
-
-/// Leaves in RAX an entry for [`DATA`] with the lowest address bit beyond the width in EAX. Where there is none, the guest
-/// ends.
-pub fn illegal_entry(k: &mut Kernel) -> Result<(), IcedError> {
-    let mut possible = k.a.create_label();
-    k.a.cmp(eax, 52)?;
-    k.a.jb(possible)?;
-    k.print("no address is illegal at 52 bits\nSUMMARY: 0 tests\n")?;
-    k.a.xor(eax, eax)?;
-    k.exit()?;
-    k.here(&mut possible)?;
-    k.a.mov(ecx, eax)?;
-    k.a.mov(eax, 1)?;
-    k.a.shl(rax, cl)?;
-    k.a.or(rax, (DATA | 1) as i32)
 }
