@@ -183,7 +183,7 @@ fn divergence(checker: &Checker, mismatch: Mismatch, widths: Widths, reproduce: 
 }
 
 /// What an event is, without its numbers.
-fn event_kind(event: &Event) -> String {
+pub(crate) fn event_kind(event: &Event) -> String {
     match event {
         Event::Exit(exit) => text::reason(&exit.exit),
         Event::Note { note, .. } => note.to_raw().kind.to_string(),

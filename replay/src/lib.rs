@@ -10,6 +10,7 @@ pub mod across;
 pub mod bisect;
 pub mod causes;
 pub mod check;
+pub mod cpuid;
 mod error;
 pub mod exempt;
 pub mod exits;

@@ -116,6 +116,14 @@ pub struct Divergence {
     pub reproduce: String,
 }
 
+/// A divergence of a comparison that goes on after it, and how often it is there.
+#[derive(Clone, Debug, Serialize)]
+pub struct Occurrence {
+    /// Where it is for the first time.
+    pub divergence: Divergence,
+    pub times: u64,
+}
+
 /// How often one exit reason was taken on each side.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Cost {
@@ -145,6 +153,9 @@ pub struct Report {
     /// What could not be decided, by reason: counted, never guessed.
     pub unknown: BTreeMap<String, u64>,
     pub divergence: Option<Divergence>,
+    /// All of them, each signature once, where the comparison went on after the first one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub occurrences: Vec<Occurrence>,
     /// Questions of the VMM that got other answers.
     pub answers: Vec<Row>,
     /// Exits by reason, expected and actual, where the two sides take different ones.
@@ -165,6 +176,7 @@ impl Report {
             exempted: BTreeMap::new(),
             unknown: BTreeMap::new(),
             divergence: None,
+            occurrences: Vec::new(),
             answers: Vec::new(),
             cost: BTreeMap::new(),
             expected_end: None,

@@ -1,6 +1,20 @@
 //! What makes two divergences the same one: what differs and at which instruction, not how late or after how many exits.
+//!
+//! A divergence has one signature, whichever way it is seen: the guest running again, its taped exits fed, or two tapes. All
+//! of them name alike what the guest takes (`outcome:`), what ioctls give (`ioctl:`, at no instruction), and events of a
+//! machine that no longer repeats itself (`EVENT>EVENT`); the first two also what silicon and KVM leave in the guest's paging
+//! entries (`entry:`). What they cannot all see:
+//!
+//! - What comes without an exit on the tape, an exception that silicon raises by itself or a register that an instruction
+//!   sets, is on no tape: there the first divergence is a later one with a name of its own, or none.
+//! - Accessed and dirty bits of an access that goes on natively are set after its exit, so fed exits do not compare them.
+//!   Two tapes do not tell where entries lie, and go by the outcome.
+//! - Notes tell what a device answered, not which register or memory it went to, by which a run is named: without a run it is
+//!   `seen:NOTE>NOTE`.
+//! - A run is compared at the ends of stretches of instructions. An entry that differs in between, and that the guest writes
+//!   anew before the end, is seen by fed exits alone.
 
-use crate::report::Divergence;
+use crate::{explain::Outcome, report::Divergence, state::Difference};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 use thiserror::Error;
@@ -11,6 +25,32 @@ use thiserror::Error;
 pub struct Signature {
     what: String,
     rip: u64,
+}
+
+/// The place of a divergence that is at no instruction: an ioctl is the VMM's.
+pub const NOWHERE: u64 = 0;
+
+/// What differs about an instruction, as signatures have it and in a sentence; `differences`: the most telling first. What
+/// silicon leaves in an entry that is illegal for the guest says most, unless the access just completes; then what the guest
+/// takes.
+pub fn what(
+    differences: &[Difference],
+    expected: &Outcome,
+    actual: &Outcome,
+    guest_width: u8,
+) -> (String, String) {
+    let first = differences.first();
+    if let Some(ioctl @ Difference::Ioctl { .. }) = first {
+        return (ioctl.name(), ioctl.text());
+    }
+    let completes = [expected, actual].contains(&&Outcome::Completes);
+    let illegal = first.is_some_and(|difference| difference.is_illegal_entry(guest_width) && !completes);
+    if !illegal && expected.word() != actual.word() {
+        let what = format!("outcome:{}>{}", expected.word(), actual.word());
+        return (what, format!("{actual}; expected: {expected}"));
+    }
+    let text = |difference: &Difference| difference.accessed_dirty().unwrap_or_else(|| difference.text());
+    first.map(|difference| (difference.name(), text(difference))).unwrap_or_default()
 }
 
 /// The text is no signature.

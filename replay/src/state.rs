@@ -1,8 +1,9 @@
 //! What a guest can observe of itself: registers and memory of two machines, compared.
 
-use crate::{explain, report::Row, witness::PageFault};
+use crate::{cpuid::Change, exits::Seen, explain, report::Row, witness::PageFault};
 use std::fmt::Write;
-use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, paging::Pte, vcpu::VcpuState};
+use vmtape_abi::Query;
+use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, cpuid::CpuidEntry, paging::Pte, vcpu::VcpuState};
 use vmtape_machine::{Machine, vmm::control_text};
 use vmtape_traces::event::Control;
 
@@ -21,8 +22,10 @@ pub enum Difference {
     Output { expected: String, actual: String },
     /// The first of the page faults since the last comparison that is not the same.
     Fault { expected: Option<PageFault>, actual: Option<PageFault> },
-    /// An ioctl that changes the VM, with another result.
+    /// An ioctl with another result.
     Ioctl { expected: Control, actual: Control },
+    /// What notes of an exit's handling tell of it, where there are no machines to compare.
+    Seen { expected: Vec<Seen>, actual: Vec<Seen> },
 }
 
 /// Differences listed per comparison; more say nothing more.
@@ -55,7 +58,24 @@ impl Difference {
             Self::Ioctl { expected, actual } => {
                 Row::new("what an ioctl gives", control_text(expected), control_text(actual))
             }
+            Self::Seen { expected, actual } => {
+                Row::new("what the guest sees", Seen::line(expected), Seen::line(actual))
+            }
         }
+    }
+
+    /// The difference row by row: of CPUID tables each part that differs.
+    pub fn rows(&self) -> Vec<Row> {
+        let mut rows = vec![self.row()];
+        if let Self::Ioctl { expected, actual } = self
+            && let (Some(expected), Some(actual)) = (table(expected), table(actual))
+        {
+            let parts = Change::between(expected, actual).into_iter().zip(Change::between(actual, expected));
+            rows.extend(
+                parts.map(|(new, old)| Row::new("part of the table", old.long_text(), new.long_text())),
+            );
+        }
+        rows
     }
 
     /// What differs, in a word: for a paging entry the accessed and dirty bits, never an address or a count.
@@ -84,6 +104,9 @@ impl Difference {
             }
             Self::Ioctl { expected, actual } => {
                 format!("ioctl:{}:{}>{}", ioctl_name(expected), result(expected), result(actual))
+            }
+            Self::Seen { expected, actual } => {
+                format!("seen:{}>{}", Seen::word(expected, actual), Seen::word(actual, expected))
             }
         }
     }
@@ -140,27 +163,42 @@ impl Difference {
             Self::Progress { .. } => 6,
             Self::Output { .. } => 7,
             Self::Memory { .. } => 8,
+            Self::Seen { .. } => 9,
         }
     }
 }
 
 /// Ioctls that both VMMs made, with other results: those that change the VM, and those that only ask.
 pub fn compare_ioctls(expected: &Machine, actual: &Machine) -> (Vec<Difference>, Vec<Difference>) {
-    let pairs = expected.controls().iter().zip(actual.controls());
-    let differing = pairs
-        .filter(|((_, a), (_, b))| a != b)
-        .map(|((_, a), (_, b))| Difference::Ioctl { expected: a.clone(), actual: b.clone() });
-    differing.partition(|difference| match difference {
-        Difference::Ioctl { expected, .. } => is_change(expected),
-        _ => false,
+    let controls =
+        |machine: &Machine| machine.controls().iter().map(|(_, control)| control.clone()).collect();
+    compare_controls(controls(expected), controls(actual))
+}
+
+/// As [`compare_ioctls`], for ioctls by themselves.
+pub fn compare_controls(expected: Vec<Control>, actual: Vec<Control>) -> (Vec<Difference>, Vec<Difference>) {
+    let pairs = expected.into_iter().zip(actual).filter(|(expected, actual)| expected != actual);
+    pairs.map(|(expected, actual)| Difference::Ioctl { expected, actual }).partition(|difference| {
+        match difference {
+            Difference::Ioctl { expected, .. } => is_change(expected),
+            _ => false,
+        }
     })
+}
+
+/// The CPUID table that an ioctl gives.
+fn table(control: &Control) -> Option<&[CpuidEntry]> {
+    match control {
+        Control::GetSupportedCpuid { entries, .. } | Control::GetCpuid { entries, .. } => Some(entries),
+        _ => None,
+    }
 }
 
 fn is_change(control: &Control) -> bool {
     matches!(control, Control::SetCpuid { .. } | Control::SetMemoryRegion { .. } | Control::SetMsr { .. })
 }
 
-fn ioctl_name(control: &Control) -> &'static str {
+fn ioctl_name(control: &Control) -> String {
     match control {
         Control::SetCpuid { .. } => "KVM_SET_CPUID2",
         Control::SetMemoryRegion { .. } => "KVM_SET_USER_MEMORY_REGION",
@@ -169,8 +207,9 @@ fn ioctl_name(control: &Control) -> &'static str {
         Control::GetCpuid { .. } => "KVM_GET_CPUID2",
         Control::GetSupportedCpuid { .. } => "KVM_GET_SUPPORTED_CPUID",
         Control::GetMsr { .. } => "KVM_GET_MSRS",
-        Control::Query { .. } => "query",
+        Control::Query { query, .. } => return Query(*query).to_string(),
     }
+    .to_owned()
 }
 
 fn result(control: &Control) -> i64 {

@@ -7,14 +7,16 @@
 
 use crate::{
     Error, across,
-    causes::{Cause, configuration},
+    causes::configuration,
     exempt,
-    exits::{IOCTL, Seen, word},
+    exits::{Seen, View},
     explain,
-    identical::{self, Checker},
+    identical::{self, Checker, widths},
     report::{Class, Divergence, Level, Report, Row},
-    signature::Signature,
-    spec, text,
+    signature::{self, Signature},
+    spec,
+    state::Difference,
+    text,
 };
 use std::collections::{BTreeMap, VecDeque};
 use vmtape_arch::note::Note;
@@ -151,7 +153,7 @@ fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str
         let right = if b.icount() == at { b.advance()? } else { None };
         report.compared.instructions = at;
         report.compared.exits += 1;
-        let row = match compare_moments(left.as_ref(), right.as_ref()) {
+        let (what, seen) = match compare_moments(left.as_ref(), right.as_ref()) {
             Compared::Equal => continue,
             Compared::Unknown => {
                 let what =
@@ -159,16 +161,22 @@ fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str
                 *report.unknown.entry(what.into()).or_default() += 1;
                 continue;
             }
-            Compared::Different(row) => row,
+            Compared::Different(what, seen) => (what, seen),
         };
         let groups = [left, right].map(|moment| moment.map(|moment| moment.group));
-        report.diverge(divergence(groups, row, (&a, &b), reproduce));
+        let [expected, actual] = groups.each_ref().map(|group| View::of_group(group.as_ref()));
+        let guest = widths(&a.machine).guest;
+        let differences = expected.differences(&actual, guest);
+        let (name, _) = signature::what(&differences, &expected.outcome, &actual.outcome, guest);
+        let row = Row::new(what, Seen::line(&seen[0]), Seen::line(&seen[1]));
+        report.diverge(divergence(groups, &name, row, (&a, &b), reproduce));
         return Ok(());
     }
-    if let Some((_, row)) = ioctl {
+    if let Some((_, ioctl)) = ioctl {
         let groups = [&a, &b].map(|moments| moments.recent.back().cloned());
-        let found = divergence(groups, row, (&a, &b), reproduce);
-        report.diverge(Divergence { level: Level::VmmVisible, ..found });
+        let found = divergence(groups, &ioctl.name, ioctl.row, (&a, &b), reproduce);
+        let signature = Signature::new(&ioctl.name, signature::NOWHERE);
+        report.diverge(Divergence { level: Level::VmmVisible, signature, ..found });
         return Ok(());
     }
     finish(&a, &b, report, reproduce);
@@ -178,26 +186,32 @@ fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str
 enum Compared {
     Equal,
     Unknown,
-    Different(Row),
+    /// What differs, and how it is on both sides.
+    Different(&'static str, [Vec<Seen>; 2]),
 }
 
 fn compare_moments(left: Option<&Moment>, right: Option<&Moment>) -> Compared {
     let devices = |moment: Option<&Moment>| moment.map_or(Vec::new(), |moment| moment.devices.clone());
     let others = |moment: Option<&Moment>| moment.map_or(Vec::new(), |moment| moment.others.clone());
     if devices(left) != devices(right) {
-        let row = Row::new("device accesses", words(&devices(left)), words(&devices(right)));
-        return Compared::Different(row);
+        return Compared::Different("device accesses", [devices(left), devices(right)]);
     }
     let (a, b) = (others(left), others(right));
     match () {
         () if a == b => Compared::Equal,
         () if a.is_empty() || b.is_empty() => Compared::Unknown,
-        () => Compared::Different(Row::new("what the guest sees", words(&a), words(&b))),
+        () => Compared::Different("what the guest sees", [a, b]),
     }
 }
 
-/// The first ioctl that the two VMMs did not make in the same way, and when.
-fn first_ioctl(expected: &Tape, actual: &Tape) -> Result<Option<(u64, Row)>, Error> {
+/// An ioctl that the two VMMs did not make in the same way.
+struct Ioctl {
+    name: String,
+    row: Row,
+}
+
+/// The first such one, and when.
+fn first_ioctl(expected: &Tape, actual: &Tape) -> Result<Option<(u64, Ioctl)>, Error> {
     let (mut a, mut b) = (controls(expected)?.into_iter(), controls(actual)?.into_iter());
     loop {
         let (left, right) = (a.next(), b.next());
@@ -208,12 +222,18 @@ fn first_ioctl(expected: &Tape, actual: &Tape) -> Result<Option<(u64, Row)>, Err
             continue;
         }
         let icount = left.iter().chain(&right).map(|(icount, _)| *icount).min().unwrap_or(0);
+        let name = match (&left, &right) {
+            (Some((_, a)), Some((_, b))) => {
+                Difference::Ioctl { expected: a.clone(), actual: b.clone() }.name()
+            }
+            _ => "ioctl:on-one-side".to_owned(),
+        };
         let words = |made: &Option<(u64, Control)>| {
             made.as_ref().map_or("nothing".to_owned(), |(at, control)| {
                 format!("{}, after {at} instructions", control_text(control))
             })
         };
-        return Ok(Some((icount, Row::new(IOCTL, words(&left), words(&right)))));
+        return Ok(Some((icount, Ioctl { name, row: Row::new("ioctl", words(&left), words(&right)) })));
     }
 }
 
@@ -240,19 +260,14 @@ fn finish(a: &Moments, b: &Moments, report: &mut Report, reproduce: &str) {
     if a.end != b.end {
         let end = |moments: &Moments| moments.end.as_ref().map_or("nothing".into(), text::end_text);
         let groups = [a, b].map(|moments| moments.recent.back().cloned());
-        report.diverge(divergence(groups, Row::new("the run", end(a), end(b)), (a, b), reproduce));
-    }
-}
-
-fn words(seen: &[Seen]) -> String {
-    match seen {
-        [] => "nothing".to_owned(),
-        seen => seen.iter().map(Seen::text).collect::<Vec<_>>().join("; "),
+        let difference = Difference::End { expected: end(a), actual: end(b) };
+        report.diverge(divergence(groups, &difference.name(), difference.row(), (a, b), reproduce));
     }
 }
 
 fn divergence(
     groups: [Option<ExitGroup>; 2],
+    what: &str,
     row: Row,
     sides: (&Moments, &Moments),
     reproduce: &str,
@@ -260,18 +275,15 @@ fn divergence(
     let context = |moments: &Moments| text::context(moments.recent.iter(), CONTEXT);
     let place = groups.iter().flatten().next().map(|group| &group.exit);
     let rip = place.map_or(0, |exit| exit.rip);
-    let what = format!("{}:{}>{}", row.what, word(&row.expected), word(&row.actual));
     let machines = [&sides.0.machine, &sides.1.machine];
     let names = across::names(machines[0], machines[1]);
-    let (stories, known) = explain::groups(groups.each_ref().map(Option::as_ref), machines, &names, &what);
-    let cause = match (configuration::find(machines[0], machines[1], &what), known) {
-        (Some(only), Some(known)) => {
-            Some(Cause { sentence: known.sentence, confirmed: Some(only.sentence.clone()), ..only })
-        }
-        (only, known) => only.or(known),
+    let (stories, known) = explain::groups(groups.each_ref().map(Option::as_ref), machines, &names, what);
+    let cause = match configuration::find(machines[0], machines[1], what) {
+        Some(only) => Some(only.in_words_of(known)),
+        None => known,
     };
     Divergence {
-        signature: Signature::new(&what, rip),
+        signature: Signature::new(what, rip),
         level: Level::GuestVisible,
         class: cause.as_ref().map_or(Class::Unexplained, |cause| Class::of(cause.kind)),
         cause,

@@ -6,6 +6,7 @@
 
 use crate::{fpu, machine::Machine};
 use vmtape_arch::{
+    PAGE_SHIFT, PAGE_SIZE,
     note::Note,
     regs::SegAttr,
     vcpu::{Activity, Interruptibility, VcpuState, seg},
@@ -64,6 +65,25 @@ impl Machine {
         self.step_silicon(&group.before);
         *self.exit = group.exit.exit;
         self.handle_fed(n).or_else(|| self.enter_fed(n, &group.controls))
+    }
+
+    /// Takes registers and memory of another fed machine of the same tape, after an exit that this one dealt with otherwise.
+    /// A tape tells only what its own machine's handlers would not leave there, so that machine alone knows all of it.
+    pub fn resynchronize(&mut self, other: &Self) {
+        let pages: Vec<u64> =
+            self.services.memory.dirty_pages().chain(other.services.memory.dirty_pages()).collect();
+        let (mut own, mut wanted) = ([0; PAGE_SIZE as usize], [0; PAGE_SIZE as usize]);
+        for hpa in pages.into_iter().map(|page| page << PAGE_SHIFT) {
+            let read = self.services.ram().read(hpa, &mut own) && other.services.ram().read(hpa, &mut wanted);
+            if read && own != wanted {
+                self.services.ram().write(hpa, &wanted);
+            }
+        }
+        for (n, (vcpu, other)) in (0..).zip(self.vcpus.iter_mut().zip(&other.vcpus)) {
+            let VcpuState { inject, delivering, intercepts, .. } = vcpu.state;
+            vcpu.state = VcpuState { inject, delivering, intercepts, ..other.state };
+            self.backend.state_changed(n, &mut vcpu.state, &mut self.services);
+        }
     }
 
     /// Time, registers and memory as they were at the exit. Gives the vCPU, unless this machine has no such one.

@@ -11,7 +11,10 @@ use vmtape_arch::{
     vcpu::VcpuState,
 };
 use vmtape_cpu::Step;
-use vmtape_traces::{ExitGroup, event::End};
+use vmtape_traces::{
+    ExitGroup,
+    event::{Control, End},
+};
 
 /// How a backend dealt with a stimulus that it was given instead of an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +45,18 @@ impl Machine {
     pub fn resolve(&mut self, group: &ExitGroup) -> Result<Resolved, End> {
         let Some(n) = self.bring_to(group) else { return Ok(Resolved::Native) };
         let mut controls = &group.controls[..];
+        let resolved = self.resolve_stimulus(n, group, &mut controls);
+        // The VMM has done them all the same where there is no exit to do them after.
+        controls.iter().for_each(|control| _ = self.control(control));
+        resolved
+    }
+
+    fn resolve_stimulus(
+        &mut self,
+        n: u32,
+        group: &ExitGroup,
+        controls: &mut &[Control],
+    ) -> Result<Resolved, End> {
         for exits in 0..MOST_EXITS {
             let rip = self.vcpus[n as usize].state.rip;
             let answer = match exits == 0 && is_checked_first(&group.exit.exit) {
@@ -58,13 +73,15 @@ impl Machine {
                 (Verdict::FAULT, fault) => return Ok(Resolved::Fault(fault)),
                 _ => {}
             }
-            let ended = self.handle_fed(n).or_else(|| self.enter_fed(n, std::mem::take(&mut controls)));
+            let trap = self.exit.trap;
+            let ended = self.handle_fed(n).or_else(|| self.enter_fed(n, std::mem::take(controls)));
             if let Some(end) = ended {
                 return Err(end);
             }
             let after = &self.vcpus[n as usize].state;
-            // The instruction is done or the guest has an exception: the stimulus is dealt with.
-            if after.rip != rip || after.inject.valid {
+            // The instruction is done or the guest has an exception: the stimulus is dealt with. An exit like a trap comes
+            // after its instruction.
+            if trap || after.rip != rip || after.inject.valid {
                 return Ok(Resolved::Handled);
             }
         }

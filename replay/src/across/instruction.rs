@@ -4,14 +4,14 @@ use super::{Moment, Pair, Sides, end_difference};
 use crate::{
     Error,
     causes::{
-        Case, Cause, Seen, catalogue,
-        trial::{self, Finding, Side},
+        self, Case, Cause, Seen,
+        trial::{Finding, Side},
     },
-    explain::{self, Outcome, Teller, Widths},
+    explain::{self, Teller, Widths},
     identical::widths,
     player::Player,
     report::{Class, Divergence, Level, Rule},
-    signature::Signature,
+    signature::{self, Signature},
     state::{self, Difference},
     text,
     witness::{Deed, Entry},
@@ -49,10 +49,11 @@ pub(super) fn explain(
     };
     let expected = seen(name, &pair.expected, on_tape, vcpu, tables(&pair.expected));
     let actual = seen(other, &pair.actual, here, vcpu, tables(&pair.actual));
-    let (what, summary) = what(&differences, &expected.outcome, &actual.outcome, guest);
+    let (what, summary) = signature::what(&differences, &expected.outcome, &actual.outcome, guest);
     let insn = state.map(|state| explain::instruction(&pair.expected.machine, state)).unwrap_or_default();
     let case = Case { what: &what, focus, insn: &insn, expected: &expected, actual: &actual };
-    let cause = if sides.explain { cause(sides, pair, before, &case, guest) } else { None };
+    let cause =
+        if sides.explain { cause(sides, pair, before, (&case, differences.first()), guest) } else { None };
     let rip = state.map_or(0, |state| state.rip);
     let number = |groups: &[ExitGroup]| groups.last().map(|group| group.number);
     let mut rules = rules(&actual.deeds, &sides.plugin.rules, &sides.actual.backend);
@@ -60,7 +61,7 @@ pub(super) fn explain(
     Ok(Divergence {
         level: if ioctl { Level::VmmVisible } else { Level::GuestVisible },
         class: cause.as_ref().map_or(Class::Unexplained, |cause| Class::of(cause.kind)),
-        signature: Signature::new(&what, rip),
+        signature: Signature::new(&what, if ioctl { signature::NOWHERE } else { rip }),
         cause,
         summary,
         vcpu,
@@ -68,7 +69,7 @@ pub(super) fn explain(
         rip,
         expected_exit: number(&groups),
         actual_exit: number(&others),
-        rows: differences.iter().map(Difference::row).collect(),
+        rows: differences.iter().flat_map(Difference::rows).collect(),
         stories: if ioctl { Vec::new() } else { [&expected, &actual].map(|side| tell(side, focus)).into() },
         expected_context: text::context(groups.iter(), sides.context),
         actual_context: text::context(others.iter(), sides.context),
@@ -92,23 +93,6 @@ fn seen(name: String, player: &Player, deeds: Vec<Deed>, vcpu: u32, tables: Vec<
 fn tell(side: &Seen, focus: Option<u64>) -> explain::Story {
     let teller = Teller { widths: side.widths, focus };
     teller.tell(&side.name, &side.deeds, &side.outcome, &side.tables)
-}
-
-/// What differs, as a signature has it and in a sentence. What silicon leaves in an entry that is illegal for the guest
-/// says most, unless the access just completes; then what the guest notices.
-fn what(differences: &[Difference], expected: &Outcome, actual: &Outcome, guest: u8) -> (String, String) {
-    let first = differences.first();
-    if let Some(ioctl @ Difference::Ioctl { .. }) = first {
-        return (ioctl.name(), ioctl.text());
-    }
-    let completes = [expected, actual].contains(&&Outcome::Completes);
-    let illegal = first.is_some_and(|difference| difference.is_illegal_entry(guest) && !completes);
-    if !illegal && expected.word() != actual.word() {
-        let what = format!("outcome:{}>{}", expected.word(), actual.word());
-        return (what, format!("{actual}; expected: {expected}"));
-    }
-    let text = |difference: &Difference| difference.accessed_dirty().unwrap_or_else(|| difference.text());
-    (first.map_or_else(String::new, Difference::name), first.map_or_else(String::new, text))
 }
 
 /// The vCPU that executed the instruction.
@@ -148,16 +132,16 @@ fn rules(deeds: &[Deed], table: &[TableRow], backend: &str) -> Vec<Rule> {
     rules
 }
 
-/// The cause: by trial, in the catalogue's words where it has some; otherwise the catalogue's.
-fn cause(sides: &Sides, pair: &Pair, before: &Moment, case: &Case, guest: u8) -> Option<Cause> {
-    let known = match catalogue::look_up(case) {
-        Some((known, false)) => return Some(known),
-        known => known.map(|(known, _)| known),
-    };
+fn cause(
+    sides: &Sides,
+    pair: &Pair,
+    before: &Moment,
+    (case, first): (&Case, Option<&Difference>),
+    guest: u8,
+) -> Option<Cause> {
     let mut run =
         |side: Side, machine: &MachineSpec| try_out(sides, pair, before, case, (side, machine), guest);
-    let Some(found) = trial::find(sides, before.icount, &mut run) else { return known };
-    Some(found.in_words_of(known))
+    causes::find(sides, case, first, before.icount, &mut run)
 }
 
 /// Runs a changed machine to the instruction, and holds it against the other side.
@@ -168,18 +152,16 @@ fn try_out(
     case: &Case,
     (side, machine): (Side, &MachineSpec),
     guest: u8,
-) -> Result<(Finding, u64), Error> {
+) -> Result<Finding, Error> {
     let mut player = match side {
         Side::Expected => sides.player(machine, false)?,
         Side::Actual => sides.moved(machine, &mut sides.player(&sides.expected, false)?, false)?,
     };
     player.advance(before.icount, u64::MAX)?;
-    let exits = before.exits[if side == Side::Expected { 0 } else { 1 }];
-    let away = player.machine.exits().abs_diff(exits);
     let states = (0..).zip(&before.states);
     let same = |(vcpu, state)| player.machine.state(vcpu).is_some_and(|other| state::is_equal(state, other));
     if player.end.is_some() || player.machine.icount() != before.icount || !states.into_iter().all(same) {
-        return Ok((Finding::Still, away));
+        return Ok(Finding::Still);
     }
     player.listen(true);
     player.advance(before.icount + 1, u64::MAX)?;
@@ -193,16 +175,14 @@ fn try_out(
     differences.extend(changes);
     differences.extend(questions.into_iter().filter(|_| pair.questions));
     if differences.is_empty() {
-        return Ok((Finding::Equal, away));
+        return Ok(Finding::Equal);
     }
     differences.sort_by_key(|difference| difference.rank(guest));
     let endless = matches!(player.end, Some(End::NoProgress { .. }));
     let outcome = explain::outcome(&player.take_deeds(), endless);
     let (what, _) = match side {
-        Side::Expected => what(&differences, &outcome, &case.actual.outcome, guest),
-        Side::Actual => what(&differences, &case.expected.outcome, &outcome, guest),
+        Side::Expected => signature::what(&differences, &outcome, &case.actual.outcome, guest),
+        Side::Actual => signature::what(&differences, &case.expected.outcome, &outcome, guest),
     };
-    let kind = |what: &str| what.split(':').next().map(str::to_owned);
-    let gone = kind(&what) != kind(case.what);
-    Ok((if gone { Finding::Gone } else { Finding::Still }, away))
+    Ok(Finding::of(&what, case.what))
 }

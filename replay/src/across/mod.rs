@@ -59,8 +59,6 @@ struct Moment {
     icount: u64,
     /// The registers of each vCPU.
     states: Vec<VcpuState>,
-    /// Exits so far, expected and actual.
-    exits: [u64; 2],
 }
 
 /// What was found at the end of a stretch.
@@ -271,7 +269,6 @@ impl Pair {
         Moment {
             icount: machine.icount(),
             states: (0..machine.spec().vcpus).filter_map(|vcpu| machine.state(vcpu).copied()).collect(),
-            exits: [self.expected.machine.exits(), self.actual.machine.exits()],
         }
     }
 

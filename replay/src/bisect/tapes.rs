@@ -204,7 +204,7 @@ fn unequal(expected: Option<&ExitGroup>, actual: Option<&ExitGroup>, kind: Kind)
 /// Two exits of different kinds at one moment, if the guest saw something on both sides, and something else.
 fn seen_otherwise(expected: Option<&ExitGroup>, actual: Option<&ExitGroup>) -> Option<Parted> {
     let seen = |group: &ExitGroup| -> Vec<String> {
-        group.notes.iter().filter_map(Seen::of).map(|seen| seen.text()).collect()
+        group.notes.iter().filter_map(Seen::of).map(|seen| seen.text().to_owned()).collect()
     };
     let (ours, theirs) = (seen(expected?), seen(actual?));
     if ours.is_empty() || theirs.is_empty() || ours == theirs {

@@ -155,41 +155,45 @@ impl<'a> Bench<'a> {
         actual.options = create(&actual)?.resolved();
         let mut report = Report::new("", tape.name(), actual.backend.clone());
         let nobody = &mut |_| {};
-        if mode == Mode::Exits {
-            let same = expected.backend == actual.backend;
-            exits::replay(tape, actual, create, same, &mut report, "", nobody)?;
-        } else if same || is_same(&expected, &actual) {
-            identical::replay(tape, actual, create, None, &mut report, "", nobody)?;
-        } else {
-            let (expected_plugin, plugin) =
-                ((self.describe)(&expected.backend)?, (self.describe)(&actual.backend)?);
-            /// Exits of context before a difference.
-            const CONTEXT: usize = 3;
-            let sides = across::Sides {
-                at: When::Start,
-                tape,
-                expected,
-                actual,
-                create,
-                expected_plugin: &expected_plugin,
-                plugin: &plugin,
-                context: CONTEXT,
-                explain,
-                reproduce: String::new(),
-            };
-            sides.compare(&mut report, nobody)?;
+        let (expected_plugin, plugin) =
+            ((self.describe)(&expected.backend)?, (self.describe)(&actual.backend)?);
+        let same = same || is_same(&expected, &actual);
+        /// Exits of context before a difference.
+        const CONTEXT: usize = 3;
+        let sides = across::Sides {
+            at: When::Start,
+            tape,
+            expected,
+            actual,
+            create,
+            expected_plugin: &expected_plugin,
+            plugin: &plugin,
+            context: CONTEXT,
+            explain,
+            reproduce: String::new(),
+        };
+        match (mode, same) {
+            (Mode::Exits, same) => {
+                exits::replay(&sides, exits::Method { same, go_on: false }, &mut report, nobody)?;
+            }
+            (Mode::Run, true) => {
+                let machine = sides.actual.clone();
+                identical::replay(tape, machine, create, None, &mut report, "", nobody)?;
+            }
+            (Mode::Run, false) => sides.compare(&mut report, nobody)?,
         }
         Ok(report)
     }
 
-    /// The divergence of the last bad trial, explained where the machines ran.
+    /// The divergence of the last bad trial, explained.
     fn explained(&mut self) -> Result<Option<Divergence>, Error> {
         let Some((pair, divergence)) = self.bad.take() else { return Ok(None) };
-        let ran = self.criterion == Criterion::Divergence(Mode::Run) && divergence.is_some();
-        if !ran || is_same(&pair.expected, &pair.actual) {
-            return Ok(divergence);
+        match &self.criterion {
+            Criterion::Divergence(mode) if divergence.is_some() && !is_same(&pair.expected, &pair.actual) => {
+                Ok(self.report(*mode, &pair, self.create, true)?.divergence)
+            }
+            _ => Ok(divergence),
         }
-        Ok(self.report(Mode::Run, &pair, self.create, true)?.divergence)
     }
 
     fn ends(&self, pair: &Pair, create: Create) -> Result<Show, Error> {

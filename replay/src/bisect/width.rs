@@ -5,7 +5,7 @@ use super::{
     search::{Mark, turn},
     trial::{self, Criterion},
 };
-use crate::{Error, bisect::cpuid::Change, spec};
+use crate::{Error, cpuid::Change, spec};
 use vmtape_arch::cpuid::maxphyaddr;
 use vmtape_machine::MachineSpec;
 

@@ -6,7 +6,7 @@
 mod tests;
 
 use super::{Case, Cause, Kind, Seen};
-use crate::explain::{Outcome, illegal_bit};
+use crate::explain::{Outcome, illegal_bit, is_malformed};
 use vmtape_arch::{
     access::Verdict,
     exception::Vector,
@@ -78,6 +78,13 @@ const CATALOGUE: &[Entry] = &[
         source: "SDM vol. 3A 4.7 Page-Fault Exceptions; APM 5.6.1 Page-Translation Exceptions, 15.25.6",
         switchable: true,
         sentence: width_of_silicon,
+    },
+    Entry {
+        name: "large-pages-of-silicon",
+        kind: Kind::Clause,
+        source: "SDM vol. 3A 4.5.4 Linear-Address Translation with 4-Level Paging; KVM cpuid.c kvm_vcpu_after_set_cpuid()",
+        switchable: true,
+        sentence: large_pages_of_silicon,
     },
     Entry {
         name: "device-access-without-a-walk",
@@ -262,6 +269,22 @@ fn width_of_silicon(case: &Case) -> Option<String> {
     ))
 }
 
+/// One side faults at a page of 1 GiB, in which nothing is reserved for a processor that has such pages.
+fn large_pages_of_silicon(case: &Case) -> Option<String> {
+    /// The level of page-directory-pointer entries.
+    const GIB: u8 = 3;
+    let (strict, lax) = case.strict_and_lax()?;
+    let leaf = strict.tables.iter().chain(&lax.tables).find(|entry| entry.level == GIB)?;
+    let pte = Pte::from_bits(leaf.before);
+    (pte.p() && pte.ps() && !is_malformed(leaf, strict.widths.guest)).then(|| {
+        format!(
+            "the guest's CPUID has no 1 GiB pages, so KVM on {} takes the page-size bit of {:#x} for a reserved one; \
+             silicon of {} has such pages and walks the guest's tables itself",
+            strict.name, leaf.before, lax.name
+        )
+    })
+}
+
 /// Intel has SYSCALL in 64-bit mode only, AMD has SYSENTER in legacy mode only.
 fn system_call(case: &Case) -> Option<String> {
     let name = match case.insn {
@@ -317,7 +340,7 @@ fn device_access_without_a_walk(case: &Case) -> Option<String> {
 }
 
 fn accessed_bits_of_a_faulting_walk(case: &Case) -> Option<String> {
-    let same = case.expected.outcome == case.actual.outcome;
+    let same = case.expected.outcome.word() == case.actual.outcome.word();
     let faults = matches!(case.expected.outcome, Outcome::Exception { .. });
     (case.what.starts_with("entry:") && same && faults).then(|| {
         "a walk that ends in a fault may leave accessed bits set in the entries that it used, or not: both are right"

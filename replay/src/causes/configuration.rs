@@ -6,13 +6,22 @@ use vmtape_arch::{
     cpuid::{self, CpuidEntry, maxphyaddr},
     note::NoteKind,
 };
-use vmtape_machine::MachineSpec;
+use vmtape_machine::{MachineSpec, hosts};
+
+/// Options, one per vendor, that say whether silicon walks the guest's own tables. Everything changes with them.
+pub const NESTED_PAGING: [&str; 2] = ["ept", "npt"];
+
+/// Whether a machine has nested paging; otherwise it runs on tables of KVM's. `None`: its backend does not say.
+pub fn has_nested_paging(machine: &MachineSpec) -> Option<bool> {
+    let found = machine.options.iter().find(|(name, _)| NESTED_PAGING.contains(&name.as_str()));
+    found.map(|(_, value)| value == "on")
+}
 
 /// One thing in which two machines differ: a short name, and both values for people.
 type Thing = (String, String, String);
 
-/// The one thing in which two machines differ; `None` if there are none or several. `what`: what differs, as signatures
-/// have it.
+/// The one thing in which two machines differ, as the cause of whatever differs between their runs; `None` if there are none
+/// or several. `what`: what differs, as signatures have it.
 pub fn find(expected: &MachineSpec, actual: &MachineSpec, what: &str) -> Option<Cause> {
     let asks = what.contains(&NoteKind::CPUID.to_string());
     let (name, sentence) = if asks && expected.cpuid != actual.cpuid {
@@ -25,13 +34,46 @@ pub fn find(expected: &MachineSpec, actual: &MachineSpec, what: &str) -> Option<
         let sentence = format!("the two machines differ in nothing but {name}: {a} and {b}");
         (name, sentence)
     };
-    Some(Cause {
+    Some(Cause { kind: Kind::Configuration, sentence, name, source: SOURCE.to_owned(), confirmed: None })
+}
+
+/// What two backends differ in by what they are, as the cause of what no change of a switch or a host makes equal. `several`:
+/// it may be more than one thing.
+pub fn built_in(expected: &MachineSpec, actual: &MachineSpec, several: bool) -> Option<Cause> {
+    let things = backends(expected, actual);
+    let words = |text: fn(&(&str, String, String)) -> String| {
+        things.iter().map(text).collect::<Vec<_>>().join(" and ")
+    };
+    let name = words(|(name, ..)| (*name).to_owned());
+    let both = words(|(name, a, b)| format!("{name} ({a} and {b})"));
+    let sentence = format!(
+        "the two machines differ in {both}, and nothing else in which they do makes them alike by itself"
+    );
+    (things.len() == 1 || several && !things.is_empty()).then(|| Cause {
         kind: Kind::Configuration,
-        sentence,
         name,
-        source: "both tapes' headers; a run is determined by its machine".to_owned(),
+        sentence,
+        source: SOURCE.to_owned(),
         confirmed: None,
     })
+}
+
+/// A backend is a vendor's silicon with KVM's module for it, with nested paging or without.
+fn backends(expected: &MachineSpec, actual: &MachineSpec) -> Vec<(&'static str, String, String)> {
+    if expected.backend == actual.backend {
+        return Vec::new();
+    }
+    let sides = [expected, actual];
+    let word =
+        |machine| has_nested_paging(machine).map_or("unknown", |on| if on { "on" } else { "off" }).to_owned();
+    let ([a, b], [vendor, other]) =
+        (sides.map(word), sides.map(|machine| machine.silicon.vendor.to_string()));
+    let mut things = vec![("the vendor", vendor, other), (NESTED, a, b)];
+    things.retain(|(_, a, b)| a != b);
+    if things.is_empty() {
+        things.push(("the backend", expected.backend.clone(), actual.backend.clone()));
+    }
+    things
 }
 
 /// The first entry in which two tables differ.
@@ -48,6 +90,8 @@ fn differing_leaf(expected: &MachineSpec, actual: &MachineSpec) -> String {
 }
 
 const CPUID: &str = "the guest's CPUID";
+const SOURCE: &str = "the two machines' descriptions; a run is determined by its machine";
+const NESTED: &str = "nested paging";
 
 /// Everything in which they differ.
 pub fn things(expected: &MachineSpec, actual: &MachineSpec) -> Vec<Thing> {
@@ -57,10 +101,15 @@ pub fn things(expected: &MachineSpec, actual: &MachineSpec) -> Vec<Thing> {
             things.push((name.to_owned(), a, b));
         }
     };
-    add("the backend", expected.backend.clone(), actual.backend.clone());
     let same_backend = expected.backend == actual.backend;
+    for (name, a, b) in backends(expected, actual) {
+        add(name, a, b);
+    }
+    let (vendor, other) = (expected.silicon.vendor, actual.silicon.vendor);
     let host = |machine: &MachineSpec| format!("{} ({} bits)", machine.host, machine.silicon.phys_bits);
-    if expected.silicon != actual.silicon {
+    let counterpart =
+        if vendor == other { expected.silicon } else { hosts::counterpart(&expected.silicon, other) };
+    if counterpart != actual.silicon {
         add("the host", host(expected), host(actual));
     }
     let release = |machine: &MachineSpec| {
@@ -124,5 +173,25 @@ mod tests {
         assert!(cause.sentence.ends_with("nothing but parameter: on and off"), "{}", cause.sentence);
         b.memory += 1;
         assert_eq!(find(&a, &b, "memory"), None, "two things");
+    }
+
+    #[test]
+    fn backends_of_one_vendor_differ_in_nested_paging() {
+        let side = |backend: &str, host: &str, option: &str, value: &str| MachineSpec {
+            backend: backend.into(),
+            silicon: hosts::find(host).unwrap(),
+            options: vec![(option.into(), value.into())],
+            ..machine()
+        };
+        let (shadow, nested) = (side("a", "amd-46", "npt", "off"), side("b", "amd-46", "npt", "on"));
+        let cause = find(&shadow, &nested, "outcome").unwrap();
+        assert!(cause.sentence.ends_with("nothing but nested paging: off and on"), "{}", cause.sentence);
+        let other = side("c", "intel-46", "ept", "on");
+        assert_eq!(find(&other, &nested, "outcome").unwrap().name, "the vendor");
+        assert_eq!(find(&other, &shadow, "outcome"), None, "the vendor, and nested paging");
+        assert_eq!(built_in(&other, &shadow, false), None);
+        assert_eq!(built_in(&other, &shadow, true).unwrap().name, "the vendor and nested paging");
+        let wider = side("c", "intel-52", "ept", "on");
+        assert_eq!(find(&wider, &nested, "outcome"), None, "the vendor, and the host's width");
     }
 }

@@ -1,21 +1,26 @@
 //! THE catalogue of causes: why two machines differ, in one sentence with its source.
 //!
-//! A cause is found in two ways. [`trial`] runs a side again with one thing changed (a switch of its plugin's tables, a
+//! A cause is found in three ways. [`trial`] runs a side again with one thing changed (a switch of its plugin's tables, a
 //! property of its host); if the difference is gone, that thing is the cause. [`configuration`] finds what is the only
-//! thing that differs. [`catalogue`] knows causes by what they do
-//! to a walk, which says why in words, and is all there is where nothing can be run again.
+//! thing that differs. [`catalogue`] knows causes by what they do to a walk, which says why in words, and is all there is
+//! where nothing can be run again. [`supported`] takes tables of KVM_GET_SUPPORTED_CPUID apart.
 
 pub mod catalogue;
 pub mod configuration;
+mod hosts;
+pub mod supported;
 pub mod trial;
 
 use crate::{
+    across::Sides,
     explain::{Outcome, Widths},
+    state::Difference,
     witness::{Deed, Entry},
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use vmtape_arch::host::Vendor;
+use vmtape_traces::event::Control;
 
 /// What kind of thing a cause is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,13 +61,16 @@ pub struct Cause {
 }
 
 impl Cause {
-    /// A cause found by trial, in the catalogue's words where it has some.
+    /// A cause found by trial or elimination, in the catalogue's words where it has some.
     pub fn in_words_of(self, known: Option<Self>) -> Self {
         match known {
             // That two hosts differ says less than what follows from it.
-            Some(known) if self.name.starts_with(trial::HOST) => Self { confirmed: self.confirmed, ..known },
+            Some(known) if self.name.starts_with(hosts::HOST) => Self { confirmed: self.confirmed, ..known },
             Some(known) => Self {
-                confirmed: self.confirmed.map(|confirmed| format!("{confirmed} ({})", self.sentence)),
+                confirmed: Some(match self.confirmed {
+                    Some(confirmed) => format!("{confirmed} ({})", self.sentence),
+                    None => self.sentence,
+                }),
                 sentence: known.sentence,
                 ..self
             },
@@ -74,6 +82,41 @@ impl Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({}): {}", self.name, self.kind.text(), self.sentence)
+    }
+}
+
+/// Why two sides differ: by trial, else by elimination, in the catalogue's words where it has some. `cost`: the instructions
+/// that a trial takes.
+pub fn find(
+    sides: &Sides,
+    case: &Case,
+    difference: Option<&Difference>,
+    cost: u64,
+    run: &mut trial::Run,
+) -> Option<Cause> {
+    let (known, switchable) = catalogue::look_up(case).unzip();
+    if switchable == Some(false) {
+        return known;
+    }
+    if let Some(Difference::Ioctl {
+        expected: Control::GetSupportedCpuid { entries: expected, .. },
+        actual: Control::GetSupportedCpuid { entries: actual, .. },
+    }) = difference
+    {
+        return supported::find(sides, expected, actual);
+    }
+    // That two machines differ in one thing explains an ioctl's answer; what a guest notices has to be understood as well.
+    let ioctl = matches!(difference, Some(Difference::Ioctl { .. }));
+    let only = || {
+        let (expected, actual) = (&sides.expected, &sides.actual);
+        let found = configuration::find(expected, actual, case.what);
+        found
+            .or_else(|| configuration::built_in(expected, actual, ioctl))
+            .filter(|_| ioctl || known.is_some())
+    };
+    match trial::find(sides, cost, run).or_else(only) {
+        Some(found) => Some(found.in_words_of(known)),
+        None => known,
     }
 }
 

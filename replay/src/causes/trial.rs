@@ -1,9 +1,25 @@
 //! Causes by trial: a side is run again with one thing changed, and the instruction is looked at again.
+//!
+//! Only what really differs between the two machines can make a difference between them: a patch that both sides have, or
+//! that neither has, is no candidate, whatever it would do. A switch that one side's backend does not have is off there.
+//! The candidates in order:
+//!
+//! 1. what somebody chose: parameters, and patches switched by name,
+//! 2. properties of the hosts, where the vendor is the same,
+//! 3. what is known of silicon by observation,
+//! 4. patches that one side's KVM has and the other's has not.
+//!
+//! The first one with which both sides are equal is the cause, or else the first one with which this difference is gone.
+//! Where no single one does it, and the backend is the same, a smallest set of them is ([`minimize`] says which).
 
-use super::{Cause, Kind};
-use crate::{Error, across::Sides};
+use super::{Cause, Kind, configuration::NESTED_PAGING, hosts};
+use crate::{
+    Error,
+    across::Sides,
+    bisect::search::minimize,
+    spec::{self, PROFILE},
+};
 use vmtape_abi::{Description, TableRow};
-use vmtape_arch::host::Silicon;
 use vmtape_machine::MachineSpec;
 
 /// Which of the two machines is changed.
@@ -24,184 +40,244 @@ pub enum Finding {
     Equal,
 }
 
+impl Finding {
+    /// What a trial found that leaves this difference instead of that one. Both are in the words of signatures.
+    pub fn of(left: &str, was: &str) -> Self {
+        let kind = |what: &str| what.split(':').next().map(str::to_owned);
+        if kind(left) == kind(was) { Self::Still } else { Self::Gone }
+    }
+}
+
 /// One thing changed.
 #[derive(Clone, Debug)]
-struct Toggle {
-    side: Side,
-    kind: Kind,
+pub struct Toggle {
+    pub side: Side,
+    pub kind: Kind,
     /// As options spell it.
-    name: String,
+    pub name: String,
     /// What it says of itself.
-    text: String,
-    source: String,
+    pub text: String,
+    pub source: String,
     /// `name=value`, for people.
-    change: String,
-    machine: MachineSpec,
+    pub change: String,
+    pub machine: MachineSpec,
 }
 
 /// Instructions that all trials of one divergence may take together: some seconds.
 const BUDGET: u64 = 1 << 30;
 
-/// Tries a machine instead of one side. Gives what it found, and how far its count of exits up to there is away from that
-/// of the side itself.
-pub type Run<'a> = dyn FnMut(Side, &MachineSpec) -> Result<(Finding, u64), Error> + 'a;
+/// Tries a machine instead of one side.
+pub type Run<'a> = dyn FnMut(Side, &MachineSpec) -> Result<Finding, Error> + 'a;
 
-/// Looks for the one change that makes the difference go away.
-pub fn find(sides: &Sides, icount: u64, run: &mut Run) -> Option<Cause> {
+/// Looks for the one change that makes the difference go away. `cost`: what a trial takes of the budget.
+pub fn find(sides: &Sides, cost: u64, run: &mut Run) -> Option<Cause> {
     let mut left = BUDGET;
-    for (n, group) in groups(sides).into_iter().enumerate() {
-        let mut best: Option<((Finding, std::cmp::Reverse<u64>), Toggle)> = None;
-        if n == DIFFERING {
-            let trials = sides.actual.options.len() as u64;
-            left = left.checked_sub(trials.saturating_mul(icount + 1))?;
-            if let Some(cause) = several(sides, run) {
-                return Some(cause);
-            }
-        }
-        for toggle in group {
-            left = left.checked_sub(icount + 1)?;
-            // What a backend refuses is no trial.
-            let Ok((finding, away)) = run(toggle.side, &toggle.machine) else { continue };
-            let rank = (finding, std::cmp::Reverse(away));
-            if finding > Finding::Still && best.as_ref().is_none_or(|(other, _)| rank > *other) {
-                best = Some((rank, toggle));
-            }
-        }
-        if let Some(((finding, _), toggle)) = best {
-            return Some(cause(sides, &toggle, finding));
+    let mut try_out = |side: Side, machine: &MachineSpec| {
+        left = left.checked_sub(cost.saturating_add(1))?;
+        // What a backend refuses is no trial.
+        Some(run(side, machine).unwrap_or(Finding::Still))
+    };
+    let mut gone = None;
+    for toggle in candidates(sides) {
+        match try_out(toggle.side, &toggle.machine) {
+            None => break,
+            Some(Finding::Still) => {}
+            Some(Finding::Gone) => gone = gone.or(Some(toggle)),
+            Some(Finding::Equal) => return Some(toggle.cause(sides, Finding::Equal)),
         }
     }
-    None
+    match gone {
+        Some(toggle) => Some(toggle.cause(sides, Finding::Gone)),
+        None => several(sides, &mut |machine| try_out(Side::Actual, machine) == Some(Finding::Equal)),
+    }
 }
 
-fn cause(sides: &Sides, toggle: &Toggle, finding: Finding) -> Cause {
-    let side = match toggle.side {
-        Side::Expected => sides.names()[0].clone(),
-        Side::Actual => sides.names()[1].clone(),
-    };
-    let gone = match finding {
-        Finding::Equal => "both sides are equal here",
-        Finding::Gone | Finding::Still => "this difference is gone, others are left",
-    };
-    Cause {
-        kind: toggle.kind,
-        name: toggle.name.clone(),
-        sentence: toggle.text.clone(),
-        source: toggle.source.clone(),
-        confirmed: Some(format!("{side} with {}: {gone}", toggle.change)),
+impl Toggle {
+    fn cause(&self, sides: &Sides, finding: Finding) -> Cause {
+        let gone = match finding {
+            Finding::Equal => "both sides are equal here",
+            Finding::Gone | Finding::Still => "this difference is gone, others are left",
+        };
+        Cause {
+            kind: self.kind,
+            name: self.name.clone(),
+            sentence: self.text.clone(),
+            source: self.source.clone(),
+            confirmed: Some(format!("{}: {gone}", self.with(sides))),
+        }
+    }
+
+    /// The changed machine, for people.
+    pub fn with(&self, sides: &Sides) -> String {
+        let [expected, actual] = sides.names();
+        let side = if self.side == Side::Expected { expected } else { actual };
+        format!("{side} with {}", self.change)
     }
 }
 
 /// The smallest set of switches that explains the difference between two machines of one backend, where no single one
 /// does: a series of patches, mostly.
-fn several(sides: &Sides, run: &mut Run) -> Option<Cause> {
-    let (expected, actual) = (&sides.expected, &sides.actual);
-    if expected.backend != actual.backend {
+fn several(sides: &Sides, equal: &mut dyn FnMut(&MachineSpec) -> bool) -> Option<Cause> {
+    if sides.expected.backend != sides.actual.backend {
         return None;
     }
-    let mut toggles = differing(Side::Actual, actual, expected, sides.plugin);
-    let mut equal = |toggles: &[Toggle]| {
-        let mut machine = actual.clone();
-        for (name, value) in toggles.iter().filter_map(|toggle| toggle.change.split_once('=')) {
-            machine.options.retain(|(key, _)| key != name);
-            machine.options.push((name.to_owned(), value.to_owned()));
-        }
-        matches!(run(Side::Actual, &machine), Ok((Finding::Equal, _)))
+    let [_, actual] = Half::of(sides);
+    let toggles = [actual.chosen_ones(), actual.of_kind(Kind::Silicon), actual.of_kind(Kind::Patch)].concat();
+    let with = |set: &[usize]| {
+        let changes = set.iter().filter_map(|n| toggles[*n].change.split_once('='));
+        changes.fold(actual.plain(), |machine, (name, value)| set_option(machine, name, value))
     };
-    if toggles.len() < 2 || !equal(&toggles) {
+    let all: Vec<usize> = (0..toggles.len()).collect();
+    if all.len() < 2 || !equal(&with(&all)) {
         return None;
     }
-    for n in (0..toggles.len()).rev() {
-        let toggle = toggles.remove(n);
-        if !equal(&toggles) {
-            toggles.insert(n, toggle);
-        }
-    }
-    let all =
-        |text: fn(&Toggle) -> &str, between: &str| toggles.iter().map(text).collect::<Vec<_>>().join(between);
+    let set = minimize(all.len(), |set| Ok(equal(&with(set)))).ok()?;
+    let text = |text: fn(&Toggle) -> &str, between: &str| {
+        set.iter().map(|n| text(&toggles[*n])).collect::<Vec<_>>().join(between)
+    };
     let whole = Toggle {
-        name: all(|toggle| &toggle.name, " and "),
-        text: all(|toggle| &toggle.text, "; "),
-        source: all(|toggle| &toggle.source, "; "),
-        change: all(|toggle| &toggle.change, ","),
-        ..toggles.first()?.clone()
+        name: text(|toggle| &toggle.name, " and "),
+        text: text(|toggle| &toggle.text, "; "),
+        source: text(|toggle| &toggle.source, "; "),
+        change: text(|toggle| &toggle.change, ","),
+        ..toggles.get(*set.first()?)?.clone()
     };
-    Some(cause(sides, &whole, Finding::Equal))
+    Some(whole.cause(sides, Finding::Equal))
 }
 
-/// The first so many groups are single switches of one backend that differ.
-const DIFFERING: usize = 2;
-
-/// Changes to try, the most likely ones first; of a group the best one counts.
-fn groups(sides: &Sides) -> Vec<Vec<Toggle>> {
-    let (expected, actual) = (&sides.expected, &sides.actual);
-    let mut groups = vec![Vec::new(); DIFFERING];
-    if expected.backend == actual.backend {
-        groups[0] = differing(Side::Actual, actual, expected, sides.plugin);
-        groups[1] = differing(Side::Expected, expected, actual, sides.plugin);
-    }
-    if expected.silicon.vendor == actual.silicon.vendor {
-        groups.push(hosts(Side::Actual, actual, expected));
-        groups.push(hosts(Side::Expected, expected, actual));
-    }
-    for (side, machine, plugin) in
-        [(Side::Actual, actual, sides.plugin), (Side::Expected, expected, sides.expected_plugin)]
-    {
-        let (silicon, patches): (Vec<_>, Vec<_>) = plugin.patches.iter().partition(|row| is_silicon(row));
-        let parameters = plugin.parameters.iter().filter(|row| !NATURE.contains(&row.name.as_str()));
-        for rows in [silicon, patches, parameters.collect()] {
-            groups.push(rows.into_iter().filter_map(|row| flipped(side, machine, plugin, row)).collect());
-        }
-    }
-    groups
+/// The changes to try, in order. See the head of this file.
+pub fn candidates(sides: &Sides) -> Vec<Toggle> {
+    let halves = Half::of(sides);
+    let both = |toggles: &dyn Fn(&Half) -> Vec<Toggle>| -> Vec<Toggle> {
+        halves.iter().rev().flat_map(toggles).collect()
+    };
+    [
+        both(&|half| half.chosen_ones()),
+        both(&|half| hosts::toggles(half.side, &half.plain(), half.other)),
+        both(&|half| half.of_kind(Kind::Silicon)),
+        both(&|half| half.of_kind(Kind::Patch)),
+    ]
+    .concat()
 }
 
-/// Parameters that make another kind of backend of it: everything changes with them, so they explain nothing.
-const NATURE: [&str; 2] = ["ept", "npt"];
-
-/// Switches that two machines of one backend have set differently, each set as the other has it.
-fn differing(side: Side, machine: &MachineSpec, other: &MachineSpec, plugin: &Description) -> Vec<Toggle> {
-    let changed = machine.options.iter().filter_map(|(name, value)| {
-        let (_, wanted) = other.options.iter().find(|(key, other)| key == name && other != value)?;
-        option(side, machine, plugin, name, wanted)
-    });
-    changed.collect()
-}
-
-/// A switch the other way round.
-fn flipped(side: Side, machine: &MachineSpec, plugin: &Description, row: &TableRow) -> Option<Toggle> {
-    let (_, value) = machine.options.iter().find(|(name, _)| *name == row.name)?;
-    let wanted = if value == "on" { "off" } else { "on" };
-    option(side, machine, plugin, &row.name, wanted)
-}
-
-fn option(
+/// One of the two machines, and what it could have of the other.
+struct Half<'a> {
     side: Side,
-    machine: &MachineSpec,
-    plugin: &Description,
-    name: &str,
-    value: &str,
-) -> Option<Toggle> {
-    let parameter = plugin.parameters.iter().find(|row| row.name == name);
-    let patch = plugin.patches.iter().find(|row| row.name == name);
-    let row = parameter.or(patch)?;
-    let kind = match parameter {
-        Some(_) => Kind::Configuration,
-        None if is_silicon(row) => Kind::Silicon,
-        None => Kind::Patch,
-    };
-    let mut changed = machine.clone();
-    changed.options.retain(|(key, _)| key != name);
-    changed.options.push((name.to_owned(), value.to_owned()));
-    Some(Toggle {
-        side,
-        kind,
-        name: name.to_owned(),
-        text: row.text.clone(),
-        source: source(row),
-        change: format!("{name}={value}"),
-        machine: changed,
-    })
+    machine: &'a MachineSpec,
+    other: &'a MachineSpec,
+    plugin: &'a Description,
+    /// Its options that its release does not imply.
+    own: Vec<(String, String)>,
+    /// Names of the options that somebody chose on either side.
+    chosen: Vec<String>,
+}
+
+impl<'a> Half<'a> {
+    fn of(sides: &'a Sides) -> [Self; 2] {
+        let own = |machine| spec::chosen(machine, sides.create).unwrap_or_default();
+        let (expected, actual) = (own(&sides.expected), own(&sides.actual));
+        let names = actual.iter().chain(&expected).map(|(name, _)| name.clone());
+        let mut chosen: Vec<String> = Vec::new();
+        names.filter(|name| name != PROFILE).for_each(|name| {
+            if !chosen.contains(&name) {
+                chosen.push(name);
+            }
+        });
+        [
+            Self {
+                side: Side::Expected,
+                machine: &sides.expected,
+                other: &sides.actual,
+                plugin: sides.expected_plugin,
+                own: expected,
+                chosen: chosen.clone(),
+            },
+            Self {
+                side: Side::Actual,
+                machine: &sides.actual,
+                other: &sides.expected,
+                plugin: sides.plugin,
+                own: actual,
+                chosen,
+            },
+        ]
+    }
+
+    /// The machine with nothing but its profile and what was chosen, so that what one option implies can follow it.
+    fn plain(&self) -> MachineSpec {
+        let profile = self.machine.options.iter().filter(|(name, _)| name == PROFILE);
+        let own = self.own.iter().filter(|(name, _)| name != PROFILE);
+        MachineSpec { options: profile.chain(own).cloned().collect(), ..self.machine.clone() }
+    }
+
+    /// Chosen options that differ, each set as the other has it.
+    fn chosen_ones(&self) -> Vec<Toggle> {
+        self.chosen.iter().filter_map(|name| self.toggle(name)).collect()
+    }
+
+    /// Switches of a kind that differ without having been chosen.
+    fn of_kind(&self, kind: Kind) -> Vec<Toggle> {
+        let rows = self.plugin.patches.iter().filter(|row| !self.chosen.contains(&row.name));
+        rows.filter_map(|row| self.toggle(&row.name)).filter(|toggle| toggle.kind == kind).collect()
+    }
+
+    /// An option set as the other machine has it, if that is a change.
+    fn toggle(&self, name: &str) -> Option<Toggle> {
+        let value = option(self.machine, name)?;
+        let wanted = match option(self.other, name) {
+            Some(wanted) => wanted,
+            // What makes another kind of backend of it is a difference only where the other one is of that kind.
+            None if NESTED_PAGING.contains(&name) => {
+                option_word(super::configuration::has_nested_paging(self.other)?)
+            }
+            None => flipped(value),
+        };
+        if wanted == value {
+            return None;
+        }
+        let parameter = self.plugin.parameters.iter().find(|row| row.name == name);
+        let row = parameter.or_else(|| self.plugin.patches.iter().find(|row| row.name == name))?;
+        let kind = match parameter {
+            Some(_) => Kind::Configuration,
+            None if row.value == SILICON => Kind::Silicon,
+            // A patch that neither side has is not what makes them differ.
+            None if value == OFF && self.other.options.iter().all(|(key, _)| key != name) => return None,
+            None => Kind::Patch,
+        };
+        Some(Toggle {
+            side: self.side,
+            kind,
+            name: name.to_owned(),
+            text: row.text.clone(),
+            source: source(row),
+            change: format!("{name}={wanted}"),
+            machine: set_option(self.plain(), name, wanted),
+        })
+    }
+}
+
+/// How tables mark silicon's behaviour.
+const SILICON: &str = "silicon";
+/// Resolved switches are on or off.
+const ON: &str = "on";
+const OFF: &str = "off";
+
+fn option_word(on: bool) -> &'static str {
+    if on { ON } else { OFF }
+}
+
+fn flipped(value: &str) -> &'static str {
+    option_word(value != ON)
+}
+
+fn option<'m>(machine: &'m MachineSpec, name: &str) -> Option<&'m str> {
+    machine.options.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+}
+
+fn set_option(mut machine: MachineSpec, name: &str, value: &str) -> MachineSpec {
+    machine.options.retain(|(key, _)| key != name);
+    machine.options.push((name.to_owned(), value.to_owned()));
+    machine
 }
 
 /// The file, and for a patch its commit with the releases that have it.
@@ -217,56 +293,4 @@ fn source(row: &TableRow) -> String {
     }
     parts.retain(|part| !part.is_empty());
     parts.join("; ")
-}
-
-fn is_silicon(row: &TableRow) -> bool {
-    row.value == "silicon"
-}
-
-/// How names of a host's properties begin.
-pub const HOST: &str = "host: ";
-
-/// Properties of two hosts that differ, each set as the other has it.
-fn hosts(side: Side, machine: &MachineSpec, other: &MachineSpec) -> Vec<Toggle> {
-    type Copy = fn(&mut Silicon, &Silicon) -> String;
-    let properties: [(&str, Copy); 6] = [
-        ("MAXPHYADDR", |to, from| {
-            to.phys_bits = from.phys_bits;
-            from.phys_bits.to_string()
-        }),
-        ("host paging levels", |to, from| {
-            to.host_levels = from.host_levels;
-            from.host_levels.to_string()
-        }),
-        ("EPT levels", |to, from| {
-            to.ept_levels = from.ept_levels;
-            from.ept_levels.to_string()
-        }),
-        ("1 GiB pages", |to, from| {
-            to.gbpages = from.gbpages;
-            from.gbpages.to_string()
-        }),
-        ("EPT accessed and dirty bits", |to, from| {
-            to.ept_ad = from.ept_ad;
-            from.ept_ad.to_string()
-        }),
-        ("read-modify-write order", |to, from| {
-            to.rmw_reads_first = from.rmw_reads_first;
-            from.rmw_reads_first.to_string()
-        }),
-    ];
-    let toggles = properties.into_iter().filter_map(|(property, copy)| {
-        let mut changed = machine.clone();
-        let value = copy(&mut changed.silicon, &other.silicon);
-        (changed.silicon != machine.silicon).then(|| Toggle {
-            side,
-            kind: Kind::Configuration,
-            name: format!("{HOST}{property}"),
-            text: format!("The hosts differ in {property}: {} and {}", machine.host, other.host),
-            source: "SDM vol. 3A 4.1.4 Enumeration of Paging Features by CPUID".to_owned(),
-            change: format!("{property} {value}"),
-            machine: changed,
-        })
-    });
-    toggles.collect()
 }

@@ -1,110 +1,156 @@
 //! The exit at which feeding a tape differs: what the tape has of it, what the backend does about it, and why they differ.
 
-use super::{Fed as Machine, feed, ioctls, resolve};
+use super::{
+    Found, Method,
+    fed::{Fed, Way},
+    taped,
+    view::{View, taped_entry},
+};
 use crate::{
-    Cause, Error, Report,
+    Error,
     across::Sides,
     causes::{
-        Case, Seen, catalogue,
-        trial::{self, Finding, Side},
+        self, Case, Seen,
+        trial::{Finding, Side},
     },
     explain::{self, Teller, Widths},
-    report::{Class, Divergence, Row},
+    report::{Class, Divergence},
+    signature,
+    state::{Difference, compare_controls},
     witness::{Deed, Entry, Log},
 };
 use vmtape_arch::{cpuid::maxphyaddr, host::Silicon};
 use vmtape_machine::MachineSpec;
-use vmtape_traces::{ExitGroup, ahead};
+use vmtape_traces::{ExitGroup, ahead, event::Control};
 
 /// What an exit counts in a budget of instructions.
 const INSTRUCTIONS_PER_EXIT: u64 = 1_000;
 
 /// A machine that was fed up to an exit, and what it did about that one.
-struct Fed {
-    machine: Machine,
-    group: ExitGroup,
+struct At {
+    fed: Fed,
+    way: Way,
     deeds: Vec<Deed>,
-    row: Option<Row>,
+    controls: Vec<Control>,
+    /// Its handling used what the tape does not have.
+    unknown: bool,
 }
 
-/// Adds the stories and the cause to a divergence that [`super::replay`] found.
-pub fn explain(sides: &Sides, same: bool, report: &mut Report) -> Result<(), Error> {
-    let Some(divergence) = &mut report.divergence else { return Ok(()) };
-    let Some(number) = divergence.expected_exit else { return Ok(()) };
-    let Some(fed) = feed_to(sides, &sides.actual, same, number)? else { return Ok(()) };
-    let on_tape = Deed::of(&fed.group);
-    let focus = explain::focus([&on_tape, &fed.deeds], None);
-    let [name, other] = sides.names();
-    let expected = seen(name, &fed, on_tape, &sides.expected.silicon, focus);
-    let actual = seen(other, &fed, fed.deeds.clone(), &sides.actual.silicon, focus);
-    let what = divergence.signature.what().to_owned();
-    let case = Case { what: &what, focus, insn: &[], expected: &expected, actual: &actual };
-    let cause = if sides.explain { cause(sides, same, divergence, &case) } else { None };
-    if expected.outcome.word() != actual.outcome.word() {
-        divergence.summary = format!("exit {number}: {}; expected: {}", actual.outcome, expected.outcome);
+/// Adds the stories and the cause to a divergence that was found.
+pub(super) fn explain(
+    sides: &Sides,
+    method: Method,
+    found: &Found,
+    divergence: &mut Divergence,
+) -> Result<(), Error> {
+    if !sides.explain {
+        return Ok(());
     }
+    let group = &found.group;
+    let Some(at) = feed_to(sides, &sides.actual, method, group.number)? else { return Ok(()) };
+    // The exit has no part in what the VMM asked.
+    let (on_tape, deeds) =
+        if found.is_ioctl() { Default::default() } else { (Deed::of(group), at.deeds.clone()) };
+    let focus = explain::focus([&on_tape, &deeds], None);
+    let [name, other] = sides.names();
+    let mut expected = seen(name, &at, on_tape, &sides.expected.silicon, focus, group);
+    // The fed machine has written to its entries what it would.
+    for entry in &mut expected.tables {
+        let taped = taped_entry(&at.fed, group, entry).unwrap_or(entry.before);
+        (entry.before, entry.after) = (taped, taped);
+    }
+    let actual = Seen {
+        outcome: if found.is_ioctl() { explain::outcome(&[], false) } else { view(&at, group).outcome },
+        ..seen(other, &at, deeds, &sides.actual.silicon, focus, group)
+    };
+    let case = Case { what: &found.what.0, focus, insn: &[], expected: &expected, actual: &actual };
+    // Another build of one machine differs from it in nothing that could be tried.
+    let cause = if method.same { None } else { cause(sides, method, &at, found, &case) };
     divergence.class = cause.as_ref().map_or(Class::Unexplained, |cause| Class::of(cause.kind));
     divergence.cause = cause;
-    divergence.stories = [&expected, &actual]
-        .map(|side| {
-            let teller = Teller { widths: side.widths, focus };
-            teller.tell(&side.name, &side.deeds, &side.outcome, &side.tables)
-        })
-        .into();
+    if !found.is_ioctl() {
+        divergence.stories = [&expected, &actual]
+            .map(|side| {
+                let teller = Teller { widths: side.widths, focus };
+                teller.tell(&side.name, &side.deeds, &side.outcome, &side.tables)
+            })
+            .into();
+    }
     Ok(())
 }
 
 /// Feeds a machine up to and with an exit. `None`: the tape does not have it.
-fn feed_to(sides: &Sides, machine: &MachineSpec, same: bool, number: u64) -> Result<Option<Fed>, Error> {
+fn feed_to(sides: &Sides, machine: &MachineSpec, method: Method, number: u64) -> Result<Option<At>, Error> {
     let log = Log::default();
-    let mut machine = Machine::new(machine.clone(), sides.tape, sides.create, Some(log.clone()))?;
+    let mut fed = Fed::new(machine, sides, method, Some(log.clone()))?;
     ahead::with_exits(sides.tape, 0, 0, |exits| {
         while let Some(group) = exits.next_exit()? {
             let last = group.number == number;
             log.switch(last);
-            let done = machine.machine.controls().len();
-            let mut scratch = Report::new("", "", "");
-            // What is not the last one needs no comparison, but the same treatment.
-            let row = match same {
-                true => feed(&mut machine, group, &mut scratch),
-                false => resolve(&mut machine, group, &mut scratch),
-            };
-            let row = ioctls(&machine.machine, group, done).or(row);
+            let (unknown, done) = (fed.machine.unknown_reads(), fed.machine.controls().len());
+            let way = fed.take(group);
             if last {
                 let mut deeds = log.take();
-                if same {
+                if method.same {
                     // The exit was given, and with it silicon's walk.
                     let walk = Deed::of(group).into_iter().filter(|deed| matches!(deed, Deed::Walk(_)));
                     deeds.splice(0..0, walk);
                 }
-                return Ok(Some(Fed { machine, group: group.clone(), deeds, row }));
+                let (controls, unknown) = (fed.controls(done), fed.machine.unknown_reads() != unknown);
+                return Ok(Some(At { fed, way, deeds, controls, unknown }));
             }
         }
         Ok(None)
     })
 }
 
-fn seen(name: String, fed: &Fed, deeds: Vec<Deed>, host: &Silicon, focus: Option<u64>) -> Seen {
-    let machine = &fed.machine.machine;
-    let vcpu = fed.group.exit.vcpu;
+fn view(at: &At, group: &ExitGroup) -> View {
+    View::of_fed(&at.fed, group, &at.way)
+}
+
+fn seen(
+    name: String,
+    at: &At,
+    deeds: Vec<Deed>,
+    host: &Silicon,
+    focus: Option<u64>,
+    group: &ExitGroup,
+) -> Seen {
+    let (machine, vcpu) = (&at.fed.machine, group.exit.vcpu);
     let tables = |gva| machine.state(vcpu).map(|state| explain::tables(machine, state, gva));
     let tables: Vec<Entry> = focus.and_then(tables).unwrap_or_default();
     let widths = Widths { guest: maxphyaddr(machine.cpuid(vcpu)), host: host.phys_bits };
     Seen { name, vendor: host.vendor, widths, outcome: explain::outcome(&deeds, false), deeds, tables }
 }
 
-fn cause(sides: &Sides, same: bool, divergence: &Divergence, case: &Case) -> Option<Cause> {
-    let known = catalogue::find(case);
-    let number = divergence.expected_exit?;
+fn cause(sides: &Sides, method: Method, at: &At, found: &Found, case: &Case) -> Option<causes::Cause> {
+    let group = &found.group;
     let mut run = |side: Side, machine: &MachineSpec| {
-        let fed = match side {
-            Side::Actual => feed_to(sides, machine, same, number)?,
-            // The tape cannot be made otherwise.
-            Side::Expected => None,
+        let Some(tried) = feed_to(sides, machine, method, group.number)? else { return Ok(Finding::Still) };
+        let on_tape = || (View::of_tape(&tried.fed, group), taped(group));
+        let ((expected, asked), (actual, answered)) = match side {
+            Side::Actual => (on_tape(), (view(&tried, group), tried.controls.clone())),
+            Side::Expected => {
+                ((view(&tried, group), tried.controls.clone()), (view(at, group), at.controls.clone()))
+            }
         };
-        let equal = fed.is_some_and(|fed| fed.row.is_none());
-        Ok((if equal { Finding::Equal } else { Finding::Still }, 0))
+        if found.is_ioctl() {
+            let (changes, questions) = compare_controls(asked, answered);
+            return Ok(if changes.is_empty() && questions.is_empty() {
+                Finding::Equal
+            } else {
+                Finding::Still
+            });
+        }
+        if tried.unknown {
+            return Ok(Finding::Still);
+        }
+        let guest = tried.fed.guest_width();
+        let differences: Vec<Difference> = expected.differences(&actual, guest);
+        let (what, _) = signature::what(&differences, &expected.outcome, &actual.outcome, guest);
+        let equal = differences.is_empty() && expected.outcome.word() == actual.outcome.word();
+        Ok(if equal { Finding::Equal } else { Finding::of(&what, case.what) })
     };
-    let found = trial::find(sides, number.saturating_mul(INSTRUCTIONS_PER_EXIT), &mut run);
-    found.map(|found| found.in_words_of(known.clone())).or(known)
+    let cost = group.number.saturating_mul(INSTRUCTIONS_PER_EXIT);
+    causes::find(sides, case, found.difference.as_ref(), cost, &mut run)
 }

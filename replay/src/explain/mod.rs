@@ -8,5 +8,6 @@ mod walk;
 
 pub use groups::groups;
 pub use story::{Outcome, Story, Teller, focus, of_group, outcome};
+pub(crate) use story::{address_of, leaves};
 pub use tables::{entries as tables, instruction};
-pub use walk::{Walker, Widths, accessed_dirty_difference, illegal_bit};
+pub use walk::{Walker, Widths, accessed_dirty_difference, illegal_bit, is_malformed};

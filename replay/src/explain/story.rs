@@ -136,7 +136,8 @@ fn taken(later: &[Deed]) -> bool {
     matches!(event, Some(Deed::Event(Event::Exit(exit))) if exit.exit.stimulus == StimulusKind::EXCEPTION)
 }
 
-fn leaves(resume: &Resume) -> bool {
+/// Whether a handling ends with the guest left for good, or for its VMM to decide.
+pub(crate) fn leaves(resume: &Resume) -> bool {
     use ResumeKind as R;
     !matches!(resume.kind, R::RESUME | R::BLOCKED | R::HLT | R::IO | R::MMIO)
 }
@@ -171,7 +172,7 @@ fn as_walk(deed: &Deed) -> Option<&Walk> {
 }
 
 /// The linear address of the access that an exit is about.
-fn address_of(exit: &Exit) -> Option<u64> {
+pub(crate) fn address_of(exit: &Exit) -> Option<u64> {
     match exit.stimulus {
         StimulusKind::ACCESS => Some(exit.access.gva),
         StimulusKind::EXCEPTION if exit.exception.vector == Vector::PF => Some(exit.exception.payload),

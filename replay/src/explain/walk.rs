@@ -120,6 +120,11 @@ fn deciding(entries: &[Entry], fault: PageFaultError, width: u8) -> Option<(usiz
     find(&|_, pte| missing(pte).map(str::to_owned)).or_else(of_user)
 }
 
+/// Whether an entry is malformed for a processor of this width that has pages of all sizes.
+pub fn is_malformed(entry: &Entry, width: u8) -> bool {
+    reserved(entry.level, Pte::from_bits(entry.before), width).is_some()
+}
+
 /// Why a present entry is malformed. See: SDM 4.5.4, Figure 4-11. Formats of CR3 and Paging-Structure Entries
 fn reserved(level: u8, pte: Pte, width: u8) -> Option<String> {
     if !pte.p() {

@@ -149,6 +149,45 @@ const OTHERS: &[Row] = &[
         ],
     },
     Row {
+        source: "KVM selftests mmu_role_test.c -m, removed by commit feb627e8d6f6: only shadow paging notices another width",
+        record: &[
+            "-b",
+            "svm",
+            "--kvm",
+            "v5.10",
+            "--set-cpuid",
+            "insn=20000,phys-bits=32",
+            "--memory-region",
+            "gpa=0x200000000,size=4K,insn=20000",
+            "builtin:role",
+        ],
+        replay: &["-b", "svm-npt"],
+        says: &[
+            "cause: nested paging (configuration): bit 32 is reserved by the 32 bits of the guest",
+            "confirmed: the two machines differ in nothing but nested paging: off and on",
+            "signature: outcome:#PF(0x9)>mmio@",
+        ],
+    },
+    Row {
+        source: "KVM selftests mmu_role_test.c -g; KVM cpuid.c kvm_vcpu_after_set_cpuid(): silicon cannot be told about 1 GiB pages",
+        record: &[
+            "-b",
+            "svm",
+            "--kvm",
+            "v5.10",
+            "--set-cpuid",
+            "insn=20000,-pdpe1gb",
+            "--memory-region",
+            "gpa=0x200000000,size=4K,insn=20000",
+            "builtin:role",
+        ],
+        replay: &["-b", "svm-npt"],
+        says: &[
+            "cause: nested paging (configuration): the guest's CPUID has no 1 GiB pages",
+            "signature: outcome:#PF(0x9)>mmio@",
+        ],
+    },
+    Row {
         source: "KVM commit feb627e8d6f6, x86.c kvm_arch_vcpu_ioctl(): KVM_SET_CPUID2 after KVM_RUN",
         record: &["-b", "vmx", "--kvm", "v5.10", "--set-cpuid", "exit=20,phys-bits=36", "builtin:hello"],
         replay: &["--kvm", "v5.16"],
@@ -264,5 +303,205 @@ fn json_has_the_cause() -> Result<()> {
     ] {
         assert!(text.contains(wanted), "{wanted} is missing in:\n{text}");
     }
+    Ok(())
+}
+
+/// What a replay in each mode names: the signature, and the cause up to its sentence.
+fn in_both_modes(folder: &Path, record: &[&str], replay: &[&str]) -> Result<[(String, String); 2]> {
+    let named = |mode: &str| -> Result<(String, String)> {
+        let text = explanation(folder, record, &[replay, &["--mode", mode]].concat())?;
+        let line = |start: &str| {
+            let line = text.lines().find_map(|line| line.trim_start().strip_prefix(start));
+            line.map(str::to_owned).with_context(|| format!("no {start:?} in:\n{text}"))
+        };
+        let cause = line("cause: ")?;
+        let name = cause.split(": ").next().unwrap_or_default().to_owned();
+        Ok((line("signature: ")?, name))
+    };
+    Ok([named("run")?, named("exits")?])
+}
+
+/// One divergence has one signature and one cause, whichever way it is seen: what is taped, where it is replayed, and what
+/// both modes say of it.
+#[test]
+fn both_modes_name_a_divergence_alike() -> Result<()> {
+    const ILLEGAL: &str = "builtin:touch,pte=0x1002000001";
+    const ON: &str = "vmx,allow_smaller_maxphyaddr=on";
+    const CPU: [&str; 2] = ["--cpu", "max,phys-bits=36"];
+    let folder = tempfile::tempdir()?;
+    let ioctl_after_run =
+        ["-b", "vmx", "--kvm", "v5.10", "--set-cpuid", "exit=20,phys-bits=36", "builtin:hello"];
+    let asked = |backend: &'static str| ["-b", backend, "--check-extension", "185", "builtin:hello"];
+    let rows: [(&[&str], &[&str], &str, &str); 12] = [
+        (
+            &["-b", ON, CPU[0], CPU[1], ILLEGAL],
+            &["-b", "svm-npt"],
+            "entry:+A",
+            "amd-accessed-before-npf (silicon behaviour)",
+        ),
+        (
+            &["-b", "svm-npt", CPU[0], CPU[1], ILLEGAL],
+            &["-b", "svm"],
+            "entry:-A",
+            "amd-accessed-before-npf (silicon behaviour)",
+        ),
+        (
+            &["-b", ON, CPU[0], CPU[1], ILLEGAL],
+            &["-b", "vmx,allow_smaller_maxphyaddr=off"],
+            "outcome:#PF(0x9)>mmio",
+            "allow_smaller_maxphyaddr (configuration)",
+        ),
+        (
+            &["-b", ON, CPU[0], CPU[1], "builtin:touch,pte=0x1002000001,access=write"],
+            &["-b", "vmx,allow_smaller_maxphyaddr=off"],
+            "outcome:#PF(0xb)>#PF(0x3)",
+            "allow_smaller_maxphyaddr (configuration)",
+        ),
+        (
+            &["-b", "vmx", "--kvm", "v5.9-rc1", CPU[0], CPU[1], ILLEGAL],
+            &["--kvm", "v5.10"],
+            "outcome:#PF(0x9)>mmio",
+            "smaller-maxphyaddr-default-off (KVM)",
+        ),
+        // A patch that was never merged is a cause where one side has it, and only there.
+        (
+            &["-b", "svm-npt", CPU[0], CPU[1], ILLEGAL],
+            &["--kvm", "v6.12,+v2-npf-emulate"],
+            "outcome:mmio>#PF(0x9)",
+            "v2-npf-emulate (KVM)",
+        ),
+        (&ioctl_after_run, &["--kvm", "v5.16"], "ioctl:KVM_SET_CPUID2:0>-22", "forbid-cpuid-after-run (KVM)"),
+        (&asked("svm"), &["-b", "svm-npt"], "ioctl:KVM_CHECK_EXTENSION:1>0", "nested paging (configuration)"),
+        (&asked("svm-npt"), &["-b", "svm"], "ioctl:KVM_CHECK_EXTENSION:0>1", "nested paging (configuration)"),
+        (
+            &asked("svm"),
+            &["-b", "vmx"],
+            "ioctl:KVM_CHECK_EXTENSION:1>0",
+            "smaller-maxphyaddr-default-off (KVM)",
+        ),
+        (
+            &asked(ON),
+            &["-b", "vmx,allow_smaller_maxphyaddr=off"],
+            "ioctl:KVM_CHECK_EXTENSION:1>0",
+            "allow_smaller_maxphyaddr (configuration)",
+        ),
+        (
+            &asked(ON),
+            &["-b", "svm-npt"],
+            "ioctl:KVM_CHECK_EXTENSION:1>0",
+            "allow_smaller_maxphyaddr (configuration)",
+        ),
+    ];
+    for (record, replay, what, cause) in rows {
+        let [run, exits] = in_both_modes(folder.path(), record, replay)?;
+        assert!(run.0.starts_with(&format!("{what}@")), "{record:?} {replay:?}: {run:?}");
+        assert_eq!(run.1, cause, "{record:?} {replay:?}");
+        assert_eq!(run, exits, "{record:?} {replay:?}");
+    }
+    Ok(())
+}
+
+/// Silicon's own table, KVM's release, the host's width, nested paging: each part that differs goes to its cause.
+// See: KVM cpuid.c kvm_set_cpu_caps(), __do_cpuid_func(); commit b628cb523c65
+#[test]
+fn supported_cpuid_is_explained_part_by_part() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let rows: [(&[&str], &[&str], &[&str]); 5] = [
+        (
+            &["-b", "vmx", "--host", "intel-46"],
+            &["--host", "intel-52"],
+            &[
+                "cause: host: MAXPHYADDR ",
+                "leaf 0x80000008 EAX bits 7:0 (phys-bits=52)",
+                "leaf 0x7 ECX bit 16 (+la57)",
+            ],
+        ),
+        (
+            &["-b", "svm"],
+            &["-b", "svm-npt"],
+            &[
+                "cause: nested paging (configuration): only svm-npt has nested paging",
+                "leaf 0x7 ECX bit 3 (+pku)",
+                "leaf 0xd.9 (added)",
+                "leaf 0x80000008 EAX bits 23:16 (guest-phys-bits=48)",
+            ],
+        ),
+        (
+            &["-b", "vmx"],
+            &["-b", "svm-npt"],
+            &[
+                "cause: the vendor (silicon behaviour): ",
+                "leaf 0x0 EBX (0x68747541)",
+                "leaf 0x80000001 EDX bit 22 (+mmxext)",
+            ],
+        ),
+        (
+            &["-b", "vmx"],
+            &["-b", "svm"],
+            &["cause: the vendor and nested paging (", "leaf 0x7 ECX bit 3 (-pku)"],
+        ),
+        (
+            &["-b", "vmx", "--kvm", "v6.9"],
+            &["--kvm", "v6.10"],
+            &[
+                "cause: guest-phys-bits (KVM): ",
+                "b628cb523c65",
+                "leaf 0x80000008 EAX bits 23:16 (guest-phys-bits=46)",
+            ],
+        ),
+    ];
+    for (record, replay, says) in rows {
+        let record = [record, &["--get-supported-cpuid", "start", "builtin:hello"]].concat();
+        for mode in ["run", "exits"] {
+            let text = explanation(folder.path(), &record, &[replay, &["--mode", mode]].concat())?;
+            for wanted in says.iter().chain(&["signature: ioctl:KVM_GET_SUPPORTED_CPUID:0>0@0x0"]) {
+                assert!(
+                    text.contains(wanted),
+                    "{record:?} {replay:?} {mode}: {wanted:?} is missing in:\n{text}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A machine that differs for the host alone (levels of its tables, other entries of KVM's) is the same to the guest.
+#[test]
+fn what_only_the_host_notices_is_no_divergence() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    // The second one writes to its APIC, which exits like a trap.
+    for guest in [&["builtin:cpuid"][..], &["--smp", "2", "builtin:smp2"]] {
+        let record = ["record", "-q", "-b", "vmx", "--host", "intel-46", "-o", "a.tape"];
+        let recorded = vmtape(folder.path(), &[&record, guest].concat())?;
+        assert!(recorded.status.success(), "{}", tail(&recorded));
+        for elsewhere in [&["--host", "intel-52"][..], &["-b", "vmx,ept=off"], &["--kvm", "v5.10"]] {
+            for mode in ["run", "exits"] {
+                let replay = [&["replay", "a.tape", "--mode", mode], elsewhere].concat();
+                let replayed = vmtape(folder.path(), &replay)?;
+                assert_eq!(
+                    replayed.status.code(),
+                    Some(0),
+                    "{guest:?} {elsewhere:?} {mode}: {}",
+                    tail(&replayed)
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The tape resynchronizes the other machine after each difference. A guest that runs cannot be.
+#[test]
+fn fed_exits_go_on_after_a_difference() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let record = [&NARROW[..], &["builtin:touch,pte=0x1002000001,times=5"]].concat();
+    let text = explanation(folder.path(), &record, &["-b", "svm-npt", "--mode", "exits", "--continue"])?;
+    let listed: Vec<_> =
+        text.lines().skip_while(|line| *line != "all divergences, each signature once:").collect();
+    assert!(listed.len() > 2 && listed[1].starts_with("  5 x entry:+A@0x"), "{text}");
+    assert!(listed[2].starts_with("    cause: amd-accessed-before-npf (silicon behaviour): "), "{text}");
+    let refused = vmtape(folder.path(), &["replay", "a.tape", "-b", "svm-npt", "--continue"])?;
+    assert_eq!(refused.status.code(), Some(2), "{}", tail(&refused));
+    assert!(String::from_utf8(refused.stderr)?.contains("runs another way from there on"));
     Ok(())
 }

@@ -30,6 +30,11 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "run")]
     mode: Mode,
 
+    /// Go on after a difference and list them all, each signature once (only with --mode exits: a guest that has seen a
+    /// difference runs another way, so there is nothing left to compare with)
+    #[arg(long = "continue")]
+    go_on: bool,
+
     /// Begin at the last checkpoint before this exit (same backend only; see record --checkpoint-every)
     #[arg(long, value_name = "EXIT")]
     from: Option<u64>,
@@ -82,6 +87,9 @@ impl Args {
         let mut line = format!("vmtape replay {}{}", self.tape.display(), self.elsewhere.command_line());
         if self.mode == Mode::Exits {
             line += " --mode exits";
+        }
+        if self.go_on {
+            line += " --continue";
         }
         line + &format!(" --context {}", self.context)
     }
@@ -210,6 +218,12 @@ fn compare(
             "--from restores a checkpoint of the tape's own backend: not with -b or --mode exits",
         ));
     }
+    if args.go_on && args.mode == Mode::Run {
+        return Err(usage(
+            "--continue needs --mode exits: a guest that has seen a difference runs another way from there on, and there is \
+             nothing left to compare with; a taped exit has its registers and memory with it",
+        ));
+    }
     let plugin = plugins.get(&actual.backend)?;
     let recorder = plugins.get(&expected.backend)?;
     let sides = across::Sides {
@@ -226,16 +240,14 @@ fn compare(
     };
     let mut report;
     if args.mode == Mode::Exits {
-        let same = sides.expected.backend == sides.actual.backend;
-        let method = if same {
-            "each taped exit is given to the backend's handlers; what they do must be the same"
-        } else {
-            "each taped stimulus is resolved by the other backend; what the guest sees is compared"
+        let method = match alike {
+            true => "each taped exit is given to the backend's handlers; what they do must be the same",
+            false => "each taped stimulus is resolved by the other machine; what the guest sees is compared",
         };
         report = Report::new(method, tape.name(), actual_name);
         let mut tick = |exits| bar.set_message(format!("{exits} exits"));
-        exits::replay(tape, sides.actual.clone(), &create, same, &mut report, &sides.reproduce, &mut tick)?;
-        exits::explain(&sides, same, &mut report)?;
+        let method = exits::Method { same: alike, go_on: args.go_on };
+        exits::replay(&sides, method, &mut report, &mut tick)?;
     } else if alike {
         let method = "the same backend runs the guest again; every event is compared";
         report = Report::new(method, tape.name(), actual_name);

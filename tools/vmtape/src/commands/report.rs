@@ -5,7 +5,7 @@ use anyhow::Result;
 use std::io::{self, Write};
 use vmtape_replay::{
     Cause, Report,
-    report::{Divergence, Level, Verdict},
+    report::{Divergence, Level, Occurrence, Verdict},
 };
 
 /// Prints a comparison and gives its exit code.
@@ -59,7 +59,22 @@ pub fn write(out: &mut impl Write, report: &Report) -> io::Result<()> {
     if let Some(divergence) = &report.divergence {
         write_divergence(out, divergence)?;
     }
+    write_occurrences(out, &report.occurrences)?;
     write_cost(out, report)
+}
+
+/// What a comparison found that went on, one line each and why.
+fn write_occurrences(out: &mut impl Write, all: &[Occurrence]) -> io::Result<()> {
+    if all.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\nall divergences, each signature once:")?;
+    for Occurrence { divergence, times } in all {
+        let cause = divergence.cause.as_ref().map_or("unexplained".to_owned(), Cause::to_string);
+        writeln!(out, "  {times} x {}: {}", divergence.signature, divergence.summary)?;
+        writeln!(out, "    cause: {cause}")?;
+    }
+    Ok(())
 }
 
 /// The first difference with everything that is known of it.

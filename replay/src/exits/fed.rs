@@ -1,0 +1,191 @@
+//! A machine that is fed with taped exits, and what it did about the last one.
+
+use super::{Method, view};
+use crate::{
+    Error,
+    across::Sides,
+    explain, identical,
+    witness::{Deed, Log, Watched},
+};
+use std::{
+    cell::{Ref, RefCell},
+    ops::ControlFlow,
+    rc::Rc,
+};
+use vmtape_arch::{exception::Exception, exit::Resume, note::Note};
+use vmtape_machine::{Machine, MachineSpec, Recorder, Resolved};
+use vmtape_traces::{
+    Event, ExitGroup,
+    event::{Control, End},
+};
+
+/// A fed machine.
+pub(super) struct Fed {
+    pub machine: Machine,
+    answer: Rc<RefCell<Answer>>,
+    /// The tape's own machine, from which this one takes what it has not done.
+    guide: Option<Box<Self>>,
+    /// It is the tape's own machine itself.
+    same: bool,
+    /// It has done something else about the last exit.
+    astray: bool,
+}
+
+/// What the handlers did about the last exit.
+#[derive(Default)]
+pub(super) struct Answer {
+    pub notes: Vec<Note>,
+    /// How many of them came before the end of the handling.
+    pub handled: usize,
+    pub resume: Option<Resume>,
+}
+
+/// How the machine dealt with what it was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Its silicon went on without an exit.
+    Native,
+    /// Its silicon gave the guest an exception without an exit.
+    Fault(Exception),
+    /// It took exits and handled them.
+    Handled,
+    /// It took exits without end.
+    Endless,
+    /// Its run ended. `alike`: so does the tape.
+    Ended { alike: bool },
+}
+
+impl Way {
+    pub fn has_ended(&self) -> bool {
+        matches!(self, Self::Ended { .. })
+    }
+
+    /// Whether silicon executed by itself what the tape has an exit for, and what came of it is on no tape. That an access
+    /// just succeeds is all there is to know of it.
+    pub fn is_untold(&self, group: &ExitGroup) -> bool {
+        let silent = || view::visible(&group.notes).next().is_none();
+        *self == Self::Native && explain::address_of(&group.exit.exit).is_none() && !silent()
+    }
+}
+
+struct Listener {
+    answer: Rc<RefCell<Answer>>,
+    /// Where everything is written down, for a look at one exit.
+    log: Option<Log>,
+}
+
+impl Recorder for Listener {
+    fn event(&mut self, event: Event) -> ControlFlow<()> {
+        if let Some(log) = &self.log {
+            log.push(Deed::Event(event.clone()));
+        }
+        let mut answer = self.answer.borrow_mut();
+        match event {
+            Event::Note { note, .. } => answer.notes.push(note),
+            Event::Resume { resume, .. } => {
+                answer.resume = Some(resume);
+                answer.handled = answer.notes.len();
+            }
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn wants_stimuli(&self) -> bool {
+        self.log.is_some()
+    }
+
+    fn exit_begins(&mut self) {
+        self.answer.borrow_mut().notes.clear();
+    }
+}
+
+impl Fed {
+    pub fn new(
+        machine: &MachineSpec,
+        sides: &Sides,
+        method: Method,
+        log: Option<Log>,
+    ) -> Result<Self, Error> {
+        let own = Method { same: true, go_on: false };
+        let guide = match method.go_on {
+            true => Some(Box::new(Self::new(&sides.expected, sides, own, None)?)),
+            false => None,
+        };
+        let answer = Rc::new(RefCell::new(Answer::default()));
+        let mut backend = (sides.create)(machine)?;
+        if let Some(log) = &log {
+            backend = Box::new(Watched::new(backend, log.clone()));
+        }
+        let listener = Listener { answer: answer.clone(), log };
+        let inputs = Box::new(crate::spec::inputs(sides.tape)?);
+        let mut machine = Machine::new(machine.clone(), backend, inputs, Some(Box::new(listener)))?;
+        machine.start_feeding();
+        Ok(Self { machine, answer, guide, same: method.same, astray: false })
+    }
+
+    /// Gives the machine an exit, or if it is not the tape's own what caused the exit.
+    pub fn take(&mut self, group: &ExitGroup) -> Way {
+        if let Some(mut guide) = self.guide.take() {
+            if self.astray {
+                self.machine.resynchronize(&guide.machine);
+            }
+            guide.take(group);
+            self.guide = Some(guide);
+        }
+        let way = self.give(group);
+        self.astray = match self.same {
+            true => self.answer().notes != group.notes,
+            false => !self.is_alike(group, &way),
+        };
+        way
+    }
+
+    fn give(&mut self, group: &ExitGroup) -> Way {
+        {
+            let mut answer = self.answer.borrow_mut();
+            answer.notes.clear();
+            (answer.handled, answer.resume) = (0, None);
+        }
+        if self.same {
+            return self.machine.feed(group).map_or(Way::Handled, |_| Way::Ended { alike: false });
+        }
+        match self.machine.resolve(group) {
+            Ok(Resolved::Native) => Way::Native,
+            Ok(Resolved::Fault(fault)) => Way::Fault(fault),
+            Ok(Resolved::Handled) => Way::Handled,
+            Ok(Resolved::Endless) | Err(End::NoProgress { .. }) => Way::Endless,
+            Err(_) => {
+                let goes_on = group.notes.iter().any(|note| matches!(note, Note::Entry { .. }));
+                Way::Ended { alike: !goes_on }
+            }
+        }
+    }
+
+    pub fn answer(&self) -> Ref<'_, Answer> {
+        self.answer.borrow()
+    }
+
+    /// The ioctls that were done for the last exit, this being the first one.
+    pub fn controls(&self, first: usize) -> Vec<Control> {
+        self.machine.controls()[first..].iter().map(|(_, control)| control.clone()).collect()
+    }
+
+    /// The width by which the guest's entries are judged.
+    pub fn guest_width(&self) -> u8 {
+        identical::widths(self.machine.spec()).guest
+    }
+
+    /// Whether the tape and the machine do the same about an exit, at one look: what most exits are.
+    pub fn is_alike(&self, group: &ExitGroup, way: &Way) -> bool {
+        let answer = self.answer.borrow();
+        let quiet = |note: &&Note| !matches!(note, Note::InjException { .. } | Note::Mmio { .. });
+        let (expected, actual) = (view::visible(&group.notes), view::visible(&answer.notes));
+        let stays = |resume: &Option<Resume>| resume.is_none_or(|resume| !explain::leaves(&resume));
+        matches!(way, Way::Native | Way::Handled)
+            && expected.clone().all(|note| quiet(&note))
+            && expected.eq(actual)
+            && stays(&group.resume)
+            && stays(&answer.resume)
+    }
+}

@@ -1,0 +1,217 @@
+//! What a side did about a taped exit, as far as the guest can see it.
+
+use super::fed::{Fed, Way};
+use crate::{
+    exempt,
+    explain::{self, Outcome},
+    state::Difference,
+    text,
+    witness::{Deed, Entry},
+};
+use vmtape_arch::{PAGE_SHIFT, exception::Vector, note::Note, paging::Pte};
+use vmtape_traces::{ExitGroup, event::Data};
+
+/// What a guest sees of an exit's handling.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    Exception(String),
+    Note(String),
+}
+
+impl Seen {
+    /// What a note says that a guest sees; backends' own detail is removed.
+    pub fn of(note: &Note) -> Option<Self> {
+        match *note {
+            Note::InjException { vector, has_error, error_code, .. } if is_visible(note) => {
+                Some(Self::Exception(words(vector, has_error, error_code)))
+            }
+            _ => is_visible(note).then(|| Self::Note(text::note_line(note, 0, 0))),
+        }
+    }
+
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Exception(text) | Self::Note(text) => text,
+        }
+    }
+
+    /// Several on one line.
+    pub fn line(seen: &[Self]) -> String {
+        match seen {
+            [] => "nothing".to_owned(),
+            seen => seen.iter().map(Self::text).collect::<Vec<_>>().join("; "),
+        }
+    }
+
+    /// The first one that two sides do not share, in a word: numbers may be another run's.
+    pub fn word(seen: &[Self], other: &[Self]) -> String {
+        let first = seen.iter().enumerate().find(|(n, seen)| other.get(*n) != Some(seen));
+        match first {
+            Some((_, Self::Note(text))) => text.split(':').next().unwrap_or_default().to_owned(),
+            Some((_, Self::Exception(text))) => text.clone(),
+            None => "nothing".to_owned(),
+        }
+    }
+}
+
+fn is_visible(note: &Note) -> bool {
+    /// `kvm_mmio` tells a read twice: when it is asked for, and with its value.
+    const UNSATISFIED_READ: u8 = 0;
+    match *note {
+        Note::InjException { reinjected, .. } => !reinjected,
+        Note::Mmio { kind, .. } => kind != UNSATISFIED_READ,
+        Note::Cpuid { .. } | Note::Msr { .. } | Note::Pio { .. } => true,
+        _ => false,
+    }
+}
+
+/// The notes of which a guest sees something.
+pub(super) fn visible(notes: &[Note]) -> impl Iterator<Item = &Note> + Clone {
+    notes.iter().filter(|note| is_visible(note) && !exempt::is_apic_access(note))
+}
+
+fn words(vector: Vector, has_error: bool, error_code: u32) -> String {
+    let code = if has_error { format!(" ({error_code:#x})") } else { String::new() };
+    format!("{vector}{code}")
+}
+
+/// What a side did about an exit.
+pub struct View {
+    pub outcome: Outcome,
+    seen: Vec<Seen>,
+    /// Registers that the exit set, where notes tell them.
+    registers: Vec<(&'static str, u64)>,
+    /// The guest's entries on the way to the address in question: where they are, and what they hold at the end.
+    entries: Vec<(u64, u64)>,
+    vcpu: u32,
+}
+
+impl View {
+    /// What a tape alone tells; `None`: it has no exit there. Where the guest's entries lie is not on it.
+    pub fn of_group(group: Option<&ExitGroup>) -> Self {
+        let nothing = ExitGroup::default();
+        let group = group.unwrap_or(&nothing);
+        Self::new(explain::outcome(&Deed::of(group), false), group, &group.notes, Vec::new())
+    }
+
+    /// What the tape has. The fed machine knows where the guest's entries are.
+    pub(super) fn of_tape(fed: &Fed, group: &ExitGroup) -> Self {
+        let taped = |entry: Entry| Some((entry.gpa?, taped_entry(fed, group, &entry)?));
+        let entries = places(fed, group).into_iter().filter_map(taped).collect();
+        Self::new(explain::outcome(&Deed::of(group), false), group, &group.notes, entries)
+    }
+
+    /// What a fed machine did.
+    pub(super) fn of_fed(fed: &Fed, group: &ExitGroup, way: &Way) -> Self {
+        let answer = fed.answer();
+        let told = ExitGroup {
+            exit: group.exit.clone(),
+            notes: answer.notes.clone(),
+            resume: answer.resume,
+            ..ExitGroup::default()
+        };
+        let mut deeds = Deed::of(&told);
+        if let Way::Fault(fault) = way {
+            deeds.push(Deed::Fault(*fault));
+        }
+        let mut view = match way {
+            Way::Ended { alike: true } => Self::of_tape(fed, group),
+            _ => Self::new(explain::outcome(&deeds, *way == Way::Endless), group, &answer.notes, Vec::new()),
+        };
+        if let Way::Fault(fault) = way {
+            view.seen.push(Seen::Exception(words(fault.vector, fault.has_error_code, fault.error_code)));
+        }
+        let held = |entry: Entry| Some((entry.gpa?, entry.after));
+        view.entries = places(fed, group).into_iter().filter_map(held).collect();
+        view
+    }
+
+    fn new(outcome: Outcome, group: &ExitGroup, notes: &[Note], entries: Vec<(u64, u64)>) -> Self {
+        Self {
+            outcome,
+            seen: visible(notes).filter_map(Seen::of).collect(),
+            registers: visible(notes).flat_map(registers).collect(),
+            entries,
+            vcpu: group.exit.vcpu,
+        }
+    }
+
+    /// What differs, the most telling first.
+    pub fn differences(&self, other: &Self, guest_width: u8) -> Vec<Difference> {
+        let mut differences = Vec::new();
+        // Of an instruction that goes on natively silicon has still to set accessed and dirty bits.
+        if ![&self.outcome, &other.outcome].contains(&&Outcome::Completes) {
+            let held =
+                |gpa: u64| other.entries.iter().find(|(other, _)| *other == gpa).map(|(_, value)| *value);
+            let pairs = self.entries.iter().filter_map(|&(gpa, expected)| Some((gpa, expected, held(gpa)?)));
+            let entries = pairs.map(|(gpa, expected, actual)| Difference::Memory { gpa, expected, actual });
+            differences.extend(entries.filter(|entry| entry.accessed_dirty().is_some()));
+        }
+        let pairs = self.registers.iter().zip(&other.registers);
+        differences.extend(pairs.filter(|(a, b)| a.0 == b.0 && a.1 != b.1).map(|(a, b)| {
+            Difference::Register { vcpu: self.vcpu, name: a.0.to_owned(), expected: a.1, actual: b.1 }
+        }));
+        if self.seen != other.seen {
+            differences.push(Difference::Seen { expected: self.seen.clone(), actual: other.seen.clone() });
+        }
+        differences.sort_by_key(|difference| difference.rank(guest_width));
+        differences
+    }
+}
+
+/// What an exit's notes say of registers, in the order in which machines are compared.
+fn registers(note: &Note) -> Vec<(&'static str, u64)> {
+    match *note {
+        Note::Cpuid { eax, ebx, ecx, edx, .. } => [("RAX", eax), ("RCX", ecx), ("RDX", edx), ("RBX", ebx)]
+            .map(|(name, value)| (name, value.into()))
+            .into(),
+        Note::Msr { write: false, data, .. } => vec![("RAX", data & 0xffff_ffff), ("RDX", data >> 32)],
+        _ => Vec::new(),
+    }
+}
+
+/// The guest's entries for the address that the exit is about, in memory's order.
+fn places(fed: &Fed, group: &ExitGroup) -> Vec<Entry> {
+    let (Some(gva), Some(state)) =
+        (explain::address_of(&group.exit.exit), fed.machine.state(group.exit.vcpu))
+    else {
+        return Vec::new();
+    };
+    let mut entries = explain::tables(&fed.machine, state, gva);
+    entries.sort_by_key(|entry| entry.gpa);
+    entries
+}
+
+/// What an entry holds when a taped exit is over: as it was read first, with the bits that silicon and KVM set in it. What the
+/// tape's reader knows from before is not read again on it, but the walks tell.
+pub(super) fn taped_entry(fed: &Fed, group: &ExitGroup, entry: &Entry) -> Option<u64> {
+    let (place, level) = (entry.gpa?, entry.level);
+    let hpa = fed.machine.memory().hpa(place)?;
+    let notes = || group.before.iter().chain(&group.notes);
+    let read = group.reads.iter().find_map(|(at, data)| match data {
+        Data::U64(value) if *at == hpa => Some(*value),
+        _ => None,
+    });
+    // KVM may walk for the instruction too.
+    let about = explain::address_of(&group.exit.exit).map(|gva| gva >> PAGE_SHIFT);
+    let walked = || {
+        let mut walk = None;
+        notes().find_map(|note| match *note {
+            Note::SiliconStep { gpa, before, .. } if gpa == place => Some(before),
+            Note::PagetableWalk { address, .. } => {
+                walk = Some(address >> PAGE_SHIFT);
+                None
+            }
+            Note::PagingElement { pte, level: of } if of == level && walk == about => Some(pte),
+            _ => None,
+        })
+    };
+    let first = Pte::from_bits(read.or_else(walked)?);
+    let last = notes().fold(first, |pte, note| match *note {
+        Note::SiliconStep { gpa, after, .. } if gpa == place => Pte::from_bits(after),
+        Note::SetAccessed { gpa } if gpa == place => pte.with_a(true),
+        Note::SetDirty { gpa } if gpa == place => pte.with_d(true),
+        _ => pte,
+    });
+    Some(last.into_bits())
+}
