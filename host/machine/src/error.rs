@@ -18,6 +18,9 @@ pub enum Error {
     Model { text: String, cause: String },
     #[error("host '{text}': {cause}")]
     Host { text: String, cause: String },
+    /// A host's description is no such file, or none that can be read.
+    #[error("{path}: {cause}")]
+    Passport { path: String, cause: String },
     #[error("the backend refuses {what}: errno {errno}", errno = .errno.0)]
     Backend { what: String, errno: Errno },
     #[error("the VMM's script: {0}")]

@@ -128,9 +128,10 @@ pub fn passport(name: &str) -> Result<Passport, Error> {
     {
         Ok(Passport::new(name, silicon))
     } else if path.extension().is_some_and(|extension| extension == "toml") {
-        let text = fs::read_to_string(path).map_err(|cause| error(name, cause.to_string()))?;
+        let unreadable = |cause| Error::Passport { path: name.to_owned(), cause };
+        let text = fs::read_to_string(path).map_err(|cause| unreadable(cause.to_string()))?;
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        Passport::parse(&stem, &text).map_err(|cause| error(name, cause))
+        Passport::parse(&stem, &text).map_err(unreadable)
     } else {
         let names: Vec<_> = ALL.iter().map(|host| host.name).collect();
         Err(error(

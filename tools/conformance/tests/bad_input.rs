@@ -163,3 +163,25 @@ fn nonsense_is_a_usage_error() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_host_file_that_describes_no_host_is_bad_input_and_an_unknown_name_is_misuse() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    tape(folder.path())?;
+    fs::write(folder.path().join("odd.toml"), "vendor = 'intel'\nphys-bits = 46\nwheels = 4\n")?;
+    for file in ["odd.toml", "nowhere.toml"] {
+        for line in [
+            &["run", "-b", "vmx", "--host", file, "builtin:hello"][..],
+            &["replay", "good.tape", "--host", file],
+            &["check", "good.tape", "--to", file],
+            &["host", "show", file],
+        ] {
+            assert_refused(&vmtape(folder.path(), line)?, COULD_NOT_TEST, file, &line.join(" "));
+        }
+    }
+    for line in [&["run", "-b", "vmx", "--host", "pdp-11", "builtin:hello"][..], &["host", "show", "pdp-11"]]
+    {
+        assert_refused(&vmtape(folder.path(), line)?, USAGE, "pdp-11", &line.join(" "));
+    }
+    Ok(())
+}

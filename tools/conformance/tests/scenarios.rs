@@ -57,7 +57,7 @@ svm = ['no event: kvm_exit']
     let usage = vmtape(folder.path(), &["scenarios", "--name", "no such row"])?;
     assert_eq!(usage.status.code(), Some(2), "{}", tail(&usage));
     fs::write(folder.path().join("broken.toml"), "history = 3")?;
-    let usage = vmtape(folder.path(), &["scenarios", "broken.toml"])?;
-    assert_eq!(usage.status.code(), Some(2), "{}", tail(&usage));
+    let broken = vmtape(folder.path(), &["scenarios", "broken.toml"])?;
+    assert_eq!(broken.status.code(), Some(125), "{}", tail(&broken));
     Ok(())
 }

@@ -247,9 +247,17 @@ fn guest_cpuid(text: &str, silicon: &Silicon, backend: &dyn Backend) -> Result<V
     Ok(table)
 }
 
-/// A host by name or file; a wrong one is the command line's fault.
+/// A host by name or file.
 pub fn find_host(text: &str) -> Result<Silicon> {
-    hosts::find(text).map_err(|error| usage(format!("--host: {error}")))
+    hosts::find(text).map_err(|error| wrong_host("--host", error))
+}
+
+/// A wrong name is the command line's fault, a wrong file is not.
+pub fn wrong_host(whose: &str, error: vmtape_machine::Error) -> anyhow::Error {
+    match error {
+        vmtape_machine::Error::Passport { .. } => anyhow::Error::new(error).context(whose.to_owned()),
+        _ => usage(format!("{whose}: {error}")),
+    }
 }
 
 /// The host of a backend that was given none.

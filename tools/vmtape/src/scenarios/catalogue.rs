@@ -1,8 +1,7 @@
 //! The rows: those built in, and those of a user's file.
 
 use super::expect::Line;
-use crate::output::usage;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 use std::{collections::BTreeMap, fs, path::Path};
 use toml::Spanned;
@@ -91,7 +90,7 @@ pub fn built_in() -> Result<Vec<Scenario>> {
 /// The rows of a user's file.
 pub fn read(path: &Path) -> Result<Vec<Scenario>> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let rows = parse(&text).map_err(|error| usage(format!("{}: {error:#}", path.display())))?;
+    let rows = parse(&text).with_context(|| path.display().to_string())?;
     unique(&rows)?;
     Ok(rows)
 }
@@ -100,7 +99,7 @@ fn parse(text: &str) -> Result<Vec<Scenario>> {
     let file: File = toml::from_str(text)?;
     let row = |entry: Spanned<Entry>| {
         let line = text[..entry.span().start].lines().count() + 1;
-        scenario(&file.history, entry.into_inner()).map_err(|cause| usage(format!("line {line}: {cause:#}")))
+        scenario(&file.history, entry.into_inner()).with_context(|| format!("line {line}"))
     };
     file.scenarios.into_iter().map(row).collect()
 }
@@ -108,21 +107,17 @@ fn parse(text: &str) -> Result<Vec<Scenario>> {
 fn scenario(history: &str, entry: Entry) -> Result<Scenario> {
     let name = entry.name;
     if entry.source.is_empty() || entry.expect.is_empty() {
-        return Err(usage(format!("scenario {name}: a source and an expectation are needed")));
+        bail!("scenario {name}: a source and an expectation are needed");
     }
     let names_backend = entry.command.contains("{backend}");
     let case = |(on, value): (String, toml::Value)| {
         if names_backend == (on == ANY) {
-            return Err(usage(format!(
-                "scenario {name}, {on}: {{backend}} and a backend go together, as `any` and none"
-            )));
+            bail!("scenario {name}, {on}: {{backend}} and a backend go together, as `any` and none");
         }
-        let lines: Vec<String> = value
-            .try_into()
-            .map_err(|_| usage(format!("scenario {name}, {on}: a list of lines is needed")))?;
-        let parse = |line: &String| {
-            Line::parse(line).map_err(|cause| usage(format!("scenario {name}, {on}: {cause}")))
-        };
+        let lines: Vec<String> =
+            value.try_into().map_err(|_| anyhow!("scenario {name}, {on}: a list of lines is needed"))?;
+        let parse =
+            |line: &String| Line::parse(line).map_err(|cause| anyhow!("scenario {name}, {on}: {cause}"));
         Ok(Case { lines: lines.iter().map(parse).collect::<Result<_>>()?, on })
     };
     Ok(Scenario {
@@ -141,7 +136,7 @@ fn scenario(history: &str, entry: Entry) -> Result<Scenario> {
 fn unique(rows: &[Scenario]) -> Result<()> {
     for (n, row) in rows.iter().enumerate() {
         if rows[..n].iter().any(|other| other.name == row.name) {
-            return Err(usage(format!("two scenarios are named {}", row.name)));
+            bail!("two scenarios are named {}", row.name);
         }
     }
     Ok(())

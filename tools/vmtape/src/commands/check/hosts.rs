@@ -2,7 +2,7 @@
 
 use crate::{
     commands::replay::Plugins,
-    machine_args::{create, parse_kvm},
+    machine_args::{create, parse_kvm, wrong_host},
     output::usage,
 };
 use anyhow::{Context, Result};
@@ -46,7 +46,7 @@ impl KnownHost {
             }
         }
         let host = host.or_else(|| backend.take()).unwrap_or_default();
-        let passport = hosts::passport(host).map_err(|error| usage(format!("{text}: {error}")))?;
+        let passport = hosts::passport(host).map_err(|error| wrong_host(text, error))?;
         let mut options = passport.kvm.as_deref().map(parse_kvm).transpose()?;
         if !words.is_empty() {
             options.get_or_insert_default().extend(parse_kvm(&words.join(","))?);

@@ -1,8 +1,8 @@
 //! `vmtape host show`: what a VMM on a host is told of the addresses that it may use, and what is true.
 
 use crate::{
-    machine_args::{PluginArgs, create, parse_backend, parse_kvm},
-    output::{ExitCode, print_json, usage},
+    machine_args::{PluginArgs, create, parse_backend, parse_kvm, wrong_host},
+    output::{ExitCode, print_json},
 };
 use anyhow::Result;
 use serde::Serialize;
@@ -57,7 +57,7 @@ struct Report<'a> {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let host = hosts::passport(&args.host).map_err(usage)?;
+    let host = hosts::passport(&args.host).map_err(|error| wrong_host("host show", error))?;
     let (name, mut options) = parse_backend(args.backend.as_deref().unwrap_or(backend_of(&host)))?;
     if let Some(kvm) = args.kvm.as_deref().or(host.kvm.as_deref()) {
         options.extend(parse_kvm(kvm)?);
