@@ -22,7 +22,9 @@ use crate::{
     signature::{self, Signature},
     state::{Difference, compare_controls},
     text,
+    witness::Log,
 };
+use explain::{At, Last};
 use fed::Fed;
 use vmtape_arch::{exit::ResumeKind, note::Note};
 use vmtape_traces::{Event, ExitGroup, Tape, ahead};
@@ -53,8 +55,12 @@ pub fn replay(
     report: &mut Report,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), Error> {
-    let fed = Fed::new(&sides.actual, sides, method, None)?;
-    let mut feeder = Feeder { fed, method, asked: None, found: Vec::new() };
+    // The exit that differs is known only afterwards; to feed the tape again takes longer than to write all of them down.
+    let log = Log::default();
+    log.switch(true);
+    let told = sides.explain && !method.go_on;
+    let fed = Fed::new(&sides.actual, sides, method, told.then(|| log.clone()))?;
+    let mut feeder = Feeder { fed, method, log, last: None, asked: None, found: Vec::new() };
     ahead::with_exits(sides.tape, 0, 0, |exits| -> Result<_, Error> {
         while let Some(group) = exits.next_exit()? {
             feeder.take(group, report);
@@ -74,9 +80,10 @@ pub fn replay(
     if feeder.found.is_empty() {
         feeder.found.extend(feeder.asked.take().map(|found| (found, 1)));
     }
+    let mut last = feeder.last.filter(|_| told).map(|last| At::new(feeder.fed, last, &feeder.log));
     for (n, (found, times)) in feeder.found.into_iter().enumerate() {
         let mut divergence = divergence(sides, &found)?;
-        explain::explain(sides, method, &found, &mut divergence)?;
+        explain::explain(sides, method, &found, last.take(), &mut divergence)?;
         if method.go_on {
             report.occurrences.push(Occurrence { divergence: divergence.clone(), times });
         }
@@ -98,6 +105,9 @@ const LISTED: usize = 16;
 struct Feeder {
     fed: Fed,
     method: Method,
+    /// What was done about the last exit.
+    log: Log,
+    last: Option<Last>,
     /// The first question of the VMM that got another answer.
     asked: Option<Found>,
     /// The first divergence of each signature, and how often it was there.
@@ -106,9 +116,9 @@ struct Feeder {
 
 impl Feeder {
     fn take(&mut self, group: &ExitGroup, report: &mut Report) {
-        let (unknown, done) = (self.fed.machine.unknown_reads(), self.fed.machine.controls().len());
-        let way = self.fed.take(group);
-        let (changes, questions) = compare_controls(taped(group), self.fed.controls(done));
+        self.log.clear();
+        let last = Last::of(&mut self.fed, group);
+        let (changes, questions) = compare_controls(taped(group), last.controls.clone());
         report.answers.extend(questions.iter().map(Difference::row));
         if let Some(question) = questions.into_iter().next() {
             self.asked.get_or_insert_with(|| Found::of_differences(group, vec![question]));
@@ -116,7 +126,8 @@ impl Feeder {
         if !changes.is_empty() {
             self.keep(Found::of_differences(group, changes), report);
         }
-        if self.fed.machine.unknown_reads() != unknown {
+        let way = &last.way;
+        if last.unknown {
             *report.unknown.entry(UNKNOWN.into()).or_default() += 1;
         } else if self.method.same {
             let found = same_events(&self.fed, group, way.has_ended(), report);
@@ -124,11 +135,12 @@ impl Feeder {
         } else if way.is_untold(group) {
             // Silicon executes what the other one exited for; its result is not on any tape.
             *report.unknown.entry(NOT_TAKEN.into()).or_default() += 1;
-        } else if !self.fed.is_alike(group, &way) {
-            let (expected, actual) = (View::of_tape(&self.fed, group), View::of_fed(&self.fed, group, &way));
+        } else if !self.fed.is_alike(group, way) {
+            let (expected, actual) = (View::of_tape(&self.fed, group), View::of_fed(&self.fed, group, way));
             let found = Found::of_views(&self.fed, group, &expected, &actual);
             found.into_iter().for_each(|found| self.keep(found, report));
         }
+        self.last = Some(last);
     }
 
     fn keep(&mut self, found: Found, report: &mut Report) {

@@ -159,6 +159,13 @@ impl Log {
         self.0.borrow_mut().page_faults.push(PageFault { vcpu, icount, code, cr2 });
     }
 
+    /// Forgets what was written down.
+    pub fn clear(&self) {
+        let mut book = self.0.borrow_mut();
+        book.deeds.clear();
+        book.page_faults.clear();
+    }
+
     /// What was written down since the last call.
     pub fn take(&self) -> Vec<Deed> {
         std::mem::take(&mut self.0.borrow_mut().deeds)

@@ -9,6 +9,7 @@ pub const AXIS: &str = "exits";
 
 pub fn bisect(bench: &mut Bench, actual: MachineSpec, options: &str) -> Result<Finding, Error> {
     let what = actual.backend.clone();
+    bench.only = true;
     Ok(match bench.test(&what, actual)? {
         Mark::Bad => {
             let line = match bench.bad.as_ref().and_then(|(_, divergence)| divergence.as_ref()) {

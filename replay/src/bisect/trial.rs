@@ -76,6 +76,8 @@ pub struct Bench<'a> {
     pub trials: Vec<Trial>,
     /// What is looked for, once the bad end has shown it.
     pub wanted: Option<Signature>,
+    /// There is one trial only, whose divergence is explained at once.
+    pub only: bool,
     /// The last bad trial: its machines and its divergence.
     pub bad: Option<(Pair, Option<Divergence>)>,
 }
@@ -134,7 +136,7 @@ impl<'a> Bench<'a> {
     }
 
     fn compare(&self, mode: Mode, pair: &Pair, create: Create) -> Result<Show, Error> {
-        let report = self.report(mode, pair, create, false)?;
+        let report = self.report(mode, pair, create, self.only)?;
         Ok(match report.divergence {
             Some(divergence) if report.verdict == Verdict::Different => Show::Different {
                 signature: Signature::of(&divergence),
@@ -189,7 +191,9 @@ impl<'a> Bench<'a> {
     fn explained(&mut self) -> Result<Option<Divergence>, Error> {
         let Some((pair, divergence)) = self.bad.take() else { return Ok(None) };
         match &self.criterion {
-            Criterion::Divergence(mode) if divergence.is_some() && !is_same(&pair.expected, &pair.actual) => {
+            Criterion::Divergence(mode)
+                if divergence.is_some() && !self.only && !is_same(&pair.expected, &pair.actual) =>
+            {
                 Ok(self.report(*mode, &pair, self.create, true)?.divergence)
             }
             _ => Ok(divergence),

@@ -26,14 +26,36 @@ use vmtape_traces::{ExitGroup, ahead, event::Control};
 /// What an exit counts in a budget of instructions.
 const INSTRUCTIONS_PER_EXIT: u64 = 1_000;
 
-/// A machine that was fed up to an exit, and what it did about that one.
-struct At {
-    fed: Fed,
-    way: Way,
-    deeds: Vec<Deed>,
-    controls: Vec<Control>,
+/// What a fed machine made of an exit.
+pub(super) struct Last {
+    number: u64,
+    pub way: Way,
+    pub controls: Vec<Control>,
     /// Its handling used what the tape does not have.
-    unknown: bool,
+    pub unknown: bool,
+}
+
+impl Last {
+    /// Gives the machine an exit.
+    pub fn of(fed: &mut Fed, group: &ExitGroup) -> Self {
+        let (unknown, done) = (fed.machine.unknown_reads(), fed.machine.controls().len());
+        let way = fed.take(group);
+        let unknown = fed.machine.unknown_reads() != unknown;
+        Self { number: group.number, way, controls: fed.controls(done), unknown }
+    }
+}
+
+/// A machine that was fed up to an exit, and what it did about that one.
+pub(super) struct At {
+    fed: Fed,
+    last: Last,
+    deeds: Vec<Deed>,
+}
+
+impl At {
+    pub fn new(fed: Fed, last: Last, log: &Log) -> Self {
+        Self { fed, last, deeds: log.take() }
+    }
 }
 
 /// Adds the stories and the cause to a divergence that was found.
@@ -41,16 +63,25 @@ pub(super) fn explain(
     sides: &Sides,
     method: Method,
     found: &Found,
+    last: Option<At>,
     divergence: &mut Divergence,
 ) -> Result<(), Error> {
     if !sides.explain {
         return Ok(());
     }
     let group = &found.group;
-    let Some(at) = feed_to(sides, &sides.actual, method, group.number)? else { return Ok(()) };
+    let at = match last {
+        Some(at) if at.last.number == group.number => Some(at),
+        _ => feed_to(sides, &sides.actual, method, group.number)?,
+    };
+    let Some(at) = at else { return Ok(()) };
     // The exit has no part in what the VMM asked.
-    let (on_tape, deeds) =
-        if found.is_ioctl() { Default::default() } else { (Deed::of(group), at.deeds.clone()) };
+    let (on_tape, deeds) = match found.is_ioctl() {
+        true => Default::default(),
+        // If the exit was given, so was silicon's walk.
+        false if method.same => (Deed::of(group), [walk_of(group), at.deeds.clone()].concat()),
+        false => (Deed::of(group), at.deeds.clone()),
+    };
     let focus = explain::focus([&on_tape, &deeds], None);
     let [name, other] = sides.names();
     let mut expected = seen(name, &at, on_tape, &sides.expected.silicon, focus, group);
@@ -85,27 +116,24 @@ fn feed_to(sides: &Sides, machine: &MachineSpec, method: Method, number: u64) ->
     let mut fed = Fed::new(machine, sides, method, Some(log.clone()))?;
     ahead::with_exits(sides.tape, 0, 0, |exits| {
         while let Some(group) = exits.next_exit()? {
-            let last = group.number == number;
-            log.switch(last);
-            let (unknown, done) = (fed.machine.unknown_reads(), fed.machine.controls().len());
-            let way = fed.take(group);
-            if last {
-                let mut deeds = log.take();
-                if method.same {
-                    // The exit was given, and with it silicon's walk.
-                    let walk = Deed::of(group).into_iter().filter(|deed| matches!(deed, Deed::Walk(_)));
-                    deeds.splice(0..0, walk);
-                }
-                let (controls, unknown) = (fed.controls(done), fed.machine.unknown_reads() != unknown);
-                return Ok(Some(At { fed, way, deeds, controls, unknown }));
+            let wanted = group.number == number;
+            log.clear();
+            log.switch(wanted);
+            let last = Last::of(&mut fed, group);
+            if wanted {
+                return Ok(Some(At::new(fed, last, &log)));
             }
         }
         Ok(None)
     })
 }
 
+fn walk_of(group: &ExitGroup) -> Vec<Deed> {
+    Deed::of(group).into_iter().filter(|deed| matches!(deed, Deed::Walk(_))).collect()
+}
+
 fn view(at: &At, group: &ExitGroup) -> View {
-    View::of_fed(&at.fed, group, &at.way)
+    View::of_fed(&at.fed, group, &at.last.way)
 }
 
 fn seen(
@@ -129,10 +157,11 @@ fn cause(sides: &Sides, method: Method, at: &At, found: &Found, case: &Case) -> 
         let Some(tried) = feed_to(sides, machine, method, group.number)? else { return Ok(Finding::Still) };
         let on_tape = || (View::of_tape(&tried.fed, group), taped(group));
         let ((expected, asked), (actual, answered)) = match side {
-            Side::Actual => (on_tape(), (view(&tried, group), tried.controls.clone())),
-            Side::Expected => {
-                ((view(&tried, group), tried.controls.clone()), (view(at, group), at.controls.clone()))
-            }
+            Side::Actual => (on_tape(), (view(&tried, group), tried.last.controls.clone())),
+            Side::Expected => (
+                (view(&tried, group), tried.last.controls.clone()),
+                (view(at, group), at.last.controls.clone()),
+            ),
         };
         if found.is_ioctl() {
             let (changes, questions) = compare_controls(asked, answered);
@@ -142,7 +171,7 @@ fn cause(sides: &Sides, method: Method, at: &At, found: &Found, case: &Case) -> 
                 Finding::Still
             });
         }
-        if tried.unknown {
+        if tried.last.unknown {
             return Ok(Finding::Still);
         }
         let guest = tried.fed.guest_width();

@@ -142,6 +142,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let bar = progress("bisect");
     let create = |machine: &MachineSpec| plugins.create(machine);
     let describe = |name: &str| {
+        // The builds that are searched need not be installed, and some may not load.
+        let mut builds = args.others.iter().filter_map(|path| LoadedPlugin::load(path).ok());
+        if let Some(build) = builds.find(|build| build.name() == name) {
+            return Ok(build.description.clone());
+        }
         let plugin = plugins.get(name).map_err(|error| Error::Other(format!("{error:#}")))?;
         Ok(plugin.description.clone())
     };
@@ -155,6 +160,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         progress: &|what| bar.set_message(what.to_owned()),
         trials: Vec::new(),
         wanted: None,
+        only: false,
         bad: None,
     };
     // What the backend warns of in a trial is the trial's business.
