@@ -22,7 +22,6 @@ use crate::{
     signature::{self, Signature},
     state::{Difference, compare_controls},
     text,
-    witness::Log,
 };
 use explain::{At, Last};
 use fed::Fed;
@@ -55,12 +54,8 @@ pub fn replay(
     report: &mut Report,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), Error> {
-    // The exit that differs is known only afterwards; to feed the tape again takes longer than to write all of them down.
-    let log = Log::default();
-    log.switch(true);
-    let told = sides.explain && !method.go_on;
-    let fed = Fed::new(&sides.actual, sides, method, told.then(|| log.clone()))?;
-    let mut feeder = Feeder { fed, method, log, last: None, asked: None, found: Vec::new() };
+    let fed = Fed::new(&sides.actual, sides, method, None)?;
+    let mut feeder = Feeder { fed, method, last: None, asked: None, found: Vec::new() };
     ahead::with_exits(sides.tape, 0, 0, |exits| -> Result<_, Error> {
         while let Some(group) = exits.next_exit()? {
             feeder.take(group, report);
@@ -80,7 +75,7 @@ pub fn replay(
     if feeder.found.is_empty() {
         feeder.found.extend(feeder.asked.take().map(|found| (found, 1)));
     }
-    let mut last = feeder.last.filter(|_| told).map(|last| At::new(feeder.fed, last, &feeder.log));
+    let mut last = feeder.last.map(|last| At::new(feeder.fed, last, Vec::new()));
     for (n, (found, times)) in feeder.found.into_iter().enumerate() {
         let mut divergence = divergence(sides, &found)?;
         explain::explain(sides, method, &found, last.take(), &mut divergence)?;
@@ -105,8 +100,6 @@ const LISTED: usize = 16;
 struct Feeder {
     fed: Fed,
     method: Method,
-    /// What was done about the last exit.
-    log: Log,
     last: Option<Last>,
     /// The first question of the VMM that got another answer.
     asked: Option<Found>,
@@ -116,7 +109,6 @@ struct Feeder {
 
 impl Feeder {
     fn take(&mut self, group: &ExitGroup, report: &mut Report) {
-        self.log.clear();
         let last = Last::of(&mut self.fed, group);
         let (changes, questions) = compare_controls(taped(group), last.controls.clone());
         report.answers.extend(questions.iter().map(Difference::row));

@@ -146,7 +146,7 @@ impl Log {
         self.0.borrow_mut().on = on;
     }
 
-    fn is_on(&self) -> bool {
+    pub fn is_on(&self) -> bool {
         self.0.borrow().on
     }
 

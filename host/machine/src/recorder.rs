@@ -202,6 +202,7 @@ impl Tape {
     pub(crate) fn begin_exit(&mut self, vcpu: u32, icount: u64, state: &VcpuState, exit: &Exit) {
         if let Some(recorder) = &mut self.recorder {
             recorder.exit_begins();
+            self.stimuli = recorder.wants_stimuli();
         }
         if !self.stimuli {
             return;

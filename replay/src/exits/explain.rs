@@ -53,8 +53,8 @@ pub(super) struct At {
 }
 
 impl At {
-    pub fn new(fed: Fed, last: Last, log: &Log) -> Self {
-        Self { fed, last, deeds: log.take() }
+    pub fn new(fed: Fed, last: Last, deeds: Vec<Deed>) -> Self {
+        Self { fed, last, deeds }
     }
 }
 
@@ -71,7 +71,8 @@ pub(super) fn explain(
     }
     let group = &found.group;
     let at = match last {
-        Some(at) if at.last.number == group.number => Some(at),
+        // Nobody tells stories of ioctls.
+        Some(at) if at.last.number == group.number && found.is_ioctl() => Some(at),
         _ => feed_to(sides, &sides.actual, method, group.number)?,
     };
     let Some(at) = at else { return Ok(()) };
@@ -121,7 +122,7 @@ fn feed_to(sides: &Sides, machine: &MachineSpec, method: Method, number: u64) ->
             log.switch(wanted);
             let last = Last::of(&mut fed, group);
             if wanted {
-                return Ok(Some(At::new(fed, last, &log)));
+                return Ok(Some(At::new(fed, last, log.take())));
             }
         }
         Ok(None)

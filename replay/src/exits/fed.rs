@@ -94,7 +94,7 @@ impl Recorder for Listener {
     }
 
     fn wants_stimuli(&self) -> bool {
-        self.log.is_some()
+        self.log.as_ref().is_some_and(Log::is_on)
     }
 
     fn exit_begins(&mut self) {
