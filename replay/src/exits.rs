@@ -5,11 +5,11 @@
 //! the guest and the VMM see of the outcome is compared. What depends on memory that the tape does not have, and what the
 //! other machine alone would exit for, is unknown: counted, never guessed.
 //!
-//! A comparison can go on after a difference: the tape's own machine is fed beside the other one, which takes its registers
+//! A comparison can go on after a difference: the tape's own machine replays beside the other one, which takes its registers
 //! and memory whenever it did something else. What KVM keeps for itself stays the other machine's.
 
 mod explain;
-mod fed;
+mod replayed;
 mod view;
 
 pub use view::{Seen, View};
@@ -24,7 +24,7 @@ use crate::{
     text,
 };
 use explain::{At, Last};
-use fed::Fed;
+use replayed::Replayed;
 use vmtape_arch::{exit::ResumeKind, note::Note};
 use vmtape_traces::{Event, ExitGroup, Tape, ahead};
 
@@ -54,8 +54,8 @@ pub fn replay(
     report: &mut Report,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), Error> {
-    let fed = Fed::new(&sides.actual, sides, method, None)?;
-    let mut feeder = Feeder { fed, method, last: None, asked: None, found: Vec::new() };
+    let replayed = Replayed::new(&sides.actual, sides, method, None)?;
+    let mut feeder = Feeder { replayed, method, last: None, asked: None, found: Vec::new() };
     ahead::with_exits(sides.tape, 0, 0, |exits| -> Result<_, Error> {
         while let Some(group) = exits.next_exit()? {
             feeder.take(group, report);
@@ -75,7 +75,7 @@ pub fn replay(
     if feeder.found.is_empty() {
         feeder.found.extend(feeder.asked.take().map(|found| (found, 1)));
     }
-    let mut last = feeder.last.map(|last| At::new(feeder.fed, last, Vec::new()));
+    let mut last = feeder.last.map(|last| At::new(feeder.replayed, last, Vec::new()));
     for (n, (found, times)) in feeder.found.into_iter().enumerate() {
         let mut divergence = divergence(sides, &found)?;
         explain::explain(sides, method, &found, last.take(), &mut divergence)?;
@@ -98,7 +98,7 @@ const LISTED: usize = 16;
 
 /// A machine on its way through a tape.
 struct Feeder {
-    fed: Fed,
+    replayed: Replayed,
     method: Method,
     last: Option<Last>,
     /// The first question of the VMM that got another answer.
@@ -109,7 +109,7 @@ struct Feeder {
 
 impl Feeder {
     fn take(&mut self, group: &ExitGroup, report: &mut Report) {
-        let last = Last::of(&mut self.fed, group);
+        let last = Last::of(&mut self.replayed, group);
         let (changes, questions) = compare_controls(taped(group), last.controls.clone());
         report.answers.extend(questions.iter().map(Difference::row));
         if let Some(question) = questions.into_iter().next() {
@@ -118,18 +118,19 @@ impl Feeder {
         if !changes.is_empty() {
             self.keep(Found::of_differences(group, changes), report);
         }
-        let way = &last.way;
+        let handling = &last.handling;
         if last.unknown {
             *report.unknown.entry(UNKNOWN.into()).or_default() += 1;
         } else if self.method.same {
-            let found = same_events(&self.fed, group, way.has_ended(), report);
+            let found = same_events(&self.replayed, group, handling.has_ended(), report);
             found.into_iter().for_each(|found| self.keep(found, report));
-        } else if way.is_untold(group) {
+        } else if handling.is_untold(group) {
             // Silicon executes what the other one exited for; its result is not on any tape.
             *report.unknown.entry(NOT_TAKEN.into()).or_default() += 1;
-        } else if !self.fed.is_alike(group, way) {
-            let (expected, actual) = (View::of_tape(&self.fed, group), View::of_fed(&self.fed, group, way));
-            let found = Found::of_views(&self.fed, group, &expected, &actual);
+        } else if !self.replayed.is_alike(group, handling) {
+            let (expected, actual) =
+                (View::of_tape(&self.replayed, group), View::of_replayed(&self.replayed, group, handling));
+            let found = Found::of_views(&self.replayed, group, &expected, &actual);
             found.into_iter().for_each(|found| self.keep(found, report));
         }
         self.last = Some(last);
@@ -163,8 +164,8 @@ impl Found {
     }
 
     /// What two sides made of an exit; `None`: the same.
-    fn of_views(fed: &Fed, group: &ExitGroup, expected: &View, actual: &View) -> Option<Self> {
-        let guest = fed.guest_width();
+    fn of_views(replayed: &Replayed, group: &ExitGroup, expected: &View, actual: &View) -> Option<Self> {
+        let guest = replayed.guest_width();
         let differences = expected.differences(actual, guest);
         (!differences.is_empty() || expected.outcome.word() != actual.outcome.word()).then(|| Self {
             what: signature::what(&differences, &expected.outcome, &actual.outcome, guest),
@@ -181,13 +182,13 @@ impl Found {
     }
 }
 
-/// The same machine: every event of the exit must be equal. `ended`: so has the fed machine's run.
-fn same_events(fed: &Fed, group: &ExitGroup, ended: bool, report: &mut Report) -> Option<Found> {
+/// The same machine: every event of the exit must be equal. `ended`: so has the replayed machine's run.
+fn same_events(replayed: &Replayed, group: &ExitGroup, ended: bool, report: &mut Report) -> Option<Found> {
     // A vCPU that halts enters when it is woken, which is after other vCPUs' exits; a tape may end before an entry.
     let halted = group.resume.is_some_and(|resume| HALTED.contains(&resume.kind));
     let entered = group.notes.last().is_some_and(|note| matches!(note, Note::Entry { .. }));
     let open = ended || halted || !entered;
-    let answer = fed.answer();
+    let answer = replayed.answer();
     if answer.notes == group.notes && answer.resume == group.resume {
         return None;
     }

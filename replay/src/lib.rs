@@ -16,6 +16,7 @@ pub mod exempt;
 pub mod exits;
 pub mod explain;
 pub mod identical;
+pub mod observer;
 pub mod player;
 pub mod recording;
 pub mod report;
@@ -24,7 +25,6 @@ pub mod spec;
 pub mod state;
 pub mod tapes;
 pub mod text;
-pub mod witness;
 
 pub use causes::Cause;
 pub use error::Error;

@@ -2,8 +2,8 @@
 
 use crate::{
     Error,
+    observer::{Log, Observation, Observer, PageFault},
     spec::Budget,
-    witness::{Deed, Log, PageFault, Watched},
 };
 use std::{cell::RefCell, io::Write, ops::ControlFlow, rc::Rc};
 use vmtape_abi::Backend;
@@ -35,7 +35,7 @@ impl Recorder for Listener {
         let mut heard = self.0.borrow_mut();
         if heard.on {
             if let Some(log) = &heard.log {
-                log.push(Deed::Event(event.clone()));
+                log.push(Observation::Event(event.clone()));
             }
             heard.events.push(event);
         }
@@ -83,7 +83,7 @@ impl Player {
     }
 
     /// As [`Player::new`], with everything that crosses the boundary written to a log.
-    pub fn watched(
+    pub fn observed(
         spec: MachineSpec,
         inputs: Box<dyn Inputs>,
         budget: Budget,
@@ -91,7 +91,7 @@ impl Player {
         listen: bool,
     ) -> Result<Self, Error> {
         let log = Log::default();
-        let backend = Box::new(Watched::new(create(&spec)?, log.clone()));
+        let backend = Box::new(Observer::new(create(&spec)?, log.clone()));
         let heard = Heard { log: Some(log), on: listen, ..Heard::default() };
         Self::with(spec, backend, inputs, budget, Listener(Rc::new(RefCell::new(heard))))
     }
@@ -178,12 +178,12 @@ impl Player {
         self.heard.0.borrow().events.clone()
     }
 
-    /// What crossed the boundary since the last call, for a [`Player::watched`] one.
-    pub fn take_deeds(&self) -> Vec<Deed> {
+    /// What crossed the boundary since the last call, for a [`Player::observed`] one.
+    pub fn take_observations(&self) -> Vec<Observation> {
         self.heard.0.borrow().log.as_ref().map(Log::take).unwrap_or_default()
     }
 
-    /// The guest's page faults since the last call, for a [`Player::watched`] one.
+    /// The guest's page faults since the last call, for a [`Player::observed`] one.
     pub fn take_page_faults(&self) -> Vec<PageFault> {
         self.heard.0.borrow().log.as_ref().map(Log::take_page_faults).unwrap_or_default()
     }

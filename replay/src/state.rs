@@ -1,6 +1,6 @@
 //! What a guest can observe of itself: registers and memory of two machines, compared.
 
-use crate::{cpuid::Change, exits::Seen, explain, report::Row, witness::PageFault};
+use crate::{cpuid::Change, exits::Seen, explain, observer::PageFault, report::Row};
 use std::fmt::Write;
 use vmtape_abi::Query;
 use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, cpuid::CpuidEntry, paging::Pte, vcpu::VcpuState};

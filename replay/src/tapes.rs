@@ -64,26 +64,26 @@ fn equal(expected: &Tape, actual: &Tape, report: &mut Report) -> Result<Option<S
 }
 
 /// What a guest observed at one instruction.
-struct Moment {
+struct ObservedExit {
     group: ExitGroup,
     devices: Vec<Seen>,
     /// CPUID, MSRs and exceptions, which the other side may have without an exit.
     others: Vec<Seen>,
 }
 
-/// The moments of a tape at which its guest could observe something.
-struct Moments<'t> {
+/// The exits of a tape at which its guest could observe something.
+struct ObservedExits<'t> {
     machine: MachineSpec,
     exits: Exits<vmtape_traces::reader::Events<'t>>,
-    ahead: Option<Moment>,
+    ahead: Option<ObservedExit>,
     recent: VecDeque<ExitGroup>,
     end: Option<End>,
     counts: BTreeMap<String, u64>,
 }
 
-impl<'t> Moments<'t> {
+impl<'t> ObservedExits<'t> {
     fn new(tape: &'t Tape) -> Result<Self, Error> {
-        let mut moments = Self {
+        let mut observed = Self {
             machine: spec::machine(tape)?,
             exits: Exits::new(tape.events(), 0),
             ahead: None,
@@ -91,26 +91,26 @@ impl<'t> Moments<'t> {
             end: None,
             counts: BTreeMap::new(),
         };
-        moments.advance()?;
-        Ok(moments)
+        observed.advance()?;
+        Ok(observed)
     }
 
     fn icount(&self) -> u64 {
-        self.ahead.as_ref().map_or(u64::MAX, |moment| moment.group.exit.icount)
+        self.ahead.as_ref().map_or(u64::MAX, |observed| observed.group.exit.icount)
     }
 
-    /// Takes the moment at hand and looks for the next one.
-    fn advance(&mut self) -> Result<Option<Moment>, Error> {
+    /// Takes the one at hand and looks for the next one.
+    fn advance(&mut self) -> Result<Option<ObservedExit>, Error> {
         let now = self.ahead.take();
         while let Some(group) = self.exits.next().transpose()? {
             *self.counts.entry(text::reason(&group.exit.exit)).or_default() += 1;
-            let moment = Moment::of(group);
+            let observed = ObservedExit::of(group);
             if self.recent.len() == CONTEXT {
                 self.recent.pop_front();
             }
-            self.recent.push_back(moment.group.clone());
-            if !moment.devices.is_empty() || !moment.others.is_empty() {
-                self.ahead = Some(moment);
+            self.recent.push_back(observed.group.clone());
+            if !observed.devices.is_empty() || !observed.others.is_empty() {
+                self.ahead = Some(observed);
                 break;
             }
         }
@@ -126,7 +126,7 @@ impl<'t> Moments<'t> {
 /// Exits shown before a difference.
 const CONTEXT: usize = 3;
 
-impl Moment {
+impl ObservedExit {
     fn of(group: ExitGroup) -> Self {
         let (mut devices, mut others) = (Vec::new(), Vec::new());
         for note in &group.notes {
@@ -142,7 +142,7 @@ impl Moment {
 }
 
 fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str) -> Result<(), Error> {
-    let (mut a, mut b) = (Moments::new(expected)?, Moments::new(actual)?);
+    let (mut a, mut b) = (ObservedExits::new(expected)?, ObservedExits::new(actual)?);
     let ioctl = first_ioctl(expected, actual)?;
     while a.icount() != u64::MAX || b.icount() != u64::MAX {
         let at = a.icount().min(b.icount());
@@ -153,7 +153,7 @@ fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str
         let right = if b.icount() == at { b.advance()? } else { None };
         report.compared.instructions = at;
         report.compared.exits += 1;
-        let (what, seen) = match compare_moments(left.as_ref(), right.as_ref()) {
+        let (what, seen) = match compare_observed(left.as_ref(), right.as_ref()) {
             Compared::Equal => continue,
             Compared::Unknown => {
                 let what =
@@ -163,7 +163,7 @@ fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str
             }
             Compared::Different(what, seen) => (what, seen),
         };
-        let groups = [left, right].map(|moment| moment.map(|moment| moment.group));
+        let groups = [left, right].map(|observed| observed.map(|observed| observed.group));
         let [expected, actual] = groups.each_ref().map(|group| View::of_group(group.as_ref()));
         let guest = widths(&a.machine).guest;
         let differences = expected.differences(&actual, guest);
@@ -173,7 +173,7 @@ fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str
         return Ok(());
     }
     if let Some((_, ioctl)) = ioctl {
-        let groups = [&a, &b].map(|moments| moments.recent.back().cloned());
+        let groups = [&a, &b].map(|observed| observed.recent.back().cloned());
         let found = divergence(groups, &ioctl.name, ioctl.row, (&a, &b), reproduce);
         let signature = Signature::new(&ioctl.name, signature::NOWHERE);
         report.diverge(Divergence { level: Level::VmmVisible, signature, ..found });
@@ -190,9 +190,11 @@ enum Compared {
     Different(&'static str, [Vec<Seen>; 2]),
 }
 
-fn compare_moments(left: Option<&Moment>, right: Option<&Moment>) -> Compared {
-    let devices = |moment: Option<&Moment>| moment.map_or(Vec::new(), |moment| moment.devices.clone());
-    let others = |moment: Option<&Moment>| moment.map_or(Vec::new(), |moment| moment.others.clone());
+fn compare_observed(left: Option<&ObservedExit>, right: Option<&ObservedExit>) -> Compared {
+    let devices =
+        |observed: Option<&ObservedExit>| observed.map_or(Vec::new(), |observed| observed.devices.clone());
+    let others =
+        |observed: Option<&ObservedExit>| observed.map_or(Vec::new(), |observed| observed.others.clone());
     if devices(left) != devices(right) {
         return Compared::Different("device accesses", [devices(left), devices(right)]);
     }
@@ -248,7 +250,7 @@ fn controls(tape: &Tape) -> Result<Vec<(u64, Control)>, Error> {
 }
 
 /// Ends and costs.
-fn finish(a: &Moments, b: &Moments, report: &mut Report, reproduce: &str) {
+fn finish(a: &ObservedExits, b: &ObservedExits, report: &mut Report, reproduce: &str) {
     report.expected_end = a.end.as_ref().map(text::end_text);
     report.actual_end = b.end.as_ref().map(text::end_text);
     for (reason, count) in &a.counts {
@@ -258,8 +260,8 @@ fn finish(a: &Moments, b: &Moments, report: &mut Report, reproduce: &str) {
         report.cost.entry(reason.clone()).or_default().actual = *count;
     }
     if a.end != b.end {
-        let end = |moments: &Moments| moments.end.as_ref().map_or("nothing".into(), text::end_text);
-        let groups = [a, b].map(|moments| moments.recent.back().cloned());
+        let end = |observed: &ObservedExits| observed.end.as_ref().map_or("nothing".into(), text::end_text);
+        let groups = [a, b].map(|observed| observed.recent.back().cloned());
         let difference = Difference::End { expected: end(a), actual: end(b) };
         report.diverge(divergence(groups, &difference.name(), difference.row(), (a, b), reproduce));
     }
@@ -269,10 +271,10 @@ fn divergence(
     groups: [Option<ExitGroup>; 2],
     what: &str,
     row: Row,
-    sides: (&Moments, &Moments),
+    sides: (&ObservedExits, &ObservedExits),
     reproduce: &str,
 ) -> Divergence {
-    let context = |moments: &Moments| text::context(moments.recent.iter(), CONTEXT);
+    let context = |observed: &ObservedExits| text::context(observed.recent.iter(), CONTEXT);
     let place = groups.iter().flatten().next().map(|group| &group.exit);
     let rip = place.map_or(0, |exit| exit.rip);
     let machines = [&sides.0.machine, &sides.1.machine];

@@ -1,6 +1,6 @@
 //! The instruction after which two machines differ: what each side did about it, and why they differ.
 
-use super::{Moment, Pair, Sides, end_difference};
+use super::{LastEqual, Pair, Sides, end_difference};
 use crate::{
     Error,
     causes::{
@@ -9,12 +9,12 @@ use crate::{
     },
     explain::{self, Teller, Widths},
     identical::widths,
+    observer::{Entry, Observation},
     player::Player,
     report::{Class, Divergence, Level, Rule},
     signature::{self, Signature},
     state::{self, Difference},
     text,
-    witness::{Deed, Entry},
 };
 use vmtape_abi::TableRow;
 use vmtape_arch::{cpuid::maxphyaddr, note::Note};
@@ -25,22 +25,22 @@ use vmtape_traces::{Event, ExitGroup, Exits, event::End};
 pub(super) fn explain(
     sides: &Sides,
     pair: &Pair,
-    before: &Moment,
+    before: &LastEqual,
     mut differences: Vec<Difference>,
 ) -> Result<Divergence, Error> {
     let guest = widths(&sides.expected).guest;
     differences.sort_by_key(|difference| difference.rank(guest));
     let ioctl = matches!(differences.first(), Some(Difference::Ioctl { .. }));
-    let mut deeds = [pair.expected.take_deeds(), pair.actual.take_deeds()];
+    let mut observations = [pair.expected.take_observations(), pair.actual.take_observations()];
     if ioctl {
         // The instruction that follows has no part in it.
-        deeds = [Vec::new(), Vec::new()];
+        observations = [Vec::new(), Vec::new()];
     }
     let (groups, others) = (exits(&pair.expected), exits(&pair.actual));
     let vcpu = vcpu(&differences, [&groups, &others], before.icount);
     let entry = differences.first().and_then(Difference::entry);
-    let focus = explain::focus([&deeds[0], &deeds[1]], entry);
-    let [on_tape, here] = deeds;
+    let focus = explain::focus([&observations[0], &observations[1]], entry);
+    let [on_tape, here] = observations;
     let [name, other] = sides.names();
     let state = before.states.get(vcpu as usize);
     let tables = |player: &Player| match (focus, state) {
@@ -56,8 +56,8 @@ pub(super) fn explain(
         if sides.explain { cause(sides, pair, before, (&case, differences.first()), guest) } else { None };
     let rip = state.map_or(0, |state| state.rip);
     let number = |groups: &[ExitGroup]| groups.last().map(|group| group.number);
-    let mut rules = rules(&actual.deeds, &sides.plugin.rules, &sides.actual.backend);
-    rules.extend(self::rules(&expected.deeds, &sides.expected_plugin.rules, &sides.expected.backend));
+    let mut rules = rules(&actual.observations, &sides.plugin.rules, &sides.actual.backend);
+    rules.extend(self::rules(&expected.observations, &sides.expected_plugin.rules, &sides.expected.backend));
     Ok(Divergence {
         level: if ioctl { Level::VmmVisible } else { Level::GuestVisible },
         class: cause.as_ref().map_or(Class::Unexplained, |cause| Class::of(cause.kind)),
@@ -78,7 +78,13 @@ pub(super) fn explain(
     })
 }
 
-fn seen(name: String, player: &Player, deeds: Vec<Deed>, vcpu: u32, tables: Vec<Entry>) -> Seen {
+fn seen(
+    name: String,
+    player: &Player,
+    observations: Vec<Observation>,
+    vcpu: u32,
+    tables: Vec<Entry>,
+) -> Seen {
     let endless = matches!(player.end, Some(End::NoProgress { .. }));
     let machine = &player.machine;
     let widths = Widths {
@@ -87,12 +93,12 @@ fn seen(name: String, player: &Player, deeds: Vec<Deed>, vcpu: u32, tables: Vec<
         host: machine.spec().silicon.phys_bits,
     };
     let vendor = machine.spec().silicon.vendor;
-    Seen { name, vendor, widths, outcome: explain::outcome(&deeds, endless), deeds, tables }
+    Seen { name, vendor, widths, outcome: explain::outcome(&observations, endless), observations, tables }
 }
 
 fn tell(side: &Seen, focus: Option<u64>) -> explain::Story {
     let teller = Teller { widths: side.widths, focus };
-    teller.tell(&side.name, &side.deeds, &side.outcome, &side.tables)
+    teller.tell(&side.name, &side.observations, &side.outcome, &side.tables)
 }
 
 /// The vCPU that executed the instruction.
@@ -114,10 +120,10 @@ fn exits(player: &Player) -> Vec<ExitGroup> {
 }
 
 /// The rules that a backend named.
-fn rules(deeds: &[Deed], table: &[TableRow], backend: &str) -> Vec<Rule> {
+fn rules(observations: &[Observation], table: &[TableRow], backend: &str) -> Vec<Rule> {
     let mut rules: Vec<Rule> = Vec::new();
-    for deed in deeds {
-        let Deed::Event(Event::Note { note: Note::Rule { id }, .. }) = *deed else { continue };
+    for observation in observations {
+        let Observation::Event(Event::Note { note: Note::Rule { id }, .. }) = *observation else { continue };
         if !rules.iter().any(|rule| rule.id == id) {
             let row = table.iter().find(|row| row.id == id);
             rules.push(Rule {
@@ -135,7 +141,7 @@ fn rules(deeds: &[Deed], table: &[TableRow], backend: &str) -> Vec<Rule> {
 fn cause(
     sides: &Sides,
     pair: &Pair,
-    before: &Moment,
+    before: &LastEqual,
     (case, first): (&Case, Option<&Difference>),
     guest: u8,
 ) -> Option<Cause> {
@@ -148,7 +154,7 @@ fn cause(
 fn try_out(
     sides: &Sides,
     pair: &Pair,
-    before: &Moment,
+    before: &LastEqual,
     case: &Case,
     (side, machine): (Side, &MachineSpec),
     guest: u8,
@@ -179,7 +185,7 @@ fn try_out(
     }
     differences.sort_by_key(|difference| difference.rank(guest));
     let endless = matches!(player.end, Some(End::NoProgress { .. }));
-    let outcome = explain::outcome(&player.take_deeds(), endless);
+    let outcome = explain::outcome(&player.take_observations(), endless);
     let (what, _) = match side {
         Side::Expected => signature::what(&differences, &outcome, &case.actual.outcome, guest),
         Side::Actual => signature::what(&differences, &case.expected.outcome, &outcome, guest),

@@ -55,7 +55,7 @@ struct Pair {
 }
 
 /// Where both machines were equal, just before the instruction after which they are not.
-struct Moment {
+struct LastEqual {
     icount: u64,
     /// The registers of each vCPU.
     states: Vec<VcpuState>,
@@ -101,7 +101,7 @@ impl Sides<'_> {
 
     fn player(&self, machine: &MachineSpec, listen: bool) -> Result<Player, Error> {
         let inputs = Box::new(spec::inputs(self.tape)?);
-        Player::watched(self.scripted(machine)?, inputs, self.budget(machine), self.create, listen)
+        Player::observed(self.scripted(machine)?, inputs, self.budget(machine), self.create, listen)
     }
 
     /// Another machine, at the moment when the guest moves to it from the tape's.
@@ -117,7 +117,7 @@ impl Sides<'_> {
         // What came before has no part in the comparison, but is on the tape.
         for player in [&*expected, &actual] {
             player.take_serial();
-            player.take_deeds();
+            player.take_observations();
             player.take_page_faults();
         }
         Ok(actual)
@@ -195,7 +195,7 @@ impl Sides<'_> {
         pair.advance_to(found.equal_at)?;
         pair.listen(true);
         loop {
-            let before = pair.moment();
+            let before = pair.last_equal();
             pair.advance_to(before.icount + 1)?;
             let differences = pair.differences();
             if !differences.is_empty() || pair.is_over() {
@@ -262,11 +262,11 @@ impl Pair {
     }
 
     /// Where both stand, before the next instruction.
-    fn moment(&self) -> Moment {
-        self.expected.take_deeds();
-        self.actual.take_deeds();
+    fn last_equal(&self) -> LastEqual {
+        self.expected.take_observations();
+        self.actual.take_observations();
         let machine = &self.expected.machine;
-        Moment {
+        LastEqual {
             icount: machine.icount(),
             states: (0..machine.spec().vcpus).filter_map(|vcpu| machine.state(vcpu).copied()).collect(),
         }

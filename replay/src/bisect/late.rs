@@ -35,7 +35,7 @@ struct Before<'a> {
 }
 
 /// What a trial tells.
-struct Told {
+struct Outcome {
     mark: Mark,
     text: String,
     /// Where the guest really moved, and the first machine there.
@@ -125,18 +125,18 @@ struct Hunt<'a, 'm> {
 
 impl Hunt<'_, '_> {
     fn test(&mut self, goal: Point, what: String) -> Result<Mark, Error> {
-        let told = self.before.test(goal, self.row.second)?;
-        self.trials.push(Trial { what, mark: told.mark, shows: told.text });
+        let outcome = self.before.test(goal, self.row.second)?;
+        self.trials.push(Trial { what, mark: outcome.mark, shows: outcome.text });
         // Where the guest came to rest may lie beyond what is still searched.
-        match told.mark {
-            Mark::Good if closer(told.point, self.good, self.bad) => self.good = told.point,
-            Mark::Bad if closer(told.point, self.bad, self.good) => self.bad = told.point,
+        match outcome.mark {
+            Mark::Good if closer(outcome.point, self.good, self.bad) => self.good = outcome.point,
+            Mark::Bad if closer(outcome.point, self.bad, self.good) => self.bad = outcome.point,
             _ => {}
         }
-        if told.mark == if self.row.more_is_bad { Mark::Good } else { Mark::Bad } {
-            self.before.keep(told.point, told.link, told.printed);
+        if outcome.mark == if self.row.more_is_bad { Mark::Good } else { Mark::Bad } {
+            self.before.keep(outcome.point, outcome.link, outcome.printed);
         }
-        Ok(told.mark)
+        Ok(outcome.mark)
     }
 }
 
@@ -196,7 +196,7 @@ impl<'a> Before<'a> {
     }
 
     /// Runs the first machine up to a point, moves the guest to the second one, and judges the end.
-    fn test(&self, goal: Point, second: &MachineSpec) -> Result<Told, Error> {
+    fn test(&self, goal: Point, second: &MachineSpec) -> Result<Outcome, Error> {
         let (mut player, mut chain) = self.start(goal)?;
         player.advance(goal.icount, goal.exits)?;
         let rests = player.rest()?;
@@ -205,7 +205,7 @@ impl<'a> Before<'a> {
         printed.extend(player.take_serial());
         if player.end.is_none() && !rests {
             let text = "the guest does not come to rest there".to_owned();
-            return Ok(Told { mark: Mark::Skip, text, point, link: Vec::new(), printed });
+            return Ok(Outcome { mark: Mark::Skip, text, point, link: Vec::new(), printed });
         }
         if player.end.is_none() {
             chain.push(player.machine.checkpoint());
@@ -215,7 +215,7 @@ impl<'a> Before<'a> {
             None => self.go_on(&mut player, second)?,
         };
         let (mark, text) = self.judge(&ended, &printed)?;
-        Ok(Told { mark, text, point, link: chain, printed })
+        Ok(Outcome { mark, text, point, link: chain, printed })
     }
 
     /// A machine at the last known point before another one.

@@ -15,7 +15,7 @@ use vmtape_arch::{
 };
 use vmtape_traces::Event;
 
-use crate::witness::{Deed, Walk};
+use crate::observer::{Observation, Walk};
 
 /// A cause that is known by what it does.
 struct Entry {
@@ -168,8 +168,8 @@ fn unmappable_address(case: &Case) -> Option<String> {
 }
 
 fn last_exit(side: &Seen) -> Option<&Exit> {
-    side.deeds.iter().rev().find_map(|deed| match deed {
-        Deed::Event(Event::Exit(exit)) => Some(&exit.exit),
+    side.observations.iter().rev().find_map(|observation| match observation {
+        Observation::Event(Event::Exit(exit)) => Some(&exit.exit),
         _ => None,
     })
 }
@@ -212,8 +212,8 @@ fn accessed_before_nested_fault(case: &Case) -> Option<String> {
 }
 
 fn walks(side: &Seen) -> impl Iterator<Item = &Walk> {
-    side.deeds.iter().filter_map(|deed| match deed {
-        Deed::Walk(walk) => Some(&**walk),
+    side.observations.iter().filter_map(|observation| match observation {
+        Observation::Walk(walk) => Some(&**walk),
         _ => None,
     })
 }
@@ -223,7 +223,7 @@ fn role_without_width(case: &Case) -> Option<String> {
     let (strict, lax) = case.strict_and_lax()?;
     let bit = lax.illegal_bit()?;
     let walked = walks(lax).any(|walk| !walk.entries.is_empty() && Some(walk.access.gva) == case.focus)
-        || lax.deeds.iter().any(is_kvm_walk);
+        || lax.observations.iter().any(is_kvm_walk);
     (!walked).then(|| {
         format!(
             "{} uses a translation that was made when bit {bit} was legal, because a shadow page's role does not hold the \
@@ -233,8 +233,11 @@ fn role_without_width(case: &Case) -> Option<String> {
     })
 }
 
-fn is_kvm_walk(deed: &Deed) -> bool {
-    matches!(deed, Deed::Event(Event::Note { note: vmtape_arch::note::Note::WalkerError { .. }, .. }))
+fn is_kvm_walk(observation: &Observation) -> bool {
+    matches!(
+        observation,
+        Observation::Event(Event::Note { note: vmtape_arch::note::Note::WalkerError { .. }, .. })
+    )
 }
 
 fn emulator_knows_not(case: &Case) -> Option<String> {

@@ -14,8 +14,8 @@ pub mod trial;
 use crate::{
     across::Sides,
     explain::{Outcome, Widths},
+    observer::{Entry, Observation},
     state::Difference,
-    witness::{Deed, Entry},
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -127,7 +127,7 @@ pub struct Seen {
     pub name: String,
     pub vendor: Vendor,
     pub widths: Widths,
-    pub deeds: Vec<Deed>,
+    pub observations: Vec<Observation>,
     pub outcome: Outcome,
     /// The guest's entries for the address in question, as memory holds them.
     pub tables: Vec<Entry>,

@@ -2,7 +2,7 @@
 
 use super::{
     Found, Method,
-    fed::{Fed, Way},
+    replayed::{Handling, Replayed},
     taped,
     view::{View, taped_entry},
 };
@@ -14,10 +14,10 @@ use crate::{
         trial::{Finding, Side},
     },
     explain::{self, Teller, Widths},
+    observer::{Entry, Log, Observation},
     report::{Class, Divergence},
     signature,
     state::{Difference, compare_controls},
-    witness::{Deed, Entry, Log},
 };
 use vmtape_arch::{cpuid::maxphyaddr, host::Silicon};
 use vmtape_machine::MachineSpec;
@@ -26,10 +26,10 @@ use vmtape_traces::{ExitGroup, ahead, event::Control};
 /// What an exit counts in a budget of instructions.
 const INSTRUCTIONS_PER_EXIT: u64 = 1_000;
 
-/// What a fed machine made of an exit.
+/// What a replayed machine made of an exit.
 pub(super) struct Last {
     number: u64,
-    pub way: Way,
+    pub handling: Handling,
     pub controls: Vec<Control>,
     /// Its handling used what the tape does not have.
     pub unknown: bool,
@@ -37,24 +37,24 @@ pub(super) struct Last {
 
 impl Last {
     /// Gives the machine an exit.
-    pub fn of(fed: &mut Fed, group: &ExitGroup) -> Self {
-        let (unknown, done) = (fed.machine.unknown_reads(), fed.machine.controls().len());
-        let way = fed.take(group);
-        let unknown = fed.machine.unknown_reads() != unknown;
-        Self { number: group.number, way, controls: fed.controls(done), unknown }
+    pub fn of(replayed: &mut Replayed, group: &ExitGroup) -> Self {
+        let (unknown, done) = (replayed.machine.unknown_reads(), replayed.machine.controls().len());
+        let handling = replayed.take(group);
+        let unknown = replayed.machine.unknown_reads() != unknown;
+        Self { number: group.number, handling, controls: replayed.controls(done), unknown }
     }
 }
 
-/// A machine that was fed up to an exit, and what it did about that one.
+/// A machine that has replayed up to an exit, and what it did about that one.
 pub(super) struct At {
-    fed: Fed,
+    replayed: Replayed,
     last: Last,
-    deeds: Vec<Deed>,
+    observations: Vec<Observation>,
 }
 
 impl At {
-    pub fn new(fed: Fed, last: Last, deeds: Vec<Deed>) -> Self {
-        Self { fed, last, deeds }
+    pub fn new(replayed: Replayed, last: Last, observations: Vec<Observation>) -> Self {
+        Self { replayed, last, observations }
     }
 }
 
@@ -77,23 +77,23 @@ pub(super) fn explain(
     };
     let Some(at) = at else { return Ok(()) };
     // The exit has no part in what the VMM asked.
-    let (on_tape, deeds) = match found.is_ioctl() {
+    let (on_tape, observations) = match found.is_ioctl() {
         true => Default::default(),
         // If the exit was given, so was silicon's walk.
-        false if method.same => (Deed::of(group), [walk_of(group), at.deeds.clone()].concat()),
-        false => (Deed::of(group), at.deeds.clone()),
+        false if method.same => (Observation::of(group), [walk_of(group), at.observations.clone()].concat()),
+        false => (Observation::of(group), at.observations.clone()),
     };
-    let focus = explain::focus([&on_tape, &deeds], None);
+    let focus = explain::focus([&on_tape, &observations], None);
     let [name, other] = sides.names();
     let mut expected = seen(name, &at, on_tape, &sides.expected.silicon, focus, group);
-    // The fed machine has written to its entries what it would.
+    // The replayed machine has written to its entries what it would.
     for entry in &mut expected.tables {
-        let taped = taped_entry(&at.fed, group, entry).unwrap_or(entry.before);
+        let taped = taped_entry(&at.replayed, group, entry).unwrap_or(entry.before);
         (entry.before, entry.after) = (taped, taped);
     }
     let actual = Seen {
         outcome: if found.is_ioctl() { explain::outcome(&[], false) } else { view(&at, group).outcome },
-        ..seen(other, &at, deeds, &sides.actual.silicon, focus, group)
+        ..seen(other, &at, observations, &sides.actual.silicon, focus, group)
     };
     let case = Case { what: &found.what.0, focus, insn: &[], expected: &expected, actual: &actual };
     // Another build of one machine differs from it in nothing that could be tried.
@@ -104,7 +104,7 @@ pub(super) fn explain(
         divergence.stories = [&expected, &actual]
             .map(|side| {
                 let teller = Teller { widths: side.widths, focus };
-                teller.tell(&side.name, &side.deeds, &side.outcome, &side.tables)
+                teller.tell(&side.name, &side.observations, &side.outcome, &side.tables)
             })
             .into();
     }
@@ -114,49 +114,59 @@ pub(super) fn explain(
 /// Feeds a machine up to and with an exit. `None`: the tape does not have it.
 fn feed_to(sides: &Sides, machine: &MachineSpec, method: Method, number: u64) -> Result<Option<At>, Error> {
     let log = Log::default();
-    let mut fed = Fed::new(machine, sides, method, Some(log.clone()))?;
+    let mut replayed = Replayed::new(machine, sides, method, Some(log.clone()))?;
     ahead::with_exits(sides.tape, 0, 0, |exits| {
         while let Some(group) = exits.next_exit()? {
             let wanted = group.number == number;
             log.clear();
             log.switch(wanted);
-            let last = Last::of(&mut fed, group);
+            let last = Last::of(&mut replayed, group);
             if wanted {
-                return Ok(Some(At::new(fed, last, log.take())));
+                return Ok(Some(At::new(replayed, last, log.take())));
             }
         }
         Ok(None)
     })
 }
 
-fn walk_of(group: &ExitGroup) -> Vec<Deed> {
-    Deed::of(group).into_iter().filter(|deed| matches!(deed, Deed::Walk(_))).collect()
+fn walk_of(group: &ExitGroup) -> Vec<Observation> {
+    Observation::of(group)
+        .into_iter()
+        .filter(|observation| matches!(observation, Observation::Walk(_)))
+        .collect()
 }
 
 fn view(at: &At, group: &ExitGroup) -> View {
-    View::of_fed(&at.fed, group, &at.last.way)
+    View::of_replayed(&at.replayed, group, &at.last.handling)
 }
 
 fn seen(
     name: String,
     at: &At,
-    deeds: Vec<Deed>,
+    observations: Vec<Observation>,
     host: &Silicon,
     focus: Option<u64>,
     group: &ExitGroup,
 ) -> Seen {
-    let (machine, vcpu) = (&at.fed.machine, group.exit.vcpu);
+    let (machine, vcpu) = (&at.replayed.machine, group.exit.vcpu);
     let tables = |gva| machine.state(vcpu).map(|state| explain::tables(machine, state, gva));
     let tables: Vec<Entry> = focus.and_then(tables).unwrap_or_default();
     let widths = Widths { guest: maxphyaddr(machine.cpuid(vcpu)), host: host.phys_bits };
-    Seen { name, vendor: host.vendor, widths, outcome: explain::outcome(&deeds, false), deeds, tables }
+    Seen {
+        name,
+        vendor: host.vendor,
+        widths,
+        outcome: explain::outcome(&observations, false),
+        observations,
+        tables,
+    }
 }
 
 fn cause(sides: &Sides, method: Method, at: &At, found: &Found, case: &Case) -> Option<causes::Cause> {
     let group = &found.group;
     let mut run = |side: Side, machine: &MachineSpec| {
         let Some(tried) = feed_to(sides, machine, method, group.number)? else { return Ok(Finding::Still) };
-        let on_tape = || (View::of_tape(&tried.fed, group), taped(group));
+        let on_tape = || (View::of_tape(&tried.replayed, group), taped(group));
         let ((expected, asked), (actual, answered)) = match side {
             Side::Actual => (on_tape(), (view(&tried, group), tried.last.controls.clone())),
             Side::Expected => (
@@ -175,7 +185,7 @@ fn cause(sides: &Sides, method: Method, at: &At, found: &Found, case: &Case) -> 
         if tried.last.unknown {
             return Ok(Finding::Still);
         }
-        let guest = tried.fed.guest_width();
+        let guest = tried.replayed.guest_width();
         let differences: Vec<Difference> = expected.differences(&actual, guest);
         let (what, _) = signature::what(&differences, &expected.outcome, &actual.outcome, guest);
         let equal = differences.is_empty() && expected.outcome.word() == actual.outcome.word();

@@ -1,12 +1,12 @@
 //! What a side did about a taped exit, as far as the guest can see it.
 
-use super::fed::{Fed, Way};
+use super::replayed::{Handling, Replayed};
 use crate::{
     exempt,
     explain::{self, Outcome},
+    observer::{Entry, Observation},
     state::Difference,
     text,
-    witness::{Deed, Entry},
 };
 use vmtape_arch::{PAGE_SHIFT, exception::Vector, note::Note, paging::Pte};
 use vmtape_traces::{ExitGroup, event::Data};
@@ -91,38 +91,43 @@ impl View {
     pub fn of_group(group: Option<&ExitGroup>) -> Self {
         let nothing = ExitGroup::default();
         let group = group.unwrap_or(&nothing);
-        Self::new(explain::outcome(&Deed::of(group), false), group, &group.notes, Vec::new())
+        Self::new(explain::outcome(&Observation::of(group), false), group, &group.notes, Vec::new())
     }
 
-    /// What the tape has. The fed machine knows where the guest's entries are.
-    pub(super) fn of_tape(fed: &Fed, group: &ExitGroup) -> Self {
-        let taped = |entry: Entry| Some((entry.gpa?, taped_entry(fed, group, &entry)?));
-        let entries = places(fed, group).into_iter().filter_map(taped).collect();
-        Self::new(explain::outcome(&Deed::of(group), false), group, &group.notes, entries)
+    /// What the tape has. The replayed machine knows where the guest's entries are.
+    pub(super) fn of_tape(replayed: &Replayed, group: &ExitGroup) -> Self {
+        let taped = |entry: Entry| Some((entry.gpa?, taped_entry(replayed, group, &entry)?));
+        let entries = places(replayed, group).into_iter().filter_map(taped).collect();
+        Self::new(explain::outcome(&Observation::of(group), false), group, &group.notes, entries)
     }
 
-    /// What a fed machine did.
-    pub(super) fn of_fed(fed: &Fed, group: &ExitGroup, way: &Way) -> Self {
-        let answer = fed.answer();
+    /// What a replayed machine did.
+    pub(super) fn of_replayed(replayed: &Replayed, group: &ExitGroup, handling: &Handling) -> Self {
+        let answer = replayed.answer();
         let told = ExitGroup {
             exit: group.exit.clone(),
             notes: answer.notes.clone(),
             resume: answer.resume,
             ..ExitGroup::default()
         };
-        let mut deeds = Deed::of(&told);
-        if let Way::Fault(fault) = way {
-            deeds.push(Deed::Fault(*fault));
+        let mut observations = Observation::of(&told);
+        if let Handling::Fault(fault) = handling {
+            observations.push(Observation::Fault(*fault));
         }
-        let mut view = match way {
-            Way::Ended { alike: true } => Self::of_tape(fed, group),
-            _ => Self::new(explain::outcome(&deeds, *way == Way::Endless), group, &answer.notes, Vec::new()),
+        let mut view = match handling {
+            Handling::Ended { alike: true } => Self::of_tape(replayed, group),
+            _ => Self::new(
+                explain::outcome(&observations, *handling == Handling::Endless),
+                group,
+                &answer.notes,
+                Vec::new(),
+            ),
         };
-        if let Way::Fault(fault) = way {
+        if let Handling::Fault(fault) = handling {
             view.seen.push(Seen::Exception(words(fault.vector, fault.has_error_code, fault.error_code)));
         }
         let held = |entry: Entry| Some((entry.gpa?, entry.after));
-        view.entries = places(fed, group).into_iter().filter_map(held).collect();
+        view.entries = places(replayed, group).into_iter().filter_map(held).collect();
         view
     }
 
@@ -171,22 +176,22 @@ fn registers(note: &Note) -> Vec<(&'static str, u64)> {
 }
 
 /// The guest's entries for the address that the exit is about, in memory's order.
-fn places(fed: &Fed, group: &ExitGroup) -> Vec<Entry> {
+fn places(replayed: &Replayed, group: &ExitGroup) -> Vec<Entry> {
     let (Some(gva), Some(state)) =
-        (explain::address_of(&group.exit.exit), fed.machine.state(group.exit.vcpu))
+        (explain::address_of(&group.exit.exit), replayed.machine.state(group.exit.vcpu))
     else {
         return Vec::new();
     };
-    let mut entries = explain::tables(&fed.machine, state, gva);
+    let mut entries = explain::tables(&replayed.machine, state, gva);
     entries.sort_by_key(|entry| entry.gpa);
     entries
 }
 
 /// What an entry holds when a taped exit is over: as it was read first, with the bits that silicon and KVM set in it. What the
 /// tape's reader knows from before is not read again on it, but the walks tell.
-pub(super) fn taped_entry(fed: &Fed, group: &ExitGroup, entry: &Entry) -> Option<u64> {
+pub(super) fn taped_entry(replayed: &Replayed, group: &ExitGroup, entry: &Entry) -> Option<u64> {
     let (place, level) = (entry.gpa?, entry.level);
-    let hpa = fed.machine.memory().hpa(place)?;
+    let hpa = replayed.machine.memory().hpa(place)?;
     let notes = || group.before.iter().chain(&group.notes);
     let read = group.reads.iter().find_map(|(at, data)| match data {
         Data::U64(value) if *at == hpa => Some(*value),

@@ -4,7 +4,7 @@ use super::{Story, Teller, focus, outcome};
 use crate::{
     causes::{Case, Cause, Seen, catalogue},
     identical::widths,
-    witness::{Deed, Entry},
+    observer::{Entry, Observation},
 };
 use vmtape_machine::MachineSpec;
 use vmtape_traces::ExitGroup;
@@ -16,30 +16,30 @@ pub fn groups(
     names: &[String; 2],
     what: &str,
 ) -> (Vec<Story>, Option<Cause>) {
-    let deeds = groups.map(|group| group.map(Deed::of).unwrap_or_default());
-    let focus = focus([&deeds[0], &deeds[1]], None);
+    let observations = groups.map(|group| group.map(Observation::of).unwrap_or_default());
+    let focus = focus([&observations[0], &observations[1]], None);
     let seen = |n: usize| Seen {
         name: names[n].clone(),
         vendor: machines[n].silicon.vendor,
         widths: widths(machines[n]),
-        outcome: outcome(&deeds[n], false),
-        tables: entries(&deeds[n]),
-        deeds: deeds[n].clone(),
+        outcome: outcome(&observations[n], false),
+        tables: entries(&observations[n]),
+        observations: observations[n].clone(),
     };
     let (expected, actual) = (seen(0), seen(1));
     let case = Case { what, focus, insn: &[], expected: &expected, actual: &actual };
     let tell = |side: &Seen| {
         let teller = Teller { widths: side.widths, focus };
-        teller.tell(&side.name, &side.deeds, &side.outcome, &[])
+        teller.tell(&side.name, &side.observations, &side.outcome, &[])
     };
-    let told = [&expected, &actual].into_iter().filter(|side| !side.deeds.is_empty());
+    let told = [&expected, &actual].into_iter().filter(|side| !side.observations.is_empty());
     (told.map(tell).collect(), catalogue::find(&case))
 }
 
 /// The entries that a tape has of an exit's walk.
-fn entries(deeds: &[Deed]) -> Vec<Entry> {
-    let walks = deeds.iter().filter_map(|deed| match deed {
-        Deed::Walk(walk) => Some(walk.entries.clone()),
+fn entries(observations: &[Observation]) -> Vec<Entry> {
+    let walks = observations.iter().filter_map(|observation| match observation {
+        Observation::Walk(walk) => Some(walk.entries.clone()),
         _ => None,
     });
     walks.flatten().collect()

@@ -2,8 +2,9 @@
 
 use super::{Walker, Widths, walk};
 use crate::{
-    exempt, text,
-    witness::{Deed, Entry, Walk},
+    exempt,
+    observer::{Entry, Observation, Walk},
+    text,
 };
 use serde::Serialize;
 use std::fmt;
@@ -94,21 +95,21 @@ pub struct Story {
 
 /// What a tape tells of an exit.
 pub fn of_group(group: &ExitGroup, widths: Widths) -> Story {
-    let deeds = Deed::of(group);
-    let focus = focus([&deeds, &[]], None);
-    Teller { widths, focus }.tell("the tape", &deeds, &outcome(&deeds, false), &[])
+    let observations = Observation::of(group);
+    let focus = focus([&observations, &[]], None);
+    Teller { widths, focus }.tell("the tape", &observations, &outcome(&observations, false), &[])
 }
 
 /// The outcome of an instruction. `endless`: the machine's watchdog ended the run there.
-pub fn outcome(deeds: &[Deed], endless: bool) -> Outcome {
+pub fn outcome(observations: &[Observation], endless: bool) -> Outcome {
     if endless {
         return Outcome::Endless;
     }
     let mut outcome = Outcome::Completes;
-    for (n, deed) in deeds.iter().enumerate() {
-        let found = match deed {
-            Deed::Fault(fault) if !taken(&deeds[n + 1..]) => Outcome::of_exception(fault),
-            Deed::Inject(event, cr2) if event.kind == EventKind::HARDWARE_EXCEPTION => {
+    for (n, observation) in observations.iter().enumerate() {
+        let found = match observation {
+            Observation::Fault(fault) if !taken(&observations[n + 1..]) => Outcome::of_exception(fault),
+            Observation::Inject(event, cr2) if event.kind == EventKind::HARDWARE_EXCEPTION => {
                 let vector = Vector(event.vector);
                 Outcome::Exception {
                     vector,
@@ -116,9 +117,9 @@ pub fn outcome(deeds: &[Deed], endless: bool) -> Outcome {
                     address: cr2.filter(|_| vector == Vector::PF),
                 }
             }
-            Deed::Event(Event::Resume { resume, .. }) if leaves(resume) => Outcome::Left(*resume),
-            Deed::Event(Event::Note { note, .. }) if exempt::is_apic_access(note) => continue,
-            Deed::Event(Event::Note { note: Note::Mmio { gpa, .. }, .. }) => {
+            Observation::Event(Event::Resume { resume, .. }) if leaves(resume) => Outcome::Left(*resume),
+            Observation::Event(Event::Note { note, .. }) if exempt::is_apic_access(note) => continue,
+            Observation::Event(Event::Note { note: Note::Mmio { gpa, .. }, .. }) => {
                 outcome = Outcome::Mmio { gpa: *gpa };
                 continue;
             }
@@ -131,9 +132,10 @@ pub fn outcome(deeds: &[Deed], endless: bool) -> Outcome {
 }
 
 /// Whether what silicon was about to deliver became an exit instead: nothing else may come in between.
-fn taken(later: &[Deed]) -> bool {
-    let event = later.iter().find(|deed| !matches!(deed, Deed::Event(Event::Note { .. })));
-    matches!(event, Some(Deed::Event(Event::Exit(exit))) if exit.exit.stimulus == StimulusKind::EXCEPTION)
+fn taken(later: &[Observation]) -> bool {
+    let event =
+        later.iter().find(|observation| !matches!(observation, Observation::Event(Event::Note { .. })));
+    matches!(event, Some(Observation::Event(Event::Exit(exit))) if exit.exit.stimulus == StimulusKind::EXCEPTION)
 }
 
 /// Whether a handling ends with the guest left for good, or for its VMM to decide.
@@ -144,19 +146,19 @@ pub(crate) fn leaves(resume: &Resume) -> bool {
 
 /// The linear address that the stories are about: that of a page fault, of an access that became an exit, or else of any
 /// walk that passed `entry`.
-pub fn focus(sides: [&[Deed]; 2], entry: Option<u64>) -> Option<u64> {
+pub fn focus(sides: [&[Observation]; 2], entry: Option<u64>) -> Option<u64> {
     let walks = || sides.into_iter().flatten().filter_map(as_walk);
     let passes = |walk: &&Walk| walk.entries.iter().any(|step| step.gpa.is_some() && step.gpa == entry);
     let through = walks().find(passes).map(|walk| walk.access.gva);
     let fault = || {
-        sides.into_iter().find_map(|deeds| match outcome(deeds, false) {
+        sides.into_iter().find_map(|observations| match outcome(observations, false) {
             Outcome::Exception { address, .. } => address,
             _ => None,
         })
     };
     let exits = || {
-        let mut events = sides.into_iter().flatten().filter_map(|deed| match deed {
-            Deed::Event(Event::Exit(exit)) => address_of(&exit.exit),
+        let mut events = sides.into_iter().flatten().filter_map(|observation| match observation {
+            Observation::Event(Event::Exit(exit)) => address_of(&exit.exit),
             _ => None,
         });
         events.next_back()
@@ -164,9 +166,9 @@ pub fn focus(sides: [&[Deed]; 2], entry: Option<u64>) -> Option<u64> {
     through.or_else(fault).or_else(exits)
 }
 
-fn as_walk(deed: &Deed) -> Option<&Walk> {
-    match deed {
-        Deed::Walk(walk) => Some(walk),
+fn as_walk(observation: &Observation) -> Option<&Walk> {
+    match observation {
+        Observation::Walk(walk) => Some(walk),
         _ => None,
     }
 }
@@ -189,22 +191,30 @@ pub struct Teller {
 
 impl Teller {
     /// The story, line by line. `tables`: the guest's entries for the address, for a side that walked nothing.
-    pub fn tell(&self, side: &str, deeds: &[Deed], outcome: &Outcome, tables: &[Entry]) -> Story {
+    pub fn tell(
+        &self,
+        side: &str,
+        observations: &[Observation],
+        outcome: &Outcome,
+        tables: &[Entry],
+    ) -> Story {
         let mut lines = Vec::new();
         let mut walks = KvmWalk::default();
-        for (n, deed) in deeds.iter().enumerate() {
-            match deed {
-                Deed::Walk(walk) if self.is_about(walk.access.gva) => lines.extend(self.silicon(walk)),
-                Deed::Event(Event::Exit(exit))
+        for (n, observation) in observations.iter().enumerate() {
+            match observation {
+                Observation::Walk(walk) if self.is_about(walk.access.gva) => lines.extend(self.silicon(walk)),
+                Observation::Event(Event::Exit(exit))
                     if address_of(&exit.exit).is_some_and(|gva| self.is_about(gva)) =>
                 {
                     lines.push(exit_text(&exit.exit));
                 }
-                Deed::Event(Event::Note { note, .. }) => {
+                Observation::Event(Event::Note { note, .. }) => {
                     self.note(note, &mut walks, &mut lines);
                     continue;
                 }
-                Deed::Fault(fault) if !taken(&deeds[n + 1..]) && self.is_about(fault.payload) => {
+                Observation::Fault(fault)
+                    if !taken(&observations[n + 1..]) && self.is_about(fault.payload) =>
+                {
                     lines.push("silicon delivers it to the guest, without an exit".to_owned());
                 }
                 _ => {}

@@ -1,7 +1,7 @@
 //! The guest's paging entries for an address, as memory holds them: for a side that walked nothing, because it had a
 //! translation already. Nothing is judged here.
 
-use crate::witness::Entry;
+use crate::observer::Entry;
 use vmtape_arch::{
     PAGE_SHIFT, PAGE_SIZE,
     paging::Pte,

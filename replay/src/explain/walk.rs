@@ -2,7 +2,7 @@
 //!
 //! Manual: Intel SDM 325384-087, volume 3A. What AMD's manual (24593 rev. 3.42) has otherwise is told where it matters.
 
-use crate::witness::Entry;
+use crate::observer::Entry;
 use vmtape_arch::{
     exception::PageFaultError,
     paging::{Pte, bits},

@@ -1,7 +1,7 @@
 //! Each entry knows its own case, by its name and kind, and none that lacks what it is about.
 
 use super::*;
-use crate::{explain::Widths, witness::Entry as Paging};
+use crate::{explain::Widths, observer::Entry as Paging};
 use vmtape_arch::{access::Access, exception::Exception, exit::Resume, host::Vendor, note::Note};
 use vmtape_traces::event::ExitEvent;
 
@@ -17,7 +17,7 @@ fn seen(outcome: Outcome) -> Seen {
         name: "there".into(),
         vendor: Vendor::AMD,
         widths: Widths { guest: 36, host: 48 },
-        deeds: Vec::new(),
+        observations: Vec::new(),
         outcome,
         tables: vec![leaf],
     }
@@ -36,10 +36,10 @@ fn left(kind: ResumeKind, suberror: u64) -> Outcome {
 }
 
 /// Silicon's walk to the leaf, and whether it ended in an exit.
-fn walk(after: u64, verdict: Verdict) -> Deed {
+fn walk(after: u64, verdict: Verdict) -> Observation {
     let leaf = Paging { level: 1, gpa: Some(0x210_2000), before: NARROW, after };
     let access = Access { gva: GVA, ..Access::default() };
-    Deed::Walk(Box::new(Walk {
+    Observation::Walk(Box::new(Walk {
         access,
         paged: true,
         entries: vec![leaf],
@@ -49,13 +49,13 @@ fn walk(after: u64, verdict: Verdict) -> Deed {
     }))
 }
 
-fn exit_at(gpa: u64) -> Deed {
+fn exit_at(gpa: u64) -> Observation {
     let exit = Exit { gpa, ..Exit::default() };
-    Deed::Event(Event::Exit(Box::new(ExitEvent { exit, ..ExitEvent::default() })))
+    Observation::Event(Event::Exit(Box::new(ExitEvent { exit, ..ExitEvent::default() })))
 }
 
-fn does(outcome: Outcome, deeds: Vec<Deed>) -> Seen {
-    Seen { deeds, ..seen(outcome) }
+fn does(outcome: Outcome, observations: Vec<Observation>) -> Seen {
+    Seen { observations, ..seen(outcome) }
 }
 
 /// What the catalogue says: name and kind.
@@ -100,7 +100,7 @@ fn page_faults_by_width() {
     is(named("outcome:x", &[], &right, &lax), "width-of-silicon", Kind::Clause);
     is(named("outcome:x", &[], &right, &seen(Outcome::Completes)), "role-without-width", Kind::Patch);
     let walked = Note::WalkerError { pferr: 9 };
-    let kvm = does(Outcome::Completes, vec![Deed::Event(Event::Note { vcpu: 0, note: walked })]);
+    let kvm = does(Outcome::Completes, vec![Observation::Event(Event::Note { vcpu: 0, note: walked })]);
     is(named("outcome:x", &[], &right, &kvm), "width-of-silicon", Kind::Clause);
     let legal = Seen { widths: Widths { guest: 48, host: 48 }, ..lax };
     let right = Seen { widths: legal.widths, ..right };
@@ -114,8 +114,9 @@ fn accessed_bits() {
     let early = does(mmio.clone(), vec![walk(ACCESSED, Verdict::EXIT)]);
     is(named("entry:+A", &[], &fault, &early), "accessed-before-nested-fault", Kind::Silicon);
     // A walk that completes, or leaves its entries alone, is no such thing.
-    for deed in [walk(ACCESSED, Verdict::NATIVE), walk(NARROW, Verdict::EXIT)] {
-        let name = named("entry:+A", &[], &fault, &does(mmio.clone(), vec![deed])).map(|(name, _)| name);
+    for observation in [walk(ACCESSED, Verdict::NATIVE), walk(NARROW, Verdict::EXIT)] {
+        let name =
+            named("entry:+A", &[], &fault, &does(mmio.clone(), vec![observation])).map(|(name, _)| name);
         assert_ne!(name.as_deref(), Some("accessed-before-nested-fault"));
     }
     let set = Paging { level: 1, gpa: None, before: ACCESSED, after: ACCESSED };

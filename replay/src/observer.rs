@@ -19,7 +19,7 @@ use vmtape_traces::{Event, ExitGroup};
 
 /// Something that crossed the boundary.
 #[derive(Clone, Debug)]
-pub enum Deed {
+pub enum Observation {
     /// Silicon was asked to translate an access.
     Walk(Box<Walk>),
     /// Silicon gives the guest an exception; an exit that follows at once takes it away again.
@@ -30,7 +30,7 @@ pub enum Deed {
     Event(Event),
 }
 
-impl Deed {
+impl Observation {
     /// What a tape tells of an exit. The silicon's walk is on it only where it led to the exit.
     pub fn of(group: &ExitGroup) -> Vec<Self> {
         let exit = &group.exit.exit;
@@ -56,7 +56,7 @@ impl Deed {
 }
 
 /// What a tracepoint tells of the next entry.
-fn injected(note: &Note) -> Option<Deed> {
+fn injected(note: &Note) -> Option<Observation> {
     let Note::InjException { vector, has_error, error_code, reinjected: false } = *note else { return None };
     let event = GuestEvent {
         valid: true,
@@ -66,7 +66,7 @@ fn injected(note: &Note) -> Option<Deed> {
         error_code,
         ..GuestEvent::default()
     };
-    Some(Deed::Inject(event, None))
+    Some(Observation::Inject(event, None))
 }
 
 /// A walk of the guest's tables by silicon.
@@ -115,12 +115,12 @@ pub fn top_level(state: &VcpuState) -> u8 {
 
 /// What was written down, shared with whoever asks.
 #[derive(Clone, Default)]
-pub struct Log(Rc<RefCell<Book>>);
+pub struct Log(Rc<RefCell<Logged>>);
 
 #[derive(Default)]
-struct Book {
+struct Logged {
     on: bool,
-    deeds: Vec<Deed>,
+    observations: Vec<Observation>,
     page_faults: Vec<PageFault>,
 }
 
@@ -134,10 +134,10 @@ pub struct PageFault {
 }
 
 impl Log {
-    pub fn push(&self, deed: Deed) {
-        let mut book = self.0.borrow_mut();
-        if book.on {
-            book.deeds.push(deed);
+    pub fn push(&self, observation: Observation) {
+        let mut log = self.0.borrow_mut();
+        if log.on {
+            log.observations.push(observation);
         }
     }
 
@@ -161,19 +161,19 @@ impl Log {
 
     /// Forgets what was written down.
     pub fn clear(&self) {
-        let mut book = self.0.borrow_mut();
-        book.deeds.clear();
-        book.page_faults.clear();
+        let mut log = self.0.borrow_mut();
+        log.observations.clear();
+        log.page_faults.clear();
     }
 
     /// What was written down since the last call.
-    pub fn take(&self) -> Vec<Deed> {
-        std::mem::take(&mut self.0.borrow_mut().deeds)
+    pub fn take(&self) -> Vec<Observation> {
+        std::mem::take(&mut self.0.borrow_mut().observations)
     }
 }
 
 /// The watched backend.
-pub struct Watched {
+pub struct Observer {
     inner: Box<dyn Backend>,
     log: Log,
     slots: Vec<MemoryRegion>,
@@ -184,20 +184,20 @@ fn gpa_of(slots: &[MemoryRegion], hpa: u64) -> Option<u64> {
     Some(slot.gpa + (hpa - slot.hpa))
 }
 
-impl Watched {
+impl Observer {
     pub fn new(inner: Box<dyn Backend>, log: Log) -> Self {
         Self { inner, log, slots: Vec::new() }
     }
 }
 
 /// The host as the watched backend sees it.
-struct WatchedHost<'a> {
+struct ObservedHost<'a> {
     inner: &'a mut dyn Host,
     /// Host physical addresses of what silicon reads, with the values before and after.
     reads: Vec<(u64, u64, u64)>,
 }
 
-impl Host for WatchedHost<'_> {
+impl Host for ObservedHost<'_> {
     fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
         let done = self.inner.read(hpa, buf);
         if done && matches!(buf.len(), 4 | 8) {
@@ -266,7 +266,7 @@ impl Host for WatchedHost<'_> {
     }
 }
 
-impl Backend for Watched {
+impl Backend for Observer {
     fn resolved(&self) -> Vec<(String, String)> {
         self.inner.resolved()
     }
@@ -351,7 +351,7 @@ impl Backend for Watched {
         host: &mut dyn Host,
         exit: &mut Exit,
     ) -> Answer {
-        let mut host = WatchedHost { inner: host, reads: Vec::new() };
+        let mut host = ObservedHost { inner: host, reads: Vec::new() };
         let answer = self.inner.access(vcpu, state, access, &mut host, exit);
         let fault = answer.fault;
         if answer.verdict == Verdict::FAULT && fault.vector == Vector::PF {
@@ -369,7 +369,7 @@ impl Backend for Watched {
             after,
         };
         let entries = (0..).zip(host.reads).map(entry).collect();
-        self.log.push(Deed::Walk(Box::new(Walk {
+        self.log.push(Observation::Walk(Box::new(Walk {
             access: *access,
             paged: state.cr0().pg(),
             entries,
@@ -378,7 +378,7 @@ impl Backend for Watched {
             fault: answer.fault,
         })));
         if answer.verdict == Verdict::FAULT {
-            self.log.push(Deed::Fault(answer.fault));
+            self.log.push(Observation::Fault(answer.fault));
         }
         answer
     }
@@ -394,7 +394,7 @@ impl Backend for Watched {
     ) -> Verdict {
         let verdict = self.inner.sensitive(vcpu, state, insn, host, exit, fault);
         if verdict == Verdict::FAULT {
-            self.log.push(Deed::Fault(*fault));
+            self.log.push(Observation::Fault(*fault));
         }
         verdict
     }
@@ -413,7 +413,7 @@ impl Backend for Watched {
             self.log.0.borrow_mut().page_faults.pop();
         }
         if verdict == Verdict::NATIVE {
-            self.log.push(Deed::Fault(*exception));
+            self.log.push(Observation::Fault(*exception));
         }
         verdict
     }
@@ -429,7 +429,7 @@ impl Backend for Watched {
             self.log.page_fault(vcpu, state.icount, event.error_code, state.cr2);
         }
         if event.valid {
-            self.log.push(Deed::Inject(event, Some(state.cr2)));
+            self.log.push(Observation::Inject(event, Some(state.cr2)));
         }
         resume
     }

@@ -1,11 +1,11 @@
-//! A machine that is fed with taped exits, and what it did about the last one.
+//! A machine that replays taped exits, and what it did about the last one.
 
 use super::{Method, view};
 use crate::{
     Error,
     across::Sides,
     explain, identical,
-    witness::{Deed, Log, Watched},
+    observer::{Log, Observation, Observer},
 };
 use std::{
     cell::{Ref, RefCell},
@@ -19,8 +19,8 @@ use vmtape_traces::{
     event::{Control, End},
 };
 
-/// A fed machine.
-pub(super) struct Fed {
+/// A replayed machine.
+pub(super) struct Replayed {
     pub machine: Machine,
     answer: Rc<RefCell<Answer>>,
     /// The tape's own machine, from which this one takes what it has not done.
@@ -28,7 +28,7 @@ pub(super) struct Fed {
     /// It is the tape's own machine itself.
     same: bool,
     /// It has done something else about the last exit.
-    astray: bool,
+    diverged: bool,
 }
 
 /// What the handlers did about the last exit.
@@ -44,7 +44,7 @@ pub(super) struct Answer {
 
 /// How the machine dealt with what it was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Handling {
     /// Its silicon went on without an exit.
     Native,
     /// Its silicon gave the guest an exception without an exit.
@@ -57,7 +57,7 @@ pub(super) enum Way {
     Ended { alike: bool },
 }
 
-impl Way {
+impl Handling {
     pub fn has_ended(&self) -> bool {
         matches!(self, Self::Ended { .. })
     }
@@ -79,7 +79,7 @@ struct Listener {
 impl Recorder for Listener {
     fn event(&mut self, event: Event) -> ControlFlow<()> {
         if let Some(log) = &self.log {
-            log.push(Deed::Event(event.clone()));
+            log.push(Observation::Event(event.clone()));
         }
         let mut answer = self.answer.borrow_mut();
         match event {
@@ -103,7 +103,7 @@ impl Recorder for Listener {
     }
 }
 
-impl Fed {
+impl Replayed {
     pub fn new(
         machine: &MachineSpec,
         sides: &Sides,
@@ -118,33 +118,33 @@ impl Fed {
         let answer = Rc::new(RefCell::new(Answer::default()));
         let mut backend = (sides.create)(machine)?;
         if let Some(log) = &log {
-            backend = Box::new(Watched::new(backend, log.clone()));
+            backend = Box::new(Observer::new(backend, log.clone()));
         }
         let listener = Listener { answer: answer.clone(), log };
         let inputs = Box::new(crate::spec::inputs(sides.tape)?);
         let mut machine = Machine::new(machine.clone(), backend, inputs, Some(Box::new(listener)))?;
         machine.start_feeding();
-        Ok(Self { machine, answer, guide, same: method.same, astray: false })
+        Ok(Self { machine, answer, guide, same: method.same, diverged: false })
     }
 
     /// Gives the machine an exit, or if it is not the tape's own what caused the exit.
-    pub fn take(&mut self, group: &ExitGroup) -> Way {
+    pub fn take(&mut self, group: &ExitGroup) -> Handling {
         if let Some(mut guide) = self.guide.take() {
-            if self.astray {
+            if self.diverged {
                 self.machine.resynchronize(&guide.machine);
             }
             guide.take(group);
             self.guide = Some(guide);
         }
-        let way = self.give(group);
-        self.astray = match self.same {
+        let handling = self.give(group);
+        self.diverged = match self.same {
             true => self.answer().notes != group.notes,
-            false => !self.is_alike(group, &way),
+            false => !self.is_alike(group, &handling),
         };
-        way
+        handling
     }
 
-    fn give(&mut self, group: &ExitGroup) -> Way {
+    fn give(&mut self, group: &ExitGroup) -> Handling {
         {
             let mut answer = self.answer.borrow_mut();
             answer.before.clear();
@@ -152,16 +152,16 @@ impl Fed {
             (answer.handled, answer.resume) = (0, None);
         }
         if self.same {
-            return self.machine.feed(group).map_or(Way::Handled, |_| Way::Ended { alike: false });
+            return self.machine.feed(group).map_or(Handling::Handled, |_| Handling::Ended { alike: false });
         }
         match self.machine.resolve(group) {
-            Ok(Resolved::Native) => Way::Native,
-            Ok(Resolved::Fault(fault)) => Way::Fault(fault),
-            Ok(Resolved::Handled) => Way::Handled,
-            Ok(Resolved::Endless) | Err(End::NoProgress { .. }) => Way::Endless,
+            Ok(Resolved::Native) => Handling::Native,
+            Ok(Resolved::Fault(fault)) => Handling::Fault(fault),
+            Ok(Resolved::Handled) => Handling::Handled,
+            Ok(Resolved::Endless) | Err(End::NoProgress { .. }) => Handling::Endless,
             Err(_) => {
                 let goes_on = group.notes.iter().any(|note| matches!(note, Note::Entry { .. }));
-                Way::Ended { alike: !goes_on }
+                Handling::Ended { alike: !goes_on }
             }
         }
     }
@@ -181,10 +181,10 @@ impl Fed {
     }
 
     /// Whether the tape and the machine do the same about an exit, at one look: what most exits are.
-    pub fn is_alike(&self, group: &ExitGroup, way: &Way) -> bool {
+    pub fn is_alike(&self, group: &ExitGroup, handling: &Handling) -> bool {
         let answer = self.answer.borrow();
         // To the letter, with all walks: so are the guest's entries.
-        if *way == Way::Handled
+        if *handling == Handling::Handled
             && answer.notes == group.notes
             && answer.before == group.before
             && answer.resume == group.resume
@@ -194,7 +194,7 @@ impl Fed {
         let quiet = |note: &&Note| !matches!(note, Note::InjException { .. } | Note::Mmio { .. });
         let (expected, actual) = (view::visible(&group.notes), view::visible(&answer.notes));
         let stays = |resume: &Option<Resume>| resume.is_none_or(|resume| !explain::leaves(&resume));
-        matches!(way, Way::Native | Way::Handled)
+        matches!(handling, Handling::Native | Handling::Handled)
             && expected.clone().all(|note| quiet(&note))
             && expected.eq(actual)
             && stays(&group.resume)
