@@ -1,12 +1,13 @@
 //! One suite for every backend: guests run through the installed program, as a user would run them.
 //!
-//! The program and the plugins must have been built (`cargo build`); a missing one is an error, never a skip.
+//! What is tested is built first, by the `cargo build` that a user types: no test meets a stale program or plugin.
 
 use anyhow::{Context, Result, bail};
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::{Command, Output},
+    sync::OnceLock,
 };
 
 /// The backends that this workspace ships.
@@ -19,15 +20,35 @@ pub mod guest_status {
     pub const SKIP: i32 = 77;
 }
 
-/// The `vmtape` program beside the running test.
+/// The `vmtape` program beside the running test, with the plugins beside it, built from the sources as they are.
 pub fn program() -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
+    built.clone().map_err(anyhow::Error::msg)
+}
+
+/// Builds the workspace's default members, the program and the plugins, with the profile of the running test. Where they
+/// are fresh this takes a moment; Cargo's own lock keeps two of these apart.
+fn build() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     let folder = test.parent().and_then(Path::parent).context("a test runs from target/PROFILE/deps")?;
-    let program = folder.join("vmtape");
-    if !program.exists() {
-        bail!("{} is missing: run `cargo build` first", program.display());
+    let target = folder.parent().context("a profile's folder lies in target")?;
+    let profile = match folder.file_name().and_then(|name| name.to_str()) {
+        // The one profile whose folder has another name.
+        Some("debug") => "dev",
+        Some(profile) => profile,
+        None => bail!("{}: no profile has such a name", folder.display()),
+    };
+    let built = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
+        .args(["build", "--quiet", "--profile", profile, "--target-dir"])
+        .arg(target)
+        .output()
+        .context("cargo, which builds what the tests run")?;
+    if !built.status.success() {
+        bail!("cargo build --profile {profile} failed, so there is nothing to test:\n{}", tail(&built));
     }
-    Ok(program)
+    Ok(folder.join("vmtape"))
 }
 
 /// Says that the running test was skipped, and why. Not by a macro: what those print of a test that passes nobody sees.
@@ -36,15 +57,10 @@ pub fn skipped(why: &str) {
     let _ = writeln!(io::stderr(), "SKIPPED {}: {why}", thread.name().unwrap_or("a test"));
 }
 
-/// Where kvm-unit-tests' images are, if the user said so.
-pub fn kvm_unit_tests() -> Option<PathBuf> {
+/// Where kvm-unit-tests' images are. Tests that need them are `#[ignore]`d, so that each run names them and counts them.
+pub fn kvm_unit_tests() -> Result<PathBuf> {
     let folder = std::env::var_os("VMTAPE_KUT").map(PathBuf::from);
-    if folder.is_none() {
-        skipped(
-            "it needs kvm-unit-tests: VMTAPE_KUT=FOLDER cargo test -p vmtape_conformance, FOLDER being its x86, built",
-        );
-    }
-    folder
+    folder.context("VMTAPE_KUT is not set to the x86 folder of a built kvm-unit-tests")
 }
 
 /// Runs `vmtape` with these arguments in a folder and gives what it printed.

@@ -51,8 +51,8 @@ fn record_and_replay(image: &Path, cpu: &str, backend: &str, status: i32) -> Res
     Ok(Ok(()))
 }
 
-fn all_pass_on(backend: &str) {
-    let Some(images) = kvm_unit_tests() else { return };
+fn all_pass_on(backend: &str) -> Result<()> {
+    let images = kvm_unit_tests()?;
     let mut failures = Vec::new();
     for (guest, cpu) in GUESTS {
         let image = images.join(format!("{guest}.flat"));
@@ -63,27 +63,32 @@ fn all_pass_on(backend: &str) {
         }
     }
     assert!(failures.is_empty(), "under {backend}:\n{}", failures.join("\n"));
+    Ok(())
 }
 
 #[test]
-fn all_pass_on_vmx() {
-    all_pass_on(BACKENDS[0]);
+#[ignore = "needs kvm-unit-tests: VMTAPE_KUT=FOLDER, its x86, built"]
+fn all_pass_on_vmx() -> Result<()> {
+    all_pass_on(BACKENDS[0])
 }
 
 #[test]
-fn all_pass_on_svm() {
-    all_pass_on(BACKENDS[1]);
+#[ignore = "needs kvm-unit-tests: VMTAPE_KUT=FOLDER, its x86, built"]
+fn all_pass_on_svm() -> Result<()> {
+    all_pass_on(BACKENDS[1])
 }
 
 #[test]
-fn all_pass_on_svm_npt() {
-    all_pass_on(BACKENDS[2]);
+#[ignore = "needs kvm-unit-tests: VMTAPE_KUT=FOLDER, its x86, built"]
+fn all_pass_on_svm_npt() -> Result<()> {
+    all_pass_on(BACKENDS[2])
 }
 
 /// `setjmp` reads x2APIC registers, which only some silicon virtualizes; `debug` DR4, where silicon differs in what comes first.
 #[test]
+#[ignore = "needs kvm-unit-tests: VMTAPE_KUT=FOLDER, its x86, built"]
 fn other_backends_make_the_same_of_taped_exits() -> Result<()> {
-    let Some(images) = kvm_unit_tests() else { return Ok(()) };
+    let images = kvm_unit_tests()?;
     let folder = tempfile::tempdir()?;
     for (guest, from, to) in [("setjmp", "svm", "vmx"), ("setjmp", "svm-npt", "vmx"), ("debug", "vmx", "svm")]
     {
@@ -100,9 +105,10 @@ fn other_backends_make_the_same_of_taped_exits() -> Result<()> {
 
 /// KVM writes its own vendor's hypercall instruction over the other's. From v5.19 on userspace may forbid it.
 #[test]
+#[ignore = "needs kvm-unit-tests: VMTAPE_KUT=FOLDER, its x86, built"]
 fn the_other_vendors_hypercall_is_overwritten() -> Result<()> {
     const OFF: &str = "fix_hypercall_insn=off";
-    let Some(images) = kvm_unit_tests() else { return Ok(()) };
+    let images = kvm_unit_tests()?;
     let (folder, image) = (tempfile::tempdir()?, images.join("hypercall.flat"));
     for backend in BACKENDS {
         let [own, other] = if backend == "vmx" { ["VMCALL", "VMMCALL"] } else { ["VMMCALL", "VMCALL"] };

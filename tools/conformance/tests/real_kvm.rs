@@ -14,7 +14,7 @@ fn recordings() -> PathBuf {
 
 /// Imports a recording, records the same guest with the same CPUID and options, and compares the two tapes.
 fn compare(recording: &str, guest: &str, backend: &str, options: &[&str]) -> Result<()> {
-    let Some(images) = kvm_unit_tests() else { return Ok(()) };
+    let images = kvm_unit_tests()?;
     let folder = tempfile::tempdir()?;
     let trace = recordings().join(recording).join("trace.txt.gz");
     let imported = vmtape(folder.path(), &["import", "-o", "real.tape", &trace.to_string_lossy()])?;
@@ -35,27 +35,32 @@ const INTEL: [&str; 6] = ["--host", "intel-40-bochs", "--layout", "mvmm", "--cpu
 const AMD: [&str; 4] = ["--host", "amd-48-qemu", "--cpu", "tape:real.tape"];
 
 #[test]
+#[ignore = "needs kvm-unit-tests: VMTAPE_KUT=FOLDER, its x86, built"]
 fn kvm_intel_setjmp() -> Result<()> {
     compare("ept1/setjmp", "setjmp", "vmx", &INTEL)
 }
 
 #[test]
+#[ignore = "needs kvm-unit-tests: VMTAPE_KUT=FOLDER, its x86, built"]
 fn kvm_intel_umip() -> Result<()> {
     compare("ept1/umip", "umip", "vmx", &INTEL)
 }
 
 #[test]
+#[ignore = "needs kvm-unit-tests: VMTAPE_KUT=FOLDER, its x86, built"]
 fn kvm_intel_setjmp_shadow_paging() -> Result<()> {
     let options: Vec<_> = INTEL.into_iter().chain(["--kvm", "ept=off"]).collect();
     compare("ept0/setjmp", "setjmp", "vmx", &options)
 }
 
 #[test]
+#[ignore = "needs kvm-unit-tests: VMTAPE_KUT=FOLDER, its x86, built"]
 fn kvm_amd_setjmp_nested_paging() -> Result<()> {
     compare("npt1/setjmp", "setjmp", "svm-npt", &AMD)
 }
 
 #[test]
+#[ignore = "needs kvm-unit-tests: VMTAPE_KUT=FOLDER, its x86, built"]
 fn kvm_amd_setjmp_shadow_paging() -> Result<()> {
     compare("npt0/setjmp", "setjmp", "svm", &AMD)
 }
