@@ -15,6 +15,10 @@ pub enum Error {
     NoMachine { tape: String },
     #[error("{tape}: at {at} there is no guest that could move: it has ended, or does not come to rest")]
     NobodyMoves { tape: String, at: When },
+    #[error(
+        "{tape}: nothing on it could be compared: it has no exits, or none that can be judged without its guest"
+    )]
+    NothingCompared { tape: String },
     #[error("the backend `{backend}` refuses the machine: {reason}")]
     Refused { backend: String, reason: String },
     #[error("the backend `{backend}` broke after {exits} exits; what it said stands in the log")]

@@ -58,12 +58,13 @@ pub fn replay(
     let mut feeder = Feeder { replayed, method, last: None, asked: None, found: Vec::new() };
     ahead::with_exits(sides.tape, 0, 0, |exits| -> Result<_, Error> {
         while let Some(group) = exits.next_exit()? {
-            feeder.take(group, report);
-            report.compared.exits += 1;
-            report.compared.events += group.notes.len() as u64;
-            report.compared.instructions = group.exit.icount;
+            if feeder.take(group, report) {
+                report.compared.exits += 1;
+                report.compared.events += group.notes.len() as u64;
+                report.compared.instructions = group.exit.icount;
+            }
             if group.number.is_multiple_of(PROGRESS) {
-                progress(report.compared.exits);
+                progress(group.number);
             }
             if !feeder.found.is_empty() && !method.go_on {
                 break;
@@ -86,6 +87,7 @@ pub fn replay(
             report.diverge(divergence);
         }
     }
+    report.conclude();
     Ok(())
 }
 
@@ -108,7 +110,8 @@ struct Feeder {
 }
 
 impl Feeder {
-    fn take(&mut self, group: &ExitGroup, report: &mut Report) {
+    /// Compares an exit. False: it is unknown.
+    fn take(&mut self, group: &ExitGroup, report: &mut Report) -> bool {
         let last = Last::of(&mut self.replayed, group);
         let (changes, questions) = compare_controls(taped(group), last.controls.clone());
         report.answers.extend(questions.iter().map(Difference::row));
@@ -119,13 +122,16 @@ impl Feeder {
             self.keep(Found::of_differences(group, changes), report);
         }
         let handling = &last.handling;
+        let mut known = true;
         if last.unknown {
+            known = false;
             *report.unknown.entry(UNKNOWN.into()).or_default() += 1;
         } else if self.method.same {
             let found = same_events(&self.replayed, group, handling.has_ended(), report);
             found.into_iter().for_each(|found| self.keep(found, report));
         } else if handling.is_untold(group) {
             // Silicon executes what the other one exited for; its result is not on any tape.
+            known = false;
             *report.unknown.entry(NOT_TAKEN.into()).or_default() += 1;
         } else if !self.replayed.is_alike(group, handling) {
             let (expected, actual) =
@@ -134,6 +140,7 @@ impl Feeder {
             found.into_iter().for_each(|found| self.keep(found, report));
         }
         self.last = Some(last);
+        known
     }
 
     fn keep(&mut self, found: Found, report: &mut Report) {

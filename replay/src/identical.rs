@@ -117,12 +117,12 @@ pub fn replay(
     report.compared = checker.compared.clone();
     report.actual_end = player.end.as_ref().map(text::end_text);
     report.compared.instructions = player.machine.icount();
-    if let Some(mismatch) = found {
-        if checker.at_cut(tape) && mismatch.expected.is_none() {
-            return Ok(());
-        }
+    // A damaged tape breaks off: what a run does after that is no difference.
+    let at_cut = checker.at_cut(tape);
+    if let Some(mismatch) = found.filter(|mismatch| !at_cut || mismatch.expected.is_some()) {
         report.diverge(divergence(&checker, mismatch, widths, reproduce));
     }
+    report.conclude();
     Ok(())
 }
 

@@ -50,6 +50,7 @@ pub fn compare(real: &Tape, ours: &Tape, report: &mut Report, reproduce: &str) -
     ours.retain(|step| !comparison.is_filtered(&reasons, &step.group));
     comparison.exempt(exempt::NOT_TRACED, (before - ours.len()) as u64);
     comparison.run(&real, &ours, reproduce);
+    report.conclude();
     Ok(())
 }
 

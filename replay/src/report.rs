@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 pub enum Verdict {
     Same,
     Different,
+    /// Nothing could be compared, so there is nothing to judge by.
+    Nothing,
 }
 
 /// Where a difference shows.
@@ -139,6 +141,12 @@ pub struct Compared {
     pub events: u64,
 }
 
+impl Compared {
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// A comparison.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -165,10 +173,10 @@ pub struct Report {
 }
 
 impl Report {
-    /// A report without findings.
+    /// A report of a comparison that has not begun.
     pub fn new(method: impl Into<String>, expected: impl Into<String>, actual: impl Into<String>) -> Self {
         Self {
-            verdict: Verdict::Same,
+            verdict: Verdict::Nothing,
             method: method.into(),
             expected: expected.into(),
             actual: actual.into(),
@@ -188,5 +196,30 @@ impl Report {
     pub fn diverge(&mut self, divergence: Divergence) {
         self.verdict = Verdict::Different;
         self.divergence.get_or_insert(divergence);
+    }
+
+    /// The comparison is over. Without a difference the verdict goes by whether there was anything to compare.
+    pub fn conclude(&mut self) {
+        self.verdict = match (&self.divergence, self.compared.is_nothing()) {
+            (Some(_), _) => Verdict::Different,
+            (None, true) => Verdict::Nothing,
+            (None, false) => Verdict::Same,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_no_verdict_over_nothing() {
+        let mut report = Report::new("", "", "");
+        assert_eq!(report.verdict, Verdict::Nothing, "before the comparison");
+        report.conclude();
+        assert_eq!(report.verdict, Verdict::Nothing);
+        report.compared.events = 1;
+        report.conclude();
+        assert_eq!(report.verdict, Verdict::Same);
     }
 }

@@ -35,12 +35,15 @@ pub fn compare(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &
     if a.backend == b.backend {
         let Some(found) = equal(expected, actual, report)? else {
             report.method = "event by event: both tapes are equal".into();
+            report.conclude();
             return Ok(());
         };
         *report.unknown.entry(format!("first difference for the host: {found}")).or_default() += 1;
     }
     report.method = "what the guests could observe, aligned by retired instructions".into();
-    observed(expected, actual, report, reproduce)
+    observed(expected, actual, report, reproduce)?;
+    report.conclude();
+    Ok(())
 }
 
 /// Compares all events; gives the first difference in words.
@@ -151,10 +154,12 @@ fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str
         }
         let left = if a.icount() == at { a.advance()? } else { None };
         let right = if b.icount() == at { b.advance()? } else { None };
-        report.compared.instructions = at;
-        report.compared.exits += 1;
         let (what, seen) = match compare_observed(left.as_ref(), right.as_ref()) {
-            Compared::Equal => continue,
+            Compared::Equal => {
+                report.compared.instructions = at;
+                report.compared.exits += 1;
+                continue;
+            }
             Compared::Unknown => {
                 let what =
                     "CPUID, MSR accesses and exceptions that one side's silicon may have without an exit";

@@ -117,3 +117,12 @@ fn a_run_that_ends_early_is_different() {
     let longer = compare(&theirs[..1], &[], &theirs);
     assert_eq!((longer.verdict, longer.unknown.len()), (Verdict::Same, 1));
 }
+
+#[test]
+fn nothing_in_common_is_no_verdict() {
+    let ours = [npf(0x20_0000, 2)];
+    assert_eq!(compare(&[], &[], &ours).verdict, Verdict::Nothing, "no exit was understood");
+    assert_eq!(compare(&ours, &[], &[]).verdict, Verdict::Nothing, "no exit was taken");
+    let other_host = compare(&[interrupt()], &[], &ours);
+    assert_eq!(other_host.verdict, Verdict::Nothing, "only the host's own exits");
+}

@@ -90,6 +90,7 @@ impl Sides<'_> {
             report.compared.instructions = divergence.icount;
             report.diverge(divergence);
         }
+        report.conclude();
         Ok(())
     }
 

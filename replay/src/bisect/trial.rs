@@ -138,12 +138,13 @@ impl<'a> Bench<'a> {
     fn compare(&self, mode: Mode, pair: &Pair, create: Create) -> Result<Show, Error> {
         let report = self.report(mode, pair, create, self.only)?;
         Ok(match report.divergence {
-            Some(divergence) if report.verdict == Verdict::Different => Show::Different {
+            Some(divergence) => Show::Different {
                 signature: Signature::of(&divergence),
                 text: divergence.summary.clone(),
                 divergence: Some(Box::new(divergence)),
             },
-            _ => Show::Same,
+            None if report.verdict == Verdict::Same => Show::Same,
+            None => Show::Unable("nothing could be compared".into()),
         })
     }
 

@@ -102,6 +102,9 @@ pub fn check(
 ) -> Result<Assessment, Error> {
     let mut findings = rules::findings(guest, host);
     let replay = match rerun::run(guest, host, create, reproduce, progress) {
+        Ok(ran) if ran.report.verdict == crate::report::Verdict::Nothing => {
+            return Err(Error::NothingCompared { tape: guest.tape.name().to_owned() });
+        }
         Ok(ran) => {
             findings.extend(ran.findings);
             Some(ran.report)

@@ -1,5 +1,5 @@
 use crate::output::{ExitCode, print_json, tell};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::ValueHint;
 use std::{
     io::{self, Write},
@@ -24,11 +24,17 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let summary = import::to_tape(&args.trace, &args.output, Options::default())?;
+    let decoded: u64 = summary.decoded.values().sum();
+    if decoded == 0 {
+        bail!(
+            "{}: no event of KVM was understood, so there is nothing to compare; what it holds is on the tape as text",
+            args.trace.display()
+        );
+    }
     if args.json {
         print_json(&summary)?;
         return Ok(ExitCode::SAME);
     }
-    let decoded: u64 = summary.decoded.values().sum();
     let kept: u64 = summary.kept.values().sum();
     writeln!(
         io::stdout(),
