@@ -25,7 +25,7 @@ use crate::{
 };
 use explain::{At, Last};
 use replayed::Replayed;
-use vmtape_arch::{exit::ResumeKind, note::Note};
+use vmtape_arch::{exit::ResumeKind, level::Place, note::Note};
 use vmtape_traces::{Event, ExitGroup, Tape, ahead};
 
 /// How to feed a tape.
@@ -196,12 +196,12 @@ fn same_events(replayed: &Replayed, group: &ExitGroup, ended: bool, report: &mut
     let entered = group.notes.last().is_some_and(|note| matches!(note, Note::Entry { .. }));
     let open = ended || halted || !entered;
     let answer = replayed.answer();
-    if answer.notes == group.notes && answer.resume == group.resume {
+    if answer.notes == group.notes && answer.places == group.places && answer.resume == group.resume {
         return None;
     }
     let kept = if halted { group.handled } else { group.notes.len() };
-    let expected = events(group, &group.notes[..kept], group.handled, group.resume);
-    let actual = events(group, &answer.notes, answer.handled, answer.resume);
+    let expected = events(group, &group.notes[..kept], &group.places, group.handled, group.resume);
+    let actual = events(group, &answer.notes, &answer.places, answer.handled, answer.resume);
     let (first, other) = first_difference(&expected, &actual, open)?;
     // See: exempt::SILICON_BITS
     let touched = |event: &Event| !matches!(event, Event::Note { note: Note::SetSpte { .. }, .. });
@@ -228,14 +228,18 @@ const HALTED: [ResumeKind; 2] = [ResumeKind::BLOCKED, ResumeKind::HLT];
 fn events(
     group: &ExitGroup,
     notes: &[Note],
+    places: &[(usize, Place)],
     handled: usize,
     resume: Option<vmtape_arch::exit::Resume>,
 ) -> Vec<Event> {
     let vcpu = group.exit.vcpu;
-    let (before, after) = notes.split_at(handled.min(notes.len()));
-    let note = |note: &Note| Event::Note { vcpu, note: *note };
-    let end = resume.map(|resume| Event::Resume { vcpu, resume });
-    before.iter().map(note).chain(end).chain(after.iter().map(note)).collect()
+    let place = |index| places.iter().find(|(of, _)| *of == index).map_or(Place::L1, |(_, place)| *place);
+    let note = |(index, note): (usize, &Note)| Event::Note { vcpu, place: place(index), note: *note };
+    let mut events: Vec<_> = notes.iter().enumerate().map(note).collect();
+    if let Some(resume) = resume {
+        events.insert(handled.min(events.len()), Event::Resume { vcpu, resume });
+    }
+    events
 }
 
 /// The first events that differ. `open`: the entry that would have followed is on one side only.

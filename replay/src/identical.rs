@@ -211,7 +211,9 @@ pub fn event_text(event: &Event) -> String {
                 exit.exit
             )
         }
-        Event::Note { vcpu, note } => text::note_line(note, *vcpu, 0),
+        Event::Note { vcpu, place, note } => {
+            text::note_line(note, *vcpu, 0) + &vmtape_traces::text::place_text(*place)
+        }
         Event::Resume { resume, .. } => text::resume_text(resume),
         Event::Control { control, .. } => control_text(control),
         Event::End { icount, end, .. } => format!("after {icount} instructions, {}", text::end_text(end)),

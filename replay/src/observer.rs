@@ -11,6 +11,7 @@ use vmtape_arch::{
     event::{Event as GuestEvent, EventKind},
     exception::{Exception, Vector},
     exit::{Exit, Resume, StimulusKind},
+    level::Place,
     note::{Note, NoteKind},
     sensitive::Sensitive,
     vcpu::VcpuState,
@@ -45,8 +46,8 @@ impl Observation {
         });
         let vcpu = group.exit.vcpu;
         let walk = walk.map(|walk| Self::Walk(Box::new(walk)));
-        let notes = group.notes.iter().flat_map(|note| {
-            let event = Self::Event(Event::Note { vcpu, note: *note });
+        let notes = group.notes.iter().enumerate().flat_map(|(index, note)| {
+            let event = Self::Event(Event::Note { vcpu, place: group.place(index), note: *note });
             [Some(event), injected(note)].into_iter().flatten()
         });
         let resume = group.resume.map(|resume| Self::Event(Event::Resume { vcpu, resume }));
@@ -249,8 +250,8 @@ impl Host for ObservedHost<'_> {
         self.inner.nmi(vcpu, ack)
     }
 
-    fn note(&mut self, vcpu: u32, note: Note) {
-        self.inner.note(vcpu, note);
+    fn note_at(&mut self, vcpu: u32, place: Place, note: Note) {
+        self.inner.note_at(vcpu, place, note);
     }
 
     fn wants(&self, kind: NoteKind) -> bool {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use vmtape_arch::{
     exit::{Exit, Isa, SvmExitCode, VmxReason},
+    level::Place,
     note::Note,
 };
 use vmtape_replay::{Report, recording, report::Verdict};
@@ -23,8 +24,12 @@ fn tape(folder: &Path, name: &str, steps: &[Step], lines: &[(usize, &str)]) -> T
         }
         let exit = ExitEvent { vcpu: 0, icount: n as u64, rip: *rip, exit: *exit };
         writer.push(Event::Exit(Box::new(exit)));
-        notes.iter().for_each(|note| writer.push(Event::Note { vcpu: 0, note: *note }));
-        writer.push(Event::Note { vcpu: 0, note: Note::Entry { rip: *rip, intr_info: 0, error_code: 0 } });
+        notes.iter().for_each(|note| writer.push(Event::Note { vcpu: 0, place: Place::L1, note: *note }));
+        writer.push(Event::Note {
+            vcpu: 0,
+            place: Place::L1,
+            note: Note::Entry { rip: *rip, intr_info: 0, error_code: 0 },
+        });
     }
     writer.push(Event::End { icount: 0, exits: steps.len() as u64, end: End::Cut });
     writer.finish().unwrap();

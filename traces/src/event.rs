@@ -6,7 +6,7 @@
 //! wall-clock time, addresses of this process, or threads.
 
 use serde::Serialize;
-use vmtape_arch::{cpuid::CpuidEntry, exit::Exit, exit::Resume, note::Note};
+use vmtape_arch::{cpuid::CpuidEntry, exit::Exit, exit::Resume, level::Place, note::Note};
 
 /// One event of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -17,8 +17,8 @@ pub enum Event {
     Registers(Registers),
     /// Guest memory that the handling of the exit read.
     Read { hpa: u64, data: Data },
-    /// What the backend did.
-    Note { vcpu: u32, note: Note },
+    /// What the backend did, and for which level.
+    Note { vcpu: u32, place: Place, note: Note },
     /// The end of the exit's handling.
     Resume { vcpu: u32, resume: Resume },
     /// A nondeterministic input: random numbers, bytes typed on the serial port, ...

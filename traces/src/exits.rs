@@ -9,6 +9,7 @@ use crate::{
 use std::collections::{BTreeMap, VecDeque};
 use vmtape_arch::{
     exit::{Resume, ResumeKind},
+    level::Place,
     note::Note,
 };
 
@@ -26,6 +27,8 @@ pub struct ExitGroup {
     pub reads: Vec<(u64, Data)>,
     /// What was done about the exit, up to and with the entry that followed.
     pub notes: Vec<Note>,
+    /// Those of `notes` that are not L1's own: their index, and where they belong. See [`ExitGroup::place`].
+    pub places: Vec<(usize, Place)>,
     /// How many of `notes` came before the end of the handling; the rest belong to the entry.
     pub handled: usize,
     /// What the VMM did between the end of the handling and the entry.
@@ -119,7 +122,7 @@ impl Grouping {
     fn take(&mut self, event: Event) -> Option<Event> {
         match event {
             Event::Exit(exit) => self.exit(*exit),
-            Event::Note { vcpu, note } => self.note(vcpu, note),
+            Event::Note { vcpu, place, note } => self.note(vcpu, place, note),
             Event::Resume { vcpu, resume } => self.resume(vcpu, resume),
             Event::Registers(registers) => self.registers(registers),
             Event::Read { hpa, data } => {
@@ -145,8 +148,8 @@ impl Grouping {
                 self.resume(vcpu, resume);
             }
             tag::NOTE.. => {
-                let (vcpu, note) = flat.note()?;
-                self.note(vcpu, note);
+                let (vcpu, place, note) = flat.note()?;
+                self.note(vcpu, place, note);
             }
             tag::REGISTERS => {
                 let values = self.values.pop().unwrap_or_default();
@@ -171,8 +174,11 @@ impl Grouping {
         self.number += 1;
     }
 
-    fn note(&mut self, vcpu: u32, note: Note) {
+    fn note(&mut self, vcpu: u32, place: Place, note: Note) {
         let group = self.open.entry(vcpu).or_default();
+        if let Some(exit) = group.exit.as_mut().filter(|_| place != Place::L1) {
+            exit.places.push((exit.notes.len(), place));
+        }
         group.exit.as_mut().map_or(&mut group.loose, |exit| &mut exit.notes).push(note);
         if matches!(note, Note::Entry { .. }) {
             self.close(vcpu);
@@ -216,6 +222,12 @@ impl Grouping {
 }
 
 impl ExitGroup {
+    /// Where one of `notes` belongs.
+    pub fn place(&self, note: usize) -> Place {
+        let found = self.places.binary_search_by_key(&note, |(index, _)| *index);
+        found.map_or(Place::L1, |at| self.places[at].1)
+    }
+
     /// Begins anew, in the memory that the group has.
     fn start(&mut self, number: u64, exit: ExitEvent) {
         (self.number, self.exit, self.handled, self.resume) = (number, exit, 0, None);
@@ -224,6 +236,7 @@ impl ExitGroup {
         self.registers.clear();
         self.reads.clear();
         self.notes.clear();
+        self.places.clear();
         self.controls.clear();
     }
 }

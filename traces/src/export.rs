@@ -98,8 +98,11 @@ fn object(event: &Event, exit: Option<u64>) -> Value {
         }
         Event::Registers(registers) => put(value(registers)),
         Event::Read { hpa, data } => put(json!({ "hpa": hpa, "data": value(data) })),
-        Event::Note { vcpu, note } => {
+        Event::Note { vcpu, place, note } => {
             put(json!({ "vcpu": vcpu }));
+            if *place != vmtape_arch::level::Place::L1 {
+                put(json!({ "level": place.level.to_string(), "dimension": place.dimension.to_string() }));
+            }
             put(note_fields(note));
         }
         Event::Resume { vcpu, resume } => {

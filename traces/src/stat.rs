@@ -12,7 +12,7 @@ use crate::{
 };
 use serde::Serialize;
 use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap};
-use vmtape_arch::note::Note;
+use vmtape_arch::{level::Level, note::Note};
 
 /// How many of the places with the most exits are kept.
 const HOTTEST: usize = 20;
@@ -30,6 +30,9 @@ pub struct Stat {
     /// Not on imported tapes, whose clock counts no instructions.
     pub exits_per_million_instructions: Option<f64>,
     pub exits_by_reason: BTreeMap<String, u64>,
+    /// Of guests' guests; L1's are the rest.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub exits_by_nested_level: BTreeMap<String, u64>,
     pub events_by_kind: BTreeMap<String, u64>,
     pub hottest: Vec<Hot>,
     pub msrs: BTreeMap<String, Accesses>,
@@ -111,6 +114,9 @@ pub fn stat(tape: &Tape) -> Result<Stat> {
                 stat.instructions = exit.icount;
                 *reasons.entry(kind).or_insert(0u64) += 1;
                 *hot.entry((exit.rip, kind)).or_insert(0u64) += 1;
+                if exit.exit.level != Level::L1 {
+                    *stat.exits_by_nested_level.entry(exit.exit.level.to_string()).or_default() += 1;
+                }
             }
             Event::Note { note, .. } => stat.note(&note),
             Event::End { icount, end, .. } => {

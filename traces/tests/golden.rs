@@ -11,6 +11,7 @@ use vmtape_arch::{
     cpuid::CpuidEntry,
     exit::{Resume, ResumeKind},
     host::{Silicon, Vendor},
+    level::Place,
     note::{Note, NoteKind, RawNote},
 };
 use vmtape_traces::{
@@ -90,9 +91,10 @@ fn first_events() -> Vec<Event> {
     let end = events.pop().unwrap();
     let Event::End { icount, .. } = end else { panic!("a test ends") };
     let note = |kind: NoteKind| {
-        let note = Note::from_raw(RawNote { kind, pad: 0, args: [0x11, 0x1, 0x1, 0x101, 0, 0] });
+        let note =
+            Note::from_raw(RawNote { kind, place: Place::L1, pad: 0, args: [0x11, 0x1, 0x1, 0x101, 0, 0] });
         // As it will be read: with the words that its kind has.
-        Event::Note { vcpu: 0, note: Note::from_raw(note.to_raw()) }
+        Event::Note { vcpu: 0, place: Place::L1, note: Note::from_raw(note.to_raw()) }
     };
     // The kinds that there were when the version was released.
     events.extend((1..=32).chain(64..=66).map(|kind| note(NoteKind(kind))));

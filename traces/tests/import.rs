@@ -181,7 +181,8 @@ fn what_kvm_amd_did_under_shadow_paging() {
 fn a_trace_without_exits_still_has_its_notes() {
     let (events, summary) = events(&Source::Path(recordings().join("pvm/msr_focus/trace.txt.gz")));
     assert_eq!((summary.exits, summary.vcpus), (0, 1));
-    let msrs = events.iter().filter(|e| matches!(e, Event::Note { vcpu: 0, note: Note::Msr { .. } })).count();
+    let msrs =
+        events.iter().filter(|e| matches!(e, Event::Note { vcpu: 0, note: Note::Msr { .. }, .. })).count();
     assert!(msrs > 0);
 }
 

@@ -1,6 +1,6 @@
 //! Exits: reason, qualification, and how their handling ended.
 
-use crate::{access::Access, exception::PageFaultError, open_enum, sensitive::Sensitive};
+use crate::{access::Access, exception::PageFaultError, level::Level, open_enum, sensitive::Sensitive};
 use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
 
@@ -270,7 +270,9 @@ pub struct Exit {
     pub stimulus: StimulusKind,
     /// The instruction completes before the exit (APIC_WRITE, data breakpoints, ...).
     pub trap: bool,
-    pub pad: [u8; 3],
+    /// Who was running.
+    pub level: Level,
+    pub pad: [u8; 2],
     /// `stimulus` ACCESS: the access, with the event in delivery.
     pub access: Access,
     /// `stimulus` SENSITIVE: the instruction or condition.

@@ -19,6 +19,7 @@ pub mod exception;
 pub mod exit;
 pub mod fpu;
 pub mod host;
+pub mod level;
 pub mod msr;
 pub mod note;
 pub mod paging;

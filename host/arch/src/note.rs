@@ -4,7 +4,7 @@
 
 mod raw;
 
-use crate::{exception::Vector, open_enum};
+use crate::{exception::Vector, level::Place, open_enum};
 use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
 
@@ -59,7 +59,8 @@ open_enum! {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RawNote {
     pub kind: NoteKind,
-    pub pad: u32,
+    pub place: Place,
+    pub pad: u16,
     pub args: [u64; 6],
 }
 

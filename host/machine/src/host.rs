@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use vmtape_abi::{ALL_VCPUS, BusOp, BusSpace, EmulateRequest, Emulated, EmulatorMmu, FlushScope, Host};
 use vmtape_arch::{
     cpuid::CpuidEntry,
+    level::Place,
     note::{Note, NoteKind},
     vcpu::VcpuState,
 };
@@ -210,14 +211,14 @@ impl Host for Services {
         self.devices.nmi(vcpu, ack)
     }
 
-    fn note(&mut self, vcpu: u32, note: Note) {
+    fn note_at(&mut self, vcpu: u32, place: Place, note: Note) {
         if let Note::Rule { id } = note
             && self.watching
             && !self.rules.contains(&id)
         {
             self.rules.push(id);
         }
-        self.tape.note(vcpu, note);
+        self.tape.note(vcpu, place, note);
     }
 
     fn wants(&self, kind: NoteKind) -> bool {

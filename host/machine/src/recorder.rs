@@ -4,6 +4,7 @@ use crate::fpu;
 use std::{collections::HashMap, ops::ControlFlow};
 use vmtape_arch::{
     exit::{Exit, Resume, StimulusKind},
+    level::Place,
     note::{Note, NoteKind},
     regs::Rflags,
     sensitive::SensitiveKind,
@@ -182,8 +183,8 @@ impl Tape {
         }
     }
 
-    pub(crate) fn note(&mut self, vcpu: u32, note: Note) {
-        self.event(Event::Note { vcpu, note });
+    pub(crate) fn note(&mut self, vcpu: u32, place: Place, note: Note) {
+        self.event(Event::Note { vcpu, place, note });
     }
 
     /// A reader that starts here knows nothing: tell everything again.

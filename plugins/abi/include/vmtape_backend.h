@@ -555,10 +555,34 @@ typedef uint32_t vt_NoteKind;
 // KVM_EXIT_MEMORY_FAULT or another named end that carries words.
 #define vt_NoteKind_WARNING 66
 
+// The level of virtualization that was running: a guest, or a guest's own guest.
+typedef uint8_t vt_Level;
+#define vt_Level_L1 0
+#define vt_Level_L2 1
+
+// The dimension of a page walk.
+typedef uint8_t vt_Dimension;
+// The tables of whoever runs: from linear to guest physical addresses.
+#define vt_Dimension_GUEST 0
+// L1's nested tables: from L2's guest physical addresses to L1's.
+#define vt_Dimension_NESTED 1
+// The backend's own tables: from guest physical to host physical addresses.
+#define vt_Dimension_HOST 2
+
+// Where a note belongs.
+typedef struct vt_Place {
+    vt_Level level;
+    // Of a step of a walk; otherwise `GUEST`.
+    vt_Dimension dimension;
+} vt_Place;
+// L1's, and no step of a nested walk: nearly everything.
+#define vt_Place_L1 (vt_Place){ .level = vt_Level_L1, .dimension = vt_Dimension_GUEST }
+
 // A note as it crosses the ABI. The meaning of `args` per kind is that of [`Note`]'s fields, in order.
 typedef struct vt_RawNote {
     vt_NoteKind kind;
-    uint32_t pad;
+    struct vt_Place place;
+    uint16_t pad;
     uint64_t args[6];
 } vt_RawNote;
 
@@ -723,7 +747,9 @@ typedef struct vt_Exit {
     vt_StimulusKind stimulus;
     // The instruction completes before the exit (APIC_WRITE, data breakpoints, ...).
     bool trap;
-    uint8_t pad[3];
+    // Who was running.
+    vt_Level level;
+    uint8_t pad[2];
     // `stimulus` ACCESS: the access, with the event in delivery.
     struct vt_Access access;
     // `stimulus` SENSITIVE: the instruction or condition.

@@ -5,6 +5,7 @@ use vmtape_arch::{
     cpuid::CpuidEntry,
     exception::Exception,
     exit::{Exit, Resume},
+    level::Place,
     note::{Note, NoteKind},
     open_enum,
     sensitive::Sensitive,
@@ -192,8 +193,13 @@ pub trait Host {
     /// Whether an NMI is pending; `ack` takes it.
     fn nmi(&mut self, vcpu: u32, ack: bool) -> bool;
 
-    /// Puts a note on the tape.
-    fn note(&mut self, vcpu: u32, note: Note);
+    /// Puts a note on the tape, with the level that ran and, for a step of a walk, its dimension.
+    fn note_at(&mut self, vcpu: u32, place: Place, note: Note);
+
+    /// Puts a note of L1's own on the tape.
+    fn note(&mut self, vcpu: u32, note: Note) {
+        self.note_at(vcpu, Place::L1, note);
+    }
 
     /// Whether notes of this kind are wanted; a backend may skip building those that are not.
     fn wants(&self, kind: NoteKind) -> bool;

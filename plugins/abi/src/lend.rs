@@ -129,7 +129,7 @@ unsafe extern "C" fn nmi(ctx: *mut c_void, vcpu: u32, ack: bool) -> bool {
 
 unsafe extern "C" fn note(ctx: *mut c_void, vcpu: u32, note: *const RawNote) {
     // SAFETY: see above.
-    unsafe { serve(ctx, (), |host| host.note(vcpu, Note::from_raw(*note))) }
+    unsafe { serve(ctx, (), |host| host.note_at(vcpu, (*note).place, Note::from_raw(*note))) }
 }
 
 unsafe extern "C" fn wants(ctx: *mut c_void, kind: NoteKind) -> bool {

@@ -13,7 +13,8 @@ use std::{
 use vmtape_arch::{
     access::Access,
     exception::Exception,
-    note::{Note, NoteKind},
+    level::Place,
+    note::{Note, NoteKind, RawNote},
     vcpu::VcpuState,
 };
 
@@ -118,8 +119,8 @@ impl Host for HostProxy {
         unsafe { (self.table().nmi)(self.0.ctx, vcpu, ack) }
     }
 
-    fn note(&mut self, vcpu: u32, note: Note) {
-        let raw = note.to_raw();
+    fn note_at(&mut self, vcpu: u32, place: Place, note: Note) {
+        let raw = RawNote { place, ..note.to_raw() };
         unsafe { (self.table().note)(self.0.ctx, vcpu, &raw) }
     }
 

@@ -5,11 +5,12 @@
 use std::{fs, path::Path};
 
 /// Where the structures live that cross the boundary.
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 13] = [
     "../../host/arch/src/access.rs",
     "../../host/arch/src/cpuid.rs",
     "../../host/arch/src/event.rs",
     "../../host/arch/src/exception.rs",
+    "../../host/arch/src/level.rs",
     "../../host/arch/src/exit.rs",
     "../../host/arch/src/fpu.rs",
     "../../host/arch/src/host.rs",

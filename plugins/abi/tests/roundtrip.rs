@@ -12,6 +12,7 @@ use vmtape_arch::{
     exception::{Exception, PageFaultError},
     exit::{Exit, Isa, Resume, ResumeKind},
     host::{Silicon, Vendor},
+    level::Place,
     note::{Note, NoteKind},
     sensitive::Sensitive,
     vcpu::VcpuState,
@@ -305,8 +306,10 @@ impl Host for FakeHost {
         !ack
     }
 
-    fn note(&mut self, vcpu: u32, note: Note) {
-        self.told.borrow_mut().push(format!("{vcpu} {note:?}"));
+    fn note_at(&mut self, vcpu: u32, place: Place, note: Note) {
+        let place =
+            if place == Place::L1 { String::new() } else { format!("{} {} ", place.level, place.dimension) };
+        self.told.borrow_mut().push(format!("{vcpu} {place}{note:?}"));
     }
 
     fn wants(&self, kind: NoteKind) -> bool {

@@ -13,7 +13,7 @@ use crate::{
 use vmtape_abi::{EmulateRequest, Host, emultype};
 use vmtape_arch::{
     exception::Exception,
-    exit::Resume,
+    exit::{Resume, ResumeKind},
     host::{Silicon, Vendor},
     note::{Note, NoteKind},
     sensitive::{Sensitive, SensitiveKind},
@@ -126,6 +126,8 @@ impl Kvm {
                 vcpu.inject(state, &exception);
                 Resume::GUEST
             }
+            // Only a context of L1's nested tables gives this, and no handler sets one up yet.
+            Handled::InjectNested(_) => Resume::new(ResumeKind::NOT_MODELLED),
             Handled::Errno(errno) => Resume::errno(errno),
             Handled::Unmappable(how) => {
                 self.note(id, Decided::Unmappable, host);
@@ -164,7 +166,7 @@ impl Kvm {
         if self.silicon.decode_assists && !code.fetch() {
             self.give_bytes(vcpu.id, state, &mut request, host);
         }
-        let direct = self.mmu.vcpu(vcpu.id).root_role.direct();
+        let direct = self.mmu.context(vcpu.id).root_role.direct();
         let mut emulator = self.mmu.emulator(vcpu.id, direct.then_some(address));
         emulate::x86_emulate(vcpu, state, &request, &self.options, &mut emulator, host)
     }

@@ -139,7 +139,7 @@ impl<O: Ops> Vm<O> {
         // See: KVM cpuid.c kvm_vcpu_after_set_cpuid()
         let gbpages = if kvm.tdp() { kvm.silicon.gbpages } else { cpuid.has(feature::GBPAGES) };
         let width = GuestWidth { maxphyaddr: cpuid.maxphyaddr(), gbpages, amd: cpuid.amd_compatible() };
-        kvm.mmu.vcpu(vcpu).width = width;
+        kvm.mmu.vcpu(vcpu).set_width(width);
         kvm.mmu.reset_context(vcpu, state, host);
     }
 

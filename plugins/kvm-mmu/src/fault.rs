@@ -4,6 +4,12 @@
 
 use crate::slots::Slot;
 use bitfield_struct::bitfield;
+use serde::{Deserialize, Serialize};
+use vmtape_arch::{
+    exception::{Exception, PageFaultError},
+    exit::{EptQualification, NpfInfo},
+    level::Stage,
+};
 
 /// `KVM_PFN_NOSLOT`.
 pub const PFN_NOSLOT: u64 = 1 << 63;
@@ -26,6 +32,43 @@ pub struct FaultCode {
     pub implicit: bool,
     #[bits(15)]
     __: u16,
+}
+
+/// Why a software walk failed (`struct x86_exception`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WalkFault {
+    /// Whose tables it was: those of whoever runs, or L1's nested ones, and on the way to what.
+    pub stage: Stage,
+    /// The linear address; for the nested stages L2's guest physical address.
+    pub address: u64,
+    pub error: PageFaultError,
+    /// The access and the rights found, where the tables are EPT and no rule of their format was broken.
+    pub qualification: EptQualification,
+}
+
+impl WalkFault {
+    /// The page fault that whoever runs takes (`nested_page_fault` is false).
+    pub fn exception(self) -> Exception {
+        Exception::pf(self.address, self.error)
+    }
+
+    /// Whether L1 hears of it by an exit of L2 (`nested_page_fault`).
+    pub fn is_nested(&self) -> bool {
+        self.stage != Stage::GUEST
+    }
+
+    /// EXITINFO1 of the nested page fault that L1 takes. See: APM vol. 2 15.25.6 Nested versus Guest Page Faults, Fault Ordering
+    pub fn npf_info(&self) -> NpfInfo {
+        NpfInfo::new()
+            .with_code(self.error.into_bits())
+            .with_final_page(self.stage == Stage::NESTED_FINAL)
+            .with_table(self.stage == Stage::NESTED_TABLE)
+    }
+
+    /// Under EPT: L1 takes a misconfiguration, not a violation. See: KVM vmx/nested.c nested_ept_inject_page_fault()
+    pub fn is_misconfiguration(&self) -> bool {
+        self.error.rsvd()
+    }
 }
 
 /// `enum` RET_PF_*.
@@ -77,7 +120,9 @@ pub enum Handled {
     /// Back into the guest.
     Resume,
     /// The guest takes this page fault.
-    Inject(vmtape_arch::exception::Exception),
+    Inject(Exception),
+    /// L1 takes this fault of its nested tables, by an exit of L2.
+    InjectNested(WalkFault),
     /// `x86_emulate_instruction` with EMULTYPE_PF.
     Emulate,
     /// The emulation may instead unprotect the page and let the guest try again (EMULTYPE_ALLOW_RETRY_PF).

@@ -32,7 +32,7 @@ impl Mmu {
         let access = WalkAccess { kind, user: error.u(), implicit: false };
         match self.walk_guest(vcpu, state, gva, &access, access.pferr(), host) {
             Ok(_) => unchanged,
-            Err(exception) => exception,
+            Err(fault) => fault.exception(),
         }
     }
 }

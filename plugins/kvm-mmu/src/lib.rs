@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+pub mod context;
 pub mod fault;
 mod fixup;
 pub mod insn;
@@ -16,5 +17,8 @@ pub mod spte;
 pub mod tdp;
 pub mod walk;
 pub mod walker;
+
+#[cfg(test)]
+mod nested_tests;
 
 pub use mmu::{Config, GuestWidth, Mmu, Unmappable};

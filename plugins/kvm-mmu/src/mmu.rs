@@ -5,7 +5,6 @@
 use crate::{
     large::LargePages,
     pages::Pages,
-    role::{CpuRole, PageRole},
     shadow::Shadow,
     slots::{SlotChange, Slots},
     tdp::Tdp,
@@ -16,35 +15,13 @@ use vmtape_arch::paging::bits;
 
 pub use crate::{
     config::{Config, GuestWidth, Unmappable},
+    context::{Context, ContextId, GuestTables, Root, VcpuMmu},
     large::{frames_shift, round_gfn},
     page_fault::{Alias, MmioCache},
 };
 
 /// Addresses spaces that a memslot update counts for (one for SMM).
 const GENERATION_STEP: u64 = 2;
-
-/// A root that a vCPU uses or used: its page, and the CR3 it stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Root {
-    pub hpa: u64,
-    pub pgd: u64,
-}
-
-/// What the MMU keeps for a vCPU (`struct kvm_mmu`).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VcpuMmu {
-    pub width: GuestWidth,
-    pub cpu_role: CpuRole,
-    pub root_role: PageRole,
-    pub root: Option<Root>,
-    /// Roots of page directories in PAE mode (`pae_root`), as PDPTEs.
-    pub pae_root: [u64; 4],
-    /// Most recent first.
-    pub prev_roots: Vec<Root>,
-    pub mmio: MmioCache,
-    /// RIP and address for which a page was last unprotected.
-    pub last_retry: Option<(u64, u64)>,
-}
 
 /// The MMU of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +59,21 @@ impl Mmu {
     pub fn create_vcpu(&mut self, vcpu: u32) {
         let len = (vcpu as usize + 1).max(self.vcpus.len());
         self.vcpus.resize_with(len, VcpuMmu::default);
+        if self.config.tdp {
+            self.vcpu(vcpu).root_mmu.root_role = self.tdp_role(vcpu);
+        }
+    }
+
+    /// The context whose root silicon uses (`vcpu->arch.mmu`).
+    pub fn context(&self, vcpu: u32) -> &Context {
+        let vcpu = &self.vcpus[vcpu as usize];
+        vcpu.context(vcpu.mmu)
+    }
+
+    /// The same, to change.
+    pub(crate) fn context_mut(&mut self, vcpu: u32) -> &mut Context {
+        let vcpu = self.vcpu(vcpu);
+        vcpu.context_mut(vcpu.mmu)
     }
 
     /// The MMU state of a vCPU.
@@ -129,8 +121,13 @@ impl Mmu {
         host.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0);
     }
 
-    /// The tables are those of the TDP MMU.
-    pub(crate) fn has_tdp_mmu(&self) -> bool {
-        self.config.tdp && self.config.tdp_mmu
+    /// `is_tdp_mmu_active`: the vCPU's tables are those of the TDP MMU.
+    pub(crate) fn is_tdp_mmu(&self, vcpu: u32) -> bool {
+        self.config.tdp && self.config.tdp_mmu && self.context(vcpu).root_role.direct()
+    }
+
+    /// Addresses go to silicon's tables as they are: the page fault handler is the one of two-dimensional paging.
+    pub(crate) fn is_tdp(&self, vcpu: u32) -> bool {
+        self.config.tdp && self.context(vcpu).root_role.direct()
     }
 }

@@ -4,7 +4,7 @@
 
 use crate::{
     config::Unmappable,
-    fault::{FaultCode, Handled, PFN_NOSLOT, PageFault, RetPf},
+    fault::{FaultCode, Handled, PFN_NOSLOT, PageFault, RetPf, WalkFault},
     large::round_gfn,
     mmu::Mmu,
     spte::MMIO_GENERATION_MASK,
@@ -12,7 +12,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use vmtape_abi::Host;
-use vmtape_arch::{note::Note, vcpu::VcpuState};
+use vmtape_arch::{level::Stage, note::Note, vcpu::VcpuState};
 
 /// Two guest frames that meet in one entry, because the tables have too few levels to tell them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,7 +45,10 @@ impl Mmu {
     pub(crate) fn cache_mmio(&mut self, vcpu: u32, gva: u64, gfn: u64, acc: Acc) {
         let generation = self.mmio_generation();
         let acc = self.config.format.mmio_rights(acc).into_bits();
-        self.vcpu(vcpu).mmio = MmioCache { gva: gva & !0xfff, gfn, acc, generation };
+        let mmu = self.vcpu(vcpu);
+        // The linear addresses of L2 are never cached.
+        let gva = if mmu.is_nested() { 0 } else { gva & !0xfff };
+        mmu.mmio = MmioCache { gva, gfn, acc, generation };
     }
 
     /// `vcpu_clear_mmio_info`; `None` stands for MMIO_GVA_ANY.
@@ -89,14 +92,19 @@ impl Mmu {
         }
         if result == RetPf::Invalid {
             let mut fault = PageFault::new(address, code);
-            result = if self.has_tdp_mmu() {
+            result = if self.is_tdp_mmu(vcpu) {
                 self.tdp_page_fault(vcpu, &mut fault, host)
-            } else if self.vcpu(vcpu).root_role.direct() {
+            } else if self.context(vcpu).root_role.direct() {
                 self.direct_page_fault(vcpu, &mut fault, host)
             } else {
                 match self.paging_page_fault(vcpu, state, &mut fault, host) {
                     Ok(result) => result,
-                    Err(exception) => return Handled::Inject(exception),
+                    Err(fault) if fault.is_nested() => {
+                        // Which of L2's accesses it was is what silicon says, not what KVM's walk can know.
+                        let stage = if code.guest_page() { Stage::NESTED_TABLE } else { fault.stage };
+                        return Handled::InjectNested(WalkFault { stage, ..fault });
+                    }
+                    Err(fault) => return Handled::Inject(fault.exception()),
                 }
             };
         }
@@ -109,7 +117,7 @@ impl Mmu {
 
     /// Whether the vCPU's nested tables have too few levels for an address: bits 51:48 under four.
     pub fn is_unmappable(&self, vcpu: u32, gpa: u64) -> bool {
-        self.config.tdp && self.vcpus[vcpu as usize].root_role.level() == 4 && gpa >> 48 != 0
+        self.is_tdp(vcpu) && self.context(vcpu).root_role.level() == 4 && gpa >> 48 != 0
     }
 
     /// The two exits to userspace that were proposed for memory that cannot be mapped. MMIO needs no mapping.
@@ -127,8 +135,12 @@ impl Mmu {
 
     /// `handle_mmio_page_fault`.
     fn handle_mmio_page_fault(&mut self, vcpu: u32, address: u64, host: &mut dyn Host) -> RetPf {
-        let direct = self.vcpu(vcpu).root_role.direct();
-        let cached = if direct {
+        let direct = self.context(vcpu).root_role.direct();
+        // "A nested guest cannot use the MMIO cache": the fault's address is L2's, the cache holds L1's.
+        // See: mmu.c mmio_info_in_cache()
+        let cached = if self.vcpu(vcpu).is_nested() {
+            false
+        } else if direct {
             self.match_mmio_gpa(vcpu, address)
         } else {
             self.match_mmio_gva(vcpu, address).is_some()
@@ -136,7 +148,7 @@ impl Mmu {
         if cached {
             return RetPf::Emulate;
         }
-        let spte = if self.config.tdp {
+        let spte = if self.is_tdp(vcpu) {
             self.tdp_find(vcpu, address >> 12)
         } else {
             self.shadow_find(vcpu, address)
@@ -168,7 +180,7 @@ impl Mmu {
         code: FaultCode,
         host: &mut dyn Host,
     ) -> Handled {
-        let direct = self.vcpu(vcpu).root_role.direct();
+        let direct = self.context(vcpu).root_role.direct();
         let mmu = self.vcpu(vcpu);
         if mmu.last_retry == Some((state.rip, address)) {
             return Handled::Emulate;
@@ -195,7 +207,7 @@ impl Mmu {
 
     /// `kvm_handle_noslot_fault`.
     fn noslot_fault(&mut self, vcpu: u32, fault: &mut PageFault, acc: Acc) -> RetPf {
-        let gva = if self.config.tdp { 0 } else { fault.addr };
+        let gva = if self.is_tdp(vcpu) { 0 } else { fault.addr };
         self.cache_mmio(vcpu, gva, fault.gfn, acc);
         fault.slot = None;
         fault.pfn = PFN_NOSLOT;

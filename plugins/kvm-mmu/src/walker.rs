@@ -3,8 +3,9 @@
 //! See: KVM arch/x86/kvm/mmu/paging_tmpl.h walk_addr_generic(); x86.c emulator_read_write_onepage()
 
 use crate::{
+    fault::WalkFault,
     insn::{self, has_two_operands_in_memory, reads_before_write},
-    mmu::{GuestWidth, Mmu},
+    mmu::{ContextId, GuestTables, Mmu},
     slots::Slots,
     walk::{self, AdPolicy, Failure, Leaf, Mode, Paging, Seen, Steps, Tables, Update, Walk, WalkAccess},
 };
@@ -13,20 +14,23 @@ use vmtape_abi::{EmulatorMmu, Host, Translation};
 use vmtape_arch::{
     access::{Access, AccessKind},
     exception::{Exception, PageFaultError},
+    exit::EptQualification,
+    level::{Dimension, Place, Stage},
     note::{Note, NoteKind},
-    paging::bits,
+    paging::{Pte, bits},
     vcpu::VcpuState,
 };
 
 /// APIC_DEFAULT_PHYS_BASE: always MMIO for the emulator.
 const APIC_BASE: u64 = 0xfee0_0000;
 
-/// The guest's tables as KVM reads them: through the memory slots.
+/// L1's memory as KVM reads it: through the memory slots.
 struct SlotTables<'a> {
     slots: &'a Slots,
     host: &'a mut dyn Host,
     vcpu: u32,
-    noted: bool,
+    /// Where the notes of the walk belong; `None`: nobody hears of it.
+    noted: Option<Place>,
     /// Bits that make `translate_gpa` refuse an address; none where it refuses nothing.
     illegal: u64,
 }
@@ -37,8 +41,13 @@ struct IllegalGpa;
 impl IllegalGpa {
     /// What the guest takes for it: only RSVD is ever set in the walker's fault, so vector, CR2 and the rest are what the
     /// kernel's stack held. Modelled as a #PF at address zero. See: the revert, commit e7177339d7b5
-    fn exception(self) -> Exception {
-        Exception::pf(0, PageFaultError::new().with_rsvd(true))
+    fn fault(self) -> WalkFault {
+        WalkFault {
+            stage: Stage::GUEST,
+            address: 0,
+            error: PageFaultError::new().with_rsvd(true),
+            qualification: EptQualification::new(),
+        }
     }
 }
 
@@ -74,27 +83,170 @@ impl Tables for SlotTables<'_> {
     }
 
     fn seen(&mut self, event: Seen) {
-        if self.noted {
+        if let Some(place) = self.noted {
             let note = match event {
                 Seen::Element { level, entry } => Note::PagingElement { pte: entry, level },
                 Seen::Accessed { gpa } => Note::SetAccessed { gpa },
                 Seen::Dirty { gpa } => Note::SetDirty { gpa },
             };
-            self.host.note(self.vcpu, note);
+            self.host.note_at(self.vcpu, place, note);
         }
     }
 }
 
-/// The guest's paging as KVM's walk sees it.
-fn guest_paging(state: &VcpuState, width: GuestWidth) -> Paging {
-    let paging = Paging::of(state, width.maxphyaddr, width.gbpages, width.amd);
-    // The walk of 4-byte entries assumes PSE-36, and EFER.NX alone makes fetches reported.
-    // See: KVM mmu.c is_cpuid_PSE36(), paging_tmpl.h walk_addr_generic()
-    Paging { pse36: 36, reports_fetch: state.efer().nxe() || state.cr4().smep(), ..paging }
+/// L2's tables as KVM reads them: every address goes through L1's nested tables first (`translate_nested_gpa`).
+struct NestedTables<'a> {
+    slots: SlotTables<'a>,
+    /// L1's nested tables.
+    nested: Paging,
+    /// L2's tables have accessed bits, so that reading one of their entries counts as a write.
+    entry_kind: AccessKind,
+    policy: AdPolicy,
+    /// Entries that were read: their addresses in L2 and in L1.
+    read: Vec<(u64, u64)>,
+    /// L1's guest physical address of the access.
+    last: u64,
+}
+
+impl NestedTables<'_> {
+    fn translate_nested_gpa(&mut self, ngpa: u64, kind: AccessKind, stage: Stage) -> Result<u64, WalkFault> {
+        // "NPT walks are always user-walks". See: KVM mmu.c translate_nested_gpa()
+        let access = WalkAccess { kind, user: true, implicit: false };
+        let (walk, _) =
+            walk_slots(&self.nested, ngpa, &access, access.pferr(), stage, self.policy, &mut self.slots)?;
+        Ok(walk.gpa)
+    }
+}
+
+impl Tables for NestedTables<'_> {
+    type Stop = WalkFault;
+
+    fn read(&mut self, address: u64, size: u8) -> Result<Option<u64>, WalkFault> {
+        let gpa = self.translate_nested_gpa(address, self.entry_kind, Stage::NESTED_TABLE)?;
+        self.read.push((address, gpa));
+        self.slots.read(gpa, size).map_err(IllegalGpa::fault)
+    }
+
+    fn update(&mut self, address: u64, old: u64, new: u64, size: u8) -> Result<Update, WalkFault> {
+        // KVM writes where it has read, and does not translate again. See: paging_tmpl.h update_accessed_dirty_bits()
+        let Some((_, gpa)) = self.read.iter().rfind(|(of, _)| *of == address).copied() else {
+            return Ok(Update::ReadOnly);
+        };
+        self.slots.update(gpa, old, new, size).map_err(IllegalGpa::fault)
+    }
+
+    fn translate(&mut self, address: u64, kind: AccessKind, _leaf: Leaf) -> Result<(), WalkFault> {
+        self.last = self.translate_nested_gpa(address, kind, Stage::NESTED_FINAL)?;
+        Ok(())
+    }
+
+    fn seen(&mut self, event: Seen) {
+        let nested = self.slots.noted;
+        self.slots.noted = nested.map(|place| Place { dimension: Dimension::GUEST, ..place });
+        self.slots.seen(event);
+        self.slots.noted = nested;
+    }
+}
+
+/// The notes around a walk, and its fault in KVM's words.
+struct Told<'a> {
+    paging: &'a Paging,
+    access: &'a WalkAccess,
+    stage: Stage,
+    place: Option<Place>,
+}
+
+impl Told<'_> {
+    fn begin(&self, vcpu: u32, address: u64, pferr: u32, host: &mut dyn Host) {
+        if let Some(place) = self.place {
+            host.note_at(vcpu, place, Note::PagetableWalk { address, pferr });
+        }
+    }
+
+    /// See: KVM paging_tmpl.h walk_addr_generic(), from `error:` on
+    fn fault(
+        &self,
+        vcpu: u32,
+        address: u64,
+        error: PageFaultError,
+        steps: &Steps,
+        host: &mut dyn Host,
+    ) -> WalkFault {
+        if let Some(place) = self.place {
+            host.note_at(vcpu, place, Note::WalkerError { pferr: error.into_bits() });
+        }
+        WalkFault { stage: self.stage, address, error, qualification: self.qualification(error, steps) }
+    }
+
+    /// What an EPT violation in these tables would say; nothing if they are not EPT or are misconfigured.
+    fn qualification(&self, error: PageFaultError, steps: &Steps) -> EptQualification {
+        if !matches!(self.paging.mode, Mode::Ept { .. }) || error.rsvd() {
+            return EptQualification::new();
+        }
+        let found = steps.last().map_or(walk::Acc::ALL, |step| {
+            step.above.and(self.paging.entry_access(Pte::from_bits(step.before)))
+        });
+        EptQualification::new()
+            .with_read(self.access.kind == AccessKind::READ)
+            .with_write(self.access.kind == AccessKind::WRITE)
+            .with_fetch(self.access.kind == AccessKind::FETCH)
+            .with_perm_r(found.user())
+            .with_perm_w(found.write())
+            .with_perm_x(found.exec())
+            .with_gva_valid(true)
+            .with_gva_translated(self.stage == Stage::NESTED_FINAL)
+    }
+}
+
+/// A walk of tables that lie in L1's memory.
+fn walk_slots(
+    paging: &Paging,
+    address: u64,
+    access: &WalkAccess,
+    pferr: u32,
+    stage: Stage,
+    policy: AdPolicy,
+    tables: &mut SlotTables<'_>,
+) -> Result<(Walk, Steps), WalkFault> {
+    let told = Told { paging, access, stage, place: tables.noted };
+    told.begin(tables.vcpu, address, pferr, tables.host);
+    let mut steps = Steps::default();
+    match walk::walk(paging, address, access, policy, tables, &mut steps) {
+        Ok(walk) => Ok((walk, steps)),
+        Err(Failure::Fault(error)) => Err(told.fault(tables.vcpu, address, error, &steps, tables.host)),
+        Err(Failure::Stopped(illegal)) => {
+            tables.host.log(2, "kvm: the page walk left its fault uninitialized");
+            Err(illegal.fault())
+        }
+    }
 }
 
 impl Mmu {
-    /// `FNAME(walk_addr)` with the guest's width; `pferr` is what the note shows.
+    /// `FNAME(walk_addr)`: the tables of the context in use, which are L1's nested ones while L2 runs under them. `pferr` is
+    /// what the note shows.
+    pub(crate) fn walk_addr(
+        &mut self,
+        vcpu: u32,
+        state: &VcpuState,
+        address: u64,
+        access: &WalkAccess,
+        pferr: u32,
+        host: &mut dyn Host,
+    ) -> Result<(Walk, Steps), WalkFault> {
+        let mmu = &self.vcpus[vcpu as usize];
+        let paging = self.tables(vcpu, mmu.mmu, state, host);
+        let (stage, dimension) = match mmu.mmu {
+            ContextId::Guest => (Stage::NESTED_FINAL, Dimension::NESTED),
+            _ => (Stage::GUEST, Dimension::GUEST),
+        };
+        let noted = self.noted(vcpu, &paging, dimension, host);
+        let illegal = self.illegal_gpa_bits(paging);
+        let mut tables = SlotTables { slots: &self.slots, host, vcpu, noted, illegal };
+        walk_slots(&paging, address, access, pferr, stage, AdPolicy::AfterTranslation, &mut tables)
+    }
+
+    /// `gva_to_gpa` of the context that translates linear addresses (`walk_mmu`), with the guest's width: one dimension, or
+    /// two while L2 runs under L1's nested tables.
     pub fn walk_guest(
         &mut self,
         vcpu: u32,
@@ -103,28 +255,75 @@ impl Mmu {
         access: &WalkAccess,
         pferr: u32,
         host: &mut dyn Host,
-    ) -> Result<(Walk, Steps), Exception> {
-        let paging = guest_paging(state, self.vcpu(vcpu).width);
-        let noted = paging.mode != Mode::None && host.wants(NoteKind::PAGETABLE_WALK);
-        if noted {
-            host.note(vcpu, Note::PagetableWalk { address: gva, pferr });
+    ) -> Result<(Walk, Steps), WalkFault> {
+        if !self.vcpu(vcpu).is_nested() {
+            return self.walk_addr(vcpu, state, gva, access, pferr, host);
         }
-        let illegal = self.illegal_gpa_bits(paging);
-        let mut tables = SlotTables { slots: &self.slots, host, vcpu, noted, illegal };
+        self.walk_nested(vcpu, state, gva, access, pferr, AdPolicy::AfterTranslation, true, host)
+    }
+
+    /// Both dimensions: L2's tables, whose every address L1's nested tables translate.
+    #[expect(clippy::too_many_arguments)]
+    fn walk_nested(
+        &mut self,
+        vcpu: u32,
+        state: &VcpuState,
+        gva: u64,
+        access: &WalkAccess,
+        pferr: u32,
+        policy: AdPolicy,
+        noted: bool,
+        host: &mut dyn Host,
+    ) -> Result<(Walk, Steps), WalkFault> {
+        let mmu = &self.vcpus[vcpu as usize];
+        let (paging, nested) = (mmu.nested_mmu.paging(state), self.tables(vcpu, mmu.mmu, state, host));
+        let place = |dimension| self.noted(vcpu, &nested, dimension, host).filter(|_| noted);
+        let told = Told {
+            paging: &paging,
+            access,
+            stage: Stage::GUEST,
+            place: place(Dimension::GUEST).filter(|_| paging.mode != Mode::None),
+        };
+        let noted = place(Dimension::NESTED);
+        told.begin(vcpu, gva, pferr, host);
+        let slots = SlotTables { slots: &self.slots, host, vcpu, noted, illegal: 0 };
+        let mut tables =
+            NestedTables { slots, nested, entry_kind: AccessKind::WRITE, policy, read: Vec::new(), last: 0 };
         let mut steps = Steps::default();
-        match walk::walk(&paging, gva, access, AdPolicy::AfterTranslation, &mut tables, &mut steps) {
-            Ok(walk) => Ok((walk, steps)),
-            Err(Failure::Fault(error)) => {
-                if noted {
-                    host.note(vcpu, Note::WalkerError { pferr: error.into_bits() });
-                }
-                Err(Exception::pf(gva, error))
-            }
-            Err(Failure::Stopped(illegal)) => {
-                host.log(2, "kvm: the page walk left its fault uninitialized");
-                Err(illegal.exception())
-            }
+        match walk::walk(&paging, gva, access, policy, &mut tables, &mut steps) {
+            Ok(walk) => Ok((Walk { gpa: tables.last, ..walk }, steps)),
+            Err(Failure::Fault(error)) => Err(told.fault(vcpu, gva, error, &steps, tables.slots.host)),
+            Err(Failure::Stopped(fault)) => Err(fault),
         }
+    }
+
+    /// The paging of a context. PAE's pointers of a nested page table are in no register: they are read for each walk, and
+    /// count as not present where there is no memory. See: KVM svm/nested.c nested_svm_get_tdp_pdptr()
+    fn tables(&self, vcpu: u32, id: ContextId, state: &VcpuState, host: &mut dyn Host) -> Paging {
+        let context = self.vcpus[vcpu as usize].context(id);
+        let mut paging = context.paging(state);
+        if let GuestTables::Npt { ncr3 } = context.tables
+            && paging.mode == Mode::Pae
+        {
+            let first = ncr3 & bits(5, 51);
+            paging.pdptr = std::array::from_fn(|i| {
+                self.slots.hpa(first + 8 * i as u64).and_then(|hpa| host.read_u64(hpa)).unwrap_or(0)
+            });
+        }
+        paging
+    }
+
+    /// Where the notes of a walk belong, if anybody wants them.
+    fn noted(&self, vcpu: u32, paging: &Paging, dimension: Dimension, host: &dyn Host) -> Option<Place> {
+        let noted = paging.mode != Mode::None && host.wants(NoteKind::PAGETABLE_WALK);
+        let level = self.vcpus[vcpu as usize].level();
+        noted.then_some(Place { level, dimension })
+    }
+
+    /// The last nested fault of a walk for the emulator: whoever injects what the emulator reports asks first.
+    /// See: KVM x86.c kvm_inject_emulated_page_fault()
+    pub fn take_nested_fault(&mut self, vcpu: u32) -> Option<WalkFault> {
+        self.vcpu(vcpu).nested_fault.take()
     }
 
     /// What `translate_gpa` refuses in this walk. With paging off there is no walk that could ask it.
@@ -133,19 +332,33 @@ impl Mmu {
         if checks { bits(paging.maxphyaddr.into(), 63) } else { 0 }
     }
 
+    /// A walk without a trace: no accessed bits, no notes.
+    fn peek(
+        &mut self,
+        vcpu: u32,
+        state: &VcpuState,
+        gva: u64,
+        access: &WalkAccess,
+        host: &mut dyn Host,
+    ) -> Option<u64> {
+        if self.vcpu(vcpu).is_nested() {
+            let walk = self.walk_nested(vcpu, state, gva, access, 0, AdPolicy::None, false, host);
+            return walk.ok().map(|(walk, _)| walk.gpa);
+        }
+        let paging = self.context(vcpu).paging(state);
+        let mut tables = SlotTables { slots: &self.slots, host, vcpu, noted: None, illegal: 0 };
+        let mut steps = Steps::default();
+        walk::walk(&paging, gva, access, AdPolicy::None, &mut tables, &mut steps).ok().map(|walk| walk.gpa)
+    }
+
     /// Up to 15 bytes of the instruction at RIP, without a trace of looking.
     pub fn peek_instruction(&mut self, vcpu: u32, state: &VcpuState, host: &mut dyn Host) -> Vec<u8> {
-        let paging = guest_paging(state, self.vcpu(vcpu).width);
         let access = WalkAccess { kind: AccessKind::FETCH, user: state.cpl == 3, implicit: false };
         let mut gva = state.rip.wrapping_add(state.seg[vmtape_arch::vcpu::seg::CS].base);
         let mut bytes = Vec::new();
         while bytes.len() < 15 {
-            let mut tables = SlotTables { slots: &self.slots, host, vcpu, noted: false, illegal: 0 };
-            let mut steps = Steps::default();
-            let Ok(walk) = walk::walk(&paging, gva, &access, AdPolicy::None, &mut tables, &mut steps) else {
-                break;
-            };
-            let Some(hpa) = self.slots.hpa(walk.gpa) else { break };
+            let Some(gpa) = self.peek(vcpu, state, gva, &access, host) else { break };
+            let Some(hpa) = self.slots.hpa(gpa) else { break };
             let mut part = vec![0; (15 - bytes.len()).min(0x1000 - (gva & 0xfff) as usize)];
             if !host.read(hpa, &mut part) {
                 break;
@@ -212,7 +425,7 @@ impl EmulatorView<'_> {
     fn matches_last(&self, state: &VcpuState, gva: u64, access: &WalkAccess) -> Option<u64> {
         let gpa = self.mmu.match_mmio_gva(self.vcpu, gva)?;
         let mmu = &self.mmu.vcpus[self.vcpu as usize];
-        let paging = guest_paging(state, mmu.width);
+        let paging = mmu.context(mmu.walk_mmu).paging(state);
         let acc = walk::Acc::from_bits(mmu.mmio.acc);
         let forgotten = self.mmu.config.mmio_read_forgotten && access.kind == AccessKind::READ;
         let suffices = !forgotten && paging.permit(acc, 0, access).is_ok();
@@ -245,8 +458,14 @@ impl EmulatorMmu for EmulatorView<'_> {
                 return Ok(self.locate(gpa, write, true));
             }
         }
-        let (walk, _) =
-            self.mmu.walk_guest(self.vcpu, state, gva, &walk_access, walk_access.pferr(), host)?;
+        let pferr = walk_access.pferr();
+        let walk = match self.mmu.walk_guest(self.vcpu, state, gva, &walk_access, pferr, host) {
+            Ok((walk, _)) => walk,
+            Err(fault) => {
+                self.mmu.vcpu(self.vcpu).nested_fault = Some(fault).filter(WalkFault::is_nested);
+                return Err(fault.exception());
+            }
+        };
         let mmio = operand && self.is_mmio(gva, walk.gpa, write, host);
         Ok(self.locate(walk.gpa, write, mmio))
     }

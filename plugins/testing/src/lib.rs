@@ -8,6 +8,7 @@ use vmtape_abi::{
 use vmtape_arch::{
     access::{Access, AccessKind},
     exception::Exception,
+    level::Place,
     msr::Msr,
     note::{Note, NoteKind},
     vcpu::VcpuState,
@@ -31,6 +32,8 @@ pub struct TestHost {
     /// Host physical memory from zero on.
     pub memory: Vec<u8>,
     pub notes: Vec<Note>,
+    /// Where each of them belongs.
+    pub places: Vec<Place>,
     pub logged: Vec<String>,
     /// IA32_APIC_BASE as last written.
     pub apic_base: u64,
@@ -131,8 +134,9 @@ impl Host for TestHost {
         false
     }
 
-    fn note(&mut self, _vcpu: u32, note: Note) {
+    fn note_at(&mut self, _vcpu: u32, place: Place, note: Note) {
         self.notes.push(note);
+        self.places.push(place);
     }
 
     fn wants(&self, _kind: NoteKind) -> bool {

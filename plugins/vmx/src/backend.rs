@@ -89,7 +89,7 @@ impl Ops for Shared {
         match what {
             Query::EPT_VPID_CAP => Ok(capabilities::ept_vpid_cap(&self.kvm.silicon).into_bits()),
             Query::EPTP if self.kvm.tdp() => {
-                let mmu = &self.kvm.mmu.vcpus[v.ok_or(Errno::ENOENT)?.core.id as usize];
+                let mmu = self.kvm.mmu.context(v.ok_or(Errno::ENOENT)?.core.id);
                 let root = mmu.root.ok_or(Errno::ENOENT)?;
                 Ok(capabilities::Eptp::of(root.hpa, mmu.root_role.level(), &self.kvm.mmu.config).into_bits())
             }

@@ -12,7 +12,7 @@ use std::{
     ops::ControlFlow,
     rc::Rc,
 };
-use vmtape_arch::{exception::Exception, exit::Resume, note::Note};
+use vmtape_arch::{exception::Exception, exit::Resume, level::Place, note::Note};
 use vmtape_machine::{Machine, MachineSpec, Recorder, Resolved};
 use vmtape_traces::{
     Event, ExitGroup,
@@ -37,6 +37,8 @@ pub(super) struct Answer {
     /// What came before the last exit began: silicon's walk, entries, other exits.
     before: Vec<Note>,
     pub notes: Vec<Note>,
+    /// As `ExitGroup::places`.
+    pub places: Vec<(usize, Place)>,
     /// How many of them came before the end of the handling.
     pub handled: usize,
     pub resume: Option<Resume>,
@@ -83,7 +85,13 @@ impl Recorder for Listener {
         }
         let mut answer = self.answer.borrow_mut();
         match event {
-            Event::Note { note, .. } => answer.notes.push(note),
+            Event::Note { place, note, .. } => {
+                if place != Place::L1 {
+                    let index = answer.notes.len();
+                    answer.places.push((index, place));
+                }
+                answer.notes.push(note);
+            }
             Event::Resume { resume, .. } => {
                 answer.resume = Some(resume);
                 answer.handled = answer.notes.len();
@@ -98,8 +106,9 @@ impl Recorder for Listener {
     }
 
     fn exit_begins(&mut self) {
-        let Answer { before, notes, .. } = &mut *self.answer.borrow_mut();
+        let Answer { before, notes, places, .. } = &mut *self.answer.borrow_mut();
         before.append(notes);
+        places.clear();
     }
 }
 
@@ -138,7 +147,7 @@ impl Replayed {
         }
         let handling = self.give(group);
         self.diverged = match self.same {
-            true => self.answer().notes != group.notes,
+            true => self.answer().notes != group.notes || self.answer().places != group.places,
             false => !self.is_alike(group, &handling),
         };
         handling
@@ -149,6 +158,7 @@ impl Replayed {
             let mut answer = self.answer.borrow_mut();
             answer.before.clear();
             answer.notes.clear();
+            answer.places.clear();
             (answer.handled, answer.resume) = (0, None);
         }
         if self.same {
@@ -186,6 +196,7 @@ impl Replayed {
         // To the letter, with all walks: so are the guest's entries.
         if *handling == Handling::Handled
             && answer.notes == group.notes
+            && answer.places == group.places
             && answer.before == group.before
             && answer.resume == group.resume
         {

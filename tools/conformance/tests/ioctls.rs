@@ -8,6 +8,7 @@ use vmtape_abi::{
 use vmtape_arch::{
     cpuid::CpuidEntry,
     exit::Resume,
+    level::Place,
     note::{Note, NoteKind},
     regs::Cr4,
     vcpu::VcpuState,
@@ -54,7 +55,7 @@ impl Host for Nobody {
     fn nmi(&mut self, _: u32, _: bool) -> bool {
         false
     }
-    fn note(&mut self, _: u32, note: Note) {
+    fn note_at(&mut self, _: u32, _: Place, note: Note) {
         self.warnings += usize::from(matches!(note, Note::Warning { .. }));
     }
     fn wants(&self, _: NoteKind) -> bool {

@@ -7,6 +7,7 @@ use vmtape_arch::{
     event::{Event as Injected, EventKind},
     exception::{Exception, Vector},
     exit::{Exit, Isa, StimulusKind},
+    level::Level,
     sensitive::{Sensitive, SensitiveKind},
 };
 
@@ -14,13 +15,13 @@ use vmtape_arch::{
 pub(super) fn exit_words(event: &ExitEvent, clock: &mut Clock, out: &mut Vec<u64>) {
     let ExitEvent { vcpu, icount, rip, exit } = event;
     let Exit { isa, reason, info1, info2, intr_info, error_code, gpa, gva, .. } = *exit;
-    let [p0, p1, p2] = exit.pad;
+    let [p0, p1] = exit.pad;
     out.extend([
         (*vcpu).into(),
         clock.forward(*icount),
         *rip,
         join(isa.0, exit.stimulus.0),
-        join(reason, half([exit.trap.into(), p0, p1, p2])),
+        join(reason, half([exit.trap.into(), exit.level.0, p0, p1])),
         info1,
         info2,
         join(intr_info, error_code),
@@ -77,7 +78,7 @@ pub(super) fn read_exit(w: &mut Words<'_>, clock: &mut Clock) -> Result<ExitEven
     clock.exits += 1;
     let (kinds, reason) = (w.next()?, w.next()?);
     let (info1, info2, intr, gpa, gva) = (w.next()?, w.next()?, w.next()?, w.next()?, w.next()?);
-    let [trap, p0, p1, p2] = high(reason).to_le_bytes();
+    let [trap, level, p0, p1] = high(reason).to_le_bytes();
     let access = read_access(w)?;
     let insn = read_sensitive(w)?;
     let (kind, payload) = (w.next()?, w.next()?);
@@ -101,7 +102,8 @@ pub(super) fn read_exit(w: &mut Words<'_>, clock: &mut Clock) -> Result<ExitEven
         gva,
         stimulus: StimulusKind(high(kinds)),
         trap: trap != 0,
-        pad: [p0, p1, p2],
+        level: Level(level),
+        pad: [p0, p1],
         access,
         insn,
         exception,

@@ -11,6 +11,7 @@ use control::{control_words, end_words, read_control, read_end};
 use exit::{exit_words, read_exit};
 use vmtape_arch::{
     exit::{Resume, ResumeKind},
+    level::Place,
     note::{Note, NoteKind, RawNote},
 };
 
@@ -116,9 +117,9 @@ impl Flat {
                 self.words.extend([*hpa, kind, value]);
                 tag::READ
             }
-            Event::Note { vcpu, note } => {
+            Event::Note { vcpu, place, note } => {
                 let raw = note.to_raw();
-                self.words.push(join(*vcpu, raw.pad));
+                self.words.push(join(*vcpu, place.packed() | u32::from(raw.pad) << 16));
                 self.words.extend(raw.args);
                 tag::NOTE + u64::from(raw.kind.0)
             }
@@ -200,8 +201,8 @@ impl Flat {
                 end: read_end(&mut w, &self.blob)?,
             },
             tag::NOTE.. => {
-                let (vcpu, note) = self.note()?;
-                return Ok(Event::Note { vcpu, note });
+                let (vcpu, place, note) = self.note()?;
+                return Ok(Event::Note { vcpu, place, note });
             }
             _ => return Err("unknown kind of event"),
         };
@@ -226,12 +227,15 @@ impl Flat {
         Ok(Registers { vcpu: low(*first), mask: high(*first), values })
     }
 
-    /// The note that these words are, and its vCPU.
-    pub(crate) fn note(&self) -> Result<(u32, Note), &'static str> {
+    /// The note that these words are, its vCPU and where it belongs: L1 on tapes of the first two schemas, which have
+    /// zeroes there.
+    pub(crate) fn note(&self) -> Result<(u32, Place, Note), &'static str> {
         let kind = u32::try_from(self.tag - tag::NOTE).map_err(|_| "unknown kind of event")?;
         let (first, args) = self.words.split_first().ok_or(FEWER)?;
         let args = args.try_into().map_err(|_| if args.len() < 6 { FEWER } else { MORE })?;
-        Ok((low(*first), Note::from_raw(RawNote { kind: NoteKind(kind), pad: high(*first), args })))
+        let (place, pad) = (Place::unpacked(high(*first)), (high(*first) >> 16) as u16);
+        let raw = RawNote { kind: NoteKind(kind), place: Place::L1, pad, args };
+        Ok((low(*first), place, Note::from_raw(raw)))
     }
 
     /// The end of handling that these words are, and its vCPU.

@@ -3,11 +3,12 @@
 use super::{Error, line::Record, note};
 use crate::{
     event::{Event, ExitEvent},
-    text::{OWN, STIMULUS, merge_stimulus, parse_own},
+    text::{OWN, STIMULUS, merge_stimulus, parse_own, split_place},
 };
 use std::collections::BTreeMap;
 use vmtape_arch::{
     exit::{Isa, Resume},
+    level::Place,
     note::Note,
 };
 
@@ -64,16 +65,19 @@ impl Groups {
             group.resumed |= matches!(event, Event::Resume { .. });
             self.push(vcpu, event, sink)?;
             return Ok(true);
-        } else if let Some(note) = note::note(record.event, record.text) {
-            self.note(vcpu, note, sink)?;
-            return Ok(true);
+        } else {
+            let (text, place) = split_place(record.text);
+            if let Some(note) = note::note(record.event, text) {
+                self.note(vcpu, place, note, sink)?;
+                return Ok(true);
+            }
         }
         let text = format!("{}: {}", record.event, record.text);
         self.push(vcpu, Event::Line { vcpu, text }, sink)?;
         Ok(false)
     }
 
-    fn note(&mut self, vcpu: u32, note: Note, sink: Sink<'_>) -> Result<(), Error> {
+    fn note(&mut self, vcpu: u32, place: Place, note: Note, sink: Sink<'_>) -> Result<(), Error> {
         let group = self.open.entry(vcpu).or_default();
         if let Some(Event::Exit(event)) = group.events.first_mut()
             && let Some(gpa) = note::gpa_of(&event.exit, &note)
@@ -85,7 +89,7 @@ impl Groups {
             group.resumed = true;
             self.push(vcpu, Event::Resume { vcpu, resume: Resume::GUEST }, sink)?;
         }
-        self.push(vcpu, Event::Note { vcpu, note }, sink)?;
+        self.push(vcpu, Event::Note { vcpu, place, note }, sink)?;
         if entry { self.close(vcpu, false, sink) } else { Ok(()) }
     }
 

@@ -12,6 +12,30 @@ pub use note::note_text;
 pub(crate) use own::{merge_stimulus, parse as parse_own};
 pub use print::Printer;
 
+use vmtape_arch::level::{Dimension, Level, Place};
+
+/// What follows a note's text where it is not L1's own: the level, and the dimension of a walk's step.
+pub fn place_text(place: Place) -> String {
+    match place {
+        Place::L1 => String::new(),
+        Place { level, dimension: Dimension::GUEST } => format!(" @{level}"),
+        Place { level, dimension } => format!(" @{level} {dimension}"),
+    }
+}
+
+/// Takes what [`place_text`] wrote off a line's end.
+pub(crate) fn split_place(text: &str) -> (&str, Place) {
+    let parse = || {
+        let (text, place) = text.trim_end().rsplit_once(" @")?;
+        let (level, dimension) = place.split_once(' ').unwrap_or((place, "guest"));
+        let number = |name: &str| u8::from_str_radix(name.strip_prefix("0x")?, 16).ok();
+        let level = Level::from_name(level).or_else(|| number(level).map(Level))?;
+        let dimension = Dimension::from_name(dimension).or_else(|| number(dimension).map(Dimension))?;
+        Some((text, Place { level, dimension }))
+    };
+    parse().unwrap_or((text, Place::L1))
+}
+
 /// The first line of printed tapes. It tells the importer that the order of lines is the order of events.
 pub const TRACER: &str = "# tracer: vmtape";
 

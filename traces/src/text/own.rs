@@ -8,6 +8,7 @@ use std::fmt::Write;
 use vmtape_arch::{
     event::Event as Injected,
     exit::{Exit, StimulusKind},
+    level::Level,
     note::Note,
 };
 
@@ -32,7 +33,10 @@ pub fn text(event: &Event) -> (String, String) {
     let (kind, summary) = match event {
         Event::Registers(registers) => ("registers", registers_text(registers)),
         Event::Read { hpa, data } => ("read", format!("{hpa:#x}: {}", data_text(data))),
-        Event::Note { note, .. } => note_text(note),
+        Event::Note { place, note, .. } => {
+            let (kind, text) = note_text(note);
+            (kind, text + &super::place_text(*place))
+        }
         Event::Resume { resume, .. } => ("resume", resume_text(resume)),
         Event::Input { source, value, .. } => ("input", format!("{source} {value:#x}")),
         Event::Control { control, .. } => ("control", control_text(control)),
@@ -193,6 +197,9 @@ fn stimulus_text(exit: &Exit) -> String {
             let user = if access.user { "user" } else { "supervisor" };
             let _ = write!(text, "{} {user} {} gva {:#x}", access.kind, access.size, access.gva);
         }
+    }
+    if exit.level != Level::L1 {
+        let _ = write!(text, " of {}", exit.level);
     }
     if exit.gpa != 0 {
         let _ = write!(text, " gpa {:#x}", exit.gpa);

@@ -1,6 +1,6 @@
 //! A tape's events as lines.
 
-use super::{STIMULUS, note::note_text, own, tables::reason};
+use super::{STIMULUS, note::note_text, own, place_text, tables::reason};
 use crate::event::{Event, ExitEvent, Milestone, NO_VCPU};
 use std::{
     collections::BTreeMap,
@@ -8,6 +8,7 @@ use std::{
 };
 use vmtape_arch::{
     exit::Resume,
+    level::Place,
     note::{Note, NoteKind},
 };
 
@@ -36,7 +37,7 @@ impl<W: Write> Printer<W> {
     /// Prints an event.
     pub fn event(&mut self, event: &Event) -> io::Result<()> {
         if let Some(vcpu) = self.pending.take() {
-            let entry = matches!(event, Event::Note { vcpu: of, note: Note::Entry { .. } } if *of == vcpu);
+            let entry = matches!(event, Event::Note { vcpu: of, place: Place::L1, note: Note::Entry { .. } } if *of == vcpu);
             // Outside an exit the importer would not know that there was an end.
             if !(entry && self.rips.contains_key(&vcpu)) {
                 let (name, text) = own::text(&Event::Resume { vcpu, resume: Resume::GUEST });
@@ -45,7 +46,7 @@ impl<W: Write> Printer<W> {
         }
         match event {
             Event::Exit(exit) => self.exit(event, exit),
-            Event::Note { vcpu, note } => self.note(event, *vcpu, note),
+            Event::Note { vcpu, place, note } => self.note(event, *vcpu, *place, note),
             Event::Resume { vcpu, resume } if *resume == Resume::GUEST => {
                 self.pending = Some(*vcpu);
                 Ok(())
@@ -97,7 +98,7 @@ impl<W: Write> Printer<W> {
         }
     }
 
-    fn note(&mut self, event: &Event, vcpu: u32, note: &Note) -> io::Result<()> {
+    fn note(&mut self, event: &Event, vcpu: u32, place: Place, note: &Note) -> io::Result<()> {
         let rip = self.rips.get(&vcpu).copied().unwrap_or(0);
         match note_text(note, vcpu, rip) {
             Some(text) => {
@@ -105,6 +106,7 @@ impl<W: Write> Printer<W> {
                 if kind == NoteKind::ENTRY {
                     self.rips.remove(&vcpu);
                 }
+                let text = text + &place_text(place);
                 self.line(vcpu, kind.name().unwrap_or_default(), &text)
             }
             None => self.own(event, vcpu),

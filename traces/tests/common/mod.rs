@@ -7,6 +7,7 @@ use rand_pcg::Pcg64;
 use vmtape_arch::{
     access::{Access, AccessKind},
     exit::{Exit, Isa, Resume, StimulusKind, SvmExitCode},
+    level::Place,
     note::{Note, NoteKind},
     sensitive::{Sensitive, SensitiveKind},
 };
@@ -117,7 +118,7 @@ impl PageTableTest {
     }
 
     fn note(&mut self, note: Note) {
-        self.events.push(Event::Note { vcpu: 0, note });
+        self.events.push(Event::Note { vcpu: 0, place: Place::L1, note });
     }
 
     fn exit(&mut self, rip: u64, exit: Exit) {

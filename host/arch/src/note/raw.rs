@@ -188,11 +188,12 @@ impl Note {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::level::Place;
 
     #[test]
     fn every_kind_survives_the_abi() {
         for (kind, _) in NoteKind::NAMED {
-            let raw = RawNote { kind: *kind, pad: 0, args: [1, 1, 1, 1, 1, 0] };
+            let raw = RawNote { kind: *kind, place: Place::L1, pad: 0, args: [1, 1, 1, 1, 1, 0] };
             let canonical = Note::from_raw(raw).to_raw();
             assert_eq!(Note::from_raw(canonical).to_raw(), canonical, "{kind}");
             assert_eq!(canonical.kind, *kind);

@@ -36,14 +36,14 @@ impl Position {
 impl Mmu {
     /// Where a walk of the current root starts (`shadow_walk_init`); `None` without a table.
     pub(crate) fn shadow_start(&self, vcpu: u32, address: u64) -> Option<Position> {
-        let mmu = &self.vcpus[vcpu as usize];
+        let mmu = self.context(vcpu);
         let root = mmu.root?;
         self.shadow_start_at(vcpu, root.hpa, address)
     }
 
     /// As `shadow_start`, from a given root.
     pub(crate) fn shadow_start_at(&self, vcpu: u32, root: u64, address: u64) -> Option<Position> {
-        let mmu = &self.vcpus[vcpu as usize];
+        let mmu = self.context(vcpu);
         let level = mmu.root_role.level();
         if level == 3 {
             let pdpte = mmu.pae_root[(address >> 30 & 3) as usize];

@@ -129,7 +129,7 @@ impl Mmu {
         if !self.config.role_has_cpuid {
             return CpuidRole::new();
         }
-        CpuidRole::of(&self.vcpus[vcpu as usize].width)
+        CpuidRole::of(&self.context(vcpu).width)
     }
 
     /// The frame that entry `index` of a page maps (`kvm_mmu_page_get_gfn`).

@@ -4,16 +4,15 @@
 
 use super::{map::PREFETCH, table_of};
 use crate::{
-    fault::{PageFault, RetPf},
-    mmu::{Mmu, round_gfn},
+    fault::{PageFault, RetPf, WalkFault},
+    mmu::{GuestTables, Mmu, round_gfn},
     pages::entry_address,
     role::PageRole,
-    walk::{Acc, Paging, Step, Steps, Walk, WalkAccess},
+    walk::{Acc, Mode, Paging, Step, Steps, Walk, WalkAccess},
 };
 use vmtape_abi::Host;
 use vmtape_arch::{
     access::AccessKind,
-    exception::Exception,
     paging::{Pte, bits},
     vcpu::VcpuState,
 };
@@ -26,7 +25,7 @@ impl Mmu {
         state: &VcpuState,
         fault: &mut PageFault,
         host: &mut dyn Host,
-    ) -> Result<RetPf, Exception> {
+    ) -> Result<RetPf, WalkFault> {
         let code = fault.code;
         let kind = match () {
             () if code.w() => AccessKind::WRITE,
@@ -35,7 +34,7 @@ impl Mmu {
         };
         let access = WalkAccess { kind, user: code.u(), implicit: code.implicit() };
         let pferr = code.with_rsvd(false).into_bits() as u32;
-        let (mut walk, steps) = self.walk_guest(vcpu, state, fault.addr, &access, pferr, host)?;
+        let (mut walk, steps) = self.walk_addr(vcpu, state, fault.addr, &access, pferr, host)?;
         fault.gfn = walk.gpa >> 12;
         fault.max_level = walk.level;
         fault.slot = self.slots.find(walk.gpa).copied();
@@ -43,15 +42,16 @@ impl Mmu {
             self.clear_flooding(vcpu, fault.addr);
             return Ok(RetPf::WriteProtected);
         }
-        self.protect_clean(&mut walk, &steps, code.w());
+        let Paging { wp, smep, .. } = self.context(vcpu).paging(state);
+        self.protect_clean(vcpu, &mut walk, &steps, code.w());
         let result = self.faultin_pfn(vcpu, fault, walk.acc);
         if result != RetPf::Continue {
             return Ok(result);
         }
-        if code.w() && !walk.acc.write() && !state.cr0().wp() && !code.u() && fault.slot.is_some() {
+        if code.w() && !walk.acc.write() && !wp && !code.u() && fault.slot.is_some() {
             // CR0.WP=0: the kernel may write where users may not go meanwhile, nor the kernel execute under SMEP.
             walk.acc = walk.acc.with_write(true).with_user(false);
-            if state.cr4().smep() {
+            if smep {
                 walk.acc.set_exec(false);
             }
         }
@@ -60,8 +60,9 @@ impl Mmu {
     }
 
     /// `protect_clean_gpte`: a page whose dirty bit is clear is mapped read-only, so that the first write is seen.
-    fn protect_clean(&self, walk: &mut Walk, steps: &Steps, write: bool) {
-        let clean = steps.last().is_some_and(|leaf| !Pte::from_bits(leaf.before).d());
+    fn protect_clean(&self, vcpu: u32, walk: &mut Walk, steps: &Steps, write: bool) {
+        let (_, d) = self.guest_format(vcpu).accessed_dirty();
+        let clean = steps.last().is_some_and(|leaf| !Paging::has_all(leaf.before, d));
         if !write && clean {
             walk.acc.set_write(false);
         }
@@ -191,7 +192,7 @@ impl Mmu {
             self.drop_leaf(sptep);
             return false;
         }
-        let (gfn, acc) = self.gpte_parts(role, gpte);
+        let (gfn, acc) = self.gpte_parts(vcpu, role, gpte);
         let Some(slot) = self.slots.find(gfn << 12).copied() else { return false };
         if slot.readonly() || acc.write() && slot.logs_dirty() {
             return false;
@@ -202,24 +203,34 @@ impl Mmu {
 
     /// `FNAME(prefetch_invalid_gpte)`, inverted: present, accessed, and nothing reserved by the guest's width.
     pub(crate) fn prefetchable(&mut self, vcpu: u32, gpte: Pte) -> bool {
-        let mmu = self.vcpu(vcpu);
-        let role = mmu.cpu_role;
-        let paging = Paging {
-            mode: role.mode(),
+        let paging = self.guest_format(vcpu);
+        let (a, _) = paging.accessed_dirty();
+        paging.is_present(gpte) && Paging::has_all(gpte.into_bits(), a) && !paging.is_reserved(gpte, 1)
+    }
+
+    /// The format of the tables that the vCPU's context shadows, by the role that it was set up with.
+    fn guest_format(&self, vcpu: u32) -> Paging {
+        let mmu = self.context(vcpu);
+        let mode = match mmu.tables {
+            GuestTables::Ept { eptp, execute_only } => Mode::ept(eptp, execute_only),
+            _ => mmu.cpu_role.mode(),
+        };
+        Paging {
+            mode,
             maxphyaddr: mmu.width.maxphyaddr,
-            nx: role.base.efer_nx(),
+            nx: mmu.cpu_role.base.efer_nx(),
             gbpages: mmu.width.gbpages,
             bit8_reserved: mmu.width.amd,
             ..Paging::BARE
-        };
-        gpte.p() && gpte.a() && gpte.into_bits() & paging.reserved(gpte, 1) == 0
+        }
     }
 
     /// Frame and rights that a level-1 entry of the guest gives below a page with this role.
-    pub(crate) fn gpte_parts(&self, role: PageRole, gpte: Pte) -> (u64, Acc) {
+    pub(crate) fn gpte_parts(&self, vcpu: u32, role: PageRole, gpte: Pte) -> (u64, Acc) {
+        let paging = self.guest_format(vcpu);
         let narrow = role.has_4_byte_gpte();
-        let own =
-            Acc::new().with_write(gpte.w() && gpte.d()).with_user(gpte.u()).with_exec(narrow || !gpte.nx());
+        let mut own = paging.entry_access(gpte);
+        own.set_write(own.write() && Paging::has_all(gpte.into_bits(), paging.accessed_dirty().1));
         let address = if narrow { gpte.into_bits() & bits(12, 31) } else { gpte.address() };
         (address >> 12, Acc::from(role).and(own))
     }

@@ -4,9 +4,8 @@
 
 use super::sync::Synced;
 use crate::{
-    mmu::{Mmu, Root},
+    mmu::{ContextId, Mmu, Root},
     role::CpuRole,
-    walk::Paging,
 };
 use vmtape_abi::{FlushScope, Host};
 use vmtape_arch::vcpu::VcpuState;
@@ -21,12 +20,56 @@ const DUMMY: u64 = 0x1000;
 impl Mmu {
     /// `kvm_init_mmu`: roles after a change of paging mode.
     pub fn init(&mut self, vcpu: u32, state: &VcpuState) {
-        let tdp = self.config.tdp;
-        let mmu = self.vcpu(vcpu);
-        mmu.cpu_role = CpuRole::of(state);
-        if !tdp {
-            mmu.root_role = mmu.cpu_role.shadow_root();
+        if self.vcpu(vcpu).is_nested() {
+            // See: mmu.c init_kvm_nested_mmu()
+            self.vcpu(vcpu).nested_mmu.cpu_role = CpuRole::of(state);
+            return;
         }
+        let guest_mode = self.vcpu(vcpu).root_mmu.cpu_role.base.guest_mode();
+        let mut cpu_role = CpuRole::of(state);
+        cpu_role.base.set_guest_mode(guest_mode);
+        let root_role = if self.config.tdp {
+            self.tdp_role(vcpu).with_guest_mode(guest_mode)
+        } else {
+            cpu_role.shadow_root()
+        };
+        let mmu = &mut self.vcpu(vcpu).root_mmu;
+        (mmu.cpu_role, mmu.root_role) = (cpu_role, root_role);
+    }
+
+    /// L2 is about to run under L1's nested page table (`nested_svm_init_mmu_context`). `l1` has the registers that L1 had
+    /// at VMRUN, `l2` those that L2 starts with.
+    pub fn enter_npt(&mut self, vcpu: u32, l1: &VcpuState, ncr3: u64, l2: &VcpuState, host: &mut dyn Host) {
+        let level = self.tdp_level(vcpu);
+        self.vcpu(vcpu).guest_mmu.init_shadow_npt(l1, ncr3, level);
+        self.enter_nested(vcpu, l2, host);
+    }
+
+    /// L2 is about to run under L1's EPT (`nested_ept_init_mmu_context`).
+    pub fn enter_ept(
+        &mut self,
+        vcpu: u32,
+        eptp: u64,
+        execute_only: bool,
+        l2: &VcpuState,
+        host: &mut dyn Host,
+    ) {
+        self.vcpu(vcpu).guest_mmu.init_shadow_ept(eptp, execute_only);
+        self.enter_nested(vcpu, l2, host);
+    }
+
+    fn enter_nested(&mut self, vcpu: u32, l2: &VcpuState, host: &mut dyn Host) {
+        let mmu = self.vcpu(vcpu);
+        (mmu.mmu, mmu.walk_mmu) = (ContextId::Guest, ContextId::Nested);
+        mmu.nested_fault = None;
+        self.init(vcpu, l2);
+        self.new_pgd(vcpu, l2, host);
+    }
+
+    /// L1 runs again (`nested_svm_uninit_mmu_context`, `nested_ept_uninit_mmu_context`). The roots of L1's nested tables are kept.
+    pub fn leave_nested(&mut self, vcpu: u32) {
+        let mmu = self.vcpu(vcpu);
+        (mmu.mmu, mmu.walk_mmu) = (ContextId::Root, ContextId::Root);
     }
 
     /// `kvm_mmu_reset_context`.
@@ -37,21 +80,26 @@ impl Mmu {
 
     /// `kvm_mmu_unload`.
     pub fn unload(&mut self, vcpu: u32, host: &mut dyn Host) {
-        let mmu = self.vcpu(vcpu);
-        let roots: Vec<Root> =
-            mmu.root.take().into_iter().chain(std::mem::take(&mut mmu.prev_roots)).collect();
-        for root in roots {
-            self.free_root(vcpu, root, host);
+        for id in [ContextId::Root, ContextId::Guest] {
+            let mmu = self.vcpu(vcpu).context_mut(id);
+            let roots: Vec<Root> =
+                mmu.root.take().into_iter().chain(std::mem::take(&mut mmu.prev_roots)).collect();
+            for root in roots {
+                self.free_root(vcpu, id, root, host);
+            }
         }
     }
 
     /// `mmu_free_root_page`, for every page that the root stands for.
-    fn free_root(&mut self, vcpu: u32, root: Root, host: &mut dyn Host) {
-        if self.has_tdp_mmu() {
+    fn free_root(&mut self, vcpu: u32, of: ContextId, root: Root, host: &mut dyn Host) {
+        let mmu = self.vcpu(vcpu).context_mut(of);
+        let pae_root = if root.hpa == PAE { std::mem::take(&mut mmu.pae_root) } else { [0; 4] };
+        let direct = mmu.root_role.direct();
+        if direct && self.config.tdp && self.config.tdp_mmu {
             return;
         }
         let tables = match root.hpa {
-            PAE => std::mem::take(&mut self.vcpu(vcpu).pae_root).map(|pdpte| pdpte & !0xfff).to_vec(),
+            PAE => pae_root.map(|pdpte| pdpte & !0xfff).to_vec(),
             DUMMY => Vec::new(),
             table => vec![table],
         };
@@ -74,55 +122,59 @@ impl Mmu {
                 self.free_obsolete_roots(vcpu, host);
             }
         }
-        if self.vcpu(vcpu).root.is_some() {
+        if self.context(vcpu).root.is_some() {
             return;
         }
-        if self.has_tdp_mmu() {
+        if self.is_tdp_mmu(vcpu) {
             self.tdp_load(vcpu, host);
         } else {
-            if self.config.tdp {
+            if self.is_tdp(vcpu) {
                 let role = self.tdp_role(vcpu);
-                self.vcpu(vcpu).root_role = role;
+                self.context_mut(vcpu).root_role = role;
             }
             self.make_pages_available(vcpu, host);
             let root = self.alloc_roots(vcpu, state, host);
-            self.vcpu(vcpu).root = Some(root);
+            self.context_mut(vcpu).root = Some(root);
             self.sync_roots(vcpu, host);
         }
         host.flush_tlb(vcpu, FlushScope::ALL, 0);
     }
 
-    fn is_obsolete(&self, vcpu: u32, root: &Root) -> bool {
+    fn is_obsolete(&self, vcpu: u32, of: ContextId, root: &Root) -> bool {
         let invalid = |table: u64| self.shadow.get(table).is_some_and(|sp| sp.role.invalid());
         match root.hpa {
-            PAE => {
-                self.vcpus[vcpu as usize].pae_root.iter().any(|pdpte| *pdpte != 0 && invalid(pdpte & !0xfff))
-            }
+            PAE => self.vcpus[vcpu as usize]
+                .context(of)
+                .pae_root
+                .iter()
+                .any(|pdpte| *pdpte != 0 && invalid(pdpte & !0xfff)),
             table => invalid(table),
         }
     }
 
     fn free_obsolete_roots(&mut self, vcpu: u32, host: &mut dyn Host) {
-        if let Some(root) = self.vcpu(vcpu).root
-            && self.is_obsolete(vcpu, &root)
-        {
-            self.vcpu(vcpu).root = None;
-            self.free_root(vcpu, root, host);
-        }
-        for root in self.vcpu(vcpu).prev_roots.clone() {
-            if self.is_obsolete(vcpu, &root) {
-                self.vcpu(vcpu).prev_roots.retain(|other| *other != root);
-                self.free_root(vcpu, root, host);
+        for id in [ContextId::Root, ContextId::Guest] {
+            let context = self.vcpu(vcpu).context(id);
+            let (root, prev_roots) = (context.root, context.prev_roots.clone());
+            if let Some(root) = root.filter(|root| self.is_obsolete(vcpu, id, root)) {
+                self.vcpu(vcpu).context_mut(id).root = None;
+                self.free_root(vcpu, id, root, host);
+            }
+            for root in prev_roots {
+                if self.is_obsolete(vcpu, id, &root) {
+                    self.vcpu(vcpu).context_mut(id).prev_roots.retain(|other| *other != root);
+                    self.free_root(vcpu, id, root, host);
+                }
             }
         }
     }
 
     /// `mmu_alloc_direct_roots`, `mmu_alloc_shadow_roots`.
     fn alloc_roots(&mut self, vcpu: u32, state: &VcpuState, host: &mut dyn Host) -> Root {
-        let role = self.vcpu(vcpu).root_role;
-        let guest_level = self.vcpu(vcpu).cpu_role.base.level();
-        let paging = Paging::of(state, 52, true, false);
-        let pgd = state.cr3;
+        let role = self.context(vcpu).root_role;
+        let guest_level = self.context(vcpu).cpu_role.base.level();
+        let paging = self.context(vcpu).paging(state);
+        let pgd = self.context(vcpu).pgd(state);
         let visible = |gfn: u64| self.slots.find(gfn << 12).is_some();
         if !role.direct() && !visible(paging.root >> 12) {
             return Root { hpa: DUMMY, pgd };
@@ -143,14 +195,14 @@ impl Mmu {
         for (i, gfn) in gfns.into_iter().enumerate() {
             let quadrant = if guest_level == 2 { i as u8 } else { 0 };
             let pdpte = gfn.map_or(0, |gfn| self.alloc_root(vcpu, gfn, quadrant, 2, host) | 1);
-            self.vcpu(vcpu).pae_root[i] = pdpte;
+            self.context_mut(vcpu).pae_root[i] = pdpte;
         }
         Root { hpa: PAE, pgd }
     }
 
     /// `mmu_alloc_root`.
     fn alloc_root(&mut self, vcpu: u32, gfn: u64, quadrant: u8, level: u8, host: &mut dyn Host) -> u64 {
-        let role = self.vcpu(vcpu).root_role.with_level(level).with_quadrant(quadrant);
+        let role = self.context(vcpu).root_role.with_level(level).with_quadrant(quadrant);
         let table = self.get_page(vcpu, gfn, role, host);
         self.shadow.sp_mut(table).root_count += 1;
         table
@@ -158,21 +210,23 @@ impl Mmu {
 
     /// `kvm_mmu_new_pgd`: CR3 changed; a root that was used for it before is taken again.
     pub fn new_pgd(&mut self, vcpu: u32, state: &VcpuState, host: &mut dyn Host) {
-        if self.config.tdp {
+        if self.is_tdp(vcpu) {
             return;
         }
-        let mmu = self.vcpu(vcpu);
+        let id = self.vcpu(vcpu).mmu;
+        let pgd = self.context(vcpu).pgd(state);
+        let mmu = self.context_mut(vcpu);
         if let Some(root) = mmu.root.filter(|root| root.hpa == PAE || root.hpa == DUMMY) {
             mmu.root = None;
-            self.free_root(vcpu, root, host);
+            self.free_root(vcpu, id, root, host);
         }
-        if !self.take_cached_root(vcpu, state.cr3, host) {
+        if !self.take_cached_root(vcpu, pgd, host) {
             return;
         }
         host.flush_tlb(vcpu, FlushScope::ALL, 0);
         self.clear_mmio(vcpu, None);
-        if let Some(root) = self.vcpu(vcpu).root
-            && !self.vcpu(vcpu).root_role.direct()
+        if let Some(root) = self.context(vcpu).root
+            && !self.context(vcpu).root_role.direct()
         {
             self.shadow.sp_mut(root.hpa).write_flooding = 0;
         }
@@ -180,20 +234,21 @@ impl Mmu {
 
     /// `cached_root_find_and_keep_current`, `cached_root_find_without_current`.
     fn take_cached_root(&mut self, vcpu: u32, pgd: u64, host: &mut dyn Host) -> bool {
-        let role = self.vcpus[vcpu as usize].root_role;
+        let role = self.context(vcpu).root_role;
         let cpuid = self.cpuid_role(vcpu);
         let usable = |mmu: &Self, root: &Root| {
             let same_role = mmu.shadow.get(root.hpa).is_some_and(|sp| sp.role == role && sp.cpuid == cpuid);
             (role.direct() || root.pgd == pgd) && same_role
         };
-        let current = self.vcpu(vcpu).root;
+        let current = self.context(vcpu).root;
         if let Some(root) = current
             && usable(self, &root)
         {
             return true;
         }
-        let found = self.vcpus[vcpu as usize].prev_roots.iter().position(|root| usable(self, root));
-        let mmu = self.vcpu(vcpu);
+        let found = self.context(vcpu).prev_roots.iter().position(|root| usable(self, root));
+        let id = self.vcpu(vcpu).mmu;
+        let mmu = self.context_mut(vcpu);
         let next = found.map(|at| mmu.prev_roots.remove(at));
         if let Some(current) = current {
             mmu.prev_roots.insert(0, current);
@@ -201,20 +256,20 @@ impl Mmu {
         mmu.root = next;
         let oldest = (mmu.prev_roots.len() > PREV_ROOTS).then(|| mmu.prev_roots.pop()).flatten();
         if let Some(oldest) = oldest {
-            self.free_root(vcpu, oldest, host);
+            self.free_root(vcpu, id, oldest, host);
         }
         found.is_some()
     }
 
     /// `kvm_mmu_sync_roots`.
     pub fn sync_roots(&mut self, vcpu: u32, host: &mut dyn Host) {
-        if self.config.tdp || self.vcpu(vcpu).root_role.direct() {
+        if self.context(vcpu).root_role.direct() {
             return;
         }
-        let Some(root) = self.vcpu(vcpu).root else { return };
+        let Some(root) = self.context(vcpu).root else { return };
         self.clear_mmio(vcpu, None);
         let tables = match root.hpa {
-            PAE => self.vcpu(vcpu).pae_root.map(|pdpte| pdpte & !0xfff).to_vec(),
+            PAE => self.context(vcpu).pae_root.map(|pdpte| pdpte & !0xfff).to_vec(),
             table => vec![table],
         };
         for table in tables {
@@ -228,24 +283,25 @@ impl Mmu {
     fn free_unsync_prev_roots(&mut self, vcpu: u32, host: &mut dyn Host) {
         let unsync =
             |root: &Root| self.shadow.get(root.hpa).is_none_or(|sp| sp.unsync || sp.has_unsync_children());
-        let prev_roots = &self.vcpus[vcpu as usize].prev_roots;
+        let prev_roots = &self.context(vcpu).prev_roots;
         let (freed, kept): (Vec<Root>, Vec<Root>) = prev_roots.iter().partition(|root| unsync(root));
-        self.vcpu(vcpu).prev_roots = kept;
+        let id = self.vcpu(vcpu).mmu;
+        self.context_mut(vcpu).prev_roots = kept;
         for root in freed {
-            self.free_root(vcpu, root, host);
+            self.free_root(vcpu, id, root, host);
         }
     }
 
     /// KVM_REQ_TLB_FLUSH_CURRENT after a change of CR3 or CR4, with KVM_REQ_MMU_SYNC under shadow paging.
     pub fn flush_current(&mut self, vcpu: u32, host: &mut dyn Host) {
         self.sync_roots(vcpu, host);
-        host.flush_tlb(vcpu, if self.config.tdp { FlushScope::NON_GLOBAL } else { FlushScope::ALL }, 0);
+        host.flush_tlb(vcpu, if self.is_tdp(vcpu) { FlushScope::NON_GLOBAL } else { FlushScope::ALL }, 0);
     }
 
     /// KVM_REQ_TLB_FLUSH_GUEST (`kvm_vcpu_flush_tlb_guest`).
     pub fn flush_guest(&mut self, vcpu: u32, host: &mut dyn Host) {
         self.sync_roots(vcpu, host);
-        if !self.config.tdp {
+        if !self.is_tdp(vcpu) {
             self.free_unsync_prev_roots(vcpu, host);
         }
         host.flush_tlb(vcpu, FlushScope::ALL, 0);
@@ -253,23 +309,24 @@ impl Mmu {
 
     /// `kvm_invalidate_pcid`, without the flush of the current one: cached roots of the PCID are freed.
     pub fn free_roots_of_pcid(&mut self, vcpu: u32, pcid: u64, host: &mut dyn Host) {
-        let (freed, kept) = std::mem::take(&mut self.vcpu(vcpu).prev_roots)
+        let (freed, kept) = std::mem::take(&mut self.context_mut(vcpu).prev_roots)
             .into_iter()
             .partition(|root| root.pgd & 0xfff == pcid);
-        self.vcpu(vcpu).prev_roots = kept;
+        let id = self.vcpu(vcpu).mmu;
+        self.context_mut(vcpu).prev_roots = kept;
         let freed: Vec<Root> = freed;
         for root in freed {
-            self.free_root(vcpu, root, host);
+            self.free_root(vcpu, id, root, host);
         }
     }
 
     /// `kvm_mmu_invlpg`.
     pub fn invlpg(&mut self, vcpu: u32, gva: u64, host: &mut dyn Host) {
         host.flush_tlb(vcpu, FlushScope::GVA, gva);
-        if self.config.tdp || self.vcpu(vcpu).root_role.direct() {
+        if self.context(vcpu).root_role.direct() {
             return;
         }
-        let mmu = self.vcpu(vcpu);
+        let mmu = self.context(vcpu);
         let roots: Vec<u64> = mmu.root.iter().chain(&mmu.prev_roots).map(|root| root.hpa).collect();
         for root in roots {
             self.invalidate_addr(vcpu, root, gva, host);
@@ -302,7 +359,7 @@ impl Mmu {
 
     /// The top of the table that silicon walks: an address, or four PDPTEs.
     pub(crate) fn shadow_root(&self, vcpu: u32) -> (u64, [u64; 4]) {
-        let mmu = &self.vcpus[vcpu as usize];
+        let mmu = self.context(vcpu);
         (mmu.root.map_or(DUMMY, |root| root.hpa), mmu.pae_root)
     }
 }

@@ -17,7 +17,7 @@ impl Mmu {
     fn shadow_paging(&self, vcpu: u32, state: &VcpuState) -> Paging {
         let (root, pdptr) = self.shadow_root(vcpu);
         let (cr0, cr4) = (state.cr0(), state.cr4());
-        let mode = match self.vcpus[vcpu as usize].root_role.level() {
+        let mode = match self.context(vcpu).root_role.level() {
             5 => Mode::Level5,
             4 => Mode::Level4,
             _ => Mode::Pae,

@@ -136,7 +136,7 @@ impl Mmu {
 
     /// `kvm_sync_page_check`: the page belongs to the paging mode that the vCPU is in.
     fn can_sync(&mut self, vcpu: u32, table: u64) -> bool {
-        let root = self.vcpu(vcpu).root_role;
+        let root = self.context(vcpu).root_role;
         let sp = self.shadow.sp(table);
         let (role, same_cpuid) = (sp.role, sp.cpuid == self.cpuid_role(vcpu));
         let same = role.with_level(root.level()).with_access(root.access()).with_quadrant(root.quadrant());
@@ -156,7 +156,7 @@ impl Mmu {
             return Synced::Flush;
         }
         let role = self.shadow.sp(table).role;
-        let (gfn, acc) = self.gpte_parts(role, gpte);
+        let (gfn, acc) = self.gpte_parts(vcpu, role, gpte);
         let format = self.config.format;
         if format.is_mmio(old) {
             if format.mmio_parts(old).0 == gfn {

@@ -16,7 +16,7 @@ impl Mmu {
             return;
         }
         let (mut gpa, mut len) = (gpa, u64::from(len));
-        if self.vcpu(vcpu).cpu_role.base.level() > 2 && len == 4 {
+        if self.context(vcpu).cpu_role.base.level() > 2 && len == 4 {
             (gpa, len) = (gpa & !7, 8);
         }
         for table in self.shadow.with_gptes(gpa >> 12) {
@@ -88,7 +88,7 @@ impl Mmu {
             return false;
         }
         let mut gpa = address;
-        if !self.vcpu(vcpu).root_role.direct() {
+        if !self.context(vcpu).root_role.direct() {
             let access = WalkAccess { kind: AccessKind::WRITE, user: state.cpl == 3, implicit: false };
             match self.walk_guest(vcpu, state, address, &access, access.pferr(), host) {
                 Ok((walk, _)) => gpa = walk.gpa,

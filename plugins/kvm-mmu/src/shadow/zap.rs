@@ -152,10 +152,12 @@ impl Mmu {
         let births = self.shadow.births;
         self.shadow = Shadow { births, ..Shadow::default() };
         self.large = Default::default();
-        if !self.has_tdp_mmu() {
-            for vcpu in &mut self.vcpus {
-                (vcpu.root, vcpu.pae_root) = (None, [0; 4]);
-                vcpu.prev_roots.clear();
+        let tdp_mmu = self.config.tdp && self.config.tdp_mmu;
+        for vcpu in &mut self.vcpus {
+            let root_mmu = Some(&mut vcpu.root_mmu).filter(|_| !tdp_mmu);
+            for context in root_mmu.into_iter().chain([&mut vcpu.guest_mmu]) {
+                (context.root, context.pae_root) = (None, [0; 4]);
+                context.prev_roots.clear();
             }
         }
     }

@@ -42,7 +42,7 @@ const fn index(gfn: u64, level: u8) -> u64 {
 impl Mmu {
     /// `kvm_mmu_get_tdp_level`.
     pub fn tdp_level(&mut self, vcpu: u32) -> u8 {
-        let width = self.vcpu(vcpu).width.maxphyaddr;
+        let width = self.context(vcpu).width.maxphyaddr;
         match self.config {
             config if config.forced_tdp_level => config.max_tdp_level,
             config if config.max_tdp_level == 5 && width <= 48 => 4,
@@ -64,7 +64,7 @@ impl Mmu {
     /// `kvm_tdp_mmu_alloc_root`: gives the vCPU its root, new or shared.
     pub(crate) fn tdp_load(&mut self, vcpu: u32, host: &mut dyn Host) {
         let role = self.tdp_role(vcpu);
-        self.vcpu(vcpu).root_role = role;
+        self.context_mut(vcpu).root_role = role;
         let known = self.tdp.roots.iter().find(|(level, _)| *level == role.level()).map(|(_, hpa)| *hpa);
         let hpa = known.unwrap_or_else(|| {
             host.note(vcpu, Note::GetPage { gfn: 0, role: role.into_bits(), created: true });
@@ -72,7 +72,7 @@ impl Mmu {
             self.tdp.roots.push((role.level(), hpa));
             hpa
         });
-        self.vcpu(vcpu).root = Some(Root { hpa, pgd: 0 });
+        self.context_mut(vcpu).root = Some(Root { hpa, pgd: 0 });
     }
 
     /// Drops every table.
@@ -80,8 +80,8 @@ impl Mmu {
         for (level, root) in std::mem::take(&mut self.tdp.roots) {
             self.tdp_release(root, level);
         }
-        if self.has_tdp_mmu() {
-            self.vcpus.iter_mut().for_each(|vcpu| vcpu.root = None);
+        if self.config.tdp && self.config.tdp_mmu {
+            self.vcpus.iter_mut().for_each(|vcpu| vcpu.root_mmu.root = None);
         }
     }
 
@@ -113,7 +113,7 @@ impl Mmu {
 
     /// The lowest entry for a frame.
     pub(crate) fn tdp_find(&self, vcpu: u32, gfn: u64) -> u64 {
-        let mmu = &self.vcpus[vcpu as usize];
+        let mmu = self.context(vcpu);
         mmu.root.map_or(NONPRESENT, |root| self.tdp_last(root.hpa, mmu.root_role.level(), gfn).spte)
     }
 
@@ -140,8 +140,8 @@ impl Mmu {
             () if !fault.code.p() => !format.has_ad(),
             () => fault.code.w(),
         };
-        let Some(root) = self.vcpu(vcpu).root.filter(|_| possible) else { return RetPf::Invalid };
-        let level = self.vcpu(vcpu).root_role.level();
+        let Some(root) = self.context(vcpu).root.filter(|_| possible) else { return RetPf::Invalid };
+        let level = self.context(vcpu).root_role.level();
         let entry = self.tdp_last(root.hpa, level, fault.gfn);
         let (fetch, write) = (fault.code.fetch(), fault.code.w());
         let logs_dirty = fault.slot.is_some_and(|slot| slot.logs_dirty());
@@ -163,8 +163,8 @@ impl Mmu {
     fn tdp_map(&mut self, vcpu: u32, fault: &mut PageFault, host: &mut dyn Host) -> RetPf {
         self.hugepage_adjust(fault);
         self.note_requested(vcpu, fault, host);
-        let Some(root) = self.vcpu(vcpu).root else { return RetPf::Retry };
-        let role = self.vcpu(vcpu).root_role;
+        let Some(root) = self.context(vcpu).root else { return RetPf::Retry };
+        let role = self.context(vcpu).root_role;
         let format = self.config.format;
         let mut level = role.level();
         let mut table = root.hpa;

@@ -186,7 +186,7 @@ impl Mmu {
     ) -> (GuestAccess, Steps) {
         let config = self.config;
         let paging = Paging::of(state, config.host_width, config.gbpages, config.amd);
-        let mmu = &self.vcpus[vcpu as usize];
+        let mmu = self.context(vcpu);
         let root = mmu.root.map_or(0, |root| root.hpa);
         let (entry_kind, policy) = match config.format {
             Format::Ept { ad: true } => (AccessKind::WRITE, AdPolicy::AfterTranslation),
@@ -199,11 +199,12 @@ impl Mmu {
                 (AccessKind::WRITE, AdPolicy::BeforeTranslation { dirty })
             }
         };
+        let levels = mmu.root_role.level();
         let mut tables = GuestTables {
             pages: &mut self.pages,
             config: &config,
             root,
-            levels: mmu.root_role.level(),
+            levels,
             host,
             entry_kind,
             last: Nested::default(),
@@ -222,7 +223,7 @@ impl Mmu {
 
     /// Changes the lowest entry for a frame behind KVM's back: for tests of silicon, and for faults.
     pub fn edit_leaf(&mut self, vcpu: u32, gfn: u64, edit: impl Fn(u64) -> u64) {
-        let mmu = self.vcpus[vcpu as usize].clone();
+        let mmu = self.context(vcpu);
         let entry = self.tdp_last(mmu.root.unwrap().hpa, mmu.root_role.level(), gfn);
         self.pages.write(entry.address, edit(entry.spte));
     }

@@ -62,7 +62,7 @@ impl Bench {
         state.efer = Efer::new().with_lme(true).with_lma(true).with_nxe(true).into_bits();
         state.cr3 = TABLES[0];
         mmu.create_vcpu(0);
-        mmu.vcpu(0).width = GuestWidth { maxphyaddr: 46, gbpages: true, amd: false };
+        mmu.vcpu(0).set_width(GuestWidth { maxphyaddr: 46, gbpages: true, amd: false });
         let region = MemoryRegion { slot: 0, flags: 0, gpa: 0, size: RAM as u64, hpa: 0 };
         mmu.set_memory_region(&region, &mut host).unwrap();
         mmu.reload(0, &state, &mut host);
@@ -283,7 +283,7 @@ fn a_page_fault_is_corrected_only_where_a_walk_faults_too() {
         bench.mmu.fixup_page_fault(0, &bench.state, GVA, error, &mut bench.host)
     };
     assert_eq!(fixed(&mut bench, 3), Exception::pf(GVA, PageFaultError::from_bits(3)));
-    bench.mmu.vcpu(0).width.maxphyaddr = 36;
+    bench.mmu.vcpu(0).root_mmu.width.maxphyaddr = 36;
     bench.host.write(bench.leaf(), &(1 << 40 | DATA | SETTLED).to_le_bytes());
     for (silicon, guest) in [(1, 9), (3, 0xb), (5, 0xd), (7, 0xf), (0x11, 0x19), (2, 2), (6, 6)] {
         assert_eq!(

@@ -223,7 +223,8 @@ impl<'a, T: Tables> Walker<'a, T> {
         if policy != AdPolicy::None && !self.mark(write)? {
             return Ok(None);
         }
-        walk.dirty = self.steps.last().is_none_or(|step| Pte::from_bits(step.after).d());
+        let (_, d) = self.paging.accessed_dirty();
+        walk.dirty = self.steps.last().is_none_or(|step| Paging::has_all(step.after, d));
         Ok(Some(walk))
     }
 
@@ -284,10 +285,10 @@ impl<'a, T: Tables> Walker<'a, T> {
         self.tables.seen(Seen::Element { level, entry: value });
         self.steps.push(Step { address, before: value, after: value, above, level });
         let entry = Pte::from_bits(value);
-        if !entry.p() {
+        if !paging.is_present(entry) {
             return self.fault(PageFaultError::new());
         }
-        if value & paging.reserved(entry, level) != 0 {
+        if paging.is_reserved(entry, level) {
             return self.fault(PageFaultError::new().with_p(true).with_rsvd(true));
         }
         Ok(entry)
@@ -304,32 +305,33 @@ impl<'a, T: Tables> Walker<'a, T> {
             page_shift: self.paging.mode.shift(level) as u8,
             acc,
             pkey,
-            global: entry.g(),
-            dirty: entry.d(),
+            global: entry.g() && !matches!(self.paging.mode, Mode::Ept { .. }),
+            dirty: Paging::has_all(entry.into_bits(), self.paging.accessed_dirty().1),
         })
     }
 
     /// Sets A in every entry and, if asked, D in the leaf. False: an entry changed meanwhile.
     fn mark(&mut self, dirty: bool) -> Result<bool, Failure<T::Stop>> {
         let size = self.paging.mode.entry_size();
+        let (a, d) = self.paging.accessed_dirty();
         let leaf = self.steps.len.wrapping_sub(1);
         for i in 0..self.steps.len {
             let step = self.steps.steps[i as usize];
-            let old = Pte::from_bits(step.after);
+            let old = step.after;
             let mut new = old;
-            if !old.a() {
+            if !Paging::has_all(old, a) {
                 self.tables.seen(Seen::Accessed { gpa: step.address });
-                new.set_a(true);
+                new |= a;
             }
-            if i == leaf && dirty && !old.d() {
+            if i == leaf && dirty && !Paging::has_all(old, d) {
                 self.tables.seen(Seen::Dirty { gpa: step.address });
-                new.set_d(true);
+                new |= d;
             }
             if new == old {
                 continue;
             }
-            match self.tables.update(step.address, old.into_bits(), new.into_bits(), size) {
-                Ok(Update::Done) => self.steps.steps[i as usize].after = new.into_bits(),
+            match self.tables.update(step.address, old, new, size) {
+                Ok(Update::Done) => self.steps.steps[i as usize].after = new,
                 Ok(Update::Changed) => return Ok(false),
                 Ok(Update::ReadOnly) => {}
                 Err(stop) => return Err(Failure::Stopped(stop)),

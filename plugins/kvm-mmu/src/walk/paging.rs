@@ -6,7 +6,7 @@ use super::Acc;
 use vmtape_arch::{
     access::AccessKind,
     exception::PageFaultError,
-    paging::{Pte, bits},
+    paging::{EptEntry, Eptp, Pte, bits},
     vcpu::VcpuState,
 };
 
@@ -22,6 +22,12 @@ pub enum Mode {
     Pae,
     Level4,
     Level5,
+    /// Extended page tables. `ad`: they have accessed and dirty bits; `execute_only`: XWR may be 100.
+    Ept {
+        levels: u8,
+        ad: bool,
+        execute_only: bool,
+    },
 }
 
 impl Mode {
@@ -33,7 +39,14 @@ impl Mode {
             Self::Pae => 3,
             Self::Level4 => 4,
             Self::Level5 => 5,
+            Self::Ept { levels, .. } => levels,
         }
+    }
+
+    /// The tables that an EPT pointer stands for.
+    pub const fn ept(eptp: u64, execute_only: bool) -> Self {
+        let eptp = Eptp::from_bits(eptp);
+        Self::Ept { levels: eptp.levels_minus_one() + 1, ad: eptp.ad(), execute_only }
     }
 
     /// Bytes per entry.
@@ -145,6 +158,49 @@ impl Paging {
         }
     }
 
+    /// Whether the entry is there at all.
+    pub fn is_present(&self, entry: Pte) -> bool {
+        match self.mode {
+            Mode::Ept { .. } => {
+                let entry = EptEntry::from_bits(entry.into_bits());
+                entry.r() || entry.w() || entry.x()
+            }
+            _ => entry.p(),
+        }
+    }
+
+    /// Where entries have their accessed and their dirty bit; nothing where they have none.
+    pub const fn accessed_dirty(&self) -> (u64, u64) {
+        match self.mode {
+            Mode::Ept { ad: false, .. } => (0, 0),
+            Mode::Ept { .. } => {
+                (EptEntry::new().with_a(true).into_bits(), EptEntry::new().with_d(true).into_bits())
+            }
+            _ => (Pte::new().with_a(true).into_bits(), Pte::new().with_d(true).into_bits()),
+        }
+    }
+
+    /// Whether every bit that stands in `mask` is set, or there is none.
+    pub const fn has_all(entry: u64, mask: u64) -> bool {
+        entry & mask == mask
+    }
+
+    /// Whether a present entry breaks a rule of its format: a reserved bit, or under EPT rights or a memory type that
+    /// do not exist.
+    pub fn is_reserved(&self, entry: Pte, level: u8) -> bool {
+        let value = entry.into_bits();
+        let forbidden = match self.mode {
+            // See: SDM vol. 3C 29.3.3.1 EPT Misconfigurations; KVM mmu.c __reset_rsvds_bits_mask_ept()
+            Mode::Ept { execute_only, .. } => {
+                let entry = EptEntry::from_bits(value);
+                let rights = !entry.r() && (entry.w() || entry.x() && !execute_only);
+                rights || matches!(entry.memtype(), 2 | 3 | 7)
+            }
+            _ => false,
+        };
+        forbidden || value & self.reserved(entry, level) != 0
+    }
+
     /// The reserved bits of a present entry, given its own bit 7.
     /// See: SDM vol. 3A 4.7 Page-Fault Exceptions (RSVD flag); KVM arch/x86/kvm/mmu/mmu.c __reset_rsvds_bits_mask()
     pub fn reserved(&self, entry: Pte, level: u8) -> u64 {
@@ -153,6 +209,12 @@ impl Paging {
         let too_wide = bits(u32::from(self.maxphyaddr), 51);
         match (self.mode, level) {
             (Mode::None, _) => 0,
+            (Mode::Ept { .. }, 4 | 5) => too_wide | bits(3, 7),
+            (Mode::Ept { .. }, 3) if ps && !self.gbpages => too_wide | bits(7, 7),
+            (Mode::Ept { .. }, 3) if ps => too_wide | bits(12, 29),
+            (Mode::Ept { .. }, 2) if ps => too_wide | bits(12, 20),
+            (Mode::Ept { .. }, 2 | 3) => too_wide | bits(3, 6),
+            (Mode::Ept { .. }, _) => too_wide,
             // Address bits 39:32 of a 4 MiB page stand in 20:13; bit 21 is always reserved.
             (Mode::Bits32 { pse: true }, 2) if ps => {
                 bits(u32::from(self.pse36).saturating_sub(19).max(13), 21)
@@ -191,6 +253,11 @@ impl Paging {
 
     /// What one entry allows by itself.
     pub fn entry_access(&self, entry: Pte) -> Acc {
+        if let Mode::Ept { .. } = self.mode {
+            // Read access takes the place of the user bit. See: KVM paging_tmpl.h FNAME(gpte_access)
+            let entry = EptEntry::from_bits(entry.into_bits());
+            return Acc::new().with_exec(entry.x()).with_write(entry.w()).with_user(entry.r());
+        }
         let nx = self.mode.entry_size() == 8 && entry.nx();
         Acc::new().with_exec(!nx).with_write(entry.w()).with_user(entry.u())
     }

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::{explain::Widths, observer::Entry as Paging};
-use vmtape_arch::{access::Access, exception::Exception, exit::Resume, host::Vendor, note::Note};
+use vmtape_arch::{
+    access::Access, exception::Exception, exit::Resume, host::Vendor, level::Place, note::Note,
+};
 use vmtape_traces::event::ExitEvent;
 
 const GVA: u64 = 0xffff_9234_0000_0000;
@@ -100,7 +102,10 @@ fn page_faults_by_width() {
     is(named("outcome:x", &[], &right, &lax), "width-of-silicon", Kind::Clause);
     is(named("outcome:x", &[], &right, &seen(Outcome::Completes)), "role-without-width", Kind::Patch);
     let walked = Note::WalkerError { pferr: 9 };
-    let kvm = does(Outcome::Completes, vec![Observation::Event(Event::Note { vcpu: 0, note: walked })]);
+    let kvm = does(
+        Outcome::Completes,
+        vec![Observation::Event(Event::Note { vcpu: 0, place: Place::L1, note: walked })],
+    );
     is(named("outcome:x", &[], &right, &kvm), "width-of-silicon", Kind::Clause);
     let legal = Seen { widths: Widths { guest: 48, host: 48 }, ..lax };
     let right = Seen { widths: legal.widths, ..right };

@@ -113,7 +113,7 @@ fn the_depth_follows_the_guest() {
             levels,
             "{maxphyaddr} bits, {silicon_levels} levels"
         );
-        let root = guest.vm.shared.kvm.mmu.vcpus[0].root.unwrap().hpa;
+        let root = guest.vm.shared.kvm.mmu.context(0).root.unwrap().hpa;
         assert_eq!(guest.vm.query(0, Query::EPTP), Ok(root | low));
     }
     let no_ad = wide(52, 5, &[("eptad", "off")]);
