@@ -183,7 +183,8 @@ impl Core<'_> {
             let top = if descriptor.attr.db() { u64::from(u32::MAX) } else { 0xffff };
             offset > limit && last <= top && last >= offset
         } else {
-            last <= limit && last >= offset
+            let wraps = limit == u64::from(u32::MAX) && self.model.rules.flat_segments_wrap;
+            (last <= limit || wraps) && last >= offset
         };
         if inside { Ok(descriptor.base.wrapping_add(offset) & self.linear_mask) } else { Err(violation()) }
     }

@@ -23,7 +23,7 @@ use vmtape_arch::{
     exit::Exit,
     vcpu::{Activity, VcpuState},
 };
-use vmtape_cpu::{Cpu, CpuConfig, Features, Model};
+use vmtape_cpu::{Cpu, CpuConfig, Features, Model, Rules};
 
 /// One virtual processor.
 pub(crate) struct Vcpu {
@@ -216,7 +216,9 @@ pub(crate) fn cpu_config(spec: &MachineSpec) -> CpuConfig {
 /// an AMD guest on an Intel host.
 /// See: KVM arch/x86/kvm/emulate.c em_syscall(), emulator_get_cpuid()
 fn emulator_config(spec: &MachineSpec) -> CpuConfig {
-    CpuConfig { features: Features::from_cpuid(&spec.cpuid), model: Model::from_cpuid(&spec.cpuid) }
+    let told = Model::from_cpuid(&spec.cpuid);
+    let model = Model { rules: Rules::emulator(told.vendor), ..told };
+    CpuConfig { features: Features::from_cpuid(&spec.cpuid), model }
 }
 
 fn device_config(spec: &MachineSpec) -> DeviceConfig {

@@ -231,10 +231,16 @@ fn dot_product(core: &mut Core<'_>, insn: &Insn) -> Done {
         [product(0), product(1), if single { product(2) } else { 0 }, if single { product(3) } else { 0 }];
     // Multiplications trap before the additions are carried out.
     core.raise_sse(unit.context.flags)?;
-    let low = unit.apply(Op::Add, products[0], products[1]);
+    // Which NaN wins is each implementation's own; anything else is the same in either order.
+    let high_first = core.model.rules.dot_product_prefers_high;
+    let mut add = |low, high| {
+        let (a, b) = if high_first { (high, low) } else { (low, high) };
+        unit.apply(Op::Add, a, b)
+    };
+    let low = add(products[0], products[1]);
     let sum = if single {
-        let high = unit.apply(Op::Add, products[2], products[3]);
-        unit.apply(Op::Add, low, high)
+        let high = add(products[2], products[3]);
+        add(low, high)
     } else {
         low
     };

@@ -64,6 +64,7 @@ impl Core<'_> {
         loop {
             let count = self.state.gpr[RCX] & mask;
             if count == 0 {
+                self.cut_registers(insn, mask);
                 return Ok(());
             }
             let limit = if self.must_stop_early() { 1 } else { count };
@@ -76,6 +77,41 @@ impl Core<'_> {
                 self.next_rip = self.state.rip;
                 return Ok(());
             }
+        }
+    }
+
+    /// As [`Core::repeat`] for CMPS and SCAS, whose flags a fault may bring back.
+    #[inline(always)]
+    fn repeat_compare(
+        &mut self,
+        insn: &Insn,
+        iteration: impl FnMut(&mut Self, u64) -> Result<(u64, bool), Interrupted>,
+    ) -> Done {
+        let flags = self.state.rflags;
+        let done = self.repeat(insn, iteration);
+        if done.is_err() && self.model.rules.repeated_compare_restores_flags {
+            self.state.rflags = flags;
+        }
+        done
+    }
+
+    /// A count of zero: see [`crate::Rules::empty_repeat_cuts_registers`].
+    fn cut_registers(&mut self, insn: &Insn, mask: u64) {
+        let cuts = self.model.rules.empty_repeat_cuts_registers && insn.is_64bit();
+        if mask != u64::from(u32::MAX) || !cuts || !insn.code.is_string_instruction() {
+            return;
+        }
+        use Mnemonic::{Movsb, Movsd, Movsq, Movsw, Stosb, Stosd, Stosq, Stosw};
+        let op = insn.code.mnemonic();
+        let moves = matches!(op, Movsb | Movsw | Movsd | Movsq);
+        let stores = matches!(op, Stosb | Stosw | Stosd | Stosq);
+        let gpr = &mut self.state.gpr;
+        gpr[RCX] = 0;
+        if moves {
+            gpr[RSI] &= mask;
+        }
+        if moves || stores {
+            gpr[RDI] &= mask;
         }
     }
 
@@ -181,7 +217,7 @@ fn goes_on(insn: &Insn, status: u64) -> bool {
 
 fn cmps<T: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {
     let mask = insn.address_mask();
-    core.repeat(insn, |core, _| {
+    core.repeat_compare(insn, |core, _| {
         let a = core.read::<T>(insn.seg, core.state.gpr[RSI] & mask)?;
         let b = core.read::<T>(ES, core.state.gpr[RDI] & mask)?;
         let status = flags::sub(a, b, false).1;
@@ -194,7 +230,7 @@ fn cmps<T: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {
 
 fn scas<T: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {
     let mask = insn.address_mask();
-    core.repeat(insn, |core, _| {
+    core.repeat_compare(insn, |core, _| {
         let b = core.read::<T>(ES, core.state.gpr[RDI] & mask)?;
         let status = flags::sub(T::get(core, RAX as u8), b, false).1;
         core.set_status(status);

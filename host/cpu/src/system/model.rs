@@ -1,5 +1,6 @@
 //! What the silicon itself can do, as far as the checks of control registers, MSRs and addresses depend on it.
 
+use crate::silicon::Rules;
 use vmtape_arch::{
     cpuid::{self, CpuidEntry},
     host::Vendor,
@@ -25,6 +26,8 @@ pub struct Model {
     pub spec_ctrl: bool,
     /// Read-modify-write operands fault as reads first; see `Silicon::rmw_reads_first`.
     pub rmw_reads_first: bool,
+    /// Where the vendors differ.
+    pub rules: Rules,
 }
 
 impl Default for Model {
@@ -59,6 +62,7 @@ impl Default for Model {
             xcr0: 0x207,
             spec_ctrl: true,
             rmw_reads_first: false,
+            rules: Rules::INTEL,
         }
     }
 }
@@ -70,6 +74,7 @@ impl Model {
         let bit = |word: u32, bit: u32| word >> bit & 1 != 0;
         let (l1, l7, ext) = (leaf(1, 0), leaf(7, 0), leaf(0x8000_0001, 0));
         let amd = leaf(0, 0).ebx == u32::from_le_bytes(*b"Auth");
+        let vendor = if amd { Vendor::AMD } else { Vendor::INTEL };
         let la57 = bit(l7.ecx, 16);
         let cr4 = Cr4::new()
             .with_vme(bit(l1.edx, 1))
@@ -105,7 +110,7 @@ impl Model {
             .with_ffxsr(bit(ext.edx, 25));
         let xsave = leaf(0xd, 0);
         Self {
-            vendor: if amd { Vendor::AMD } else { Vendor::INTEL },
+            vendor,
             phys_bits: cpuid::maxphyaddr(entries),
             la57,
             cr4,
@@ -113,7 +118,13 @@ impl Model {
             xcr0: xsave.eax as u64 | (xsave.edx as u64) << 32 | 1,
             spec_ctrl: bit(l7.edx, 26) || bit(leaf(0x8000_0008, 0).ebx, 14),
             rmw_reads_first: false,
+            rules: Rules::of(vendor),
         }
+    }
+
+    /// The default of a vendor.
+    pub fn of(vendor: Vendor) -> Self {
+        Self { vendor, rules: Rules::of(vendor), ..Self::default() }
     }
 
     /// Whether a linear address may be kept in a register: bases, MSRs and invalidations take every address that the

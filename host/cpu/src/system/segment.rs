@@ -57,7 +57,13 @@ fn push_size(insn: &Insn) -> u8 {
 pub(super) fn push(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted> {
     let selector = core.state.seg[(insn.regs[0] & 7) as usize].selector;
     let mut stack = core.stack();
-    core.stack_push(&mut stack, push_size(insn), selector as u64)?;
+    let size = push_size(insn);
+    if size == 4 && core.model.rules.push_segment_writes_16_bits {
+        stack.reserve(2);
+        core.stack_push(&mut stack, 2, selector as u64)?;
+    } else {
+        core.stack_push(&mut stack, size, selector as u64)?;
+    }
     core.switch_to(stack);
     Ok(())
 }

@@ -44,6 +44,11 @@ impl Stack {
         Self { ss, sp: sp & mask, mask, how, error: Selector::from_bits(ss.selector).error() }
     }
 
+    /// Leaves out bytes above what is pushed next.
+    pub(super) fn reserve(&mut self, bytes: u64) {
+        self.sp = self.sp.wrapping_sub(bytes) & self.mask;
+    }
+
     /// Releases bytes.
     pub(super) fn advance(&mut self, bytes: u64) {
         self.sp = self.sp.wrapping_add(bytes) & self.mask;

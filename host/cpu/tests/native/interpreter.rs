@@ -6,16 +6,27 @@ use crate::silicon::{
 use vmtape_arch::{
     access::{Access, AccessKind, Mapping},
     exception::{Exception, PageFaultError},
+    host::Vendor,
     regs::{Cr0, Cr4, Efer, SegAttr},
     vcpu::{Segment, VcpuState, seg},
 };
-use vmtape_cpu::{Cpu, CpuConfig, Env, Interrupted, Ram, Stop};
+use vmtape_cpu::{Cpu, CpuConfig, Env, Interrupted, Model, Ram, Stop};
 
 const PAGE: u64 = 0x1000;
 /// Host physical addresses.
 const CODE_AT: u64 = 0;
 const DATA_AT: u64 = PAGE;
 const LDT_AT: u64 = DATA_AT + DATA_SIZE as u64;
+
+/// The vendor whose rules the interpreter follows: that of the processor that the test runs on, by CPUID. To see how far
+/// the other vendor's rules lie from this processor, set VMTAPE_NATIVE_VENDOR.
+fn vendor() -> Vendor {
+    if let Ok(name) = std::env::var("VMTAPE_NATIVE_VENDOR") {
+        return Vendor::from_name(&name).expect("VMTAPE_NATIVE_VENDOR is intel or amd");
+    }
+    let ebx = std::arch::x86_64::__cpuid(0).ebx;
+    if ebx == u32::from_le_bytes(*b"Auth") { Vendor::AMD } else { Vendor::INTEL }
+}
 
 /// Two mapped ranges and no device.
 struct World {
@@ -73,9 +84,10 @@ pub struct Interpreter {
 
 impl Interpreter {
     pub fn new(mode: Mode) -> Self {
+        let config = CpuConfig { model: Model::of(vendor()), ..CpuConfig::default() };
         let world = World { ram: Ram::leaked(2 * PAGE as usize + DATA_SIZE), exception: None };
         assert!(world.ram.write(LDT_AT, &crate::segments::ldt()));
-        Self { cpu: Cpu::new(CpuConfig::default()), world, start: user_mode(mode), next: RIP }
+        Self { cpu: Cpu::new(config), world, start: user_mode(mode), next: RIP }
     }
 
     /// Puts the code page in place.

@@ -58,9 +58,19 @@ impl Core<'_> {
         })
     }
 
-    /// Writes the low `bits` bits.
-    fn write_bits(&mut self, insn: &Insn, bits: u32, value: u128) -> Done {
-        self.write_bytes(insn.seg, insn.address(self), &value.to_le_bytes()[..bits as usize / 8])
+    /// The status word before a store. Its memory operand is checked now, unless exceptions come first here.
+    fn begin_store(&mut self, insn: &Insn, len: u64) -> Result<u16, Interrupted> {
+        if !self.model.rules.x87_exception_before_store {
+            self.probe_write(insn.seg, insn.address(self), len)?;
+        }
+        Ok(self.state.fpu.fsw)
+    }
+
+    /// Writes the low `bits` bits. A fault leaves the status word as it was `before`.
+    fn end_store(&mut self, insn: &Insn, bits: u32, value: u128, before: u16) -> Done {
+        let bytes = value.to_le_bytes();
+        self.write_bytes(insn.seg, insn.address(self), &bytes[..bits as usize / 8])
+            .inspect_err(|_| self.state.fpu.fsw = before)
     }
 }
 
@@ -181,7 +191,7 @@ fn store(core: &mut Core<'_>, insn: &Insn) -> Done {
         Code::Fst_m64fp | Code::Fstp_m64fp => (F64, 64),
         _ => (F80, 80),
     };
-    core.probe_write(insn.seg, insn.address(core), u64::from(bits) / 8)?;
+    let before = core.begin_store(insn, u64::from(bits) / 8)?;
     clear_c1(core);
     let value = if core.is_empty(0) {
         if !core.stack_fault(false) {
@@ -206,7 +216,7 @@ fn store(core: &mut Core<'_>, insn: &Insn) -> Done {
         }
         value
     };
-    core.write_bits(insn, bits, value)?;
+    core.end_store(insn, bits, value, before)?;
     if insn.code.mnemonic() == Fstp {
         core.pop_st();
     }
@@ -220,7 +230,7 @@ fn store_integer(core: &mut Core<'_>, insn: &Insn) -> Done {
         Code::Fist_m32int | Code::Fistp_m32int | Code::Fisttp_m32int => 32,
         _ => 64,
     };
-    core.probe_write(insn.seg, insn.address(core), u64::from(bits) / 8)?;
+    let before = core.begin_store(insn, u64::from(bits) / 8)?;
     clear_c1(core);
     let indefinite = 1i64 << (bits - 1);
     let value = if core.is_empty(0) {
@@ -242,7 +252,7 @@ fn store_integer(core: &mut Core<'_>, insn: &Insn) -> Done {
         }
         value
     };
-    core.write_bits(insn, bits, value as u128)?;
+    core.end_store(insn, bits, value as u128, before)?;
     if insn.code.mnemonic() != Fist {
         core.pop_st();
     }
@@ -270,7 +280,7 @@ fn store_decimal(core: &mut Core<'_>, insn: &Insn) -> Done {
     core.check_x87()?;
     const INDEFINITE: u128 = 0xffff_c000_0000_0000_0000;
     const LIMIT: u64 = 1_000_000_000_000_000_000;
-    core.probe_write(insn.seg, insn.address(core), 10)?;
+    let before = core.begin_store(insn, 10)?;
     clear_c1(core);
     let packed = if core.is_empty(0) {
         if !core.stack_fault(false) {
@@ -301,7 +311,7 @@ fn store_decimal(core: &mut Core<'_>, insn: &Insn) -> Done {
         }
         packed
     };
-    core.write_bits(insn, 80, packed)?;
+    core.end_store(insn, 80, packed, before)?;
     core.pop_st();
     Ok(())
 }
