@@ -1,5 +1,12 @@
 //! A recording of the real KVM against a run of ours, exit by exit.
 
+mod pages;
+mod steps;
+
+use self::{
+    pages::Pages,
+    steps::{Step, Steps, Survey},
+};
 use crate::{
     exempt::{self, Exemption},
     explain,
@@ -7,113 +14,68 @@ use crate::{
     signature::Signature,
     spec, text,
 };
-use std::collections::BTreeSet;
+use std::cell::Cell;
 use vmtape_arch::{
-    PAGE_SHIFT,
     exit::{Exit, Isa, SvmExitCode, VmxReason},
-    note::{Note, NoteKind},
+    note::Note,
 };
 use vmtape_machine::MachineSpec;
-use vmtape_traces::{ExitGroup, Exits, Result, Tape};
+use vmtape_traces::{ExitGroup, Result, Tape};
 
 /// Exits shown before a difference.
 const CONTEXT: usize = 3;
 
-/// An exit of a tape, and whether the host has taken pages back before it.
-struct Step {
-    group: ExitGroup,
-    unmapped: bool,
-}
-
 /// Compares the exits of vCPU 0. `reproduce` is the command line for the report.
 pub fn compare(real: &Tape, ours: &Tape, report: &mut Report, reproduce: &str) -> Result<()> {
     let machine = spec::machine(ours).ok();
-    let mut ours = steps(ours)?;
-    let Some(first) = ours.first() else { return Ok(()) };
-    let (mut real, firmware) = split_firmware(steps(real)?, first.group.exit.rip);
-    let traced = kinds(real.iter().chain(&firmware));
+    let Some(entry) = Steps::new(ours, 0, |_| true)?.peek().map(|step| step.group.exit.rip) else {
+        return Ok(());
+    };
+    let survey = Survey::of(real, entry)?;
     let mut comparison = Comparison {
-        firmware: Pages::of(&firmware),
         touched: Pages::default(),
-        traced,
-        reinjects: false,
+        reinjects: survey.host_exits != 0,
         machine,
         report,
+        left: survey.exits,
+        survey: &survey,
     };
-    comparison.exempt(exempt::FIRMWARE, firmware.len() as u64);
-    let before = real.len();
-    real.retain(|step| !exempt::is_host_exit(&step.group.exit.exit));
-    comparison.reinjects = real.len() != before;
-    comparison.exempt(exempt::HOST_SCHEDULING, (before - real.len()) as u64);
-    let reasons: BTreeSet<_> = real.iter().map(|step| step.group.exit.exit.reason).collect();
-    let before = ours.len();
-    ours.retain(|step| !comparison.is_filtered(&reasons, &step.group));
-    comparison.exempt(exempt::NOT_TRACED, (before - ours.len()) as u64);
-    comparison.run(&real, &ours, reproduce);
+    comparison.exempt(exempt::FIRMWARE, survey.firmware_exits);
+    comparison.exempt(exempt::HOST_SCHEDULING, survey.host_exits);
+    let filtered = Cell::new(0);
+    let mut firmware = survey.firmware_exits;
+    let real = Steps::new(real, CONTEXT, |group| {
+        let is_firmware = firmware > 0;
+        firmware = firmware.saturating_sub(1);
+        !is_firmware && !exempt::is_host_exit(&group.exit.exit)
+    })?;
+    let ours = Steps::new(ours, CONTEXT, |group| {
+        let is_filtered = survey.is_filtered(group);
+        filtered.set(filtered.get() + u64::from(is_filtered));
+        !is_filtered
+    })?;
+    comparison.run(real, ours, reproduce)?;
+    comparison.exempt(exempt::NOT_TRACED, filtered.get());
     report.conclude();
     Ok(())
 }
 
-fn steps(tape: &Tape) -> Result<Vec<Step>> {
-    let mut exits = Exits::new(tape.events(), 0);
-    let (mut steps, mut unmapped) = (Vec::new(), false);
-    while let Some(group) = exits.next().transpose()? {
-        unmapped |= exits.other.drain(..).any(|event| exempt::unmaps(&event));
-        if group.exit.vcpu == 0 {
-            steps.push(Step { group, unmapped });
-        }
+impl Survey {
+    /// An exit that the recording's filter would have left out: neither its reason is there nor anything that it did.
+    fn is_filtered(&self, group: &ExitGroup) -> bool {
+        let mut did = group.notes.iter().filter_map(exempt::comparable).peekable();
+        !self.reasons.contains(&group.exit.exit.reason)
+            && did.peek().is_some()
+            && did.all(|note| !self.traced.contains(&note.to_raw().kind))
     }
-    Ok(steps)
-}
-
-/// Cuts off what ran before the guest's entry point, if the recording has it.
-fn split_firmware(mut real: Vec<Step>, entry: u64) -> (Vec<Step>, Vec<Step>) {
-    let start = real.iter().position(|step| step.group.exit.rip == entry).unwrap_or(0);
-    let guest = real.split_off(start);
-    (guest, real)
-}
-
-fn kinds<'a>(steps: impl Iterator<Item = &'a Step>) -> BTreeSet<NoteKind> {
-    steps.flat_map(|step| &step.group.notes).map(|note| note.to_raw().kind).collect()
-}
-
-/// Guest pages that a stretch of a recording mapped.
-#[derive(Debug, Default)]
-struct Pages(Vec<(u64, u64)>);
-
-impl Pages {
-    fn of(steps: &[Step]) -> Self {
-        let notes = steps.iter().flat_map(|step| &step.group.notes);
-        Self(notes.filter_map(mapped).collect())
-    }
-
-    fn add(&mut self, group: &ExitGroup) {
-        self.0.extend(group.notes.iter().filter_map(mapped));
-    }
-
-    fn contains(&self, gpa: u64) -> bool {
-        let gfn = gpa >> PAGE_SHIFT;
-        self.0.iter().any(|(first, last)| (*first..=*last).contains(&gfn))
-    }
-}
-
-/// The frames that a note maps.
-fn mapped(note: &Note) -> Option<(u64, u64)> {
-    let (gfn, level) = match *note {
-        Note::SpteRequested { gfn, level, .. } => (gfn, level),
-        Note::MarkMmioSpte { gfn, .. } | Note::HandleMmioPageFault { gfn, .. } => (gfn, 1),
-        _ => return None,
-    };
-    let pages = 1u64 << (9 * u32::from(level.clamp(1, 5) - 1));
-    Some((gfn & !(pages - 1), gfn | (pages - 1)))
 }
 
 struct Comparison<'r> {
-    /// What the recording's firmware touched.
-    firmware: Pages,
+    survey: &'r Survey,
+    /// Exits of the recording that are still to come.
+    left: u64,
     /// What the recorded guest has touched so far.
     touched: Pages,
-    traced: BTreeSet<NoteKind>,
     /// The recording shows the host's own exits, so that an exception that one of them delayed is told after it.
     reinjects: bool,
     /// Ours, whose widths the recorded guest has too.
@@ -128,70 +90,70 @@ impl Comparison<'_> {
         }
     }
 
-    fn run(&mut self, real: &[Step], ours: &[Step], reproduce: &str) {
-        let (mut i, mut j) = (0, 0);
+    fn run(&mut self, mut real: Steps, mut ours: Steps, reproduce: &str) -> Result<()> {
         while let (Some(Step { group: theirs, unmapped }), Some(Step { group: own, .. })) =
-            (real.get(i), ours.get(j))
+            (real.peek(), ours.peek())
         {
-            let rows = self.differences(theirs, own, i + 1 == real.len());
+            let rows = self.differences(theirs, own);
+            let (mut takes_theirs, mut takes_own) = (true, true);
             if rows.is_empty() {
                 self.report.compared.exits += 1;
                 self.report.compared.instructions = own.exit.icount;
                 self.report.compared.events += self.notes(theirs).len() as u64;
-                (i, j) = (i + 1, j + 1);
             } else if *unmapped && self.has_touched(theirs) {
                 self.exempt(exempt::REFAULT, 1);
-                i += 1;
+                takes_own = false;
             } else if let Some(address) = fault_address(&own.exit.exit)
-                && self.firmware.contains(address)
+                && self.survey.firmware.contains(address)
             {
                 self.exempt(exempt::FIRMWARE_TOUCHED, 1);
                 // The same fault with another code is one exit on both sides.
-                i += usize::from(fault_address(&theirs.exit.exit) == Some(address));
-                j += 1;
+                takes_theirs = fault_address(&theirs.exit.exit) == Some(address);
             } else {
-                let found = self.divergence(&real[..=i], &ours[..=j], rows, reproduce);
+                let found = self.divergence(&real, &ours, rows, reproduce);
                 self.report.diverge(found);
-                return;
+                return Ok(());
             }
             self.touched.add(theirs);
+            if takes_theirs {
+                self.left -= 1;
+                real.advance()?;
+            }
+            if takes_own {
+                ours.advance()?;
+            }
         }
-        self.leftovers(real, ours, i, j, reproduce);
+        self.leftovers(&real, ours, reproduce)
     }
 
     /// A recording may stop early (its length is limited); a run of ours may not.
-    fn leftovers(&mut self, real: &[Step], ours: &[Step], i: usize, j: usize, reproduce: &str) {
-        if let Some(left) = real.get(i) {
+    fn leftovers(&mut self, real: &Steps, mut ours: Steps, reproduce: &str) -> Result<()> {
+        if let Some(left) = real.peek() {
             let rows = vec![Row::new("exit", text::exit_line(&left.group), "the run has ended")];
-            let found = self.divergence(&real[..=i], &ours[..j], rows, reproduce);
+            let found = self.divergence(real, &ours, rows, reproduce);
             self.report.diverge(found);
-        } else if ours.len() > j {
-            let left = (ours.len() - j) as u64;
+            return Ok(());
+        }
+        let left = ours.count_rest()?;
+        if left > 0 {
             self.report.unknown.insert("exits after the end of the recording".into(), left);
         }
+        Ok(())
     }
 
     /// The compared notes of a group, less kinds that the recording did not trace.
     fn notes(&mut self, group: &ExitGroup) -> Vec<Note> {
         let comparable = group.notes.iter().filter_map(exempt::comparable);
-        let traced = comparable.filter(|note| self.traced.contains(&note.to_raw().kind));
+        let traced = comparable.filter(|note| self.survey.traced.contains(&note.to_raw().kind));
         traced.filter(|note| self.reinjects || !exempt::is_reinjection(note)).collect()
     }
 
-    /// An exit that the recording's filter would have left out: neither its reason is there nor anything that it did.
-    fn is_filtered(&self, reasons: &BTreeSet<u32>, group: &ExitGroup) -> bool {
-        let mut did = group.notes.iter().filter_map(exempt::comparable).peekable();
-        !reasons.contains(&group.exit.exit.reason)
-            && did.peek().is_some()
-            && did.all(|note| !self.traced.contains(&note.to_raw().kind))
-    }
-
-    /// `last`: the recording ends with this exit, maybe in the middle of its handling.
-    fn differences(&mut self, theirs: &ExitGroup, own: &ExitGroup, last: bool) -> Vec<Row> {
+    fn differences(&mut self, theirs: &ExitGroup, own: &ExitGroup) -> Vec<Row> {
         let mut rows = exit_rows(theirs, own);
         if rows.is_empty() {
             let (a, mut b) = (self.notes(theirs), self.notes(own));
-            if last {
+            // The recording may end in the middle of its last exit's handling.
+            if self.left == 1 {
                 b.truncate(a.len());
             }
             if a != b {
@@ -205,8 +167,8 @@ impl Comparison<'_> {
         rows
     }
 
-    fn divergence(&self, real: &[Step], ours: &[Step], rows: Vec<Row>, reproduce: &str) -> Divergence {
-        let (theirs, own) = (real.last().map(|step| &step.group), ours.last().map(|step| &step.group));
+    fn divergence(&self, real: &Steps, ours: &Steps, rows: Vec<Row>, reproduce: &str) -> Divergence {
+        let (theirs, own) = (real.context().last(), ours.context().last());
         let place = own.or(theirs).map(|group| &group.exit);
         let summary = match rows.first() {
             Some(row) => format!("{} is {} in the recording and {} here", row.what, row.expected, row.actual),
@@ -232,8 +194,8 @@ impl Comparison<'_> {
             actual_exit: own.map(|group| group.number),
             rows,
             stories,
-            expected_context: text::context(real.iter().map(|step| &step.group), CONTEXT),
-            actual_context: text::context(ours.iter().map(|step| &step.group), CONTEXT),
+            expected_context: text::context(real.context(), CONTEXT),
+            actual_context: text::context(ours.context(), CONTEXT),
             rules: Vec::new(),
             reproduce: reproduce.to_owned(),
         }
