@@ -141,8 +141,8 @@ pub fn comparable(note: &Note) -> Option<Note> {
     }
     Some(match *note {
         Note::SpteRequested { gfn, level, .. } => Note::SpteRequested { gfn, pfn: 0, level },
-        Note::Msr { write, index, exception, .. } if is_time(Msr(index)) => {
-            Note::Msr { write, index, data: 0, exception }
+        Note::Msr { write, index, exception, host_initiated, passed, .. } if is_time(Msr(index)) => {
+            Note::Msr { write, index, data: 0, exception, host_initiated, passed }
         }
         Note::Pio { write, port, size, count, .. } => Note::Pio { write, port, size, count, value: 0 },
         other => other,

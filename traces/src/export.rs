@@ -101,7 +101,7 @@ fn object(event: &Event, exit: Option<u64>) -> Value {
         Event::Note { vcpu, place, note } => {
             put(json!({ "vcpu": vcpu }));
             if *place != vmtape_arch::level::Place::L1 {
-                put(json!({ "level": place.level.to_string(), "dimension": place.dimension.to_string() }));
+                put(json!({ "of": place.level.to_string(), "dimension": place.dimension.to_string() }));
             }
             put(note_fields(note));
         }

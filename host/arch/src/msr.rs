@@ -1,9 +1,29 @@
 //! Model-specific registers by number.
 
-use crate::open_enum;
+use crate::{level::Level, open_enum};
+use serde::{Deserialize, Serialize};
 
 /// IA32_PAT after reset. See: SDM vol. 3A 12.12.4 Programming the PAT
 pub const PAT_POWER_ON: u64 = 0x0007_0406_0007_0406;
+
+/// One access to an MSR: whose, and who let it through.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MsrAccess {
+    /// What was written, or what the read gave.
+    pub value: u64,
+    pub index: u32,
+    pub write: bool,
+    /// The access gave #GP.
+    pub exception: bool,
+    /// No guest's instruction: an ioctl, or a switch of worlds.
+    pub host_initiated: bool,
+    /// It was not intercepted: silicon did it.
+    pub passed: bool,
+    /// Who was running.
+    pub level: Level,
+    pub pad: [u8; 7],
+}
 
 open_enum! {
     /// MSR numbers with the kernel's names. See: SDM vol. 4 and APM vol. 2 appendix A

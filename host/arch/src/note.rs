@@ -4,7 +4,12 @@
 
 mod raw;
 
-use crate::{exception::Vector, level::Place, open_enum};
+use crate::{
+    exception::Vector,
+    level::{Level, Place},
+    msr::MsrAccess,
+    open_enum,
+};
 use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
 
@@ -119,6 +124,18 @@ impl PageRole {
     }
 }
 
+impl Note {
+    /// The access to an MSR that a note with this level tells of.
+    pub fn msr_access(&self, level: Level) -> Option<MsrAccess> {
+        match *self {
+            Self::Msr { write, index, data: value, exception, host_initiated, passed } => {
+                Some(MsrAccess { value, index, write, exception, host_initiated, passed, level, pad: [0; 7] })
+            }
+            _ => None,
+        }
+    }
+}
+
 /// A note, decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Note {
@@ -143,6 +160,10 @@ pub enum Note {
         index: u32,
         data: u64,
         exception: bool,
+        /// No guest's instruction: an ioctl, or a switch of worlds.
+        host_initiated: bool,
+        /// The guest's access was not intercepted: silicon did it.
+        passed: bool,
     },
     Cr {
         write: bool,

@@ -11,7 +11,10 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use vmtape_abi::{ALL_VCPUS, Errno, FlushScope, Host, MemoryRegion};
-use vmtape_arch::paging::bits;
+use vmtape_arch::{
+    level::{Dimension, Place},
+    paging::bits,
+};
 
 pub use crate::{
     config::{Config, GuestWidth, Unmappable},
@@ -79,6 +82,11 @@ impl Mmu {
     /// The MMU state of a vCPU.
     pub fn vcpu(&mut self, vcpu: u32) -> &mut VcpuMmu {
         &mut self.vcpus[vcpu as usize]
+    }
+
+    /// Where the notes of a vCPU belong that are no steps of a walk.
+    pub(crate) fn place(&self, vcpu: u32) -> Place {
+        Place { level: self.vcpus[vcpu as usize].level(), dimension: Dimension::GUEST }
     }
 
     /// `kvm_mmu_max_gfn`.

@@ -258,6 +258,9 @@ fn l1s_nested_tables_are_shadowed_on_demand() {
         assert_eq!((fault.stage, fault.address), (Stage::NESTED_FINAL, 0x9000));
         assert_eq!(fault.error, PageFaultError::new().with_u(true));
         // L1 goes on with its own root; that of the nested tables is kept for the next entry.
+        let made = |note: &Note| matches!(note, Note::GetPage { .. } | Note::SetSpte { .. });
+        let notes = || bench.host.notes.iter().zip(&bench.host.places).filter(|(note, _)| made(note));
+        assert!(notes().count() >= 4 && notes().all(|(_, place)| place.level == Level::L2));
         let shadow = bench.mmu.context(0).root.unwrap();
         bench.mmu.leave_nested(0);
         bench.mmu.reload(0, &VcpuState::reset(), &mut bench.host);

@@ -166,7 +166,11 @@ impl Mmu {
         }
         let address = if direct { 0 } else { address };
         let acc = format.mmio_rights(acc);
-        host.note(vcpu, Note::HandleMmioPageFault { address, gfn, access: acc.into_bits() });
+        host.note_at(
+            vcpu,
+            self.place(vcpu),
+            Note::HandleMmioPageFault { address, gfn, access: acc.into_bits() },
+        );
         self.cache_mmio(vcpu, address, gfn, acc);
         RetPf::Emulate
     }
@@ -219,8 +223,9 @@ impl Mmu {
     /// The note `kvm_mmu_spte_requested`.
     pub(crate) fn note_requested(&self, vcpu: u32, fault: &PageFault, host: &mut dyn Host) {
         let offset = fault.gfn ^ round_gfn(fault.gfn, fault.goal_level);
-        host.note(
+        host.note_at(
             vcpu,
+            self.place(vcpu),
             Note::SpteRequested { gfn: fault.gfn, pfn: fault.pfn | offset, level: fault.goal_level },
         );
     }

@@ -416,7 +416,11 @@ impl EmulatorView<'_> {
         }
         let hit = self.mmu.match_mmio_gpa(self.vcpu, gpa);
         if hit {
-            host.note(self.vcpu, Note::MatchMmio { gva, gpa, write, by_gpa: true });
+            host.note_at(
+                self.vcpu,
+                self.mmu.place(self.vcpu),
+                Note::MatchMmio { gva, gpa, write, by_gpa: true },
+            );
         }
         hit
     }
@@ -454,7 +458,11 @@ impl EmulatorMmu for EmulatorView<'_> {
                 return Ok(self.locate(gpa, write, mmio));
             }
             if let Some(gpa) = self.matches_last(state, gva, &walk_access) {
-                host.note(self.vcpu, Note::MatchMmio { gva, gpa, write, by_gpa: false });
+                host.note_at(
+                    self.vcpu,
+                    self.mmu.place(self.vcpu),
+                    Note::MatchMmio { gva, gpa, write, by_gpa: false },
+                );
                 return Ok(self.locate(gpa, write, true));
             }
         }

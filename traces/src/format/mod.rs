@@ -8,7 +8,7 @@ pub const FORMAT_VERSION: u16 = 1;
 
 /// The layout of event words and of the archives, as this build writes it. Each schema holds all of those before it; a
 /// tape with a number that is not known is refused, never misread.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 /// The first schema.
 pub const FIRST_SCHEMA: u32 = 1;
 

@@ -98,7 +98,14 @@ pub fn note(event: &str, text: &str) -> Option<Note> {
         "kvm_msr" => {
             let write = direction(s.until(" ")?, "msr")?;
             let (index, data) = (s.hex("")?, s.hex(" = ")?);
-            Note::Msr { write, index, data, exception: s.has("(#GP)") }
+            Note::Msr {
+                write,
+                index,
+                data,
+                exception: s.has("(#GP)"),
+                host_initiated: s.has("(host)"),
+                passed: s.has("(passed)"),
+            }
         }
         "kvm_cr" => {
             let write = direction(s.until(" ")?, "cr")?;

@@ -36,9 +36,14 @@ fn write(f: &mut String, note: &Note, vcpu: u32, rip: u64) -> fmt::Result {
             if found { "found" } else { "not found" },
             optional(used_max_basic, ", used max basic"),
         ),
-        Note::Msr { write, index, data, exception } => {
-            write!(f, "msr_{} {index:x} = {data:#x}{}", rw(write), optional(exception, " (#GP)"))
-        }
+        Note::Msr { write, index, data, exception, host_initiated, passed } => write!(
+            f,
+            "msr_{} {index:x} = {data:#x}{}{}{}",
+            rw(write),
+            optional(exception, " (#GP)"),
+            optional(host_initiated, " (host)"),
+            optional(passed, " (passed)"),
+        ),
         Note::Cr { write, number, value } => write!(f, "cr_{} {number:x} = {value:#x}", rw(write)),
         Note::Pio { write, port, size, count, value } => write!(
             f,

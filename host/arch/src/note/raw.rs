@@ -34,8 +34,9 @@ impl Note {
                     pack(&[(found.into(), 1), (used_max_basic.into(), 1)]),
                 ],
             ),
-            Self::Msr { write, index, data, exception } => {
-                raw(K::MSR, &[index.into(), data, pack(&[(write.into(), 1), (exception.into(), 1)])])
+            Self::Msr { write, index, data, exception, host_initiated, passed } => {
+                let bits = [write, exception, host_initiated, passed].map(|bit| (bit.into(), 1));
+                raw(K::MSR, &[index.into(), data, pack(&bits)])
             }
             Self::Cr { write, number, value } => {
                 raw(K::CR, &[value, pack(&[(write.into(), 1), (number.into(), 8)])])
@@ -123,9 +124,14 @@ impl Note {
                 found: bit(a[3], 0),
                 used_max_basic: bit(a[3], 1),
             },
-            K::MSR => {
-                Self::Msr { index: a[0] as u32, data: a[1], write: bit(a[2], 0), exception: bit(a[2], 1) }
-            }
+            K::MSR => Self::Msr {
+                index: a[0] as u32,
+                data: a[1],
+                write: bit(a[2], 0),
+                exception: bit(a[2], 1),
+                host_initiated: bit(a[2], 2),
+                passed: bit(a[2], 3),
+            },
             K::CR => Self::Cr { value: a[0], write: bit(a[1], 0), number: (a[1] >> 1) as u8 },
             K::PIO => Self::Pio {
                 port: a[0] as u16,

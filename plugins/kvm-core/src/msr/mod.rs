@@ -80,12 +80,17 @@ impl Msrs {
     }
 }
 
+/// The note of a guest's access that came to KVM.
+fn intercepted(write: bool, index: u32, data: u64, exception: bool) -> Note {
+    Note::Msr { write, index, data, exception, host_initiated: false, passed: false }
+}
+
 /// `kvm_emulate_rdmsr` without the skip.
 pub fn emulate_rdmsr(vcpu: &mut Vcpu, state: &mut VcpuState, host: &mut dyn Host) -> Result<(), Exception> {
     let index = state.gpr[gpr::RCX] as u32;
     let result = get(vcpu, state, index, false, host);
     let data = result.unwrap_or(0);
-    host.note(vcpu.id, Note::Msr { write: false, index, data, exception: result.is_err() });
+    host.note(vcpu.id, intercepted(false, index, data, result.is_err()));
     result.map_err(|Refused| Exception::gp(0))?;
     state.gpr[gpr::RAX] = data & 0xffff_ffff;
     state.gpr[gpr::RDX] = data >> 32;
@@ -97,7 +102,7 @@ pub fn emulate_wrmsr(vcpu: &mut Vcpu, state: &mut VcpuState, host: &mut dyn Host
     let index = state.gpr[gpr::RCX] as u32;
     let data = state.gpr[gpr::RAX] & 0xffff_ffff | state.gpr[gpr::RDX] << 32;
     let result = set(vcpu, state, index, data, false, host);
-    host.note(vcpu.id, Note::Msr { write: true, index, data, exception: result.is_err() });
+    host.note(vcpu.id, intercepted(true, index, data, result.is_err()));
     result.map_err(|Refused| Exception::gp(0))
 }
 

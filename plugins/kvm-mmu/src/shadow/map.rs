@@ -99,7 +99,11 @@ impl Mmu {
     pub(crate) fn set_mmio(&mut self, vcpu: u32, sptep: u64, gfn: u64, acc: Acc, host: &mut dyn Host) {
         let format = self.config.format;
         let spte = format.mmio(gfn, acc, self.generation & MMIO_GENERATION_MASK);
-        host.note(vcpu, Note::MarkMmioSpte { gfn, access: format.mmio_parts(spte).1.into_bits() });
+        host.note_at(
+            vcpu,
+            self.place(vcpu),
+            Note::MarkMmioSpte { gfn, access: format.mmio_parts(spte).1.into_bits() },
+        );
         self.pages.write(sptep, spte);
     }
 
@@ -152,7 +156,7 @@ impl Mmu {
             self.shadow.flush |=
                 format.is_present(old) && format.is_mmu_writable(old) && !format.is_writable(new);
             self.pages.write(sptep, new);
-            host.note(vcpu, Note::SetSpte { gfn, spte: new, level });
+            host.note_at(vcpu, self.place(vcpu), Note::SetSpte { gfn, spte: new, level });
         }
         if protected && fault.is_some_and(|fault| fault.code.w()) {
             result = RetPf::WriteProtected;
@@ -235,7 +239,11 @@ impl Mmu {
             () => RetPf::Invalid,
         };
         let fixed = result == RetPf::Fixed;
-        host.note(vcpu, Note::FastPageFault { address: fault.addr, code: fault.code.into_bits(), fixed });
+        host.note_at(
+            vcpu,
+            self.place(vcpu),
+            Note::FastPageFault { address: fault.addr, code: fault.code.into_bits(), fixed },
+        );
         result
     }
 

@@ -145,7 +145,11 @@ impl Mmu {
     pub(crate) fn get_page(&mut self, vcpu: u32, gfn: u64, role: PageRole, host: &mut dyn Host) -> u64 {
         let found = self.find_page(vcpu, gfn, role, host);
         let table = found.unwrap_or_else(|| self.alloc_page(vcpu, gfn, role, host));
-        host.note(vcpu, Note::GetPage { gfn, role: role.into_bits(), created: found.is_none() });
+        host.note_at(
+            vcpu,
+            self.place(vcpu),
+            Note::GetPage { gfn, role: role.into_bits(), created: found.is_none() },
+        );
         table
     }
 

@@ -52,6 +52,7 @@ impl Mmu {
         if self.shadow.is_tracked(gfn) {
             return false;
         }
+        let place = self.place(vcpu);
         for table in self.shadow.with_gptes(gfn) {
             if !can_unsync {
                 return false;
@@ -64,7 +65,7 @@ impl Mmu {
                 return false;
             }
             sp.unsync = true;
-            host.note(vcpu, Note::UnsyncPage { gfn, role: sp.role.into_bits() });
+            host.note_at(vcpu, place, Note::UnsyncPage { gfn, role: sp.role.into_bits() });
             for parent in sp.parents.clone() {
                 self.mark_unsync(parent);
             }
@@ -107,7 +108,7 @@ impl Mmu {
         for page in pages {
             // One page may be reached by several ways, and syncing one may have zapped another.
             let Some(sp) = self.shadow.get(page).filter(|sp| sp.unsync) else { continue };
-            host.note(vcpu, Note::SyncPage { gfn: sp.gfn, role: sp.role.into_bits() });
+            host.note_at(vcpu, self.place(vcpu), Note::SyncPage { gfn: sp.gfn, role: sp.role.into_bits() });
             self.shadow.sp_mut(page).unsync = false;
             self.sync_page(vcpu, page, host);
         }

@@ -28,7 +28,7 @@ impl Mmu {
 
     pub(crate) fn prepare_zap(&mut self, vcpu: u32, table: u64, host: &mut dyn Host) {
         let (gfn, role) = (self.shadow.sp(table).gfn, self.shadow.sp(table).role);
-        host.note(vcpu, Note::ZapPage { gfn, role: role.into_bits() });
+        host.note_at(vcpu, self.place(vcpu), Note::ZapPage { gfn, role: role.into_bits() });
         if role.level() > 1 {
             for child in self.unsync_below(table) {
                 if self.shadow.get(child).is_some_and(|sp| sp.unsync) {
@@ -51,7 +51,7 @@ impl Mmu {
         let sp = self.shadow.sp_mut(table);
         if std::mem::take(&mut sp.unsync) {
             let role = sp.role;
-            host.note(vcpu, Note::SyncPage { gfn, role: role.into_bits() });
+            host.note_at(vcpu, self.place(vcpu), Note::SyncPage { gfn, role: role.into_bits() });
         }
         let sp = self.shadow.sp_mut(table);
         sp.role.set_invalid(true);

@@ -67,7 +67,11 @@ impl Mmu {
         self.context_mut(vcpu).root_role = role;
         let known = self.tdp.roots.iter().find(|(level, _)| *level == role.level()).map(|(_, hpa)| *hpa);
         let hpa = known.unwrap_or_else(|| {
-            host.note(vcpu, Note::GetPage { gfn: 0, role: role.into_bits(), created: true });
+            host.note_at(
+                vcpu,
+                self.place(vcpu),
+                Note::GetPage { gfn: 0, role: role.into_bits(), created: true },
+            );
             let hpa = self.pages.alloc(NONPRESENT);
             self.tdp.roots.push((role.level(), hpa));
             hpa
@@ -155,7 +159,11 @@ impl Mmu {
             _ => RetPf::Invalid,
         };
         let fixed = result == RetPf::Fixed;
-        host.note(vcpu, Note::FastPageFault { address: fault.addr, code: fault.code.into_bits(), fixed });
+        host.note_at(
+            vcpu,
+            self.place(vcpu),
+            Note::FastPageFault { address: fault.addr, code: fault.code.into_bits(), fixed },
+        );
         result
     }
 
@@ -189,7 +197,7 @@ impl Mmu {
         let format = self.config.format;
         let gfn = round_gfn(gfn, entry.level);
         let child = role.with_level(entry.level - 1);
-        host.note(vcpu, Note::GetPage { gfn, role: child.into_bits(), created: true });
+        host.note_at(vcpu, self.place(vcpu), Note::GetPage { gfn, role: child.into_bits(), created: true });
         let table = self.pages.alloc(NONPRESENT);
         if format.is_present(entry.spte) {
             for i in 0..512 {
@@ -204,7 +212,11 @@ impl Mmu {
 
     fn tdp_set(&mut self, vcpu: u32, gfn: u64, entry: Entry, new: u64, host: &mut dyn Host) {
         let gfn = round_gfn(gfn, entry.level);
-        host.note(vcpu, Note::TdpSpteChanged { gfn, level: entry.level, old: entry.spte, new });
+        host.note_at(
+            vcpu,
+            self.place(vcpu),
+            Note::TdpSpteChanged { gfn, level: entry.level, old: entry.spte, new },
+        );
         self.pages.write(entry.address, new);
     }
 
@@ -254,10 +266,14 @@ impl Mmu {
             host.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0);
         }
         if format.is_mmio(new) {
-            host.note(vcpu, Note::MarkMmioSpte { gfn, access: format.mmio_parts(new).1.into_bits() });
+            host.note_at(
+                vcpu,
+                self.place(vcpu),
+                Note::MarkMmioSpte { gfn, access: format.mmio_parts(new).1.into_bits() },
+            );
             return RetPf::Emulate;
         }
-        host.note(vcpu, Note::SetSpte { gfn, spte: new, level: entry.level });
+        host.note_at(vcpu, self.place(vcpu), Note::SetSpte { gfn, spte: new, level: entry.level });
         RetPf::Fixed
     }
 }

@@ -95,6 +95,9 @@ fn print(out: &mut impl Write, r: &Report) -> io::Result<()> {
         writeln!(out, "    {kind:16} {bytes:>12} bytes")?;
     }
     print_counts(out, "exits by reason", &stat.exits_by_reason)?;
+    if !stat.exits_by_nested_level.is_empty() {
+        print_counts(out, "exits of guests' guests", &stat.exits_by_nested_level)?;
+    }
     print_counts(out, "events by kind", &stat.events_by_kind)?;
     writeln!(out, "  most exits at:")?;
     for hot in &stat.hottest {
