@@ -51,6 +51,7 @@ fn run(name: &str, bytes: Vec<u8>, defines: &[&str]) -> (End, String) {
         checkpoint_every: 0,
         script: Vec::new(),
         milestone_every: 0,
+        cpu_revision: vmtape_machine::CPU_REVISION,
     };
     let mut machine = Machine::new(spec, backend, Box::new(Live::new(0)), None).unwrap();
     let serial = Serial::default();

@@ -18,6 +18,7 @@ mod integer;
 mod mem;
 pub mod operand;
 mod ram;
+pub mod revision;
 pub mod silicon;
 mod system;
 mod tlb;

@@ -14,6 +14,12 @@ pub enum Error {
     Reserve(u64, String),
     #[error("{0} vCPUs: between 1 and {max} are possible", max = crate::spec::MAX_VCPUS)]
     Vcpus(u32),
+    #[error(
+        "the tape was recorded with revision {0} of the interpreter, this program knows {known} and older: replay it with \
+         the program that recorded it, or a newer one",
+        known = vmtape_cpu::revision::REVISION
+    )]
+    CpuRevision(u32),
     #[error("CPU model '{text}': {cause}")]
     Model { text: String, cause: String },
     #[error("host '{text}': {cause}")]

@@ -24,6 +24,7 @@ pub fn image(bytes: &[u8]) {
         checkpoint_every: 0,
         script: Vec::new(),
         milestone_every: 0,
+        cpu_revision: vmtape_cpu::revision::REVISION,
     };
     if let Ok(memory) = Memory::new(MEMORY, spec.layout, silicon.backing_shift, &[]) {
         let _ = load_image(&spec, &memory);

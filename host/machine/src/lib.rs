@@ -46,3 +46,4 @@ pub use recorder::Recorder;
 pub use resolve::Resolved;
 pub use run::Limits;
 pub use spec::{GuestImage, Layout, MAX_VCPUS, MILESTONE_EVERY, MachineSpec};
+pub use vmtape_cpu::revision::REVISION as CPU_REVISION;

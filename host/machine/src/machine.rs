@@ -23,7 +23,7 @@ use vmtape_arch::{
     exit::Exit,
     vcpu::{Activity, VcpuState},
 };
-use vmtape_cpu::{Cpu, CpuConfig, Features, Model, Rules};
+use vmtape_cpu::{Cpu, CpuConfig, Features, Model, revision};
 
 /// One virtual processor.
 pub(crate) struct Vcpu {
@@ -64,6 +64,9 @@ impl Machine {
     ) -> Result<Self, Error> {
         if spec.vcpus == 0 || spec.vcpus > MAX_VCPUS {
             return Err(Error::Vcpus(spec.vcpus));
+        }
+        if spec.cpu_revision > revision::REVISION {
+            return Err(Error::CpuRevision(spec.cpu_revision));
         }
         hosts::check(&spec.silicon).map_err(|cause| Error::Host { text: spec.host.clone(), cause })?;
         if spec.cpuid.is_empty() {
@@ -206,6 +209,7 @@ pub(crate) fn cpu_config(spec: &MachineSpec) -> CpuConfig {
     CpuConfig {
         features: Features::from_cpuid(&spec.cpuid),
         model: Model {
+            rules: revision::silicon(spec.cpu_revision, spec.silicon.vendor),
             rmw_reads_first: spec.silicon.rmw_reads_first,
             ..Model::from_cpuid(&silicon_cpuid(&spec.silicon))
         },
@@ -217,7 +221,7 @@ pub(crate) fn cpu_config(spec: &MachineSpec) -> CpuConfig {
 /// See: KVM arch/x86/kvm/emulate.c em_syscall(), emulator_get_cpuid()
 fn emulator_config(spec: &MachineSpec) -> CpuConfig {
     let told = Model::from_cpuid(&spec.cpuid);
-    let model = Model { rules: Rules::emulator(told.vendor), ..told };
+    let model = Model { rules: revision::emulator(spec.cpu_revision, told.vendor), ..told };
     CpuConfig { features: Features::from_cpuid(&spec.cpuid), model }
 }
 

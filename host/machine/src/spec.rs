@@ -56,6 +56,8 @@ pub struct MachineSpec {
     pub script: Vec<Step>,
     /// Instructions between two milestones; zero: none. TLBs are dropped there, so this is part of the run.
     pub milestone_every: u64,
+    /// The interpreter's own part in the run: see [`vmtape_cpu::revision`].
+    pub cpu_revision: u32,
 }
 
 /// Instructions between two milestones, unless somebody asks for more or fewer: a hundredth of a second or so.
@@ -104,6 +106,7 @@ mod tests {
             checkpoint_every: 100,
             script: Vec::new(),
             milestone_every: 0,
+            cpu_revision: 0,
         }
     }
 
@@ -111,7 +114,7 @@ mod tests {
     fn what_an_older_tape_lacks_is_zero() {
         let spec = spec();
         let mut first_release = spec.encode().unwrap();
-        first_release.truncate(first_release.len() - 2);
+        first_release.truncate(first_release.len() - 3);
         assert_eq!(MachineSpec::decode(&first_release).unwrap(), spec);
     }
 
@@ -123,5 +126,14 @@ mod tests {
         assert_eq!(MachineSpec::decode(&spec.encode().unwrap()).unwrap(), spec);
         assert!(MachineSpec::decode(&[0xff; 200]).is_err());
         assert!(MachineSpec::decode(&[spec.encode().unwrap(), vec![1]].concat()).is_err());
+    }
+
+    #[test]
+    fn the_interpreters_revision_is_kept() {
+        let later = vmtape_cpu::revision::REVISION + 1;
+        let bytes = MachineSpec { cpu_revision: later, ..spec() }.encode().unwrap();
+        assert_eq!(MachineSpec::decode(&bytes).unwrap().cpu_revision, later);
+        let text = crate::Error::CpuRevision(later).to_string();
+        assert!(text.contains(&format!("revision {later} of the interpreter")), "{text}");
     }
 }

@@ -53,6 +53,7 @@ fn specification(image: PathBuf) -> (MachineSpec, Box<dyn Backend>) {
         checkpoint_every: 0,
         script: Vec::new(),
         milestone_every: 0,
+        cpu_revision: vmtape_machine::CPU_REVISION,
     };
     (spec, Box::new(backend))
 }

@@ -211,6 +211,7 @@ impl MachineArgs {
             checkpoint_every: 0,
             script,
             milestone_every: MILESTONE_EVERY,
+            cpu_revision: vmtape_machine::CPU_REVISION,
         };
         Ok((spec, backend, plugin))
     }

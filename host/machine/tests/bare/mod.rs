@@ -294,6 +294,7 @@ pub fn spec(name: &str, bytes: Vec<u8>, vcpus: u32) -> MachineSpec {
         checkpoint_every: 0,
         script: Vec::new(),
         milestone_every: 0,
+        cpu_revision: vmtape_machine::CPU_REVISION,
     }
 }
 

@@ -60,6 +60,7 @@ impl Template {
             checkpoint_every: 0,
             script: Vec::new(),
             milestone_every: 0,
+            cpu_revision: vmtape_machine::CPU_REVISION,
         };
         let budget = Budget { instructions: MOST_INSTRUCTIONS, ..Budget::default() };
         Ok(Self { image, cpu: cpu.to_owned(), argument: format!("--guest {name}"), machine, budget })
