@@ -84,7 +84,12 @@ pub struct Interpreter {
 
 impl Interpreter {
     pub fn new(mode: Mode) -> Self {
-        let config = CpuConfig { model: Model::of(vendor()), ..CpuConfig::default() };
+        Self::of(mode, vendor())
+    }
+
+    /// By the rules of a vendor.
+    pub fn of(mode: Mode, vendor: Vendor) -> Self {
+        let config = CpuConfig { model: Model::of(vendor), ..CpuConfig::default() };
         let world = World { ram: Ram::leaked(2 * PAGE as usize + DATA_SIZE), exception: None };
         assert!(world.ram.write(LDT_AT, &crate::segments::ldt()));
         Self { cpu: Cpu::new(config), world, start: user_mode(mode), next: RIP }
