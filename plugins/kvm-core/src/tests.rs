@@ -2,7 +2,7 @@
 
 use crate::{
     Vcpu,
-    cpuid::{indexed, plain},
+    cpuid::{GuestCpuid, indexed, plain},
     cr,
     events::Windows,
     io, msr,
@@ -87,6 +87,27 @@ fn guest_writes() {
 }
 
 /// xAPIC to x2APIC and off again, but not back to xAPIC, and not from off to x2APIC.
+/// KVM knows the instruction cache's MSR for reading only; writes of the other configuration registers vanish. Values from
+/// svm_get_msr() and kvm_set_msr_common() of Linux 5.10, 6.1 and 6.12.
+#[test]
+fn amd_configuration_registers() {
+    const IC_CFG: u32 = 0xc001_1021;
+    const TW_CFG: u32 = 0xc001_1023;
+    let (mut vcpu, mut state, mut host) = guest(Vendor::AMD);
+    for by_host in [false, true] {
+        assert!(msr::set(&mut vcpu, &mut state, IC_CFG, 1, by_host, &mut host).is_err());
+        assert_eq!(msr::get(&mut vcpu, &state, IC_CFG, by_host, &mut host), Ok(0));
+        assert!(msr::set(&mut vcpu, &mut state, TW_CFG, 1, by_host, &mut host).is_ok());
+        assert_eq!(msr::get(&mut vcpu, &state, TW_CFG, by_host, &mut host), Ok(0));
+    }
+    for (signature, value) in [(0x0060_0f20, 0x1e), (0x0061_0f01, 0x1e), (0x0060_0f12, 0), (0x0080_0f11, 0)] {
+        vcpu.cpuid = GuestCpuid::unchecked(&[plain(1, [signature, 0, 0, 0])]);
+        assert_eq!(msr::get(&mut vcpu, &state, IC_CFG, false, &mut host), Ok(value), "{signature:#x}");
+    }
+    let (mut vcpu, state, mut host) = guest(Vendor::INTEL);
+    assert!(msr::get(&mut vcpu, &state, IC_CFG, true, &mut host).is_err());
+}
+
 #[test]
 fn apic_base_transitions() {
     const BASE: u64 = 0xfee0_0100;

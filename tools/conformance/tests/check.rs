@@ -172,6 +172,19 @@ fn what_a_guest_no_longer_holds_when_it_moves_does_not_count() -> Result<()> {
     Ok(())
 }
 
+/// A register whose write KVM refuses has no value to lose: a move to an equal host is safe.
+#[test]
+fn a_register_that_kvm_does_not_keep_is_not_lost_by_a_move() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let msrs = ["--set-msr", "0xc0011021=1,insn=100", "--get-msr", "0xc0011021,insn=3000"];
+    let line = [&["record", "-q", "-b", "svm-npt", "--host", "amd-48", "-o", "a.tape"], &msrs[..]].concat();
+    let recorded = vmtape(folder.path(), &[&line[..], &["builtin:late"]].concat())?;
+    assert!(recorded.status.success(), "{}", tail(&recorded));
+    let checked = vmtape(folder.path(), &["check", "a.tape", "--at", "insn=1000", "--to", "amd-48"])?;
+    assert_eq!(checked.status.code(), SAFE, "{}", tail(&checked));
+    Ok(())
+}
+
 #[test]
 fn this_machine_has_a_passport_that_can_be_checked() -> Result<()> {
     let folder = tempfile::tempdir()?;

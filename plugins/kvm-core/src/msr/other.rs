@@ -3,7 +3,12 @@
 //! See: KVM arch/x86/kvm/x86.c kvm_get_msr_common(), kvm_set_msr_common(); mtrr.c
 
 use super::{PLATFORM_INFO_CPUID_FAULT, Refused, Written, is_valid_mtrr_type};
-use crate::{cpuid::feature, cr::MmuEffect, vcpu::Vcpu};
+use crate::{
+    cpuid::{GuestCpuid, feature},
+    cr::MmuEffect,
+    vcpu::Vcpu,
+};
+use bitfield_struct::bitfield;
 use vmtape_arch::paging::bits;
 
 const KVM_WALL_CLOCK: u32 = 0x11;
@@ -92,10 +97,51 @@ pub(super) fn get(vcpu: &Vcpu, index: u32, host_initiated: bool) -> Result<u64, 
         K7_HWCR => msrs.stored(index),
         K7_CLK_CTL => 0x2000_0000,
         VIRT_SPEC_CTRL if msrs.amd_host && vcpu.cpuid.has(feature::VIRT_SSBD) => msrs.stored(index),
-        IC_CFG | DE_CFG if msrs.amd_host => msrs.stored(index),
+        IC_CFG if msrs.amd_host => ic_cfg(&vcpu.cpuid).ok_or(Refused)?,
+        DE_CFG if msrs.amd_host => msrs.stored(index),
         _ if OSVW.contains(&index) && msrs.amd_host => msrs.stored(index),
         _ => return Err(Refused),
     })
+}
+
+/// MSR_F15H_IC_CFG, which KVM makes up from the guest's family and model and which nobody can write. `None`: the guest has
+/// no leaf 1. See: KVM svm/svm.c svm_get_msr(); svm_set_msr() and kvm_set_msr_common() do not know the MSR
+fn ic_cfg(cpuid: &GuestCpuid) -> Option<u64> {
+    let signature = Signature::from_bits(cpuid.find(1, 0)?.eax);
+    let piledriver_or_later = signature.family() == 0x15 && (0x2..0x20).contains(&signature.model());
+    Some(if piledriver_or_later { 0x1e } else { 0 })
+}
+
+/// CPUID leaf 1, EAX. See: APM vol. 3 E.3.2 Function 1h
+#[bitfield(u32)]
+struct Signature {
+    #[bits(4)]
+    stepping: u8,
+    #[bits(4)]
+    base_model: u8,
+    #[bits(4)]
+    base_family: u8,
+    #[bits(4)]
+    __: u8,
+    #[bits(4)]
+    extended_model: u8,
+    extended_family: u8,
+    #[bits(4)]
+    __: u8,
+}
+
+impl Signature {
+    /// `x86_family`.
+    fn family(self) -> u32 {
+        let extended = if self.base_family() == 0xf { self.extended_family() } else { 0 };
+        u32::from(self.base_family()) + u32::from(extended)
+    }
+
+    /// `x86_model`.
+    fn model(self) -> u32 {
+        let extended = if self.family() >= 6 { self.extended_model() } else { 0 };
+        u32::from(extended) << 4 | u32::from(self.base_model())
+    }
 }
 
 /// Writes one of them.
@@ -105,7 +151,7 @@ pub(super) fn set(vcpu: &mut Vcpu, index: u32, data: u64, host_initiated: bool) 
     let amd_host = vcpu.msrs.amd_host;
     let check = |legal: bool| if legal { Ok(()) } else { Err(Refused) };
     match index {
-        NB_CFG | UCODE_WRITE | VM_HSAVE_PA_ON_INTEL | PATCH_LOADER | BU_CFG2 | DC_CFG | EX_CFG => {
+        NB_CFG | UCODE_WRITE | VM_HSAVE_PA_ON_INTEL | PATCH_LOADER | BU_CFG2 | DC_CFG | TW_CFG | EX_CFG => {
             return done;
         }
         BBL_CR_CTL3 => return done,
@@ -153,7 +199,6 @@ pub(super) fn set(vcpu: &mut Vcpu, index: u32, data: u64, host_initiated: bool) 
         }
         UMWAIT_CONTROL => check(vcpu.cpuid.has(feature::WAITPKG) && data & (bits(32, 63) | 2) == 0)?,
         VIRT_SPEC_CTRL => check(amd_host && vcpu.cpuid.has(feature::VIRT_SSBD) && data & !4 == 0)?,
-        IC_CFG => check(amd_host)?,
         DE_CFG => check(amd_host && data == vcpu.msrs.stored(index))?,
         _ if OSVW.contains(&index) => check(amd_host)?,
         _ => return Err(Refused),
