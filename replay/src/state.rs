@@ -1,9 +1,9 @@
 //! What a guest can observe of itself: registers and memory of two machines, compared.
 
 use crate::{cpuid::Change, exits::Seen, explain, observer::PageFault, report::Row};
-use std::fmt::Write;
+use std::{collections::BTreeSet, fmt::Write};
 use vmtape_abi::Query;
-use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, cpuid::CpuidEntry, paging::Pte, vcpu::VcpuState};
+use vmtape_arch::{PAGE_SIZE, cpuid::CpuidEntry, paging::Pte, vcpu::VcpuState};
 use vmtape_machine::{Machine, vmm::control_text};
 use vmtape_traces::event::Control;
 
@@ -228,16 +228,13 @@ fn result(control: &Control) -> i64 {
 /// Compares registers, and memory that either machine has ever written.
 pub fn compare(expected: &Machine, actual: &Machine) -> Vec<Difference> {
     let mut differences = registers(expected, actual);
-    for slot in expected.memory().slots() {
-        for gpa in (slot.gpa..slot.gpa + slot.size).step_by(PAGE_SIZE as usize) {
-            let dirty = |machine: &Machine| {
-                let memory = machine.memory();
-                memory.hpa(gpa).is_some_and(|hpa| memory.ram().is_dirty(hpa >> PAGE_SHIFT))
-            };
-            if dirty(expected) || dirty(actual) {
-                page(expected, actual, gpa, &mut differences);
-            }
-        }
+    // The same memory may lie elsewhere on another host.
+    let written = |machine: &Machine| -> Vec<u64> {
+        machine.written_pages().filter_map(|page| machine.memory().gpa(page)).collect()
+    };
+    let pages: BTreeSet<u64> = written(expected).into_iter().chain(written(actual)).collect();
+    for gpa in pages {
+        page(expected, actual, gpa, &mut differences);
     }
     differences
 }

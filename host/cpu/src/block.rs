@@ -164,7 +164,7 @@ impl Blocks {
             return self.crossing(core, gva, hpa, bytes);
         }
         core.ram.mark_code(hpa, hpa + at as u64);
-        core.tlb.sync(core.ram.write_epoch());
+        core.tlb.sync(core.ram.epoch());
         Ok(Block {
             start: start as u32,
             len: (self.insns.len() - start) as u32,
@@ -206,7 +206,7 @@ impl Blocks {
         let insn = self.insns[0];
         core.ram.mark_code(hpa, hpa + head.len() as u64);
         core.ram.mark_code(next, next + MAX_INSN as u64);
-        core.tlb.sync(core.ram.write_epoch());
+        core.tlb.sync(core.ram.epoch());
         let generations = generations(&core.ram);
         self.crossings[remembered] = Some(Crossing { insn, place, generations });
         Ok(block)

@@ -242,7 +242,7 @@ impl<'a> Core<'a> {
 
     /// The environment had the state: takes over what it may have changed.
     pub(crate) fn after_env(&mut self) {
-        self.tlb.sync(self.ram.write_epoch());
+        self.tlb.sync(self.ram.epoch());
         self.refresh();
     }
 

@@ -90,7 +90,7 @@ impl Cpu {
     /// the guest.
     pub fn run(&mut self, state: &mut VcpuState, env: &mut dyn Env, until_icount: u64) -> Stop {
         let mut core = Core::new(&mut self.tlb, self.model, state, env);
-        core.tlb.sync(core.ram.write_epoch());
+        core.tlb.sync(core.ram.epoch());
         match run(&mut core, &mut self.blocks, until_icount) {
             Ok(never) => match never {},
             Err(stop) => stop,

@@ -30,7 +30,7 @@ pub use env::{Decision, Env, Interrupted};
 pub use features::Features;
 pub use fp::{MXCSR_MASK, XSAVE_COMPONENTS, XsaveComponent};
 pub use mem::Privilege;
-pub use ram::Ram;
+pub use ram::{Mark, Ram};
 pub use silicon::Rules;
 pub use system::model::Model;
 pub use tlb::{Flush, FlushHandle};

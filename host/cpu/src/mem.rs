@@ -252,27 +252,38 @@ impl Core<'_> {
             _ => self.context,
         };
         if !self.emulating
-            && let Some(hpa) = self.tlb.lookup(context, gva, 1, kind)
+            && let Some(hpa) = self.known(context, gva, kind)
         {
             return Ok(Place { address: hpa, kind: MappingKind::RAM });
         }
         let delivering = self.state.delivering;
         let access = Access { gva, kind, user, implicit, size: len.min(255) as u8, pad: 0, delivering };
         let mapping = self.env.access(self.state, &access);
-        self.tlb.sync(self.ram.write_epoch());
+        self.tlb.sync(self.ram.epoch());
         let mapping = mapping?;
         let offset = gva % PAGE_SIZE;
         if mapping.kind != MappingKind::RAM {
             return Ok(Place { address: mapping.gpa | offset, kind: mapping.kind });
         }
         if !self.emulating {
-            let fast_write = mapping.write && !self.ram.has_code(mapping.hpa);
-            if fast_write {
-                self.ram.wrote(mapping.hpa, 1);
-            }
-            self.tlb.insert(context, gva, &mapping, fast_write);
+            self.tlb.insert(context, gva, &mapping);
+            self.known(context, gva, kind);
         }
         Ok(Place { address: mapping.hpa | offset, kind: mapping.kind })
+    }
+
+    /// The host physical address behind a byte that the TLB knows. The page of a write is noted as written; from there on
+    /// the inline path writes to it, unless it holds code.
+    fn known(&mut self, context: Context, gva: u64, kind: AccessKind) -> Option<u64> {
+        if kind != AccessKind::WRITE {
+            return self.tlb.lookup(context, gva, 1, kind);
+        }
+        let hpa = self.tlb.lookup_writable(context, gva)?;
+        if !self.ram.has_code(hpa) {
+            self.ram.wrote(hpa, 1);
+            self.tlb.allow_write(context, gva);
+        }
+        Some(hpa)
     }
 
     pub(crate) fn read_span(&mut self, span: &Span, bytes: &mut [u8]) -> Result<(), Interrupted> {

@@ -1,10 +1,9 @@
-//! Guest RAM as the interpreter sees it: shared bytes, and which pages hold decoded code.
+//! Guest RAM as the interpreter sees it: shared bytes, when each page was last written, and which hold decoded code.
+//!
+//! Time is counted in epochs. Whoever wants to know what is written from now on sets a [`Mark`], which begins an epoch,
+//! and asks later what was written since. Nobody clears anything, so any number of readers can do so.
 
-use std::{
-    any::Any,
-    cell::{Cell, RefCell},
-    rc::Rc,
-};
+use std::{any::Any, cell::Cell, rc::Rc};
 use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE};
 
 /// Decoded code is tracked in lines, so that a stack or data beside code does not drop it.
@@ -17,20 +16,31 @@ struct PageInfo {
     code: Cell<u64>,
     /// Bumped by a write to a line with code; a decoded block of an older generation is stale.
     generation: Cell<u32>,
-    dirty: Cell<bool>,
-    /// On the list of written pages.
-    listed: Cell<bool>,
+    /// The epoch in which it was last written; zero: never.
+    written: Cell<u64>,
 }
+
+/// Pages per group, so that looking for written ones need not visit every page.
+const GROUP_SHIFT: u32 = 9;
 
 struct Pages {
     info: Vec<PageInfo>,
-    /// Bumped when pages must no longer be written behind this module's back: a TLB that has seen an older value drops
-    /// its entries.
-    write_epoch: Cell<u64>,
-    /// Pages that were written since the list was last taken.
-    written: RefCell<Vec<u64>>,
+    /// The epoch in which a page of each group was last written.
+    groups: Vec<Cell<u64>>,
+    /// Begins anew when pages must no longer be written behind this module's back: a TLB that has seen an older epoch
+    /// announces its writes again.
+    epoch: Cell<u64>,
     /// Keeps the bytes mapped.
     _owner: Box<dyn Any>,
+}
+
+/// A moment after which writes to memory can be told from earlier ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark(u64);
+
+impl Mark {
+    /// Before the first write.
+    pub const START: Self = Self(1);
 }
 
 /// Host physical memory from zero up: bytes that the interpreter, devices and backends share on one thread.
@@ -53,8 +63,9 @@ impl Ram {
     pub fn kept_by(bytes: &'static [Cell<u8>], owner: Box<dyn Any>) -> Self {
         let count = bytes.len().div_ceil(PAGE_SIZE as usize);
         let info = (0..count).map(|_| PageInfo::default()).collect();
-        let (write_epoch, written) = (Cell::new(0), RefCell::default());
-        Self { bytes, pages: Rc::new(Pages { info, write_epoch, written, _owner: owner }) }
+        let groups = vec![Cell::new(0); count.div_ceil(1 << GROUP_SHIFT)];
+        let epoch = Cell::new(Mark::START.0);
+        Self { bytes, pages: Rc::new(Pages { info, groups, epoch, _owner: owner }) }
     }
 
     /// Zeroed memory that is never freed; for tests.
@@ -81,7 +92,7 @@ impl Ram {
         true
     }
 
-    /// Copies bytes in, drops decoded code on the pages and marks them dirty. False: the range is not RAM.
+    /// Copies bytes in, drops decoded code there and notes the epoch. False: the range is not RAM.
     pub fn write(&self, hpa: u64, data: &[u8]) -> bool {
         let Some(bytes) = self.range(hpa, data.len()) else { return false };
         for (to, from) in bytes.iter().zip(data) {
@@ -91,18 +102,17 @@ impl Ram {
         true
     }
 
-    /// Notes that `len` bytes were written: marks pages dirty and drops decoded code. True: there was some.
+    /// Notes that `len` bytes were written: in which epoch, and drops decoded code. True: there was some.
     pub fn wrote(&self, hpa: u64, len: u64) -> bool {
         let mut hit = false;
+        let epoch = self.pages.epoch.get();
         let end = hpa + len;
         let mut at = hpa;
         while at < end {
             let next = ((at >> PAGE_SHIFT) + 1) << PAGE_SHIFT;
             let info = &self.pages.info[(at >> PAGE_SHIFT) as usize];
-            info.dirty.set(true);
-            if !info.listed.replace(true) {
-                self.pages.written.borrow_mut().push(at >> PAGE_SHIFT);
-            }
+            info.written.set(epoch);
+            self.pages.groups[(at >> (PAGE_SHIFT + GROUP_SHIFT)) as usize].set(epoch);
             if info.code.get() & lines(at, next.min(end)) != 0 {
                 info.code.set(0);
                 info.generation.set(info.generation.get().wrapping_add(1));
@@ -118,7 +128,7 @@ impl Ram {
         let info = &self.pages.info[(hpa >> PAGE_SHIFT) as usize];
         let before = info.code.get();
         if before == 0 {
-            self.end_fast_writes();
+            self.begin_epoch();
         }
         info.code.set(before | lines(hpa, end));
     }
@@ -134,33 +144,28 @@ impl Ram {
         self.pages.info.get(page as usize).map_or(0, |info| info.generation.get())
     }
 
-    /// Changes when TLB entries that allow writing must be dropped.
+    /// Changes when writes to pages must be announced again.
     #[inline(always)]
-    pub(crate) fn write_epoch(&self) -> u64 {
-        self.pages.write_epoch.get()
+    pub(crate) fn epoch(&self) -> u64 {
+        self.pages.epoch.get()
     }
 
-    /// Whether the page was written since [`Ram::clear_dirty`].
-    pub fn is_dirty(&self, page: u64) -> bool {
-        self.pages.info.get(page as usize).is_some_and(|info| info.dirty.get())
+    /// Sets a mark: writes from here on are [`Ram::written_since`] it. A guest does not notice, and other marks stay valid.
+    pub fn mark(&self) -> Mark {
+        self.begin_epoch();
+        Mark(self.pages.epoch.get())
     }
 
-    /// Forgets which pages were written.
-    pub fn clear_dirty(&self) {
-        for info in &self.pages.info {
-            info.dirty.set(false);
-        }
-        self.end_fast_writes();
+    /// Whether a page was written since a mark.
+    pub fn written_since(&self, page: u64, mark: Mark) -> bool {
+        self.pages.info.get(page as usize).is_some_and(|info| info.written.get() >= mark.0)
     }
 
-    /// The pages that were written since the last call, in no particular order.
-    pub fn take_written(&self) -> Vec<u64> {
-        let written = self.pages.written.take();
-        for page in &written {
-            self.pages.info[*page as usize].listed.set(false);
-        }
-        self.end_fast_writes();
-        written
+    /// The pages that were written since a mark, in order.
+    pub fn pages_since(&self, mark: Mark) -> impl Iterator<Item = u64> {
+        let groups = (0..).zip(&self.pages.groups).filter(move |(_, written)| written.get() >= mark.0);
+        let pages = groups.flat_map(|(group, _)| group << GROUP_SHIFT..(group + 1) << GROUP_SHIFT);
+        pages.filter(move |page| self.written_since(*page, mark))
     }
 
     /// Forgets which bytes were decoded; for a caller that drops every [`crate::Cpu`] on this memory too.
@@ -168,11 +173,11 @@ impl Ram {
         for info in &self.pages.info {
             info.code.set(0);
         }
-        self.end_fast_writes();
+        self.begin_epoch();
     }
 
-    fn end_fast_writes(&self) {
-        self.pages.write_epoch.set(self.pages.write_epoch.get() + 1);
+    fn begin_epoch(&self) {
+        self.pages.epoch.set(self.pages.epoch.get() + 1);
     }
 
     /// `N` bytes at once; compiles to one load where `N` is a register size.
@@ -218,7 +223,23 @@ mod tests {
         assert!(!ram.wrote(0x1000, 0x40) && !ram.wrote(0x1080, 8));
         assert!(ram.wrote(0x103f, 2));
         assert_eq!(ram.generation(1), 1);
-        assert!(!ram.has_code(0x1040) && ram.is_dirty(1) && !ram.is_dirty(0));
-        assert_eq!((ram.take_written(), ram.take_written()), (vec![1], vec![]));
+        assert!(!ram.has_code(0x1040));
+    }
+
+    #[test]
+    fn every_reader_keeps_its_own_mark() {
+        let ram = Ram::leaked(0x40_3000);
+        let pages = |mark| ram.pages_since(mark).collect::<Vec<_>>();
+        ram.write(0x1fff, &[1, 2]);
+        let first = ram.mark();
+        ram.write(0x40_2000, &[1]);
+        let second = ram.mark();
+        assert_eq!(
+            (pages(Mark::START), pages(first), pages(second)),
+            (vec![1, 2, 0x402], vec![0x402], vec![])
+        );
+        ram.write(0x1000, &[1]);
+        assert_eq!((pages(first), pages(second)), (vec![1, 0x402], vec![1]));
+        assert!(!ram.written_since(2, first) && ram.written_since(2, Mark::START));
     }
 }

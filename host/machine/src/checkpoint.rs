@@ -19,7 +19,7 @@ use vmtape_arch::{
     event::Event as GuestEvent,
     vcpu::{Intercepts, VcpuState},
 };
-use vmtape_cpu::Cpu;
+use vmtape_cpu::{Cpu, Mark};
 use vmtape_traces::event::{Event, Milestone};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -48,16 +48,17 @@ struct Saved<D> {
 }
 
 /// Hashes of pages, kept as one number that does not depend on when a page was looked at.
-#[derive(Default)]
 pub(crate) struct PageHashes {
     pages: Vec<u64>,
     sum: u64,
+    /// What was written before is hashed.
+    mark: Mark,
 }
 
 impl PageHashes {
     /// All pages are zero.
     pub(crate) fn new(pages: u64) -> Self {
-        Self { pages: vec![0; pages as usize], sum: 0 }
+        Self { pages: vec![0; pages as usize], sum: 0, mark: Mark::START }
     }
 
     /// A zero page counts as nothing, so that untouched memory need not be read.
@@ -111,7 +112,7 @@ impl Machine {
         self.drop_caches();
         let wanted = self.services.tape.recorder().is_some_and(|recorder| recorder.wants_checkpoints());
         let bytes = if wanted { self.save() } else { Vec::new() };
-        self.services.ram().clear_dirty();
+        self.marks.checkpoint = self.services.memory.mark();
         self.services.tape.forget();
         if let Some(recorder) = self.services.tape.recorder().filter(|_| wanted) {
             recorder.checkpoint(self.services.clock.icount, self.exits, bytes);
@@ -147,8 +148,6 @@ impl Machine {
         }
         self.milestones.next = icount + self.spec.milestone_every;
         if !self.services.tape.is_on() {
-            // Taking the list drops TLBs, which a run without a tape must do as well.
-            self.services.ram().take_written();
             return;
         }
         self.hash_dirty_pages();
@@ -165,7 +164,8 @@ impl Machine {
     /// Brings the hashes of pages up to date.
     pub(crate) fn hash_dirty_pages(&mut self) {
         let mut bytes = [0; PAGE];
-        for page in self.services.ram().take_written() {
+        let mark = std::mem::replace(&mut self.page_hashes.mark, self.services.memory.mark());
+        for page in self.services.ram().pages_since(mark) {
             if self.services.ram().read(page << PAGE_SHIFT, &mut bytes) {
                 self.page_hashes.update(page, &bytes);
             }
@@ -203,7 +203,7 @@ impl Machine {
         let mut out = (state.len() as u64).to_le_bytes().to_vec();
         out.extend_from_slice(&state);
         let mut bytes = [0; PAGE];
-        for page in self.services.memory.dirty_pages() {
+        for page in self.services.memory.written_since(self.marks.checkpoint) {
             if !self.services.ram().read(page << PAGE_SHIFT, &mut bytes) {
                 continue;
             }
@@ -310,7 +310,7 @@ impl Machine {
         self.exits = saved.exits;
         self.next_checkpoint = saved.next_checkpoint;
         self.drop_caches();
-        self.services.ram().clear_dirty();
+        self.marks.checkpoint = self.services.memory.mark();
         self.services.tape.forget();
         Ok(())
     }

@@ -70,8 +70,7 @@ impl Machine {
     /// Takes registers and memory of another fed machine of the same tape, after an exit that this one dealt with otherwise.
     /// A tape tells only what its own machine's handlers would not leave there, so that machine alone knows all of it.
     pub fn resynchronize(&mut self, other: &Self) {
-        let pages: Vec<u64> =
-            self.services.memory.dirty_pages().chain(other.services.memory.dirty_pages()).collect();
+        let pages: Vec<u64> = self.written_pages().chain(other.written_pages()).collect();
         let (mut own, mut wanted) = ([0; PAGE_SIZE as usize], [0; PAGE_SIZE as usize]);
         for hpa in pages.into_iter().map(|page| page << PAGE_SHIFT) {
             let read = self.services.ram().read(hpa, &mut own) && other.services.ram().read(hpa, &mut wanted);

@@ -23,7 +23,7 @@ use vmtape_arch::{
     exit::Exit,
     vcpu::{Activity, VcpuState},
 };
-use vmtape_cpu::{Cpu, CpuConfig, Features, Model, revision};
+use vmtape_cpu::{Cpu, CpuConfig, Features, Mark, Model, Rules};
 
 /// One virtual processor.
 pub(crate) struct Vcpu {
@@ -32,6 +32,14 @@ pub(crate) struct Vcpu {
     /// The backend is to be asked before the guest goes on.
     pub(crate) needs_entry: bool,
     pub(crate) progress: Progress,
+}
+
+/// When pages were written that somebody of the machine asks for later.
+pub(crate) struct Marks {
+    /// The run began: a replay loads the same image.
+    start: Mark,
+    /// The last checkpoint was made or restored.
+    pub(crate) checkpoint: Mark,
 }
 
 /// A guest on its way through a backend.
@@ -47,6 +55,7 @@ pub struct Machine {
     pub(crate) exits: u64,
     pub(crate) next_checkpoint: u64,
     pub(crate) page_hashes: PageHashes,
+    pub(crate) marks: Marks,
     /// The exit that the backend fills in.
     pub(crate) exit: Box<Exit>,
     pub(crate) script: Script,
@@ -112,15 +121,16 @@ impl Machine {
             exits: 0,
             next_checkpoint,
             page_hashes,
+            marks: Marks { start: Mark::START, checkpoint: Mark::START },
             exit: Box::default(),
             script,
             milestones,
         };
         machine.spec.options = machine.backend.resolved();
         machine.set_up()?;
-        // From here on a page is dirty if the run changed it: a replay loads the same image.
         machine.hash_dirty_pages();
-        machine.services.ram().clear_dirty();
+        let start = machine.services.memory.mark();
+        machine.marks = Marks { start, checkpoint: start };
         Ok(machine)
     }
 
@@ -180,6 +190,11 @@ impl Machine {
     /// The memory.
     pub fn memory(&self) -> &Memory {
         &self.services.memory
+    }
+
+    /// Host physical page numbers of memory that was written since the machine was built, in order.
+    pub fn written_pages(&self) -> impl Iterator<Item = u64> {
+        self.services.memory.written_since(self.marks.start)
     }
 
     /// Gives the recorder back.

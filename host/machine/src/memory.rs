@@ -5,7 +5,7 @@ use std::cell::Cell;
 use vm_memory::MmapRegion;
 use vmtape_abi::MemoryRegion;
 use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE};
-use vmtape_cpu::Ram;
+use vmtape_cpu::{Mark, Ram};
 
 /// Where the hole for devices below 4 GiB begins.
 const HOLE_START: u64 = 3 << 30;
@@ -89,12 +89,21 @@ impl Memory {
         }
     }
 
-    /// Host physical page numbers of RAM that was written since [`Ram::clear_dirty`], in order.
-    pub(crate) fn dirty_pages(&self) -> impl Iterator<Item = u64> {
-        self.backing
-            .iter()
-            .flat_map(|slot| slot.hpa >> PAGE_SHIFT..(slot.hpa + slot.size) >> PAGE_SHIFT)
-            .filter(|page| self.ram.is_dirty(*page))
+    /// Sets a mark that [`Memory::written_since`] takes.
+    pub fn mark(&self) -> Mark {
+        self.ram.mark()
+    }
+
+    /// Host physical page numbers of the guest's RAM that was written since a mark, in order.
+    pub fn written_since(&self, mark: Mark) -> impl Iterator<Item = u64> {
+        self.ram.pages_since(mark).filter(|page| self.is_backed(page << PAGE_SHIFT, PAGE_SIZE))
+    }
+
+    /// The guest physical address at which the guest has a host physical page now.
+    pub fn gpa(&self, page: u64) -> Option<u64> {
+        let hpa = page << PAGE_SHIFT;
+        let slot = self.slots.iter().find(|slot| hpa.wrapping_sub(slot.hpa) < slot.size)?;
+        Some(slot.gpa + (hpa - slot.hpa))
     }
 
     /// Writes guest physical memory; the range may span adjacent slots. False: part of it is not RAM.
