@@ -77,6 +77,13 @@ pub const MODEL_NOTES: Exemption = Exemption {
     why: "they are no trace events of KVM; a recording cannot have them",
 };
 
+pub const IO_ADDRESS_SIZE: Exemption = Exemption {
+    name: "address size of string I/O",
+    what: "address size and segment in EXITINFO1 of INS and OUTS, where the recording names no address size",
+    why: "a processor names one; QEMU's software CPU, the silicon under the kvm_amd recordings, leaves both fields empty, \
+          and KVM reads neither",
+};
+
 pub const SILICON_BITS: Exemption = Exemption {
     name: "entries that only silicon touched",
     what: "kvm_mmu_set_spte, where exits are fed without their guest",
@@ -85,7 +92,7 @@ pub const SILICON_BITS: Exemption = Exemption {
 };
 
 /// The exemptions between a recording of the real KVM and a run of ours.
-pub const RECORDING: [Exemption; 11] = [
+pub const RECORDING: [Exemption; 12] = [
     TIMESTAMPS,
     FRAME_NUMBERS,
     HOST_SCHEDULING,
@@ -97,6 +104,7 @@ pub const RECORDING: [Exemption; 11] = [
     TIME_VALUES,
     USER_DEVICES,
     MODEL_NOTES,
+    IO_ADDRESS_SIZE,
 ];
 
 /// Whether an exit is the host's own business ([`HOST_SCHEDULING`]).
@@ -117,6 +125,33 @@ pub fn is_host_exit(exit: &Exit) -> bool {
 /// An exception that an exit of the host's own delayed ([`HOST_SCHEDULING`]).
 pub fn is_reinjection(note: &Note) -> bool {
     matches!(note, Note::InjException { reinjected: true, .. })
+}
+
+/// An event whose entry the host's own work put off: KVM injects it again with no exit in between ([`HOST_SCHEDULING`]).
+/// See: KVM x86.c vcpu_enter_guest(), label cancel_injection
+pub fn is_injected_again(first: &Note, again: &Note) -> bool {
+    match (*first, *again) {
+        (
+            Note::InjException { vector: a, error_code: first, .. },
+            Note::InjException { vector: b, error_code: again, reinjected: true, .. },
+        ) => (a, first) == (b, again),
+        (Note::InjVirq { vector: a, .. }, Note::InjVirq { vector: b, reinjected: true, .. }) => a == b,
+        _ => false,
+    }
+}
+
+/// EXITINFO1 of both exits as it is compared, and whether [`IO_ADDRESS_SIZE`] had a part in it.
+// See: APM vol. 2 15.10.2 IN and OUT Behavior, Figure 15-2
+pub fn comparable_info1(recorded: &Exit, own: &Exit) -> ([u64; 2], bool) {
+    const STRING: u64 = 1 << 2;
+    const ADDRESS_SIZE: u64 = 0b111 << 7;
+    const SEGMENT: u64 = 0b111 << 10;
+    let both = [recorded.info1, own.info1];
+    let is_io = recorded.isa == Isa::SVM && SvmExitCode(recorded.reason) == SvmExitCode::IOIO;
+    if is_io && recorded.info1 & STRING != 0 && recorded.info1 & ADDRESS_SIZE == 0 {
+        return (both.map(|info| info & !(ADDRESS_SIZE | SEGMENT)), true);
+    }
+    (both, false)
 }
 
 /// The kinds that are compared with a recording; the rest of KVM's trace events is MMU bookkeeping that follows from
@@ -175,4 +210,34 @@ pub fn is_apic_access(note: &Note) -> bool {
 /// Whether an event of a recording shows that the host took pages back ([`REFAULT`]).
 pub fn unmaps(event: &Event) -> bool {
     matches!(event, Event::Line { text, .. } if text.starts_with("kvm_unmap_hva_range"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmtape_arch::exception::Vector;
+
+    #[test]
+    fn only_an_event_that_was_just_injected_is_injected_again() {
+        let exception = |error_code, reinjected| Note::InjException {
+            vector: Vector::PF,
+            has_error: true,
+            error_code,
+            reinjected,
+        };
+        assert!(is_injected_again(&exception(4, false), &exception(4, true)));
+        assert!(!is_injected_again(&exception(4, false), &exception(4, false)));
+        assert!(!is_injected_again(&exception(4, false), &exception(6, true)));
+        let interrupt = Note::InjVirq { vector: 0x20, soft: true, reinjected: true };
+        assert!(!is_injected_again(&exception(4, false), &interrupt));
+    }
+
+    #[test]
+    fn only_string_io_without_an_address_size_loses_it() {
+        let io = |info1| Exit { isa: Isa::SVM, reason: SvmExitCode::IOIO.0, info1, ..Default::default() };
+        let (without, with) = (io(0x3f8_001c), io(0x3f8_0e1c));
+        assert_eq!(comparable_info1(&without, &with), ([0x3f8_001c; 2], true));
+        assert_eq!(comparable_info1(&with, &io(0x3f8_0a1c)), ([0x3f8_0e1c, 0x3f8_0a1c], false));
+        assert_eq!(comparable_info1(&io(0x3f8_0010), &io(0x3f8_0210)), ([0x3f8_0010, 0x3f8_0210], false));
+    }
 }

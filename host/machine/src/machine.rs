@@ -23,7 +23,7 @@ use vmtape_arch::{
     exit::Exit,
     vcpu::{Activity, VcpuState},
 };
-use vmtape_cpu::{Cpu, CpuConfig, Features, Mark, Model, Rules, revision};
+use vmtape_cpu::{Cpu, CpuConfig, Features, Mark, Model, revision};
 
 /// One virtual processor.
 pub(crate) struct Vcpu {

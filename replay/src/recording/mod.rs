@@ -145,11 +145,16 @@ impl Comparison<'_> {
     fn notes(&mut self, group: &ExitGroup) -> Vec<Note> {
         let comparable = group.notes.iter().filter_map(exempt::comparable);
         let traced = comparable.filter(|note| self.survey.traced.contains(&note.to_raw().kind));
-        traced.filter(|note| self.reinjects || !exempt::is_reinjection(note)).collect()
+        let mut notes: Vec<_> =
+            traced.filter(|note| self.reinjects || !exempt::is_reinjection(note)).collect();
+        notes.dedup_by(|again, first| exempt::is_injected_again(first, again));
+        notes
     }
 
     fn differences(&mut self, theirs: &ExitGroup, own: &ExitGroup) -> Vec<Row> {
         let mut rows = exit_rows(theirs, own);
+        let masked = exempt::comparable_info1(&theirs.exit.exit, &own.exit.exit).1;
+        self.exempt(exempt::IO_ADDRESS_SIZE, masked.into());
         if rows.is_empty() {
             let (a, mut b) = (self.notes(theirs), self.notes(own));
             // The recording may end in the middle of its last exit's handling.
@@ -235,9 +240,10 @@ fn exit_rows(theirs: &ExitGroup, own: &ExitGroup) -> Vec<Row> {
         let info = if exit.intr_info & VALID != 0 { exit.intr_info } else { 0 };
         (info, if info & HAS_CODE != 0 { exit.error_code } else { 0 })
     };
+    let [info1, own_info1] = exempt::comparable_info1(a, b).0;
     let fields = [
         ("rip", theirs.exit.rip, own.exit.rip),
-        ("info1", a.info1, b.info1),
+        ("info1", info1, own_info1),
         ("info2", a.info2, b.info2),
         ("intr_info", interruption(a).0.into(), interruption(b).0.into()),
         ("error_code", interruption(a).1.into(), interruption(b).1.into()),
