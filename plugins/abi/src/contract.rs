@@ -19,6 +19,7 @@ pub struct Errno(pub i32);
 impl Errno {
     pub const ENOENT: Self = Self(-2);
     pub const EIO: Self = Self(-5);
+    pub const ENXIO: Self = Self(-6);
     pub const E2BIG: Self = Self(-7);
     pub const EFAULT: Self = Self(-14);
     pub const EBUSY: Self = Self(-16);

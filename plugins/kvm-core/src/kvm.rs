@@ -65,6 +65,8 @@ pub fn mmu_config(silicon: &Silicon, options: &Options, table_width: u8) -> Conf
         backing_shift: silicon.backing_shift,
         max_tdp_level: 0,
         forced_tdp_level: false,
+        pml: false,
+        pml_in_write_order: options.on(Switch::PML_IN_WRITE_ORDER),
         mmio_caching: options.on(Switch::MMIO_CACHING),
         amd: silicon.vendor == Vendor::AMD,
         wide_gpa_faults: false,

@@ -328,6 +328,12 @@ impl<O: Ops> Backend for Vm<O> {
             // No exit since the last entry: what was injected has been delivered, unless the guest did not get to run.
             core.events.complete(&state.inject);
         }
+        if ops.kvm().mmu.ring_is_full(vcpu) {
+            // `kvm_dirty_ring_check_request`: again at each KVM_RUN, until a reset makes room.
+            host.note(vcpu, Note::UserspaceExit { reason: ResumeKind::DIRTY_RING_FULL.0, errno: 0 });
+            return Resume::new(ResumeKind::DIRTY_RING_FULL);
+        }
+        let core = v.core_mut();
         if core.events.take_triple_fault() {
             host.note(vcpu, Note::UserspaceExit { reason: ResumeKind::SHUTDOWN.0, errno: 0 });
             return Resume::new(ResumeKind::SHUTDOWN);

@@ -24,6 +24,10 @@ pub struct Config {
     pub forced_tdp_level: bool,
     /// kvm.mmio_caching
     pub mmio_caching: bool,
+    /// Silicon logs writes to pages whose dirty bit KVM clears (page-modification logging).
+    pub pml: bool,
+    /// KVM drains that log oldest entry first.
+    pub pml_in_write_order: bool,
     /// Silicon is AMD's.
     pub amd: bool,
     /// With 4 levels, address bits 51:48 fault instead of being ignored.

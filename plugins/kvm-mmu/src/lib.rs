@@ -3,6 +3,7 @@
 
 mod config;
 pub mod context;
+pub mod dirty;
 pub mod fault;
 mod fixup;
 pub mod insn;

@@ -3,6 +3,7 @@
 //! See: KVM arch/x86/kvm/mmu/mmu.c, as of 6.12
 
 use crate::{
+    dirty::DirtyLog,
     large::LargePages,
     pages::Pages,
     shadow::Shadow,
@@ -35,6 +36,8 @@ pub struct Mmu {
     pub(crate) generation: u64,
     pub(crate) pages: Pages,
     pub(crate) large: LargePages,
+    /// Which pages were written, where slots ask for it.
+    pub dirty: DirtyLog,
     pub(crate) tdp: Tdp,
     pub(crate) shadow: Shadow,
     pub vcpus: Vec<VcpuMmu>,
@@ -51,6 +54,7 @@ impl Mmu {
             generation: 0,
             pages: Pages::default(),
             large: LargePages::default(),
+            dirty: DirtyLog::default(),
             tdp: Tdp::default(),
             shadow: Shadow::default(),
             vcpus: Vec::new(),
@@ -62,6 +66,7 @@ impl Mmu {
     pub fn create_vcpu(&mut self, vcpu: u32) {
         let len = (vcpu as usize + 1).max(self.vcpus.len());
         self.vcpus.resize_with(len, VcpuMmu::default);
+        self.dirty.create_vcpu(vcpu, self.config.pml);
         if self.config.tdp {
             self.vcpu(vcpu).root_mmu.root_role = self.tdp_role(vcpu);
         }
@@ -98,6 +103,7 @@ impl Mmu {
     /// KVM_SET_USER_MEMORY_REGION.
     pub fn set_memory_region(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno> {
         let change = self.slots.set(region, self.max_gfn())?;
+        self.dirty.follow(&self.slots);
         match change {
             SlotChange::Nothing => return Ok(()),
             SlotChange::Created(_) => self.generation += GENERATION_STEP,
@@ -108,9 +114,7 @@ impl Mmu {
             }
             SlotChange::Flags(old, new) => {
                 self.generation += GENERATION_STEP;
-                if new.logs_dirty() && !old.logs_dirty() {
-                    self.zap_all(host);
-                }
+                self.apply_log_flag(&old, &new, host);
             }
         }
         Ok(())

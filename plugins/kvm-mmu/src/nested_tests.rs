@@ -57,6 +57,8 @@ impl Bench {
             max_tdp_level: 4,
             forced_tdp_level: true,
             mmio_caching: true,
+            pml: false,
+            pml_in_write_order: false,
             amd: !ept,
             wide_gpa_faults: true,
             accessed_before_nested_fault: true,

@@ -7,7 +7,7 @@ use vmtape_abi::{Errno, MemoryRegion};
 use vmtape_arch::PAGE_SHIFT;
 
 /// KVM_MEM_SLOTS_NUM less the private ones.
-const USER_SLOTS: u32 = 32764;
+pub(crate) const USER_SLOTS: u32 = 32764;
 /// KVM_MEM_MAX_NR_PAGES.
 const MAX_PAGES: u64 = (1 << 31) - 1;
 /// KVM_MEM_LOG_DIRTY_PAGES and KVM_MEM_READONLY.

@@ -271,6 +271,14 @@ impl Format {
         }
     }
 
+    /// The entry without its dirty bit.
+    pub fn without_dirty(self, spte: u64) -> u64 {
+        match self {
+            Self::Ept { .. } => Ept::from_bits(spte).with_d(false).into_bits(),
+            Self::X86 { .. } => X86::from_bits(spte).with_d(false).into_bits(),
+        }
+    }
+
     /// `make_huge_page_split_spte`: the part of a large entry at `level` below it.
     pub fn huge_split(self, spte: u64, index: u64, level: u8) -> u64 {
         let entry = X86::from_bits(spte);

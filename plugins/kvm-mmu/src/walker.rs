@@ -3,6 +3,7 @@
 //! See: KVM arch/x86/kvm/mmu/paging_tmpl.h walk_addr_generic(); x86.c emulator_read_write_onepage()
 
 use crate::{
+    dirty::DirtyLog,
     fault::WalkFault,
     insn::{self, has_two_operands_in_memory, reads_before_write},
     mmu::{ContextId, GuestTables, Mmu},
@@ -27,6 +28,7 @@ const APIC_BASE: u64 = 0xfee0_0000;
 /// L1's memory as KVM reads it: through the memory slots.
 struct SlotTables<'a> {
     slots: &'a Slots,
+    dirty: &'a mut DirtyLog,
     host: &'a mut dyn Host,
     vcpu: u32,
     /// Where the notes of the walk belong; `None`: nobody hears of it.
@@ -72,7 +74,11 @@ impl Tables for SlotTables<'_> {
             return Ok(Update::ReadOnly);
         };
         Ok(match self.host.cmpxchg(slot.hpa(address), old, new, size) {
-            Some(true) => Update::Done,
+            Some(true) => {
+                // `update_accessed_dirty_bits`
+                self.dirty.mark(self.slots, self.vcpu, address >> 12);
+                Update::Done
+            }
             Some(false) => Update::Changed,
             None => Update::ReadOnly,
         })
@@ -241,7 +247,8 @@ impl Mmu {
         };
         let noted = self.noted(vcpu, &paging, dimension, host);
         let illegal = self.illegal_gpa_bits(paging);
-        let mut tables = SlotTables { slots: &self.slots, host, vcpu, noted, illegal };
+        let mut tables =
+            SlotTables { slots: &self.slots, dirty: &mut self.dirty, host, vcpu, noted, illegal };
         walk_slots(&paging, address, access, pferr, stage, AdPolicy::AfterTranslation, &mut tables)
     }
 
@@ -286,7 +293,7 @@ impl Mmu {
         };
         let noted = place(Dimension::NESTED);
         told.begin(vcpu, gva, pferr, host);
-        let slots = SlotTables { slots: &self.slots, host, vcpu, noted, illegal: 0 };
+        let slots = SlotTables { slots: &self.slots, dirty: &mut self.dirty, host, vcpu, noted, illegal: 0 };
         let mut tables =
             NestedTables { slots, nested, entry_kind: AccessKind::WRITE, policy, read: Vec::new(), last: 0 };
         let mut steps = Steps::default();
@@ -346,7 +353,8 @@ impl Mmu {
             return walk.ok().map(|(walk, _)| walk.gpa);
         }
         let paging = self.context(vcpu).paging(state);
-        let mut tables = SlotTables { slots: &self.slots, host, vcpu, noted: None, illegal: 0 };
+        let mut tables =
+            SlotTables { slots: &self.slots, dirty: &mut self.dirty, host, vcpu, noted: None, illegal: 0 };
         let mut steps = Steps::default();
         walk::walk(&paging, gva, access, AdPolicy::None, &mut tables, &mut steps).ok().map(|walk| walk.gpa)
     }
@@ -479,6 +487,9 @@ impl EmulatorMmu for EmulatorView<'_> {
     }
 
     fn wrote(&mut self, gpa: u64, len: u8, host: &mut dyn Host) {
+        // `kvm_vcpu_write_guest_page`
+        let last = gpa + u64::from(len.max(1)) - 1;
+        (gpa >> 12..=last >> 12).for_each(|gfn| self.mmu.mark_dirty(self.vcpu, gfn));
         self.mmu.track_write(self.vcpu, gpa, len, host);
     }
 

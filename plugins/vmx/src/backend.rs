@@ -108,6 +108,7 @@ impl Ops for Shared {
             // `vmx_sync_dirty_debug_regs`.
             v.controls.mov_dr_exiting = true;
         }
+        self.kvm.mmu.flush_pml(v.core.id);
         with_exit(kvm::handle(&mut Cx { shared: self, vcpu: v, state, exit, host }), exit)
     }
 

@@ -20,6 +20,7 @@ open_enum! {
         UNTRANSLATABLE_EMULATED = 11 => "untranslatable-emulated",
         V1_RSVD_PF = 12 => "v1-rsvd-pf",
         HYPERCALL_PATCHED = 13 => "hypercall-patched",
+        PML_FULL = 14 => "pml-full",
     }
 }
 
@@ -43,6 +44,11 @@ impl Rule {
 }
 
 const ROWS: &[(Rule, &str, &str)] = &[
+    (
+        Rule::PML_FULL,
+        "The log of page modifications has no room, and EPT has an accessed or dirty bit to set",
+        "SDM vol. 3C 29.3.6 Page-Modification Logging",
+    ),
     (
         Rule::RESERVED_BY_HOST_WIDTH,
         "The guest's tables are walked by the CPU, whose own MAXPHYADDR says which address bits are reserved",

@@ -56,6 +56,7 @@ impl Shared {
             tdp: true,
             format: Format::Ept { ad: options.on(Switch::EPTAD) },
             max_tdp_level: silicon.ept_levels,
+            pml: options.on(Switch::PML),
             wide_gpa_faults: options.on(Switch::EPT4_WIDE_GPA_VIOLATION),
             ..base
         };
@@ -85,6 +86,10 @@ fn hardware_setup(silicon: &Silicon, options: &mut Options) {
     if !ept || !silicon.ept_ad {
         options.set(Switch::EPTAD, false);
     }
+    // Silicon that has the dirty bits has the log too, but for the first that had them (Haswell).
+    if !options.on(Switch::EPTAD) {
+        options.set(Switch::PML, false);
+    }
     if !silicon.apicv || !options.on(Switch::FLEXPRIORITY) {
         options.set(Switch::ENABLE_APICV, false);
     }
@@ -96,6 +101,7 @@ impl Shared {
         let wide = stop.gpa & bits(48, 51) != 0 && self.kvm.mmu.tdp_level(vcpu) == 4;
         match stop.fault {
             NestedFault::Misconfiguration => Rule::EPT_MISCONFIG,
+            NestedFault::LogFull => Rule::PML_FULL,
             _ if wide && self.kvm.mmu.config.wide_gpa_faults => Rule::EPT4_WIDE_GPA,
             _ => Rule::EPT_VIOLATION,
         }

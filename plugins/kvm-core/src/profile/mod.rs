@@ -29,6 +29,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         patches::SMALLER_MAXPHYADDR,
         patches::MAPPABLE_WIDTH,
         patches::CPUID_AFTER_RUN,
+        patches::DIRTY_LOGGING,
         parameters::SILICON,
     ]
     .into_iter()

@@ -50,6 +50,13 @@ pub const PARAMETERS: &[Entry] = &[
     .source("mmu/spte.c kvm_mmu_spte_module_init()"),
     Entry::parameter(Switch::FASTEOI, Scope::VMX, true, "EOI writes of the APIC page without decoding")
         .source("vmx/vmx.c"),
+    Entry::parameter(
+        Switch::PML,
+        Scope::VMX,
+        true,
+        "Page-modification logging for dirty logging; off, or without EPT's accessed and dirty bits: write protection",
+    )
+    .source("vmx/vmx.c vmx_hardware_setup()"),
     Entry::parameter(Switch::NPT, Scope::SVM, false, "Nested paging; the backend implies it")
         .source("svm/svm.c"),
     Entry::parameter(Switch::NPT, Scope::NPT, true, "Nested paging; the backend implies it")

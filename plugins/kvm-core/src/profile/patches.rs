@@ -234,6 +234,16 @@ pub const MAPPABLE_WIDTH: &[Entry] = &[
     .source("the discussion of 5-level EPT on the kvm list"),
 ];
 
+/// Dirty logging.
+pub const DIRTY_LOGGING: &[Entry] = &[Entry::patch(
+    Switch::PML_IN_WRITE_ORDER,
+    Scope::VMX,
+    "The log of page modifications is drained in the order in which silicon wrote it, instead of newest first",
+)
+.commit("37c3ddfe5238", "KVM: VMX: read the PML log in the same order as it was written")
+.source("vmx/vmx.c vmx_flush_pml_buffer()")
+.since("v6.14")];
+
 /// KVM_SET_CPUID2 after KVM_RUN, and what it leaves behind when it fails.
 pub const CPUID_AFTER_RUN: &[Entry] = &[
     Entry::patch(

@@ -15,6 +15,7 @@ open_enum! {
         TDP_MMU = 7 => "tdp_mmu",
         MMIO_CACHING = 8 => "mmio_caching",
         FASTEOI = 13 => "fasteoi",
+        PML = 14 => "pml",
         NPT = 15 => "npt",
         NRIPS = 16 => "nrips",
         // A quirk of the VM (KVM_CAP_DISABLE_QUIRKS2), without its prefix KVM_X86_QUIRK.
@@ -60,6 +61,8 @@ open_enum! {
         KEEP_CPUID_ON_ERROR = 158 => "keep-cpuid-on-error",
         IMMUTABLE_FEATURE_MSRS = 159 => "immutable-feature-msrs",
         ACC_READ_MASK = 160 => "acc-read-mask",
+        /// Dirty logging.
+        PML_IN_WRITE_ORDER = 170 => "pml-in-write-order",
         /// Numbers from 1000 on: silicon.
         EPT4_WIDE_GPA_VIOLATION = 1000 => "ept4-wide-gpa-violation",
         AMD_ACCESSED_BEFORE_NPF = 1001 => "amd-accessed-before-npf",

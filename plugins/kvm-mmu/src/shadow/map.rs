@@ -92,7 +92,11 @@ impl Mmu {
                 leaf.acc.set_write(false);
             }
         }
-        (format.leaf(&leaf), protected)
+        let new = format.leaf(&leaf);
+        if format.is_writable(new) {
+            self.mark_dirty(vcpu, gfn);
+        }
+        (new, protected)
     }
 
     /// `mark_mmio_spte`.
@@ -234,6 +238,7 @@ impl Mmu {
             () if format.allows(spte, fault.code.fetch(), true) => RetPf::Spurious,
             () if format.is_mmu_writable(spte) && !(at.level > 1 && logs_dirty) => {
                 self.pages.write(at.sptep, format.made_writable(spte));
+                self.mark_dirty(vcpu, fault.gfn);
                 RetPf::Fixed
             }
             () => RetPf::Invalid,

@@ -102,6 +102,16 @@ impl Shadow {
         pages.iter().rev().copied().filter(|table| self.sp(*table).has_gptes()).collect()
     }
 
+    /// Whether an entry is in a shadow page for L2.
+    pub(crate) fn is_guest_mode(&self, sptep: u64) -> bool {
+        self.get(table_of(sptep).0).is_some_and(|sp| sp.role.guest_mode())
+    }
+
+    /// The leaf entries at a level that map a frame.
+    pub(crate) fn leaves(&self, level: u8, gfn: u64) -> &[u64] {
+        self.rmap.get(&(level, crate::mmu::round_gfn(gfn, level))).map_or(&[], Vec::as_slice)
+    }
+
     pub(crate) fn is_tracked(&self, gfn: u64) -> bool {
         self.tracked.contains_key(&gfn)
     }

@@ -2,7 +2,10 @@
 //!
 //! Manual: Intel SDM 325384-087, chapter 29.
 
-use super::silicon::{Nested, NestedFault};
+use super::{
+    pml::Pml,
+    silicon::{Nested, NestedFault},
+};
 use crate::{
     mmu::Config,
     pages::{Pages, entry_address},
@@ -21,6 +24,7 @@ pub(super) fn walk_ept(
     levels: u8,
     gpa: u64,
     kind: AccessKind,
+    pml: Option<&mut Pml>,
 ) -> Result<Nested, NestedFault> {
     let Format::Ept { ad } = config.format else { return Err(NestedFault::Misconfiguration) };
     const NOTHING: NestedFault = NestedFault::Violation { read: false, write: false, fetch: false };
@@ -57,6 +61,18 @@ pub(super) fn walk_ept(
         }
         let mut dirty = true;
         if ad {
+            let sets_dirty = kind == AccessKind::WRITE && !entry.d();
+            if let Some(pml) = pml {
+                // See: SDM 29.3.6 Page-Modification Logging: the index is examined before either flag is set.
+                let path = &used[level as usize - 1..levels as usize];
+                let sets_accessed = path.iter().any(|address| !EptEntry::from_bits(pages.read(*address)).a());
+                if pml.is_full() && (sets_dirty || sets_accessed) {
+                    return Err(NestedFault::LogFull);
+                }
+                if sets_dirty {
+                    pml.log(gpa);
+                }
+            }
             for &address in &used[level as usize - 1..levels as usize] {
                 pages.write(address, EptEntry::from_bits(pages.read(address)).with_a(true).into_bits());
             }

@@ -4,6 +4,7 @@
 
 mod ept;
 pub(crate) mod npt;
+pub mod pml;
 pub mod silicon;
 #[cfg(test)]
 mod tests;
@@ -115,6 +116,15 @@ impl Mmu {
         }
     }
 
+    /// Addresses of the leaves at a level that map a frame, in all roots.
+    pub(crate) fn tdp_leaves(&self, gfn: u64, level: u8) -> impl Iterator<Item = u64> + use<> {
+        let last = |(levels, root): &(u8, u64)| self.tdp_last(*root, *levels, gfn);
+        let leaf = |entry: &Entry| entry.level == level && self.config.format.is_present(entry.spte);
+        let leaves: Vec<u64> =
+            self.tdp.roots.iter().map(last).filter(leaf).map(|entry| entry.address).collect();
+        leaves.into_iter()
+    }
+
     /// The lowest entry for a frame.
     pub(crate) fn tdp_find(&self, vcpu: u32, gfn: u64) -> u64 {
         let mmu = self.context(vcpu);
@@ -154,6 +164,7 @@ impl Mmu {
             spte if format.allows(spte, fetch, write) => RetPf::Spurious,
             spte if write && format.is_mmu_writable(spte) && !(entry.level > 1 && logs_dirty) => {
                 self.pages.write(entry.address, format.made_writable(spte));
+                self.mark_dirty(vcpu, fault.gfn);
                 RetPf::Fixed
             }
             _ => RetPf::Invalid,
@@ -243,6 +254,9 @@ impl Mmu {
                 dirty: !format.is_present(entry.spte) || !format.is_writable(entry.spte),
             }),
         };
+        if fault.slot.is_some() && format.is_writable(new) {
+            self.mark_dirty(vcpu, gfn);
+        }
         // MMIO is emulated even where the entry stands already: silicon that cannot reach the entry (GPA[51:48] under four
         // levels) faults on every access.
         if new == entry.spte && !format.is_mmio(new) {

@@ -2,7 +2,7 @@
 //!
 //! Manuals: Intel SDM 325384-087, chapter 29; AMD APM volume 2, 24593 rev. 3.42, 15.25.
 
-use super::{ept::walk_ept, npt::walk_npt};
+use super::{ept::walk_ept, npt::walk_npt, pml::Pml};
 use crate::{
     mmu::{Config, Mmu},
     pages::Pages,
@@ -38,6 +38,8 @@ pub enum NestedFault {
         fetch: bool,
     },
     Misconfiguration,
+    /// The log of page modifications is full.
+    LogFull,
     /// Nested page fault with its error code.
     Npf(PageFaultError),
 }
@@ -105,12 +107,17 @@ struct GuestTables<'a> {
     /// What reading an entry counts as.
     entry_kind: AccessKind,
     last: Nested,
+    /// Where writes are logged.
+    pml: Option<&'a mut Pml>,
 }
 
 impl GuestTables<'_> {
     fn nested(&mut self, gpa: u64, kind: AccessKind) -> Result<Nested, NestedFault> {
         match self.config.format {
-            Format::Ept { .. } => walk_ept(self.pages, self.config, self.root, self.levels, gpa, kind),
+            Format::Ept { .. } => {
+                let pml = self.pml.as_deref_mut();
+                walk_ept(self.pages, self.config, self.root, self.levels, gpa, kind, pml)
+            }
             Format::X86 { .. } => walk_npt(self.pages, self.config, self.root, self.levels, gpa, kind),
         }
     }
@@ -200,6 +207,8 @@ impl Mmu {
             }
         };
         let levels = mmu.root_role.level();
+        // vmcs02 has no log. See: KVM vmx/nested.c prepare_vmcs02_early(), commit c3bb9a20834f
+        let logs = config.pml && !self.vcpus[vcpu as usize].is_nested();
         let mut tables = GuestTables {
             pages: &mut self.pages,
             config: &config,
@@ -208,6 +217,7 @@ impl Mmu {
             host,
             entry_kind,
             last: Nested::default(),
+            pml: if logs { self.dirty.pml_of(vcpu) } else { None },
         };
         let mut steps = Steps::default();
         let outcome = match walk::walk(&paging, gva, access, policy, &mut tables, &mut steps) {

@@ -107,6 +107,15 @@ pub fn ept_misconfig(cx: &mut Cx<'_>) -> Resume {
     )
 }
 
+/// `handle_pml_full`: the log was drained on the way here, as on every exit.
+pub fn pml_full(cx: &mut Cx<'_>) -> Resume {
+    let qualification = EptQualification::from_bits(cx.exit.info1);
+    if !cx.exit.access.delivering.valid && qualification.nmi_unblocking() {
+        cx.state.interruptibility = cx.state.interruptibility.with_nmi(true);
+    }
+    Resume::GUEST
+}
+
 /// `handle_apic_access`.
 pub fn apic_access(cx: &mut Cx<'_>) -> Resume {
     let qualification = ApicQualification::from_bits(cx.exit.info1);

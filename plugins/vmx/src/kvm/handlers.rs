@@ -63,6 +63,7 @@ const fn table() -> [Option<Handler>; REASONS] {
     put(&mut t, R::EOI_INDUCED, apic_eoi_induced);
     put(&mut t, R::EPT_VIOLATION, ept_violation);
     put(&mut t, R::EPT_MISCONFIG, ept_misconfig);
+    put(&mut t, R::PML_FULL, pml_full);
     put(&mut t, R::XSETBV, xsetbv);
     put(&mut t, R::RDRAND, invalid_opcode);
     put(&mut t, R::RDSEED, invalid_opcode);

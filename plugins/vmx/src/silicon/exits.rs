@@ -25,6 +25,7 @@ fn base(reason: VmxReason, state: &VcpuState, stimulus: StimulusKind) -> Exit {
 pub fn ept(stop: &NestedStop, advanced: bool, state: &VcpuState, access: &Access) -> Exit {
     let (reason, info1) = match stop.fault {
         NestedFault::Misconfiguration => (VmxReason::EPT_MISCONFIG, 0),
+        NestedFault::LogFull => (VmxReason::PML_FULL, 0),
         _ => (VmxReason::EPT_VIOLATION, stop.qualification(advanced).into_bits()),
     };
     let access = Access { delivering: state.delivering, ..*access };
