@@ -2,7 +2,7 @@
 //!
 //! See: KVM arch/x86/kvm/x86.c x86_emulate_instruction(), emulator_read_write_onepage(), emulator_pio_in_out()
 
-use crate::{fpu, host::Services};
+use crate::{fpu, host::Services, registers};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess};
 use vmtape_abi::{BusOp, BusSpace, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Host, emultype};
 use vmtape_arch::{
@@ -75,8 +75,8 @@ fn execute(
         let mut written = vec![0; usize::from(len)];
         if services.memory.ram().read(hpa, &mut written) {
             services.tape.wrote(hpa, &written);
-            if let Some(known) = &mut services.known {
-                known.learn(hpa, len.into());
+            if let Some(fed) = &mut services.fed {
+                fed.knowledge.memory.learn(hpa, len.into());
             }
         }
         mmu.wrote(gpa, len, services);
@@ -214,7 +214,6 @@ fn trace(services: &mut Services, vcpu: u32, state: &VcpuState, result: &Emulate
 
 /// General registers and flags that the instruction reads, as a mask of the tape's register event.
 fn used_registers(insn: &Instruction) -> u32 {
-    const RFLAGS: u32 = 1 << 16;
     let mut factory = InstructionInfoFactory::new();
     let read = |access| {
         matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
@@ -224,7 +223,7 @@ fn used_registers(insn: &Instruction) -> u32 {
         .used_registers()
         .iter()
         .filter(|used| read(used.access()) && used.register().is_gpr())
-        .fold(RFLAGS, |mask, used| mask | 1 << used.register().full_register().number())
+        .fold(registers::RFLAGS, |mask, used| mask | 1 << used.register().full_register().number())
 }
 
 /// The environment of the emulator.

@@ -4,59 +4,47 @@
 //! handling used come from the tape. Devices and the clock are the machine's own, because handlers reach them. Memory
 //! that the tape did not tell is *unknown*: a read of it is counted, and what depends on it is not to be judged.
 
-use crate::{fpu, machine::Machine};
+use crate::{knowledge::Knowledge, machine::Machine};
 use vmtape_arch::{
     PAGE_SHIFT, PAGE_SIZE,
     note::Note,
-    regs::SegAttr,
-    vcpu::{Activity, Interruptibility, VcpuState, seg},
+    vcpu::{Activity, Interruptibility, VcpuState},
 };
 use vmtape_traces::{
     ExitGroup,
-    event::{Control, Data, End, Registers},
+    event::{Control, Data, End},
 };
 
-/// Memory, in aligned quadwords of host physical memory, that a fed machine may know of.
-#[derive(Debug, Default)]
-pub(crate) struct Known {
-    /// A bit per quadword.
-    words: Vec<u64>,
-    /// Uses of memory that is not known.
-    pub(crate) unknown: u64,
+/// The first schema in which an exit tells all memory that its handling reads, whatever handled the exits before it.
+const EXITS_STAND_ALONE: u32 = 3;
+
+/// What a fed machine knows, and the uses of what it does not.
+#[derive(Debug)]
+pub(crate) struct Feeding {
+    pub(crate) knowledge: Knowledge,
+    /// Memory stays known from exit to exit, and registers stay as they are: tapes before schema 3 do not tell again what
+    /// their own machine had left there.
+    keeps: bool,
+    unknown: u64,
 }
 
-impl Known {
-    pub(crate) fn learn(&mut self, hpa: u64, len: u64) {
-        for word in quadwords(hpa, len) {
-            let at = (word / 64) as usize;
-            if at >= self.words.len() {
-                self.words.resize(at + 1, 0);
-            }
-            self.words[at] |= 1 << (word % 64);
-        }
-    }
-
+impl Feeding {
     pub(crate) fn read(&mut self, hpa: u64, len: u64) {
-        let known =
-            |word: u64| self.words.get((word / 64) as usize).is_some_and(|w| w >> (word % 64) & 1 != 0);
-        let all = quadwords(hpa, len).all(known);
-        self.unknown += u64::from(!all);
+        self.unknown += u64::from(!self.knowledge.memory.holds(hpa, len));
     }
-}
-
-fn quadwords(hpa: u64, len: u64) -> std::ops::Range<u64> {
-    hpa >> 3..(hpa + len).div_ceil(8)
 }
 
 impl Machine {
-    /// Prepares a machine that was just built for [`Machine::feed`] and [`Machine::resolve`].
-    pub fn start_feeding(&mut self) {
-        self.services.known = Some(Known::default());
+    /// Prepares a machine that was just built for [`Machine::feed`] and [`Machine::resolve`], with a tape of this schema.
+    pub fn start_feeding(&mut self, schema: u32) {
+        let knowledge = Knowledge::new(self.vcpus.len() as u32);
+        let keeps = schema < EXITS_STAND_ALONE;
+        self.services.fed = Some(Feeding { knowledge, keeps, unknown: 0 });
     }
 
     /// Reads of memory that the tape did not tell, so far.
     pub fn unknown_reads(&self) -> u64 {
-        self.services.known.as_ref().map_or(0, |known| known.unknown)
+        self.services.fed.as_ref().map_or(0, |fed| fed.unknown)
     }
 
     /// Gives the backend the taped exit itself, for a backend of the same kind.
@@ -68,15 +56,10 @@ impl Machine {
     }
 
     /// Takes registers and memory of another fed machine of the same tape, after an exit that this one dealt with otherwise.
-    /// A tape tells only what its own machine's handlers would not leave there, so that machine alone knows all of it.
+    /// An exit is told with the memory that it needs and some registers; the rest of them that machine alone knows.
     pub fn resynchronize(&mut self, other: &Self) {
-        let pages: Vec<u64> = self.written_pages().chain(other.written_pages()).collect();
-        let (mut own, mut wanted) = ([0; PAGE_SIZE as usize], [0; PAGE_SIZE as usize]);
-        for hpa in pages.into_iter().map(|page| page << PAGE_SHIFT) {
-            let read = self.services.ram().read(hpa, &mut own) && other.services.ram().read(hpa, &mut wanted);
-            if read && own != wanted {
-                self.services.ram().write(hpa, &wanted);
-            }
+        if self.services.fed.as_ref().is_some_and(|fed| fed.keeps) {
+            self.copy_memory(other);
         }
         for (n, (vcpu, other)) in (0..).zip(self.vcpus.iter_mut().zip(&other.vcpus)) {
             let VcpuState { inject, delivering, intercepts, .. } = vcpu.state;
@@ -85,10 +68,24 @@ impl Machine {
         }
     }
 
+    fn copy_memory(&mut self, other: &Self) {
+        let pages: Vec<u64> = self.written_pages().chain(other.written_pages()).collect();
+        let (mut own, mut wanted) = ([0; PAGE_SIZE as usize], [0; PAGE_SIZE as usize]);
+        for hpa in pages.into_iter().map(|page| page << PAGE_SHIFT) {
+            let read = self.services.ram().read(hpa, &mut own) && other.services.ram().read(hpa, &mut wanted);
+            if read && own != wanted {
+                self.services.ram().write(hpa, &wanted);
+            }
+        }
+    }
+
     /// Time, registers and memory as they were at the exit. Gives the vCPU, unless this machine has no such one.
     pub(crate) fn bring_to(&mut self, group: &ExitGroup) -> Option<u32> {
         let n = group.exit.vcpu;
         self.vcpus.get(n as usize)?;
+        if let Some(fed) = self.services.fed.as_mut().filter(|fed| !fed.keeps) {
+            fed.knowledge.memory.forget();
+        }
         group.controls_before.iter().for_each(|control| _ = self.control(control));
         self.wake_fed(n);
         self.services.clock.icount = group.exit.icount;
@@ -104,7 +101,14 @@ impl Machine {
         let state = &mut self.vcpus[n as usize].state;
         state.icount = group.exit.icount;
         state.rip = group.exit.rip;
-        group.registers.iter().for_each(|registers| apply(state, registers));
+        if let Some(fed) = &mut self.services.fed {
+            let mut told = 0;
+            for registers in &group.registers {
+                fed.knowledge.learn(registers, state);
+                told |= registers.mask;
+            }
+            fed.knowledge.apply(n, state, if fed.keeps { told } else { u32::MAX });
+        }
         // The low half of the task priority is not in CR8.
         if u64::from(self.services.devices.tpr(n)) >> 4 != state.cr8 {
             self.services.devices.set_tpr(n, (state.cr8 << 4) as u8);
@@ -125,8 +129,8 @@ impl Machine {
                 Data::U64(value) => self.services.ram().write(*hpa, &value.to_le_bytes()),
                 other => self.services.ram().write(*hpa, &other.to_bytes()),
             };
-            if let Some(known) = self.services.known.as_mut().filter(|_| written) {
-                known.learn(*hpa, data.len());
+            if let Some(fed) = self.services.fed.as_mut().filter(|_| written) {
+                fed.knowledge.memory.learn(*hpa, data.len());
             }
         }
     }
@@ -196,42 +200,5 @@ impl Machine {
             return self.enter(n).err();
         }
         None
-    }
-}
-
-/// Sets the registers of an event.
-fn apply(state: &mut VcpuState, registers: &Registers) {
-    let mut values = registers.values.iter().copied();
-    let mut mask = registers.mask;
-    while mask != 0 {
-        let bit = mask.trailing_zeros();
-        mask &= mask - 1;
-        let Some(value) = values.next() else { return };
-        match bit {
-            0..16 => state.gpr[bit as usize] = value,
-            16 => state.rflags = value,
-            17 => state.cr0 = value,
-            18 => state.cr2 = value,
-            19 => state.cr3 = value,
-            20 => state.cr4 = value,
-            21 => state.cr8 = value,
-            22 => state.efer = value,
-            23 => state.cpl = value as u32,
-            24 => state.pkru = value as u32,
-            25 => state.xcr0 = value,
-            26 => state.interruptibility = Interruptibility::from_bits(value as u32),
-            27 => {
-                state.seg[seg::CS].attr = SegAttr::from_bits(value as u16);
-                state.seg[seg::CS].base = values.next().unwrap_or_default();
-            }
-            28 => state.gdtr.base = value,
-            29 => state.idtr.base = value,
-            30 => state.dr7 = value,
-            31 => {
-                let halves = [values.next().unwrap_or_default(), values.next().unwrap_or_default()];
-                fpu::set(&mut state.fpu, usize::try_from(value).unwrap_or(usize::MAX), halves);
-            }
-            _ => {}
-        }
     }
 }

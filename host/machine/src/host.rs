@@ -69,8 +69,8 @@ pub(crate) struct Services {
     pub(crate) watching: bool,
     /// The rules that the backend named there.
     pub(crate) rules: Vec<u32>,
-    /// What a machine that is fed from a tape knows of memory.
-    pub(crate) known: Option<crate::feed::Known>,
+    /// What a machine that is fed from a tape knows.
+    pub(crate) fed: Option<crate::feed::Feeding>,
 }
 
 impl Services {
@@ -138,8 +138,8 @@ impl Host for Services {
         let done = self.memory.contains_hpa(hpa, buf.len() as u64) && self.ram().read(hpa, buf);
         if done {
             self.tape.read(hpa, buf);
-            if let Some(known) = &mut self.known {
-                known.read(hpa, buf.len() as u64);
+            if let Some(fed) = &mut self.fed {
+                fed.read(hpa, buf.len() as u64);
             }
         }
         done
@@ -149,8 +149,8 @@ impl Host for Services {
         let done = self.memory.contains_hpa(hpa, data.len() as u64) && self.ram().write(hpa, data);
         if done {
             self.tape.wrote(hpa, data);
-            if let Some(known) = &mut self.known {
-                known.learn(hpa, data.len() as u64);
+            if let Some(fed) = &mut self.fed {
+                fed.knowledge.memory.learn(hpa, data.len() as u64);
             }
         }
         done

@@ -104,7 +104,7 @@ impl Machine {
             emulated: false,
             watching: false,
             rules: Vec::new(),
-            known: None,
+            fed: None,
             memory,
         };
         let next_checkpoint = spec.checkpoint_every;

@@ -1,14 +1,12 @@
 //! What happens in a run, told to whoever listens.
 
-use crate::fpu;
-use std::{collections::HashMap, ops::ControlFlow};
+use crate::{fpu, knowledge::Knowledge, registers};
+use std::ops::ControlFlow;
 use vmtape_arch::{
     exit::{Exit, Resume, StimulusKind},
     level::Place,
     note::{Note, NoteKind},
-    regs::Rflags,
-    sensitive::SensitiveKind,
-    vcpu::{VcpuState, gpr, seg},
+    vcpu::VcpuState,
 };
 use vmtape_traces::event::{Data, Event, ExitEvent, Registers};
 
@@ -39,106 +37,21 @@ pub trait Recorder {
     }
 }
 
-/// Bits of [`Registers::mask`] past the general registers.
-mod bit {
-    pub const RFLAGS: u32 = 1 << 16;
-    pub const CR0: u32 = 1 << 17;
-    pub const CR2: u32 = 1 << 18;
-    pub const CR3: u32 = 1 << 19;
-    pub const CR4: u32 = 1 << 20;
-    pub const CR8: u32 = 1 << 21;
-    pub const EFER: u32 = 1 << 22;
-    pub const CPL: u32 = 1 << 23;
-    pub const PKRU: u32 = 1 << 24;
-    pub const XCR0: u32 = 1 << 25;
-    pub const INTERRUPTIBILITY: u32 = 1 << 26;
-    pub const CS: u32 = 1 << 27;
-    pub const GDTR: u32 = 1 << 28;
-    pub const IDTR: u32 = 1 << 29;
-    pub const DR7: u32 = 1 << 30;
-    pub const COUNT: usize = 31;
-    pub const FPU: u32 = 1 << 31;
-}
+/// Reads of memory are told in units of so many bytes.
+const WORD: usize = 8;
 
-/// Reads and writes of memory are told and known in units of so many bytes.
-const WORD: u64 = 8;
-
-/// What every exit's handling may look at. CR8 is the local APIC's task priority, which a guest may have changed without an
-/// exit.
-const ALWAYS: u32 =
-    bit::CR0 | bit::CR3 | bit::CR4 | bit::CR8 | bit::EFER | bit::CPL | bit::INTERRUPTIBILITY | bit::CS;
-const RFLAGS_INDEX: usize = bit::RFLAGS.trailing_zeros() as usize;
-const CS_INDEX: usize = bit::CS.trailing_zeros() as usize;
-
-/// The registers of the mask by position; CS gives its attributes here and its base apart.
-type Values = [u64; bit::COUNT + 1];
-
-fn values(state: &VcpuState) -> Values {
-    let cs = &state.seg[seg::CS];
-    let mut values = [0; bit::COUNT + 1];
-    values[..16].copy_from_slice(&state.gpr);
-    values[16..].copy_from_slice(&[
-        state.rflags,
-        state.cr0,
-        state.cr2,
-        state.cr3,
-        state.cr4,
-        state.cr8,
-        state.efer,
-        state.cpl.into(),
-        state.pkru.into(),
-        state.xcr0,
-        state.interruptibility.into_bits().into(),
-        cs.attr.into_bits().into(),
-        state.gdtr.base,
-        state.idtr.base,
-        state.dr7,
-        cs.base,
-    ]);
-    values
-}
-
-/// The registers that the handling of an exit reads, beyond [`ALWAYS`].
-fn used_registers(exit: &Exit) -> u32 {
-    let one = |n: usize| 1 << n;
-    if exit.stimulus != StimulusKind::SENSITIVE {
-        return bit::RFLAGS | bit::PKRU | bit::CR2;
-    }
-    let insn = &exit.insn;
-    match insn.kind {
-        SensitiveKind::CPUID | SensitiveKind::XSETBV | SensitiveKind::WRMSR => {
-            one(gpr::RAX) | one(gpr::RCX) | one(gpr::RDX)
-        }
-        SensitiveKind::RDMSR | SensitiveKind::RDPMC => one(gpr::RCX),
-        SensitiveKind::CR_WRITE
-        | SensitiveKind::CR_READ
-        | SensitiveKind::DR_WRITE
-        | SensitiveKind::DR_READ => one(insn.gpr.into()) | bit::CR8 | bit::DR7,
-        SensitiveKind::IN | SensitiveKind::OUT => one(gpr::RAX),
-        SensitiveKind::INS | SensitiveKind::OUTS => {
-            one(gpr::RCX) | one(gpr::RSI) | one(gpr::RDI) | bit::RFLAGS
-        }
-        SensitiveKind::VMCALL | SensitiveKind::VMMCALL => {
-            one(gpr::RAX) | one(gpr::RBX) | one(gpr::RCX) | one(gpr::RDX) | one(gpr::RSI)
-        }
-        SensitiveKind::HLT | SensitiveKind::INTERRUPT_WINDOW | SensitiveKind::NMI_WINDOW => bit::RFLAGS,
-        SensitiveKind::GDTR_IDTR | SensitiveKind::LDTR_TR => bit::GDTR | bit::IDTR,
-        SensitiveKind::APIC_READ | SensitiveKind::APIC_WRITE => bit::CR8,
-        _ => bit::RFLAGS | bit::XCR0,
-    }
-}
-
-/// The recorder and what it has been told: what it knows already is not told again.
+/// The recorder and what it has been told.
 #[derive(Default)]
 pub(crate) struct Tape {
     recorder: Option<Box<dyn Recorder>>,
-    /// Per vCPU: the registers as the tape's reader has them.
-    known: Vec<Values>,
-    /// Memory words as the tape's reader has them, by host physical address.
-    words: HashMap<u64, u64>,
+    knowledge: Knowledge,
     /// Reads of the silicon's walk that is going on, told only if it ends in an exit.
-    walk: Vec<(u64, Data)>,
-    before: Values,
+    walk: Vec<(u64, usize)>,
+    /// The bytes of those reads, one after the other.
+    walk_bytes: Vec<u8>,
+    /// The vCPU whose exit the tape tells, up to its entry.
+    exited: Option<u32>,
+    /// Its handling, or the entry after it, is going on.
     handling: bool,
     stop: bool,
     /// Exits, registers and reads are told.
@@ -148,7 +61,7 @@ pub(crate) struct Tape {
 impl Tape {
     pub(crate) fn new(recorder: Option<Box<dyn Recorder>>, vcpus: u32) -> Self {
         let stimuli = recorder.as_ref().is_some_and(|recorder| recorder.wants_stimuli());
-        Self { recorder, stimuli, known: vec![[0; bit::COUNT + 1]; vcpus as usize], ..Self::default() }
+        Self { recorder, stimuli, knowledge: Knowledge::new(vcpus), ..Self::default() }
     }
 
     pub(crate) fn is_on(&self) -> bool {
@@ -189,14 +102,13 @@ impl Tape {
 
     /// A reader that starts here knows nothing: tell everything again.
     pub(crate) fn forget(&mut self) {
-        self.words.clear();
-        // No register holds this value with this neighbour, so each one counts as changed.
-        self.known.fill([u64::MAX; bit::COUNT + 1]);
+        self.knowledge.forget();
     }
 
     /// The silicon begins to translate an access.
     pub(crate) fn begin_walk(&mut self) {
         self.walk.clear();
+        self.walk_bytes.clear();
     }
 
     /// The exit, the registers that its handling uses, and what the silicon's walk has read.
@@ -209,70 +121,48 @@ impl Tape {
             return;
         }
         self.event(Event::Exit(Box::new(ExitEvent { vcpu, icount, rip: state.rip, exit: *exit })));
-        self.registers(vcpu, state, ALWAYS | used_registers(exit));
-        let mut walk = std::mem::take(&mut self.walk);
+        let registers = self.knowledge.untold_of_exit(vcpu, state, exit);
+        self.tell_registers(registers);
+        self.knowledge.memory.forget();
+        let (walk, bytes) = (std::mem::take(&mut self.walk), std::mem::take(&mut self.walk_bytes));
         if exit.stimulus == StimulusKind::ACCESS {
-            for (hpa, data) in walk.drain(..) {
-                self.tell_read(hpa, data);
+            let mut rest = &bytes[..];
+            for &(hpa, len) in &walk {
+                let read;
+                (read, rest) = rest.split_at(len);
+                self.tell_read(hpa, read);
             }
         }
-        walk.clear();
-        self.walk = walk;
-        self.before = values(state);
-        self.handling = true;
+        (self.walk, self.walk_bytes) = (walk, bytes);
+        self.begin_walk();
+        (self.exited, self.handling) = (Some(vcpu), true);
     }
 
-    pub(crate) fn end_exit(&mut self, vcpu: u32, state: &VcpuState, resume: &Resume) {
-        if self.recorder.is_none() {
-            return;
-        }
-        if self.stimuli {
-            self.handling = false;
-            self.learn(vcpu, state);
-        }
+    pub(crate) fn end_exit(&mut self, vcpu: u32, resume: &Resume) {
+        self.handling = false;
         self.event(Event::Resume { vcpu, resume: *resume });
     }
 
-    /// What the handler changed is known to a reader that has handled the exit too.
-    fn learn(&mut self, vcpu: u32, state: &VcpuState) {
-        let after = values(state);
-        for (known, (before, after)) in
-            self.known[vcpu as usize].iter_mut().zip(self.before.iter().zip(&after))
-        {
-            if before != after {
-                *known = *after;
-            }
-        }
-        self.before = after;
+    /// The entry after an exit is told with it.
+    pub(crate) fn begin_entry(&mut self, vcpu: u32) {
+        self.handling = self.stimuli && self.exited == Some(vcpu);
+    }
+
+    pub(crate) fn end_entry(&mut self) {
+        (self.exited, self.handling) = (None, false);
     }
 
     /// Tells those registers of the mask that the tape's reader does not have.
     pub(crate) fn registers(&mut self, vcpu: u32, state: &VcpuState, wanted: u32) {
-        if !self.stimuli {
-            return;
+        if self.stimuli {
+            let registers = self.knowledge.untold(vcpu, state, wanted);
+            self.tell_registers(registers);
         }
-        let now = values(state);
-        let known = &mut self.known[vcpu as usize];
-        // Every handler that skips an instruction looks at TF, and every entry at IF; they change rarely.
-        let decisive = Rflags::new().with_tf(true).with_intr(true).into_bits();
-        let changed = (known[RFLAGS_INDEX] ^ now[RFLAGS_INDEX]) & decisive != 0;
-        let wanted = if changed { wanted | bit::RFLAGS } else { wanted };
-        let mut told = Registers { vcpu, mask: 0, values: Vec::new() };
-        for n in (0..bit::COUNT).filter(|n| wanted >> n & 1 != 0) {
-            let with_base = n == CS_INDEX;
-            if known[n] == now[n] && (!with_base || known[bit::COUNT] == now[bit::COUNT]) {
-                continue;
-            }
-            told.mask |= 1 << n;
-            told.values.push(now[n]);
-            known[n] = now[n];
-            if with_base {
-                told.values.push(now[bit::COUNT]);
-                known[bit::COUNT] = now[bit::COUNT];
-            }
-        }
-        if told.mask != 0 {
-            self.event(Event::Registers(told));
+    }
+
+    fn tell_registers(&mut self, registers: Registers) {
+        if registers.mask != 0 {
+            self.event(Event::Registers(registers));
         }
     }
 
@@ -280,7 +170,7 @@ impl Tape {
     pub(crate) fn fpu(&mut self, vcpu: u32, state: &VcpuState, number: usize) {
         let [low, high] = fpu::get(&state.fpu, number);
         let values = vec![number as u64, low, high];
-        self.event(Event::Registers(Registers { vcpu, mask: bit::FPU, values }));
+        self.event(Event::Registers(Registers { vcpu, mask: registers::FPU, values }));
     }
 
     /// A backend read memory.
@@ -288,45 +178,45 @@ impl Tape {
         if !self.stimuli {
             return;
         }
-        // Whole words are told one by one: a word that is known already, or that the handler has just written itself, is
-        // not told again as part of a longer read.
-        if hpa.is_multiple_of(WORD) && (bytes.len() as u64).is_multiple_of(WORD) {
-            for (hpa, word) in (hpa..).step_by(WORD as usize).zip(bytes.chunks_exact(WORD as usize)) {
-                self.read_data(hpa, Data::U64(u64::from_le_bytes(word.try_into().unwrap_or_default())));
-            }
-            return;
+        if self.handling {
+            self.tell_read(hpa, bytes);
+        } else {
+            self.walk.push((hpa, bytes.len()));
+            self.walk_bytes.extend_from_slice(bytes);
         }
-        let data = match bytes.len() {
-            4 => Data::U32(u32::from_le_bytes(bytes.try_into().unwrap_or_default())),
+    }
+
+    /// Tells the bytes of a read that the tape's reader does not have: not those that the handler has just written itself.
+    fn tell_read(&mut self, hpa: u64, bytes: &[u8]) {
+        for (hpa, bytes) in (hpa..).step_by(WORD).zip(bytes.chunks(WORD)) {
+            if self.knowledge.memory.holds(hpa, bytes.len() as u64) {
+                continue;
+            }
+            let untold = |n: usize| !self.knowledge.memory.holds(hpa + n as u64, 1);
+            let Some(first) = (0..bytes.len()).find(|n| untold(*n)) else { continue };
+            let len = (first..bytes.len()).take_while(|n| untold(*n)).count();
+            self.tell_bytes(hpa + first as u64, &bytes[first..first + len]);
+            if first + len < bytes.len() {
+                self.tell_read(hpa + (first + len) as u64, &bytes[first + len..]);
+            }
+        }
+    }
+
+    fn tell_bytes(&mut self, hpa: u64, bytes: &[u8]) {
+        self.knowledge.memory.learn(hpa, bytes.len() as u64);
+        let data = match *bytes {
+            [a, b, c, d, e, f, g, h] => Data::U64(u64::from_le_bytes([a, b, c, d, e, f, g, h])),
+            [a, b, c, d] => Data::U32(u32::from_le_bytes([a, b, c, d])),
             _ => Data::Bytes(bytes.to_vec()),
         };
-        self.read_data(hpa, data);
-    }
-
-    fn read_data(&mut self, hpa: u64, data: Data) {
-        if self.handling { self.tell_read(hpa, data) } else { self.walk.push((hpa, data)) }
-    }
-
-    fn tell_read(&mut self, hpa: u64, data: Data) {
-        if let Data::U64(value) = data
-            && self.words.insert(hpa, value) == Some(value)
-        {
-            return;
-        }
         self.event(Event::Read { hpa, data });
     }
 
-    /// A backend wrote memory: a reader of the tape that runs the same handler knows the value.
+    /// A backend wrote memory: what was there before is no stimulus, and a reader that runs the same handler has what is there
+    /// now.
     pub(crate) fn wrote(&mut self, hpa: u64, bytes: &[u8]) {
-        if self.stimuli && self.handling {
-            match bytes.try_into() {
-                Ok(word) if hpa.is_multiple_of(WORD) => _ = self.words.insert(hpa, u64::from_le_bytes(word)),
-                _ => {
-                    for word in hpa / WORD..(hpa + bytes.len() as u64).div_ceil(WORD) {
-                        self.words.remove(&(word * WORD));
-                    }
-                }
-            }
+        if self.handling {
+            self.knowledge.memory.learn(hpa, bytes.len() as u64);
         }
     }
 }

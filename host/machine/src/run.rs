@@ -271,7 +271,9 @@ impl Machine {
         vcpu.state.icount = self.services.clock.icount;
         self.services.sync_clock(&mut vcpu.state);
         vcpu.needs_entry = false;
+        self.services.tape.begin_entry(n);
         let resume = self.backend.enter(n, &mut vcpu.state, &mut self.services);
+        self.services.tape.end_entry();
         self.services.after_backend(n, &mut vcpu.state, None);
         if resume.kind == ResumeKind::RESUME && self.services.wants(NoteKind::ENTRY) {
             let rip = vcpu.state.rip;
@@ -290,7 +292,7 @@ impl Machine {
         self.services.emulated = false;
         let resume = self.backend.handle_exit(n, &mut vcpu.state, &exit, &mut self.services);
         self.services.after_backend(n, &mut vcpu.state, Some(&before));
-        self.services.tape.end_exit(n, &vcpu.state, &resume);
+        self.services.tape.end_exit(n, &resume);
         vcpu.needs_entry = true;
         let stuck = vcpu.progress.stuck(&vcpu.state, icount, &exit, limits);
         self.services.watching = vcpu.progress.repeats > 0;

@@ -132,7 +132,7 @@ impl Replayed {
         let listener = Listener { answer: answer.clone(), log };
         let inputs = Box::new(crate::spec::inputs(sides.tape)?);
         let mut machine = Machine::new(machine.clone(), backend, inputs, Some(Box::new(listener)))?;
-        machine.start_feeding();
+        machine.start_feeding(sides.tape.schema());
         Ok(Self { machine, answer, guide, same: method.same, diverged: false })
     }
 

@@ -490,6 +490,28 @@ fn what_only_the_host_notices_is_no_divergence() -> Result<()> {
     Ok(())
 }
 
+/// What an exit tells is enough for a machine that dealt otherwise with the exits before it, wherever the tape begins.
+#[test]
+fn fed_exits_find_as_much_whatever_the_checkpoints() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut all = Vec::new();
+    for every in ["0", "1", "7", "100"] {
+        let name = format!("every{every}.tape");
+        let record = ["record", "-q", "-b", "svm-npt", "--host", "amd-48", "--cpu", "max,-pku,phys-bits=36"];
+        let tape = ["--checkpoint-every", every, "-o", &name, "builtin:matrix"];
+        vmtape(folder.path(), &[&record[..], &tape].concat())?;
+        let replay = ["replay", &name, "-b", "vmx", "--host", "intel-48"];
+        let replay = [&replay[..], &["--mode", "exits", "--continue"]].concat();
+        let text = String::from_utf8(vmtape(folder.path(), &replay)?.stdout)?;
+        let listed: Vec<_> =
+            text.lines().filter(|line| line.contains(" x entry:")).map(str::to_owned).collect();
+        assert!(!listed.is_empty() && !text.contains("unknown"), "{text}");
+        all.push(listed);
+    }
+    assert!(all.iter().all(|listed| *listed == all[0]), "{all:#?}");
+    Ok(())
+}
+
 /// The tape resynchronizes the other machine after each difference. A guest that runs cannot be.
 #[test]
 fn fed_exits_go_on_after_a_difference() -> Result<()> {

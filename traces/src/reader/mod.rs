@@ -131,6 +131,11 @@ impl Tape {
         self.header.version.get()
     }
 
+    /// The schema of its events, which says what they tell: see traces/README.md.
+    pub fn schema(&self) -> u32 {
+        self.header.schema.get()
+    }
+
     /// The recorded machine.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata

@@ -1,0 +1,142 @@
+//! The registers that a tape tells by mask (`Registers::mask`): which bit is which, and what an exit's handling uses.
+
+use std::ops::Range;
+use vmtape_arch::{
+    exit::{Exit, StimulusKind},
+    regs::SegAttr,
+    sensitive::SensitiveKind,
+    vcpu::{Interruptibility, VcpuState, gpr, seg},
+};
+
+// Bits 0 to 15 are the general registers.
+pub(crate) const RFLAGS: u32 = 1 << 16;
+pub(crate) const CR0: u32 = 1 << 17;
+pub(crate) const CR2: u32 = 1 << 18;
+pub(crate) const CR3: u32 = 1 << 19;
+pub(crate) const CR4: u32 = 1 << 20;
+pub(crate) const CR8: u32 = 1 << 21;
+pub(crate) const EFER: u32 = 1 << 22;
+pub(crate) const CPL: u32 = 1 << 23;
+pub(crate) const PKRU: u32 = 1 << 24;
+pub(crate) const XCR0: u32 = 1 << 25;
+pub(crate) const INTERRUPTIBILITY: u32 = 1 << 26;
+/// Attributes and base.
+pub(crate) const CS: u32 = 1 << 27;
+pub(crate) const GDTR: u32 = 1 << 28;
+pub(crate) const IDTR: u32 = 1 << 29;
+pub(crate) const DR7: u32 = 1 << 30;
+/// One of the FPU, by its number: see [`crate::fpu`].
+pub(crate) const FPU: u32 = 1 << 31;
+
+/// What every exit's handling may look at. CR8 is the local APIC's task priority, which a guest may have changed without an
+/// exit.
+pub(crate) const ALWAYS: u32 = CR0 | CR3 | CR4 | CR8 | EFER | CPL | INTERRUPTIBILITY | CS;
+
+/// The registers of the mask by position; the base of CS comes after them.
+pub(crate) type Values = [u64; 32];
+const CS_BASE: usize = 31;
+
+/// Where in [`Values`] the register with a bit's number is.
+pub(crate) fn places(number: u32) -> std::iter::Chain<Range<usize>, Range<usize>> {
+    let number = number as usize;
+    let base = if 1 << number == CS { CS_BASE..CS_BASE + 1 } else { 0..0 };
+    (number..number + 1).chain(base)
+}
+
+pub(crate) fn values(state: &VcpuState) -> Values {
+    let cs = &state.seg[seg::CS];
+    let mut values = Values::default();
+    values[..16].copy_from_slice(&state.gpr);
+    values[16..].copy_from_slice(&[
+        state.rflags,
+        state.cr0,
+        state.cr2,
+        state.cr3,
+        state.cr4,
+        state.cr8,
+        state.efer,
+        state.cpl.into(),
+        state.pkru.into(),
+        state.xcr0,
+        state.interruptibility.into_bits().into(),
+        cs.attr.into_bits().into(),
+        state.gdtr.base,
+        state.idtr.base,
+        state.dr7,
+        cs.base,
+    ]);
+    values
+}
+
+/// Sets the registers of a mask: the inverse of [`values`].
+pub(crate) fn set(state: &mut VcpuState, mut mask: u32, values: &Values) {
+    while mask != 0 {
+        let bit = mask & mask.wrapping_neg();
+        mask ^= bit;
+        let number = bit.trailing_zeros() as usize;
+        let value = values[number];
+        match bit {
+            RFLAGS => state.rflags = value,
+            CR0 => state.cr0 = value,
+            CR2 => state.cr2 = value,
+            CR3 => state.cr3 = value,
+            CR4 => state.cr4 = value,
+            CR8 => state.cr8 = value,
+            EFER => state.efer = value,
+            CPL => state.cpl = value as u32,
+            PKRU => state.pkru = value as u32,
+            XCR0 => state.xcr0 = value,
+            INTERRUPTIBILITY => state.interruptibility = Interruptibility::from_bits(value as u32),
+            CS => {
+                state.seg[seg::CS].attr = SegAttr::from_bits(value as u16);
+                state.seg[seg::CS].base = values[CS_BASE];
+            }
+            GDTR => state.gdtr.base = value,
+            IDTR => state.idtr.base = value,
+            DR7 => state.dr7 = value,
+            _ if number < state.gpr.len() => state.gpr[number] = value,
+            _ => {}
+        }
+    }
+}
+
+/// The registers that the handling of an exit reads, beyond [`ALWAYS`].
+pub(crate) fn used(exit: &Exit) -> u32 {
+    let one = |n: usize| 1 << n;
+    if exit.stimulus != StimulusKind::SENSITIVE {
+        return RFLAGS | PKRU | CR2;
+    }
+    let insn = &exit.insn;
+    match insn.kind {
+        SensitiveKind::CPUID | SensitiveKind::XSETBV | SensitiveKind::WRMSR => {
+            one(gpr::RAX) | one(gpr::RCX) | one(gpr::RDX)
+        }
+        SensitiveKind::RDMSR | SensitiveKind::RDPMC => one(gpr::RCX),
+        SensitiveKind::CR_WRITE
+        | SensitiveKind::CR_READ
+        | SensitiveKind::DR_WRITE
+        | SensitiveKind::DR_READ => one(insn.gpr.into()) | CR8 | DR7,
+        SensitiveKind::IN | SensitiveKind::OUT => one(gpr::RAX),
+        SensitiveKind::INS | SensitiveKind::OUTS => one(gpr::RCX) | one(gpr::RSI) | one(gpr::RDI) | RFLAGS,
+        SensitiveKind::VMCALL | SensitiveKind::VMMCALL => {
+            one(gpr::RAX) | one(gpr::RBX) | one(gpr::RCX) | one(gpr::RDX) | one(gpr::RSI)
+        }
+        SensitiveKind::HLT | SensitiveKind::INTERRUPT_WINDOW | SensitiveKind::NMI_WINDOW => RFLAGS,
+        SensitiveKind::GDTR_IDTR | SensitiveKind::LDTR_TR => GDTR | IDTR,
+        SensitiveKind::APIC_READ | SensitiveKind::APIC_WRITE => CR8,
+        _ => RFLAGS | XCR0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_by_mask_can_be_set_by_it() {
+        let wanted: Values = std::array::from_fn(|n| 3 + n as u64);
+        let mut state = VcpuState::default();
+        set(&mut state, !FPU, &wanted);
+        assert_eq!(values(&state), wanted);
+    }
+}
