@@ -180,7 +180,7 @@ mod tests {
         let exit = Exit::default();
         let mut state = VcpuState::reset();
         let (mut all, mut anew) = (Knowledge::new(1), Knowledge::new(1));
-        let mut readers = [VcpuState::default(), VcpuState::default()];
+        let mut readers = [VcpuState::reset(), VcpuState::reset()];
         let mut learned = [Knowledge::new(1), Knowledge::new(1)];
         for n in 0..200_u64 {
             state.gpr[(n % 16) as usize] = n / 3;

@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn what_is_read_by_mask_can_be_set_by_it() {
         let wanted: Values = std::array::from_fn(|n| 3 + n as u64);
-        let mut state = VcpuState::default();
+        let mut state = VcpuState::reset();
         set(&mut state, !FPU, &wanted);
         assert_eq!(values(&state), wanted);
     }
