@@ -2,17 +2,13 @@
 //! the guest's tables that lead to no exit, and exceptions that silicon gives the guest itself, stand nowhere else.
 
 use std::{cell::RefCell, rc::Rc};
-use vmtape_abi::{
-    Backend, BusOp, EmulateRequest, Emulated, EmulatorMmu, Errno, FlushScope, Host, MemoryRegion, Query,
-};
+use vmtape_abi::{Backend, BackendObserver, Errno, Host, HostObserver, MemoryRegion};
 use vmtape_arch::{
     access::{Access, Answer, Verdict},
-    cpuid::CpuidEntry,
     event::{Event as GuestEvent, EventKind},
     exception::{Exception, Vector},
     exit::{Exit, Resume, StimulusKind},
-    level::Place,
-    note::{Note, NoteKind},
+    note::Note,
     sensitive::Sensitive,
     vcpu::VcpuState,
 };
@@ -198,7 +194,15 @@ struct ObservedHost<'a> {
     reads: Vec<(u64, u64, u64)>,
 }
 
-impl Host for ObservedHost<'_> {
+impl HostObserver for ObservedHost<'_> {
+    fn inner(&self) -> &dyn Host {
+        self.inner
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Host {
+        self.inner
+    }
+
     fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
         let done = self.inner.read(hpa, buf);
         if done && matches!(buf.len(), 4 | 8) {
@@ -210,10 +214,6 @@ impl Host for ObservedHost<'_> {
         done
     }
 
-    fn write(&mut self, hpa: u64, data: &[u8]) -> bool {
-        self.inner.write(hpa, data)
-    }
-
     fn cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> Option<bool> {
         let done = self.inner.cmpxchg(hpa, old, new, size);
         if done == Some(true)
@@ -223,65 +223,15 @@ impl Host for ObservedHost<'_> {
         }
         done
     }
-
-    fn flush_tlb(&mut self, vcpu: u32, scope: FlushScope, address: u64) {
-        self.inner.flush_tlb(vcpu, scope, address);
-    }
-
-    fn emulate(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        request: &EmulateRequest,
-        mmu: &mut dyn EmulatorMmu,
-    ) -> Emulated {
-        self.inner.emulate(vcpu, state, request, mmu)
-    }
-
-    fn bus(&mut self, vcpu: u32, op: &mut BusOp) -> bool {
-        self.inner.bus(vcpu, op)
-    }
-
-    fn interrupt(&mut self, vcpu: u32, ack: bool) -> Option<u8> {
-        self.inner.interrupt(vcpu, ack)
-    }
-
-    fn nmi(&mut self, vcpu: u32, ack: bool) -> bool {
-        self.inner.nmi(vcpu, ack)
-    }
-
-    fn note_at(&mut self, vcpu: u32, place: Place, note: Note) {
-        self.inner.note_at(vcpu, place, note);
-    }
-
-    fn wants(&self, kind: NoteKind) -> bool {
-        self.inner.wants(kind)
-    }
-
-    fn log(&mut self, level: u32, text: &str) {
-        self.inner.log(level, text);
-    }
-
-    fn fault_point(&mut self, vcpu: u32, id: u32) -> Option<u64> {
-        self.inner.fault_point(vcpu, id)
-    }
 }
 
-impl Backend for Observer {
-    fn resolved(&self) -> Vec<(String, String)> {
-        self.inner.resolved()
+impl BackendObserver for Observer {
+    fn inner(&self) -> &dyn Backend {
+        &*self.inner
     }
 
-    fn check_extension(&self, cap: u32) -> i64 {
-        self.inner.check_extension(cap)
-    }
-
-    fn query(&self, vcpu: u32, what: Query) -> Result<u64, Errno> {
-        self.inner.query(vcpu, what)
-    }
-
-    fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry> {
-        self.inner.supported_cpuid(silicon)
+    fn inner_mut(&mut self) -> &mut dyn Backend {
+        &mut *self.inner
     }
 
     fn set_memory_region(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno> {
@@ -291,57 +241,6 @@ impl Backend for Observer {
             self.slots.push(*region);
         }
         Ok(())
-    }
-
-    fn create_vcpu(&mut self, vcpu: u32) -> Result<(), Errno> {
-        self.inner.create_vcpu(vcpu)
-    }
-
-    fn set_cpuid(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        entries: &[CpuidEntry],
-        host: &mut dyn Host,
-    ) -> Result<(), Errno> {
-        self.inner.set_cpuid(vcpu, state, entries, host)
-    }
-
-    fn get_cpuid(&self, vcpu: u32) -> Vec<CpuidEntry> {
-        self.inner.get_cpuid(vcpu)
-    }
-
-    fn get_msr(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        index: u32,
-        host: &mut dyn Host,
-    ) -> Result<u64, Errno> {
-        self.inner.get_msr(vcpu, state, index, host)
-    }
-
-    fn set_msr(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        index: u32,
-        data: u64,
-        host: &mut dyn Host,
-    ) -> Result<(), Errno> {
-        self.inner.set_msr(vcpu, state, index, data, host)
-    }
-
-    fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) {
-        self.inner.state_changed(vcpu, state, host);
-    }
-
-    fn save(&self) -> Vec<u8> {
-        self.inner.save()
-    }
-
-    fn restore(&mut self, saved: &[u8]) -> Result<(), Errno> {
-        self.inner.restore(saved)
     }
 
     fn access(
@@ -433,9 +332,5 @@ impl Backend for Observer {
             self.log.push(Observation::Inject(event, Some(state.cr2)));
         }
         resume
-    }
-
-    fn handle_exit(&mut self, vcpu: u32, state: &mut VcpuState, exit: &Exit, host: &mut dyn Host) -> Resume {
-        self.inner.handle_exit(vcpu, state, exit, host)
     }
 }

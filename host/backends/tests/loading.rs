@@ -4,7 +4,7 @@ mod common;
 
 use common::{compile, intel};
 use std::{fs, path::Path};
-use vmtape_abi::{Errno, Query, VmConfig};
+use vmtape_abi::VmConfig;
 use vmtape_arch::host::{Silicon, Vendor};
 use vmtape_backends::{LoadedPlugin, Search};
 
@@ -36,22 +36,6 @@ fn a_vm_under_the_backend_in_c() {
     assert!(reason.contains("needs an Intel host"), "{reason}");
 }
 
-/// Version 1 grows at its end: what a library does not have yet is empty, or answered with -ENOTTY.
-#[test]
-fn a_library_from_the_first_header_still_loads() {
-    let folder = tempfile::tempdir().unwrap();
-    for (name, defines, since, shadow_pages) in [
-        ("libfirst.so", &["-DVARIANT_FIRST_TABLE"][..], "", Err(Errno::ENOTTY)),
-        ("libnewest.so", &[], "1", Ok(0)),
-    ] {
-        let plugin = LoadedPlugin::load(&compile(folder.path(), name, defines)).unwrap();
-        assert_eq!(plugin.description.rules[0].since, since);
-        let vm = plugin.create(&VmConfig { silicon: intel(), options: Vec::new() }).unwrap();
-        assert_eq!(vm.query(0, Query::SHADOW_PAGES), shadow_pages);
-        assert_eq!(vm.query(0, Query::EPTP), Err(Errno::ENOTTY));
-    }
-}
-
 #[test]
 fn what_is_not_a_backend_is_refused_by_name_and_cause() {
     let folder = tempfile::tempdir().unwrap();
@@ -60,19 +44,20 @@ fn what_is_not_a_backend_is_refused_by_name_and_cause() {
     let said = refusal(&text);
     assert!(said.contains("libtext.so: is not a library"), "{said}");
 
-    let cases: [(&str, &[&str], &str); 6] = [
+    let cases: [(&str, &[&str], &str); 7] = [
         ("liboldname.so", &["-DVARIANT_NO_SYMBOL"], "speaks version 9 of the backend ABI only"),
-        ("libother.so", &["-DVARIANT_OTHER_VERSION"], "speaks version 2 of the backend ABI"),
+        ("libother.so", &["-DVARIANT_OTHER_VERSION"], "speaks version 3 of the backend ABI"),
         ("libsmall.so", &["-DVARIANT_TOO_SMALL"], "built from an older header"),
-        ("libnull.so", &["-DVARIANT_NULL_FUNCTION"], "function 18 of its table is null"),
+        ("libnull.so", &["-DVARIANT_NULL_FUNCTION"], "`exception` of its table is null"),
         ("libnameless.so", &["-DVARIANT_NO_NAME"], "it describes itself without a name"),
-        ("libplain.so", &["-Dvmtape_backend_v1=something_else"], "no symbol vmtape_backend_v1"),
+        ("libsizes.so", &["-DVARIANT_OTHER_SIZE"], "its Access has"),
+        ("libplain.so", &["-Dvmtape_backend_v2=something_else"], "no symbol vmtape_backend_v2"),
     ];
     for (name, defines, cause) in cases {
         let said = refusal(&compile(folder.path(), name, defines));
         let is_about_version = !["libnull.so", "libnameless.so"].contains(&name);
         assert!(said.contains(name) && said.contains(cause), "{said}");
-        assert!(!is_about_version || said.contains("version 1"), "{said}");
+        assert!(!is_about_version || said.contains("version 2"), "{said}");
     }
 }
 

@@ -53,7 +53,7 @@ struct vt_HostRef;
 
 #define vt_SEG_TR 7
 
-// Addresses every vCPU in [`Host::flush_tlb`].
+// Addresses every vCPU in `Host::flush_tlb`.
 #define vt_ALL_VCPUS UINT32_MAX
 
 // `EmulateRequest::flags`, KVM's EMULTYPE_* with the kernel's meaning.
@@ -71,10 +71,33 @@ struct vt_HostRef;
 #define vt_EMULTYPE_HAS_BYTES (1 << 31)
 
 // The version that this crate speaks. It changes only when a table cannot be extended at its end.
-#define vt_ABI_VERSION 1
+#define vt_ABI_VERSION 2
 
 // A VM, owned by the backend. The host only passes it back.
 typedef struct vt_Vm vt_Vm;
+
+// `sizeof` each structure that crosses, as the header has it that a side was built with. Sides whose sizes differ refuse
+// each other before either can write past the other's structures.
+typedef struct vt_Sizes {
+    uint32_t access;
+    uint32_t answer;
+    uint32_t bus_op;
+    uint32_t cpuid_entry;
+    uint32_t emulate_request;
+    uint32_t emulated;
+    uint32_t exception;
+    uint32_t exit;
+    uint32_t maybe;
+    uint32_t memory_region;
+    uint32_t raw_config;
+    uint32_t raw_note;
+    uint32_t raw_row;
+    uint32_t resume;
+    uint32_t sensitive;
+    uint32_t silicon;
+    uint32_t translated;
+    uint32_t vcpu_state;
+} vt_Sizes;
 
 // UTF-8 text, not terminated.
 typedef struct vt_Text {
@@ -82,7 +105,7 @@ typedef struct vt_Text {
     size_t len;
 } vt_Text;
 
-// How a call ended: [`STATUS_OK`], a negative errno (-1 to -4095), or one of the values below.
+// How a call ended: `STATUS_OK`, a negative errno (-1 to -4095), or one of the values below.
 typedef int32_t vt_Status;
 
 // Whose numbers an exit uses; the values of the kernel's `kvm_exit` tracepoint.
@@ -127,92 +150,25 @@ typedef struct vt_DescriptionSink {
     void (*row)(void *ctx, vt_TableId table, const struct vt_RawRow *row);
 } vt_DescriptionSink;
 
-// The silicon of a host. A backend refuses a host that it does not fit.
-typedef struct vt_Silicon {
-    vt_Vendor vendor;
-    // MAXPHYADDR, 32 to 52.
-    uint8_t phys_bits;
-    // Paging levels of the host kernel (4 or 5); on AMD also those of the nested page table.
-    uint8_t host_levels;
-    // Levels that EPT offers (4 or 5).
-    uint8_t ept_levels;
-    // 1 GiB pages in EPT/NPT and in the host's CPUID.
-    bool gbpages;
-    // EPT accessed and dirty bits.
-    bool ept_ad;
-    // Advanced exit information for EPT violations (qualification bits 9-11).
-    bool ept_advanced;
-    // APIC-register virtualization and virtual-interrupt delivery.
-    bool apicv;
-    // SVM: next-RIP save.
-    bool nrips;
-    // SVM: decode assists.
-    bool decode_assists;
-    // log2 of the largest page with which the host backs guest memory: 12, 21 or 30.
-    uint8_t backing_shift;
-    // Instructions that read, modify and write fault as a read first. Real silicon checks for the write at once; a
-    // software CPU under a recording may not.
-    bool rmw_reads_first;
-    // Physical address bits that the host's memory encryption takes away from its kernel (SME, TME: key identifiers).
-    // See: KVM arch/x86/kvm/mmu/mmu.c kvm_get_shadow_phys_bits(); APM vol. 3 E.4.17 Function 8000_001Fh
-    uint8_t encryption_bits;
-    uint8_t pad[3];
-} vt_Silicon;
+// A buffer that the callee fills.
+typedef struct vt_SliceMut_u8 {
+    uint8_t *ptr;
+    size_t len;
+} vt_SliceMut_u8;
 
-// A key and its value.
-typedef struct vt_RawOption {
-    struct vt_Text key;
-    struct vt_Text value;
-} vt_RawOption;
+// A list that the callee reads.
+typedef struct vt_Slice_u8 {
+    const uint8_t *ptr;
+    size_t len;
+} vt_Slice_u8;
 
-// What a VM is created with; see `contract::VmConfig`.
-typedef struct vt_RawConfig {
-    struct vt_Silicon silicon;
-    const struct vt_RawOption *options;
-    size_t options_len;
-} vt_RawConfig;
-
-// Receives bytes, in any number of pieces.
-typedef struct vt_ByteSink {
-    void *ctx;
-    void (*put)(void *ctx, const uint8_t *ptr, size_t len);
-} vt_ByteSink;
-
-// Receives options, one per call.
-typedef struct vt_OptionSink {
-    void *ctx;
-    void (*put)(void *ctx, struct vt_Text key, struct vt_Text value);
-} vt_OptionSink;
-
-// One entry with the fields of `struct kvm_cpuid_entry2`.
-typedef struct vt_CpuidEntry {
-    uint32_t function;
-    uint32_t index;
-    uint32_t flags;
-    uint32_t eax;
-    uint32_t ebx;
-    uint32_t ecx;
-    uint32_t edx;
-    uint32_t pad;
-} vt_CpuidEntry;
-
-// Receives CPUID entries, in any number of pieces.
-typedef struct vt_CpuidSink {
-    void *ctx;
-    void (*put)(void *ctx, const struct vt_CpuidEntry *entries, size_t count);
-} vt_CpuidSink;
-
-// A memory slot (`struct kvm_userspace_memory_region`).
-typedef struct vt_MemoryRegion {
-    uint32_t slot;
-    // Bit 0: log dirty pages. Bit 1: read-only.
-    uint32_t flags;
-    uint64_t gpa;
-    // Bytes; zero deletes the slot.
-    uint64_t size;
-    // Where the slot's memory lies in the host's physical address space.
-    uint64_t hpa;
-} vt_MemoryRegion;
+// A value that may be absent; then it is zero.
+typedef struct vt_Maybe {
+    uint64_t value;
+    // 1: `value` is there.
+    uint8_t there;
+    uint8_t pad[7];
+} vt_Maybe;
 
 // How much of a host TLB to drop.
 typedef uint32_t vt_FlushScope;
@@ -405,6 +361,12 @@ typedef struct vt_Access {
     struct vt_Event delivering;
 } vt_Access;
 
+// The host's services and the context to call them with, lent for the length of one call.
+typedef struct vt_HostRef {
+    void *ctx;
+    const struct vt_HostTable *table;
+} vt_HostRef;
+
 // Where an emulated access goes.
 typedef struct vt_Translation {
     uint64_t gpa;
@@ -451,18 +413,31 @@ typedef struct vt_Exception {
     uint64_t payload;
 } vt_Exception;
 
-// The backend's side of one emulation, lent to the host for the length of the `emulate` call.
-typedef struct vt_MmuRef {
-    void *ctx;
-    // STATUS_OK with `translation` filled in, or STATUS_GUEST_FAULT with `fault`.
+// What `translate` finds: `translation` with STATUS_OK, `fault` with STATUS_GUEST_FAULT.
+typedef struct vt_Translated {
+    struct vt_Translation translation;
+    struct vt_Exception fault;
+} vt_Translated;
+
+// The backend's side of an emulation: `contract::EmulatorMmu`, function by function, with the same meaning.
+typedef struct vt_MmuTable {
+    // Translates one linear access with the walk that KVM would use here. `host` is the one to use: the one that
+    // `emulate` was called on is busy until it returns.
     vt_Status (*translate)(void *ctx,
                            const struct vt_VcpuState *state,
                            const struct vt_Access *access,
                            struct vt_HostRef host,
-                           struct vt_Translation *translation,
-                           struct vt_Exception *fault);
+                           struct vt_Translated *out);
+    // Guest memory was written (`kvm_page_track_write`); called after the bytes are in memory.
     vt_Status (*wrote)(void *ctx, uint64_t gpa, uint8_t len, struct vt_HostRef host);
-    bool (*knows)(void *ctx, const uint8_t *insn, size_t len);
+    // Whether KVM's emulator knows the instruction (bytes from the first prefix on).
+    vt_Status (*knows)(void *ctx, struct vt_Slice_u8 insn, uint8_t *out);
+} vt_MmuTable;
+
+// The backend's side of one emulation, lent to the host for the length of the `emulate` call.
+typedef struct vt_MmuRef {
+    void *ctx;
+    const struct vt_MmuTable *table;
 } vt_MmuRef;
 
 // How an emulation ended.
@@ -513,6 +488,29 @@ typedef struct vt_BusOp {
     uint64_t data;
 } vt_BusOp;
 
+// The level of virtualization that was running: a guest, or a guest's own guest.
+typedef uint8_t vt_Level;
+#define vt_Level_L1 0
+#define vt_Level_L2 1
+
+// The dimension of a page walk.
+typedef uint8_t vt_Dimension;
+// The tables of whoever runs: from linear to guest physical addresses.
+#define vt_Dimension_GUEST 0
+// L1's nested tables: from L2's guest physical addresses to L1's.
+#define vt_Dimension_NESTED 1
+// The backend's own tables: from guest physical to host physical addresses.
+#define vt_Dimension_HOST 2
+
+// Where a note belongs.
+typedef struct vt_Place {
+    vt_Level level;
+    // Of a step of a walk; otherwise `GUEST`.
+    vt_Dimension dimension;
+} vt_Place;
+// L1's, and no step of a nested walk: nearly everything.
+#define vt_Place_L1 (vt_Place){ .level = vt_Level_L1, .dimension = vt_Dimension_GUEST }
+
 // The kind of a note: the tracepoint that it corresponds to, where there is one.
 typedef uint32_t vt_NoteKind;
 #define vt_NoteKind_PAGE_FAULT 1
@@ -555,30 +553,7 @@ typedef uint32_t vt_NoteKind;
 // KVM_EXIT_MEMORY_FAULT or another named end that carries words.
 #define vt_NoteKind_WARNING 66
 
-// The level of virtualization that was running: a guest, or a guest's own guest.
-typedef uint8_t vt_Level;
-#define vt_Level_L1 0
-#define vt_Level_L2 1
-
-// The dimension of a page walk.
-typedef uint8_t vt_Dimension;
-// The tables of whoever runs: from linear to guest physical addresses.
-#define vt_Dimension_GUEST 0
-// L1's nested tables: from L2's guest physical addresses to L1's.
-#define vt_Dimension_NESTED 1
-// The backend's own tables: from guest physical to host physical addresses.
-#define vt_Dimension_HOST 2
-
-// Where a note belongs.
-typedef struct vt_Place {
-    vt_Level level;
-    // Of a step of a walk; otherwise `GUEST`.
-    vt_Dimension dimension;
-} vt_Place;
-// L1's, and no step of a nested walk: nearly everything.
-#define vt_Place_L1 (vt_Place){ .level = vt_Level_L1, .dimension = vt_Dimension_GUEST }
-
-// A note as it crosses the ABI. The meaning of `args` per kind is that of [`Note`]'s fields, in order.
+// A note as it crosses the ABI. The meaning of `args` per kind is that of `Note`'s fields, in order.
 typedef struct vt_RawNote {
     vt_NoteKind kind;
     struct vt_Place place;
@@ -588,47 +563,158 @@ typedef struct vt_RawNote {
 
 // Services of the host: `contract::Host`, function by function, with the same meaning.
 typedef struct vt_HostTable {
-    // The host's [`ABI_VERSION`].
+    // The host's ABI_VERSION.
     uint32_t abi_version;
     // Bytes in the host's table: a function beyond them does not exist.
     uint32_t table_size;
-    // Reads host physical memory. False: not RAM. Such reads are on the tape, as the stimulus of the exit.
-    bool (*read)(void *ctx, uint64_t hpa, uint8_t *buf, size_t len);
+    // The host's structures.
+    struct vt_Sizes sizes;
+    // Reads host physical memory. False: not RAM. Reads are the exit's stimulus, so they go through this call.
+    vt_Status (*read)(void *ctx, uint64_t hpa, struct vt_SliceMut_u8 buf, uint8_t *out);
     // Writes host physical memory, drops decoded code and marks the page dirty. False: not RAM.
-    bool (*write)(void *ctx, uint64_t hpa, const uint8_t *data, size_t len);
-    // Compares and exchanges `size` (4 or 8) bytes. 1: exchanged. 0: memory held something else. -1: not RAM.
-    int32_t (*cmpxchg)(void *ctx, uint64_t hpa, uint64_t old, uint64_t new_value, uint8_t size);
-    // Drops translations of one vCPU or of ALL_VCPUS.
-    void (*flush_tlb)(void *ctx, uint32_t vcpu, vt_FlushScope scope, uint64_t address);
+    vt_Status (*write)(void *ctx, uint64_t hpa, struct vt_Slice_u8 data, uint8_t *out);
+    // Compares and exchanges `size` (4 or 8) bytes. `None`: not RAM; `Some(false)`: memory held something else.
+    vt_Status (*cmpxchg)(void *ctx,
+                         uint64_t hpa,
+                         uint64_t old,
+                         uint64_t new,
+                         uint8_t size,
+                         struct vt_Maybe *out);
+    // Drops translations of one vCPU or of `ALL_VCPUS`.
+    vt_Status (*flush_tlb)(void *ctx, uint32_t vcpu, vt_FlushScope scope, uint64_t address);
     // KVM's instruction emulator, with the interpreter doing the work and `mmu` translating every access.
-    void (*emulate)(void *ctx,
-                    uint32_t vcpu,
-                    struct vt_VcpuState *state,
-                    const struct vt_EmulateRequest *request,
-                    struct vt_MmuRef mmu,
-                    struct vt_Emulated *out);
+    vt_Status (*emulate)(void *ctx,
+                         uint32_t vcpu,
+                         struct vt_VcpuState *state,
+                         const struct vt_EmulateRequest *request,
+                         struct vt_MmuRef mmu,
+                         struct vt_Emulated *out);
     // Accesses a device. False: nobody claimed it (an unclaimed userspace read still fills `data` with ones).
-    bool (*bus)(void *ctx, uint32_t vcpu, struct vt_BusOp *op);
-    // The highest pending interrupt, which `ack` takes: a vector (without `ack` zero for the PIC, whose vector is
-    // known only once it is taken), or -1.
-    int32_t (*interrupt)(void *ctx, uint32_t vcpu, bool ack);
+    vt_Status (*bus)(void *ctx, uint32_t vcpu, struct vt_BusOp *op, uint8_t *out);
+    // The highest pending interrupt that the vCPU's APIC or PIC would deliver now; `ack` takes it. Zero without `ack`: the
+    // PIC's, whose vector is known only once it is taken.
+    vt_Status (*interrupt)(void *ctx, uint32_t vcpu, uint8_t ack, struct vt_Maybe *out);
     // Whether an NMI is pending; `ack` takes it.
-    bool (*nmi)(void *ctx, uint32_t vcpu, bool ack);
-    // Puts a note on the tape.
-    void (*note)(void *ctx, uint32_t vcpu, const struct vt_RawNote *note);
+    vt_Status (*nmi)(void *ctx, uint32_t vcpu, uint8_t ack, uint8_t *out);
+    // Puts a note on the tape, with the level that ran and, for a step of a walk, its dimension.
+    vt_Status (*note_at)(void *ctx, uint32_t vcpu, struct vt_Place place, const struct vt_RawNote *note);
     // Whether notes of this kind are wanted; a backend may skip building those that are not.
-    bool (*wants)(void *ctx, vt_NoteKind kind);
+    vt_Status (*wants)(void *ctx, vt_NoteKind kind, uint8_t *out);
     // Logs a line; 1 error ... 5 trace.
-    void (*log)(void *ctx, uint32_t level, struct vt_Text text);
-    // True: a fault plan answers with `value`.
-    bool (*fault_point)(void *ctx, uint32_t vcpu, uint32_t id, uint64_t *value);
+    vt_Status (*log)(void *ctx, uint32_t level, struct vt_Text text);
+    // A place where a fault plan may answer otherwise. `None`: go on.
+    vt_Status (*fault_point)(void *ctx, uint32_t vcpu, uint32_t id, struct vt_Maybe *out);
 } vt_HostTable;
 
-// The host's services and the context to call them with, lent for the length of one call.
-typedef struct vt_HostRef {
+// The silicon of a host. A backend refuses a host that it does not fit.
+typedef struct vt_Silicon {
+    vt_Vendor vendor;
+    // MAXPHYADDR, 32 to 52.
+    uint8_t phys_bits;
+    // Paging levels of the host kernel (4 or 5); on AMD also those of the nested page table.
+    uint8_t host_levels;
+    // Levels that EPT offers (4 or 5).
+    uint8_t ept_levels;
+    // 1 GiB pages in EPT/NPT and in the host's CPUID.
+    bool gbpages;
+    // EPT accessed and dirty bits.
+    bool ept_ad;
+    // Advanced exit information for EPT violations (qualification bits 9-11).
+    bool ept_advanced;
+    // APIC-register virtualization and virtual-interrupt delivery.
+    bool apicv;
+    // SVM: next-RIP save.
+    bool nrips;
+    // SVM: decode assists.
+    bool decode_assists;
+    // log2 of the largest page with which the host backs guest memory: 12, 21 or 30.
+    uint8_t backing_shift;
+    // Instructions that read, modify and write fault as a read first. Real silicon checks for the write at once; a
+    // software CPU under a recording may not.
+    bool rmw_reads_first;
+    // Physical address bits that the host's memory encryption takes away from its kernel (SME, TME: key identifiers).
+    // See: KVM arch/x86/kvm/mmu/mmu.c kvm_get_shadow_phys_bits(); APM vol. 3 E.4.17 Function 8000_001Fh
+    uint8_t encryption_bits;
+    uint8_t pad[3];
+} vt_Silicon;
+
+// A key and its value.
+typedef struct vt_RawOption {
+    struct vt_Text key;
+    struct vt_Text value;
+} vt_RawOption;
+
+// What a VM is created with; see `contract::VmConfig`.
+typedef struct vt_RawConfig {
+    // The table that every `HostRef` of this VM will carry: a backend refuses a host whose sizes differ from its own.
+    const struct vt_HostTable *host;
+    struct vt_Silicon silicon;
+    const struct vt_RawOption *options;
+    size_t options_len;
+} vt_RawConfig;
+
+// Receives a list, in any number of pieces.
+typedef struct vt_Sink_u8 {
     void *ctx;
-    const struct vt_HostTable *table;
-} vt_HostRef;
+    void (*put)(void *ctx, const uint8_t *items, size_t count);
+} vt_Sink_u8;
+
+// Receives a list, in any number of pieces.
+typedef struct vt_Sink_RawOption {
+    void *ctx;
+    void (*put)(void *ctx, const struct vt_RawOption *items, size_t count);
+} vt_Sink_RawOption;
+
+// What `Backend::query` can be asked: values that KVM or silicon hold and that no other call shows.
+typedef uint32_t vt_Query;
+// IA32_VMX_EPT_VPID_CAP as silicon shows it.
+#define vt_Query_EPT_VPID_CAP 0
+// The largest guest physical address that can be mapped, from an ioctl that was proposed and never merged.
+#define vt_Query_MAX_USABLE_GPA 1
+// The vCPU's EPT pointer; -ENOENT before its first entry.
+#define vt_Query_EPTP 2
+// Shadow pages in use.
+#define vt_Query_SHADOW_PAGES 3
+// Bytes of `gfn_track`: the counts of shadow pages per guest page.
+#define vt_Query_GFN_TRACK_BYTES 4
+// `last_vmentry_cpu` of the vCPU, an int in two's complement.
+#define vt_Query_LAST_VMENTRY_CPU 5
+
+// One entry with the fields of `struct kvm_cpuid_entry2`.
+typedef struct vt_CpuidEntry {
+    uint32_t function;
+    uint32_t index;
+    uint32_t flags;
+    uint32_t eax;
+    uint32_t ebx;
+    uint32_t ecx;
+    uint32_t edx;
+    uint32_t pad;
+} vt_CpuidEntry;
+
+// A list that the callee reads.
+typedef struct vt_Slice_CpuidEntry {
+    const struct vt_CpuidEntry *ptr;
+    size_t len;
+} vt_Slice_CpuidEntry;
+
+// Receives a list, in any number of pieces.
+typedef struct vt_Sink_CpuidEntry {
+    void *ctx;
+    void (*put)(void *ctx, const struct vt_CpuidEntry *items, size_t count);
+} vt_Sink_CpuidEntry;
+
+// A memory slot (`struct kvm_userspace_memory_region`).
+typedef struct vt_MemoryRegion {
+    uint32_t slot;
+    // Bit 0: log dirty pages. Bit 1: read-only.
+    uint32_t flags;
+    uint64_t gpa;
+    // Bytes; zero deletes the slot.
+    uint64_t size;
+    // Where the slot's memory lies in the host's physical address space.
+    uint64_t hpa;
+} vt_MemoryRegion;
 
 // What a backend was asked when it answered with an exit.
 typedef uint32_t vt_StimulusKind;
@@ -636,7 +722,7 @@ typedef uint32_t vt_StimulusKind;
 #define vt_StimulusKind_SENSITIVE 1
 #define vt_StimulusKind_EXCEPTION 2
 
-// What the guest is about to do. The value is also the bit in [`crate::vcpu::Intercepts`].
+// What the guest is about to do. The value is also the bit in `crate::vcpu::Intercepts`.
 typedef uint8_t vt_SensitiveKind;
 #define vt_SensitiveKind_CPUID 0
 #define vt_SensitiveKind_RDMSR 1
@@ -835,48 +921,37 @@ typedef struct vt_Resume {
     uint64_t data[6];
 } vt_Resume;
 
-// What [`Backend::query`] can be asked: values that KVM or silicon hold and that no other call shows.
-typedef uint32_t vt_Query;
-// IA32_VMX_EPT_VPID_CAP as silicon shows it.
-#define vt_Query_EPT_VPID_CAP 0
-// The largest guest physical address that can be mapped, from an ioctl that was proposed and never merged.
-#define vt_Query_MAX_USABLE_GPA 1
-// The vCPU's EPT pointer; -ENOENT before its first entry.
-#define vt_Query_EPTP 2
-// Shadow pages in use.
-#define vt_Query_SHADOW_PAGES 3
-// Bytes of `gfn_track`: the counts of shadow pages per guest page.
-#define vt_Query_GFN_TRACK_BYTES 4
-// `last_vmentry_cpu` of the vCPU, an int in two's complement.
-#define vt_Query_LAST_VMENTRY_CPU 5
-
 // A backend: `contract::Plugin` and `contract::Backend`, function by function, with the same meaning.
 //
 // No function pointer may be null. `vm` is what `create` gave. Calls never overlap.
 typedef struct vt_BackendTable {
-    // [`ABI_VERSION`] of the header that the backend was built with.
+    // ABI_VERSION of the header that the backend was built with.
     uint32_t abi_version;
     // `sizeof` this structure in that header.
     uint32_t table_size;
+    // The backend's structures.
+    struct vt_Sizes sizes;
     // Which build this is: name and version, for people. What `save` gives is for the same build only.
     struct vt_Text build;
     // Name, summary, architecture and vendor through `head`, once; then the rows of its tables.
     vt_Status (*describe)(struct vt_DescriptionSink sink);
     // STATUS_OK with `vm` filled in, or STATUS_REFUSED with the reason in `error`.
-    vt_Status (*create)(const struct vt_RawConfig *config, struct vt_Vm **vm, struct vt_ByteSink error);
+    vt_Status (*create)(const struct vt_RawConfig *config, struct vt_Vm **vm, struct vt_Sink_u8 error);
     // Frees the VM; no call comes after it.
     void (*destroy)(struct vt_Vm *vm);
     // Why a call answered STATUS_PANICKED.
-    void (*last_error)(const struct vt_Vm *vm, struct vt_ByteSink sink);
-    // Every option with the value that it has in this VM, so that a tape never depends on a default.
-    vt_Status (*resolved)(const struct vt_Vm *vm, struct vt_OptionSink sink);
+    void (*last_error)(const struct vt_Vm *vm, struct vt_Sink_u8 sink);
+    // The options as resolved: profile, every patch and parameter, so that a tape never depends on a default.
+    vt_Status (*resolved)(struct vt_Vm *vm, struct vt_Sink_RawOption out);
     // KVM_CHECK_EXTENSION.
-    vt_Status (*check_extension)(const struct vt_Vm *vm, uint32_t cap, int64_t *value);
+    vt_Status (*check_extension)(struct vt_Vm *vm, uint32_t cap, int64_t *out);
+    // A value that an ioctl, an MSR of the host or debugfs would show. What is not about one vCPU ignores `vcpu`.
+    // -ENOTTY: this backend does not have it.
+    vt_Status (*query)(struct vt_Vm *vm, uint32_t vcpu, vt_Query what, uint64_t *out);
     // KVM_GET_SUPPORTED_CPUID, given what the silicon's own CPUID says.
-    vt_Status (*supported_cpuid)(const struct vt_Vm *vm,
-                                 const struct vt_CpuidEntry *silicon,
-                                 size_t count,
-                                 struct vt_CpuidSink sink);
+    vt_Status (*supported_cpuid)(struct vt_Vm *vm,
+                                 struct vt_Slice_CpuidEntry silicon,
+                                 struct vt_Sink_CpuidEntry out);
     // KVM_SET_USER_MEMORY_REGION.
     vt_Status (*set_memory_region)(struct vt_Vm *vm,
                                    const struct vt_MemoryRegion *region,
@@ -887,18 +962,17 @@ typedef struct vt_BackendTable {
     vt_Status (*set_cpuid)(struct vt_Vm *vm,
                            uint32_t vcpu,
                            struct vt_VcpuState *state,
-                           const struct vt_CpuidEntry *entries,
-                           size_t count,
+                           struct vt_Slice_CpuidEntry entries,
                            struct vt_HostRef host);
     // KVM_GET_CPUID2.
-    vt_Status (*get_cpuid)(const struct vt_Vm *vm, uint32_t vcpu, struct vt_CpuidSink sink);
+    vt_Status (*get_cpuid)(struct vt_Vm *vm, uint32_t vcpu, struct vt_Sink_CpuidEntry out);
     // KVM_GET_MSRS, one register.
     vt_Status (*get_msr)(struct vt_Vm *vm,
                          uint32_t vcpu,
                          struct vt_VcpuState *state,
                          uint32_t index,
                          struct vt_HostRef host,
-                         uint64_t *data);
+                         uint64_t *out);
     // KVM_SET_MSRS, one register.
     vt_Status (*set_msr)(struct vt_Vm *vm,
                          uint32_t vcpu,
@@ -912,19 +986,19 @@ typedef struct vt_BackendTable {
                                struct vt_VcpuState *state,
                                struct vt_HostRef host);
     // Everything the backend keeps, so that a run goes on from here byte for byte; for the same build only.
-    vt_Status (*save)(const struct vt_Vm *vm, struct vt_ByteSink sink);
+    vt_Status (*save)(struct vt_Vm *vm, struct vt_Sink_u8 out);
     // The inverse of `save`, on a VM created with the same configuration, slots and vCPUs.
-    vt_Status (*restore)(struct vt_Vm *vm, const uint8_t *saved, size_t len);
-    // Translates an access that missed the host's TLB: a mapping, a fault, or EXIT, which fills in `exit`.
+    vt_Status (*restore)(struct vt_Vm *vm, struct vt_Slice_u8 saved);
+    // Translates an access that missed the host's TLB. EXIT fills in `exit`.
     vt_Status (*access)(struct vt_Vm *vm,
                         uint32_t vcpu,
                         struct vt_VcpuState *state,
                         const struct vt_Access *access,
                         struct vt_HostRef host,
                         struct vt_Exit *exit,
-                        struct vt_Answer *answer);
-    // A sensitive instruction or condition whose bit in `state.intercepts` is set. FAULT: `fault` is filled in.
-    // EXIT: `exit` is.
+                        struct vt_Answer *out);
+    // A sensitive instruction or condition whose bit in `state.intercepts` is set.
+    // FAULT: `fault` is filled in. EXIT: `exit` is.
     vt_Status (*sensitive)(struct vt_Vm *vm,
                            uint32_t vcpu,
                            struct vt_VcpuState *state,
@@ -932,7 +1006,7 @@ typedef struct vt_BackendTable {
                            struct vt_HostRef host,
                            struct vt_Exit *exit,
                            struct vt_Exception *fault,
-                           vt_Verdict *verdict);
+                           vt_Verdict *out);
     // The guest is about to take an exception whose bit in `state.intercepts` is set: NATIVE or EXIT.
     vt_Status (*exception)(struct vt_Vm *vm,
                            uint32_t vcpu,
@@ -940,23 +1014,21 @@ typedef struct vt_BackendTable {
                            const struct vt_Exception *exception,
                            struct vt_HostRef host,
                            struct vt_Exit *exit,
-                           vt_Verdict *verdict);
+                           vt_Verdict *out);
     // Before the guest runs: at the first entry, after each exit, and when the host has an interrupt to deliver.
-    // Sets `state.inject` and asks for windows. Anything but RESUME keeps the vCPU out.
+    // Sets `state.inject` and asks for windows (`vcpu_enter_guest`). Anything but RESUME keeps the vCPU out.
     vt_Status (*enter)(struct vt_Vm *vm,
                        uint32_t vcpu,
                        struct vt_VcpuState *state,
                        struct vt_HostRef host,
-                       struct vt_Resume *resume);
-    // Handles an exit: RESUME, or what keeps the vCPU out.
+                       struct vt_Resume *out);
+    // Handles an exit (`vmx_handle_exit`, `svm_handle_exit`).
     vt_Status (*handle_exit)(struct vt_Vm *vm,
                              uint32_t vcpu,
                              struct vt_VcpuState *state,
                              const struct vt_Exit *exit,
                              struct vt_HostRef host,
-                             struct vt_Resume *resume);
-    // A value that no ioctl shows. -ENOTTY: this backend does not have it.
-    vt_Status (*query)(const struct vt_Vm *vm, uint32_t vcpu, vt_Query what, uint64_t *value);
+                             struct vt_Resume *out);
 } vt_BackendTable;
 
 // Basic VMX exit reasons with the kernel's names. See: SDM vol. 3D appendix C VMX Basic Exit Reasons
@@ -1141,11 +1213,20 @@ typedef uint32_t vt_SvmExitCode;
 extern "C" {
 #endif // __cplusplus
 
-const struct vt_BackendTable *vmtape_backend_v1(void);
+const struct vt_BackendTable *vmtape_backend_v2(void);
 
 #ifdef __cplusplus
 }  // extern "C"
 #endif  // __cplusplus
 
 #endif  /* VMTAPE_BACKEND_H */
+
+// The sizes of this header's structures, in the order of vt_Sizes.
+#define vt_SIZES { \
+    sizeof(vt_Access), sizeof(vt_Answer), sizeof(vt_BusOp), sizeof(vt_CpuidEntry), \
+    sizeof(vt_EmulateRequest), sizeof(vt_Emulated), sizeof(vt_Exception), sizeof(vt_Exit), \
+    sizeof(vt_Maybe), sizeof(vt_MemoryRegion), sizeof(vt_RawConfig), sizeof(vt_RawNote), \
+    sizeof(vt_RawRow), sizeof(vt_Resume), sizeof(vt_Sensitive), sizeof(vt_Silicon), \
+    sizeof(vt_Translated), sizeof(vt_VcpuState) \
+}
 

@@ -141,88 +141,108 @@ pub struct Translation {
     pub pad: [u8; 7],
 }
 
-/// The backend's side of an emulation: KVM's software walk, and its reaction to writes of page tables.
-pub trait EmulatorMmu {
-    /// Translates one linear access with the walk that KVM would use here.
-    fn translate(
-        &mut self,
-        state: &VcpuState,
-        access: &Access,
-        host: &mut dyn Host,
-    ) -> Result<Translation, Exception>;
+/// The calls of [`EmulatorMmu`].
+macro_rules! mmu_calls {
+    ($then:ident! $($before:tt)*) => {
+        $then! { $($before)*
+            /// Translates one linear access with the walk that KVM would use here. `host` is the one to use: the one that
+            /// `emulate` was called on is busy until it returns.
+            fn translate(
+                &mut self,
+                state: &VcpuState,
+                access: &Access,
+                host: &mut dyn Host,
+            ) -> Result<Translation, Exception>;
 
-    /// Guest memory was written (`kvm_page_track_write`); called after the bytes are in memory.
-    fn wrote(&mut self, gpa: u64, len: u8, host: &mut dyn Host);
+            /// Guest memory was written (`kvm_page_track_write`); called after the bytes are in memory.
+            fn wrote(&mut self, gpa: u64, len: u8, host: &mut dyn Host);
 
-    /// Whether KVM's emulator knows the instruction (bytes from the first prefix on).
-    fn knows(&self, _insn: &[u8]) -> bool {
-        true
-    }
+            /// Whether KVM's emulator knows the instruction (bytes from the first prefix on).
+            fn knows(&self, insn: &[u8]) -> bool {
+                let _ = insn;
+                true
+            }
+        }
+    };
 }
 
-/// Services of the host. Host physical addresses are those of [`MemoryRegion::hpa`]; every one of them that the backend
-/// passes must lie in a registered region, or the call reports failure.
-pub trait Host {
-    /// Reads host physical memory. False: not RAM. Reads are the exit's stimulus, so they go through this call.
-    fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool;
+mmu_calls! { contract_trait! (
+    /// The backend's side of an emulation: KVM's software walk, and its reaction to writes of page tables.
+    EmulatorMmu
+) }
 
-    /// Writes host physical memory, drops decoded code and marks the page dirty. False: not RAM.
-    fn write(&mut self, hpa: u64, data: &[u8]) -> bool;
+/// The calls of [`Host`].
+macro_rules! host_calls {
+    ($then:ident! $($before:tt)*) => {
+        $then! { $($before)*
+            /// Reads host physical memory. False: not RAM. Reads are the exit's stimulus, so they go through this call.
+            fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool;
 
-    /// Compares and exchanges `size` (4 or 8) bytes. `None`: not RAM; `Some(false)`: memory held something else.
-    fn cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> Option<bool>;
+            /// Writes host physical memory, drops decoded code and marks the page dirty. False: not RAM.
+            fn write(&mut self, hpa: u64, data: &[u8]) -> bool;
 
-    /// Drops translations of one vCPU or of [`ALL_VCPUS`].
-    fn flush_tlb(&mut self, vcpu: u32, scope: FlushScope, address: u64);
+            /// Compares and exchanges `size` (4 or 8) bytes. `None`: not RAM; `Some(false)`: memory held something else.
+            fn cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> Option<bool>;
 
-    /// KVM's instruction emulator, with the interpreter doing the work and `mmu` translating every access.
-    fn emulate(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        request: &EmulateRequest,
-        mmu: &mut dyn EmulatorMmu,
-    ) -> Emulated;
+            /// Drops translations of one vCPU or of [`ALL_VCPUS`].
+            fn flush_tlb(&mut self, vcpu: u32, scope: FlushScope, address: u64);
 
-    /// Accesses a device. False: nobody claimed it (an unclaimed userspace read still fills `data` with ones).
-    fn bus(&mut self, vcpu: u32, op: &mut BusOp) -> bool;
+            /// KVM's instruction emulator, with the interpreter doing the work and `mmu` translating every access.
+            fn emulate(
+                &mut self,
+                vcpu: u32,
+                state: &mut VcpuState,
+                request: &EmulateRequest,
+                mmu: &mut dyn EmulatorMmu,
+            ) -> Emulated;
 
-    /// The highest pending interrupt that the vCPU's APIC or PIC would deliver now; `ack` takes it. Zero without `ack`: the
-    /// PIC's, whose vector is known only once it is taken.
-    fn interrupt(&mut self, vcpu: u32, ack: bool) -> Option<u8>;
+            /// Accesses a device. False: nobody claimed it (an unclaimed userspace read still fills `data` with ones).
+            fn bus(&mut self, vcpu: u32, op: &mut BusOp) -> bool;
 
-    /// Whether an NMI is pending; `ack` takes it.
-    fn nmi(&mut self, vcpu: u32, ack: bool) -> bool;
+            /// The highest pending interrupt that the vCPU's APIC or PIC would deliver now; `ack` takes it. Zero without `ack`: the
+            /// PIC's, whose vector is known only once it is taken.
+            fn interrupt(&mut self, vcpu: u32, ack: bool) -> Option<u8>;
 
-    /// Puts a note on the tape, with the level that ran and, for a step of a walk, its dimension.
-    fn note_at(&mut self, vcpu: u32, place: Place, note: Note);
+            /// Whether an NMI is pending; `ack` takes it.
+            fn nmi(&mut self, vcpu: u32, ack: bool) -> bool;
 
-    /// Puts a note of L1's own on the tape.
-    fn note(&mut self, vcpu: u32, note: Note) {
-        self.note_at(vcpu, Place::L1, note);
-    }
+            /// Puts a note on the tape, with the level that ran and, for a step of a walk, its dimension.
+            fn note_at(&mut self, vcpu: u32, place: Place, note: Note);
 
-    /// Whether notes of this kind are wanted; a backend may skip building those that are not.
-    fn wants(&self, kind: NoteKind) -> bool;
+            /// Whether notes of this kind are wanted; a backend may skip building those that are not.
+            fn wants(&self, kind: NoteKind) -> bool;
 
-    /// Logs a line; 1 error ... 5 trace.
-    fn log(&mut self, level: u32, text: &str);
+            /// Logs a line; 1 error ... 5 trace.
+            fn log(&mut self, level: u32, text: &str);
 
-    /// A place where a fault plan may answer otherwise. `None`: go on.
-    fn fault_point(&mut self, vcpu: u32, id: u32) -> Option<u64>;
-
-    /// 64 bits at a host physical address.
-    fn read_u64(&mut self, hpa: u64) -> Option<u64> {
-        let mut buf = [0; 8];
-        self.read(hpa, &mut buf).then(|| u64::from_le_bytes(buf))
-    }
-
-    /// 32 bits at a host physical address.
-    fn read_u32(&mut self, hpa: u64) -> Option<u32> {
-        let mut buf = [0; 4];
-        self.read(hpa, &mut buf).then(|| u32::from_le_bytes(buf))
-    }
+            /// A place where a fault plan may answer otherwise. `None`: go on.
+            fn fault_point(&mut self, vcpu: u32, id: u32) -> Option<u64>;
+        }
+    };
 }
+
+host_calls! { contract_trait! (
+    /// Services of the host. Host physical addresses are those of [`MemoryRegion::hpa`]; every one of them that the backend
+    /// passes must lie in a registered region, or the call reports failure.
+    Host {
+        /// Puts a note of L1's own on the tape.
+        fn note(&mut self, vcpu: u32, note: Note) {
+            self.note_at(vcpu, Place::L1, note);
+        }
+
+        /// 64 bits at a host physical address.
+        fn read_u64(&mut self, hpa: u64) -> Option<u64> {
+            let mut buf = [0; 8];
+            self.read(hpa, &mut buf).then(|| u64::from_le_bytes(buf))
+        }
+
+        /// 32 bits at a host physical address.
+        fn read_u32(&mut self, hpa: u64) -> Option<u32> {
+            let mut buf = [0; 4];
+            self.read(hpa, &mut buf).then(|| u32::from_le_bytes(buf))
+        }
+    }
+) }
 
 /// A memory slot (`struct kvm_userspace_memory_region`).
 #[repr(C)]
@@ -256,113 +276,123 @@ open_enum! {
     }
 }
 
-/// A VM under one backend: silicon (`access`, `sensitive`, `exception`, `window`) and KVM (everything else).
-///
-/// `vcpu` is the index that `create_vcpu` was given. Calls never overlap.
-pub trait Backend {
-    // --- control, in the words of the KVM ioctls ---
+/// The calls of [`Backend`].
+macro_rules! backend_calls {
+    ($then:ident! $($before:tt)*) => {
+        $then! { $($before)*
+            // --- control, in the words of the KVM ioctls ---
 
-    /// The options as resolved: profile, every patch and parameter, so that a tape never depends on a default.
-    fn resolved(&self) -> Vec<(String, String)>;
+            /// The options as resolved: profile, every patch and parameter, so that a tape never depends on a default.
+            fn resolved(&self) -> Vec<(String, String)>;
 
-    /// KVM_CHECK_EXTENSION.
-    fn check_extension(&self, cap: u32) -> i64;
+            /// KVM_CHECK_EXTENSION.
+            fn check_extension(&self, cap: u32) -> i64;
 
-    /// A value that an ioctl, an MSR of the host or debugfs would show. What is not about one vCPU ignores `vcpu`.
-    /// -ENOTTY: this backend does not have it.
-    fn query(&self, _vcpu: u32, _what: Query) -> Result<u64, Errno> {
-        Err(Errno::ENOTTY)
-    }
+            /// A value that an ioctl, an MSR of the host or debugfs would show. What is not about one vCPU ignores `vcpu`.
+            /// -ENOTTY: this backend does not have it.
+            fn query(&self, vcpu: u32, what: Query) -> Result<u64, Errno> {
+                let _ = (vcpu, what);
+                Err(Errno::ENOTTY)
+            }
 
-    /// KVM_GET_SUPPORTED_CPUID, given what the silicon's own CPUID says.
-    fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry>;
+            /// KVM_GET_SUPPORTED_CPUID, given what the silicon's own CPUID says.
+            fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry>;
 
-    /// KVM_SET_USER_MEMORY_REGION.
-    fn set_memory_region(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno>;
+            /// KVM_SET_USER_MEMORY_REGION.
+            fn set_memory_region(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno>;
 
-    /// KVM_CREATE_VCPU.
-    fn create_vcpu(&mut self, vcpu: u32) -> Result<(), Errno>;
+            /// KVM_CREATE_VCPU.
+            fn create_vcpu(&mut self, vcpu: u32) -> Result<(), Errno>;
 
-    /// KVM_SET_CPUID2.
-    fn set_cpuid(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        entries: &[CpuidEntry],
-        host: &mut dyn Host,
-    ) -> Result<(), Errno>;
+            /// KVM_SET_CPUID2.
+            fn set_cpuid(
+                &mut self,
+                vcpu: u32,
+                state: &mut VcpuState,
+                entries: &[CpuidEntry],
+                host: &mut dyn Host,
+            ) -> Result<(), Errno>;
 
-    /// KVM_GET_CPUID2.
-    fn get_cpuid(&self, vcpu: u32) -> Vec<CpuidEntry>;
+            /// KVM_GET_CPUID2.
+            fn get_cpuid(&self, vcpu: u32) -> Vec<CpuidEntry>;
 
-    /// KVM_GET_MSRS, one register.
-    fn get_msr(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        index: u32,
-        host: &mut dyn Host,
-    ) -> Result<u64, Errno>;
+            /// KVM_GET_MSRS, one register.
+            fn get_msr(
+                &mut self,
+                vcpu: u32,
+                state: &mut VcpuState,
+                index: u32,
+                host: &mut dyn Host,
+            ) -> Result<u64, Errno>;
 
-    /// KVM_SET_MSRS, one register.
-    fn set_msr(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        index: u32,
-        data: u64,
-        host: &mut dyn Host,
-    ) -> Result<(), Errno>;
+            /// KVM_SET_MSRS, one register.
+            fn set_msr(
+                &mut self,
+                vcpu: u32,
+                state: &mut VcpuState,
+                index: u32,
+                data: u64,
+                host: &mut dyn Host,
+            ) -> Result<(), Errno>;
 
-    /// The host changed the state from outside (reset, INIT, SIPI, restored registers).
-    fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host);
+            /// The host changed the state from outside (reset, INIT, SIPI, restored registers).
+            fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host);
 
-    /// Everything the backend keeps, so that a run goes on from here byte for byte; for the same build only.
-    fn save(&self) -> Vec<u8>;
+            /// Everything the backend keeps, so that a run goes on from here byte for byte; for the same build only.
+            fn save(&self) -> Vec<u8>;
 
-    /// The inverse of `save`, on a VM created with the same configuration, slots and vCPUs.
-    fn restore(&mut self, saved: &[u8]) -> Result<(), Errno>;
+            /// The inverse of `save`, on a VM created with the same configuration, slots and vCPUs.
+            fn restore(&mut self, saved: &[u8]) -> Result<(), Errno>;
 
-    // --- silicon ---
+            // --- silicon ---
 
-    /// Translates an access that missed the host's TLB. EXIT fills in `exit`.
-    fn access(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        access: &Access,
-        host: &mut dyn Host,
-        exit: &mut Exit,
-    ) -> Answer;
+            /// Translates an access that missed the host's TLB. EXIT fills in `exit`.
+            fn access(
+                &mut self,
+                vcpu: u32,
+                state: &mut VcpuState,
+                access: &Access,
+                host: &mut dyn Host,
+                exit: &mut Exit,
+            ) -> Answer;
 
-    /// A sensitive instruction or condition whose bit in `state.intercepts` is set.
-    /// FAULT: `fault` is filled in. EXIT: `exit` is.
-    fn sensitive(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        insn: &Sensitive,
-        host: &mut dyn Host,
-        exit: &mut Exit,
-        fault: &mut Exception,
-    ) -> Verdict;
+            /// A sensitive instruction or condition whose bit in `state.intercepts` is set.
+            /// FAULT: `fault` is filled in. EXIT: `exit` is.
+            fn sensitive(
+                &mut self,
+                vcpu: u32,
+                state: &mut VcpuState,
+                insn: &Sensitive,
+                host: &mut dyn Host,
+                exit: &mut Exit,
+                fault: &mut Exception,
+            ) -> Verdict;
 
-    /// The guest is about to take an exception whose bit in `state.intercepts` is set: NATIVE or EXIT.
-    fn exception(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        exception: &Exception,
-        host: &mut dyn Host,
-        exit: &mut Exit,
-    ) -> Verdict;
+            /// The guest is about to take an exception whose bit in `state.intercepts` is set: NATIVE or EXIT.
+            fn exception(
+                &mut self,
+                vcpu: u32,
+                state: &mut VcpuState,
+                exception: &Exception,
+                host: &mut dyn Host,
+                exit: &mut Exit,
+            ) -> Verdict;
 
-    // --- KVM ---
+            // --- KVM ---
 
-    /// Before the guest runs: at the first entry, after each exit, and when the host has an interrupt to deliver.
-    /// Sets `state.inject` and asks for windows (`vcpu_enter_guest`). Anything but RESUME keeps the vCPU out.
-    fn enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Resume;
+            /// Before the guest runs: at the first entry, after each exit, and when the host has an interrupt to deliver.
+            /// Sets `state.inject` and asks for windows (`vcpu_enter_guest`). Anything but RESUME keeps the vCPU out.
+            fn enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Resume;
 
-    /// Handles an exit (`vmx_handle_exit`, `svm_handle_exit`).
-    fn handle_exit(&mut self, vcpu: u32, state: &mut VcpuState, exit: &Exit, host: &mut dyn Host) -> Resume;
+            /// Handles an exit (`vmx_handle_exit`, `svm_handle_exit`).
+            fn handle_exit(&mut self, vcpu: u32, state: &mut VcpuState, exit: &Exit, host: &mut dyn Host) -> Resume;
+        }
+    };
 }
+
+backend_calls! { contract_trait! (
+    /// A VM under one backend: silicon (`access`, `sensitive`, `exception`) and KVM (everything else).
+    ///
+    /// `vcpu` is the index that `create_vcpu` was given. Calls never overlap.
+    Backend
+) }

@@ -4,10 +4,11 @@
 #![allow(unsafe_code)]
 
 use crate::{
-    contract::{Backend, Errno, MemoryRegion, Query},
+    contract::*,
+    cross::{Argument, Returned},
     plugin::{Plugin, TableRow, VmConfig},
-    proxy::{HostProxy, take_panic},
-    raw::{bytes, put_bytes, slice, text},
+    proxy::take_panic,
+    raw::{put_bytes, slice, text},
     table::*,
 };
 use std::{
@@ -38,7 +39,7 @@ macro_rules! export_backend {
             ));
 
             #[unsafe(no_mangle)]
-            extern "C" fn vmtape_backend_v1() -> *const $crate::table::BackendTable {
+            extern "C" fn vmtape_backend_v2() -> *const $crate::table::BackendTable {
                 $crate::export::quiet_panics();
                 &TABLE
             }
@@ -59,43 +60,11 @@ struct Exported<B> {
     broken: RefCell<Option<String>>,
 }
 
-/// The table of a plugin.
-pub const fn table<P: Plugin>(build: &'static str) -> BackendTable {
-    use Exports as E;
-    BackendTable {
-        abi_version: ABI_VERSION,
-        table_size: size_of::<BackendTable>() as u32,
-        build: Text::new(build),
-        describe: E::<P>::describe,
-        create: E::<P>::create,
-        destroy: E::<P>::destroy,
-        last_error: E::<P>::last_error,
-        resolved: E::<P>::resolved,
-        check_extension: E::<P>::check_extension,
-        supported_cpuid: E::<P>::supported_cpuid,
-        set_memory_region: E::<P>::set_memory_region,
-        create_vcpu: E::<P>::create_vcpu,
-        set_cpuid: E::<P>::set_cpuid,
-        get_cpuid: E::<P>::get_cpuid,
-        get_msr: E::<P>::get_msr,
-        set_msr: E::<P>::set_msr,
-        state_changed: E::<P>::state_changed,
-        save: E::<P>::save,
-        restore: E::<P>::restore,
-        access: E::<P>::access,
-        sensitive: E::<P>::sensitive,
-        exception: E::<P>::exception,
-        enter: E::<P>::enter,
-        handle_exit: E::<P>::handle_exit,
-        query: E::<P>::query,
-    }
-}
-
 /// Runs a call on a VM, catching panics: a VM that panicked once answers every later call with STATUS_POISONED.
 ///
 /// # Safety
 /// `vm` came from `create` of the same plugin and was not destroyed.
-unsafe fn guarded<B>(vm: *const Vm, call: impl FnOnce(&mut B) -> Result<(), Errno>) -> Status {
+unsafe fn guarded<B>(vm: *const Vm, call: impl FnOnce(&mut B) -> Status) -> Status {
     let exported = vm.cast_mut().cast::<Exported<B>>();
     // SAFETY: the host passes what `create` gave it. The cell is reached through a shared reference that ends here.
     if unsafe { (*exported).broken.borrow().is_some() } {
@@ -104,8 +73,7 @@ unsafe fn guarded<B>(vm: *const Vm, call: impl FnOnce(&mut B) -> Result<(), Errn
     // SAFETY: as above; calls never overlap, so this is the only reference to the backend.
     let backend = unsafe { &mut (*exported).backend };
     match catch_unwind(AssertUnwindSafe(|| call(backend))) {
-        Ok(Ok(())) => STATUS_OK,
-        Ok(Err(errno)) => errno.0,
+        Ok(status) => status,
         Err(panic) => {
             // SAFETY: as above; the reference to the backend is gone.
             unsafe { *(*exported).broken.borrow_mut() = Some(take_panic(&*panic)) };
@@ -114,27 +82,30 @@ unsafe fn guarded<B>(vm: *const Vm, call: impl FnOnce(&mut B) -> Result<(), Errn
     }
 }
 
-/// Hands CPUID entries to a sink.
+/// Whether the host is built from structures and a table that this side knows.
 ///
 /// # Safety
-/// The sink's context is alive.
-unsafe fn put_cpuid(sink: CpuidSink, entries: &[CpuidEntry]) {
-    // SAFETY: the sink copies what it wants before it returns.
-    unsafe { (sink.put)(sink.ctx, entries.as_ptr(), entries.len()) }
-}
-
-/// A function of the table that asks a VM: its arguments as `table.rs` has them, and what to do with the backend.
-macro_rules! call {
-    ($name:ident($vm:ident: $pointer:ty $(, $arg:ident: $type:ty)* $(,)?), |$backend:ident| $act:expr) => {
-        unsafe extern "C" fn $name($vm: $pointer $(, $arg: $type)*) -> Status {
-            unsafe {
-                guarded::<P::Vm>($vm, |$backend| {
-                    $act;
-                    Ok(())
-                })
-            }
-        }
-    };
+/// `host` is null or a host's table, of as many bytes as it says.
+unsafe fn fits(host: *const HostTable) -> Result<(), String> {
+    if host.is_null() {
+        return Err("the host shows no table of its own".into());
+    }
+    // SAFETY: every version of the table starts with these two words.
+    let [version, size] = unsafe { *host.cast::<[u32; 2]>() };
+    let needed = size_of::<HostTable>();
+    if version != ABI_VERSION || (size as usize) < needed {
+        return Err(format!(
+            "the host's table has {size} bytes in version {version} of the ABI; this backend needs {needed} bytes in version \
+             {ABI_VERSION}"
+        ));
+    }
+    // SAFETY: the table has at least the bytes of ours.
+    match Sizes::here().difference(unsafe { &(*host).sizes }) {
+        None => Ok(()),
+        Some((name, here, there)) => Err(format!(
+            "the host's {name} has {there} bytes, this backend's {here}: build both from one header"
+        )),
+    }
 }
 
 /// The functions of the table, one instance per plugin.
@@ -178,8 +149,12 @@ impl<P: Plugin> Exports<P> {
         STATUS_OK
     }
 
-    unsafe extern "C" fn create(config: *const RawConfig, vm: *mut *mut Vm, error: ByteSink) -> Status {
+    unsafe extern "C" fn create(config: *const RawConfig, vm: *mut *mut Vm, error: Sink<u8>) -> Status {
         let raw = unsafe { &*config };
+        if let Err(reason) = unsafe { fits(raw.host) } {
+            unsafe { put_bytes(error, reason.as_bytes()) };
+            return STATUS_REFUSED;
+        }
         let options = unsafe { slice(raw.options, raw.options_len) };
         let options = options.iter().map(|o| unsafe { (text(o.key), text(o.value)) }).collect();
         let config = VmConfig { silicon: raw.silicon, options };
@@ -206,151 +181,65 @@ impl<P: Plugin> Exports<P> {
         let _ = catch_unwind(AssertUnwindSafe(|| drop(exported)));
     }
 
-    unsafe extern "C" fn last_error(vm: *const Vm, sink: ByteSink) {
+    unsafe extern "C" fn last_error(vm: *const Vm, sink: Sink<u8>) {
         let exported = unsafe { &*vm.cast::<Exported<P::Vm>>() };
         if let Some(message) = &*exported.broken.borrow() {
             unsafe { put_bytes(sink, message.as_bytes()) };
         }
     }
-
-    call!(resolved(vm: *const Vm, sink: OptionSink), |backend| {
-        for (key, value) in backend.resolved() {
-            (sink.put)(sink.ctx, Text::new(&key), Text::new(&value));
-        }
-    });
-
-    call!(check_extension(vm: *const Vm, cap: u32, value: *mut i64), |backend| {
-        *value = backend.check_extension(cap);
-    });
-
-    call!(query(vm: *const Vm, vcpu: u32, what: Query, value: *mut u64), |backend| {
-        *value = backend.query(vcpu, what)?;
-    });
-
-    call!(
-        supported_cpuid(vm: *const Vm, silicon: *const CpuidEntry, count: usize, sink: CpuidSink),
-        |backend| put_cpuid(sink, &backend.supported_cpuid(slice(silicon, count)))
-    );
-
-    call!(set_memory_region(vm: *mut Vm, region: *const MemoryRegion, host: HostRef), |backend| {
-        backend.set_memory_region(&*region, &mut HostProxy::new(host))?;
-    });
-
-    call!(create_vcpu(vm: *mut Vm, vcpu: u32), |backend| backend.create_vcpu(vcpu)?);
-
-    call!(
-        set_cpuid(
-            vm: *mut Vm,
-            vcpu: u32,
-            state: *mut VcpuState,
-            entries: *const CpuidEntry,
-            count: usize,
-            host: HostRef,
-        ),
-        |backend| backend.set_cpuid(vcpu, &mut *state, slice(entries, count), &mut HostProxy::new(host))?
-    );
-
-    call!(get_cpuid(vm: *const Vm, vcpu: u32, sink: CpuidSink), |backend| {
-        put_cpuid(sink, &backend.get_cpuid(vcpu));
-    });
-
-    call!(
-        get_msr(
-            vm: *mut Vm,
-            vcpu: u32,
-            state: *mut VcpuState,
-            index: u32,
-            host: HostRef,
-            data: *mut u64,
-        ),
-        |backend| *data = backend.get_msr(vcpu, &mut *state, index, &mut HostProxy::new(host))?
-    );
-
-    call!(
-        set_msr(
-            vm: *mut Vm,
-            vcpu: u32,
-            state: *mut VcpuState,
-            index: u32,
-            data: u64,
-            host: HostRef,
-        ),
-        |backend| backend.set_msr(vcpu, &mut *state, index, data, &mut HostProxy::new(host))?
-    );
-
-    call!(state_changed(vm: *mut Vm, vcpu: u32, state: *mut VcpuState, host: HostRef), |backend| {
-        backend.state_changed(vcpu, &mut *state, &mut HostProxy::new(host));
-    });
-
-    call!(save(vm: *const Vm, sink: ByteSink), |backend| put_bytes(sink, &backend.save()));
-
-    call!(restore(vm: *mut Vm, saved: *const u8, len: usize), |backend| {
-        backend.restore(bytes(saved, len))?;
-    });
-
-    call!(
-        access(
-            vm: *mut Vm,
-            vcpu: u32,
-            state: *mut VcpuState,
-            access: *const Access,
-            host: HostRef,
-            exit: *mut Exit,
-            answer: *mut Answer,
-        ),
-        |backend| {
-            let mut host = HostProxy::new(host);
-            *answer = backend.access(vcpu, &mut *state, &*access, &mut host, &mut *exit);
-        }
-    );
-
-    call!(
-        sensitive(
-            vm: *mut Vm,
-            vcpu: u32,
-            state: *mut VcpuState,
-            insn: *const Sensitive,
-            host: HostRef,
-            exit: *mut Exit,
-            fault: *mut Exception,
-            verdict: *mut Verdict,
-        ),
-        |backend| {
-            let mut host = HostProxy::new(host);
-            *verdict = backend.sensitive(vcpu, &mut *state, &*insn, &mut host, &mut *exit, &mut *fault);
-        }
-    );
-
-    call!(
-        exception(
-            vm: *mut Vm,
-            vcpu: u32,
-            state: *mut VcpuState,
-            exception: *const Exception,
-            host: HostRef,
-            exit: *mut Exit,
-            verdict: *mut Verdict,
-        ),
-        |backend| {
-            let mut host = HostProxy::new(host);
-            *verdict = backend.exception(vcpu, &mut *state, &*exception, &mut host, &mut *exit);
-        }
-    );
-
-    call!(
-        enter(vm: *mut Vm, vcpu: u32, state: *mut VcpuState, host: HostRef, resume: *mut Resume),
-        |backend| *resume = backend.enter(vcpu, &mut *state, &mut HostProxy::new(host))
-    );
-
-    call!(
-        handle_exit(
-            vm: *mut Vm,
-            vcpu: u32,
-            state: *mut VcpuState,
-            exit: *const Exit,
-            host: HostRef,
-            resume: *mut Resume,
-        ),
-        |backend| *resume = backend.handle_exit(vcpu, &mut *state, &*exit, &mut HostProxy::new(host))
-    );
 }
+
+/// Makes the functions of the table that follow from declarations.
+macro_rules! export_calls {
+    (
+        ()
+        $({ [$($doc:literal)*] $call:ident $me:ident $accessor:ident $receiver:tt ($($arg:ident: $type:ty,)*)
+            [$($result:tt)*] [$($out:ty)?] })*
+    ) => {
+        #[allow(clippy::missing_safety_doc, clippy::undocumented_unsafe_blocks, clippy::too_many_arguments)]
+        impl<P: Plugin> Exports<P> {
+            $(unsafe extern "C" fn $call(
+                vm: *mut Vm,
+                $($arg: <$type as Argument>::Wire,)*
+                $(out: <$out as Returned>::Out,)?
+            ) -> Status {
+                unsafe {
+                    guarded::<P::Vm>(vm, |backend| {
+                        $(let mut $arg = <$type as Argument>::raise($arg);)*
+                        let _out = ();
+                        $(let _out: <$out as Returned>::Out = out;)?
+                        let result = backend.$call($(<$type as Argument>::lend(&raw mut $arg)),*);
+                        <$($result)* as Returned>::put(result, _out)
+                    })
+                }
+            })*
+        }
+    };
+}
+
+backend_calls! { each_call! export_calls () [] }
+
+/// Makes the table of a plugin.
+macro_rules! export_table {
+    (
+        ()
+        $({ $docs:tt $call:ident $me:ident $accessor:ident $receiver:tt $args:tt $result:tt $out:tt })*
+    ) => {
+        /// The table of a plugin.
+        pub const fn table<P: Plugin>(build: &'static str) -> BackendTable {
+            BackendTable {
+                abi_version: ABI_VERSION,
+                table_size: size_of::<BackendTable>() as u32,
+                sizes: Sizes::here(),
+                build: Text::new(build),
+                describe: Exports::<P>::describe,
+                create: Exports::<P>::create,
+                destroy: Exports::<P>::destroy,
+                last_error: Exports::<P>::last_error,
+                $($call: Exports::<P>::$call,)*
+            }
+        }
+    };
+}
+
+backend_calls! { each_call! export_table () [] }

@@ -4,10 +4,17 @@
 //! the same contract, which is what actually crosses the shared-library boundary; [`export_backend!`] writes a plugin's
 //! side of it, and [`import::Backends`] is the host's. `plugins/README.md` describes it.
 
+#![recursion_limit = "512"]
+
+#[macro_use]
+mod calls;
+#[macro_use]
 pub mod contract;
+mod cross;
 pub mod export;
 pub mod import;
 mod lend;
+pub mod observer;
 mod plugin;
 mod proxy;
 mod raw;
@@ -15,4 +22,5 @@ mod sinks;
 pub mod table;
 
 pub use contract::*;
+pub use observer::{BackendObserver, HostObserver};
 pub use plugin::*;

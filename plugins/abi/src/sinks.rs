@@ -5,11 +5,11 @@
 
 use crate::{
     plugin::{Description, TableRow},
-    raw::{slice, text},
+    raw::text,
     table::*,
 };
 use std::ffi::c_void;
-use vmtape_arch::{cpuid::CpuidEntry, exit::Isa, host::Vendor};
+use vmtape_arch::{exit::Isa, host::Vendor};
 
 /// Bytes of a row in the first table: everything from `commit` on came later.
 const OLDEST_ROW: usize = std::mem::offset_of!(RawRow, commit);
@@ -83,31 +83,4 @@ unsafe fn whole_row(row: *const RawRow) -> RawRow {
     // SAFETY: the caller vouches for the row's bytes; a text is two plain words, both of them in or both out.
     unsafe { std::ptr::copy_nonoverlapping(row.cast::<u8>(), (&raw mut whole).cast(), known) };
     whole
-}
-
-/// Collects bytes.
-pub fn byte_sink(to: &mut Vec<u8>) -> ByteSink {
-    unsafe extern "C" fn put(ctx: *mut c_void, ptr: *const u8, len: usize) {
-        // SAFETY: the context is the vector below; the bytes live for this call.
-        unsafe { (*ctx.cast::<Vec<u8>>()).extend_from_slice(slice(ptr, len)) }
-    }
-    ByteSink { ctx: (to as *mut Vec<u8>).cast(), put }
-}
-
-/// Collects CPUID entries.
-pub fn cpuid_sink(to: &mut Vec<CpuidEntry>) -> CpuidSink {
-    unsafe extern "C" fn put(ctx: *mut c_void, entries: *const CpuidEntry, count: usize) {
-        // SAFETY: as in `byte_sink`.
-        unsafe { (*ctx.cast::<Vec<CpuidEntry>>()).extend_from_slice(slice(entries, count)) }
-    }
-    CpuidSink { ctx: (to as *mut Vec<CpuidEntry>).cast(), put }
-}
-
-/// Collects options.
-pub fn option_sink(to: &mut Vec<(String, String)>) -> OptionSink {
-    unsafe extern "C" fn put(ctx: *mut c_void, key: Text, value: Text) {
-        // SAFETY: as in `byte_sink`.
-        unsafe { (*ctx.cast::<Vec<(String, String)>>()).push((text(key), text(value))) }
-    }
-    OptionSink { ctx: (to as *mut Vec<(String, String)>).cast(), put }
 }

@@ -7,7 +7,10 @@
 //! Append-only: fields are added at the end of a table and its `table_size` grows; nothing is moved or removed while
 //! [`ABI_VERSION`] stays the same.
 
-use crate::contract::{BusOp, EmulateRequest, Emulated, FlushScope, MemoryRegion, Query, Translation};
+use crate::{
+    contract::*,
+    cross::{Argument, Returned, Spelled},
+};
 use std::ffi::c_void;
 use vmtape_arch::{
     access::{Access, Answer, Verdict},
@@ -15,17 +18,18 @@ use vmtape_arch::{
     exception::Exception,
     exit::{Exit, Isa, Resume},
     host::{Silicon, Vendor},
-    note::{NoteKind, RawNote},
+    level::Place,
+    note::{Note, NoteKind, RawNote},
     open_enum,
     sensitive::Sensitive,
     vcpu::VcpuState,
 };
 
 /// The version that this crate speaks. It changes only when a table cannot be extended at its end.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The symbol of [`EntryFn`]. Its name ends in the ABI version.
-pub const ENTRY_SYMBOL: &str = "vmtape_backend_v1";
+pub const ENTRY_SYMBOL: &str = "vmtape_backend_v2";
 
 /// The one function that a backend library exports. The table must stay valid for ever: libraries are not unloaded.
 pub type EntryFn = unsafe extern "C" fn() -> *const BackendTable;
@@ -64,28 +68,46 @@ impl Text {
     }
 }
 
-/// Receives bytes, in any number of pieces.
+/// A list that the callee reads.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct ByteSink {
-    pub ctx: *mut c_void,
-    pub put: unsafe extern "C" fn(ctx: *mut c_void, ptr: *const u8, len: usize),
+pub struct Slice<T> {
+    pub ptr: *const T,
+    pub len: usize,
 }
 
-/// Receives CPUID entries, in any number of pieces.
+/// A buffer that the callee fills.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct CpuidSink {
-    pub ctx: *mut c_void,
-    pub put: unsafe extern "C" fn(ctx: *mut c_void, entries: *const CpuidEntry, count: usize),
+pub struct SliceMut<T> {
+    pub ptr: *mut T,
+    pub len: usize,
 }
 
-/// Receives options, one per call.
+/// Receives a list, in any number of pieces.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct OptionSink {
+pub struct Sink<T> {
     pub ctx: *mut c_void,
-    pub put: unsafe extern "C" fn(ctx: *mut c_void, key: Text, value: Text),
+    pub put: unsafe extern "C" fn(ctx: *mut c_void, items: *const T, count: usize),
+}
+
+/// A value that may be absent; then it is zero.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Maybe {
+    pub value: u64,
+    /// 1: `value` is there.
+    pub there: u8,
+    pub pad: [u8; 7],
+}
+
+/// What `translate` finds: `translation` with STATUS_OK, `fault` with STATUS_GUEST_FAULT.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Translated {
+    pub translation: Translation,
+    pub fault: Exception,
 }
 
 open_enum! {
@@ -139,12 +161,15 @@ pub struct RawOption {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct RawConfig {
+    /// The table that every `HostRef` of this VM will carry: a backend refuses a host whose sizes differ from its own.
+    pub host: *const HostTable,
     pub silicon: Silicon,
     pub options: *const RawOption,
     pub options_len: usize,
 }
 
 /// A VM, owned by the backend. The host only passes it back.
+#[derive(Debug)]
 pub struct Vm {
     _opaque: (),
 }
@@ -162,193 +187,167 @@ pub struct HostRef {
 #[derive(Clone, Copy, Debug)]
 pub struct MmuRef {
     pub ctx: *mut c_void,
-    /// STATUS_OK with `translation` filled in, or STATUS_GUEST_FAULT with `fault`.
-    pub translate: unsafe extern "C" fn(
-        ctx: *mut c_void,
-        state: *const VcpuState,
-        access: *const Access,
-        host: HostRef,
-        translation: *mut Translation,
-        fault: *mut Exception,
-    ) -> Status,
-    pub wrote: unsafe extern "C" fn(ctx: *mut c_void, gpa: u64, len: u8, host: HostRef) -> Status,
-    pub knows: unsafe extern "C" fn(ctx: *mut c_void, insn: *const u8, len: usize) -> bool,
+    pub table: *const MmuTable,
 }
 
-/// Services of the host: `contract::Host`, function by function, with the same meaning.
+/// `sizeof` each structure that crosses, as the header has it that a side was built with. Sides whose sizes differ refuse
+/// each other before either can write past the other's structures.
 #[repr(C)]
-#[derive(Debug)]
-pub struct HostTable {
-    /// The host's [`ABI_VERSION`].
-    pub abi_version: u32,
-    /// Bytes in the host's table: a function beyond them does not exist.
-    pub table_size: u32,
-    /// Reads host physical memory. False: not RAM. Such reads are on the tape, as the stimulus of the exit.
-    pub read: unsafe extern "C" fn(ctx: *mut c_void, hpa: u64, buf: *mut u8, len: usize) -> bool,
-    /// Writes host physical memory, drops decoded code and marks the page dirty. False: not RAM.
-    pub write: unsafe extern "C" fn(ctx: *mut c_void, hpa: u64, data: *const u8, len: usize) -> bool,
-    /// Compares and exchanges `size` (4 or 8) bytes. 1: exchanged. 0: memory held something else. -1: not RAM.
-    pub cmpxchg: unsafe extern "C" fn(ctx: *mut c_void, hpa: u64, old: u64, new_value: u64, size: u8) -> i32,
-    /// Drops translations of one vCPU or of ALL_VCPUS.
-    pub flush_tlb: unsafe extern "C" fn(ctx: *mut c_void, vcpu: u32, scope: FlushScope, address: u64),
-    /// KVM's instruction emulator, with the interpreter doing the work and `mmu` translating every access.
-    pub emulate: unsafe extern "C" fn(
-        ctx: *mut c_void,
-        vcpu: u32,
-        state: *mut VcpuState,
-        request: *const EmulateRequest,
-        mmu: MmuRef,
-        out: *mut Emulated,
-    ),
-    /// Accesses a device. False: nobody claimed it (an unclaimed userspace read still fills `data` with ones).
-    pub bus: unsafe extern "C" fn(ctx: *mut c_void, vcpu: u32, op: *mut BusOp) -> bool,
-    /// The highest pending interrupt, which `ack` takes: a vector (without `ack` zero for the PIC, whose vector is
-    /// known only once it is taken), or -1.
-    pub interrupt: unsafe extern "C" fn(ctx: *mut c_void, vcpu: u32, ack: bool) -> i32,
-    /// Whether an NMI is pending; `ack` takes it.
-    pub nmi: unsafe extern "C" fn(ctx: *mut c_void, vcpu: u32, ack: bool) -> bool,
-    /// Puts a note on the tape.
-    pub note: unsafe extern "C" fn(ctx: *mut c_void, vcpu: u32, note: *const RawNote),
-    /// Whether notes of this kind are wanted; a backend may skip building those that are not.
-    pub wants: unsafe extern "C" fn(ctx: *mut c_void, kind: NoteKind) -> bool,
-    /// Logs a line; 1 error ... 5 trace.
-    pub log: unsafe extern "C" fn(ctx: *mut c_void, level: u32, text: Text),
-    /// True: a fault plan answers with `value`.
-    pub fault_point: unsafe extern "C" fn(ctx: *mut c_void, vcpu: u32, id: u32, value: *mut u64) -> bool,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    pub access: u32,
+    pub answer: u32,
+    pub bus_op: u32,
+    pub cpuid_entry: u32,
+    pub emulate_request: u32,
+    pub emulated: u32,
+    pub exception: u32,
+    pub exit: u32,
+    pub maybe: u32,
+    pub memory_region: u32,
+    pub raw_config: u32,
+    pub raw_note: u32,
+    pub raw_row: u32,
+    pub resume: u32,
+    pub sensitive: u32,
+    pub silicon: u32,
+    pub translated: u32,
+    pub vcpu_state: u32,
 }
 
-/// A backend: `contract::Plugin` and `contract::Backend`, function by function, with the same meaning.
-///
-/// No function pointer may be null. `vm` is what `create` gave. Calls never overlap.
-#[repr(C)]
-#[derive(Debug)]
-pub struct BackendTable {
-    /// [`ABI_VERSION`] of the header that the backend was built with.
-    pub abi_version: u32,
-    /// `sizeof` this structure in that header.
-    pub table_size: u32,
-    /// Which build this is: name and version, for people. What `save` gives is for the same build only.
-    pub build: Text,
+impl Sizes {
+    /// The sizes of this crate's structures.
+    pub const fn here() -> Self {
+        Self {
+            access: size_of::<Access>() as u32,
+            answer: size_of::<Answer>() as u32,
+            bus_op: size_of::<BusOp>() as u32,
+            cpuid_entry: size_of::<CpuidEntry>() as u32,
+            emulate_request: size_of::<EmulateRequest>() as u32,
+            emulated: size_of::<Emulated>() as u32,
+            exception: size_of::<Exception>() as u32,
+            exit: size_of::<Exit>() as u32,
+            maybe: size_of::<Maybe>() as u32,
+            memory_region: size_of::<MemoryRegion>() as u32,
+            raw_config: size_of::<RawConfig>() as u32,
+            raw_note: size_of::<RawNote>() as u32,
+            raw_row: size_of::<RawRow>() as u32,
+            resume: size_of::<Resume>() as u32,
+            sensitive: size_of::<Sensitive>() as u32,
+            silicon: size_of::<Silicon>() as u32,
+            translated: size_of::<Translated>() as u32,
+            vcpu_state: size_of::<VcpuState>() as u32,
+        }
+    }
 
-    // --- before a VM exists ---
-    /// Name, summary, architecture and vendor through `head`, once; then the rows of its tables.
-    pub describe: unsafe extern "C" fn(sink: DescriptionSink) -> Status,
-    /// STATUS_OK with `vm` filled in, or STATUS_REFUSED with the reason in `error`.
-    pub create: unsafe extern "C" fn(config: *const RawConfig, vm: *mut *mut Vm, error: ByteSink) -> Status,
-    /// Frees the VM; no call comes after it.
-    pub destroy: unsafe extern "C" fn(vm: *mut Vm),
-    /// Why a call answered STATUS_PANICKED.
-    pub last_error: unsafe extern "C" fn(vm: *const Vm, sink: ByteSink),
-
-    // --- control, in the words of the KVM ioctls ---
-    /// Every option with the value that it has in this VM, so that a tape never depends on a default.
-    pub resolved: unsafe extern "C" fn(vm: *const Vm, sink: OptionSink) -> Status,
-    /// KVM_CHECK_EXTENSION.
-    pub check_extension: unsafe extern "C" fn(vm: *const Vm, cap: u32, value: *mut i64) -> Status,
-    /// KVM_GET_SUPPORTED_CPUID, given what the silicon's own CPUID says.
-    pub supported_cpuid: unsafe extern "C" fn(
-        vm: *const Vm,
-        silicon: *const CpuidEntry,
-        count: usize,
-        sink: CpuidSink,
-    ) -> Status,
-    /// KVM_SET_USER_MEMORY_REGION.
-    pub set_memory_region:
-        unsafe extern "C" fn(vm: *mut Vm, region: *const MemoryRegion, host: HostRef) -> Status,
-    /// KVM_CREATE_VCPU.
-    pub create_vcpu: unsafe extern "C" fn(vm: *mut Vm, vcpu: u32) -> Status,
-    /// KVM_SET_CPUID2.
-    pub set_cpuid: unsafe extern "C" fn(
-        vm: *mut Vm,
-        vcpu: u32,
-        state: *mut VcpuState,
-        entries: *const CpuidEntry,
-        count: usize,
-        host: HostRef,
-    ) -> Status,
-    /// KVM_GET_CPUID2.
-    pub get_cpuid: unsafe extern "C" fn(vm: *const Vm, vcpu: u32, sink: CpuidSink) -> Status,
-    /// KVM_GET_MSRS, one register.
-    pub get_msr: unsafe extern "C" fn(
-        vm: *mut Vm,
-        vcpu: u32,
-        state: *mut VcpuState,
-        index: u32,
-        host: HostRef,
-        data: *mut u64,
-    ) -> Status,
-    /// KVM_SET_MSRS, one register.
-    pub set_msr: unsafe extern "C" fn(
-        vm: *mut Vm,
-        vcpu: u32,
-        state: *mut VcpuState,
-        index: u32,
-        data: u64,
-        host: HostRef,
-    ) -> Status,
-    /// The host changed the state from outside (reset, INIT, SIPI, restored registers).
-    pub state_changed:
-        unsafe extern "C" fn(vm: *mut Vm, vcpu: u32, state: *mut VcpuState, host: HostRef) -> Status,
-    /// Everything the backend keeps, so that a run goes on from here byte for byte; for the same build only.
-    pub save: unsafe extern "C" fn(vm: *const Vm, sink: ByteSink) -> Status,
-    /// The inverse of `save`, on a VM created with the same configuration, slots and vCPUs.
-    pub restore: unsafe extern "C" fn(vm: *mut Vm, saved: *const u8, len: usize) -> Status,
-
-    // --- silicon ---
-    /// Translates an access that missed the host's TLB: a mapping, a fault, or EXIT, which fills in `exit`.
-    pub access: unsafe extern "C" fn(
-        vm: *mut Vm,
-        vcpu: u32,
-        state: *mut VcpuState,
-        access: *const Access,
-        host: HostRef,
-        exit: *mut Exit,
-        answer: *mut Answer,
-    ) -> Status,
-    /// A sensitive instruction or condition whose bit in `state.intercepts` is set. FAULT: `fault` is filled in.
-    /// EXIT: `exit` is.
-    pub sensitive: unsafe extern "C" fn(
-        vm: *mut Vm,
-        vcpu: u32,
-        state: *mut VcpuState,
-        insn: *const Sensitive,
-        host: HostRef,
-        exit: *mut Exit,
-        fault: *mut Exception,
-        verdict: *mut Verdict,
-    ) -> Status,
-    /// The guest is about to take an exception whose bit in `state.intercepts` is set: NATIVE or EXIT.
-    pub exception: unsafe extern "C" fn(
-        vm: *mut Vm,
-        vcpu: u32,
-        state: *mut VcpuState,
-        exception: *const Exception,
-        host: HostRef,
-        exit: *mut Exit,
-        verdict: *mut Verdict,
-    ) -> Status,
-
-    // --- KVM ---
-    /// Before the guest runs: at the first entry, after each exit, and when the host has an interrupt to deliver.
-    /// Sets `state.inject` and asks for windows. Anything but RESUME keeps the vCPU out.
-    pub enter: unsafe extern "C" fn(
-        vm: *mut Vm,
-        vcpu: u32,
-        state: *mut VcpuState,
-        host: HostRef,
-        resume: *mut Resume,
-    ) -> Status,
-    /// Handles an exit: RESUME, or what keeps the vCPU out.
-    pub handle_exit: unsafe extern "C" fn(
-        vm: *mut Vm,
-        vcpu: u32,
-        state: *mut VcpuState,
-        exit: *const Exit,
-        host: HostRef,
-        resume: *mut Resume,
-    ) -> Status,
-
-    // --- appended: a library from an older header ends above, and answers -ENOTTY ---
-    /// A value that no ioctl shows. -ENOTTY: this backend does not have it.
-    pub query: unsafe extern "C" fn(vm: *const Vm, vcpu: u32, what: Query, value: *mut u64) -> Status,
+    /// The first structure whose size differs, with the two sizes.
+    pub fn difference(&self, other: &Self) -> Option<(&'static str, u32, u32)> {
+        let pairs = [
+            ("Access", self.access, other.access),
+            ("Answer", self.answer, other.answer),
+            ("BusOp", self.bus_op, other.bus_op),
+            ("CpuidEntry", self.cpuid_entry, other.cpuid_entry),
+            ("EmulateRequest", self.emulate_request, other.emulate_request),
+            ("Emulated", self.emulated, other.emulated),
+            ("Exception", self.exception, other.exception),
+            ("Exit", self.exit, other.exit),
+            ("Maybe", self.maybe, other.maybe),
+            ("MemoryRegion", self.memory_region, other.memory_region),
+            ("RawConfig", self.raw_config, other.raw_config),
+            ("RawNote", self.raw_note, other.raw_note),
+            ("RawRow", self.raw_row, other.raw_row),
+            ("Resume", self.resume, other.resume),
+            ("Sensitive", self.sensitive, other.sensitive),
+            ("Silicon", self.silicon, other.silicon),
+            ("Translated", self.translated, other.translated),
+            ("VcpuState", self.vcpu_state, other.vcpu_state),
+        ];
+        pairs.into_iter().find(|(_, here, there)| here != there)
+    }
 }
+
+/// Makes the table of a list of calls: `head` fields, then a function for each.
+macro_rules! table_of {
+    (
+        ($(#[$meta:meta])* $name:ident, $doc_of:ident, $context:ident: $context_type:ty,
+         { $($(#[$head_meta:meta])* $head:ident: $head_type:ty,)* })
+        $({ [$($doc:literal)*] $call:ident $me:ident $accessor:ident $receiver:tt ($($arg:ident: $type:ty,)*)
+            [$($result:tt)*] [$($out:ty)?] })*
+    ) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Debug)]
+        pub struct $name {
+            $($(#[$head_meta])* pub $head: $head_type,)*
+            $(
+                $(#[doc = $doc])*
+                pub $call: unsafe extern "C" fn(
+                    $context: $context_type,
+                    $($arg: <$type as Argument>::Wire,)*
+                    $(out: <$out as Returned>::Out,)?
+                ) -> Status,
+            )*
+        }
+
+        impl $name {
+            /// The names of the functions that follow from declarations, in the table's order.
+            pub const CALLS: &'static [&'static str] = &[$(stringify!($call)),*];
+        }
+
+        /// The table's functions as fields in C types, for the header.
+        #[doc(hidden)]
+        pub fn $doc_of() -> String {
+            let mut fields = String::new();
+            $(
+                $(fields += &format!("///{}\n", $doc);)*
+                fields += concat!("pub ", stringify!($call), ": unsafe extern \"C\" fn(");
+                fields += &format!("{}: {}", stringify!($context), Spelled::<$context_type>::text());
+                $(fields += &format!(", {}: {}", stringify!($arg), Spelled::<<$type as Argument>::Wire>::text());)*
+                $(fields += &format!(", out: {}", Spelled::<<$out as Returned>::Out>::text());)?
+                fields += ") -> Status,\n";
+            )*
+            fields
+        }
+    };
+}
+
+mmu_calls! { each_call! table_of (
+    /// The backend's side of an emulation: `contract::EmulatorMmu`, function by function, with the same meaning.
+    MmuTable, mmu_fields, ctx: *mut c_void, {}
+) [] }
+
+host_calls! { each_call! table_of (
+    /// Services of the host: `contract::Host`, function by function, with the same meaning.
+    HostTable, host_fields, ctx: *mut c_void, {
+        /// The host's ABI_VERSION.
+        abi_version: u32,
+        /// Bytes in the host's table: a function beyond them does not exist.
+        table_size: u32,
+        /// The host's structures.
+        sizes: Sizes,
+    }
+) [] }
+
+backend_calls! { each_call! table_of (
+    /// A backend: `contract::Plugin` and `contract::Backend`, function by function, with the same meaning.
+    ///
+    /// No function pointer may be null. `vm` is what `create` gave. Calls never overlap.
+    BackendTable, backend_fields, vm: *mut Vm, {
+        /// ABI_VERSION of the header that the backend was built with.
+        abi_version: u32,
+        /// `sizeof` this structure in that header.
+        table_size: u32,
+        /// The backend's structures.
+        sizes: Sizes,
+        /// Which build this is: name and version, for people. What `save` gives is for the same build only.
+        build: Text,
+        /// Name, summary, architecture and vendor through `head`, once; then the rows of its tables.
+        describe: unsafe extern "C" fn(sink: DescriptionSink) -> Status,
+        /// STATUS_OK with `vm` filled in, or STATUS_REFUSED with the reason in `error`.
+        create: unsafe extern "C" fn(config: *const RawConfig, vm: *mut *mut Vm, error: Sink<u8>) -> Status,
+        /// Frees the VM; no call comes after it.
+        destroy: unsafe extern "C" fn(vm: *mut Vm),
+        /// Why a call answered STATUS_PANICKED.
+        last_error: unsafe extern "C" fn(vm: *const Vm, sink: Sink<u8>),
+    }
+) [] }

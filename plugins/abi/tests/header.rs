@@ -3,6 +3,7 @@
 //! `VMTAPE_BLESS=1 cargo test -p vmtape_abi --test header` writes it anew.
 
 use std::{fs, path::Path};
+use vmtape_abi::table;
 
 /// Where the structures live that cross the boundary.
 const SOURCES: [&str; 13] = [
@@ -45,8 +46,9 @@ fn generate() -> String {
     }
     plain += &expand(&note_part(&fs::read_to_string(root.join("../../host/arch/src/note.rs")).unwrap()));
     plain +=
-        "#[unsafe(no_mangle)] pub extern \"C\" fn vmtape_backend_v1() -> *const BackendTable { todo!() }\n";
-    fs::write(&source, plain).unwrap();
+        "#[unsafe(no_mangle)] pub extern \"C\" fn vmtape_backend_v2() -> *const BackendTable { todo!() }\n";
+    // A link leads nowhere from a header.
+    fs::write(&source, plain.replace("[`", "`").replace("`]", "`")).unwrap();
 
     let mut config =
         cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml is readable");
@@ -87,6 +89,8 @@ fn expand(source: &str) -> String {
             module.clear();
         } else if let (false, Some(rest)) = (module.is_empty(), text.strip_prefix("pub const ")) {
             out += &format!("pub const {module}{rest}\n");
+        } else if text.ends_with("each_call! table_of (") {
+            out += &expand_table(&mut lines);
         } else if text == "open_enum! {" {
             out += &expand_open_enum(&mut lines);
         } else if let Some(width) = text.strip_prefix("#[bitfield(") {
@@ -102,6 +106,29 @@ fn expand(source: &str) -> String {
         }
     }
     out
+}
+
+/// The table that `table_of!` makes: its own fields, then one for each call.
+fn expand_table<'a>(lines: &mut impl Iterator<Item = &'a str>) -> String {
+    let (mut docs, mut head, mut name) = (String::new(), String::new(), String::new());
+    for line in lines.take_while(|line| *line != ") [] }") {
+        let text = line.trim();
+        if name.is_empty() && text.starts_with("///") {
+            docs += &format!("{text}\n");
+        } else if name.is_empty() {
+            name = text.split_once(',').unwrap().0.to_owned();
+        } else if text.starts_with("///") {
+            head += &format!("{text}\n");
+        } else if text != "}" {
+            head += &format!("pub {text}\n");
+        }
+    }
+    let calls = match name.as_str() {
+        "MmuTable" => table::mmu_fields(),
+        "HostTable" => table::host_fields(),
+        _ => table::backend_fields(),
+    };
+    format!("{docs}#[repr(C)] pub struct {name} {{\n{head}{calls}}}\n")
 }
 
 fn expand_open_enum<'a>(lines: &mut impl Iterator<Item = &'a str>) -> String {

@@ -47,6 +47,12 @@ static bool page_fault(const vt_Access *access, uint32_t code, vt_Exception *fau
     return false;
 }
 
+static bool read_entry(vt_HostRef host, uint64_t hpa, uint64_t *entry) {
+    uint8_t done = false;
+    vt_SliceMut_u8 buffer = {.ptr = (uint8_t *)entry, .len = sizeof *entry};
+    return host.table->read(host.ctx, hpa, buffer, &done) == vt_STATUS_OK && done;
+}
+
 static bool walk(const vt_Vm *vm, const vt_VcpuState *state, const vt_Access *access, vt_HostRef host,
                  struct walk *out, vt_Exception *fault) {
     bool write = access->kind == vt_AccessKind_WRITE;
@@ -59,8 +65,9 @@ static bool walk(const vt_Vm *vm, const vt_VcpuState *state, const vt_Access *ac
     for (int level = 4; level >= 1; level--) {
         int shift = 12 + 9 * (level - 1);
         uint64_t hpa, entry;
+        vt_Maybe exchanged;
         if (!find_slot(vm, table + 8 * (access->gva >> shift & 511), &hpa) ||
-            !host.table->read(host.ctx, hpa, (uint8_t *)&entry, sizeof entry) || !(entry & P))
+            !read_entry(host, hpa, &entry) || !(entry & P))
             return page_fault(access, 0, fault);
         allowed &= entry;
         bool leaf = level == 1 || (level < 4 && entry & PS);
@@ -70,7 +77,7 @@ static bool walk(const vt_Vm *vm, const vt_VcpuState *state, const vt_Access *ac
 
         uint64_t touched = entry | A | (leaf && write ? D : 0);
         if (touched != entry)
-            host.table->cmpxchg(host.ctx, hpa, entry, touched, sizeof entry);
+            host.table->cmpxchg(host.ctx, hpa, entry, touched, sizeof entry, &exchanged);
         if (leaf) {
             uint64_t offset = ((uint64_t)1 << shift) - 1;
             out->gpa = (entry & FRAME & ~offset) | (access->gva & offset);
@@ -151,7 +158,9 @@ static vt_Status enter(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, vt_HostRef
     want(state, vt_SensitiveKind_HLT, true);
     want(state, vt_SensitiveKind_CPUID, true);
     want(state, vt_SensitiveKind_TRIPLE_FAULT, true);
-    bool pending = host.table->interrupt(host.ctx, vcpu, false) >= 0;
+    vt_Maybe vector;
+    host.table->interrupt(host.ctx, vcpu, false, &vector);
+    bool pending = vector.there;
     if (state->activity == vt_Activity_HLT) {
         if (!pending) {
             resume->kind = vt_ResumeKind_BLOCKED;
@@ -164,18 +173,19 @@ static vt_Status enter(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, vt_HostRef
     want(state, vt_SensitiveKind_INTERRUPT_WINDOW, pending && !open);
     if (pending && open) {
         state->inject = (vt_Event){.valid = true, .kind = vt_EventKind_EXTERNAL_INTERRUPT};
-        state->inject.vector = (uint8_t)host.table->interrupt(host.ctx, vcpu, true);
+        host.table->interrupt(host.ctx, vcpu, true, &vector);
+        state->inject.vector = (uint8_t)vector.value;
     }
     return vt_STATUS_OK;
 }
 
 static vt_Status mmu_translate(void *ctx, const vt_VcpuState *state, const vt_Access *access, vt_HostRef host,
-                               vt_Translation *translation, vt_Exception *fault) {
+                               vt_Translated *out) {
     struct walk found;
-    if (!walk(ctx, state, access, host, &found, fault))
+    if (!walk(ctx, state, access, host, &found, &out->fault))
         return vt_STATUS_GUEST_FAULT;
-    *translation = (vt_Translation){.gpa = found.gpa};
-    translation->ram = find_slot(ctx, found.gpa, &translation->hpa);
+    out->translation = (vt_Translation){.gpa = found.gpa};
+    out->translation.ram = find_slot(ctx, found.gpa, &out->translation.hpa);
     return vt_STATUS_OK;
 }
 
@@ -184,10 +194,13 @@ static vt_Status mmu_wrote(void *ctx, uint64_t gpa, uint8_t len, vt_HostRef host
     return vt_STATUS_OK;
 }
 
-static bool mmu_knows(void *ctx, const uint8_t *insn, size_t len) {
-    (void)ctx, (void)insn, (void)len;
-    return true;
+static vt_Status mmu_knows(void *ctx, vt_Slice_u8 insn, uint8_t *knows) {
+    (void)ctx, (void)insn;
+    *knows = true;
+    return vt_STATUS_OK;
 }
+
+static const vt_MmuTable mmu_table = {.translate = mmu_translate, .wrote = mmu_wrote, .knows = mmu_knows};
 
 static void cpuid(const vt_Vm *vm, vt_VcpuState *state) {
     vt_CpuidEntry found = {0};
@@ -210,7 +223,7 @@ static vt_Status handle_exit(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, cons
                              vt_Resume *resume) {
     *resume = (vt_Resume){.kind = vt_ResumeKind_RESUME};
     if (exit->stimulus == vt_StimulusKind_ACCESS) {
-        vt_MmuRef mmu = {.ctx = vm, .translate = mmu_translate, .wrote = mmu_wrote, .knows = mmu_knows};
+        vt_MmuRef mmu = {.ctx = vm, .table = &mmu_table};
         vt_EmulateRequest request = {0};
         vt_Emulated done;
         host.table->emulate(host.ctx, vcpu, state, &request, mmu, &done);
@@ -254,14 +267,12 @@ static vt_Status describe(vt_DescriptionSink sink) {
     row.source = TEXT("identity.c, find_slot()");
     row.value = TEXT("");
     row.since = TEXT("1");
-#ifndef VARIANT_FIRST_TABLE
     row.size = sizeof row;
-#endif
     sink.row(sink.ctx, vt_TableId_RULES, &row);
     return vt_STATUS_OK;
 }
 
-static vt_Status create(const vt_RawConfig *config, vt_Vm **vm, vt_ByteSink error) {
+static vt_Status create(const vt_RawConfig *config, vt_Vm **vm, vt_Sink_u8 error) {
     if (config->silicon.vendor != vt_Vendor_INTEL) {
         vt_Text reason = TEXT("identity reports exits with Intel's numbers: it needs an Intel host");
         error.put(error.ctx, reason.ptr, reason.len);
@@ -273,27 +284,28 @@ static vt_Status create(const vt_RawConfig *config, vt_Vm **vm, vt_ByteSink erro
 
 static void destroy(vt_Vm *vm) { free(vm); }
 
-static void last_error(const vt_Vm *vm, vt_ByteSink sink) {
+static void last_error(const vt_Vm *vm, vt_Sink_u8 sink) {
     (void)vm;
     vt_Text reason = TEXT("the walk was asked to fail");
     sink.put(sink.ctx, reason.ptr, reason.len);
 }
 
-static vt_Status resolved(const vt_Vm *vm, vt_OptionSink sink) {
+static vt_Status resolved(vt_Vm *vm, vt_Sink_RawOption sink) {
     (void)vm;
-    sink.put(sink.ctx, TEXT("kvm"), TEXT("none"));
+    vt_RawOption option = {.key = TEXT("kvm"), .value = TEXT("none")};
+    sink.put(sink.ctx, &option, 1);
     return vt_STATUS_OK;
 }
 
-static vt_Status check_extension(const vt_Vm *vm, uint32_t cap, int64_t *value) {
+static vt_Status check_extension(vt_Vm *vm, uint32_t cap, int64_t *value) {
     (void)vm, (void)cap;
     *value = 0;
     return vt_STATUS_OK;
 }
 
-static vt_Status supported_cpuid(const vt_Vm *vm, const vt_CpuidEntry *silicon, size_t count, vt_CpuidSink sink) {
+static vt_Status supported_cpuid(vt_Vm *vm, vt_Slice_CpuidEntry silicon, vt_Sink_CpuidEntry sink) {
     (void)vm;
-    sink.put(sink.ctx, silicon, count);
+    sink.put(sink.ctx, silicon.ptr, silicon.len);
     return vt_STATUS_OK;
 }
 
@@ -310,17 +322,17 @@ static vt_Status create_vcpu(vt_Vm *vm, uint32_t vcpu) {
     return vt_STATUS_OK;
 }
 
-static vt_Status set_cpuid(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, const vt_CpuidEntry *entries, size_t count,
+static vt_Status set_cpuid(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, vt_Slice_CpuidEntry entries,
                            vt_HostRef host) {
     (void)vcpu, (void)state, (void)host;
-    if (count > MAX_CPUID)
+    if (entries.len > MAX_CPUID)
         return -7;
-    memcpy(vm->cpuid, entries, count * sizeof *entries);
-    vm->cpuid_count = count;
+    memcpy(vm->cpuid, entries.ptr, entries.len * sizeof *entries.ptr);
+    vm->cpuid_count = entries.len;
     return vt_STATUS_OK;
 }
 
-static vt_Status get_cpuid(const vt_Vm *vm, uint32_t vcpu, vt_CpuidSink sink) {
+static vt_Status get_cpuid(vt_Vm *vm, uint32_t vcpu, vt_Sink_CpuidEntry sink) {
     (void)vcpu;
     sink.put(sink.ctx, vm->cpuid, vm->cpuid_count);
     return vt_STATUS_OK;
@@ -344,19 +356,19 @@ static vt_Status state_changed(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, vt
     return vt_STATUS_OK;
 }
 
-static vt_Status save(const vt_Vm *vm, vt_ByteSink sink) {
+static vt_Status save(vt_Vm *vm, vt_Sink_u8 sink) {
     sink.put(sink.ctx, (const uint8_t *)vm, sizeof *vm);
     return vt_STATUS_OK;
 }
 
-static vt_Status restore(vt_Vm *vm, const uint8_t *saved, size_t len) {
-    if (len != sizeof *vm)
+static vt_Status restore(vt_Vm *vm, vt_Slice_u8 saved) {
+    if (saved.len != sizeof *vm)
         return -22;
-    memcpy(vm, saved, len);
+    memcpy(vm, saved.ptr, saved.len);
     return vt_STATUS_OK;
 }
 
-static vt_Status query(const vt_Vm *vm, uint32_t vcpu, vt_Query what, uint64_t *value) {
+static vt_Status query(vt_Vm *vm, uint32_t vcpu, vt_Query what, uint64_t *value) {
     (void)vm, (void)vcpu;
     if (what != vt_Query_SHADOW_PAGES)
         return -25; // -ENOTTY
@@ -372,10 +384,13 @@ static const vt_BackendTable table = {
 #endif
 #ifdef VARIANT_TOO_SMALL
     .table_size = offsetof(vt_BackendTable, enter),
-#elif defined VARIANT_FIRST_TABLE
-    .table_size = offsetof(vt_BackendTable, query),
 #else
     .table_size = sizeof(vt_BackendTable),
+#endif
+#ifdef VARIANT_OTHER_SIZE
+    .sizes = {.access = sizeof(vt_Access) + 8},
+#else
+    .sizes = vt_SIZES,
 #endif
     .build = {(const uint8_t *)"identity 1", 10},
     .describe = describe,
@@ -401,13 +416,11 @@ static const vt_BackendTable table = {
 #endif
     .enter = enter,
     .handle_exit = handle_exit,
-#ifndef VARIANT_FIRST_TABLE
     .query = query,
-#endif
 };
 
 #ifdef VARIANT_NO_SYMBOL
 const vt_BackendTable *vmtape_backend_v9(void) { return &table; }
 #else
-const vt_BackendTable *vmtape_backend_v1(void) { return &table; }
+const vt_BackendTable *vmtape_backend_v2(void) { return &table; }
 #endif
