@@ -76,13 +76,13 @@ impl Mmu {
         host: &mut dyn Host,
     ) -> Result<(), Errno> {
         self.check_dirty_ioctl(slot)?;
-        if first % 64 != 0 {
+        if !first.is_multiple_of(64) {
             return Err(Errno::EINVAL);
         }
         let slot = self.logged_slot(slot)?;
         let pages = u64::from(pages);
         let left = (slot.size >> 12).checked_sub(first).ok_or(Errno::EINVAL)?;
-        if pages > left || pages < left && pages % 64 != 0 {
+        if pages > left || pages < left && !pages.is_multiple_of(64) {
             return Err(Errno::EINVAL);
         }
         let words = pages.div_ceil(64) as usize;
