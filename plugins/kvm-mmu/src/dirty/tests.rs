@@ -123,7 +123,7 @@ const WAYS: [(Format, bool); 4] =
 fn each_round_tells_of_every_page_written_in_it() {
     for (format, pml) in WAYS {
         let mut bench = Bench::new(format, pml).start(0);
-        (0..PAGES).for_each(|gfn| drop(bench.write(gfn)));
+        (0..PAGES).for_each(|gfn| _ = bench.write(gfn));
         bench.slot(1);
         let mut random = 1u64;
         for round in 0..20 {
@@ -133,8 +133,9 @@ fn each_round_tells_of_every_page_written_in_it() {
                     (random >> 33) % PAGES
                 })
                 .collect();
-            written.iter().for_each(|gfn| drop(bench.write(*gfn)));
-            (written.sort_unstable(), written.dedup());
+            written.iter().for_each(|gfn| _ = bench.write(*gfn));
+            written.sort_unstable();
+            written.dedup();
             assert_eq!(bench.get(), written, "{format:?} pml {pml} round {round}");
         }
     }
@@ -157,7 +158,7 @@ fn only_page_modification_logging_spares_the_fault() {
 #[test]
 fn the_513th_page_finds_the_log_full() {
     let mut bench = Bench::new(EPT, true).start(0);
-    (0..PAGES).for_each(|gfn| drop(bench.write(gfn)));
+    (0..PAGES).for_each(|gfn| _ = bench.write(gfn));
     bench.slot(1);
     let full: Vec<u64> = (0..PAGES).filter(|gfn| bench.write(*gfn) == Wrote::LogFull).collect();
     assert_eq!(full, [512, 1024]);
