@@ -21,6 +21,10 @@ use vmtape_arch::vcpu::VcpuState;
 use vmtape_machine::{MachineSpec, vmm::When};
 use vmtape_traces::{Event, Tape, event::End};
 
+/// What a comparison looks at, in words: a difference that heals before a stretch ends is not found.
+pub const COMPARED: &str =
+    "registers, memory and output are compared at the end of each stretch of instructions, not within it";
+
 /// Instructions per stretch, at first and at most: a comparison looks at every page that was ever written.
 const FIRST_STRETCH: u64 = 1 << 16;
 const LONGEST_STRETCH: u64 = 1 << 24;

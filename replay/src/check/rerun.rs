@@ -7,7 +7,13 @@ use super::{
     machine_text, rules,
     tables::Entry,
 };
-use crate::{Error, Report, across::Sides, explain, identical, player::Create, report::Divergence};
+use crate::{
+    Error, Report,
+    across::{COMPARED, Sides},
+    explain, identical,
+    player::Create,
+    report::Divergence,
+};
 use vmtape_arch::{
     cpuid::{CpuidEntry, find, maxphyaddr},
     exit::StimulusKind,
@@ -96,7 +102,7 @@ fn compare(guest: &Guest, sides: &Sides, progress: &mut dyn FnMut(u64)) -> Resul
         When::Start => "both machines run the guest".to_owned(),
         at => format!("the guest moves at {at}; from there both machines run it"),
     };
-    let method = format!("{method}; registers, memory and output are compared instruction by instruction");
+    let method = format!("{method}; {COMPARED}");
     let mut report = Report::new(method, expected, actual);
     sides.compare(&mut report, progress)?;
     Ok(report)

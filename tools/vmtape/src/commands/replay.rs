@@ -255,7 +255,7 @@ fn compare(
         let machine = sides.actual.clone();
         identical::replay(tape, machine, &create, args.from, &mut report, &sides.reproduce, &mut tick)?;
     } else {
-        let method = "both backends run the guest; registers, memory and output are compared instruction by instruction";
+        let method = format!("both backends run the guest; {}", across::COMPARED);
         report = Report::new(method, format!("{} ({})", expected_name, tape.name()), actual_name);
         let mut tick = |instructions| bar.set_message(format!("{instructions} instructions"));
         sides.compare(&mut report, &mut tick)?;
