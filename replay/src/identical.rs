@@ -1,7 +1,7 @@
-//! The same backend again: every event is compared, nothing is exempt.
+//! The same backend again: every event is compared, nothing is exempt but what tapes of older schemas tell by other rules.
 
 use crate::{
-    Error,
+    Error, exempt,
     explain::{self, Widths},
     player::{Create, Player},
     report::{Class, Compared, Divergence, Level, Report, Row},
@@ -18,6 +18,10 @@ const STRETCH: u64 = 4096;
 /// The events of a tape, held against those of a machine.
 pub struct Checker<'t> {
     taped: Events<'t>,
+    /// The tape tells what exits read by the rules of this program.
+    tells_reads: bool,
+    /// Events of the tape that are not compared ([`exempt::OLDER_READS`]).
+    exempted: u64,
     compared: Compared,
     /// The last events of the tape, for context.
     recent: VecDeque<Event>,
@@ -31,18 +35,42 @@ pub struct Mismatch {
 
 impl<'t> Checker<'t> {
     pub fn new(tape: &'t Tape) -> Self {
-        Self::at(tape.events())
+        Self::at(tape, tape.events())
     }
 
     /// Begins in the middle.
-    fn at(taped: Events<'t>) -> Self {
-        Self { taped, compared: Compared::default(), recent: VecDeque::new() }
+    fn at(tape: &Tape, taped: Events<'t>) -> Self {
+        Self {
+            taped,
+            tells_reads: tape.schema() >= exempt::READS_SCHEMA,
+            exempted: 0,
+            compared: Compared::default(),
+            recent: VecDeque::new(),
+        }
+    }
+
+    /// The next event of the tape that is to be compared.
+    fn next(&mut self) -> Result<Option<Event>, Error> {
+        while let Some(event) = self.taped.next().transpose()? {
+            if self.is_compared(&event) {
+                return Ok(Some(event));
+            }
+            self.exempted += 1;
+        }
+        Ok(None)
+    }
+
+    fn is_compared(&self, event: &Event) -> bool {
+        self.tells_reads || !matches!(event, Event::Registers(_) | Event::Read { .. })
     }
 
     /// Compares the next events. `None`: they are as taped.
     pub fn check(&mut self, events: Vec<Event>) -> Result<Option<Mismatch>, Error> {
         for actual in events {
-            match self.taped.next().transpose()? {
+            if !self.is_compared(&actual) {
+                continue;
+            }
+            match self.next()? {
                 Some(expected) if expected == actual => self.keep(expected),
                 expected => return Ok(Some(Mismatch { expected, actual: Some(actual) })),
             }
@@ -52,7 +80,7 @@ impl<'t> Checker<'t> {
 
     /// The next event of the tape, which nothing was compared with.
     pub fn rest(&mut self) -> Result<Option<Event>, Error> {
-        Ok(self.taped.next().transpose()?)
+        self.next()
     }
 
     /// Whether the tape has no more events, not even an end: the recording was cut.
@@ -72,6 +100,14 @@ impl<'t> Checker<'t> {
             self.recent.pop_front();
         }
         self.recent.push_back(event);
+    }
+
+    /// Tells a report what was compared, and what was not.
+    pub fn tell(&self, report: &mut Report) {
+        report.compared = self.compared.clone();
+        if self.exempted > 0 {
+            report.exempted.insert(exempt::OLDER_READS.name, self.exempted);
+        }
     }
 
     pub fn compared(&self) -> &Compared {
@@ -114,7 +150,7 @@ pub fn replay(
         found = checker.check(player.take_events())?;
         progress(checker.compared.exits);
     }
-    report.compared = checker.compared.clone();
+    checker.tell(report);
     report.actual_end = player.end.as_ref().map(text::end_text);
     report.compared.instructions = player.machine.icount();
     // A damaged tape breaks off: what a run does after that is no difference.
@@ -147,7 +183,7 @@ fn middle<'t>(
     let mut player = Player::new(machine, inputs, spec::budget(tape), create, true)?;
     player.machine.restore(chain.iter().map(Vec::as_slice))?;
     player.take_events();
-    Ok((player, Checker::at(tape.events_from(start.chunk))))
+    Ok((player, Checker::at(tape, tape.events_from(start.chunk))))
 }
 
 /// The widths of a machine's guest and host.

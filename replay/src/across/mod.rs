@@ -79,7 +79,7 @@ impl Sides<'_> {
         let mut pair = self.pair(true)?;
         let mut checker = Checker::new(self.tape);
         let found = self.run(&mut pair, &mut checker, report, progress)?;
-        report.compared = checker.compared().clone();
+        checker.tell(report);
         report.compared.instructions = pair.expected.machine.icount();
         let (_, questions) = state::compare_ioctls(&pair.expected.machine, &pair.actual.machine);
         report.answers = questions.iter().map(Difference::row).collect();

@@ -153,3 +153,20 @@ fn a_replay_starts_at_a_checkpoint() -> Result<()> {
     assert_eq!(without.status.code(), Some(125), "{}", tail(&without));
     Ok(())
 }
+
+/// A tape that the last program of schema 2 recorded: what later ones tell otherwise is exempt, and the rest repeats.
+#[test]
+fn a_tape_of_an_older_schema_repeats() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../traces/golden/role-schema2.tape");
+    std::fs::copy(kept, folder.path().join("old.tape"))?;
+    let run = vmtape(folder.path(), &["replay", "old.tape"])?;
+    assert_eq!(run.status.code(), SAME, "{}", tail(&run));
+    let text = String::from_utf8_lossy(&run.stdout).into_owned();
+    assert!(text.contains("exempt: registers and reads of an older tape"), "{text}");
+    let exits = vmtape(folder.path(), &["replay", "old.tape", "--mode", "exits"])?;
+    assert_eq!(exits.status.code(), SAME, "{}", tail(&exits));
+    let elsewhere = vmtape(folder.path(), &["replay", "old.tape", "-b", "vmx"])?;
+    assert_eq!(elsewhere.status.code(), DIFFERENT, "{}", tail(&elsewhere));
+    Ok(())
+}
