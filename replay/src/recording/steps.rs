@@ -47,10 +47,10 @@ impl<'t> Steps<'t> {
     /// Goes on to the next exit.
     pub fn advance(&mut self) -> Result<()> {
         if let Some(step) = self.ahead.take() {
-            if self.recent.len() == self.context {
+            self.recent.push_back(step.group);
+            if self.recent.len() > self.context {
                 self.recent.pop_front();
             }
-            self.recent.push_back(step.group);
         }
         while let Some(group) = self.exits.next().transpose()? {
             self.unmapped |= self.exits.other.drain(..).any(|event| exempt::unmaps(&event));
