@@ -5,47 +5,35 @@
 //! source of what is not determined) and a [`Recorder`], and [`Machine::run`] goes on until the guest leaves or [`Limits`] end
 //! it. The machine knows backends as `vmtape_abi::Backend` only; `vmtape_backends` loads them, `vmtape_replay` runs two machines
 //! side by side.
+//!
+//! No module depends on one that depends on it. From the bottom up: `error`; what hosts and CPU models are (`model`, `hosts`);
+//! the parts of a machine (`memory`, `time`, `devices`, `vcpu`, `tape`, `vmm`); what describes one (`spec`) and fills it
+//! (`loader`); what a backend and a running guest reach of it (`services`); and `machine`, which runs it, saves it, feeds it from a
+//! tape, and moves it.
 
-mod checkpoint;
-mod control_text;
-pub mod cpuid;
-mod cpuid_change;
 mod devices;
-mod emulate;
-pub mod enumeration;
-mod env;
 mod error;
-mod feed;
-mod fpu;
 pub mod fuzz;
-mod host;
 pub mod hosts;
-mod inputs;
-mod knowledge;
 mod loader;
 mod machine;
 mod memory;
 pub mod model;
-mod passport;
-mod progress;
-mod recorder;
-mod registers;
-mod resolve;
-mod run;
+mod services;
 mod spec;
-mod take_over;
+mod tape;
+mod time;
+mod vcpu;
 pub mod vmm;
 
-pub use cpuid_change::CpuidChange;
-pub use devices::{NS_PER_SECOND, NS_PER_TICK};
-pub use error::Error;
-pub use inputs::{Inputs, Live, Recorded, Taken};
-pub use loader::{LoadError, load as load_image};
-pub use machine::Machine;
-pub use memory::Memory;
-pub use passport::Passport;
-pub use recorder::Recorder;
-pub use resolve::Resolved;
-pub use run::Limits;
-pub use spec::{GuestImage, Layout, MAX_VCPUS, MILESTONE_EVERY, MachineSpec};
+pub use devices::MAX_VCPUS;
+pub use error::{Error, LoadError};
+pub use hosts::{Passport, enumeration};
+pub use loader::load as load_image;
+pub use machine::{Limits, Machine, Resolved};
+pub use memory::{Layout, Memory};
+pub use model::CpuidChange;
+pub use spec::{GuestImage, MILESTONE_EVERY, MachineSpec};
+pub use tape::Recorder;
+pub use time::{Inputs, Live, NS_PER_SECOND, NS_PER_TICK, Recorded, Taken};
 pub use vmtape_cpu::revision::REVISION as CPU_REVISION;

@@ -1,11 +1,8 @@
 //! Everything that determines a run.
 
-use crate::vmm::Step;
+use crate::{memory::Layout, vmm::Step};
 use serde::{Deserialize, Serialize};
 use vmtape_arch::{cpuid::CpuidEntry, host::Silicon};
-
-/// Local APIC identifiers must fit xAPIC mode's eight bits, without the broadcast.
-pub const MAX_VCPUS: u32 = 254;
 
 /// The guest image. Its bytes are part of the specification, so that a tape needs no file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,17 +10,6 @@ pub struct GuestImage {
     /// As the user gave it; the first word of a multiboot command line.
     pub name: String,
     pub bytes: Vec<u8>,
-}
-
-/// Where RAM lies in the guest physical address space.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Layout {
-    /// One range from zero up to 3 GiB (VGA text memory is RAM), the rest from 4 GiB up.
-    #[default]
-    Flat,
-    /// The two ranges of the recordings' small VMM: without 0xa0000-0xbffff.
-    VgaHole,
 }
 
 /// A machine and the guest it starts with. Serialized into a tape, it is all that a replay needs.

@@ -1,3 +1,4 @@
 //! Repository rules as code.
 
+mod circles;
 pub mod tidy;

@@ -1,7 +1,9 @@
 //! The rules of this repository that no compiler checks: who may depend on whom, who may name a backend, how long a
-//! file may be, and that unsafe code says why.
+//! file may be, that files do not import each other in a circle, and that unsafe code says why.
 
+use crate::circles::Crate;
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -35,6 +37,19 @@ const ANYTHING: &[&str] =
 /// Folders in which no concrete backend may be named: a third party can write one that they never heard of.
 const BACKEND_BLIND: &[&str] = &["host", "traces/src", "replay/src"];
 
+/// Crates whose files still import each other in a circle.
+const CIRCULAR: &[&str] = &[
+    "host/cpu",
+    "host/guests",
+    "plugins/abi",
+    "plugins/kvm-core",
+    "plugins/kvm-mmu",
+    "plugins/vmx",
+    "replay",
+    "tools/vmtape",
+    "traces",
+];
+
 /// The checkout that this program was built from.
 pub fn repository_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the checkout exists")
@@ -43,6 +58,7 @@ pub fn repository_root() -> PathBuf {
 /// Every finding as `path: what`.
 pub fn check(root: &Path) -> Vec<String> {
     let mut findings = Vec::new();
+    let mut crates: BTreeMap<String, Crate> = BTreeMap::new();
     for file in files(root) {
         let relative = file.strip_prefix(root).unwrap_or(&file).to_string_lossy().into_owned();
         let Ok(text) = fs::read_to_string(&file) else { continue };
@@ -51,7 +67,15 @@ pub fn check(root: &Path) -> Vec<String> {
         }
         if relative.ends_with(".rs") {
             findings.extend(source(&relative, &text));
+            if let Some((krate, module)) = relative.split_once("/src/") {
+                crates.entry(krate.to_owned()).or_default().add(Path::new(module), &text);
+            }
         }
+    }
+    for (path, krate) in crates.iter().filter(|(path, _)| !CIRCULAR.contains(&path.as_str())) {
+        let circles = krate.circles().into_iter();
+        findings
+            .extend(circles.map(|circle| format!("{path}: these import each other in a circle: {circle}")));
     }
     findings
 }

@@ -2,7 +2,7 @@
 //!
 //! See: Motorola MC146818A data sheet
 
-use super::NS_PER_SECOND;
+use crate::time::NS_PER_SECOND;
 use serde::{Deserialize, Serialize};
 
 pub const INDEX: u16 = 0x70;

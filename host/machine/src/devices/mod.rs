@@ -19,11 +19,8 @@ use pit::Pit;
 use serde::{Deserialize, Serialize};
 use vmtape_traces::event::End;
 
-/// Devices live by virtual time in nanoseconds.
-pub const NS_PER_SECOND: u64 = 1_000_000_000;
-/// One retired instruction is one tick of the time-stamp counter, which runs at 100 MHz: slow enough that a guest's
-/// waiting loops end soon, fast enough that its timer interrupts leave it time to work.
-pub const NS_PER_TICK: u64 = 10;
+/// Local APIC identifiers must fit xAPIC mode's eight bits, without the broadcast.
+pub const MAX_VCPUS: u32 = 254;
 
 /// What a guest's devices are built for.
 #[derive(Clone, Copy, Debug)]

@@ -2,7 +2,7 @@
 //!
 //! See: Intel 8254 data sheet (231164-005); KVM arch/x86/kvm/i8254.c
 
-use super::NS_PER_SECOND;
+use crate::time::NS_PER_SECOND;
 use serde::{Deserialize, Serialize};
 
 pub const PORTS: std::ops::RangeInclusive<u16> = 0x40..=0x43;

@@ -1,6 +1,7 @@
 //! The bus of the devices that a VMM models: serial port, debug exit, reset lines, test device, clock.
 
-use super::{Devices, NS_PER_SECOND, cmos, testdev, uart};
+use super::{Devices, cmos, testdev, uart};
+use crate::time::NS_PER_SECOND;
 use vmtape_abi::BusOp;
 use vmtape_traces::event::End;
 

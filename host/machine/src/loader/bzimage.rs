@@ -2,8 +2,8 @@
 //!
 //! See: Linux Documentation/arch/x86/boot.rst, The Real-Mode Kernel Header, 32-bit Boot Protocol, 64-bit Boot Protocol
 
-use super::{LoadError, place, ram_map, segments, upper_memory};
-use crate::{memory::Memory, spec::MachineSpec};
+use super::{place, ram_map, segments, upper_memory};
+use crate::{error::LoadError, memory::Memory, spec::MachineSpec};
 use linux_loader::loader::{
     KernelLoader,
     bootparam::{boot_e820_entry, boot_params, setup_header},

@@ -5,44 +5,8 @@ mod multiboot;
 mod raw;
 mod segments;
 
-use crate::{Error, memory::Memory, spec::MachineSpec};
-use thiserror::Error;
+use crate::{Error, error::LoadError, memory::Memory, spec::MachineSpec};
 use vmtape_arch::vcpu::VcpuState;
-
-/// Why an image cannot be loaded.
-#[derive(Debug, Error, PartialEq, Eq)]
-pub enum LoadError {
-    #[error("neither a 32-bit ELF multiboot image, nor a bzImage, nor a boot sector")]
-    Unknown,
-    #[error("damaged ELF file: {0}")]
-    Elf(String),
-    #[error(
-        "ELF for another machine or class: a 32-bit i386 executable is needed (kvm-unit-tests' .flat, not .elf)"
-    )]
-    ElfClass,
-    #[error("no multiboot header in the first 8 KiB")]
-    NoMultiboot,
-    #[error("the multiboot header asks for features {0:#x} that this loader does not give")]
-    MultibootFeatures(u32),
-    #[error("truncated: a segment ends at byte {end:#x} of a file of {len:#x} bytes")]
-    Truncated { end: u64, len: u64 },
-    #[error("segment at {0:#x} has more bytes in the file than in memory")]
-    SegmentSize(u64),
-    #[error("segments at {0:#x} and {1:#x} overlap")]
-    Overlap(u64, u64),
-    #[error("{what} needs memory {start:#x}-{end:#x}, which is not RAM of this guest")]
-    NoMemory { what: &'static str, start: u64, end: u64 },
-    #[error("entry point {0:#x} is outside the image")]
-    Entry(u64),
-    #[error("bzImage: {0}")]
-    BzImage(String),
-    #[error("command line of {0} bytes: at most {1} fit")]
-    CommandLine(usize, usize),
-    #[error("initrd does not fit into memory")]
-    Initrd,
-    #[error("boot sector image of {0} bytes is too large")]
-    BootSector(usize),
-}
 
 /// Loads the guest of a specification and gives the state in which vCPU 0 starts.
 pub fn load(spec: &MachineSpec, memory: &Memory) -> Result<VcpuState, Error> {

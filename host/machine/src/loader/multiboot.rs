@@ -3,8 +3,8 @@
 //! See: Multiboot Specification version 0.6.96, 3.1 OS image format, 3.2 Machine state, 3.3 Boot information format.
 //! Addresses are those of QEMU's option ROM.
 
-use super::{LoadError, place, ram_map, segments, upper_memory};
-use crate::{memory::Memory, spec::MachineSpec};
+use super::{place, ram_map, segments, upper_memory};
+use crate::{error::LoadError, memory::Memory, spec::MachineSpec};
 use object::{
     LittleEndian, elf,
     read::elf::{FileHeader, ProgramHeader},

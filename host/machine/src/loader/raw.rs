@@ -1,7 +1,7 @@
 //! Boot sectors and what follows them: loaded at 0x7c00, started in real mode.
 
-use super::{LoadError, place};
-use crate::memory::Memory;
+use super::place;
+use crate::{error::LoadError, memory::Memory};
 use vmtape_arch::vcpu::{VcpuState, seg};
 
 const LOAD_ADDRESS: u64 = 0x7c00;

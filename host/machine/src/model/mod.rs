@@ -1,10 +1,14 @@
 //! CPU models in the syntax of QEMU, and the CPUID tables that they stand for.
 
+mod change;
 mod features;
 mod leaves;
+mod topology;
 
+pub use change::CpuidChange;
 pub use features::{FEATURES, Feature, Register, named};
 pub use leaves::{guest_phys_bits, silicon_cpuid, silicon_cpuid_with};
+pub(crate) use topology::for_vcpu;
 
 use crate::Error;
 use features::FeatureSet;

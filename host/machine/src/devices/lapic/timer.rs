@@ -2,7 +2,7 @@
 //!
 //! See: SDM vol. 3A 12.5.4 APIC Timer; KVM arch/x86/kvm/lapic.c start_apic_timer()
 
-use crate::devices::NS_PER_TICK;
+use crate::time::NS_PER_TICK;
 use serde::{Deserialize, Serialize};
 use vmtape_arch::open_enum;
 

@@ -1,17 +1,13 @@
 //! Passports: hosts described as data, in TOML.
 
-use crate::{
-    hosts::{self, Host},
-    model::{self, Feature},
-};
+use super::named::{self, Host, PHYS_BITS};
+use crate::model::{self, Feature};
 use serde::{Deserialize, Serialize};
 use vmtape_arch::{
     cpuid::CpuidEntry,
     host::{Silicon, Vendor},
 };
 
-/// Widths that silicon can have.
-const PHYS_BITS: std::ops::RangeInclusive<u8> = 32..=52;
 /// Features of nested virtualization, by QEMU's names: bits of the VMX capability MSRs, which no CPUID leaf shows.
 const VMX_CAPABILITY: &str = "vmx-";
 
@@ -143,12 +139,12 @@ impl File {
 
     fn base(&self) -> Result<Silicon, String> {
         match (&self.base, &self.vendor) {
-            (Some(name), _) => hosts::ALL
+            (Some(name), _) => named::ALL
                 .iter()
                 .find(|host| host.name == *name)
                 .map(|Host { silicon, .. }| *silicon)
                 .ok_or_else(|| format!("no host is named '{name}'")),
-            (None, Some(vendor)) => Ok(hosts::of_today(named_vendor(vendor)?)),
+            (None, Some(vendor)) => Ok(named::of_today(named_vendor(vendor)?)),
             (None, None) => Err("a host needs `vendor` or `base`".into()),
         }
     }
@@ -284,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_passport_is_read_as_it_was_written() {
-        for host in hosts::ALL {
+        for host in named::ALL {
             let mut passport = Passport::new(host.name, host.silicon);
             // How memory is backed and a software CPU's habit are no property of a host that travels.
             (passport.silicon.backing_shift, passport.silicon.rmw_reads_first) = (21, false);

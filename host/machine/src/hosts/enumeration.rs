@@ -6,7 +6,8 @@
 //!
 //! See: KVM commit b628cb523c65; Linux commit b1a3c366cbc7
 
-use crate::{Passport, model::guest_phys_bits};
+use super::passport::Passport;
+use crate::model::guest_phys_bits;
 use serde::Serialize;
 use vmtape_abi::{Backend, Query};
 use vmtape_arch::cpuid::maxphyaddr;

@@ -6,7 +6,7 @@
 //! it read, once, as they were before the handling wrote them. So a reader that handles the exit otherwise than the tape's
 //! machine knows as much as that machine's own kind, and where the tape begins does not matter.
 
-use crate::{fpu, registers as bit};
+use super::{fpu, registers as bit};
 use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, exit::Exit, regs::Rflags, vcpu::VcpuState};
 use vmtape_traces::event::Registers;
 

@@ -1,6 +1,7 @@
 //! What caused a taped exit, given to the silicon of a backend of another kind: it may take other exits, or none.
 
-use crate::{env::GuestEnv, machine::Machine};
+use super::Machine;
+use crate::services::GuestEnv;
 use vmtape_arch::{
     access::{Access, AccessKind, Verdict},
     exception::{Exception, PageFaultError, Vector},

@@ -1,65 +1,62 @@
 //! The machine: its parts, how they are put together, and what can be asked of it.
 
+mod checkpoint;
+mod configuration;
+mod control;
+mod exits;
+mod feed;
+mod hashes;
+mod resolve;
+mod run;
+mod take_over;
+mod wake;
+
+pub use resolve::Resolved;
+pub use run::Limits;
+
 use crate::{
     Error,
-    checkpoint::{Milestones, PageHashes},
-    devices::{DeviceConfig, Devices},
-    host::{Clock, Services},
-    hosts,
-    inputs::{Inputs, Taken},
-    loader,
-    memory::Memory,
-    model::{CpuOption, silicon_cpuid},
-    progress::Progress,
-    recorder::{Recorder, Tape},
-    spec::{MAX_VCPUS, MachineSpec},
+    devices::{Devices, MAX_VCPUS},
+    hosts, loader,
+    memory::{Memory, PageHashes},
+    model::{self, CpuOption, silicon_cpuid},
+    services::Services,
+    spec::MachineSpec,
+    tape::{Recorder, Tape},
+    time::{Inputs, Milestones},
+    vcpu::{Turn, Vcpu, flush_handles},
     vmm::{self, Script},
 };
+use configuration::{cpu_config, device_config, emulator_config};
 use std::io::Write;
 use vmtape_abi::{Backend, Errno};
-use vmtape_arch::{
-    PAGE_SIZE,
-    cpuid::{CpuidEntry, find, maxphyaddr},
-    exit::Exit,
-    vcpu::{Activity, VcpuState},
-};
-use vmtape_cpu::{Cpu, CpuConfig, Features, Mark, Model, revision};
-
-/// One virtual processor.
-pub(crate) struct Vcpu {
-    pub(crate) state: VcpuState,
-    pub(crate) cpu: Cpu,
-    /// The backend is to be asked before the guest goes on.
-    pub(crate) needs_entry: bool,
-    pub(crate) progress: Progress,
-}
+use vmtape_arch::{PAGE_SIZE, cpuid::CpuidEntry, exit::Exit, vcpu::VcpuState};
+use vmtape_cpu::{Cpu, Mark, revision};
 
 /// When pages were written that somebody of the machine asks for later.
-pub(crate) struct Marks {
+struct Marks {
     /// The run began: a replay loads the same image.
     start: Mark,
     /// The last checkpoint was made or restored.
-    pub(crate) checkpoint: Mark,
+    checkpoint: Mark,
 }
 
 /// A guest on its way through a backend.
 pub struct Machine {
-    pub(crate) spec: MachineSpec,
-    pub(crate) backend: Box<dyn Backend>,
-    pub(crate) vcpus: Vec<Vcpu>,
-    pub(crate) services: Services,
-    pub(crate) serial: Option<Box<dyn Write>>,
-    /// The vCPU whose turn it is, and the instruction count at which its turn ends.
-    pub(crate) current: u32,
-    pub(crate) turn_ends: u64,
-    pub(crate) exits: u64,
-    pub(crate) next_checkpoint: u64,
-    pub(crate) page_hashes: PageHashes,
-    pub(crate) marks: Marks,
+    spec: MachineSpec,
+    backend: Box<dyn Backend>,
+    vcpus: Vec<Vcpu>,
+    turn: Turn,
+    services: Services,
+    script: Script,
+    serial: Option<Box<dyn Write>>,
+    exits: u64,
     /// The exit that the backend fills in.
-    pub(crate) exit: Box<Exit>,
-    pub(crate) script: Script,
-    pub(crate) milestones: Milestones,
+    exit: Box<Exit>,
+    next_checkpoint: u64,
+    page_hashes: PageHashes,
+    milestones: Milestones,
+    marks: Marks,
 }
 
 impl Machine {
@@ -82,7 +79,7 @@ impl Machine {
             let supported = backend.supported_cpuid(&silicon_cpuid(&spec.silicon));
             spec.cpuid = CpuOption::parse(&spec.cpu)?.cpuid(&spec.silicon, &supported);
         }
-        let script = Script::new(&spec)?;
+        let script = Script::new(&spec.script, spec.vcpus)?;
         let memory = Memory::new(
             spec.memory,
             spec.layout,
@@ -92,21 +89,15 @@ impl Machine {
         let boot_state = loader::load(&spec, &memory)?;
         let config = cpu_config(&spec);
         let vcpus: Vec<_> = (0..spec.vcpus).map(|n| Vcpu::new(n, &boot_state, config)).collect();
-        let services = Services {
-            devices: Devices::new(&device_config(&spec)),
-            clock: Clock::default(),
-            inputs,
-            taken: Taken::default(),
-            tape: Tape::new(recorder, spec.vcpus),
-            flushes: vcpus.iter().map(|vcpu| vcpu.cpu.flush_handle()).collect(),
-            emulator: Some(Cpu::new(emulator_config(&spec))),
-            cpuid: (0..spec.vcpus).map(|n| crate::cpuid::for_vcpu(&spec.cpuid, n, spec.vcpus)).collect(),
-            emulated: false,
-            watching: false,
-            rules: Vec::new(),
-            fed: None,
+        let mut services = Services::new(
             memory,
-        };
+            Devices::new(&device_config(&spec)),
+            inputs,
+            Tape::new(recorder, spec.vcpus),
+            Cpu::new(emulator_config(&spec)),
+            (0..spec.vcpus).map(|n| model::for_vcpu(&spec.cpuid, n, spec.vcpus)).collect(),
+        );
+        services.flushes = flush_handles(&vcpus);
         let next_checkpoint = spec.checkpoint_every;
         let milestones = Milestones::new(spec.milestone_every);
         let page_hashes = PageHashes::new(services.ram().len() / PAGE_SIZE);
@@ -114,21 +105,20 @@ impl Machine {
             spec,
             backend,
             vcpus,
+            turn: Turn::default(),
             services,
+            script,
             serial: None,
-            current: 0,
-            turn_ends: 0,
             exits: 0,
+            exit: Box::default(),
             next_checkpoint,
             page_hashes,
-            marks: Marks { start: Mark::START, checkpoint: Mark::START },
-            exit: Box::default(),
-            script,
             milestones,
+            marks: Marks { start: Mark::START, checkpoint: Mark::START },
         };
         machine.spec.options = machine.backend.resolved();
         machine.set_up()?;
-        machine.hash_dirty_pages();
+        machine.page_hashes.update(&machine.services.memory);
         let start = machine.services.memory.mark();
         machine.marks = Marks { start, checkpoint: start };
         Ok(machine)
@@ -206,54 +196,4 @@ impl Machine {
     pub fn cpuid(&self, vcpu: u32) -> &[CpuidEntry] {
         self.services.cpuid.get(vcpu as usize).map_or(&[], Vec::as_slice)
     }
-}
-
-impl Vcpu {
-    /// The first vCPU boots the guest, the others wait for it.
-    fn new(number: u32, boot_state: &VcpuState, config: CpuConfig) -> Self {
-        let mut state = *boot_state;
-        if number != 0 {
-            state = VcpuState { activity: Activity::WAIT_FOR_SIPI, ..VcpuState::reset() };
-        }
-        Self { state, cpu: Cpu::new(config), needs_entry: true, progress: Progress::default() }
-    }
-}
-
-/// The instruction set that the guest's CPUID promises, on the host's silicon.
-pub(crate) fn cpu_config(spec: &MachineSpec) -> CpuConfig {
-    CpuConfig {
-        features: Features::from_cpuid(&spec.cpuid),
-        model: Model {
-            rules: revision::silicon(spec.cpu_revision, spec.silicon.vendor),
-            rmw_reads_first: spec.silicon.rmw_reads_first,
-            ..Model::from_cpuid(&silicon_cpuid(&spec.silicon))
-        },
-    }
-}
-
-/// KVM's emulator goes by what the guest was told, its vendor too: that is how SYSCALL from compatibility mode works for
-/// an AMD guest on an Intel host.
-/// See: KVM arch/x86/kvm/emulate.c em_syscall(), emulator_get_cpuid()
-fn emulator_config(spec: &MachineSpec) -> CpuConfig {
-    let told = Model::from_cpuid(&spec.cpuid);
-    let model = Model { rules: revision::emulator(spec.cpu_revision, told.vendor), ..told };
-    CpuConfig { features: Features::from_cpuid(&spec.cpuid), model }
-}
-
-fn device_config(spec: &MachineSpec) -> DeviceConfig {
-    const X2APIC: u32 = 1 << 21;
-    const TSC_DEADLINE: u32 = 1 << 24;
-    let features = find(&spec.cpuid, 1, 0).map_or(0, |entry| entry.ecx);
-    DeviceConfig {
-        vcpus: spec.vcpus,
-        ram: spec.memory,
-        has_x2apic: features & X2APIC != 0,
-        has_tsc_deadline: features & TSC_DEADLINE != 0,
-        max_gpa: max_gpa(&spec.cpuid),
-    }
-}
-
-/// The highest guest physical address of a vCPU with this CPUID.
-pub(crate) fn max_gpa(cpuid: &[CpuidEntry]) -> u64 {
-    (1 << maxphyaddr(cpuid).clamp(32, 52)) - 1
 }

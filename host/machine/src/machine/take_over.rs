@@ -1,7 +1,8 @@
 //! A guest that moves to another machine while it runs, as the ioctls of save and restore move it: everything the guest
 //! can observe goes along, nothing of what the backend keeps for itself.
 
-use crate::{Error, machine::Machine};
+use super::Machine;
+use crate::{Error, vcpu::Vcpu};
 use vmtape_abi::MemoryRegion;
 use vmtape_arch::{PAGE_SIZE, event::Event, msr::Msr, vcpu::Activity, vcpu::VcpuState};
 
@@ -19,7 +20,7 @@ impl Machine {
     /// Whether the guest can move: no vCPU is between an exit and its entry, where its backend may hold an event that the
     /// guest has not taken yet.
     pub fn can_move(&self) -> bool {
-        let at_rest = |vcpu: &crate::machine::Vcpu| {
+        let at_rest = |vcpu: &Vcpu| {
             let entered = !vcpu.needs_entry && !vcpu.state.inject.valid;
             entered || vcpu.state.activity != Activity::ACTIVE
         };
@@ -28,7 +29,7 @@ impl Machine {
 
     /// What changed since the last checkpoint, or since the machine was built: the next link for [`Machine::restore`].
     pub fn checkpoint(&mut self) -> Vec<u8> {
-        self.hash_dirty_pages();
+        self.page_hashes.update(&self.services.memory);
         self.save()
     }
 
@@ -42,10 +43,9 @@ impl Machine {
             postcard::to_stdvec(&source.services.devices).and_then(|bytes| postcard::from_bytes(&bytes));
         self.services.devices = devices.map_err(|error| Error::Checkpoint(error.to_string()))?;
         self.services.clock = source.services.clock;
-        self.services.inputs.skip(&source.services.taken);
-        self.services.taken = source.services.taken;
+        self.services.inputs.resume(source.services.inputs.taken());
         self.script.take_over(&source.script);
-        (self.current, self.turn_ends, self.exits) = (source.current, source.turn_ends, source.exits);
+        (self.turn, self.exits) = (source.turn, source.exits);
         for n in 0..self.vcpus.len() {
             self.take_vcpu(source, n)?;
         }

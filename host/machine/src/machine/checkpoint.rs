@@ -3,25 +3,18 @@
 //! A checkpoint holds the memory pages that changed since the one before. What an interpreter caches is not part of it:
 //! the machine drops those caches wherever it makes one, so that the run goes on there exactly as a restored one does.
 
+use super::{Machine, configuration::cpu_config};
 use crate::{
     Error,
     devices::Devices,
-    host::Clock,
-    inputs::Taken,
-    machine::{Machine, Vcpu, cpu_config},
-    progress::Progress,
+    memory::is_zero,
+    time::{Clock, Milestones, Taken},
+    vcpu::{Progress, Turn, Vcpu, flush_handles},
 };
 use serde::{Deserialize, Serialize};
 use vmtape_abi::MemoryRegion;
-use vmtape_arch::{
-    PAGE_SHIFT, PAGE_SIZE,
-    cpuid::CpuidEntry,
-    event::Event as GuestEvent,
-    vcpu::{Intercepts, VcpuState},
-};
-use vmtape_cpu::{Cpu, Mark};
-use vmtape_traces::event::{Event, Milestone};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, cpuid::CpuidEntry, vcpu::VcpuState};
+use vmtape_cpu::Cpu;
 
 /// Set in a page's number where the page is zero and its bytes are left out.
 const ZERO_PAGE: u64 = 1 << 63;
@@ -47,67 +40,14 @@ struct Saved<D> {
     milestones: Milestones,
 }
 
-/// Hashes of pages, kept as one number that does not depend on when a page was looked at.
-pub(crate) struct PageHashes {
-    pages: Vec<u64>,
-    sum: u64,
-    /// What was written before is hashed.
-    mark: Mark,
-}
-
-impl PageHashes {
-    /// All pages are zero.
-    pub(crate) fn new(pages: u64) -> Self {
-        Self { pages: vec![0; pages as usize], sum: 0, mark: Mark::START }
-    }
-
-    /// A zero page counts as nothing, so that untouched memory need not be read.
-    fn update(&mut self, page: u64, bytes: &[u8]) {
-        let new = if is_zero(bytes) { 0 } else { xxh3_64_with_seed(bytes, page) };
-        if let Some(slot) = self.pages.get_mut(page as usize) {
-            self.sum ^= *slot ^ new;
-            *slot = new;
-        }
-    }
-}
-
-/// Where the next milestone is, and the hash of the last one.
-#[derive(Clone, Copy, Serialize, Deserialize)]
-pub(crate) struct Milestones {
-    pub(crate) next: u64,
-    hash: u64,
-}
-
-impl Milestones {
-    pub(crate) fn new(every: u64) -> Self {
-        Self { next: if every == 0 { u64::MAX } else { every }, hash: 0 }
-    }
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|byte| *byte == 0)
-}
-
-/// Registers as the guest sees them: what the backend publishes in the same structure is left out.
-fn guest_visible(state: &VcpuState) -> VcpuState {
-    VcpuState { intercepts: Intercepts::default(), inject: GuestEvent::default(), ..*state }
-}
-
-/// Registers as far as every backend has them alike after an instruction: without clocks, events on their way, and the
-/// cached PDPTEs.
-fn observable(state: &VcpuState) -> VcpuState {
-    let none = GuestEvent::default();
-    VcpuState { tsc: 0, icount: 0, delivering: none, pdptr: [0; 4], ..guest_visible(state) }
-}
-
 impl Machine {
     /// Called after each exit.
-    pub(crate) fn checkpoint_if_due(&mut self) {
+    pub(super) fn checkpoint_if_due(&mut self) {
         if self.spec.checkpoint_every == 0 || self.exits < self.next_checkpoint {
             return;
         }
         self.next_checkpoint = self.exits + self.spec.checkpoint_every;
-        self.hash_dirty_pages();
+        self.page_hashes.update(&self.services.memory);
         self.tell_hash();
         self.drop_caches();
         let wanted = self.services.tape.recorder().is_some_and(|recorder| recorder.wants_checkpoints());
@@ -119,81 +59,28 @@ impl Machine {
         }
     }
 
-    /// Puts the hash over registers and memory on the tape.
-    pub(crate) fn tell_hash(&mut self) {
-        if self.services.tape.is_on() {
-            let hash = self.state_hash();
-            let (icount, exits) = (self.services.clock.icount, self.exits);
-            self.services.tape.event(Event::StateHash { icount, exits, hash });
-        }
-    }
-
-    /// A hash over the registers that guests see and all memory.
-    pub fn state_hash(&mut self) -> u64 {
-        self.hash_dirty_pages();
-        let mut words = vec![self.page_hashes.sum];
-        for vcpu in &self.vcpus {
-            let registers = postcard::to_stdvec(&guest_visible(&vcpu.state)).unwrap_or_default();
-            words.push(xxh3_64(&registers));
-        }
-        let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
-        xxh3_64(&bytes)
-    }
-
-    /// Called at every instruction count at which the guest was left.
-    pub(crate) fn milestone_if_due(&mut self) {
-        let icount = self.services.clock.icount;
-        if icount < self.milestones.next {
-            return;
-        }
-        self.milestones.next = icount + self.spec.milestone_every;
-        if !self.services.tape.is_on() {
-            return;
-        }
-        self.hash_dirty_pages();
-        let mut words = vec![self.milestones.hash, icount, self.page_hashes.sum];
-        for vcpu in &self.vcpus {
-            let registers = postcard::to_stdvec(&observable(&vcpu.state)).unwrap_or_default();
-            words.push(xxh3_64(&registers));
-        }
-        let hash = xxh3_64(&words.into_iter().flat_map(u64::to_le_bytes).collect::<Vec<_>>());
-        self.milestones.hash = hash;
-        self.services.tape.event(Event::Milestone(Milestone { icount, exits: self.exits, hash }));
-    }
-
-    /// Brings the hashes of pages up to date.
-    pub(crate) fn hash_dirty_pages(&mut self) {
-        let mut bytes = [0; PAGE];
-        let mark = std::mem::replace(&mut self.page_hashes.mark, self.services.memory.mark());
-        for page in self.services.ram().pages_since(mark) {
-            if self.services.ram().read(page << PAGE_SHIFT, &mut bytes) {
-                self.page_hashes.update(page, &bytes);
-            }
-        }
-    }
-
     /// Interpreters start with nothing cached, as they do after [`Machine::restore`].
-    pub(crate) fn drop_caches(&mut self) {
+    pub(super) fn drop_caches(&mut self) {
         self.services.ram().forget_code();
         let config = cpu_config(&self.spec);
         for vcpu in &mut self.vcpus {
             vcpu.cpu = Cpu::new(config);
         }
-        self.services.flushes = self.vcpus.iter().map(|vcpu| vcpu.cpu.flush_handle()).collect();
+        self.services.flushes = flush_handles(&self.vcpus);
     }
 
-    pub(crate) fn save(&self) -> Vec<u8> {
+    pub(super) fn save(&self) -> Vec<u8> {
         let saved = Saved {
             vcpus: self.vcpus.iter().map(|v| (v.state, v.needs_entry, v.progress)).collect(),
             devices: &self.services.devices,
             clock: self.services.clock,
-            taken: self.services.taken,
+            taken: self.services.inputs.taken(),
             backend: self.backend.save(),
-            current: self.current,
-            turn_ends: self.turn_ends,
+            current: self.turn.vcpu,
+            turn_ends: self.turn.ends,
             exits: self.exits,
             next_checkpoint: self.next_checkpoint,
-            page_hashes: self.page_hashes.sum,
+            page_hashes: self.page_hashes.sum(),
             cpuid: self.services.cpuid.clone(),
             slots: self.services.memory.slots().iter().map(slot_words).collect(),
             script: self.script.done().to_vec(),
@@ -228,7 +115,7 @@ impl Machine {
         }
         let state = last.ok_or_else(|| Error::Checkpoint("none was given".to_owned()))?;
         let saved = postcard::from_bytes(state).map_err(|e| Error::Checkpoint(e.to_string()))?;
-        self.hash_dirty_pages();
+        self.page_hashes.update(&self.services.memory);
         self.restore_state(saved)
     }
 
@@ -284,7 +171,7 @@ impl Machine {
         if !vcpus_fit || !saved.devices.fit(self.vcpus.len()) {
             return Err(Error::Checkpoint("it is of a machine with another number of vCPUs".to_owned()));
         }
-        if saved.page_hashes != self.page_hashes.sum {
+        if saved.page_hashes != self.page_hashes.sum() {
             return Err(Error::Checkpoint("memory differs from what was saved".to_owned()));
         }
         if saved.cpuid.len() != self.vcpus.len() || saved.script.len() != self.script.done().len() {
@@ -301,12 +188,10 @@ impl Machine {
         self.services.cpuid = saved.cpuid;
         self.script.resume(saved.script);
         self.milestones = saved.milestones;
-        self.services.inputs.skip(&saved.taken);
-        self.services.taken = saved.taken;
+        self.services.inputs.resume(saved.taken);
         self.services.devices = saved.devices;
         self.services.clock = saved.clock;
-        self.current = saved.current;
-        self.turn_ends = saved.turn_ends;
+        self.turn = Turn { vcpu: saved.current, ends: saved.turn_ends };
         self.exits = saved.exits;
         self.next_checkpoint = saved.next_checkpoint;
         self.drop_caches();

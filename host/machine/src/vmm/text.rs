@@ -1,6 +1,6 @@
 //! Ioctls in words.
 
-use crate::vmm::Action;
+use super::script::Action;
 use vmtape_abi::Query;
 use vmtape_arch::cpuid::{CpuidEntry, maxphyaddr};
 use vmtape_traces::event::Control;

@@ -1,6 +1,6 @@
 //! Changes to a CPUID table, in words: what a VMM passes to KVM_SET_CPUID2 instead of what it passed before.
 
-use crate::model::{Feature, named};
+use super::features::{Feature, named};
 use std::str::FromStr;
 use vmtape_arch::cpuid::{CPUID_FLAG_SIGNIFICANT_INDEX as INDEXED, CpuidEntry, find};
 

@@ -4,7 +4,8 @@
 //! handling used come from the tape. Devices and the clock are the machine's own, because handlers reach them. Memory
 //! that the tape did not tell is *unknown*: a read of it is counted, and what depends on it is not to be judged.
 
-use crate::{knowledge::Knowledge, machine::Machine};
+use super::{Limits, Machine};
+use crate::tape::Feeding;
 use vmtape_arch::{
     PAGE_SHIFT, PAGE_SIZE,
     note::Note,
@@ -15,36 +16,15 @@ use vmtape_traces::{
     event::{Control, Data, End},
 };
 
-/// The first schema in which an exit tells all memory that its handling reads, whatever handled the exits before it.
-const EXITS_STAND_ALONE: u32 = 3;
-
-/// What a fed machine knows, and the uses of what it does not.
-#[derive(Debug)]
-pub(crate) struct Feeding {
-    pub(crate) knowledge: Knowledge,
-    /// Memory stays known from exit to exit, and registers stay as they are: tapes before schema 3 do not tell again what
-    /// their own machine had left there.
-    keeps: bool,
-    unknown: u64,
-}
-
-impl Feeding {
-    pub(crate) fn read(&mut self, hpa: u64, len: u64) {
-        self.unknown += u64::from(!self.knowledge.memory.holds(hpa, len));
-    }
-}
-
 impl Machine {
     /// Prepares a machine that was just built for [`Machine::feed`] and [`Machine::resolve`], with a tape of this schema.
     pub fn start_feeding(&mut self, schema: u32) {
-        let knowledge = Knowledge::new(self.vcpus.len() as u32);
-        let keeps = schema < EXITS_STAND_ALONE;
-        self.services.fed = Some(Feeding { knowledge, keeps, unknown: 0 });
+        self.services.fed = Some(Feeding::new(schema, self.vcpus.len() as u32));
     }
 
     /// Reads of memory that the tape did not tell, so far.
     pub fn unknown_reads(&self) -> u64 {
-        self.services.fed.as_ref().map_or(0, |fed| fed.unknown)
+        self.services.fed.as_ref().map_or(0, Feeding::unknown)
     }
 
     /// Gives the backend the taped exit itself, for a backend of the same kind.
@@ -58,7 +38,7 @@ impl Machine {
     /// Takes registers and memory of another fed machine of the same tape, after an exit that this one dealt with otherwise.
     /// An exit is told with the memory that it needs and some registers; the rest of them that machine alone knows.
     pub fn resynchronize(&mut self, other: &Self) {
-        if self.services.fed.as_ref().is_some_and(|fed| fed.keeps) {
+        if self.services.fed.as_ref().is_some_and(Feeding::keeps) {
             self.copy_memory(other);
         }
         for (n, (vcpu, other)) in (0..).zip(self.vcpus.iter_mut().zip(&other.vcpus)) {
@@ -80,10 +60,10 @@ impl Machine {
     }
 
     /// Time, registers and memory as they were at the exit. Gives the vCPU, unless this machine has no such one.
-    pub(crate) fn bring_to(&mut self, group: &ExitGroup) -> Option<u32> {
+    pub(super) fn bring_to(&mut self, group: &ExitGroup) -> Option<u32> {
         let n = group.exit.vcpu;
         self.vcpus.get(n as usize)?;
-        if let Some(fed) = self.services.fed.as_mut().filter(|fed| !fed.keeps) {
+        if let Some(fed) = self.services.fed.as_mut().filter(|fed| !fed.keeps()) {
             fed.knowledge.memory.forget();
         }
         group.controls_before.iter().for_each(|control| _ = self.control(control));
@@ -107,7 +87,7 @@ impl Machine {
                 fed.knowledge.learn(registers, state);
                 told |= registers.mask;
             }
-            fed.knowledge.apply(n, state, if fed.keeps { told } else { u32::MAX });
+            fed.knowledge.apply(n, state, if fed.keeps() { told } else { u32::MAX });
         }
         // The low half of the task priority is not in CR8.
         if u64::from(self.services.devices.tpr(n)) >> 4 != state.cr8 {
@@ -116,7 +96,7 @@ impl Machine {
         state.inject = Default::default();
         self.services.sync_clock(state);
         self.learn(&group.reads);
-        self.current = n;
+        self.turn.vcpu = n;
         Some(n)
     }
 
@@ -186,13 +166,13 @@ impl Machine {
     }
 
     /// The exit's handling.
-    pub(crate) fn handle_fed(&mut self, n: u32) -> Option<End> {
-        let limits = crate::Limits::default();
+    pub(super) fn handle_fed(&mut self, n: u32) -> Option<End> {
+        let limits = Limits::default();
         self.handle_exit(n, &limits).or_else(|| self.check_end(&limits))
     }
 
     /// What the VMM did after the exit, and the entry.
-    pub(crate) fn enter_fed(&mut self, n: u32, controls: &[Control]) -> Option<End> {
+    pub(super) fn enter_fed(&mut self, n: u32, controls: &[Control]) -> Option<End> {
         controls.iter().for_each(|control| _ = self.control(control));
         self.look_at_kick(n);
         let vcpu = &self.vcpus[n as usize];

@@ -1,7 +1,6 @@
 //! The watchdog: guests that leave again and again without an instruction in between, and what is said of runs that cannot
 //! go on.
 
-use crate::Limits;
 use serde::{Deserialize, Serialize};
 use vmtape_arch::{
     exit::{Exit, Resume, ResumeKind, reason_name},
@@ -22,15 +21,9 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Takes note of an exit; gives the count once too many came in a row at one place. Whether they are equal does not
+    /// Takes note of an exit; gives the count once `most` or more came in a row at one place. Whether they are equal does not
     /// matter: two exits that undo each other's work loop as endlessly as one that repeats.
-    pub(crate) fn stuck(
-        &mut self,
-        state: &VcpuState,
-        icount: u64,
-        exit: &Exit,
-        limits: &Limits,
-    ) -> Option<Self> {
+    pub(crate) fn stuck(&mut self, state: &VcpuState, icount: u64, exit: &Exit, most: u64) -> Option<Self> {
         // A REP instruction makes progress in these.
         let counters = [state.gpr[1], state.gpr[6], state.gpr[7]];
         let here = (icount, state.rip, counters) == (self.icount, self.rip, self.counters);
@@ -43,7 +36,7 @@ impl Progress {
             exit: of_exit,
             equal: if here && of_exit == self.exit { self.equal + 1 } else { 1 },
         };
-        (self.repeats >= limits.no_progress).then_some(*self)
+        (self.repeats >= most).then_some(*self)
     }
 }
 

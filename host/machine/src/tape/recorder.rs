@@ -1,6 +1,6 @@
 //! What happens in a run, told to whoever listens.
 
-use crate::{fpu, knowledge::Knowledge, registers};
+use super::{fpu, knowledge::Knowledge, registers};
 use std::ops::ControlFlow;
 use vmtape_arch::{
     exit::{Exit, Resume, StimulusKind},

@@ -1,6 +1,7 @@
 //! The environment of a running guest: the silicon half of the backend, and the devices behind it.
 
-use crate::{devices::lapic::reg, host::Services};
+use super::Services;
+use crate::devices::lapic::reg;
 use vmtape_abi::{Backend, BusOp, BusSpace, Host};
 use vmtape_arch::{
     PAGE_SHIFT, PAGE_SIZE,

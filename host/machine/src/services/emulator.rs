@@ -2,7 +2,8 @@
 //!
 //! See: KVM arch/x86/kvm/x86.c x86_emulate_instruction(), emulator_read_write_onepage(), emulator_pio_in_out()
 
-use crate::{fpu, host::Services, registers};
+use super::Services;
+use crate::tape::{fpu, registers};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess};
 use vmtape_abi::{BusOp, BusSpace, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Host, emultype};
 use vmtape_arch::{

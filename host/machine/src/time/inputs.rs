@@ -38,6 +38,53 @@ pub struct Taken {
     pub last_serial: u64,
 }
 
+/// The inputs of a run, and how much of them it has taken.
+pub(crate) struct InputStream {
+    source: Box<dyn Inputs>,
+    taken: Taken,
+}
+
+impl InputStream {
+    pub(crate) fn new(source: Box<dyn Inputs>) -> Self {
+        Self { source, taken: Taken::default() }
+    }
+
+    /// As [`Inputs::random`].
+    pub(crate) fn random(&mut self, icount: u64) -> u64 {
+        self.taken.random += 1;
+        self.source.random(icount)
+    }
+
+    /// As [`Inputs::next_serial`].
+    pub(crate) fn next_serial(&self) -> Option<u64> {
+        self.source.next_serial()
+    }
+
+    /// As [`Inputs::serial`].
+    pub(crate) fn serial(&mut self, icount: u64) -> Option<u8> {
+        let byte = self.source.serial(icount)?;
+        (self.taken.serial, self.taken.last_serial) = (self.taken.serial + 1, icount);
+        Some(byte)
+    }
+
+    /// As [`Inputs::fault`].
+    pub(crate) fn fault(&mut self, icount: u64, vcpu: u32, point: u32) -> Option<u64> {
+        let value = self.source.fault(icount, vcpu, point)?;
+        self.taken.faults += 1;
+        Some(value)
+    }
+
+    pub(crate) fn taken(&self) -> Taken {
+        self.taken
+    }
+
+    /// Goes on where a run is that has taken so much. Nothing was taken from this one yet.
+    pub(crate) fn resume(&mut self, taken: Taken) {
+        self.source.skip(&taken);
+        self.taken = taken;
+    }
+}
+
 /// Random numbers from a seed, and serial input that is known before the run.
 pub struct Live {
     generator: Pcg64,

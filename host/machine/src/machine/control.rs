@@ -1,0 +1,155 @@
+//! The VMM's ioctls, made at their moments and told to the recorder like everything else.
+
+use super::{Machine, configuration::max_gpa};
+use crate::{
+    model::{CpuidChange, silicon_cpuid},
+    vmm::{Action, Step},
+};
+use vmtape_abi::{Errno, MemoryRegion, Query};
+use vmtape_arch::cpuid::CpuidEntry;
+use vmtape_traces::event::{Control, Event};
+
+/// The result of an ioctl as the tape has it.
+fn code(result: &Result<(), Errno>) -> i32 {
+    result.err().map_or(0, |errno| errno.0)
+}
+
+/// A value and the result of the ioctl that gives it.
+fn value(read: Result<u64, Errno>) -> (u64, i32) {
+    match read {
+        Ok(value) => (value, 0),
+        Err(errno) => (0, errno.0),
+    }
+}
+
+impl Machine {
+    /// Does what the script has for this moment.
+    pub(super) fn run_script(&mut self) {
+        let icount = self.services.clock.icount;
+        if !self.script.is_due(self.exits, icount) {
+            return;
+        }
+        for action in self.script.take_due(self.exits, icount) {
+            let control = self.ioctl_of(&action);
+            let _ = self.control(&control);
+        }
+    }
+
+    /// The ioctl that an action stands for here and now, its results still open.
+    fn ioctl_of(&self, action: &Action) -> Control {
+        match action {
+            Action::SetCpuid { vcpu, change } => {
+                // The text was checked when the machine was built.
+                let change = change.parse::<CpuidChange>().unwrap_or_default();
+                let entries = change.apply(&self.services.cpuid[*vcpu as usize]);
+                Control::SetCpuid { vcpu: *vcpu, entries, result: 0 }
+            }
+            Action::SetMemoryRegion { slot, gpa, size, flags } => {
+                let hpa = self.services.memory.backing(*slot).unwrap_or(0);
+                Control::SetMemoryRegion {
+                    slot: *slot,
+                    flags: *flags,
+                    gpa: *gpa,
+                    size: *size,
+                    hpa,
+                    result: 0,
+                }
+            }
+            Action::SetMsr { vcpu, index, data } => {
+                Control::SetMsr { vcpu: *vcpu, index: *index, data: *data, result: 0 }
+            }
+            Action::CheckExtension { cap } => Control::CheckExtension { cap: *cap, result: 0 },
+            Action::GetCpuid { vcpu } => Control::GetCpuid { vcpu: *vcpu, entries: Vec::new(), result: 0 },
+            Action::GetSupportedCpuid => Control::GetSupportedCpuid { entries: Vec::new(), result: 0 },
+            Action::GetMsr { vcpu, index } => {
+                Control::GetMsr { vcpu: *vcpu, index: *index, data: 0, result: 0 }
+            }
+            Action::Query { vcpu, query } => {
+                Control::Query { vcpu: *vcpu, query: *query, value: 0, result: 0 }
+            }
+        }
+    }
+
+    /// Makes an ioctl with the arguments of `control`, tells the recorder, and gives it back with this backend's results.
+    /// One of a vCPU that does not exist comes from a damaged tape and does nothing.
+    pub fn control(&mut self, control: &Control) -> Control {
+        let icount = self.services.clock.icount;
+        let done = self.ioctl(control.clone());
+        self.script.log(self.exits, done.clone());
+        self.services.tape.event(Event::Control { icount, control: done.clone() });
+        done
+    }
+
+    fn ioctl(&mut self, mut control: Control) -> Control {
+        match &mut control {
+            Control::SetCpuid { vcpu, entries, result } => {
+                if let Some(done) = self.set_cpuid(*vcpu, entries) {
+                    *result = code(&done);
+                }
+            }
+            Control::SetMemoryRegion { slot, flags, gpa, size, hpa, result } => {
+                let region = MemoryRegion { slot: *slot, flags: *flags, gpa: *gpa, size: *size, hpa: *hpa };
+                *result = code(&self.set_memory_region(&region));
+            }
+            Control::SetMsr { vcpu, index, data, result } => {
+                let Some(v) = self.vcpus.get_mut(*vcpu as usize) else { return control };
+                let done = self.backend.set_msr(*vcpu, &mut v.state, *index, *data, &mut self.services);
+                v.needs_entry = true;
+                *result = code(&done);
+            }
+            Control::CheckExtension { cap, result } => *result = self.backend.check_extension(*cap),
+            Control::GetCpuid { vcpu, entries, .. } => {
+                if (*vcpu as usize) < self.vcpus.len() {
+                    *entries = self.backend.get_cpuid(*vcpu);
+                }
+            }
+            Control::GetSupportedCpuid { entries, .. } => {
+                *entries = self.backend.supported_cpuid(&silicon_cpuid(&self.spec.silicon));
+            }
+            Control::GetMsr { vcpu, index, data, result } => {
+                let Some(v) = self.vcpus.get_mut(*vcpu as usize) else { return control };
+                let read = self.backend.get_msr(*vcpu, &mut v.state, *index, &mut self.services);
+                (*data, *result) = value(read);
+            }
+            Control::Query { query, vcpu, value: found, result } => {
+                if (*vcpu as usize) < self.vcpus.len() {
+                    (*found, *result) = value(self.backend.query(*vcpu, Query(*query)));
+                }
+            }
+        }
+        control
+    }
+
+    /// Silicon that executes CPUID itself answers from the table that was accepted last.
+    fn set_cpuid(&mut self, n: u32, entries: &[CpuidEntry]) -> Option<Result<(), Errno>> {
+        let vcpu = self.vcpus.get_mut(n as usize)?;
+        let done = self.backend.set_cpuid(n, &mut vcpu.state, entries, &mut self.services);
+        vcpu.needs_entry = true;
+        if done.is_ok() {
+            self.services.cpuid[n as usize] = entries.to_vec();
+            self.services.devices.set_max_gpa(n, max_gpa(entries));
+        }
+        Some(done)
+    }
+
+    fn set_memory_region(&mut self, region: &MemoryRegion) -> Result<(), Errno> {
+        // No script asks for memory that the arena has no place for; a damaged tape may.
+        if !self.services.memory.is_backed(region.hpa, region.size) {
+            return Err(Errno::EFAULT);
+        }
+        self.backend.set_memory_region(region, &mut self.services)?;
+        self.services.memory.set_slot(region);
+        self.vcpus.iter_mut().for_each(|vcpu| vcpu.needs_entry = true);
+        Ok(())
+    }
+
+    /// What the VMM has done so far, each with the number of exits before it.
+    pub fn controls(&self) -> &[(u64, Control)] {
+        self.script.logged()
+    }
+
+    /// Steps of the script whose moment has not come.
+    pub fn steps_left(&self) -> impl Iterator<Item = &Step> {
+        self.script.left()
+    }
+}

@@ -1,0 +1,116 @@
+//! Into the guest and out of it: the interpreter, the exit, the entry.
+
+use super::{Machine, run::Limits};
+use crate::{
+    services::{GuestEnv, Services},
+    vcpu::{describe, no_progress},
+};
+use vmtape_abi::Host;
+use vmtape_arch::{
+    exit::{Exit, Resume, ResumeKind},
+    note::{Note, NoteKind},
+    vcpu::{Activity, VcpuState},
+};
+use vmtape_cpu::Stop;
+use vmtape_traces::event::End;
+
+impl Machine {
+    pub(super) fn interpret(&mut self, n: u32, until: u64) -> Stop {
+        let vcpu = &mut self.vcpus[n as usize];
+        vcpu.state.icount = self.services.clock.icount;
+        let ram = self.services.ram().clone();
+        let mut env = GuestEnv {
+            vcpu: n,
+            backend: &mut *self.backend,
+            services: &mut self.services,
+            exit: &mut self.exit,
+            ram,
+            apic_write_traps: false,
+        };
+        let stop = vcpu.cpu.run(&mut vcpu.state, &mut env, until);
+        self.services.sync_clock(&mut vcpu.state);
+        stop
+    }
+
+    /// Asks the backend for the way back into the guest. False: the vCPU stays out for now.
+    pub(super) fn enter(&mut self, n: u32) -> Result<bool, End> {
+        let vcpu = &mut self.vcpus[n as usize];
+        vcpu.state.icount = self.services.clock.icount;
+        self.services.sync_clock(&mut vcpu.state);
+        vcpu.needs_entry = false;
+        self.services.tape.begin_entry(n);
+        let resume = self.backend.enter(n, &mut vcpu.state, &mut self.services);
+        self.services.tape.end_entry();
+        self.services.after_backend(n, &mut vcpu.state, None);
+        if resume.kind == ResumeKind::RESUME && self.services.wants(NoteKind::ENTRY) {
+            let rip = vcpu.state.rip;
+            self.services.note(n, Note::Entry { rip, intr_info: 0, error_code: 0 });
+        }
+        self.apply(n, &resume, None)
+    }
+
+    pub(super) fn handle_exit(&mut self, n: u32, limits: &Limits) -> Option<End> {
+        self.exits += 1;
+        let vcpu = &mut self.vcpus[n as usize];
+        let exit = std::mem::take(&mut *self.exit);
+        let icount = self.services.clock.icount;
+        self.services.tape.begin_exit(n, icount, &vcpu.state, &exit);
+        let before = Before { rip: vcpu.state.rip, cr8: vcpu.state.cr8 };
+        self.services.emulated = false;
+        let resume = self.backend.handle_exit(n, &mut vcpu.state, &exit, &mut self.services);
+        self.services.after_backend(n, &mut vcpu.state, Some(&before));
+        self.services.tape.end_exit(n, &resume);
+        vcpu.needs_entry = true;
+        let stuck = vcpu.progress.stuck(&vcpu.state, icount, &exit, limits.no_progress);
+        self.services.watching = vcpu.progress.repeats > 0;
+        if !self.services.watching {
+            self.services.rules.clear();
+        }
+        let ended = match self.apply(n, &resume, Some(&exit)) {
+            Ok(_) => stuck.map(|progress| no_progress(n, &progress, &exit, before.rip)),
+            Err(end) => Some(end),
+        };
+        self.checkpoint_if_due();
+        ended
+    }
+
+    /// Acts on how the backend came back. True: the guest may run.
+    fn apply(&mut self, n: u32, resume: &Resume, exit: Option<&Exit>) -> Result<bool, End> {
+        let state = &mut self.vcpus[n as usize].state;
+        match resume.kind {
+            ResumeKind::RESUME | ResumeKind::IO | ResumeKind::MMIO => Ok(state.activity == Activity::ACTIVE),
+            ResumeKind::BLOCKED | ResumeKind::HLT => {
+                if state.activity == Activity::ACTIVE {
+                    state.activity = Activity::HLT;
+                }
+                Ok(false)
+            }
+            ResumeKind::SHUTDOWN => Err(End::Shutdown { reason: "triple fault (KVM_EXIT_SHUTDOWN)".into() }),
+            _ => Err(End::Fatal { vcpu: n, resume: *resume, reason: describe(resume, exit, state) }),
+        }
+    }
+}
+
+/// What the handling of an exit found.
+struct Before {
+    rip: u64,
+    cr8: u64,
+}
+
+impl Services {
+    /// Brings together what the backend and the devices hold twice: the task priority, the TSC offset, the clock.
+    fn after_backend(&mut self, n: u32, state: &mut VcpuState, before: Option<&Before>) {
+        if let Some(before) = before {
+            // An instruction that the backend skipped retired, like one that the emulator executed.
+            if !self.emulated && state.rip != before.rip {
+                state.icount += 1;
+            }
+            if state.cr8 != before.cr8 {
+                self.devices.set_tpr(n, (state.cr8 << 4) as u8);
+            }
+        }
+        let now = self.sync_clock(state);
+        state.cr8 = u64::from(self.devices.tpr(n)) >> 4;
+        self.devices.lapics[n as usize].timer.set_tsc_offset(state.tsc_offset, now);
+    }
+}

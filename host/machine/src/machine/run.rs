@@ -1,0 +1,154 @@
+//! The run loop: whose turn it is, into the guest, out of it, and when to stop.
+
+use super::Machine;
+use vmtape_arch::vcpu::Activity;
+use vmtape_cpu::Stop;
+use vmtape_traces::event::{End, Event};
+
+/// When to stop a guest that does not stop by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub instructions: u64,
+    pub exits: u64,
+    /// Exits in a row without a retired instruction.
+    pub no_progress: u64,
+}
+
+/// No run is longer than this, whatever its caller says: some hours.
+const MOST_INSTRUCTIONS: u64 = 1_000_000_000_000;
+const MOST_EXITS: u64 = 10_000_000_000;
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { instructions: MOST_INSTRUCTIONS, exits: MOST_EXITS, no_progress: 1_000 }
+    }
+}
+
+impl Limits {
+    fn bounded(&self) -> Self {
+        Self {
+            instructions: self.instructions.min(MOST_INSTRUCTIONS),
+            exits: self.exits.min(MOST_EXITS),
+            ..*self
+        }
+    }
+}
+
+impl Machine {
+    /// Runs the guest until it ends or a limit is reached, and tells the recorder how it ended.
+    pub fn run(&mut self, limits: &Limits) -> End {
+        let end = self.advance(limits);
+        self.finish(&end);
+        end
+    }
+
+    /// Tells the recorder that the run has ended, after the last [`Machine::advance`].
+    pub fn finish(&mut self, end: &End) {
+        self.tell_hash();
+        self.services.tape.event(Event::End {
+            icount: self.services.clock.icount,
+            exits: self.exits,
+            end: end.clone(),
+        });
+    }
+
+    /// As [`Machine::run`], for a caller that goes on after a limit: the recorder hears of no end.
+    pub fn advance(&mut self, limits: &Limits) -> End {
+        let limits = &limits.bounded();
+        loop {
+            self.flush_serial();
+            self.milestone_if_due();
+            if let Some(end) = self.check_end(limits) {
+                return end;
+            }
+            self.services.poll_serial();
+            let now = self.services.clock.now();
+            self.services.devices.advance(now);
+            self.run_script();
+            let ended = match self.choose_vcpu() {
+                Some(vcpu) => self.take_turn(vcpu, limits),
+                None => self.idle(),
+            };
+            if let Some(end) = ended {
+                self.flush_serial();
+                return end;
+            }
+        }
+    }
+
+    fn flush_serial(&mut self) {
+        let output = self.services.devices.take_output();
+        if let Some(sink) = &mut self.serial
+            && !output.is_empty()
+        {
+            // A guest must not fail because nobody reads its output.
+            let _ = sink.write_all(&output).and_then(|()| sink.flush());
+        }
+    }
+
+    pub(super) fn check_end(&mut self, limits: &Limits) -> Option<End> {
+        if let Some(end) = self.services.devices.take_end() {
+            return Some(end);
+        }
+        if self.services.tape.is_stopped() {
+            return Some(End::Cut);
+        }
+        if self.services.clock.icount >= limits.instructions {
+            return Some(End::Limit { what: format!("{} instructions", limits.instructions) });
+        }
+        (self.exits >= limits.exits).then(|| End::Limit { what: format!("{} exits", limits.exits) })
+    }
+
+    /// The vCPU to run: the current one until its turn ends, then the next one that can run.
+    fn choose_vcpu(&mut self) -> Option<u32> {
+        let icount = self.services.clock.icount;
+        let vcpu = self.turn.order(self.vcpus.len() as u32, icount).find(|vcpu| self.wake(*vcpu))?;
+        self.turn.give(vcpu, icount);
+        Some(vcpu)
+    }
+
+    /// Runs one vCPU until its turn is over, a timer is due, or it leaves the guest for good.
+    fn take_turn(&mut self, n: u32, limits: &Limits) -> Option<End> {
+        loop {
+            self.milestone_if_due();
+            self.look_at_kick(n);
+            if let Some(end) = self.check_end(limits) {
+                return Some(end);
+            }
+            self.run_script();
+            if self.vcpus[n as usize].needs_entry {
+                match self.enter(n) {
+                    Ok(true) => {}
+                    Ok(false) => return None,
+                    Err(end) => return Some(end),
+                }
+            }
+            let until = self.run_until(limits);
+            if self.services.clock.icount >= until {
+                return None;
+            }
+            match self.interpret(n, until) {
+                Stop::Budget => {}
+                Stop::Exit => {
+                    if let Some(end) = self.handle_exit(n, limits) {
+                        return Some(end);
+                    }
+                }
+                Stop::Halted => return None,
+                Stop::TripleFault => return Some(End::Shutdown { reason: "triple fault".into() }),
+            }
+            if self.vcpus[n as usize].state.activity != Activity::ACTIVE {
+                return None;
+            }
+        }
+    }
+
+    /// The instruction count at which the guest must be left at the latest.
+    fn run_until(&self, limits: &Limits) -> u64 {
+        let timer = self.services.devices.next_deadline().map(|due| self.services.clock.icount_at(due));
+        let serial = self.services.inputs.next_serial();
+        let turn = (self.vcpus.len() > 1).then_some(self.turn.ends);
+        let most = limits.instructions.min(self.script.next_insn()).min(self.milestones.next());
+        [timer, serial, turn].into_iter().flatten().fold(most, u64::min)
+    }
+}

@@ -1,0 +1,82 @@
+//! Who can run: halts, INIT and SIPI, and devices that want attention.
+
+use super::Machine;
+use crate::vcpu::init;
+use vmtape_abi::{FlushScope, Host};
+use vmtape_arch::vcpu::{Activity, seg};
+use vmtape_traces::event::End;
+
+impl Machine {
+    /// Lets INIT, SIPI and interrupts act on a vCPU. True: it runs.
+    // See: KVM arch/x86/kvm/lapic.c kvm_apic_accept_events(), x86.c kvm_arch_vcpu_runnable()
+    pub(super) fn wake(&mut self, n: u32) -> bool {
+        self.accept_init_and_sipi(n);
+        let vcpu = &mut self.vcpus[n as usize];
+        let takes_interrupts = vcpu.state.rflags().intr();
+        match vcpu.state.activity {
+            Activity::ACTIVE => true,
+            Activity::HLT if self.services.devices.can_wake(n, takes_interrupts) => {
+                vcpu.state.activity = Activity::ACTIVE;
+                vcpu.needs_entry = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn accept_init_and_sipi(&mut self, n: u32) {
+        let apic = &mut self.services.devices.lapics[n as usize];
+        let state = &mut self.vcpus[n as usize].state;
+        let mut changed = false;
+        if std::mem::take(&mut apic.init_pending) {
+            apic.reset();
+            init(state);
+            // The boot processor starts over; the others wait.
+            state.activity = if n == 0 { Activity::ACTIVE } else { Activity::WAIT_FOR_SIPI };
+            changed = true;
+        }
+        if let Some(vector) = apic.sipi_vector.take()
+            && state.activity == Activity::WAIT_FOR_SIPI
+        {
+            state.seg[seg::CS].selector = u16::from(vector) << 8;
+            state.seg[seg::CS].base = u64::from(vector) << 12;
+            state.rip = 0;
+            state.activity = Activity::ACTIVE;
+            changed = true;
+        }
+        if changed {
+            self.backend.state_changed(n, state, &mut self.services);
+            self.services.flush_tlb(n, FlushScope::ALL, 0);
+            self.vcpus[n as usize].needs_entry = true;
+        }
+    }
+
+    /// A device wants attention: the backend is asked whether the guest takes an interrupt.
+    pub(super) fn look_at_kick(&mut self, n: u32) {
+        if self.services.devices.take_kick() {
+            for (other, vcpu) in (0..).zip(&mut self.vcpus) {
+                let virtual_interrupts = vcpu.state.intercepts.virtual_interrupts;
+                let pending = self.services.devices.interrupt(other, false).is_some() && !virtual_interrupts
+                    || self.services.devices.nmi(other, false)
+                    || self.services.devices.wants_extint(other);
+                vcpu.needs_entry |= pending;
+            }
+        }
+        // INIT reaches a running vCPU between two instructions.
+        if self.services.devices.lapics[n as usize].init_pending {
+            self.accept_init_and_sipi(n);
+        }
+    }
+
+    /// Everybody is halted: time jumps to the next timer. Without one, a typist may still wake the guest.
+    pub(super) fn idle(&mut self) -> Option<End> {
+        if let Some(due) = self.services.devices.next_deadline() {
+            self.services.clock.jump_to(due);
+            return None;
+        }
+        let Some(due) = self.services.inputs.next_serial() else { return Some(End::Idle) };
+        let Some(byte) = self.services.inputs.serial(due) else { return Some(End::Idle) };
+        self.services.type_byte(byte);
+        None
+    }
+}

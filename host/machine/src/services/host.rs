@@ -1,0 +1,121 @@
+//! What a backend calls: memory, TLB flushes, devices, the emulator, the tape.
+
+use super::{Services, emulator};
+use vmtape_abi::{ALL_VCPUS, BusOp, EmulateRequest, Emulated, EmulatorMmu, FlushScope, Host};
+use vmtape_arch::{
+    level::Place,
+    note::{Note, NoteKind},
+    vcpu::VcpuState,
+};
+use vmtape_cpu::Flush;
+use vmtape_traces::event::{Event, InputSource};
+
+impl Host for Services {
+    fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
+        let done = self.memory.contains_hpa(hpa, buf.len() as u64) && self.ram().read(hpa, buf);
+        if done {
+            self.tape.read(hpa, buf);
+            if let Some(fed) = &mut self.fed {
+                fed.read(hpa, buf.len() as u64);
+            }
+        }
+        done
+    }
+
+    fn write(&mut self, hpa: u64, data: &[u8]) -> bool {
+        let done = self.memory.contains_hpa(hpa, data.len() as u64) && self.ram().write(hpa, data);
+        if done {
+            self.tape.wrote(hpa, data);
+            if let Some(fed) = &mut self.fed {
+                fed.knowledge.memory.learn(hpa, data.len() as u64);
+            }
+        }
+        done
+    }
+
+    fn cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> Option<bool> {
+        let len = usize::from(size.min(8));
+        let mut current = [0; 8];
+        if !self.read(hpa, &mut current[..len]) {
+            return None;
+        }
+        if current[..len] != old.to_le_bytes()[..len] {
+            return Some(false);
+        }
+        Some(self.write(hpa, &new.to_le_bytes()[..len]))
+    }
+
+    fn flush_tlb(&mut self, vcpu: u32, scope: FlushScope, address: u64) {
+        let flush = match scope {
+            FlushScope::NON_GLOBAL => Flush::NonGlobal,
+            FlushScope::GVA => Flush::Page(address),
+            // The TLB is indexed by linear address: which entries lead to a gpa is not known.
+            _ => Flush::All,
+        };
+        if vcpu == ALL_VCPUS {
+            self.flushes.iter().for_each(|handle| handle.request(flush));
+        } else if let Some(handle) = self.flushes.get(vcpu as usize) {
+            handle.request(flush);
+        }
+    }
+
+    fn emulate(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        request: &EmulateRequest,
+        mmu: &mut dyn EmulatorMmu,
+    ) -> Emulated {
+        emulator::emulate(self, vcpu, state, request, mmu)
+    }
+
+    fn bus(&mut self, vcpu: u32, op: &mut BusOp) -> bool {
+        if vcpu as usize >= self.devices.lapics.len() {
+            return false;
+        }
+        let claimed = self.access_bus(vcpu, op);
+        if !op.write && (1..8).contains(&op.size) {
+            op.data &= u64::MAX >> (64 - 8 * u32::from(op.size));
+        }
+        claimed
+    }
+
+    fn interrupt(&mut self, vcpu: u32, ack: bool) -> Option<u8> {
+        self.devices.interrupt(vcpu, ack)
+    }
+
+    fn nmi(&mut self, vcpu: u32, ack: bool) -> bool {
+        self.devices.nmi(vcpu, ack)
+    }
+
+    fn note_at(&mut self, vcpu: u32, place: Place, note: Note) {
+        if let Note::Rule { id } = note
+            && self.watching
+            && !self.rules.contains(&id)
+        {
+            self.rules.push(id);
+        }
+        self.tape.note(vcpu, place, note);
+    }
+
+    fn wants(&self, kind: NoteKind) -> bool {
+        self.tape.wants(kind) || kind == NoteKind::RULE && self.watching
+    }
+
+    fn log(&mut self, level: u32, text: &str) {
+        match level {
+            0 | 1 => tracing::error!(target: "backend", "{text}"),
+            2 => tracing::warn!(target: "backend", "{text}"),
+            3 => tracing::info!(target: "backend", "{text}"),
+            4 => tracing::debug!(target: "backend", "{text}"),
+            _ => tracing::trace!(target: "backend", "{text}"),
+        }
+    }
+
+    fn fault_point(&mut self, vcpu: u32, id: u32) -> Option<u64> {
+        let icount = self.clock.icount;
+        let value = self.inputs.fault(icount, vcpu, id)?;
+        self.tape.event(Event::Input { icount, source: InputSource::FAULT, value });
+        Some(value)
+    }
+}

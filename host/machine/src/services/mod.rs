@@ -1,0 +1,125 @@
+//! The services that a backend calls, and who they are done for: the parts of a machine but its vCPUs and its backend, the
+//! backend's way to them, KVM's emulator, and the running guest's way to silicon and devices.
+
+mod emulator;
+mod guest_env;
+mod host;
+
+pub(crate) use guest_env::GuestEnv;
+
+use crate::{
+    devices::Devices,
+    memory::Memory,
+    tape::{Feeding, Tape},
+    time::{Clock, InputStream, Inputs},
+};
+use vmtape_abi::{BusOp, BusSpace, Host};
+use vmtape_arch::{cpuid::CpuidEntry, vcpu::VcpuState};
+use vmtape_cpu::{Cpu, FlushHandle, Ram};
+use vmtape_traces::event::{Event, InputSource};
+
+/// Everything of a machine but its vCPUs and its backend.
+pub(crate) struct Services {
+    pub(crate) memory: Memory,
+    pub(crate) devices: Devices,
+    pub(crate) clock: Clock,
+    pub(crate) inputs: InputStream,
+    pub(crate) tape: Tape,
+    /// One per vCPU.
+    pub(crate) flushes: Vec<FlushHandle>,
+    /// The interpreter that serves as KVM's emulator; taken out while it runs.
+    pub(crate) emulator: Option<Cpu>,
+    /// The guest's CPUID per vCPU, for silicon that executes CPUID itself.
+    pub(crate) cpuid: Vec<Vec<CpuidEntry>>,
+    /// The emulator has counted the instruction whose exit is being handled.
+    pub(crate) emulated: bool,
+    /// The last exit was at the same place as the one before: the rules that decide are worth knowing, tape or not.
+    pub(crate) watching: bool,
+    /// The rules that the backend named there.
+    pub(crate) rules: Vec<u32>,
+    /// What a machine that is fed from a tape knows.
+    pub(crate) fed: Option<Feeding>,
+}
+
+impl Services {
+    /// With the guest's CPUID per vCPU.
+    pub(crate) fn new(
+        memory: Memory,
+        devices: Devices,
+        inputs: Box<dyn Inputs>,
+        tape: Tape,
+        emulator: Cpu,
+        cpuid: Vec<Vec<CpuidEntry>>,
+    ) -> Self {
+        Self {
+            memory,
+            devices,
+            clock: Clock::default(),
+            inputs: InputStream::new(inputs),
+            tape,
+            flushes: Vec::new(),
+            emulator: Some(emulator),
+            cpuid,
+            emulated: false,
+            watching: false,
+            rules: Vec::new(),
+            fed: None,
+        }
+    }
+
+    pub(crate) fn ram(&self) -> &Ram {
+        self.memory.ram()
+    }
+
+    /// Takes over the instruction count that the interpreter has reached; gives the time.
+    pub(crate) fn sync_clock(&mut self, state: &mut VcpuState) -> u64 {
+        self.clock.icount = state.icount;
+        state.tsc = self.clock.tsc_at(state.icount);
+        self.clock.now()
+    }
+
+    pub(crate) fn random(&mut self) -> u64 {
+        let icount = self.clock.icount;
+        let value = self.inputs.random(icount);
+        self.tape.event(Event::Input { icount, source: InputSource::RANDOM, value });
+        value
+    }
+
+    /// Feeds serial input that is due.
+    pub(crate) fn poll_serial(&mut self) {
+        let icount = self.clock.icount;
+        while self.inputs.next_serial().is_some_and(|due| due <= icount) {
+            let Some(byte) = self.inputs.serial(icount) else { break };
+            self.type_byte(byte);
+        }
+    }
+
+    /// Types a byte on the serial port, on the tape too.
+    pub(crate) fn type_byte(&mut self, byte: u8) {
+        let icount = self.clock.icount;
+        self.tape.event(Event::Input { icount, source: InputSource::SERIAL, value: byte.into() });
+        self.devices.receive(byte);
+    }
+
+    fn access_bus(&mut self, vcpu: u32, op: &mut BusOp) -> bool {
+        let now = self.clock.now();
+        match op.space {
+            BusSpace::KERNEL_PIO => self.devices.kernel_pio(op, now),
+            BusSpace::USER_PIO => self.devices.user_pio(op, now),
+            BusSpace::USER_MMIO => self.devices.user_mmio(op),
+            BusSpace::EOI => self.devices.silicon_eoi(vcpu, op),
+            BusSpace::KERNEL_MMIO | BusSpace::MSR => {
+                let answered = if op.space == BusSpace::MSR {
+                    self.devices.msr(vcpu, op, now)
+                } else {
+                    self.devices.kernel_mmio(vcpu, op, now)
+                };
+                if let Some(note) = answered.note {
+                    self.note(vcpu, note);
+                }
+                answered.claimed
+            }
+            _ => false,
+        }
+    }
+}

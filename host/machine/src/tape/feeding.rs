@@ -1,0 +1,37 @@
+//! What a machine knows whose exits come from a tape.
+
+use super::knowledge::Knowledge;
+
+/// The first schema in which an exit tells all memory that its handling reads, whatever handled the exits before it.
+const EXITS_STAND_ALONE: u32 = 3;
+
+/// What a fed machine knows, and the uses of what it does not.
+#[derive(Debug)]
+pub(crate) struct Feeding {
+    pub(crate) knowledge: Knowledge,
+    /// Memory stays known from exit to exit, and registers stay as they are: tapes before schema 3 do not tell again what
+    /// their own machine had left there.
+    keeps: bool,
+    unknown: u64,
+}
+
+impl Feeding {
+    /// Nothing is known yet of so many vCPUs, of a tape of this schema.
+    pub(crate) fn new(schema: u32, vcpus: u32) -> Self {
+        Self { knowledge: Knowledge::new(vcpus), keeps: schema < EXITS_STAND_ALONE, unknown: 0 }
+    }
+
+    pub(crate) fn keeps(&self) -> bool {
+        self.keeps
+    }
+
+    /// Reads of memory that the tape did not tell, so far.
+    pub(crate) fn unknown(&self) -> u64 {
+        self.unknown
+    }
+
+    /// The handling reads memory.
+    pub(crate) fn read(&mut self, hpa: u64, len: u64) {
+        self.unknown += u64::from(!self.knowledge.memory.holds(hpa, len));
+    }
+}

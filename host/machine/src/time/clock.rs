@@ -1,0 +1,40 @@
+//! Virtual time.
+
+use serde::{Deserialize, Serialize};
+
+/// Devices live by virtual time in nanoseconds.
+pub const NS_PER_SECOND: u64 = 1_000_000_000;
+/// One retired instruction is one tick of the time-stamp counter, which runs at 100 MHz: slow enough that a guest's
+/// waiting loops end soon, fast enough that its timer interrupts leave it time to work.
+pub const NS_PER_TICK: u64 = 10;
+
+/// Virtual time: a function of retired instructions.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Clock {
+    /// Instructions retired by all vCPUs. Each one is a tick of the time-stamp counter.
+    pub icount: u64,
+    /// Ticks that passed while every vCPU was halted.
+    idle: u64,
+}
+
+impl Clock {
+    /// The time-stamp counter after `icount` instructions.
+    pub fn tsc_at(&self, icount: u64) -> u64 {
+        icount.wrapping_add(self.idle)
+    }
+
+    /// Nanoseconds since the machine was switched on, which devices live by.
+    pub fn now(&self) -> u64 {
+        self.tsc_at(self.icount).wrapping_mul(NS_PER_TICK)
+    }
+
+    /// The instruction count at which a time is reached if no vCPU halts.
+    pub fn icount_at(&self, ns: u64) -> u64 {
+        ns.div_ceil(NS_PER_TICK).saturating_sub(self.idle)
+    }
+
+    /// Lets time pass without instructions.
+    pub fn jump_to(&mut self, ns: u64) {
+        self.idle += self.icount_at(ns).saturating_sub(self.icount);
+    }
+}

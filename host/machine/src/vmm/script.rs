@@ -1,0 +1,203 @@
+//! What the VMM does beside running the guest: ioctls at given moments, told to the recorder like everything else.
+
+use crate::{Error, model::CpuidChange};
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+use vmtape_abi::MemoryRegion;
+use vmtape_traces::event::Control;
+
+/// One ioctl and its moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    pub at: When,
+    pub action: Action,
+}
+
+/// When the VMM acts; the guest is stopped there, and enters again after it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum When {
+    /// Before any vCPU has run.
+    #[default]
+    Start,
+    /// After so many exits were handled: before the exit with this number, the first being 0.
+    Exit(u64),
+    /// After so many instructions retired.
+    Insn(u64),
+}
+
+/// An ioctl.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// KVM_SET_CPUID2 with the vCPU's table and a change to it, as [`CpuidChange`] spells it.
+    SetCpuid { vcpu: u32, change: String },
+    /// KVM_SET_USER_MEMORY_REGION. The machine has memory for the largest size that its script gives a slot.
+    SetMemoryRegion { slot: u32, gpa: u64, size: u64, flags: u32 },
+    /// KVM_SET_MSRS with one register.
+    SetMsr { vcpu: u32, index: u32, data: u64 },
+    /// KVM_CHECK_EXTENSION.
+    CheckExtension { cap: u32 },
+    /// KVM_GET_CPUID2.
+    GetCpuid { vcpu: u32 },
+    /// KVM_GET_SUPPORTED_CPUID.
+    GetSupportedCpuid,
+    /// KVM_GET_MSRS with one register.
+    GetMsr { vcpu: u32, index: u32 },
+    /// A value that no ioctl shows, by its number in the contract.
+    Query { vcpu: u32, query: u32 },
+}
+
+impl Action {
+    /// The vCPU that it is an ioctl of.
+    pub fn vcpu(&self) -> Option<u32> {
+        match self {
+            Self::SetCpuid { vcpu, .. }
+            | Self::SetMsr { vcpu, .. }
+            | Self::GetCpuid { vcpu }
+            | Self::GetMsr { vcpu, .. }
+            | Self::Query { vcpu, .. } => Some(*vcpu),
+            Self::SetMemoryRegion { .. } | Self::CheckExtension { .. } | Self::GetSupportedCpuid => None,
+        }
+    }
+}
+
+impl fmt::Display for When {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start => f.write_str("start"),
+            Self::Exit(exit) => write!(f, "exit={exit}"),
+            Self::Insn(insn) => write!(f, "insn={insn}"),
+        }
+    }
+}
+
+impl FromStr for When {
+    type Err = String;
+
+    /// `start`, `exit=N` or `insn=N`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let count = |count: &str| count.parse().map_err(|_| format!("{text}: `{count}` is not a count"));
+        match text.split_once('=') {
+            None if text == "start" => Ok(Self::Start),
+            Some(("exit", exit)) => Ok(Self::Exit(count(exit)?)),
+            Some(("insn", insn)) => Ok(Self::Insn(count(insn)?)),
+            _ => Err(format!("`{text}` is none of start, exit=N, insn=N")),
+        }
+    }
+}
+
+/// The script of a machine and how far it is.
+pub(crate) struct Script {
+    steps: Vec<Step>,
+    done: Vec<bool>,
+    /// The next moments, so that a run need not look at every step after every exit.
+    next_exit: u64,
+    next_insn: u64,
+    /// What was done, and after how many exits.
+    log: Vec<(u64, Control)>,
+}
+
+impl Script {
+    /// A script that fits the machine.
+    pub(crate) fn new(steps: &[Step], vcpus: u32) -> Result<Self, Error> {
+        for step in steps {
+            step.check(vcpus).map_err(Error::Script)?;
+        }
+        let mut script = Self {
+            steps: steps.to_vec(),
+            done: vec![false; steps.len()],
+            next_exit: 0,
+            next_insn: 0,
+            log: Vec::new(),
+        };
+        script.look_ahead();
+        Ok(script)
+    }
+
+    /// The instruction count at which the guest must be left for the next step.
+    pub(crate) fn next_insn(&self) -> u64 {
+        self.next_insn
+    }
+
+    pub(crate) fn is_due(&self, exits: u64, icount: u64) -> bool {
+        exits >= self.next_exit || icount >= self.next_insn
+    }
+
+    pub(crate) fn take_due(&mut self, exits: u64, icount: u64) -> Vec<Action> {
+        let mut due = Vec::new();
+        for (step, done) in self.steps.iter().zip(&mut self.done).filter(|(_, done)| !**done) {
+            *done = match step.at {
+                When::Start => true,
+                When::Exit(exit) => exits >= exit,
+                When::Insn(insn) => icount >= insn,
+            };
+            due.extend(done.then(|| step.action.clone()));
+        }
+        self.look_ahead();
+        due
+    }
+
+    fn look_ahead(&mut self) {
+        (self.next_exit, self.next_insn) = (u64::MAX, u64::MAX);
+        for (step, _) in self.steps.iter().zip(&self.done).filter(|(_, done)| !**done) {
+            match step.at {
+                When::Start => self.next_exit = 0,
+                When::Exit(exit) => self.next_exit = self.next_exit.min(exit),
+                When::Insn(insn) => self.next_insn = self.next_insn.min(insn),
+            }
+        }
+    }
+
+    /// Takes note of what was done.
+    pub(crate) fn log(&mut self, exits: u64, control: Control) {
+        self.log.push((exits, control));
+    }
+
+    /// What was done so far, each with the number of exits before it.
+    pub(crate) fn logged(&self) -> &[(u64, Control)] {
+        &self.log
+    }
+
+    pub(crate) fn done(&self) -> &[bool] {
+        &self.done
+    }
+
+    /// Goes on where a checkpoint was made.
+    pub(crate) fn resume(&mut self, done: Vec<bool>) {
+        self.done = done;
+        self.look_ahead();
+    }
+
+    /// Goes on where another machine's is, with what was done there.
+    pub(crate) fn take_over(&mut self, other: &Self) {
+        self.log.clone_from(&other.log);
+        self.resume(other.done.clone());
+    }
+
+    pub(crate) fn left(&self) -> impl Iterator<Item = &Step> {
+        self.steps.iter().zip(&self.done).filter(|(_, done)| !**done).map(|(step, _)| step)
+    }
+}
+
+impl Step {
+    /// Whether a machine with so many vCPUs can do it.
+    pub fn check(&self, vcpus: u32) -> Result<(), String> {
+        if let Some(vcpu) = self.action.vcpu().filter(|vcpu| *vcpu >= vcpus) {
+            return Err(format!("there is no vCPU {vcpu}: the machine has {vcpus}, numbered from 0"));
+        }
+        match &self.action {
+            Action::SetCpuid { change, .. } => change.parse::<CpuidChange>().map(drop),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The memory slots that a script makes.
+pub(crate) fn memory_regions(script: &[Step]) -> Vec<MemoryRegion> {
+    let region = |step: &Step| match step.action {
+        Action::SetMemoryRegion { slot, gpa, size, flags } => {
+            Some(MemoryRegion { slot, flags, gpa, size, hpa: 0 })
+        }
+        _ => None,
+    };
+    script.iter().filter_map(region).collect()
+}
