@@ -75,6 +75,7 @@ pub mod feature {
     pub const XSAVEC: Feature = Feature(0xd, 1, Eax, 1);
     pub const XFD: Feature = Feature(0xd, 1, Eax, 4);
     pub const SVM: Feature = Feature(0x8000_0001, 0, Ecx, 2);
+    pub const OSVW: Feature = Feature(0x8000_0001, 0, Ecx, 9);
     pub const SYSCALL: Feature = Feature(0x8000_0001, 0, Edx, 11);
     pub const NX: Feature = Feature(0x8000_0001, 0, Edx, 20);
     pub const FXSR_OPT: Feature = Feature(0x8000_0001, 0, Edx, 25);

@@ -2,7 +2,7 @@
 
 use crate::{
     Vcpu,
-    cpuid::{GuestCpuid, indexed, plain},
+    cpuid::{indexed, plain},
     cr,
     events::Windows,
     io, msr,
@@ -15,12 +15,13 @@ use vmtape_arch::{
     event::{Event, EventKind},
     exception::{Exception, Vector},
     exit::ResumeKind,
-    host::Vendor,
     note::Note,
     regs::{Cr0, Cr4, Efer},
     vcpu::{VcpuState, gpr},
 };
 use vmtape_testing::TestHost;
+
+const UCODE_REV: u64 = 0x1_0000_0000;
 
 fn cpuid() -> Vec<CpuidEntry> {
     const PCID_X2APIC_XSAVE: u32 = 1 << 17 | 1 << 21 | 1 << 26;
@@ -36,8 +37,8 @@ fn cpuid() -> Vec<CpuidEntry> {
     ]
 }
 
-fn guest(vendor: Vendor) -> (Vcpu, VcpuState, TestHost) {
-    let mut vcpu = Vcpu::new(0, vendor);
+fn guest() -> (Vcpu, VcpuState, TestHost) {
+    let mut vcpu = Vcpu::new(0, UCODE_REV);
     let state = VcpuState::reset();
     let options = Options::parse(Scope::VMX, "", &[]).unwrap();
     vcpu.set_cpuid(&options, &state, &cpuid()).unwrap();
@@ -72,49 +73,27 @@ fn guest_writes() {
         (0xfe, 0, None),
         (0x10a, 0, None),
         (0x48, 0, None),
-        (0x3a, 4, None),
-        (0x8b, 5, Some(0x1_0000_0000)),
+        (0x8b, 5, Some(UCODE_REV)),
         (0x1234, 0, None),
     ] {
-        let (mut vcpu, mut state, mut host) = guest(Vendor::INTEL);
-        let written = msr::set(&mut vcpu, &mut state, index, data, false, &mut host);
+        let (mut vcpu, mut state, mut host) = guest();
+        let written = msr::set_common(&mut vcpu, &mut state, index, data, false, &mut host);
         assert_eq!(written.is_ok(), read.is_some(), "write {data:#x} to {index:#x}");
         if let Some(expected) = read {
-            let value = msr::get(&mut vcpu, &state, index, false, &mut host);
+            let value = msr::get_common(&mut vcpu, &state, index, false, &mut host);
             assert_eq!(value, Ok(expected), "{index:#x}");
         }
     }
 }
 
 /// xAPIC to x2APIC and off again, but not back to xAPIC, and not from off to x2APIC.
-/// KVM knows the instruction cache's MSR for reading only; writes of the other configuration registers vanish. Values from
-/// svm_get_msr() and kvm_set_msr_common() of Linux 5.10, 6.1 and 6.12.
-#[test]
-fn amd_configuration_registers() {
-    const IC_CFG: u32 = 0xc001_1021;
-    const TW_CFG: u32 = 0xc001_1023;
-    let (mut vcpu, mut state, mut host) = guest(Vendor::AMD);
-    for by_host in [false, true] {
-        assert!(msr::set(&mut vcpu, &mut state, IC_CFG, 1, by_host, &mut host).is_err());
-        assert_eq!(msr::get(&mut vcpu, &state, IC_CFG, by_host, &mut host), Ok(0));
-        assert!(msr::set(&mut vcpu, &mut state, TW_CFG, 1, by_host, &mut host).is_ok());
-        assert_eq!(msr::get(&mut vcpu, &state, TW_CFG, by_host, &mut host), Ok(0));
-    }
-    for (signature, value) in [(0x0060_0f20, 0x1e), (0x0061_0f01, 0x1e), (0x0060_0f12, 0), (0x0080_0f11, 0)] {
-        vcpu.cpuid = GuestCpuid::unchecked(&[plain(1, [signature, 0, 0, 0])]);
-        assert_eq!(msr::get(&mut vcpu, &state, IC_CFG, false, &mut host), Ok(value), "{signature:#x}");
-    }
-    let (mut vcpu, state, mut host) = guest(Vendor::INTEL);
-    assert!(msr::get(&mut vcpu, &state, IC_CFG, true, &mut host).is_err());
-}
-
 #[test]
 fn apic_base_transitions() {
     const BASE: u64 = 0xfee0_0100;
     const ENABLED: u64 = BASE | 1 << 11;
     const X2APIC: u64 = ENABLED | 1 << 10;
-    let (mut vcpu, mut state, mut host) = guest(Vendor::INTEL);
-    let mut write = |data| msr::set(&mut vcpu, &mut state, 0x1b, data, false, &mut host).is_ok();
+    let (mut vcpu, mut state, mut host) = guest();
+    let mut write = |data| msr::set_common(&mut vcpu, &mut state, 0x1b, data, false, &mut host).is_ok();
     for (data, legal) in [
         (X2APIC, true),
         (ENABLED, false),
@@ -132,19 +111,19 @@ fn apic_base_transitions() {
 
 #[test]
 fn a_written_tsc_moves_tsc_adjust() {
-    let (mut vcpu, mut state, mut host) = guest(Vendor::INTEL);
+    let (mut vcpu, mut state, mut host) = guest();
     state.tsc = 1000;
-    msr::set(&mut vcpu, &mut state, 0x10, 5000, false, &mut host).unwrap();
-    assert_eq!(msr::get(&mut vcpu, &state, 0x10, false, &mut host), Ok(5000));
+    msr::set_common(&mut vcpu, &mut state, 0x10, 5000, false, &mut host).unwrap();
+    assert_eq!(msr::get_common(&mut vcpu, &state, 0x10, false, &mut host), Ok(5000));
     assert_eq!(state.tsc_adjust, 4000);
-    msr::set(&mut vcpu, &mut state, 0x3b, 0, false, &mut host).unwrap();
-    assert_eq!(msr::get(&mut vcpu, &state, 0x10, false, &mut host), Ok(1000));
+    msr::set_common(&mut vcpu, &mut state, 0x3b, 0, false, &mut host).unwrap();
+    assert_eq!(msr::get_common(&mut vcpu, &state, 0x10, false, &mut host), Ok(1000));
 }
 
 /// KVM's table of what MOV to CR0 and CR4 may not do.
 #[test]
 fn illegal_control_registers() {
-    let (mut vcpu, mut state, mut host) = guest(Vendor::INTEL);
+    let (mut vcpu, mut state, mut host) = guest();
     let slots = Slots::default();
     let cr0 = Cr0::new().with_pe(true);
     for illegal in [1 << 32, cr0.with_nw(true).into_bits(), Cr0::new().with_pg(true).into_bits()] {
@@ -172,7 +151,7 @@ fn illegal_control_registers() {
 /// Long mode as kvm-unit-tests' cstart64.S enters it, and what may not change once there.
 #[test]
 fn the_way_into_long_mode() {
-    let (mut vcpu, mut state, mut host) = guest(Vendor::INTEL);
+    let (mut vcpu, mut state, mut host) = guest();
     let slots = Slots::default();
     state.cr4 = Cr4::new().with_pae(true).into_bits();
     cr::set_efer(&vcpu, &mut state, Efer::new().with_lme(true).into_bits(), false).unwrap();
@@ -186,7 +165,7 @@ fn the_way_into_long_mode() {
 /// PAE pointers are read and checked with the guest's width.
 #[test]
 fn page_directory_pointers() {
-    let (vcpu, mut state, mut host) = guest(Vendor::INTEL);
+    let (vcpu, mut state, mut host) = guest();
     let mut slots = Slots::default();
     let region = MemoryRegion { slot: 0, flags: 0, gpa: 0, size: 0x2000, hpa: 0 };
     slots.set(&region, 0xf_ffff).unwrap();
@@ -203,7 +182,7 @@ fn page_directory_pointers() {
 /// XCR0 in the order of __kvm_set_xcr's checks.
 #[test]
 fn xcr0() {
-    let (mut vcpu, mut state, _) = guest(Vendor::INTEL);
+    let (mut vcpu, mut state, _) = guest();
     for (value, legal) in [(1, true), (3, true), (7, true), (5, false), (2, false), (0x207, false)] {
         assert_eq!(cr::xsetbv(&mut vcpu, &mut state, 0, value).is_ok(), legal, "{value:#x}");
     }
@@ -214,7 +193,7 @@ fn xcr0() {
 /// The order of notes that the recordings show: an OUT is traced before it leaves for userspace, an IN after.
 #[test]
 fn port_notes() {
-    let (mut vcpu, mut state, mut host) = guest(Vendor::INTEL);
+    let (mut vcpu, mut state, mut host) = guest();
     state.gpr[gpr::RAX] = 0x1122_3344_5566_7788;
     let pio = io::Pio { port: 0x3fd, size: 1, input: true, insn_len: 1 };
     io::fast_pio(&mut vcpu, &mut state, &pio, &mut host);
@@ -238,7 +217,7 @@ fn port_notes() {
 /// An interrupt waits for its window, and one whose delivery was interrupted comes again, marked so.
 #[test]
 fn interrupts() {
-    let (mut vcpu, mut state, mut host) = guest(Vendor::INTEL);
+    let (mut vcpu, mut state, mut host) = guest();
     host.interrupt = Some(0x20);
     let closed = Windows { interrupt: false, nmi: false, virtual_interrupts: false };
     let requests = vcpu.events.check_and_inject(0, &mut state, closed, &mut host);
@@ -263,7 +242,7 @@ fn interrupts() {
 /// With virtual-interrupt delivery only the PIC's interrupts are injected.
 #[test]
 fn virtual_interrupts_are_silicon_s() {
-    let (mut vcpu, mut state, mut host) = guest(Vendor::INTEL);
+    let (mut vcpu, mut state, mut host) = guest();
     let windows = Windows { interrupt: true, nmi: true, virtual_interrupts: true };
     host.interrupt = Some(0x30);
     vcpu.events.check_and_inject(0, &mut state, windows, &mut host);

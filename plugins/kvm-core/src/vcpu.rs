@@ -12,7 +12,6 @@ use vmtape_abi::{BusOp, BusSpace, Errno, Host};
 use vmtape_arch::{
     cpuid::CpuidEntry,
     exception::Exception,
-    host::Vendor,
     msr::Msr,
     vcpu::{Interruptibility, VcpuState},
 };
@@ -53,12 +52,12 @@ pub enum SetCpuid {
 }
 
 impl Vcpu {
-    /// KVM_CREATE_VCPU on a host of this vendor.
-    pub fn new(id: u32, vendor: Vendor) -> Self {
+    /// KVM_CREATE_VCPU. `ucode_rev`: the microcode's revision that the vendor's module reports.
+    pub fn new(id: u32, ucode_rev: u64) -> Self {
         Self {
             id,
             cpuid: GuestCpuid::default(),
-            msrs: Msrs::new(vendor),
+            msrs: Msrs::new(ucode_rev),
             events: Events::default(),
             apic_base: APIC_BASE_RESET,
             last_vmentry_cpu: NEVER,

@@ -8,7 +8,7 @@ use crate::{
     cpuid::feature,
     cr::MmuEffect,
     events::{self, WindowRequests, Windows},
-    msr,
+    msr::{self, Refused},
     profile::Switch,
     supported,
     vcpu::SetCpuid,
@@ -55,8 +55,27 @@ pub trait Ops {
     /// `vcpu_after_set_cpuid`.
     fn after_set_cpuid(&self, vcpu: &mut Self::Vcpu);
 
-    /// An MSR has a new value.
-    fn after_set_msr(&self, vcpu: &mut Self::Vcpu, state: &VcpuState, index: u32);
+    /// `get_msr`: what only the vendor has, and otherwise [`msr::get_common`]. `host_initiated`: KVM_GET_MSRS rather than
+    /// the guest.
+    fn get_msr(
+        &self,
+        vcpu: &mut Self::Vcpu,
+        state: &VcpuState,
+        index: u32,
+        host_initiated: bool,
+        host: &mut dyn Host,
+    ) -> Result<u64, Refused>;
+
+    /// `set_msr`: what only the vendor has, and otherwise [`msr::set_common`].
+    fn set_msr(
+        &self,
+        vcpu: &mut Self::Vcpu,
+        state: &mut VcpuState,
+        index: u32,
+        data: u64,
+        host_initiated: bool,
+        host: &mut dyn Host,
+    ) -> msr::Written;
 
     /// Does to MMU and TLB what a control-register write asks for.
     fn apply(&mut self, vcpu: &mut Self::Vcpu, state: &VcpuState, effect: MmuEffect, host: &mut dyn Host);
@@ -231,8 +250,8 @@ impl<O: Ops> Backend for Vm<O> {
         index: u32,
         host: &mut dyn Host,
     ) -> Result<u64, Errno> {
-        let (_, v) = self.parts(vcpu);
-        msr::get(v.core_mut(), state, index, true, host).map_err(|_| Errno::EINVAL)
+        let (ops, v) = self.parts(vcpu);
+        ops.get_msr(v, state, index, true, host).map_err(|_| Errno::EINVAL)
     }
 
     fn set_msr(
@@ -247,11 +266,10 @@ impl<O: Ops> Backend for Vm<O> {
         let frozen = v.core().has_run() && ops.kvm().options.on(Switch::IMMUTABLE_FEATURE_MSRS);
         if frozen && msr::is_immutable_feature(index) {
             // See: KVM x86.c do_set_msr()
-            let same = msr::get(v.core_mut(), state, index, true, host) == Ok(data);
+            let same = ops.get_msr(v, state, index, true, host) == Ok(data);
             return if same { Ok(()) } else { Err(Errno::EINVAL) };
         }
-        let effect = msr::set(v.core_mut(), state, index, data, true, host).map_err(|_| Errno::EINVAL)?;
-        ops.after_set_msr(v, state, index);
+        let effect = ops.set_msr(v, state, index, data, true, host).map_err(|_| Errno::EINVAL)?;
         ops.apply(v, state, effect, host);
         state.intercepts = ops.intercepts(v, state);
         Ok(())

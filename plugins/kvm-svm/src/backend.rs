@@ -1,7 +1,7 @@
 //! What `kvm.ko` asks of `kvm_amd`, and what silicon answers.
 
 use crate::{
-    kvm::{self, Cx, setup},
+    kvm::{self, Cx, msr, setup},
     rules::Rule,
     silicon::exits,
     vm::{Shared, SvmVcpu},
@@ -20,6 +20,7 @@ use vmtape_kvm_core::{
     cr::MmuEffect,
     emulate::with_exit,
     events::WindowRequests,
+    msr::{Refused, Written},
     vm::{Ops, VendorVcpu},
 };
 use vmtape_kvm_mmu::{
@@ -60,8 +61,27 @@ impl Ops for Shared {
         setup::after_set_cpuid(self, v);
     }
 
-    fn after_set_msr(&self, v: &mut SvmVcpu, state: &VcpuState, index: u32) {
-        setup::after_wrmsr(v, state, index);
+    fn get_msr(
+        &self,
+        v: &mut SvmVcpu,
+        state: &VcpuState,
+        index: u32,
+        host_initiated: bool,
+        host: &mut dyn Host,
+    ) -> Result<u64, Refused> {
+        msr::get(v, state, index, host_initiated, host)
+    }
+
+    fn set_msr(
+        &self,
+        v: &mut SvmVcpu,
+        state: &mut VcpuState,
+        index: u32,
+        data: u64,
+        host_initiated: bool,
+        host: &mut dyn Host,
+    ) -> Written {
+        msr::set(v, state, index, data, host_initiated, host)
     }
 
     fn apply(&mut self, v: &mut SvmVcpu, state: &VcpuState, effect: MmuEffect, host: &mut dyn Host) {

@@ -1,6 +1,6 @@
 //! A VM under `kvm_amd`: what its vCPUs share, and what each has.
 
-use crate::{rules::Rule, silicon::vmcb::Vmcb};
+use crate::{kvm::msr::SvmMsrs, rules::Rule, silicon::vmcb::Vmcb};
 use serde::{Deserialize, Serialize};
 use vmtape_abi::VmConfig;
 use vmtape_arch::host::Vendor;
@@ -16,6 +16,7 @@ use vmtape_kvm_mmu::mmu::Config;
 pub struct SvmVcpu {
     pub core: Vcpu,
     pub vmcb: Vmcb,
+    pub msrs: SvmMsrs,
     /// MOV DR runs without exits until the next exit (KVM_DEBUGREG_WONT_EXIT).
     pub debug_registers_owned: bool,
 }

@@ -1,6 +1,6 @@
 //! A VM under `kvm_intel`: what its vCPUs share, and what each has.
 
-use crate::{rules::Rule, silicon::controls::Controls};
+use crate::{kvm::msr::VmxMsrs, rules::Rule, silicon::controls::Controls};
 use serde::{Deserialize, Serialize};
 use vmtape_abi::VmConfig;
 use vmtape_arch::{
@@ -27,6 +27,7 @@ pub const APIC_DEFAULT_BASE: u64 = 0xfee0_0000;
 pub struct VmxVcpu {
     pub core: Vcpu,
     pub controls: Controls,
+    pub msrs: VmxMsrs,
     /// MOV DR runs without exits until the next exit (KVM_DEBUGREG_WONT_EXIT).
     pub debug_registers_owned: bool,
 }

@@ -1,7 +1,10 @@
-//! The MSRs that KVM emulates: which exist, which values they take, and what a guest reads.
+//! The MSRs that KVM emulates for both vendors: which exist, which values they take, and what a guest reads. A vendor's
+//! module is asked first, and comes here for what it does not know ([`Ops::get_msr`], [`Ops::set_msr`]).
 //!
-//! See: KVM arch/x86/kvm/x86.c kvm_get_msr_common(), kvm_set_msr_common(); mtrr.c; vmx/vmx.c vmx_get_msr(),
-//! vmx_set_msr(); svm/svm.c svm_get_msr(), svm_set_msr()
+//! The registers that a world switch carries (SYSENTER, SYSCALL, FS and GS bases, TSC_AUX, SPEC_CTRL) are in the code of each
+//! vendor in KVM; both treat them alike, so they are here.
+//!
+//! See: KVM arch/x86/kvm/x86.c kvm_get_msr_common(), kvm_set_msr_common(); mtrr.c
 
 mod other;
 
@@ -9,16 +12,15 @@ use crate::{
     cpuid::feature,
     cr::{self, MmuEffect},
     vcpu::Vcpu,
+    vm::{Ops, VendorVcpu},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, ops::RangeInclusive};
 use vmtape_abi::{BusOp, BusSpace, Host};
 use vmtape_arch::{
     exception::Exception,
-    host::Vendor,
     msr::Msr,
     note::Note,
-    paging::bits,
     vcpu::{VcpuState, gpr, seg},
 };
 
@@ -40,7 +42,6 @@ const VMX_CAPABILITIES: RangeInclusive<u32> = 0x480..=0x491;
 /// MSRs that `VcpuState` does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Msrs {
-    amd_host: bool,
     /// Registers that only store what is written: MTRRs, machine-check banks, KVM's own.
     stored: BTreeMap<u32, u64>,
     pub misc_enable: u64,
@@ -53,18 +54,16 @@ pub struct Msrs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused;
 
-type Written = Result<MmuEffect, Refused>;
+/// What a write asks of the MMU.
+pub type Written = Result<MmuEffect, Refused>;
 
 impl Msrs {
-    /// After reset.
-    pub fn new(vendor: Vendor) -> Self {
-        let amd_host = vendor == Vendor::AMD;
+    /// After reset, with the microcode's revision that the vendor's module reports.
+    pub fn new(ucode_rev: u64) -> Self {
         Self {
-            amd_host,
             stored: BTreeMap::new(),
             misc_enable: MISC_ENABLE_READ_ONLY,
-            // See: KVM vmx/vmx.c vmx_vcpu_create(), svm/svm.c svm_vcpu_create()
-            ucode_rev: if amd_host { 0x0100_0065 } else { 0x1_0000_0000 },
+            ucode_rev,
             arch_capabilities: 0,
             platform_info: PLATFORM_INFO_CPUID_FAULT,
         }
@@ -86,11 +85,16 @@ fn intercepted(write: bool, index: u32, data: u64, exception: bool) -> Note {
 }
 
 /// `kvm_emulate_rdmsr` without the skip.
-pub fn emulate_rdmsr(vcpu: &mut Vcpu, state: &mut VcpuState, host: &mut dyn Host) -> Result<(), Exception> {
+pub fn emulate_rdmsr<O: Ops>(
+    ops: &O,
+    vcpu: &mut O::Vcpu,
+    state: &mut VcpuState,
+    host: &mut dyn Host,
+) -> Result<(), Exception> {
     let index = state.gpr[gpr::RCX] as u32;
-    let result = get(vcpu, state, index, false, host);
+    let result = ops.get_msr(vcpu, state, index, false, host);
     let data = result.unwrap_or(0);
-    host.note(vcpu.id, intercepted(false, index, data, result.is_err()));
+    host.note(vcpu.core().id, intercepted(false, index, data, result.is_err()));
     result.map_err(|Refused| Exception::gp(0))?;
     state.gpr[gpr::RAX] = data & 0xffff_ffff;
     state.gpr[gpr::RDX] = data >> 32;
@@ -98,16 +102,21 @@ pub fn emulate_rdmsr(vcpu: &mut Vcpu, state: &mut VcpuState, host: &mut dyn Host
 }
 
 /// `kvm_emulate_wrmsr` without the skip.
-pub fn emulate_wrmsr(vcpu: &mut Vcpu, state: &mut VcpuState, host: &mut dyn Host) -> cr::Outcome {
+pub fn emulate_wrmsr<O: Ops>(
+    ops: &O,
+    vcpu: &mut O::Vcpu,
+    state: &mut VcpuState,
+    host: &mut dyn Host,
+) -> cr::Outcome {
     let index = state.gpr[gpr::RCX] as u32;
     let data = state.gpr[gpr::RAX] & 0xffff_ffff | state.gpr[gpr::RDX] << 32;
-    let result = set(vcpu, state, index, data, false, host);
-    host.note(vcpu.id, intercepted(true, index, data, result.is_err()));
+    let result = ops.set_msr(vcpu, state, index, data, false, host);
+    host.note(vcpu.core().id, intercepted(true, index, data, result.is_err()));
     result.map_err(|Refused| Exception::gp(0))
 }
 
-/// `__kvm_get_msr`. `host_initiated`: KVM_GET_MSRS rather than the guest.
-pub fn get(
+/// `kvm_get_msr_common`. `host_initiated`: KVM_GET_MSRS rather than the guest.
+pub fn get_common(
     vcpu: &mut Vcpu,
     state: &VcpuState,
     index: u32,
@@ -163,9 +172,6 @@ pub fn get(
         Msr::IA32_SYSENTER_CS => state.sysenter_cs,
         Msr::IA32_SYSENTER_ESP => state.sysenter_esp,
         Msr::IA32_SYSENTER_EIP => state.sysenter_eip,
-        Msr::IA32_DEBUGCTL => state.debugctl,
-        Msr::IA32_FEAT_CTL if !msrs.amd_host => msrs.stored(index),
-        Msr::VM_CR | Msr::VM_HSAVE_PA if msrs.amd_host => msrs.stored(index),
         _ => other::get(vcpu, index, host_initiated)?,
     })
 }
@@ -187,8 +193,8 @@ fn has_pred_cmd(vcpu: &Vcpu) -> bool {
     [SPEC_CTRL, AMD_IBPB, SBPB].iter().any(|f| vcpu.cpuid.has(*f))
 }
 
-/// `__kvm_set_msr`.
-pub fn set(
+/// `kvm_set_msr_common`.
+pub fn set_common(
     vcpu: &mut Vcpu,
     state: &mut VcpuState,
     index: u32,
@@ -244,7 +250,6 @@ pub fn set(
             allow(has_pred_cmd(vcpu) && data & !0x81 == 0 || host_initiated)?;
         }
         Msr::IA32_FLUSH_CMD => allow(vcpu.cpuid.has(feature::FLUSH_L1D) && data & !1 == 0 || host_initiated)?,
-        Msr::IA32_DEBUGCTL => set_debugctl(vcpu, state, data)?,
         _ => return set_model(vcpu, index, data, host_initiated),
     }
     done
@@ -253,7 +258,6 @@ pub fn set(
 /// What the vCPU's model and its machine-wide registers are made of.
 fn set_model(vcpu: &mut Vcpu, index: u32, data: u64, host_initiated: bool) -> Written {
     let allow = |has: bool| if has { Ok(()) } else { Err(Refused) };
-    let reserved_gpa = vcpu.cpuid.reserved_gpa_bits();
     match Msr(index) {
         Msr::IA32_UCODE_REV if host_initiated => vcpu.msrs.ucode_rev = data,
         Msr::IA32_UCODE_REV => {}
@@ -270,19 +274,6 @@ fn set_model(vcpu: &mut Vcpu, index: u32, data: u64, host_initiated: bool) -> Wr
             return vcpu.msrs.store(index, data);
         }
         Msr::IA32_MCG_STATUS => return vcpu.msrs.store(index, data),
-        Msr::IA32_FEAT_CTL if !vcpu.msrs.amd_host => {
-            // Nested VMX and SGX are off: only the lock bit is valid.
-            allow(data & !1 == 0 && (vcpu.msrs.stored(index) & 1 == 0 || host_initiated))?;
-            return vcpu.msrs.store(index, data);
-        }
-        Msr::VM_HSAVE_PA if vcpu.msrs.amd_host => {
-            allow(data & (bits(0, 11) | reserved_gpa) == 0)?;
-            return vcpu.msrs.store(index, data);
-        }
-        Msr::VM_CR if vcpu.msrs.amd_host => {
-            allow(data & !0x1f == 0)?;
-            return vcpu.msrs.store(index, data);
-        }
         _ => return other::set(vcpu, index, data, host_initiated),
     }
     Ok(MmuEffect::default())
@@ -321,23 +312,6 @@ fn set_apic_base(
     bus_write(vcpu.id, Msr::IA32_APIC_BASE.0, data, host)?;
     vcpu.apic_base = data;
     vcpu.update_cpuid_runtime(state);
-    Ok(())
-}
-
-/// DEBUGCTL.BTF and LBR are dropped where KVM does not virtualize them; other bits are refused.
-fn set_debugctl(vcpu: &Vcpu, state: &mut VcpuState, data: u64) -> Result<(), Refused> {
-    const LBR_BTF: u64 = 3;
-    const BUS_LOCK: u64 = 1 << 2;
-    if vcpu.msrs.amd_host {
-        // Without LBR virtualization the write is ignored.
-        return Ok(());
-    }
-    let bus_lock = if vcpu.cpuid.has(feature::BUS_LOCK_DETECT) { BUS_LOCK } else { 0 };
-    let data = data & !LBR_BTF;
-    if data & !bus_lock != 0 {
-        return Err(Refused);
-    }
-    state.debugctl = data;
     Ok(())
 }
 

@@ -3,13 +3,7 @@
 //! See: KVM arch/x86/kvm/x86.c kvm_get_msr_common(), kvm_set_msr_common(); mtrr.c
 
 use super::{PLATFORM_INFO_CPUID_FAULT, Refused, Written, is_valid_mtrr_type};
-use crate::{
-    cpuid::{GuestCpuid, feature},
-    cr::MmuEffect,
-    vcpu::Vcpu,
-};
-use bitfield_struct::bitfield;
-use vmtape_arch::paging::bits;
+use crate::{cpuid::feature, cr::MmuEffect, vcpu::Vcpu};
 
 const KVM_WALL_CLOCK: u32 = 0x11;
 const KVM_SYSTEM_TIME: u32 = 0x12;
@@ -22,7 +16,6 @@ const SMBASE: u32 = 0x9e;
 const P6_PERFCTR: [u32; 2] = [0xc1, 0xc2];
 const FSB_FREQ: u32 = 0xcd;
 const PLATFORM_INFO: u32 = 0xce;
-const UMWAIT_CONTROL: u32 = 0xe1;
 const BBL_CR_CTL3: u32 = 0x11e;
 const MISC_FEATURES_ENABLES: u32 = 0x140;
 const MCG_CTL: u32 = 0x17b;
@@ -48,9 +41,7 @@ const PATCH_LOADER: u32 = 0xc001_0020;
 const INT_PENDING_MSG: u32 = 0xc001_0055;
 const MMIO_CONF_BASE: u32 = 0xc001_0058;
 const TSEG: [u32; 2] = [0xc001_0112, 0xc001_0113];
-const VIRT_SPEC_CTRL: u32 = 0xc001_011f;
 const OSVW: [u32; 2] = [0xc001_0140, 0xc001_0141];
-const IC_CFG: u32 = 0xc001_1021;
 const DC_CFG: u32 = 0xc001_1022;
 const TW_CFG: u32 = 0xc001_1023;
 pub(super) const DE_CFG: u32 = 0xc001_1029;
@@ -89,66 +80,21 @@ pub(super) fn get(vcpu: &Vcpu, index: u32, host_initiated: bool) -> Result<u64, 
         SMI_COUNT => 0,
         POWER_CTL | MISC_FEATURES_ENABLES | KVM_WALL_CLOCK | KVM_SYSTEM_TIME => msrs.stored(index),
         XFD | XFD_ERR if xfd => msrs.stored(index),
-        UMWAIT_CONTROL if vcpu.cpuid.has(feature::WAITPKG) => msrs.stored(index),
         _ if KVM_PV.contains(&index) => msrs.stored(index),
         VM_HSAVE_PA_ON_INTEL | SYSCFG | INT_PENDING_MSG | NB_CFG | MMIO_CONF_BASE | BU_CFG2 | DC_CFG
         | TW_CFG | EX_CFG => 0,
         _ if TSEG.contains(&index) => 0,
         K7_HWCR => msrs.stored(index),
         K7_CLK_CTL => 0x2000_0000,
-        VIRT_SPEC_CTRL if msrs.amd_host && vcpu.cpuid.has(feature::VIRT_SSBD) => msrs.stored(index),
-        IC_CFG if msrs.amd_host => ic_cfg(&vcpu.cpuid).ok_or(Refused)?,
-        DE_CFG if msrs.amd_host => msrs.stored(index),
-        _ if OSVW.contains(&index) && msrs.amd_host => msrs.stored(index),
+        _ if OSVW.contains(&index) && vcpu.cpuid.has(feature::OSVW) => msrs.stored(index),
         _ => return Err(Refused),
     })
-}
-
-/// MSR_F15H_IC_CFG, which KVM makes up from the guest's family and model and which nobody can write. `None`: the guest has
-/// no leaf 1. See: KVM svm/svm.c svm_get_msr(); svm_set_msr() and kvm_set_msr_common() do not know the MSR
-fn ic_cfg(cpuid: &GuestCpuid) -> Option<u64> {
-    let signature = Signature::from_bits(cpuid.find(1, 0)?.eax);
-    let piledriver_or_later = signature.family() == 0x15 && (0x2..0x20).contains(&signature.model());
-    Some(if piledriver_or_later { 0x1e } else { 0 })
-}
-
-/// CPUID leaf 1, EAX. See: APM vol. 3 E.3.2 Function 1h
-#[bitfield(u32)]
-struct Signature {
-    #[bits(4)]
-    stepping: u8,
-    #[bits(4)]
-    base_model: u8,
-    #[bits(4)]
-    base_family: u8,
-    #[bits(4)]
-    __: u8,
-    #[bits(4)]
-    extended_model: u8,
-    extended_family: u8,
-    #[bits(4)]
-    __: u8,
-}
-
-impl Signature {
-    /// `x86_family`.
-    fn family(self) -> u32 {
-        let extended = if self.base_family() == 0xf { self.extended_family() } else { 0 };
-        u32::from(self.base_family()) + u32::from(extended)
-    }
-
-    /// `x86_model`.
-    fn model(self) -> u32 {
-        let extended = if self.family() >= 6 { self.extended_model() } else { 0 };
-        u32::from(extended) << 4 | u32::from(self.base_model())
-    }
 }
 
 /// Writes one of them.
 pub(super) fn set(vcpu: &mut Vcpu, index: u32, data: u64, host_initiated: bool) -> Written {
     let done = Ok(MmuEffect::default());
     let reserved_gpa = vcpu.cpuid.reserved_gpa_bits();
-    let amd_host = vcpu.msrs.amd_host;
     let check = |legal: bool| if legal { Ok(()) } else { Err(Refused) };
     match index {
         NB_CFG | UCODE_WRITE | VM_HSAVE_PA_ON_INTEL | PATCH_LOADER | BU_CFG2 | DC_CFG | TW_CFG | EX_CFG => {
@@ -174,7 +120,8 @@ pub(super) fn set(vcpu: &mut Vcpu, index: u32, data: u64, host_initiated: bool) 
             match index & 3 {
                 0 => check(data == 0 || all_ones)?,
                 1 => {
-                    let status_writable = amd_host && vcpu.msrs.stored(K7_HWCR) >> 18 & 1 != 0;
+                    let status_writable =
+                        vcpu.cpuid.amd_compatible() && vcpu.msrs.stored(K7_HWCR) >> 18 & 1 != 0;
                     check(host_initiated || data == 0 || status_writable)?;
                 }
                 _ => {}
@@ -197,10 +144,7 @@ pub(super) fn set(vcpu: &mut Vcpu, index: u32, data: u64, host_initiated: bool) 
             check(host_initiated || vcpu.cpuid.has(feature::XFD))?;
             check(data & !vcpu.cpuid.supported_xcr0() == 0)?;
         }
-        UMWAIT_CONTROL => check(vcpu.cpuid.has(feature::WAITPKG) && data & (bits(32, 63) | 2) == 0)?,
-        VIRT_SPEC_CTRL => check(amd_host && vcpu.cpuid.has(feature::VIRT_SSBD) && data & !4 == 0)?,
-        DE_CFG => check(amd_host && data == vcpu.msrs.stored(index))?,
-        _ if OSVW.contains(&index) => check(amd_host)?,
+        _ if OSVW.contains(&index) => check(vcpu.cpuid.has(feature::OSVW))?,
         _ => return Err(Refused),
     }
     vcpu.msrs.store(index, data)

@@ -235,17 +235,13 @@ fn cpuid_exit(cx: &mut Cx<'_>) -> Resume {
 }
 
 fn rdmsr(cx: &mut Cx<'_>) -> Resume {
-    let result = msr::emulate_rdmsr(&mut cx.vcpu.core, cx.state, cx.host);
+    let result = msr::emulate_rdmsr(cx.shared, cx.vcpu, cx.state, cx.host);
     cx.complete(result)
 }
 
 fn wrmsr(cx: &mut Cx<'_>) -> Resume {
-    let index = cx.state.gpr[gpr::RCX] as u32;
-    let outcome = msr::emulate_wrmsr(&mut cx.vcpu.core, cx.state, cx.host);
+    let outcome = msr::emulate_wrmsr(cx.shared, cx.vcpu, cx.state, cx.host);
     let result = cx.apply(outcome);
-    if result.is_ok() {
-        setup::after_wrmsr(cx.vcpu, cx.state, index);
-    }
     cx.complete(result)
 }
 

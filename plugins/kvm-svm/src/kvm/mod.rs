@@ -1,6 +1,7 @@
 //! What `kvm_amd` does: exit handlers, and what it writes into the VMCB.
 
 pub mod handlers;
+pub mod msr;
 pub mod setup;
 
 pub use handlers::{Cx, handle};

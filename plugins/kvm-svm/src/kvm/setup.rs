@@ -2,21 +2,22 @@
 //!
 //! See: KVM arch/x86/kvm/svm/svm.c init_vmcb(), svm_set_cr0(), svm_vcpu_after_set_cpuid()
 
+use super::msr;
 use crate::{
     silicon::vmcb::{MsrMap, Vmcb},
     vm::{Shared, SvmVcpu},
 };
 use vmtape_abi::Host;
-use vmtape_arch::{exception::Vector, msr::Msr, regs::Cr0, vcpu::VcpuState};
+use vmtape_arch::{exception::Vector, regs::Cr0, vcpu::VcpuState};
 use vmtape_kvm_core::{Vcpu, cpuid::feature, cr::MmuEffect, profile::Switch};
 
 /// `svm_vcpu_create`, `init_vmcb`.
 pub fn create(shared: &Shared, id: u32) -> SvmVcpu {
-    let core = Vcpu::new(id, shared.kvm.silicon.vendor);
+    let core = Vcpu::new(id, msr::UCODE_REV);
     let exceptions = bit(Vector::UD) | bit(Vector::MC) | bit(Vector::AC) | bit(Vector::DB);
     let vmcb =
         Vmcb { npt: shared.kvm.tdp(), cr0: true, exceptions, debug_registers: true, ..Default::default() };
-    let mut vcpu = SvmVcpu { core, vmcb, debug_registers_owned: false };
+    let mut vcpu = SvmVcpu { core, vmcb, msrs: Default::default(), debug_registers_owned: false };
     after_set_cpuid(shared, &mut vcpu);
     vcpu
 }
@@ -57,14 +58,6 @@ pub fn update_cr0_intercept(vcpu: &mut SvmVcpu, state: &VcpuState) {
         silicon = silicon.with_pg(true).with_wp(true);
     }
     vcpu.vmcb.cr0 = silicon != guest;
-}
-
-/// What a WRMSR changes in the VMCB.
-pub fn after_wrmsr(vcpu: &mut SvmVcpu, state: &VcpuState, index: u32) {
-    // From the first value that is not zero on, the guest has the register to itself.
-    if Msr(index) == Msr::IA32_SPEC_CTRL && state.spec_ctrl != 0 {
-        vcpu.vmcb.msr.spec_ctrl = true;
-    }
 }
 
 /// Does to MMU and TLB what a control-register write asks for.

@@ -5,6 +5,7 @@ mod bench;
 mod cpuid;
 mod hypercall;
 mod modes;
+mod msr;
 mod patches;
 mod wide;
 mod widths;

@@ -3,6 +3,7 @@
 mod faults;
 mod gpa;
 pub mod handlers;
+pub mod msr;
 mod registers;
 pub mod setup;
 #[cfg(test)]

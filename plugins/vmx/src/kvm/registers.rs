@@ -2,7 +2,7 @@
 //!
 //! See: KVM arch/x86/kvm/vmx/vmx.c
 
-use super::{handlers::Cx, setup};
+use super::handlers::Cx;
 use vmtape_arch::{
     exception::{Exception, Vector},
     exit::Resume,
@@ -24,17 +24,13 @@ pub fn xsetbv(cx: &mut Cx<'_>) -> Resume {
 }
 
 pub fn msr_read(cx: &mut Cx<'_>) -> Resume {
-    let result = msr::emulate_rdmsr(&mut cx.vcpu.core, cx.state, cx.host);
+    let result = msr::emulate_rdmsr(cx.shared, cx.vcpu, cx.state, cx.host);
     cx.complete(result)
 }
 
 pub fn msr_write(cx: &mut Cx<'_>) -> Resume {
-    let index = cx.state.gpr[gpr::RCX] as u32;
-    let outcome = msr::emulate_wrmsr(&mut cx.vcpu.core, cx.state, cx.host);
+    let outcome = msr::emulate_wrmsr(cx.shared, cx.vcpu, cx.state, cx.host);
     let result = cx.apply(outcome);
-    if result.is_ok() {
-        setup::after_wrmsr(cx.shared, cx.vcpu, index);
-    }
     cx.complete(result)
 }
 

@@ -2,12 +2,13 @@
 //!
 //! See: KVM arch/x86/kvm/vmx/vmx.c vmx_vcpu_create(), vmx_update_exception_bitmap(), vmx_vcpu_after_set_cpuid()
 
+use super::msr;
 use crate::{
     silicon::controls::{ApicMode, Controls, cr0_guest_owned, cr4_guest_owned},
     vm::{Shared, VmxVcpu},
 };
 use vmtape_abi::{FlushScope, Host};
-use vmtape_arch::{exception::Vector, msr::Msr, vcpu::VcpuState};
+use vmtape_arch::{exception::Vector, vcpu::VcpuState};
 use vmtape_kvm_core::{
     Vcpu,
     cpuid::{Feature, GuestCpuid},
@@ -24,8 +25,13 @@ const ENABLE: u64 = 1 << 11;
 
 /// `vmx_vcpu_create`.
 pub fn create(shared: &Shared, id: u32) -> VmxVcpu {
-    let core = Vcpu::new(id, shared.kvm.silicon.vendor);
-    let mut vcpu = VmxVcpu { core, controls: Controls::default(), debug_registers_owned: false };
+    let core = Vcpu::new(id, msr::UCODE_REV);
+    let mut vcpu = VmxVcpu {
+        core,
+        controls: Controls::default(),
+        msrs: Default::default(),
+        debug_registers_owned: false,
+    };
     let ept = shared.kvm.tdp();
     vcpu.controls.cr0_mask = !cr0_guest_owned(ept);
     vcpu.controls.cr3_exiting = !ept;
@@ -67,13 +73,6 @@ pub fn update_apic_mode(shared: &Shared, vcpu: &mut VmxVcpu) {
         _ => ApicMode::None,
     };
     vcpu.controls.apicv = apicv;
-}
-
-/// What a WRMSR changes in the controls.
-pub fn after_wrmsr(shared: &Shared, vcpu: &mut VmxVcpu, index: u32) {
-    if Msr(index) == Msr::IA32_APIC_BASE {
-        update_apic_mode(shared, vcpu);
-    }
 }
 
 /// Does to MMU and TLB what a control-register write asks for.

@@ -1,0 +1,164 @@
+//! MSRs of `kvm_amd`; what is not here is [`msr::get_common`]'s.
+//!
+//! See: KVM arch/x86/kvm/svm/svm.c svm_get_msr(), svm_set_msr()
+
+use crate::vm::SvmVcpu;
+use bitfield_struct::bitfield;
+use serde::{Deserialize, Serialize};
+use vmtape_abi::Host;
+use vmtape_arch::{PAGE_SIZE, msr::Msr, vcpu::VcpuState};
+use vmtape_kvm_core::{
+    cpuid::{GuestCpuid, feature},
+    msr::{self, Refused, Written},
+};
+
+/// `microcode_version` of a new vCPU.
+pub const UCODE_REV: u64 = 0x0100_0065;
+
+const VIRT_SPEC_CTRL: Msr = Msr(0xc001_011f);
+const IC_CFG: Msr = Msr(0xc001_1021);
+const DE_CFG: Msr = Msr(0xc001_1029);
+/// SPEC_CTRL_SSBD.
+const SSBD: u64 = 1 << 2;
+
+/// VM_CR. See: APM 15.30.1 VM_CR MSR (C001_0114h)
+#[bitfield(u64)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmCr {
+    pub dpd: bool,
+    pub r_init: bool,
+    pub dis_a20m: bool,
+    pub lock: bool,
+    pub svmdis: bool,
+    #[bits(59)]
+    __: u64,
+}
+
+impl VmCr {
+    /// SVM_VM_CR_VALID_MASK.
+    const VALID: Self =
+        Self::new().with_dpd(true).with_r_init(true).with_dis_a20m(true).with_lock(true).with_svmdis(true);
+}
+
+/// MSRs that neither `VcpuState` nor the VMCB holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SvmMsrs {
+    pub vm_cr: VmCr,
+    /// VM_HSAVE_PA: where L1 lets VMRUN save its state.
+    pub hsave_pa: u64,
+    virt_spec_ctrl: u64,
+    de_cfg: u64,
+}
+
+/// `svm_get_msr`.
+pub fn get(
+    vcpu: &mut SvmVcpu,
+    state: &VcpuState,
+    index: u32,
+    host_initiated: bool,
+    host: &mut dyn Host,
+) -> Result<u64, Refused> {
+    let cpuid = &vcpu.core.cpuid;
+    Ok(match Msr(index) {
+        Msr::IA32_DEBUGCTL => state.debugctl,
+        Msr::VM_CR => vcpu.msrs.vm_cr.into_bits(),
+        Msr::VM_HSAVE_PA => vcpu.msrs.hsave_pa,
+        VIRT_SPEC_CTRL if host_initiated || cpuid.has(feature::VIRT_SSBD) => vcpu.msrs.virt_spec_ctrl,
+        VIRT_SPEC_CTRL => return Err(Refused),
+        IC_CFG => ic_cfg(cpuid).ok_or(Refused)?,
+        DE_CFG => vcpu.msrs.de_cfg,
+        _ => msr::get_common(&mut vcpu.core, state, index, host_initiated, host)?,
+    })
+}
+
+/// `svm_set_msr`.
+pub fn set(
+    vcpu: &mut SvmVcpu,
+    state: &mut VcpuState,
+    index: u32,
+    data: u64,
+    host_initiated: bool,
+    host: &mut dyn Host,
+) -> Written {
+    let allow = |legal: bool| if legal { Ok(()) } else { Err(Refused) };
+    match Msr(index) {
+        // Without LBR virtualization the write is ignored.
+        Msr::IA32_DEBUGCTL => {}
+        Msr::VM_CR => set_vm_cr(vcpu, state, data)?,
+        Msr::VM_HSAVE_PA => {
+            // A value that an older KVM let a guest write may still come with the guest.
+            let aligned = data.is_multiple_of(PAGE_SIZE);
+            allow(host_initiated || aligned && data & vcpu.core.cpuid.reserved_gpa_bits() == 0)?;
+            vcpu.msrs.hsave_pa = data & !(PAGE_SIZE - 1);
+        }
+        VIRT_SPEC_CTRL => {
+            allow(host_initiated || vcpu.core.cpuid.has(feature::VIRT_SSBD))?;
+            allow(data & !SSBD == 0)?;
+            vcpu.msrs.virt_spec_ctrl = data;
+        }
+        // LFENCE_SERIALIZE is the one bit that KVM could know, and silicon of our hosts does not have it to offer.
+        DE_CFG => allow(data == vcpu.msrs.de_cfg)?,
+        Msr::IA32_SPEC_CTRL => {
+            let written = msr::set_common(&mut vcpu.core, state, index, data, host_initiated, host)?;
+            // From the first value that is not zero on, the guest has the register to itself.
+            vcpu.vmcb.msr.spec_ctrl |= data != 0;
+            return Ok(written);
+        }
+        _ => return msr::set_common(&mut vcpu.core, state, index, data, host_initiated, host),
+    }
+    Ok(Default::default())
+}
+
+/// `svm_set_vm_cr`: once SVM is disabled, neither SVMDIS nor its lock changes.
+fn set_vm_cr(vcpu: &mut SvmVcpu, state: &VcpuState, data: u64) -> Result<(), Refused> {
+    if data & !VmCr::VALID.into_bits() != 0 {
+        return Err(Refused);
+    }
+    let (old, mut new) = (vcpu.msrs.vm_cr, VmCr::from_bits(data));
+    if old.svmdis() {
+        new = new.with_lock(old.lock()).with_svmdis(true);
+    }
+    // KVM keeps the value even if it then refuses the write.
+    vcpu.msrs.vm_cr = new;
+    if new.svmdis() && state.efer().svme() { Err(Refused) } else { Ok(()) }
+}
+
+/// MSR_F15H_IC_CFG, which KVM makes up from the guest's family and model and which nobody can write. `None`: the guest has
+/// no leaf 1. svm_set_msr() and kvm_set_msr_common() do not know the MSR.
+fn ic_cfg(cpuid: &GuestCpuid) -> Option<u64> {
+    let signature = Signature::from_bits(cpuid.find(1, 0)?.eax);
+    let piledriver_or_later = signature.family() == 0x15 && (0x2..0x20).contains(&signature.model());
+    Some(if piledriver_or_later { 0x1e } else { 0 })
+}
+
+/// CPUID leaf 1, EAX. See: APM vol. 3 E.3.2 Function 1h
+#[bitfield(u32)]
+struct Signature {
+    #[bits(4)]
+    stepping: u8,
+    #[bits(4)]
+    base_model: u8,
+    #[bits(4)]
+    base_family: u8,
+    #[bits(4)]
+    __: u8,
+    #[bits(4)]
+    extended_model: u8,
+    extended_family: u8,
+    #[bits(4)]
+    __: u8,
+}
+
+impl Signature {
+    /// `x86_family`.
+    fn family(self) -> u32 {
+        let extended = if self.base_family() == 0xf { self.extended_family() } else { 0 };
+        u32::from(self.base_family()) + u32::from(extended)
+    }
+
+    /// `x86_model`.
+    fn model(self) -> u32 {
+        let extended = if self.family() >= 6 { self.extended_model() } else { 0 };
+        u32::from(extended) << 4 | u32::from(self.base_model())
+    }
+}
