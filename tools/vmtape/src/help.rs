@@ -47,7 +47,7 @@ Exit codes: 0 the run ended, 1 it cannot go on, 2 usage, 125 could not test.
 
 Examples:
   vmtape run -b vmx builtin:hello
-  vmtape run -b vmx,ept=off --host intel-39 --cpu qemu64,+smap --smp 2 builtin:smp2
+  vmtape run -b vmx,ept=off --host intel-39 --cpu EPYC,phys-bits=39,-smap --smp 2 builtin:smp2
   vmtape run -b svm-npt --guest-status -m 1G --append 'a b' test.flat
   vmtape run -b svm-npt --check-extension 185 --query shadow-pages,exit=100 --json builtin:matrix";
 

@@ -71,8 +71,9 @@ pub struct MachineArgs {
 
     /// The guest's CPU: MODEL[,+FEATURE,-FEATURE,phys-bits=N], or tape:FILE for the CPUID of a recording
     ///
-    /// MODEL is max, host, qemu64, IvyBridge, Icelake-Server or EPYC. Features have QEMU's names; guest-phys-bits=N,
-    /// host-phys-bits-limit=N and vendor=GenuineIntel or AuthenticAMD are known too.
+    /// What QEMU's -cpu takes: max, host, and its named models with their versions (EPYC-Rome-v2), which have 40 address
+    /// bits unless phys-bits=N or host-phys-bits=on says otherwise. Also host-phys-bits-limit=N, guest-phys-bits=N and
+    /// vendor=GenuineIntel or AuthenticAMD. What has no meaning here is said once and ignored.
     #[arg(long, value_name = "MODEL", default_value = "max", allow_hyphen_values = true)]
     cpu: String,
 
@@ -236,6 +237,9 @@ fn guest_cpuid(text: &str, silicon: &Silicon, backend: &dyn Backend) -> Result<V
         None => (text, None),
     };
     let option = CpuOption::parse(model).map_err(usage)?;
+    if !option.ignored().is_empty() {
+        tracing::warn!("--cpu: not modelled, and ignored: {}", option.ignored().join(", "));
+    }
     let mut table = option.cpuid(silicon, &backend.supported_cpuid(&silicon_cpuid(silicon)));
     if let Some(path) = tape {
         let tape = Tape::open(path.as_ref())?;

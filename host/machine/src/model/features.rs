@@ -1,5 +1,7 @@
 //! CPUID features by QEMU's names.
 
+use super::qemu;
+use std::collections::BTreeSet;
 use vmtape_arch::{
     cpuid::{CpuidEntry, find},
     host::{Silicon, Vendor},
@@ -126,112 +128,12 @@ pub static FEATURES: &[Feature] = &{
     ]
 };
 
-/// Features of `qemu64` beyond the baseline.
-pub const QEMU64: &[&str] = &["pni", "cx16", "hypervisor", "lahf_lm"];
-
-/// Features of `IvyBridge` beyond the baseline, as far as they are modelled.
-pub const IVY_BRIDGE: &[&str] = &[
-    "pni",
-    "ssse3",
-    "cx16",
-    "pcid",
-    "sse4.1",
-    "sse4.2",
-    "x2apic",
-    "popcnt",
-    "tsc-deadline",
-    "aes",
-    "xsave",
-    "rdrand",
-    "hypervisor",
-    "fsgsbase",
-    "smep",
-    "erms",
-    "xsaveopt",
-    "rdtscp",
-    "lahf_lm",
-];
-
-/// Features of `Icelake-Server` beyond the baseline, as far as they are modelled.
-pub const ICELAKE: &[&str] = &[
-    "pni",
-    "ssse3",
-    "cx16",
-    "pcid",
-    "sse4.1",
-    "sse4.2",
-    "x2apic",
-    "movbe",
-    "popcnt",
-    "tsc-deadline",
-    "aes",
-    "xsave",
-    "rdrand",
-    "hypervisor",
-    "fsgsbase",
-    "bmi1",
-    "smep",
-    "bmi2",
-    "erms",
-    "invpcid",
-    "rdseed",
-    "adx",
-    "smap",
-    "clflushopt",
-    "clwb",
-    "umip",
-    "pku",
-    "la57",
-    "xsaveopt",
-    "xsavec",
-    "xgetbv1",
-    "pdpe1gb",
-    "rdtscp",
-    "lahf_lm",
-    "abm",
-    "3dnowprefetch",
-];
-
-/// Features of `EPYC` beyond the baseline, as far as they are modelled.
-pub const EPYC: &[&str] = &[
-    "pni",
-    "ssse3",
-    "cx16",
-    "sse4.1",
-    "sse4.2",
-    "movbe",
-    "popcnt",
-    "aes",
-    "xsave",
-    "rdrand",
-    "hypervisor",
-    "fsgsbase",
-    "bmi1",
-    "smep",
-    "bmi2",
-    "rdseed",
-    "adx",
-    "smap",
-    "clflushopt",
-    "xsaveopt",
-    "xsavec",
-    "xgetbv1",
-    "mmxext",
-    "fxsr_opt",
-    "pdpe1gb",
-    "rdtscp",
-    "lahf_lm",
-    "cr8legacy",
-    "abm",
-    "3dnowprefetch",
-];
-
-/// The feature with this name; QEMU accepts `_` and `-` alike.
+/// The feature with this name, or one that QEMU has for it.
 pub fn named(name: &str) -> Result<&'static Feature, String> {
-    let plain = |text: &str| text.replace('_', "-").to_lowercase();
+    let plain = qemu::plain(name);
     FEATURES
         .iter()
-        .find(|feature| plain(feature.name) == plain(name))
+        .find(|feature| qemu::plain(feature.name) == plain)
         .ok_or_else(|| format!("no feature is named '{name}'"))
 }
 
@@ -268,17 +170,9 @@ impl FeatureSet {
         })
     }
 
-    /// What every 64-bit processor has.
-    pub fn baseline() -> Self {
-        Self::of(|feature| feature.owner == Owner::Baseline)
-    }
-
-    /// With these features added.
-    pub fn with(mut self, names: &[&str]) -> Self {
-        for (on, feature) in self.0.iter_mut().zip(FEATURES) {
-            *on |= names.contains(&feature.name);
-        }
-        self
+    /// The features with these names, as far as they are modelled.
+    pub fn of_names(names: &BTreeSet<String>) -> Self {
+        Self::of(|feature| names.contains(&qemu::plain(feature.name)))
     }
 
     /// What is in both.

@@ -5,6 +5,7 @@ use super::{
         Feature, FeatureSet,
         Register::{Eax, Ebx, Ecx, Edx},
     },
+    qemu::Identity,
     vendor_name,
 };
 use vmtape_arch::{
@@ -48,7 +49,7 @@ pub fn silicon_cpuid_with(silicon: &Silicon, changes: &[(&Feature, bool)]) -> Ve
     for (feature, on) in changes {
         set.set(feature, *on);
     }
-    table(silicon, &set, silicon.phys_bits, 0)
+    table(silicon, &set, silicon.phys_bits, 0, None)
 }
 
 /// GuestPhysBits as KVM_GET_SUPPORTED_CPUID gives it; 0 where it does not.
@@ -56,12 +57,20 @@ pub fn guest_phys_bits(supported: &[CpuidEntry]) -> u8 {
     find(supported, 0x8000_0008, 0).map_or(0, |entry| (entry.eax >> 16) as u8)
 }
 
-/// The table of vCPU 0 with these features and widths.
-pub fn table(silicon: &Silicon, set: &FeatureSet, phys_bits: u8, guest_phys_bits: u8) -> Vec<CpuidEntry> {
+/// The table of vCPU 0 with these features and widths, of this processor or the software CPU's own.
+pub fn table(
+    silicon: &Silicon,
+    set: &FeatureSet,
+    phys_bits: u8,
+    guest_phys_bits: u8,
+    identity: Option<&Identity>,
+) -> Vec<CpuidEntry> {
     let name = vendor_name(silicon.vendor);
     let word = |at: usize| u32::from_le_bytes([name[at], name[at + 1], name[at + 2], name[at + 3]]);
     let vendor = [word(0), word(8), word(4)];
-    let signature = if silicon.vendor == Vendor::AMD { AMD_SIGNATURE } else { INTEL_SIGNATURE };
+    let own_signature = if silicon.vendor == Vendor::AMD { AMD_SIGNATURE } else { INTEL_SIGNATURE };
+    let signature = identity.map_or(own_signature, Identity::signature);
+    let brand = identity.map_or("vmtape software CPU", |identity| &identity.id);
     let bits = |leaf, register| set.bits(leaf, 0, register);
 
     let mut entries = vec![
@@ -83,7 +92,7 @@ pub fn table(silicon: &Silicon, set: &FeatureSet, phys_bits: u8, guest_phys_bits
         0x8000_0001,
         [signature, 0, bits(0x8000_0001, Ecx), bits(0x8000_0001, Edx) | duplicates],
     ));
-    for (i, text) in b"vmtape software CPU".chunks(16).chain([&b""[..]; 2]).take(3).enumerate() {
+    for (i, text) in brand.as_bytes().chunks(16).chain([&b""[..]; 3]).take(3).enumerate() {
         let mut padded = [0; 16];
         padded[..text.len()].copy_from_slice(text);
         let word =

@@ -3,6 +3,7 @@
 mod change;
 mod features;
 mod leaves;
+mod qemu;
 mod topology;
 
 pub use change::CpuidChange;
@@ -12,6 +13,7 @@ pub(crate) use topology::for_vcpu;
 
 use crate::Error;
 use features::FeatureSet;
+use qemu::{Known, NamedModel};
 use vmtape_arch::{
     cpuid::CpuidEntry,
     host::{Silicon, Vendor},
@@ -20,41 +22,32 @@ use vmtape_arch::{
 /// Widths that a guest can be given.
 const PHYS_BITS: std::ops::RangeInclusive<u8> = 32..=52;
 
-/// A CPU model: which features it starts from and which identity it shows.
-#[derive(Clone, Copy, Debug)]
-pub struct Model {
-    pub name: &'static str,
-    pub summary: &'static str,
-    /// Features on top of the baseline of every 64-bit processor; `None`: everything that the host has.
-    features: Option<&'static [&'static str]>,
+/// Which features and identity a CPU starts from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Model {
+    /// `max` and `host`: all that the software CPU and its host offer.
+    Max,
+    Named(NamedModel),
 }
 
-/// Every model, by QEMU's names.
-pub const MODELS: &[Model] = &[
-    Model { name: "max", summary: "all that the software CPU and its host offer", features: None },
-    Model { name: "host", summary: "the same as max", features: None },
-    Model { name: "qemu64", summary: "a plain 64-bit processor", features: Some(features::QEMU64) },
-    Model { name: "IvyBridge", summary: "Intel Xeon E3-12xx v2", features: Some(features::IVY_BRIDGE) },
-    Model { name: "Icelake-Server", summary: "Intel Xeon (Icelake)", features: Some(features::ICELAKE) },
-    Model { name: "EPYC", summary: "AMD EPYC", features: Some(features::EPYC) },
-];
-
-/// What a model can be given beside features.
+/// What can be set beside features.
 const OPTIONS: &str = "phys-bits, host-phys-bits, host-phys-bits-limit, guest-phys-bits, vendor";
 
 /// `--cpu`: a model and what is changed in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuOption {
-    model: &'static str,
+    model: Model,
     changes: Vec<(&'static Feature, bool)>,
     phys_bits: Option<u8>,
+    host_phys_bits: Option<bool>,
     host_phys_bits_limit: Option<u8>,
     guest_phys_bits: Option<u8>,
     vendor: Option<Vendor>,
+    ignored: Vec<String>,
 }
 
 impl CpuOption {
-    /// Parses `MODEL,phys-bits=N,+FEATURE,-FEATURE,FEATURE=on|off,host-phys-bits=on|off,host-phys-bits-limit=N,...`.
+    /// Parses what QEMU's `-cpu` takes: `MODEL,phys-bits=N,+FEATURE,-FEATURE,FEATURE=on|off,host-phys-bits=on|off,...`.
     pub fn parse(text: &str) -> Result<Self, Error> {
         Self::parse_words(text).map_err(|cause| Error::Model { text: text.to_owned(), cause })
     }
@@ -62,19 +55,21 @@ impl CpuOption {
     fn parse_words(text: &str) -> Result<Self, String> {
         let mut words = text.split(',');
         let name = words.next().unwrap_or_default();
-        let model = MODELS.iter().find(|model| model.name == name).ok_or_else(|| {
-            let names: Vec<_> = MODELS.iter().map(|model| model.name).collect();
-            format!("no model is named '{name}'; there are {}", names.join(", "))
-        })?;
+        let model = match name {
+            "max" | "host" => Model::Max,
+            _ => Model::Named(qemu::find(name).ok_or_else(|| no_model(name))?),
+        };
         let mut option = Self {
-            model: model.name,
+            model,
             changes: Vec::new(),
             phys_bits: None,
+            host_phys_bits: None,
             host_phys_bits_limit: None,
             guest_phys_bits: None,
             vendor: None,
+            ignored: Vec::new(),
         };
-        for word in words {
+        for word in words.filter(|word| !word.is_empty()) {
             option.apply(word)?;
         }
         Ok(option)
@@ -82,59 +77,92 @@ impl CpuOption {
 
     fn apply(&mut self, word: &str) -> Result<(), String> {
         if let Some(feature) = word.strip_prefix('+') {
-            self.changes.push((named(feature)?, true));
-        } else if let Some(feature) = word.strip_prefix('-') {
-            self.changes.push((named(feature)?, false));
-        } else if let Some((key, value)) = word.split_once('=') {
-            match key {
-                "phys-bits" => self.phys_bits = Some(width(key, value)?),
-                "host-phys-bits-limit" => self.host_phys_bits_limit = Some(width(key, value)?),
-                "guest-phys-bits" => self.guest_phys_bits = Some(width(key, value)?),
-                "host-phys-bits" => {
-                    switch(key, value)?;
-                }
-                "vendor" => self.vendor = Some(named_vendor(value)?),
-                _ => {
-                    let feature = named(key)
-                        .map_err(|none| format!("{none}, and no option is (there are {OPTIONS})"))?;
-                    self.changes.push((feature, switch(key, value)?));
-                }
-            }
-        } else {
-            self.changes.push((named(word)?, true));
+            return self.change(feature, true, word);
+        }
+        if let Some(feature) = word.strip_prefix('-') {
+            return self.change(feature, false, word);
+        }
+        let (key, value) = word.split_once('=').unwrap_or((word, "on"));
+        match qemu::plain(key).as_str() {
+            "phys-bits" => self.phys_bits = width_or_none(key, value)?,
+            "host-phys-bits" => self.host_phys_bits = Some(switch(key, value)?),
+            "host-phys-bits-limit" => self.host_phys_bits_limit = width_or_none(key, value)?,
+            "guest-phys-bits" => self.guest_phys_bits = Some(width(key, value)?),
+            "vendor" => self.vendor = Some(named_vendor(value)?),
+            name if qemu::known(name) == Some(Known::Property) => self.ignored.push(word.to_owned()),
+            _ => self.change(key, switch(key, value)?, word)?,
         }
         Ok(())
     }
 
-    /// The guest's MAXPHYADDR on a host: as asked for, else the host's, down to the limit.
+    /// Turns a feature on or off. One that QEMU knows and that is not modelled is off already.
+    fn change(&mut self, name: &str, on: bool, word: &str) -> Result<(), String> {
+        match (named(name), qemu::known(name)) {
+            (Ok(feature), _) => self.changes.push((feature, on)),
+            (Err(_), Some(_)) if on => self.ignored.push(word.to_owned()),
+            (Err(_), Some(_)) => {}
+            (Err(none), None) => return Err(format!("{none}, and no option is (there are {OPTIONS})")),
+        }
+        Ok(())
+    }
+
+    /// Words that QEMU understands and that change nothing here: features which are not modelled, and properties without
+    /// a meaning.
+    pub fn ignored(&self) -> &[String] {
+        &self.ignored
+    }
+
+    /// The guest's MAXPHYADDR on a host: as asked for, else the host's for `max` and `host` and QEMU's default for others.
     pub fn phys_bits(&self, silicon: &Silicon) -> u8 {
-        let limit = self.host_phys_bits_limit.unwrap_or(u8::MAX);
-        self.phys_bits.unwrap_or(silicon.phys_bits.min(limit))
+        if self.has_hosts_width() {
+            return silicon.phys_bits.min(self.host_phys_bits_limit.unwrap_or(u8::MAX));
+        }
+        self.phys_bits.unwrap_or(qemu::DEFAULT_PHYS_BITS)
+    }
+
+    // See: QEMU target/i386/host-cpu.c host_cpu_adjust_phys_bits()
+    fn has_hosts_width(&self) -> bool {
+        self.host_phys_bits.unwrap_or(self.phys_bits.is_none() && self.model == Model::Max)
+    }
+
+    /// GuestPhysBits, which a VMM passes on as KVM gives it where the guest has the host's width, down to the same limit.
+    // See: QEMU target/i386/kvm/kvm-cpu.c kvm_set_guest_phys_bits()
+    fn guest_phys_bits(&self, supported: &[CpuidEntry]) -> u8 {
+        let kvms = if self.has_hosts_width() { leaves::guest_phys_bits(supported) } else { 0 };
+        self.guest_phys_bits.unwrap_or(kvms.min(self.host_phys_bits_limit.unwrap_or(u8::MAX)))
     }
 
     /// The CPUID table of vCPU 0. `supported` is what the backend's KVM_GET_SUPPORTED_CPUID says: what it lacks is left
     /// out, as VMMs do.
     pub fn cpuid(&self, silicon: &Silicon, supported: &[CpuidEntry]) -> Vec<CpuidEntry> {
-        let model = MODELS.iter().find(|model| model.name == self.model);
         // The guest may be told another vendor than its host's.
-        let silicon = &Silicon { vendor: self.vendor.unwrap_or(silicon.vendor), ..*silicon };
-        let mut set = match model.and_then(|model| model.features) {
-            None => FeatureSet::all(silicon),
-            Some(names) => FeatureSet::baseline().with(names).and(&FeatureSet::all(silicon)),
+        let told = &Silicon { vendor: self.vendor.unwrap_or(silicon.vendor), ..*silicon };
+        let all = FeatureSet::all(told);
+        let (mut set, identity) = match &self.model {
+            Model::Max => (all, None),
+            Model::Named(named) => (FeatureSet::of_names(&named.features).and(&all), Some(&named.identity)),
         };
         for (feature, on) in &self.changes {
             set.set(feature, *on);
         }
         let asked: Vec<&Feature> = self.changes.iter().filter(|(_, on)| *on).map(|(f, _)| *f).collect();
         set.keep_supported(supported, &asked);
-        let guest_phys_bits = match (self.guest_phys_bits, self.phys_bits) {
-            (Some(bits), _) => bits,
-            // A VMM passes on what KVM says where the guest has the host's width.
-            (None, None) => leaves::guest_phys_bits(supported),
-            (None, Some(_)) => 0,
-        };
-        leaves::table(silicon, &set, self.phys_bits(silicon), guest_phys_bits)
+        leaves::table(told, &set, self.phys_bits(silicon), self.guest_phys_bits(supported), identity)
     }
+}
+
+fn no_model(name: &str) -> String {
+    let names: Vec<_> = ["max", "host"].into_iter().chain(qemu::names()).collect();
+    format!(
+        "no model is named '{name}'; there are {} (of QEMU {}, and each with a version, as in EPYC-v2)",
+        names.join(", "),
+        qemu::version()
+    )
+}
+
+/// A width, or zero for none.
+fn width_or_none(key: &str, value: &str) -> Result<Option<u8>, String> {
+    if value == "0" { Ok(None) } else { width(key, value).map(Some) }
 }
 
 fn width(key: &str, value: &str) -> Result<u8, String> {
@@ -179,6 +207,60 @@ mod tests {
         assert_eq!(maxphyaddr(&table("max", "intel-46")), 46);
         assert_eq!(maxphyaddr(&table("max,phys-bits=36", "amd-48")), 36);
         assert_eq!(maxphyaddr(&table("max,host-phys-bits=on,host-phys-bits-limit=39", "intel-46")), 39);
+    }
+
+    /// See: QEMU target/i386/host-cpu.c host_cpu_adjust_phys_bits(), kvm/kvm-cpu.c kvm_set_guest_phys_bits()
+    #[test]
+    fn a_named_model_has_40_bits_unless_it_is_to_have_the_hosts() {
+        for (text, bits) in [
+            ("EPYC-Milan-v2", 40),
+            ("EPYC,phys-bits=0", 40),
+            ("EPYC,phys-bits=43", 43),
+            ("kvm64,host-phys-bits", 48),
+            ("EPYC,phys-bits=43,host-phys-bits=on", 48),
+            ("EPYC,host-phys-bits=on,host-phys-bits-limit=39", 39),
+            ("max,host-phys-bits=off", 40),
+        ] {
+            assert_eq!(maxphyaddr(&table(text, "amd-48")), bits, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_limit_holds_for_guest_phys_bits_too() {
+        let silicon = crate::hosts::find("amd-52").expect("named");
+        let mut supported = silicon_cpuid(&silicon);
+        supported.iter_mut().filter(|e| e.function == 0x8000_0008).for_each(|e| e.eax |= 48 << 16);
+        let bits = |text| guest_phys_bits(&CpuOption::parse(text).expect(text).cpuid(&silicon, &supported));
+        assert_eq!((bits("max"), bits("max,host-phys-bits-limit=39"), bits("EPYC")), (48, 39, 0));
+    }
+
+    /// Command lines from bug reports and manuals.
+    #[test]
+    fn what_qemu_takes_is_taken() {
+        for (text, ignored) in [
+            ("host,migratable=no,+invtsc", &["migratable=no", "+invtsc"][..]),
+            ("host,kvm=off,hv_vendor_id=whatever", &["kvm=off", "hv_vendor_id=whatever"]),
+            (
+                "EPYC-Rome-v2,hv-relaxed,hv-vapic,hv-spinlocks=0x1fff",
+                &["hv-relaxed", "hv-vapic", "hv-spinlocks=0x1fff"],
+            ),
+            ("Haswell-noTSX-v2,-hle,-rtm,-tsx-ctrl", &[]),
+            ("Skylake-Server,enforce,level=0x16", &["enforce", "level=0x16"]),
+            ("qemu64,+sse4_1,+sse4-2,+ssse3,+pclmuldq,+lzcnt", &["+pclmuldq"]),
+            ("max,tsc-deadline=on,l3-cache=on,pmu=off", &["l3-cache=on", "pmu=off"]),
+        ] {
+            assert_eq!(CpuOption::parse(text).expect(text).ignored(), ignored, "{text}");
+        }
+        let sse41 = |text| find(&table(text, "intel-46"), 1, 0).expect("leaf 1").ecx >> 19 & 1;
+        assert_eq!((sse41("qemu64"), sse41("qemu64,+sse4_1"), sse41("Penryn")), (0, 1, 1));
+    }
+
+    #[test]
+    fn a_named_model_has_its_own_identity() {
+        let entries = table("EPYC-Rome", "amd-48");
+        let leaf = |number| find(&entries, number, 0).expect("a leaf");
+        assert_eq!((leaf(1).eax, leaf(0x8000_0001).eax), (0x83_0f10, 0x83_0f10));
+        assert_eq!(leaf(0x8000_0002).eax.to_le_bytes(), *b"AMD ");
     }
 
     #[test]
