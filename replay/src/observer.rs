@@ -56,10 +56,10 @@ impl Observation {
 fn injected(note: &Note) -> Option<Observation> {
     let Note::InjException { vector, has_error, error_code, reinjected: false } = *note else { return None };
     let event = GuestEvent {
-        valid: true,
+        valid: true.into(),
         kind: EventKind::HARDWARE_EXCEPTION,
         vector: vector.0,
-        has_error_code: has_error,
+        has_error_code: has_error.into(),
         error_code,
         ..GuestEvent::default()
     };
@@ -321,14 +321,14 @@ impl BackendObserver for Observer {
     fn enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Resume {
         let resume = self.inner.enter(vcpu, state, host);
         let event = state.inject;
-        if event.valid
+        if event.valid.is_set()
             && event.kind == EventKind::HARDWARE_EXCEPTION
             && Vector(event.vector) == Vector::PF
             && !event.reinjected
         {
             self.log.page_fault(vcpu, state.icount, event.error_code, state.cr2);
         }
-        if event.valid {
+        if event.valid.is_set() {
             self.log.push(Observation::Inject(event, Some(state.cr2)));
         }
         resume

@@ -1,6 +1,6 @@
 //! One linear access that missed the host's TLB, and what a backend answers.
 
-use crate::{event::Event, exception::Exception, open_enum};
+use crate::{event::Event, exception::Exception, flag::Flag, open_enum};
 use serde::{Deserialize, Serialize};
 
 open_enum! {
@@ -20,9 +20,9 @@ pub struct Access {
     pub gva: u64,
     pub kind: AccessKind,
     /// CPL=3 and not implicit supervisor.
-    pub user: bool,
+    pub user: Flag,
     /// Descriptor tables, TSS, event delivery from CPL 3: supervisor whatever the CPL; SMAP ignores RFLAGS.AC.
-    pub implicit: bool,
+    pub implicit: Flag,
     pub size: u8,
     pub pad: u32,
     /// The event whose delivery needs this access (not valid outside delivery).
@@ -49,10 +49,10 @@ pub struct Mapping {
     /// Host physical address of that page (see `MemoryRegion::hpa`).
     pub hpa: u64,
     /// Which accesses may use it; `write` only once every dirty bit that a write would set is set.
-    pub read: bool,
-    pub write: bool,
-    pub fetch: bool,
-    pub global: bool,
+    pub read: Flag,
+    pub write: Flag,
+    pub fetch: Flag,
+    pub global: Flag,
     pub kind: MappingKind,
     /// log2 of the guest's page, so that INVLPG of any address in it flushes this entry.
     pub guest_page_shift: u8,

@@ -1,6 +1,6 @@
 //! Events injected into or being delivered to a guest.
 
-use crate::open_enum;
+use crate::{flag::Flag, open_enum};
 use serde::{Deserialize, Serialize};
 
 open_enum! {
@@ -20,24 +20,27 @@ open_enum! {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    pub valid: bool,
+    pub valid: Flag,
     pub kind: EventKind,
     pub vector: u8,
-    pub has_error_code: bool,
+    pub has_error_code: Flag,
     pub error_code: u32,
     /// Length of the instruction that raised a software interrupt or software exception; the return RIP is after it.
     pub insn_len: u8,
     /// True where KVM injects the event again because an exit interrupted its delivery.
-    pub reinjected: bool,
+    pub reinjected: Flag,
     pub pad: [u8; 6],
 }
 
 impl Event {
     /// The event in the format of a VMX interruption-information field (0 if not valid).
     pub const fn vmx_info(&self) -> u32 {
-        if !self.valid {
+        if !self.valid.is_set() {
             return 0;
         }
-        0x8000_0000 | self.vector as u32 | (self.kind.0 as u32) << 8 | (self.has_error_code as u32) << 11
+        0x8000_0000
+            | self.vector as u32
+            | (self.kind.0 as u32) << 8
+            | (self.has_error_code.is_set() as u32) << 11
     }
 }

@@ -1,6 +1,6 @@
 //! Exception vectors and error codes.
 
-use crate::open_enum;
+use crate::{flag::Flag, open_enum};
 use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
 
@@ -63,7 +63,7 @@ pub struct PageFaultError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exception {
     pub vector: Vector,
-    pub has_error_code: bool,
+    pub has_error_code: Flag,
     /// INT3, INTO and ICEBP: the length of the instruction, at which RIP still points although the exception is a trap.
     /// Otherwise zero.
     pub insn_len: u8,
@@ -76,12 +76,12 @@ pub struct Exception {
 impl Exception {
     /// An exception without an error code.
     pub const fn new(vector: Vector) -> Self {
-        Self { vector, has_error_code: false, insn_len: 0, pad: 0, error_code: 0, payload: 0 }
+        Self { vector, has_error_code: Flag::NO, insn_len: 0, pad: 0, error_code: 0, payload: 0 }
     }
 
     /// An exception with an error code.
     pub const fn with_code(vector: Vector, error_code: u32) -> Self {
-        Self { vector, has_error_code: true, insn_len: 0, pad: 0, error_code, payload: 0 }
+        Self { vector, has_error_code: Flag::YES, insn_len: 0, pad: 0, error_code, payload: 0 }
     }
 
     /// `#GP(code)`.

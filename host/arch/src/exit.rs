@@ -1,6 +1,8 @@
 //! Exits: reason, qualification, and how their handling ended.
 
-use crate::{access::Access, exception::PageFaultError, level::Level, open_enum, sensitive::Sensitive};
+use crate::{
+    access::Access, exception::PageFaultError, flag::Flag, level::Level, open_enum, sensitive::Sensitive,
+};
 use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
 
@@ -269,7 +271,7 @@ pub struct Exit {
     pub gva: u64,
     pub stimulus: StimulusKind,
     /// The instruction completes before the exit (APIC_WRITE, data breakpoints, ...).
-    pub trap: bool,
+    pub trap: Flag,
     /// Who was running.
     pub level: Level,
     pub pad: [u8; 2],

@@ -1,6 +1,6 @@
 //! A host described as data: what its silicon can do.
 
-use crate::open_enum;
+use crate::{flag::Flag, open_enum};
 use serde::{Deserialize, Serialize};
 
 open_enum! {
@@ -23,22 +23,22 @@ pub struct Silicon {
     /// Levels that EPT offers (4 or 5).
     pub ept_levels: u8,
     /// 1 GiB pages in EPT/NPT and in the host's CPUID.
-    pub gbpages: bool,
+    pub gbpages: Flag,
     /// EPT accessed and dirty bits.
-    pub ept_ad: bool,
+    pub ept_ad: Flag,
     /// Advanced exit information for EPT violations (qualification bits 9-11).
-    pub ept_advanced: bool,
+    pub ept_advanced: Flag,
     /// APIC-register virtualization and virtual-interrupt delivery.
-    pub apicv: bool,
+    pub apicv: Flag,
     /// SVM: next-RIP save.
-    pub nrips: bool,
+    pub nrips: Flag,
     /// SVM: decode assists.
-    pub decode_assists: bool,
+    pub decode_assists: Flag,
     /// log2 of the largest page with which the host backs guest memory: 12, 21 or 30.
     pub backing_shift: u8,
     /// Instructions that read, modify and write fault as a read first. Real silicon checks for the write at once; a
     /// software CPU under a recording may not.
-    pub rmw_reads_first: bool,
+    pub rmw_reads_first: Flag,
     /// Physical address bits that the host's memory encryption takes away from its kernel (SME, TME: key identifiers).
     /// See: KVM arch/x86/kvm/mmu/mmu.c kvm_get_shadow_phys_bits(); APM vol. 3 E.4.17 Function 8000_001Fh
     pub encryption_bits: u8,

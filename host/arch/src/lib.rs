@@ -17,6 +17,7 @@ pub mod descriptor;
 pub mod event;
 pub mod exception;
 pub mod exit;
+pub mod flag;
 pub mod fpu;
 pub mod host;
 pub mod level;

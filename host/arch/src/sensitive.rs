@@ -1,10 +1,10 @@
 //! Instructions and conditions at which virtualization may begin.
 
-use crate::open_enum;
+use crate::{flag::Flag, open_enum};
 use serde::{Deserialize, Serialize};
 
 open_enum! {
-    /// What the guest is about to do. The value is also the bit in [`crate::vcpu::Intercepts`].
+    /// What the guest is about to do. The value is also the bit in `Intercepts.sensitive`.
     pub struct SensitiveKind(u8) {
         CPUID = 0 => "CPUID",
         RDMSR = 1 => "RDMSR",
@@ -88,11 +88,11 @@ pub struct Sensitive {
     pub aux: u64,
     pub aux2: u64,
     /// REP prefix on INS and OUTS.
-    pub rep: bool,
+    pub rep: Flag,
     /// Port given as immediate.
-    pub immediate: bool,
+    pub immediate: Flag,
     /// Memory operand instead of a register (LMSW, SMSW, SLDT, ...).
-    pub memory: bool,
+    pub memory: Flag,
     /// Segment register of OUTS, 0-5.
     pub segment: u8,
     /// Address size of string instructions in bytes.

@@ -1,6 +1,6 @@
 //! The state of a vCPU: one structure that the interpreter runs on and that every backend sees.
 
-use crate::{event::Event, fpu::Fpu, open_enum, regs::*, sensitive::SensitiveKind};
+use crate::{event::Event, flag::Flag, fpu::Fpu, open_enum, regs::*, sensitive::SensitiveKind};
 use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
 
@@ -83,7 +83,7 @@ pub struct Intercepts {
     /// Bits of CR0-CR15 whose reads and writes are offered; low half writes, high half reads.
     pub cr: u32,
     /// Interrupts are delivered by virtual-interrupt delivery: no exit, straight from the local APIC.
-    pub virtual_interrupts: bool,
+    pub virtual_interrupts: Flag,
     pub pad: [u8; 7],
 }
 

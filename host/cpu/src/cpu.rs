@@ -218,7 +218,7 @@ fn step(core: &mut Core<'_>, blocks: &mut Blocks) -> Result<(), Interrupted> {
 /// Delivers the event that the backend asks for.
 fn inject(core: &mut Core<'_>) -> Result<(), Stop> {
     let event = std::mem::take(&mut core.state.inject);
-    if event.valid {
+    if event.valid.is_set() {
         system::event::inject(core, event)?;
         core.after_env();
     }
@@ -246,7 +246,7 @@ fn events(core: &mut Core<'_>) -> Result<bool, Stop> {
     }
     if !shadowed && core.state.rflags & IF != 0 {
         window(core, SensitiveKind::INTERRUPT_WINDOW)?;
-        if core.state.intercepts.virtual_interrupts
+        if core.state.intercepts.virtual_interrupts.is_set()
             && let Some(vector) = core.env.virtual_interrupt(core.state)
         {
             core.after_env();

@@ -257,7 +257,15 @@ impl Core<'_> {
             return Ok(Place { address: hpa, kind: MappingKind::RAM });
         }
         let delivering = self.state.delivering;
-        let access = Access { gva, kind, user, implicit, size: len.min(255) as u8, pad: 0, delivering };
+        let access = Access {
+            gva,
+            kind,
+            user: user.into(),
+            implicit: implicit.into(),
+            size: len.min(255) as u8,
+            pad: 0,
+            delivering,
+        };
         let mapping = self.env.access(self.state, &access);
         self.tlb.sync(self.ram.epoch());
         let mapping = mapping?;

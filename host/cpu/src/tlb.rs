@@ -138,7 +138,7 @@ impl Tlb {
         for (slot, allowed) in
             [(&mut entry.read, mapping.read), (writable, mapping.write), (&mut entry.fetch, mapping.fetch)]
         {
-            if allowed {
+            if allowed.is_set() {
                 *slot = tag;
             }
         }
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     fn mapping(hpa: u64, shift: u8) -> Mapping {
-        Mapping { hpa, read: true, guest_page_shift: shift, ..Mapping::default() }
+        Mapping { hpa, read: true.into(), guest_page_shift: shift, ..Mapping::default() }
     }
 
     #[test]
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn a_mark_ends_writing_without_a_walk() {
         let mut tlb = Tlb::new();
-        tlb.insert(Context::User, 0x1000, &Mapping { write: true, ..mapping(0x8000, 12) });
+        tlb.insert(Context::User, 0x1000, &Mapping { write: true.into(), ..mapping(0x8000, 12) });
         let write = |tlb: &Tlb| tlb.lookup(Context::User, 0x1234, 8, AccessKind::WRITE);
         for ram_epoch in 1..2 * EPOCHS {
             assert_eq!((write(&tlb), tlb.lookup_writable(Context::User, 0x1234)), (None, Some(0x8234)));

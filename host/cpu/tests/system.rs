@@ -203,7 +203,7 @@ fn error_codes_name_gates_and_say_what_was_delivered() {
     machine.run(1);
     assert_eq!(machine.env.fault, Some(Exception::with_code(Vector::NP, 0x80 << 3 | 2)));
     machine.state.inject =
-        Event { valid: true, kind: EventKind::EXTERNAL_INTERRUPT, vector: 0x80, ..Event::default() };
+        Event { valid: true.into(), kind: EventKind::EXTERNAL_INTERRUPT, vector: 0x80, ..Event::default() };
     machine.run(1);
     assert_eq!(machine.env.fault, Some(Exception::with_code(Vector::NP, 0x80 << 3 | 3)));
     // A gate that the program may not use.

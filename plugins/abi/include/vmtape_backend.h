@@ -5,7 +5,6 @@
 #ifndef VMTAPE_BACKEND_H
 #define VMTAPE_BACKEND_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 struct vt_HostRef;
@@ -53,17 +52,17 @@ struct vt_HostRef;
 
 #define vt_SEG_TR 7
 
-// Addresses every vCPU in `Host::flush_tlb`.
+// Addresses every vCPU in `HostTable.flush_tlb`.
 #define vt_ALL_VCPUS UINT32_MAX
 
-// `EmulateRequest::flags`, KVM's EMULTYPE_* with the kernel's meaning.
+// `EmulateRequest.flags`, KVM's EMULTYPE_* with the kernel's meaning.
 // EMULTYPE_SKIP: decode, advance RIP, do nothing else.
 #define vt_EMULTYPE_SKIP (1 << 1)
 
 // EMULTYPE_TRAP_UD: from a #UD; inject #UD again if it is one.
 #define vt_EMULTYPE_TRAP_UD (1 << 3)
 
-// EMULTYPE_PF: `gpa` is the exit's address. `EmulatorMmu::translate` knows it and does not walk again for an
+// EMULTYPE_PF: `gpa` is the exit's address. `MmuTable.translate` knows it and does not walk again for an
 // operand with the same page offset.
 #define vt_EMULTYPE_PF (1 << 6)
 
@@ -118,7 +117,7 @@ typedef uint8_t vt_Vendor;
 #define vt_Vendor_INTEL 1
 #define vt_Vendor_AMD 2
 
-// The tables of `contract::Description`.
+// The tables with which a plugin describes itself.
 typedef uint32_t vt_TableId;
 #define vt_TableId_RULES 0
 #define vt_TableId_PATCHES 1
@@ -127,19 +126,31 @@ typedef uint32_t vt_TableId;
 #define vt_TableId_PROFILES 4
 #define vt_TableId_CAPABILITIES 5
 
-// One row of a table; see `contract::TableRow`.
+// One row of a table.
 typedef struct vt_RawRow {
+    // CAPABILITIES: the KVM_CAP number. Otherwise what notes and fault plans name the row by.
     uint32_t id;
     // `sizeof` this structure. Zero, which older headers ask for: the row ends with `value`.
     uint32_t size;
+    // Short name, as options and fault plans spell it.
     struct vt_Text name;
+    // One sentence.
     struct vt_Text text;
+    // Manual section, or KVM file, function and commit.
     struct vt_Text source;
+    // PARAMETERS: the default. PATCHES: the first release, "never merged" or "silicon". PROFILES: "release", "alias" or
+    // "series". Otherwise empty.
     struct vt_Text value;
+    // PATCHES: the commit, or where it was posted.
     struct vt_Text commit;
+    // PATCHES: the subject line.
     struct vt_Text subject;
+    // PATCHES and PARAMETERS: the first release that has it. PROFILES: the release that it is, or is built upon. Empty: no
+    // release.
     struct vt_Text since;
+    // PATCHES and PARAMETERS: the first release that no longer has it. Empty: all later ones have it.
     struct vt_Text until;
+    // The commit that took it out there.
     struct vt_Text undone_by;
 } vt_RawRow;
 
@@ -211,6 +222,11 @@ typedef uint32_t vt_Activity;
 #define vt_Activity_SHUTDOWN 2
 #define vt_Activity_WAIT_FOR_SIPI 3
 
+// A byte that is true unless it is zero.
+typedef uint8_t vt_Flag;
+#define vt_Flag_NO 0
+#define vt_Flag_YES 1
+
 // The kind of an event, with VMX's numbers. See: SDM vol. 3C Table 25-17. Format of the VM-Entry
 // Interruption-Information Field
 typedef uint8_t vt_EventKind;
@@ -223,15 +239,15 @@ typedef uint8_t vt_EventKind;
 
 // An event: to be injected at the next entry, or in delivery when an exit happened.
 typedef struct vt_Event {
-    bool valid;
+    vt_Flag valid;
     vt_EventKind kind;
     uint8_t vector;
-    bool has_error_code;
+    vt_Flag has_error_code;
     uint32_t error_code;
     // Length of the instruction that raised a software interrupt or software exception; the return RIP is after it.
     uint8_t insn_len;
     // True where KVM injects the event again because an exit interrupted its delivery.
-    bool reinjected;
+    vt_Flag reinjected;
     uint8_t pad[6];
 } vt_Event;
 
@@ -245,7 +261,7 @@ typedef struct vt_Intercepts {
     // Bits of CR0-CR15 whose reads and writes are offered; low half writes, high half reads.
     uint32_t cr;
     // Interrupts are delivered by virtual-interrupt delivery: no exit, straight from the local APIC.
-    bool virtual_interrupts;
+    vt_Flag virtual_interrupts;
     uint8_t pad[7];
 } vt_Intercepts;
 
@@ -352,9 +368,9 @@ typedef struct vt_Access {
     uint64_t gva;
     vt_AccessKind kind;
     // CPL=3 and not implicit supervisor.
-    bool user;
+    vt_Flag user;
     // Descriptor tables, TSS, event delivery from CPL 3: supervisor whatever the CPL; SMAP ignores RFLAGS.AC.
-    bool implicit;
+    vt_Flag implicit;
     uint8_t size;
     uint32_t pad;
     // The event whose delivery needs this access (not valid outside delivery).
@@ -373,7 +389,7 @@ typedef struct vt_Translation {
     // Valid if `ram`.
     uint64_t hpa;
     // False: the gpa is in no memory slot, the access is MMIO.
-    bool ram;
+    vt_Flag ram;
     uint8_t pad[7];
 } vt_Translation;
 
@@ -403,7 +419,7 @@ typedef uint8_t vt_Vector;
 // An exception on its way to the guest.
 typedef struct vt_Exception {
     vt_Vector vector;
-    bool has_error_code;
+    vt_Flag has_error_code;
     // INT3, INTO and ICEBP: the length of the instruction, at which RIP still points although the exception is a trap.
     // Otherwise zero.
     uint8_t insn_len;
@@ -419,7 +435,7 @@ typedef struct vt_Translated {
     struct vt_Exception fault;
 } vt_Translated;
 
-// The backend's side of an emulation: `contract::EmulatorMmu`, function by function, with the same meaning.
+// The backend's side of an emulation.
 typedef struct vt_MmuTable {
     // Translates one linear access with the walk that KVM would use here. `host` is the one to use: the one that
     // `emulate` was called on is busy until it returns.
@@ -455,7 +471,7 @@ typedef struct vt_Emulated {
     uint8_t insn_len;
     uint8_t insn[15];
     // An access went to userspace (it is complete: the devices answered).
-    bool user_mmio;
+    vt_Flag user_mmio;
     // Bytes of `insn` that were fetched; of them `insn_len` are the instruction.
     uint8_t fetched;
     uint8_t pad[2];
@@ -480,7 +496,7 @@ typedef uint32_t vt_BusSpace;
 // One device access. `data` holds the value written, or receives the value read.
 typedef struct vt_BusOp {
     vt_BusSpace space;
-    bool write;
+    vt_Flag write;
     // Bytes: 1, 2, 4 or 8.
     uint8_t size;
     uint16_t pad;
@@ -561,7 +577,7 @@ typedef struct vt_RawNote {
     uint64_t args[6];
 } vt_RawNote;
 
-// Services of the host: `contract::Host`, function by function, with the same meaning.
+// Services of the host.
 typedef struct vt_HostTable {
     // The host's ABI_VERSION.
     uint32_t abi_version;
@@ -616,22 +632,22 @@ typedef struct vt_Silicon {
     // Levels that EPT offers (4 or 5).
     uint8_t ept_levels;
     // 1 GiB pages in EPT/NPT and in the host's CPUID.
-    bool gbpages;
+    vt_Flag gbpages;
     // EPT accessed and dirty bits.
-    bool ept_ad;
+    vt_Flag ept_ad;
     // Advanced exit information for EPT violations (qualification bits 9-11).
-    bool ept_advanced;
+    vt_Flag ept_advanced;
     // APIC-register virtualization and virtual-interrupt delivery.
-    bool apicv;
+    vt_Flag apicv;
     // SVM: next-RIP save.
-    bool nrips;
+    vt_Flag nrips;
     // SVM: decode assists.
-    bool decode_assists;
+    vt_Flag decode_assists;
     // log2 of the largest page with which the host backs guest memory: 12, 21 or 30.
     uint8_t backing_shift;
     // Instructions that read, modify and write fault as a read first. Real silicon checks for the write at once; a
     // software CPU under a recording may not.
-    bool rmw_reads_first;
+    vt_Flag rmw_reads_first;
     // Physical address bits that the host's memory encryption takes away from its kernel (SME, TME: key identifiers).
     // See: KVM arch/x86/kvm/mmu/mmu.c kvm_get_shadow_phys_bits(); APM vol. 3 E.4.17 Function 8000_001Fh
     uint8_t encryption_bits;
@@ -644,11 +660,12 @@ typedef struct vt_RawOption {
     struct vt_Text value;
 } vt_RawOption;
 
-// What a VM is created with; see `contract::VmConfig`.
+// What a VM is created with.
 typedef struct vt_RawConfig {
     // The table that every `HostRef` of this VM will carry: a backend refuses a host whose sizes differ from its own.
     const struct vt_HostTable *host;
     struct vt_Silicon silicon;
+    // Profile, patches and module parameters: ("kvm", "v6.12"), ("+NAME", ""), ("-NAME", ""), ("ept", "on"), ...
     const struct vt_RawOption *options;
     size_t options_len;
 } vt_RawConfig;
@@ -665,7 +682,7 @@ typedef struct vt_Sink_RawOption {
     void (*put)(void *ctx, const struct vt_RawOption *items, size_t count);
 } vt_Sink_RawOption;
 
-// What `Backend::query` can be asked: values that KVM or silicon hold and that no other call shows.
+// What `BackendTable.query` can be asked: values that KVM or silicon hold and that no other call shows.
 typedef uint32_t vt_Query;
 // IA32_VMX_EPT_VPID_CAP as silicon shows it.
 #define vt_Query_EPT_VPID_CAP 0
@@ -722,7 +739,7 @@ typedef uint32_t vt_StimulusKind;
 #define vt_StimulusKind_SENSITIVE 1
 #define vt_StimulusKind_EXCEPTION 2
 
-// What the guest is about to do. The value is also the bit in `crate::vcpu::Intercepts`.
+// What the guest is about to do. The value is also the bit in `Intercepts.sensitive`.
 typedef uint8_t vt_SensitiveKind;
 #define vt_SensitiveKind_CPUID 0
 #define vt_SensitiveKind_RDMSR 1
@@ -802,11 +819,11 @@ typedef struct vt_Sensitive {
     uint64_t aux;
     uint64_t aux2;
     // REP prefix on INS and OUTS.
-    bool rep;
+    vt_Flag rep;
     // Port given as immediate.
-    bool immediate;
+    vt_Flag immediate;
     // Memory operand instead of a register (LMSW, SMSW, SLDT, ...).
-    bool memory;
+    vt_Flag memory;
     // Segment register of OUTS, 0-5.
     uint8_t segment;
     // Address size of string instructions in bytes.
@@ -832,7 +849,7 @@ typedef struct vt_Exit {
     uint64_t gva;
     vt_StimulusKind stimulus;
     // The instruction completes before the exit (APIC_WRITE, data breakpoints, ...).
-    bool trap;
+    vt_Flag trap;
     // Who was running.
     vt_Level level;
     uint8_t pad[2];
@@ -865,13 +882,13 @@ typedef uint8_t vt_MappingKind;
 typedef struct vt_Mapping {
     // Guest physical address of the 4 KiB page that holds the access.
     uint64_t gpa;
-    // Host physical address of that page (see `MemoryRegion::hpa`).
+    // Host physical address of that page (see `MemoryRegion.hpa`).
     uint64_t hpa;
     // Which accesses may use it; `write` only once every dirty bit that a write would set is set.
-    bool read;
-    bool write;
-    bool fetch;
-    bool global;
+    vt_Flag read;
+    vt_Flag write;
+    vt_Flag fetch;
+    vt_Flag global;
     vt_MappingKind kind;
     // log2 of the guest's page, so that INVLPG of any address in it flushes this entry.
     uint8_t guest_page_shift;
@@ -921,7 +938,7 @@ typedef struct vt_Resume {
     uint64_t data[6];
 } vt_Resume;
 
-// A backend: `contract::Plugin` and `contract::Backend`, function by function, with the same meaning.
+// A backend: how it describes itself, and a VM under it.
 //
 // No function pointer may be null. `vm` is what `create` gave. Calls never overlap.
 typedef struct vt_BackendTable {

@@ -5,6 +5,7 @@ use vmtape_arch::{
     cpuid::CpuidEntry,
     exception::Exception,
     exit::{Exit, Resume},
+    flag::Flag,
     level::Place,
     note::{Note, NoteKind},
     open_enum,
@@ -68,7 +69,7 @@ open_enum! {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BusOp {
     pub space: BusSpace,
-    pub write: bool,
+    pub write: Flag,
     /// Bytes: 1, 2, 4 or 8.
     pub size: u8,
     pub pad: u16,
@@ -122,7 +123,7 @@ pub struct Emulated {
     pub insn_len: u8,
     pub insn: [u8; 15],
     /// An access went to userspace (it is complete: the devices answered).
-    pub user_mmio: bool,
+    pub user_mmio: Flag,
     /// Bytes of `insn` that were fetched; of them `insn_len` are the instruction.
     pub fetched: u8,
     pub pad: [u8; 2],
@@ -137,7 +138,7 @@ pub struct Translation {
     /// Valid if `ram`.
     pub hpa: u64,
     /// False: the gpa is in no memory slot, the access is MMIO.
-    pub ram: bool,
+    pub ram: Flag,
     pub pad: [u8; 7],
 }
 

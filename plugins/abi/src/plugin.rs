@@ -14,29 +14,18 @@ pub struct VmConfig {
     pub options: Vec<(String, String)>,
 }
 
-/// One row of a table that a plugin exports.
+/// One row of a table that a plugin exports; [`RawRow`](crate::table::RawRow) says what each field holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TableRow {
     pub id: u32,
-    /// Short name, as options and fault plans spell it.
     pub name: String,
-    /// One sentence.
     pub text: String,
-    /// Manual section, or KVM file, function and commit.
     pub source: String,
-    /// Parameters: the default. Patches: the first release, "never merged" or "silicon". Profiles: "release", "alias" or
-    /// "series". Otherwise empty.
     pub value: String,
-    /// Patches: the commit, or where it was posted.
     pub commit: String,
-    /// Patches: the subject line.
     pub subject: String,
-    /// Patches and parameters: the first release that has it. Profiles: the release that it is, or is built upon. Empty:
-    /// no release.
     pub since: String,
-    /// Patches and parameters: the first release that no longer has it. Empty: all later ones have it.
     pub until: String,
-    /// The commit that took it out there.
     pub undone_by: String,
 }
 

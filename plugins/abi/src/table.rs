@@ -111,7 +111,7 @@ pub struct Translated {
 }
 
 open_enum! {
-    /// The tables of `contract::Description`.
+    /// The tables with which a plugin describes itself.
     pub struct TableId(u32) {
         RULES = 0 => "rules",
         PATCHES = 1 => "patches",
@@ -122,21 +122,33 @@ open_enum! {
     }
 }
 
-/// One row of a table; see `contract::TableRow`.
+/// One row of a table.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct RawRow {
+    /// CAPABILITIES: the KVM_CAP number. Otherwise what notes and fault plans name the row by.
     pub id: u32,
     /// `sizeof` this structure. Zero, which older headers ask for: the row ends with `value`.
     pub size: u32,
+    /// Short name, as options and fault plans spell it.
     pub name: Text,
+    /// One sentence.
     pub text: Text,
+    /// Manual section, or KVM file, function and commit.
     pub source: Text,
+    /// PARAMETERS: the default. PATCHES: the first release, "never merged" or "silicon". PROFILES: "release", "alias" or
+    /// "series". Otherwise empty.
     pub value: Text,
+    /// PATCHES: the commit, or where it was posted.
     pub commit: Text,
+    /// PATCHES: the subject line.
     pub subject: Text,
+    /// PATCHES and PARAMETERS: the first release that has it. PROFILES: the release that it is, or is built upon. Empty: no
+    /// release.
     pub since: Text,
+    /// PATCHES and PARAMETERS: the first release that no longer has it. Empty: all later ones have it.
     pub until: Text,
+    /// The commit that took it out there.
     pub undone_by: Text,
 }
 
@@ -157,13 +169,14 @@ pub struct RawOption {
     pub value: Text,
 }
 
-/// What a VM is created with; see `contract::VmConfig`.
+/// What a VM is created with.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct RawConfig {
     /// The table that every `HostRef` of this VM will carry: a backend refuses a host whose sizes differ from its own.
     pub host: *const HostTable,
     pub silicon: Silicon,
+    /// Profile, patches and module parameters: ("kvm", "v6.12"), ("+NAME", ""), ("-NAME", ""), ("ept", "on"), ...
     pub options: *const RawOption,
     pub options_len: usize,
 }
@@ -312,12 +325,12 @@ macro_rules! table_of {
 }
 
 mmu_calls! { each_call! table_of (
-    /// The backend's side of an emulation: `contract::EmulatorMmu`, function by function, with the same meaning.
+    /// The backend's side of an emulation.
     MmuTable, mmu_fields, ctx: *mut c_void, {}
 ) [] }
 
 host_calls! { each_call! table_of (
-    /// Services of the host: `contract::Host`, function by function, with the same meaning.
+    /// Services of the host.
     HostTable, host_fields, ctx: *mut c_void, {
         /// The host's ABI_VERSION.
         abi_version: u32,
@@ -329,7 +342,7 @@ host_calls! { each_call! table_of (
 ) [] }
 
 backend_calls! { each_call! table_of (
-    /// A backend: `contract::Plugin` and `contract::Backend`, function by function, with the same meaning.
+    /// A backend: how it describes itself, and a VM under it.
     ///
     /// No function pointer may be null. `vm` is what `create` gave. Calls never overlap.
     BackendTable, backend_fields, vm: *mut Vm, {

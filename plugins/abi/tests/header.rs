@@ -6,13 +6,14 @@ use std::{fs, path::Path};
 use vmtape_abi::table;
 
 /// Where the structures live that cross the boundary.
-const SOURCES: [&str; 13] = [
+const SOURCES: [&str; 14] = [
     "../../host/arch/src/access.rs",
     "../../host/arch/src/cpuid.rs",
     "../../host/arch/src/event.rs",
     "../../host/arch/src/exception.rs",
     "../../host/arch/src/level.rs",
     "../../host/arch/src/exit.rs",
+    "../../host/arch/src/flag.rs",
     "../../host/arch/src/fpu.rs",
     "../../host/arch/src/host.rs",
     "../../host/arch/src/regs.rs",
@@ -36,6 +37,14 @@ fn header_is_current() {
     assert!(found == fresh, "{} is stale: run with VMTAPE_BLESS=1 and review the change", header.display());
 }
 
+#[test]
+fn header_speaks_c() {
+    let header = generate();
+    for rust in ["::", "bool", "[`"] {
+        assert_eq!(header.lines().find(|line| line.contains(rust)), None, "{rust} is Rust's");
+    }
+}
+
 fn generate() -> String {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("abi.rs");
@@ -47,8 +56,7 @@ fn generate() -> String {
     plain += &expand(&note_part(&fs::read_to_string(root.join("../../host/arch/src/note.rs")).unwrap()));
     plain +=
         "#[unsafe(no_mangle)] pub extern \"C\" fn vmtape_backend_v2() -> *const BackendTable { todo!() }\n";
-    // A link leads nowhere from a header.
-    fs::write(&source, plain.replace("[`", "`").replace("`]", "`")).unwrap();
+    fs::write(&source, spell_in_c(&plain)).unwrap();
 
     let mut config =
         cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml is readable");
@@ -61,6 +69,21 @@ fn generate() -> String {
         header = header.replace("\n\n\n", "\n\n");
     }
     header
+}
+
+/// Names in comments as C has them. A link leads nowhere from a header.
+fn spell_in_c(source: &str) -> String {
+    const NAMES: [(&str, &str); 8] = [
+        ("[`", "`"),
+        ("`]", "`"),
+        ("`Host::", "`HostTable."),
+        ("`EmulatorMmu::", "`MmuTable."),
+        ("`Backend::", "`BackendTable."),
+        ("`EmulateRequest::", "`EmulateRequest."),
+        ("`MemoryRegion::", "`MemoryRegion."),
+        (" A Rust `bool` holds 0 or 1 and nothing else, which no foreign library promises.", ""),
+    ];
+    NAMES.iter().fold(source.to_owned(), |text, (rust, c)| text.replace(rust, c))
 }
 
 /// `note.rs` up to the decoded form, which does not cross the boundary.

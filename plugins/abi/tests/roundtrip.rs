@@ -11,6 +11,7 @@ use vmtape_arch::{
     cpuid::CpuidEntry,
     exception::{Exception, PageFaultError},
     exit::{Exit, Isa, Resume, ResumeKind},
+    flag::Flag,
     host::{Silicon, Vendor},
     level::Place,
     note::{Note, NoteKind},
@@ -78,7 +79,7 @@ impl EmulatorMmu for ProbeMmu {
         match access.gva {
             0xbad000 => Err(Exception::pf(access.gva, PageFaultError::new().with_p(true))),
             0xdead000 => panic!("translate panics"),
-            gva => Ok(Translation { gpa: gva, hpa: gva, ram: gva < 0x1000, pad: [0; 7] }),
+            gva => Ok(Translation { gpa: gva, hpa: gva, ram: (gva < 0x1000).into(), pad: [0; 7] }),
         }
     }
 
@@ -342,14 +343,14 @@ fn silicon(vendor: Vendor) -> Silicon {
         phys_bits: 46,
         host_levels: 4,
         ept_levels: 4,
-        gbpages: true,
-        ept_ad: true,
-        ept_advanced: false,
-        apicv: false,
-        nrips: false,
-        decode_assists: false,
+        gbpages: true.into(),
+        ept_ad: true.into(),
+        ept_advanced: false.into(),
+        apicv: false.into(),
+        nrips: false.into(),
+        decode_assists: false.into(),
         backing_shift: 12,
-        rmw_reads_first: false,
+        rmw_reads_first: false.into(),
         encryption_bits: 0,
         pad: [0; 3],
     }
@@ -400,9 +401,12 @@ fn silicon_and_kvm_calls_cross() {
     let (mut vm, mut state) = (vm(), VcpuState::reset());
     let mut host = FakeHost { ram: vec![3; 0x1000], ..Default::default() };
     let (mut exit, mut fault) = (Exit::default(), Exception::default());
-    let access = Access { gva: 0x10, user: true, ..Default::default() };
+    let access = Access { gva: 0x10, user: true.into(), ..Default::default() };
     let answer = vm.access(0, &mut state, &access, &mut host, &mut exit);
-    assert_eq!((answer.verdict, answer.mapping.gpa, answer.mapping.write), (Verdict::NATIVE, 0x10, true));
+    assert_eq!(
+        (answer.verdict, answer.mapping.gpa, answer.mapping.write),
+        (Verdict::NATIVE, 0x10, Flag::YES)
+    );
     assert_eq!((state.cr2, host.ram[0x10]), (0x0303_0303_0303_0303, 7));
     let outside = Access { gva: 0x5000, ..Default::default() };
     assert_eq!(vm.access(0, &mut state, &outside, &mut host, &mut exit).verdict, Verdict::EXIT);

@@ -99,7 +99,7 @@ impl Events {
         deliver_payload(state, exception);
         let new = QueuedException {
             vector: exception.vector.0,
-            error_code: exception.has_error_code.then_some(exception.error_code),
+            error_code: exception.has_error_code.is_set().then_some(exception.error_code),
             insn_len: 0,
             soft: false,
         };
@@ -153,7 +153,7 @@ impl Events {
         }
         let exception = |soft, insn_len| QueuedException {
             vector: delivering.vector,
-            error_code: delivering.has_error_code.then_some(delivering.error_code),
+            error_code: delivering.has_error_code.is_set().then_some(delivering.error_code),
             insn_len,
             soft,
         };
@@ -259,13 +259,13 @@ fn inject_exception(
     );
     let kind = if exception.soft { EventKind::SOFTWARE_EXCEPTION } else { EventKind::HARDWARE_EXCEPTION };
     state.inject = Event {
-        valid: true,
+        valid: true.into(),
         kind,
         vector: exception.vector,
-        has_error_code: error_code.is_some(),
+        has_error_code: error_code.is_some().into(),
         error_code: error_code.unwrap_or(0),
         insn_len: exception.insn_len,
-        reinjected,
+        reinjected: reinjected.into(),
         pad: [0; 6],
     };
 }
@@ -280,19 +280,24 @@ fn inject_interrupt(
     host.note(vcpu, Note::InjVirq { vector: interrupt.vector, soft: interrupt.soft, reinjected });
     let kind = if interrupt.soft { EventKind::SOFTWARE_INTERRUPT } else { EventKind::EXTERNAL_INTERRUPT };
     state.inject = Event {
-        valid: true,
+        valid: true.into(),
         kind,
         vector: interrupt.vector,
         insn_len: interrupt.insn_len,
-        reinjected,
+        reinjected: reinjected.into(),
         ..Default::default()
     };
 }
 
 fn inject_nmi(state: &mut VcpuState, reinjected: bool, requests: &mut WindowRequests) {
     requests.nmi_injected = true;
-    state.inject =
-        Event { valid: true, kind: EventKind::NMI, vector: Vector::NMI.0, reinjected, ..Default::default() };
+    state.inject = Event {
+        valid: true.into(),
+        kind: EventKind::NMI,
+        vector: Vector::NMI.0,
+        reinjected: reinjected.into(),
+        ..Default::default()
+    };
 }
 
 /// `kvm_arch_interrupt_allowed` without a vendor's nested rules: IF set, and no STI or MOV SS shadow.
@@ -335,8 +340,12 @@ mod tests {
     #[test]
     fn an_interrupted_delivery_is_queued_again() {
         let mut events = Events::default();
-        let event =
-            Event { valid: true, kind: EventKind::EXTERNAL_INTERRUPT, vector: 0x20, ..Default::default() };
+        let event = Event {
+            valid: true.into(),
+            kind: EventKind::EXTERNAL_INTERRUPT,
+            vector: 0x20,
+            ..Default::default()
+        };
         events.complete(&event);
         assert!(events.needs_reinjection());
         events.complete(&Event::default());

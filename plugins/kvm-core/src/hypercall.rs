@@ -128,10 +128,15 @@ fn write(
     let mut gva = state.rip;
     for part in [&bytes[..first], &bytes[first..]].into_iter().filter(|part| !part.is_empty()) {
         let size = part.len() as u8;
-        let access =
-            Access { gva, kind: AccessKind::WRITE, user: state.cpl == 3, size, ..Default::default() };
+        let access = Access {
+            gva,
+            kind: AccessKind::WRITE,
+            user: (state.cpl == 3).into(),
+            size,
+            ..Default::default()
+        };
         let to = mmu.translate(state, &access, host)?;
-        if to.ram {
+        if to.ram.is_set() {
             host.write(to.hpa, part);
             mmu.wrote(to.gpa, size, host);
         } else {

@@ -28,8 +28,14 @@ pub fn fast_pio(vcpu: &mut Vcpu, state: &mut VcpuState, pio: &Pio, host: &mut dy
     if !input {
         host.note(vcpu.id, note(value));
     }
-    let mut op =
-        BusOp { space: BusSpace::KERNEL_PIO, write: !input, size, address: port.into(), data: value, pad: 0 };
+    let mut op = BusOp {
+        space: BusSpace::KERNEL_PIO,
+        write: (!input).into(),
+        size,
+        address: port.into(),
+        data: value,
+        pad: 0,
+    };
     if input {
         op.data = 0;
     }

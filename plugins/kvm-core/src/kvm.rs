@@ -61,7 +61,7 @@ pub fn mmu_config(silicon: &Silicon, options: &Options, table_width: u8) -> Conf
         tdp_mmu: options.on(Switch::TDP_MMU),
         format: Format::X86 { width: table_width },
         host_width: silicon.phys_bits,
-        gbpages: silicon.gbpages,
+        gbpages: silicon.gbpages.is_set(),
         backing_shift: silicon.backing_shift,
         max_tdp_level: 0,
         forced_tdp_level: false,
@@ -165,7 +165,7 @@ impl Kvm {
     ) -> Resume {
         let (gva, gpa) = if self.tdp() { (0, address) } else { (address, 0) };
         let mut request = EmulateRequest { flags: emultype::PF, gva, gpa, ..Default::default() };
-        if self.silicon.decode_assists && !code.fetch() {
+        if self.silicon.decode_assists.is_set() && !code.fetch() {
             self.give_bytes(vcpu.id, state, &mut request, host);
         }
         let direct = self.mmu.context(vcpu.id).root_role.direct();

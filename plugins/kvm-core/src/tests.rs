@@ -226,11 +226,11 @@ fn interrupts() {
     let requests = vcpu.events.check_and_inject(0, &mut state, open, &mut host);
     assert!(!requests.interrupt);
     let interrupt =
-        Event { valid: true, kind: EventKind::EXTERNAL_INTERRUPT, vector: 0x20, ..Default::default() };
+        Event { valid: true.into(), kind: EventKind::EXTERNAL_INTERRUPT, vector: 0x20, ..Default::default() };
     assert_eq!(state.inject, interrupt);
     vcpu.events.complete(&interrupt);
     vcpu.events.check_and_inject(0, &mut state, open, &mut host);
-    assert_eq!(state.inject, Event { reinjected: true, ..interrupt });
+    assert_eq!(state.inject, Event { reinjected: true.into(), ..interrupt });
     assert_eq!(host.notes.last(), Some(&Note::InjVirq { vector: 0x20, soft: false, reinjected: true }));
     vcpu.events.complete(&Event::default());
     vcpu.inject(&mut state, &Exception::gp(0));

@@ -156,8 +156,12 @@ impl<O: Ops> Vm<O> {
         let kvm = self.shared.kvm_mut();
         // Under TDP silicon decides about 1 GiB pages, whatever the guest is told.
         // See: KVM cpuid.c kvm_vcpu_after_set_cpuid()
-        let gbpages = if kvm.tdp() { kvm.silicon.gbpages } else { cpuid.has(feature::GBPAGES) };
-        let width = GuestWidth { maxphyaddr: cpuid.maxphyaddr(), gbpages, amd: cpuid.amd_compatible() };
+        let gbpages = if kvm.tdp() { kvm.silicon.gbpages } else { cpuid.has(feature::GBPAGES).into() };
+        let width = GuestWidth {
+            maxphyaddr: cpuid.maxphyaddr(),
+            gbpages: gbpages.is_set(),
+            amd: cpuid.amd_compatible(),
+        };
         kvm.mmu.vcpu(vcpu).set_width(width);
         kvm.mmu.reset_context(vcpu, state, host);
     }

@@ -414,7 +414,12 @@ impl EmulatorView<'_> {
     /// Where a guest physical address leads; `mmio`: it is known to be no RAM.
     fn locate(&self, gpa: u64, write: bool, mmio: bool) -> Translation {
         let slot = self.mmu.slots.find(gpa).filter(|slot| !(mmio || write && slot.readonly()));
-        Translation { gpa, hpa: slot.map_or(0, |slot| slot.hpa(gpa)), ram: slot.is_some(), pad: [0; 7] }
+        Translation {
+            gpa,
+            hpa: slot.map_or(0, |slot| slot.hpa(gpa)),
+            ram: slot.is_some().into(),
+            pad: [0; 7],
+        }
     }
 
     /// `vcpu_is_mmio_gpa`.

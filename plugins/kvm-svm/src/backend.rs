@@ -186,7 +186,7 @@ impl Ops for Shared {
         if !exits {
             return Verdict::NATIVE;
         }
-        match exits::instruction(insn, state, cr0, self.kvm.silicon.decode_assists) {
+        match exits::instruction(insn, state, cr0, self.kvm.silicon.decode_assists.is_set()) {
             Some(taken) => {
                 *exit = taken;
                 Verdict::EXIT

@@ -71,6 +71,6 @@ impl Shared {
 
     /// Next-RIP save is used.
     pub fn nrips(&self) -> bool {
-        self.kvm.silicon.nrips && self.kvm.options.on(Switch::NRIPS)
+        self.kvm.silicon.nrips.is_set() && self.kvm.options.on(Switch::NRIPS)
     }
 }

@@ -114,9 +114,9 @@ impl Host for TestHost {
 
     fn bus(&mut self, _vcpu: u32, op: &mut BusOp) -> bool {
         match (op.space, op.address) {
-            (BusSpace::EOI, _) if op.write => self.ended.push(op.data as u8),
+            (BusSpace::EOI, _) if op.write.is_set() => self.ended.push(op.data as u8),
             (BusSpace::EOI, _) => op.data = self.heard.into(),
-            (BusSpace::MSR, index) if op.write && index == u64::from(Msr::IA32_APIC_BASE.0) => {
+            (BusSpace::MSR, index) if op.write.is_set() && index == u64::from(Msr::IA32_APIC_BASE.0) => {
                 self.apic_base = op.data;
             }
             (BusSpace::KERNEL_PIO, KERNEL_PORT) => op.data = KERNEL_PORT_VALUE,

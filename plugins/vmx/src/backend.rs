@@ -155,7 +155,7 @@ impl Ops for Shared {
                 fault(Exception::pf(access.gva, error))
             }
             GuestAccess::Nested(stop) => {
-                *exit = exits::ept(&stop, self.kvm.silicon.ept_advanced, state, access);
+                *exit = exits::ept(&stop, self.kvm.silicon.ept_advanced.is_set(), state, access);
                 note_steps(vcpu, &steps, host);
                 if host.wants(NoteKind::RULE) {
                     host.note(vcpu, self.ept_rule(vcpu, &stop).note());
@@ -217,7 +217,7 @@ impl Ops for Shared {
         exception: &Exception,
         exit: &mut Exit,
     ) -> Verdict {
-        let code = if exception.has_error_code { exception.error_code } else { 0 };
+        let code = if exception.has_error_code.is_set() { exception.error_code } else { 0 };
         if !v.controls.exception_exits(exception.vector, code) {
             return Verdict::NATIVE;
         }

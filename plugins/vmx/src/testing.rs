@@ -57,14 +57,14 @@ pub fn silicon(phys_bits: u8) -> Silicon {
         phys_bits,
         host_levels: 4,
         ept_levels: 4,
-        gbpages: true,
-        ept_ad: true,
-        ept_advanced: true,
-        apicv: true,
-        nrips: false,
-        decode_assists: false,
+        gbpages: true.into(),
+        ept_ad: true.into(),
+        ept_advanced: true.into(),
+        apicv: true.into(),
+        nrips: false.into(),
+        decode_assists: false.into(),
         backing_shift: 12,
-        rmw_reads_first: false,
+        rmw_reads_first: false.into(),
         encryption_bits: 0,
         pad: [0; 3],
     }
@@ -130,7 +130,7 @@ impl Guest {
 
     /// One access, as the interpreter asks for it on a TLB miss.
     pub fn access(&mut self, kind: AccessKind, user: bool) -> Ended {
-        let access = Access { gva: self.gva, kind, user, size: 8, ..Default::default() };
+        let access = Access { gva: self.gva, kind, user: user.into(), size: 8, ..Default::default() };
         self.host.access = access;
         self.host.emulated = None;
         let answer: Answer = self.vm.access(0, &mut self.state, &access, &mut self.host, &mut self.exit);
@@ -175,6 +175,6 @@ impl Guest {
     /// The error code that the next entry injects with #PF.
     pub fn injected(&self) -> Option<u32> {
         let event = self.state.inject;
-        (event.valid && event.vector == 14).then_some(event.error_code)
+        (event.valid.is_set() && event.vector == 14).then_some(event.error_code)
     }
 }

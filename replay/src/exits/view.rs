@@ -124,7 +124,11 @@ impl View {
             ),
         };
         if let Handling::Fault(fault) = handling {
-            view.seen.push(Seen::Exception(words(fault.vector, fault.has_error_code, fault.error_code)));
+            view.seen.push(Seen::Exception(words(
+                fault.vector,
+                fault.has_error_code.is_set(),
+                fault.error_code,
+            )));
         }
         let held = |entry: Entry| Some((entry.gpa?, entry.after));
         view.entries = places(replayed, group).into_iter().filter_map(held).collect();

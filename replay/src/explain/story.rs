@@ -58,7 +58,7 @@ impl Outcome {
     fn of_exception(exception: &Exception) -> Self {
         Self::Exception {
             vector: exception.vector,
-            code: exception.has_error_code.then_some(exception.error_code),
+            code: exception.has_error_code.is_set().then_some(exception.error_code),
             address: (exception.vector == Vector::PF).then_some(exception.payload),
         }
     }
@@ -113,7 +113,7 @@ pub fn outcome(observations: &[Observation], endless: bool) -> Outcome {
                 let vector = Vector(event.vector);
                 Outcome::Exception {
                     vector,
-                    code: event.has_error_code.then_some(event.error_code),
+                    code: event.has_error_code.is_set().then_some(event.error_code),
                     address: cr2.filter(|_| vector == Vector::PF),
                 }
             }
@@ -238,7 +238,7 @@ impl Teller {
 
     fn silicon(&self, walk: &Walk) -> Vec<String> {
         let (access, widths) = (&walk.access, self.widths);
-        let who = if access.user { "user" } else { "supervisor" };
+        let who = if access.user.is_set() { "user" } else { "supervisor" };
         let what = format!("{who} {} of {:#x}", access.kind, access.gva);
         if walk.entries.is_empty() && !walk.paged {
             return vec![format!(

@@ -26,7 +26,14 @@ impl Env for Identity {
 
     fn access(&mut self, _: &mut VcpuState, access: &Access) -> Result<Mapping, Interrupted> {
         let page = access.gva & !0xfff;
-        Ok(Mapping { gpa: page, hpa: page, read: true, write: true, fetch: true, ..Mapping::default() })
+        Ok(Mapping {
+            gpa: page,
+            hpa: page,
+            read: true.into(),
+            write: true.into(),
+            fetch: true.into(),
+            ..Mapping::default()
+        })
     }
 
     fn exception(&mut self, _: &mut VcpuState, _: &Exception) -> Option<()> {

@@ -194,7 +194,7 @@ fn stimulus_text(exit: &Exit) -> String {
         }
         _ => {
             let access = &exit.access;
-            let user = if access.user { "user" } else { "supervisor" };
+            let user = if access.user.is_set() { "user" } else { "supervisor" };
             let _ = write!(text, "{} {user} {} gva {:#x}", access.kind, access.size, access.gva);
         }
     }

@@ -248,7 +248,7 @@ fn page_fault_exit(gva: u64, code: u64, kind: AccessKind) -> Exit {
         info2: gva,
         gva,
         stimulus: StimulusKind::ACCESS,
-        access: Access { gva, kind, user: code & 4 != 0, size: 8, ..Default::default() },
+        access: Access { gva, kind, user: (code & 4 != 0).into(), size: 8, ..Default::default() },
         ..Default::default()
     }
 }

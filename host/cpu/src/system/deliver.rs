@@ -172,7 +172,7 @@ impl Core<'_> {
         self.stack_push(&mut stack, size, flags.into_bits())?;
         self.stack_push(&mut stack, size, self.state.seg[seg::CS].selector as u64)?;
         self.stack_push(&mut stack, size, self.return_rip(event))?;
-        if event.has_error_code {
+        if event.has_error_code.is_set() {
             self.stack_push(&mut stack, size, event.error_code as u64)?;
         }
         self.require_gp0(self.is_rip_valid(&entry.target.cs, entry.target.rip))?;

@@ -53,7 +53,8 @@ impl Core<'_> {
     /// Whether a fault now would be caused by an event from outside the program. See: SDM vol. 3A 6.13 Error Code
     fn is_external(&self) -> bool {
         let event = &self.state.delivering;
-        event.valid && !matches!(event.kind, EventKind::SOFTWARE_INTERRUPT | EventKind::SOFTWARE_EXCEPTION)
+        event.valid.is_set()
+            && !matches!(event.kind, EventKind::SOFTWARE_INTERRUPT | EventKind::SOFTWARE_EXCEPTION)
     }
 
     /// An exception whose error code names a selector or IDT entry, or nothing.

@@ -58,7 +58,7 @@ fn event_of(exception: &Exception) -> Event {
         _ => EventKind::SOFTWARE_EXCEPTION,
     };
     Event {
-        valid: true,
+        valid: true.into(),
         kind,
         vector: exception.vector.0,
         has_error_code: exception.has_error_code,
@@ -93,14 +93,14 @@ pub(crate) fn inject(core: &mut Core<'_>, event: Event) -> Result<(), Stop> {
 
 /// An external interrupt without an exit.
 pub(crate) fn interrupt(core: &mut Core<'_>, vector: u8) -> Result<(), Stop> {
-    let event = Event { valid: true, kind: EventKind::EXTERNAL_INTERRUPT, vector, ..Event::default() };
+    let event = Event { valid: true.into(), kind: EventKind::EXTERNAL_INTERRUPT, vector, ..Event::default() };
     deliver_or_escalate(core, event)
 }
 
 /// INT n, as part of the instruction.
 pub(super) fn software_interrupt(core: &mut Core<'_>, insn: &Insn, vector: u8) -> Result<(), Interrupted> {
     let event = Event {
-        valid: true,
+        valid: true.into(),
         kind: EventKind::SOFTWARE_INTERRUPT,
         vector,
         insn_len: insn.len,

@@ -70,7 +70,7 @@ pub(super) fn input(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted>
     let ((port, immediate), size) = (port_of(core, insn), size_of(insn));
     core.check_port(port, size)?;
     let what = core.describe(insn, SensitiveKind::IN);
-    core.sensitive(&Sensitive { number: port as u32, size, immediate, ..what })?;
+    core.sensitive(&Sensitive { number: port as u32, size, immediate: immediate.into(), ..what })?;
     let value = core.port_in(port, size);
     match size {
         1 => core.put(insn, 0, value as u8),
@@ -84,7 +84,13 @@ pub(super) fn output(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted
     core.check_port(port, size)?;
     let value = core.state.gpr[gpr::RAX] as u32 & (u32::MAX >> (32 - 8 * size as u32));
     let what = core.describe(insn, SensitiveKind::OUT);
-    core.sensitive(&Sensitive { number: port as u32, size, value: value as u64, immediate, ..what })?;
+    core.sensitive(&Sensitive {
+        number: port as u32,
+        size,
+        value: value as u64,
+        immediate: immediate.into(),
+        ..what
+    })?;
     core.port_out(port, size, value);
     Ok(())
 }
@@ -126,7 +132,7 @@ fn iteration(core: &mut Core<'_>, insn: &Insn, rep: bool) -> Result<(), Interrup
     let offset = core.state.gpr[index] & mask;
     let address = offset.wrapping_add(core.segments[(segment & 7) as usize].base) & core.linear_mask;
     let what = core.describe(insn, kind);
-    core.sensitive(&Sensitive { number: port as u32, size, address, rep, segment, ..what })?;
+    core.sensitive(&Sensitive { number: port as u32, size, address, rep: rep.into(), segment, ..what })?;
     if input {
         core.probe_write(segment, offset, size as u64)?;
         let value = core.port_in(port, size);

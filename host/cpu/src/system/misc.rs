@@ -22,7 +22,7 @@ impl Core<'_> {
         Sensitive {
             kind,
             len: insn.len,
-            memory,
+            memory: memory.into(),
             address,
             address_size: insn.address_bytes(),
             segment: insn.seg,

@@ -38,16 +38,17 @@ impl Env for Identity {
         }
         let refused = |kind| self.absent.iter().any(|(p, k)| *p == page && *k == kind);
         if access.gva >= RAM_SIZE as u64 || refused(access.kind) {
-            let error = PageFaultError::new().with_w(access.kind == AccessKind::WRITE).with_u(access.user);
+            let error =
+                PageFaultError::new().with_w(access.kind == AccessKind::WRITE).with_u(access.user.is_set());
             return Err(Interrupted::Fault(Exception::pf(access.gva, error)));
         }
         Ok(Mapping {
             gpa: page << 12,
             hpa: page << 12,
-            read: !refused(AccessKind::READ),
-            write: !refused(AccessKind::WRITE),
-            fetch: !refused(AccessKind::FETCH),
-            global: false,
+            read: (!refused(AccessKind::READ)).into(),
+            write: (!refused(AccessKind::WRITE)).into(),
+            fetch: (!refused(AccessKind::FETCH)).into(),
+            global: false.into(),
             kind: MappingKind::RAM,
             guest_page_shift: 12,
             pad: [0; 2],

@@ -158,7 +158,7 @@ fn multiboot_state(entry: u32) -> VcpuState {
     state.rip = entry as u64;
     state.gpr[gpr::RAX] = 0x2bad_b002;
     state.gpr[gpr::RBX] = MULTIBOOT_INFO;
-    state.intercepts.virtual_interrupts = true;
+    state.intercepts.virtual_interrupts = true.into();
     state
 }
 
@@ -174,7 +174,7 @@ impl Pc {
         let (write, fetch) = (access.kind == AccessKind::WRITE, access.kind == AccessKind::FETCH);
         let error = PageFaultError::new()
             .with_w(write)
-            .with_u(access.user)
+            .with_u(access.user.is_set())
             .with_i(fetch && (state.efer().nxe() || cr4.smep()));
         let mut table = state.cr3 & bits(12, 51);
         let (mut w, mut u, mut nx) = (true, true, false);
@@ -233,18 +233,18 @@ impl Rights {
         let write = access.kind == AccessKind::WRITE;
         let ac = state.rflags().ac() && !access.implicit;
         let refused = if access.kind == AccessKind::FETCH {
-            self.nx || (access.user && !self.u) || (!access.user && self.u && cr4.smep())
+            self.nx || (access.user.is_set() && !self.u) || (!access.user && self.u && cr4.smep())
         } else {
-            (access.user && !self.u)
+            (access.user.is_set() && !self.u)
                 || (!access.user && self.u && cr4.smap() && !ac)
-                || (write && !self.w && (access.user || cr0.wp()))
+                || (write && !self.w && (access.user.is_set() || cr0.wp()))
         };
         if refused {
             return Err(error);
         }
         if cr4.pke() && self.u && access.kind != AccessKind::FETCH {
             let key = state.pkru >> (2 * self.pkey);
-            if key & 1 != 0 || (key & 2 != 0 && write && (access.user || cr0.wp())) {
+            if key & 1 != 0 || (key & 2 != 0 && write && (access.user.is_set() || cr0.wp())) {
                 return Err(error.with_pk(true));
             }
         }
@@ -269,10 +269,10 @@ impl Env for Pc {
         Ok(Mapping {
             gpa,
             hpa: gpa,
-            read: access.kind != AccessKind::FETCH,
-            write: writable && access.kind != AccessKind::FETCH,
-            fetch: access.kind == AccessKind::FETCH,
-            global: false,
+            read: (access.kind != AccessKind::FETCH).into(),
+            write: (writable && access.kind != AccessKind::FETCH).into(),
+            fetch: (access.kind == AccessKind::FETCH).into(),
+            global: false.into(),
             kind: if ram { MappingKind::RAM } else { MappingKind::DEVICE },
             guest_page_shift: shift,
             pad: [0; 2],

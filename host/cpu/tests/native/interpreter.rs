@@ -43,7 +43,7 @@ impl Env for World {
         let page = access.gva & !(PAGE - 1);
         let (hpa, write) = match page {
             CODE => (CODE_AT, false),
-            LDT if access.implicit => (LDT_AT, true),
+            LDT if access.implicit.is_set() => (LDT_AT, true),
             DATA.. if access.kind == AccessKind::FETCH && page < DATA + DATA_SIZE as u64 => {
                 let error = PageFaultError::new().with_p(true).with_u(true).with_i(true);
                 return Err(Interrupted::Fault(Exception::pf(access.gva, error)));
@@ -51,7 +51,7 @@ impl Env for World {
             DATA.. if page < DATA + DATA_SIZE as u64 => (DATA_AT + page - DATA, true),
             _ => {
                 let error = PageFaultError::new()
-                    .with_u(access.user)
+                    .with_u(access.user.is_set())
                     .with_w(access.kind == AccessKind::WRITE)
                     .with_i(access.kind == AccessKind::FETCH);
                 return Err(Interrupted::Fault(Exception::pf(access.gva, error)));
@@ -60,9 +60,9 @@ impl Env for World {
         Ok(Mapping {
             gpa: hpa,
             hpa,
-            read: true,
-            write,
-            fetch: !write,
+            read: true.into(),
+            write: write.into(),
+            fetch: (!write).into(),
             guest_page_shift: 12,
             ..Mapping::default()
         })

@@ -28,7 +28,7 @@ impl Devices {
         let value = op.data as u8;
         match port {
             _ if port & !1 == pic::MASTER || port & !1 == pic::SLAVE => {
-                if op.write {
+                if op.write.is_set() {
                     self.pic.write(port, value);
                     self.kicked |= self.pic.output();
                 } else {
@@ -36,14 +36,14 @@ impl Devices {
                 }
             }
             port if pic::ELCR.contains(&port) => {
-                if op.write {
+                if op.write.is_set() {
                     self.pic.set_elcr(port, value)
                 } else {
                     op.data = self.pic.elcr(port).into()
                 }
             }
             port if pit::PORTS.contains(&port) => {
-                if op.write {
+                if op.write.is_set() {
                     self.pit.write(port, value, now);
                     self.kicked = true;
                 } else {
@@ -51,7 +51,7 @@ impl Devices {
                 }
             }
             pit::SPEAKER => {
-                if op.write {
+                if op.write.is_set() {
                     self.pit.write_speaker(value, now);
                 } else {
                     op.data = self.pit.read_speaker(now).into();
@@ -80,7 +80,7 @@ impl Devices {
             return Answered::YES;
         }
         let register = (op.address - page) as u32;
-        let note = if op.write {
+        let note = if op.write.is_set() {
             self.apic_write(vcpu, register, op.size, op.data as u32, now)
         } else {
             self.apic_read(vcpu, register, op, now)
@@ -90,7 +90,7 @@ impl Devices {
 
     fn ioapic_access(&mut self, op: &mut BusOp) {
         let offset = op.address - ioapic::BASE;
-        if op.write {
+        if op.write.is_set() {
             let mut messages = std::mem::take(&mut self.messages);
             self.ioapic.write(offset, op.data as u32, &mut messages);
             self.deliver_all(messages);
@@ -156,7 +156,7 @@ impl Devices {
     /// See: KVM lapic.c kvm_apic_set_eoi_accelerated(), ioapic.c kvm_ioapic_scan_entry()
     pub fn silicon_eoi(&mut self, vcpu: u32, op: &mut BusOp) -> bool {
         let apic = &self.lapics[vcpu as usize];
-        if op.write {
+        if op.write.is_set() {
             let vector = op.data as u8;
             if apic.is_level_triggered(vector) {
                 let mut messages = std::mem::take(&mut self.messages);
@@ -176,7 +176,7 @@ impl Devices {
     pub fn msr(&mut self, vcpu: u32, op: &mut BusOp, now: u64) -> Answered {
         let claimed = |ok: bool| if ok { Answered::YES } else { Answered::NO };
         let apic = &mut self.lapics[vcpu as usize];
-        match (Msr(op.address as u32), op.write) {
+        match (Msr(op.address as u32), op.write.is_set()) {
             (Msr::IA32_APIC_BASE, false) => {
                 op.data = apic.base().into_bits();
                 Answered::YES
@@ -248,14 +248,15 @@ mod tests {
             (ioapic::BASE + 0x10, entry),
         ];
         for (address, data) in registers {
-            let mut op = BusOp { space: BusSpace::KERNEL_MMIO, write: true, size: 4, pad: 0, address, data };
+            let mut op =
+                BusOp { space: BusSpace::KERNEL_MMIO, write: true.into(), size: 4, pad: 0, address, data };
             assert!(devices.kernel_mmio(0, &mut op, 0).claimed);
         }
         devices
     }
 
     fn eoi(devices: &mut Devices, write: bool, data: u64) -> u64 {
-        let mut op = BusOp { space: BusSpace::EOI, write, size: 1, data, ..Default::default() };
+        let mut op = BusOp { space: BusSpace::EOI, write: write.into(), size: 1, data, ..Default::default() };
         assert!(devices.silicon_eoi(0, &mut op));
         op.data
     }

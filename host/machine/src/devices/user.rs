@@ -21,8 +21,11 @@ impl Devices {
     /// Port I/O of the VMM. Unclaimed reads give ones.
     pub fn user_pio(&mut self, op: &mut BusOp, now: u64) -> bool {
         let Ok(port) = u16::try_from(op.address) else { return false };
-        let claimed =
-            if op.write { self.out(port, op.size, op.data as u32, now) } else { self.input(port, op, now) };
+        let claimed = if op.write.is_set() {
+            self.out(port, op.size, op.data as u32, now)
+        } else {
+            self.input(port, op, now)
+        };
         if !claimed && !op.write {
             op.data = u64::MAX;
         }
@@ -86,7 +89,7 @@ impl Devices {
     /// MMIO of the VMM. Unclaimed reads give ones.
     pub fn user_mmio(&mut self, op: &mut BusOp) -> bool {
         match self.test.iomem(op.address, op.size) {
-            Some(bytes) if op.write => {
+            Some(bytes) if op.write.is_set() => {
                 bytes.copy_from_slice(&op.data.to_le_bytes()[..bytes.len()]);
                 true
             }

@@ -1,6 +1,9 @@
 //! Hosts that have a name.
 
-use vmtape_arch::host::{Silicon, Vendor};
+use vmtape_arch::{
+    flag::Flag,
+    host::{Silicon, Vendor},
+};
 
 /// A host that has a name.
 #[derive(Clone, Copy, Debug)]
@@ -20,14 +23,14 @@ const fn intel(phys_bits: u8, ept_levels: u8, host_levels: u8) -> Silicon {
         phys_bits,
         host_levels,
         ept_levels,
-        gbpages: true,
-        ept_ad: true,
-        ept_advanced: true,
-        apicv: true,
-        nrips: false,
-        decode_assists: false,
+        gbpages: Flag::YES,
+        ept_ad: Flag::YES,
+        ept_advanced: Flag::YES,
+        apicv: Flag::YES,
+        nrips: Flag::NO,
+        decode_assists: Flag::NO,
         backing_shift: 21,
-        rmw_reads_first: false,
+        rmw_reads_first: Flag::NO,
         encryption_bits: 0,
         pad: [0; 3],
     }
@@ -40,14 +43,14 @@ const fn amd(phys_bits: u8, host_levels: u8) -> Silicon {
         phys_bits,
         host_levels,
         ept_levels: 4,
-        gbpages: true,
-        ept_ad: false,
-        ept_advanced: false,
-        apicv: false,
-        nrips: true,
-        decode_assists: true,
+        gbpages: Flag::YES,
+        ept_ad: Flag::NO,
+        ept_advanced: Flag::NO,
+        apicv: Flag::NO,
+        nrips: Flag::YES,
+        decode_assists: Flag::YES,
         backing_shift: 21,
-        rmw_reads_first: false,
+        rmw_reads_first: Flag::NO,
         encryption_bits: 0,
         pad: [0; 3],
     }
@@ -63,7 +66,7 @@ pub const ALL: &[Host] = &[
     host(
         "intel-40-bochs",
         "the processor under the kvm_intel recordings",
-        Silicon { gbpages: false, ..intel(40, 4, 4) },
+        Silicon { gbpages: Flag::NO, ..intel(40, 4, 4) },
     ),
     host("intel-46", "Xeon up to Cascade Lake", intel(46, 4, 4)),
     host("intel-52", "Ice Lake servers and later, 5-level paging and EPT", intel(52, 5, 5)),
@@ -73,7 +76,7 @@ pub const ALL: &[Host] = &[
     host(
         "amd-48-qemu",
         "the processor under the kvm_amd recordings: no next-RIP save, no decode assists, read-modify-write reads first",
-        Silicon { nrips: false, decode_assists: false, rmw_reads_first: true, ..amd(48, 4) },
+        Silicon { nrips: Flag::NO, decode_assists: Flag::NO, rmw_reads_first: Flag::YES, ..amd(48, 4) },
     ),
     host("amd-52", "EPYC from Genoa on, 5-level paging", amd(52, 5)),
     host("amd-52-4level", "EPYC from Genoa on, kernel with 4-level paging", amd(52, 4)),

@@ -165,14 +165,14 @@ impl File {
             phys_bits: self.phys_bits.unwrap_or(base.phys_bits),
             host_levels,
             ept_levels: self.ept_levels.unwrap_or(base.ept_levels),
-            gbpages: self.gbpages.unwrap_or(base.gbpages),
-            ept_ad: self.ept_ad.unwrap_or(base.ept_ad),
-            ept_advanced: self.ept_advanced.unwrap_or(base.ept_advanced),
-            apicv: self.apicv.unwrap_or(base.apicv),
-            nrips: self.nrips.unwrap_or(base.nrips),
-            decode_assists: self.decode_assists.unwrap_or(base.decode_assists),
+            gbpages: self.gbpages.unwrap_or(base.gbpages.is_set()).into(),
+            ept_ad: self.ept_ad.unwrap_or(base.ept_ad.is_set()).into(),
+            ept_advanced: self.ept_advanced.unwrap_or(base.ept_advanced.is_set()).into(),
+            apicv: self.apicv.unwrap_or(base.apicv.is_set()).into(),
+            nrips: self.nrips.unwrap_or(base.nrips.is_set()).into(),
+            decode_assists: self.decode_assists.unwrap_or(base.decode_assists.is_set()).into(),
             backing_shift: self.backing.as_deref().map_or(Ok(base.backing_shift), backing_shift)?,
-            rmw_reads_first: self.rmw_reads_first.unwrap_or(base.rmw_reads_first),
+            rmw_reads_first: self.rmw_reads_first.unwrap_or(base.rmw_reads_first.is_set()).into(),
             encryption_bits: self.encryption_bits.unwrap_or(base.encryption_bits),
             pad: [0; 3],
         })
@@ -193,12 +193,12 @@ impl File {
             iommu_bits: passport.iommu_bits,
             encryption_bits: Some(s.encryption_bits),
             phys_bits_limit: passport.phys_bits_limit,
-            gbpages: Some(s.gbpages),
-            ept_ad: intel.then_some(s.ept_ad),
-            ept_advanced: intel.then_some(s.ept_advanced),
-            apicv: intel.then_some(s.apicv),
-            nrips: (!intel).then_some(s.nrips),
-            decode_assists: (!intel).then_some(s.decode_assists),
+            gbpages: Some(s.gbpages.is_set()),
+            ept_ad: intel.then_some(s.ept_ad.is_set()),
+            ept_advanced: intel.then_some(s.ept_advanced.is_set()),
+            apicv: intel.then_some(s.apicv.is_set()),
+            nrips: (!intel).then_some(s.nrips.is_set()),
+            decode_assists: (!intel).then_some(s.decode_assists.is_set()),
             without: passport.without.clone(),
             backend: passport.backend.clone(),
             kvm: passport.kvm.clone(),
@@ -283,7 +283,7 @@ mod tests {
         for host in named::ALL {
             let mut passport = Passport::new(host.name, host.silicon);
             // How memory is backed and a software CPU's habit are no property of a host that travels.
-            (passport.silicon.backing_shift, passport.silicon.rmw_reads_first) = (21, false);
+            (passport.silicon.backing_shift, passport.silicon.rmw_reads_first) = (21, false.into());
             if passport.silicon.vendor == Vendor::AMD {
                 passport.silicon.ept_levels = 4;
             }

@@ -10,7 +10,7 @@ pub(super) fn cpu_config(spec: &MachineSpec) -> CpuConfig {
         features: Features::from_cpuid(&spec.cpuid),
         model: Model {
             rules: revision::silicon(spec.cpu_revision, spec.silicon.vendor),
-            rmw_reads_first: spec.silicon.rmw_reads_first,
+            rmw_reads_first: spec.silicon.rmw_reads_first.is_set(),
             ..Model::from_cpuid(&silicon_cpuid(&spec.silicon))
         },
     }

@@ -82,7 +82,7 @@ impl Machine {
             let after = &self.vcpus[n as usize].state;
             // The instruction is done or the guest has an exception: the stimulus is dealt with. An exit like a trap comes
             // after its instruction.
-            if trap || after.rip != rip || after.inject.valid {
+            if trap.is_set() || after.rip != rip || after.inject.valid.is_set() {
                 return Ok(Resolved::Handled);
             }
         }
@@ -232,6 +232,6 @@ fn as_access(stimulus: &Exit) -> Exit {
         (_, true) => AccessKind::FETCH,
         _ => AccessKind::READ,
     };
-    let access = Access { gva: exception.payload, kind, user: error.u(), size: 1, ..stimulus.access };
+    let access = Access { gva: exception.payload, kind, user: error.u().into(), size: 1, ..stimulus.access };
     Exit { stimulus: StimulusKind::ACCESS, access, ..*stimulus }
 }

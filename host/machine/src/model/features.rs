@@ -166,7 +166,7 @@ impl FeatureSet {
             Owner::Amd => silicon.vendor == Vendor::AMD,
             Owner::OnRequest => false,
             Owner::FiveLevel => silicon.host_levels == 5,
-            Owner::GbPages => silicon.gbpages,
+            Owner::GbPages => silicon.gbpages.is_set(),
         })
     }
 

@@ -71,7 +71,7 @@ fn execute(
     let emulation = cpu.step_emulated(state, &mut env, Some(bytes));
     let EmulatorEnv { writes, user_writes, user_mmio, .. } = env;
     services.emulator = Some(cpu);
-    result.user_mmio = user_mmio;
+    result.user_mmio = user_mmio.into();
     for (gpa, hpa, len) in writes {
         let mut written = vec![0; usize::from(len)];
         if services.memory.ram().read(hpa, &mut written) {
@@ -169,10 +169,15 @@ fn fetch_page(
         gva = gva.wrapping_add(state.seg[seg::CS].base) & u64::from(u32::MAX);
     }
     let len = bytes.len().min((PAGE_SIZE - gva % PAGE_SIZE) as usize);
-    let access =
-        Access { gva, kind: AccessKind::FETCH, user: state.cpl == 3, size: len as u8, ..Access::default() };
+    let access = Access {
+        gva,
+        kind: AccessKind::FETCH,
+        user: (state.cpl == 3).into(),
+        size: len as u8,
+        ..Access::default()
+    };
     let translation = mmu.translate(state, &access, services)?;
-    let fetched = translation.ram && services.read(translation.hpa, &mut bytes[..len]);
+    let fetched = translation.ram.is_set() && services.read(translation.hpa, &mut bytes[..len]);
     Ok(if fetched { len } else { 0 })
 }
 
@@ -243,7 +248,7 @@ struct EmulatorEnv<'a> {
 impl EmulatorEnv<'_> {
     fn bus(&mut self, space: BusSpace, address: u64, size: u8, write: Option<u64>) -> (bool, u64) {
         let data = write.unwrap_or(0);
-        let mut op = BusOp { space, write: write.is_some(), size, pad: 0, address, data };
+        let mut op = BusOp { space, write: write.is_some().into(), size, pad: 0, address, data };
         let claimed = self.services.bus(self.vcpu, &mut op);
         (claimed, op.data)
     }
@@ -270,10 +275,10 @@ impl Env for EmulatorEnv<'_> {
     fn access(&mut self, state: &mut VcpuState, access: &Access) -> Result<Mapping, Interrupted> {
         let translation = self.mmu.translate(state, access, self.services).map_err(Interrupted::Fault)?;
         let page = |address: u64| address & !(PAGE_SIZE - 1);
-        let kind = if translation.ram { MappingKind::RAM } else { MappingKind::DEVICE };
-        if translation.ram && access.kind == AccessKind::WRITE {
+        let kind = if translation.ram.is_set() { MappingKind::RAM } else { MappingKind::DEVICE };
+        if translation.ram.is_set() && access.kind == AccessKind::WRITE {
             self.writes.push((translation.gpa, translation.hpa, access.size));
-        } else if translation.ram && access.kind == AccessKind::READ {
+        } else if translation.ram.is_set() && access.kind == AccessKind::READ {
             // An operand in memory is part of the exit's stimulus: the tape is told of it, as of a backend's reads.
             let mut operand = [0; 64];
             let len = usize::from(access.size).min(operand.len());
@@ -282,9 +287,9 @@ impl Env for EmulatorEnv<'_> {
         Ok(Mapping {
             gpa: page(translation.gpa),
             hpa: page(translation.hpa),
-            read: true,
-            write: true,
-            fetch: true,
+            read: true.into(),
+            write: true.into(),
+            fetch: true.into(),
             kind,
             ..Mapping::default()
         })

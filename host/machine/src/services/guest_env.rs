@@ -51,7 +51,7 @@ impl Services {
 impl GuestEnv<'_> {
     fn bus(&mut self, space: BusSpace, address: u64, size: u8, write: Option<u64>) -> (bool, u64) {
         let data = write.unwrap_or(0);
-        let mut op = BusOp { space, write: write.is_some(), size, pad: 0, address, data };
+        let mut op = BusOp { space, write: write.is_some().into(), size, pad: 0, address, data };
         (self.services.bus(self.vcpu, &mut op), op.data)
     }
 }
@@ -94,8 +94,12 @@ impl Env for GuestEnv<'_> {
                     SensitiveKind::WRMSR => x2apic.contains(&insn.number),
                     kind => kind == SensitiveKind::APIC_WRITE,
                 };
-                self.apic_write_traps = self.exit.trap && is_write;
-                if self.exit.trap { Decision::TrapAfter } else { Decision::Interrupted(Interrupted::Exit) }
+                self.apic_write_traps = self.exit.trap.is_set() && is_write;
+                if self.exit.trap.is_set() {
+                    Decision::TrapAfter
+                } else {
+                    Decision::Interrupted(Interrupted::Exit)
+                }
             }
         }
     }
@@ -162,7 +166,7 @@ impl Env for GuestEnv<'_> {
         let data = write.unwrap_or(0);
         let mut op = BusOp {
             space: BusSpace::MSR,
-            write: write.is_some(),
+            write: write.is_some().into(),
             size: 8,
             pad: 0,
             address: index.into(),

@@ -51,7 +51,7 @@ impl Bare {
             PageFaultError::new()
                 .with_p(p)
                 .with_w(write)
-                .with_u(user)
+                .with_u(user.is_set())
                 .with_i(access.kind == AccessKind::FETCH && state.efer().nxe())
         };
         let (mut table, mut writable, mut user_page, mut nx) = (state.cr3 & !0xfff, true, true, false);
@@ -74,8 +74,8 @@ impl Bare {
                 (table, level) = (frame, level - 1);
                 continue;
             }
-            let denied = user && !user_page
-                || write && !writable && (user || state.cr0().wp())
+            let denied = user.is_set() && !user_page
+                || write && !writable && (user.is_set() || state.cr0().wp())
                 || access.kind == AccessKind::FETCH && (nx || state.cr4().smep() && !user && user_page);
             if denied {
                 return Err(fault(true));
@@ -135,7 +135,7 @@ impl Backend for Bare {
     }
 
     fn state_changed(&mut self, _vcpu: u32, state: &mut VcpuState, _host: &mut dyn Host) {
-        state.intercepts.virtual_interrupts = true;
+        state.intercepts.virtual_interrupts = true.into();
         state.intercepts.set(SensitiveKind::TRIPLE_FAULT, true);
         state.intercepts.set(SensitiveKind::VMCALL, true);
         state.intercepts.set(SensitiveKind::IN, self.intercepts_ports);
@@ -170,9 +170,9 @@ impl Backend for Bare {
         let mapping = Mapping {
             gpa: gpa & !(PAGE - 1),
             hpa: hpa.unwrap_or(0) & !(PAGE - 1),
-            read: true,
-            write,
-            fetch: access.kind == AccessKind::FETCH,
+            read: true.into(),
+            write: write.into(),
+            fetch: (access.kind == AccessKind::FETCH).into(),
             kind,
             guest_page_shift: shift,
             ..Mapping::default()
@@ -223,7 +223,7 @@ impl Backend for Bare {
         };
         let mut op = BusOp {
             space: BusSpace::KERNEL_PIO,
-            write,
+            write: write.into(),
             size: insn.size,
             address: insn.number.into(),
             data: state.gpr[0],
@@ -277,14 +277,14 @@ pub fn spec(name: &str, bytes: Vec<u8>, vcpus: u32) -> MachineSpec {
             phys_bits: 40,
             host_levels: 4,
             ept_levels: 4,
-            gbpages: false,
-            ept_ad: true,
-            ept_advanced: true,
-            apicv: false,
-            nrips: true,
-            decode_assists: true,
+            gbpages: false.into(),
+            ept_ad: true.into(),
+            ept_advanced: true.into(),
+            apicv: false.into(),
+            nrips: true.into(),
+            decode_assists: true.into(),
             backing_shift: 21,
-            rmw_reads_first: false,
+            rmw_reads_first: false.into(),
             encryption_bits: 0,
             pad: [0; 3],
         },

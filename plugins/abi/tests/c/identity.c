@@ -5,6 +5,7 @@
 
 #include "vmtape_backend.h"
 
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 

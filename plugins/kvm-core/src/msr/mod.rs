@@ -323,7 +323,7 @@ fn bus_read(vcpu: u32, index: u32, host: &mut dyn Host) -> Result<u64, Refused> 
 fn bus_write(vcpu: u32, index: u32, data: u64, host: &mut dyn Host) -> Result<(), Refused> {
     let mut op = BusOp {
         space: BusSpace::MSR,
-        write: true,
+        write: true.into(),
         size: 8,
         address: index.into(),
         data,

@@ -271,7 +271,9 @@ fn without_the_tdp_mmu_the_tables_are_shadow_pages() {
     bench.mmu.config.backing_shift = 21;
     bench.mmu.reload(0, &bench.state, &mut bench.host);
     bench.host.notes.clear();
-    assert!(matches!(bench.settle(), GuestAccess::Mapped(mapping) if mapping.hpa == DATA && mapping.write));
+    assert!(
+        matches!(bench.settle(), GuestAccess::Mapped(mapping) if mapping.hpa == DATA && mapping.write.is_set())
+    );
     assert!(!bench.host.notes.iter().any(|note| matches!(note, Note::TdpSpteChanged { .. })));
     assert!(bench.host.notes.iter().any(|note| matches!(note, Note::SetSpte { level: 2, .. })));
 }

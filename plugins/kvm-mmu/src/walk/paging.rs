@@ -330,6 +330,6 @@ impl WalkAccess {
 
 impl From<&vmtape_arch::access::Access> for WalkAccess {
     fn from(access: &vmtape_arch::access::Access) -> Self {
-        Self { kind: access.kind, user: access.user, implicit: access.implicit }
+        Self { kind: access.kind, user: access.user.is_set(), implicit: access.implicit.is_set() }
     }
 }

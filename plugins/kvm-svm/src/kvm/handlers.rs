@@ -73,10 +73,10 @@ pub fn handle(cx: &mut Cx<'_>) -> Resume {
 fn complete_interrupts(cx: &mut Cx<'_>) {
     let mut delivering = cx.exit.access.delivering;
     if delivering.kind == EventKind::SOFTWARE_EXCEPTION {
-        delivering.valid = false;
+        delivering.valid = false.into();
     }
     cx.vcpu.core.events.complete(&delivering);
-    if delivering.valid {
+    if delivering.valid.is_set() {
         cx.note(Rule::EVENT_REINJECTED.note());
     }
 }
@@ -206,7 +206,7 @@ fn page_fault(cx: &mut Cx<'_>) -> Resume {
         return guests_page_fault(cx, address, PageFaultError::from_bits(code as u32));
     }
     cx.note(Note::PageFault { address, code });
-    if cx.exit.access.delivering.valid {
+    if cx.exit.access.delivering.valid.is_set() {
         // The event may be stuck on a page that is a page table no longer.
         cx.shared.kvm.mmu.unprotect_and_retry(cx.vcpu.core.id, cx.state, address, cx.host);
     }
@@ -314,7 +314,7 @@ fn write_cr(cx: &mut Cx<'_>) -> Resume {
         SensitiveKind::LMSW => cr::lmsw(cx.state.cr0, insn.value),
         _ => insn.value,
     };
-    if cx.shared.kvm.silicon.decode_assists && insn.kind == SensitiveKind::CR_WRITE {
+    if cx.shared.kvm.silicon.decode_assists.is_set() && insn.kind == SensitiveKind::CR_WRITE {
         cx.note(Note::Cr { write: true, number: insn.number as u8, value });
         let result = set_cr(cx, insn.number, value);
         return cx.complete(result);
@@ -337,7 +337,7 @@ fn debug_registers(cx: &mut Cx<'_>) -> Resume {
 /// `invlpg_interception`.
 fn invlpg(cx: &mut Cx<'_>) -> Resume {
     let (id, gva) = (cx.vcpu.core.id, cx.exit.insn.address);
-    if cx.shared.kvm.silicon.decode_assists {
+    if cx.shared.kvm.silicon.decode_assists.is_set() {
         cx.shared.kvm.mmu.invlpg(id, gva, cx.host);
         return cx.skip();
     }

@@ -63,7 +63,7 @@ fn exit_int_info(event: &Event) -> u32 {
 /// The parts that all exits share.
 fn base(code: SvmExitCode, state: &VcpuState, stimulus: StimulusKind) -> Exit {
     let delivering = state.delivering;
-    let error = delivering.valid && delivering.has_error_code;
+    let error = delivering.valid.is_set() && delivering.has_error_code.is_set();
     Exit {
         isa: Isa::SVM,
         reason: code.0,
@@ -92,7 +92,7 @@ pub fn exception(exception: &Exception, state: &VcpuState) -> Exit {
     let address = if page_fault { exception.payload } else { 0 };
     let code = SvmExitCode(SvmExitCode::EXCP_DE.0 + u32::from(exception.vector.0));
     Exit {
-        info1: if exception.has_error_code { exception.error_code.into() } else { 0 },
+        info1: if exception.has_error_code.is_set() { exception.error_code.into() } else { 0 },
         info2: address,
         gva: address,
         exception: *exception,
@@ -171,7 +171,7 @@ fn io_info(insn: &Sensitive) -> u64 {
     let info = IoInfo::new()
         .with_input(matches!(insn.kind, SensitiveKind::IN | SensitiveKind::INS))
         .with_string(string)
-        .with_rep(insn.rep)
+        .with_rep(insn.rep.is_set())
         .with_size(one_hot(insn.size))
         .with_port(insn.number as u16);
     if !string {

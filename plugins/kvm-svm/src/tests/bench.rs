@@ -96,14 +96,14 @@ pub fn silicon(host_width: u8) -> Silicon {
         phys_bits: host_width,
         host_levels: 4,
         ept_levels: 0,
-        gbpages: true,
-        ept_ad: false,
-        ept_advanced: false,
-        apicv: false,
-        nrips: true,
-        decode_assists: false,
+        gbpages: true.into(),
+        ept_ad: false.into(),
+        ept_advanced: false.into(),
+        apicv: false.into(),
+        nrips: true.into(),
+        decode_assists: false.into(),
         backing_shift: 21,
-        rmw_reads_first: false,
+        rmw_reads_first: false.into(),
         encryption_bits: 0,
         pad: [0; 3],
     }
@@ -214,7 +214,7 @@ impl Bench {
     }
 
     pub fn run_at(&mut self, vcpu: u32, gva: u64, kind: AccessKind, user: bool) -> (End, Vec<Exit>) {
-        let access = Access { gva, kind, user, size: 8, ..Default::default() };
+        let access = Access { gva, kind, user: user.into(), size: 8, ..Default::default() };
         self.states[vcpu as usize].cpl = if user { 3 } else { 0 };
         self.host.access = access;
         let mut exits = Vec::new();

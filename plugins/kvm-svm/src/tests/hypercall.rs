@@ -28,7 +28,7 @@ fn vmcall(npt: bool, pte: u64, user: bool, options: &[(&str, &str)]) -> (Option<
     assert_eq!(bench.state().rip, GVA, "nothing retires");
     let mut code = [0; 3];
     bench.host.read(DATA, &mut code);
-    (event.valid.then_some((Vector(event.vector), event.error_code)), code)
+    (event.valid.is_set().then_some((Vector(event.vector), event.error_code)), code)
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub fn exception_nmi(cx: &mut Cx<'_>) -> Resume {
     if exception.vector == Vector::UD {
         return cx.shared.kvm.handle_ud(&mut cx.vcpu.core, cx.state, cx.host);
     }
-    if cx.exit.access.delivering.valid && (!page_fault || error.rsvd()) {
+    if cx.exit.access.delivering.valid.is_set() && (!page_fault || error.rsvd()) {
         cx.userspace(ResumeKind::INTERNAL_ERROR);
         let mut resume = Resume::new(ResumeKind::INTERNAL_ERROR);
         let (vectoring, info) = (cx.exit.info2, u64::from(cx.exit.intr_info));
@@ -137,7 +137,8 @@ pub fn apic_write(cx: &mut Cx<'_>) -> Resume {
 /// `handle_apic_eoi_induced` and `kvm_apic_set_eoi_accelerated`: only the I/O APIC has yet to hear of it.
 pub fn apic_eoi_induced(cx: &mut Cx<'_>) -> Resume {
     let vector = cx.exit.info1 & 0xff;
-    let mut op = BusOp { space: BusSpace::EOI, write: true, size: 1, data: vector, ..Default::default() };
+    let mut op =
+        BusOp { space: BusSpace::EOI, write: true.into(), size: 1, data: vector, ..Default::default() };
     cx.host.bus(cx.vcpu.core.id, &mut op);
     Resume::GUEST
 }
@@ -147,7 +148,7 @@ fn write_apic(cx: &mut Cx<'_>, register: u32, value: u64) {
     let address = (cx.vcpu.core.apic_base & !0xfff) + u64::from(register);
     let mut op = BusOp {
         space: BusSpace::KERNEL_MMIO,
-        write: true,
+        write: true.into(),
         size: 4,
         address,
         data: value & 0xffff_ffff,

@@ -87,7 +87,7 @@ pub fn handle(cx: &mut Cx<'_>) -> Resume {
     let reason = VmxReason(cx.exit.reason & 0xffff);
     let delivering = cx.exit.access.delivering;
     cx.vcpu.core.events.complete(&delivering);
-    if delivering.valid {
+    if delivering.valid.is_set() {
         cx.host.note(cx.vcpu.core.id, Rule::EVENT_REINJECTED.note());
         if !may_interrupt_delivery(reason) {
             return delivery_error(cx, reason);

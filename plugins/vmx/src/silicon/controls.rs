@@ -149,7 +149,7 @@ impl Controls {
         let cr3 = if self.cr3_exiting { 1 << 3 } else { 0 };
         let writes = 1 | 1 << 4 | cr3;
         intercepts.cr = writes | cr3 << 16;
-        intercepts.virtual_interrupts = self.apicv && self.apic != ApicMode::None;
+        intercepts.virtual_interrupts = (self.apicv && self.apic != ApicMode::None).into();
         intercepts
     }
 }

@@ -40,7 +40,7 @@ pub fn exception(exception: &Exception, state: &VcpuState) -> Exit {
         _ => EventKind::HARDWARE_EXCEPTION,
     };
     let info = vmtape_arch::event::Event {
-        valid: true,
+        valid: true.into(),
         kind,
         vector: exception.vector.0,
         has_error_code: exception.has_error_code,
@@ -68,8 +68,8 @@ pub fn instruction(insn: &Sensitive, state: &VcpuState) -> Exit {
             .with_size_minus_one(insn.size.wrapping_sub(1) & 7)
             .with_input(matches!(insn.kind, K::IN | K::INS))
             .with_string(matches!(insn.kind, K::INS | K::OUTS))
-            .with_rep(insn.rep)
-            .with_immediate(insn.immediate)
+            .with_rep(insn.rep.is_set())
+            .with_immediate(insn.immediate.is_set())
             .with_port(insn.number as u16)
     };
     let dr = || DrQualification::new().with_number(insn.number as u8 & 7).with_gpr(insn.gpr & 0xf);
@@ -81,7 +81,7 @@ pub fn instruction(insn: &Sensitive, state: &VcpuState) -> Exit {
         K::CR_WRITE => (VmxReason::CR_ACCESS, cr(0).into_bits()),
         K::CR_READ => (VmxReason::CR_ACCESS, cr(1).into_bits()),
         K::LMSW => {
-            let lmsw = CrQualification::new().with_kind(3).with_lmsw_memory(insn.memory);
+            let lmsw = CrQualification::new().with_kind(3).with_lmsw_memory(insn.memory.is_set());
             (VmxReason::CR_ACCESS, lmsw.with_lmsw_source(insn.value as u16).into_bits())
         }
         K::DR_WRITE => (VmxReason::DR_ACCESS, dr().into_bits()),
@@ -119,13 +119,18 @@ pub fn instruction(insn: &Sensitive, state: &VcpuState) -> Exit {
 /// An APIC-write exit: the instruction completes first. See: SDM vol. 3C 30.4.3.3 APIC-Write VM Exits
 pub fn apic_write(insn: &Sensitive, state: &VcpuState) -> Exit {
     let info1 = ApicQualification::new().with_offset(insn.number as u16 & 0xfff).into_bits();
-    Exit { info1, insn: *insn, trap: true, ..base(VmxReason::APIC_WRITE, state, StimulusKind::SENSITIVE) }
+    Exit {
+        info1,
+        insn: *insn,
+        trap: true.into(),
+        ..base(VmxReason::APIC_WRITE, state, StimulusKind::SENSITIVE)
+    }
 }
 
 /// An EOI-induced exit: silicon has ended the interrupt. See: SDM vol. 3C 30.1.4 EOI Virtualization
 pub fn eoi_induced(insn: &Sensitive, vector: u8, state: &VcpuState) -> Exit {
     let base = base(VmxReason::EOI_INDUCED, state, StimulusKind::SENSITIVE);
-    Exit { info1: vector.into(), insn: *insn, trap: true, ..base }
+    Exit { info1: vector.into(), insn: *insn, trap: true.into(), ..base }
 }
 
 /// Which of Intel's nested instructions the bytes are. See: SDM vol. 3D chapter 31 VMX Instruction Reference

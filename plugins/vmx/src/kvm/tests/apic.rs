@@ -22,7 +22,7 @@ fn an_eoi_exits_where_a_device_must_hear_of_it() {
         let induced = VmxReason(exit.reason) == VmxReason::EOI_INDUCED;
         assert_eq!(induced, apicv == "on" && verdict == Verdict::EXIT, "apicv {apicv}");
         if induced {
-            assert!(guest.exit.trap && guest.exit.info1 == 0x55);
+            assert!(guest.exit.trap.is_set() && guest.exit.info1 == 0x55);
             assert_eq!(guest.handle(), Resume::GUEST);
             assert_eq!(guest.host.ended, [0x55]);
         }

@@ -48,7 +48,7 @@ fn it_becomes_a_vmcall() {
 #[test]
 fn without_the_quirk_it_is_undefined() {
     let (mut guest, event) = vmmcall(GVA, 0, false, &[("kvm", "v5.19"), ("fix_hypercall_insn", "off")]);
-    assert_eq!((event.valid, Vector(event.vector)), (true, Vector::UD));
+    assert_eq!((event.valid.is_set(), Vector(event.vector)), (true, Vector::UD));
     assert_eq!(code(&mut guest, 0), VMMCALL);
 }
 

@@ -261,7 +261,7 @@ fn a_user_s_instruction_that_cannot_be_emulated() {
         assert_eq!(guest.access(READ, true), violation(0x181).unwrap());
         assert_eq!(guest.handle(), Resume::GUEST);
         let event = guest.state.inject;
-        assert_eq!((event.valid, event.vector), (true, Vector::UD.0));
+        assert_eq!((event.valid.is_set(), event.vector), (true, Vector::UD.0));
     }
 }
 

@@ -111,10 +111,11 @@ fn probe(sources: &Sources, releases: &dyn Fn(&str) -> Vec<String>) -> (Passport
         }
     }
     silicon.host_levels = if sources.cpu_flag("la57") { 5 } else { 4 };
-    silicon.gbpages = sources.cpuid(0x8000_0001, 0).edx >> 26 & 1 != 0;
+    silicon.gbpages = (sources.cpuid(0x8000_0001, 0).edx >> 26 & 1 != 0).into();
     if vendor == Vendor::AMD {
         let features = sources.cpuid(0x8000_000a, 0).edx;
-        (silicon.nrips, silicon.decode_assists) = (features >> 3 & 1 != 0, features >> 7 & 1 != 0);
+        silicon.nrips = (features >> 3 & 1 != 0).into();
+        silicon.decode_assists = (features >> 7 & 1 != 0).into();
     }
     let told = sources.supported.as_deref().map_or(0, guest_phys_bits);
     passport.guest_phys_bits = (32..=52).contains(&told).then_some(told);
@@ -147,7 +148,7 @@ fn ept(sources: &Sources, passport: &mut Passport, remarks: &mut Vec<String>) {
         Some(flags) => {
             let flag = |name: &str| flags.split_whitespace().any(|flag| flag == name);
             silicon.ept_levels = if flag("ept_5level") { 5 } else { 4 };
-            (silicon.ept_ad, silicon.apicv) = (flag("ept_ad"), flag("apicv"));
+            (silicon.ept_ad, silicon.apicv) = (flag("ept_ad").into(), flag("apicv").into());
         }
         None => {
             remarks.push("/proc/cpuinfo has no vmx flags: EPT's levels are taken from GuestPhysBits".into())
