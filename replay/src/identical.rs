@@ -9,7 +9,7 @@ use crate::{
     spec, text,
 };
 use std::collections::VecDeque;
-use vmtape_machine::{MachineSpec, vmm::control_text};
+use vmtape_machine::MachineSpec;
 use vmtape_traces::{Event, ExitGroup, Exits, Tape, reader::Events};
 
 /// Exits between two comparisons.
@@ -251,7 +251,7 @@ pub fn event_text(event: &Event) -> String {
             text::note_line(note, *vcpu, 0) + &vmtape_traces::text::place_text(*place)
         }
         Event::Resume { resume, .. } => text::resume_text(resume),
-        Event::Control { control, .. } => control_text(control),
+        Event::Control { control, .. } => control.to_string(),
         Event::End { icount, end, .. } => format!("after {icount} instructions, {}", text::end_text(end)),
         other => format!("{other:x?}"),
     }

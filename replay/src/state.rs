@@ -2,9 +2,8 @@
 
 use crate::{cpuid::Change, exits::Seen, explain, observer::PageFault, report::Row};
 use std::{collections::BTreeSet, fmt::Write};
-use vmtape_abi::Query;
 use vmtape_arch::{PAGE_SIZE, cpuid::CpuidEntry, paging::Pte, vcpu::VcpuState};
-use vmtape_machine::{Machine, vmm::control_text};
+use vmtape_machine::Machine;
 use vmtape_traces::event::Control;
 
 /// One difference between two machines.
@@ -56,7 +55,7 @@ impl Difference {
                 Row::new("serial output", format!("{expected:?}"), format!("{actual:?}"))
             }
             Self::Ioctl { expected, actual } => {
-                Row::new("what an ioctl gives", control_text(expected), control_text(actual))
+                Row::new("what an ioctl gives", expected.to_string(), actual.to_string())
             }
             Self::Seen { expected, actual } => {
                 Row::new("what the guest sees", Seen::line(expected), Seen::line(actual))
@@ -103,7 +102,7 @@ impl Difference {
                 format!("page-fault:{}>{}", code(expected), code(actual))
             }
             Self::Ioctl { expected, actual } => {
-                format!("ioctl:{}:{}>{}", ioctl_name(expected), result(expected), result(actual))
+                format!("ioctl:{}:{}>{}", expected.name(), expected.result(), actual.result())
             }
             Self::Seen { expected, actual } => {
                 format!("seen:{}>{}", Seen::word(expected, actual), Seen::word(actual, expected))
@@ -180,7 +179,7 @@ pub fn compare_controls(expected: Vec<Control>, actual: Vec<Control>) -> (Vec<Di
     let pairs = expected.into_iter().zip(actual).filter(|(expected, actual)| expected != actual);
     pairs.map(|(expected, actual)| Difference::Ioctl { expected, actual }).partition(|difference| {
         match difference {
-            Difference::Ioctl { expected, .. } => is_change(expected),
+            Difference::Ioctl { expected, .. } => expected.is_change(),
             _ => false,
         }
     })
@@ -191,37 +190,6 @@ fn table(control: &Control) -> Option<&[CpuidEntry]> {
     match control {
         Control::GetSupportedCpuid { entries, .. } | Control::GetCpuid { entries, .. } => Some(entries),
         _ => None,
-    }
-}
-
-fn is_change(control: &Control) -> bool {
-    matches!(control, Control::SetCpuid { .. } | Control::SetMemoryRegion { .. } | Control::SetMsr { .. })
-}
-
-fn ioctl_name(control: &Control) -> String {
-    match control {
-        Control::SetCpuid { .. } => "KVM_SET_CPUID2",
-        Control::SetMemoryRegion { .. } => "KVM_SET_USER_MEMORY_REGION",
-        Control::SetMsr { .. } => "KVM_SET_MSRS",
-        Control::CheckExtension { .. } => "KVM_CHECK_EXTENSION",
-        Control::GetCpuid { .. } => "KVM_GET_CPUID2",
-        Control::GetSupportedCpuid { .. } => "KVM_GET_SUPPORTED_CPUID",
-        Control::GetMsr { .. } => "KVM_GET_MSRS",
-        Control::Query { query, .. } => return Query(*query).to_string(),
-    }
-    .to_owned()
-}
-
-fn result(control: &Control) -> i64 {
-    match *control {
-        Control::SetCpuid { result, .. }
-        | Control::SetMemoryRegion { result, .. }
-        | Control::SetMsr { result, .. }
-        | Control::GetCpuid { result, .. }
-        | Control::GetSupportedCpuid { result, .. }
-        | Control::GetMsr { result, .. }
-        | Control::Query { result, .. } => result.into(),
-        Control::CheckExtension { result, .. } => result,
     }
 }
 

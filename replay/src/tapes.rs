@@ -20,7 +20,7 @@ use crate::{
 };
 use std::collections::{BTreeMap, VecDeque};
 use vmtape_arch::note::Note;
-use vmtape_machine::{MachineSpec, vmm::control_text};
+use vmtape_machine::MachineSpec;
 use vmtape_traces::{
     Event, ExitGroup, Exits, Tape,
     event::{Control, End},
@@ -236,9 +236,8 @@ fn first_ioctl(expected: &Tape, actual: &Tape) -> Result<Option<(u64, Ioctl)>, E
             _ => "ioctl:on-one-side".to_owned(),
         };
         let words = |made: &Option<(u64, Control)>| {
-            made.as_ref().map_or("nothing".to_owned(), |(at, control)| {
-                format!("{}, after {at} instructions", control_text(control))
-            })
+            made.as_ref()
+                .map_or("nothing".to_owned(), |(at, control)| format!("{control}, after {at} instructions"))
         };
         return Ok(Some((icount, Ioctl { name, row: Row::new("ioctl", words(&left), words(&right)) })));
     }

@@ -5,8 +5,9 @@
 //! (injected events, for one); `Note::Entry` ends them where the guest goes on. Nothing on the tape depends on
 //! wall-clock time, addresses of this process, or threads.
 
+pub use crate::ioctl::Control;
 use serde::Serialize;
-use vmtape_arch::{cpuid::CpuidEntry, exit::Exit, exit::Resume, level::Place, note::Note};
+use vmtape_arch::{exit::Exit, exit::Resume, level::Place, note::Note};
 
 /// One event of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -106,58 +107,6 @@ vmtape_arch::open_enum! {
         SERIAL = 1 => "serial",
         FAULT = 2 => "fault",
     }
-}
-
-/// An ioctl and its result (zero or a negative errno).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub enum Control {
-    SetCpuid {
-        vcpu: u32,
-        entries: Vec<CpuidEntry>,
-        result: i32,
-    },
-    SetMemoryRegion {
-        slot: u32,
-        flags: u32,
-        gpa: u64,
-        size: u64,
-        hpa: u64,
-        result: i32,
-    },
-    SetMsr {
-        vcpu: u32,
-        index: u32,
-        data: u64,
-        result: i32,
-    },
-    /// The result is what KVM_CHECK_EXTENSION returns.
-    CheckExtension {
-        cap: u32,
-        result: i64,
-    },
-    GetCpuid {
-        vcpu: u32,
-        entries: Vec<CpuidEntry>,
-        result: i32,
-    },
-    GetSupportedCpuid {
-        entries: Vec<CpuidEntry>,
-        result: i32,
-    },
-    GetMsr {
-        vcpu: u32,
-        index: u32,
-        data: u64,
-        result: i32,
-    },
-    /// What no ioctl tells: `query` is a number of the contract between host and backend
-    /// (`Query` in plugins/abi/src/contract.rs).
-    Query {
-        query: u32,
-        vcpu: u32,
-        value: u64,
-        result: i32,
-    },
 }
 
 /// How a run ended.

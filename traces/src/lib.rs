@@ -16,6 +16,7 @@ pub mod flat;
 pub mod format;
 pub mod fuzz;
 pub mod import;
+pub mod ioctl;
 pub mod metadata;
 pub mod reader;
 pub mod stat;

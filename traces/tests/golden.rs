@@ -13,6 +13,7 @@ use vmtape_arch::{
     host::{Silicon, Vendor},
     level::Place,
     note::{Note, NoteKind, RawNote},
+    query::Query,
 };
 use vmtape_traces::{
     Event, Metadata, Options, Tape,
@@ -78,7 +79,7 @@ fn schema_2() -> Golden {
         control(Control::GetCpuid { vcpu: 1, entries: entries.clone(), result: 0 }),
         control(Control::GetSupportedCpuid { entries, result: 0 }),
         control(Control::GetMsr { vcpu: 1, index: 0x277, data: 0x0007_0406_0007_0406, result: 0 }),
-        control(Control::Query { query: 5, vcpu: 1, value: u64::MAX, result: -25 }),
+        control(Control::Query { query: Query::LAST_VMENTRY_CPU, vcpu: 1, value: u64::MAX, result: -25 }),
         Event::Milestone(Milestone { icount, exits: 60, hash: 0xfedc_ba98_7654_3210 }),
         Event::End { icount, exits: 60, end: End::Idle },
     ]);

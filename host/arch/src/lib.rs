@@ -25,6 +25,7 @@ pub mod msr;
 pub mod note;
 pub mod paging;
 pub mod qualification;
+pub mod query;
 pub mod regs;
 pub mod sensitive;
 pub mod vcpu;

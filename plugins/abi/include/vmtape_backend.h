@@ -682,7 +682,7 @@ typedef struct vt_Sink_RawOption {
     void (*put)(void *ctx, const struct vt_RawOption *items, size_t count);
 } vt_Sink_RawOption;
 
-// What `BackendTable.query` can be asked: values that KVM or silicon hold and that no other call shows.
+// Values that KVM or silicon hold and that no other call shows.
 typedef uint32_t vt_Query;
 // IA32_VMX_EPT_VPID_CAP as silicon shows it.
 #define vt_Query_EPT_VPID_CAP 0

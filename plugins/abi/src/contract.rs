@@ -13,6 +13,8 @@ use vmtape_arch::{
     vcpu::VcpuState,
 };
 
+pub use vmtape_arch::query::Query;
+
 /// A negative errno with the kernel's number, as an ioctl returns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
@@ -257,24 +259,6 @@ pub struct MemoryRegion {
     pub size: u64,
     /// Where the slot's memory lies in the host's physical address space.
     pub hpa: u64,
-}
-
-open_enum! {
-    /// What [`Backend::query`] can be asked: values that KVM or silicon hold and that no other call shows.
-    pub struct Query(u32) {
-        /// IA32_VMX_EPT_VPID_CAP as silicon shows it.
-        EPT_VPID_CAP = 0 => "ept-vpid-cap",
-        /// The largest guest physical address that can be mapped, from an ioctl that was proposed and never merged.
-        MAX_USABLE_GPA = 1 => "max-usable-gpa",
-        /// The vCPU's EPT pointer; -ENOENT before its first entry.
-        EPTP = 2 => "eptp",
-        /// Shadow pages in use.
-        SHADOW_PAGES = 3 => "shadow-pages",
-        /// Bytes of `gfn_track`: the counts of shadow pages per guest page.
-        GFN_TRACK_BYTES = 4 => "gfn-track-bytes",
-        /// `last_vmentry_cpu` of the vCPU, an int in two's complement.
-        LAST_VMENTRY_CPU = 5 => "last-vmentry-cpu",
-    }
 }
 
 /// The calls of [`Backend`].

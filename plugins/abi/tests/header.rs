@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use vmtape_abi::table;
 
 /// Where the structures live that cross the boundary.
-const SOURCES: [&str; 14] = [
+const SOURCES: [&str; 15] = [
     "../../host/arch/src/access.rs",
     "../../host/arch/src/cpuid.rs",
     "../../host/arch/src/event.rs",
@@ -16,6 +16,7 @@ const SOURCES: [&str; 14] = [
     "../../host/arch/src/flag.rs",
     "../../host/arch/src/fpu.rs",
     "../../host/arch/src/host.rs",
+    "../../host/arch/src/query.rs",
     "../../host/arch/src/regs.rs",
     "../../host/arch/src/sensitive.rs",
     "../../host/arch/src/vcpu.rs",

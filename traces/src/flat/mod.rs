@@ -1,13 +1,16 @@
 //! Events as words: each event is a tag, up to 64 words and some bytes. The codec below this module knows nothing of
 //! exits; the words' order here is part of the format (see traces/README.md).
 
-mod control;
+mod end;
 mod exit;
 
-pub(crate) use control::{cpuid_bytes, cpuid_entry};
+pub(crate) use end::{cpuid_bytes, cpuid_entry};
 
-use crate::event::{Data, Event, ExitEvent, InputSource, Milestone, Registers};
-use control::{control_words, end_words, read_control, read_end};
+use crate::{
+    event::{Control, Data, Event, ExitEvent, InputSource, Milestone, Registers},
+    ioctl::{Packed, Unpacked},
+};
+use end::{end_words, read_end};
 use exit::{exit_words, read_exit};
 use vmtape_arch::{
     exit::{Resume, ResumeKind},
@@ -67,15 +70,15 @@ pub struct Flat {
 }
 
 /// Two halves of a word.
-const fn join(low: u32, high: u32) -> u64 {
+pub(crate) const fn join(low: u32, high: u32) -> u64 {
     low as u64 | (high as u64) << 32
 }
 
-const fn low(word: u64) -> u32 {
+pub(crate) const fn low(word: u64) -> u32 {
     word as u32
 }
 
-const fn high(word: u64) -> u32 {
+pub(crate) const fn high(word: u64) -> u32 {
     (word >> 32) as u32
 }
 
@@ -134,7 +137,7 @@ impl Flat {
             }
             Event::Control { icount, control } => {
                 self.words.push(clock.forward(*icount));
-                control_words(control, &mut self.words, &mut self.blob);
+                control.pack(&mut Packed::new(&mut self.words, &mut self.blob));
                 tag::CONTROL
             }
             Event::StateHash { icount, exits, hash } => {
@@ -182,7 +185,11 @@ impl Flat {
                 Event::Input { icount: clock.at(w.next()?), source: InputSource(w.u32()?), value: w.next()? }
             }
             tag::CONTROL => {
-                Event::Control { icount: clock.at(w.next()?), control: read_control(&mut w, &self.blob)? }
+                let icount = clock.at(w.next()?);
+                let mut packed = Unpacked::new(w.0, &self.blob)?;
+                let control = Control::unpack(&mut packed)?;
+                packed.end()?;
+                return Ok(Event::Control { icount, control });
             }
             tag::STATE_HASH => Event::StateHash {
                 icount: clock.at(w.next()?),

@@ -1,7 +1,7 @@
 //! Lines for what no tracepoint has: `vmtape_KIND: words for people | the event's tag and words[; bytes]`.
 
 use crate::{
-    event::{Control, Data, Event, Registers},
+    event::{Data, Event, Registers},
     flat::{Clock, Flat, tag},
 };
 use std::fmt::Write;
@@ -39,7 +39,7 @@ pub fn text(event: &Event) -> (String, String) {
         }
         Event::Resume { resume, .. } => ("resume", resume_text(resume)),
         Event::Input { source, value, .. } => ("input", format!("{source} {value:#x}")),
-        Event::Control { control, .. } => ("control", control_text(control)),
+        Event::Control { control, .. } => ("control", control.to_string()),
         Event::StateHash { exits, hash, .. } => ("state_hash", format!("after {exits} exits {hash:016x}")),
         Event::Milestone(m) => ("milestone", format!("after {} exits {:016x}", m.exits, m.hash)),
         Event::End { end, .. } => ("end", format!("{end:?}")),
@@ -154,33 +154,6 @@ fn resume_text(resume: &vmtape_arch::exit::Resume) -> String {
         let _ = write!(text, " {:x?}", resume.data);
     }
     text
-}
-
-fn control_text(control: &Control) -> String {
-    match control {
-        Control::SetCpuid { vcpu, entries, result } => {
-            format!("KVM_SET_CPUID2 vcpu {vcpu}, {} entries: {result}", entries.len())
-        }
-        Control::SetMemoryRegion { slot, flags, gpa, size, hpa, result } => format!(
-            "KVM_SET_USER_MEMORY_REGION slot {slot} flags {flags:#x} gpa {gpa:#x} size {size:#x} hpa {hpa:#x}: {result}"
-        ),
-        Control::SetMsr { vcpu, index, data, result } => {
-            format!("KVM_SET_MSRS vcpu {vcpu} {index:x} = {data:#x}: {result}")
-        }
-        Control::CheckExtension { cap, result } => format!("KVM_CHECK_EXTENSION {cap}: {result}"),
-        Control::GetCpuid { vcpu, entries, result } => {
-            format!("KVM_GET_CPUID2 vcpu {vcpu}, {} entries: {result}", entries.len())
-        }
-        Control::GetSupportedCpuid { entries, result } => {
-            format!("KVM_GET_SUPPORTED_CPUID {} entries: {result}", entries.len())
-        }
-        Control::GetMsr { vcpu, index, data, result } => {
-            format!("KVM_GET_MSRS vcpu {vcpu} {index:x} = {data:#x}: {result}")
-        }
-        Control::Query { query, vcpu, value, result } => {
-            format!("query {query} vcpu {vcpu} = {value:#x}: {result}")
-        }
-    }
 }
 
 fn stimulus_text(exit: &Exit) -> String {

@@ -248,17 +248,11 @@ fn chain(before: Option<&u64>, chunk: [u64; 4]) -> u64 {
 
 /// Bytes that an event has beside its words.
 fn blob_size(event: &Event) -> u64 {
-    use crate::event::{Control, Data, End};
+    use crate::event::{Data, End};
     let size = match event {
         Event::Read { data: Data::Bytes(bytes), .. } => bytes.len(),
         Event::Line { text, .. } => text.len(),
-        Event::Control {
-            control:
-                Control::SetCpuid { entries, .. }
-                | Control::GetCpuid { entries, .. }
-                | Control::GetSupportedCpuid { entries, .. },
-            ..
-        } => entries.len() * 32,
+        Event::Control { control, .. } => control.bytes(),
         Event::Registers(registers) => registers.values.len() * 8,
         Event::End {
             end:

@@ -5,7 +5,7 @@ use crate::{
     model::{CpuidChange, silicon_cpuid},
     vmm::{Action, Step},
 };
-use vmtape_abi::{Errno, MemoryRegion, Query};
+use vmtape_abi::{Errno, MemoryRegion};
 use vmtape_arch::cpuid::CpuidEntry;
 use vmtape_traces::event::{Control, Event};
 
@@ -37,37 +37,19 @@ impl Machine {
 
     /// The ioctl that an action stands for here and now, its results still open.
     fn ioctl_of(&self, action: &Action) -> Control {
-        match action {
-            Action::SetCpuid { vcpu, change } => {
+        let mut control = action.control();
+        match (action, &mut control) {
+            (Action::SetCpuid { vcpu, change }, Control::SetCpuid { entries, .. }) => {
                 // The text was checked when the machine was built.
                 let change = change.parse::<CpuidChange>().unwrap_or_default();
-                let entries = change.apply(&self.services.cpuid[*vcpu as usize]);
-                Control::SetCpuid { vcpu: *vcpu, entries, result: 0 }
+                *entries = change.apply(&self.services.cpuid[*vcpu as usize]);
             }
-            Action::SetMemoryRegion { slot, gpa, size, flags } => {
-                let hpa = self.services.memory.backing(*slot).unwrap_or(0);
-                Control::SetMemoryRegion {
-                    slot: *slot,
-                    flags: *flags,
-                    gpa: *gpa,
-                    size: *size,
-                    hpa,
-                    result: 0,
-                }
+            (Action::SetMemoryRegion { slot, .. }, Control::SetMemoryRegion { hpa, .. }) => {
+                *hpa = self.services.memory.backing(*slot).unwrap_or(0);
             }
-            Action::SetMsr { vcpu, index, data } => {
-                Control::SetMsr { vcpu: *vcpu, index: *index, data: *data, result: 0 }
-            }
-            Action::CheckExtension { cap } => Control::CheckExtension { cap: *cap, result: 0 },
-            Action::GetCpuid { vcpu } => Control::GetCpuid { vcpu: *vcpu, entries: Vec::new(), result: 0 },
-            Action::GetSupportedCpuid => Control::GetSupportedCpuid { entries: Vec::new(), result: 0 },
-            Action::GetMsr { vcpu, index } => {
-                Control::GetMsr { vcpu: *vcpu, index: *index, data: 0, result: 0 }
-            }
-            Action::Query { vcpu, query } => {
-                Control::Query { vcpu: *vcpu, query: *query, value: 0, result: 0 }
-            }
+            _ => {}
         }
+        control
     }
 
     /// Makes an ioctl with the arguments of `control`, tells the recorder, and gives it back with this backend's results.
@@ -113,7 +95,7 @@ impl Machine {
             }
             Control::Query { query, vcpu, value: found, result } => {
                 if (*vcpu as usize) < self.vcpus.len() {
-                    (*found, *result) = value(self.backend.query(*vcpu, Query(*query)));
+                    (*found, *result) = value(self.backend.query(*vcpu, *query));
                 }
             }
         }

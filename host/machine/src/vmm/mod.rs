@@ -1,8 +1,7 @@
-//! What the VMM does beside running the guest: which ioctl at which moment, and that in words.
+//! What the VMM does beside running the guest: which ioctl at which moment.
 
 mod script;
-mod text;
 
-pub use script::{Action, Step, When};
 pub(crate) use script::{Script, memory_regions};
-pub use text::{action_text, control_text};
+pub use script::{Step, When};
+pub use vmtape_traces::ioctl::Action;

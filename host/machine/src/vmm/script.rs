@@ -4,7 +4,7 @@ use crate::{Error, model::CpuidChange};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 use vmtape_abi::MemoryRegion;
-use vmtape_traces::event::Control;
+use vmtape_traces::{event::Control, ioctl::Action};
 
 /// One ioctl and its moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,41 +23,6 @@ pub enum When {
     Exit(u64),
     /// After so many instructions retired.
     Insn(u64),
-}
-
-/// An ioctl.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Action {
-    /// KVM_SET_CPUID2 with the vCPU's table and a change to it, as [`CpuidChange`] spells it.
-    SetCpuid { vcpu: u32, change: String },
-    /// KVM_SET_USER_MEMORY_REGION. The machine has memory for the largest size that its script gives a slot.
-    SetMemoryRegion { slot: u32, gpa: u64, size: u64, flags: u32 },
-    /// KVM_SET_MSRS with one register.
-    SetMsr { vcpu: u32, index: u32, data: u64 },
-    /// KVM_CHECK_EXTENSION.
-    CheckExtension { cap: u32 },
-    /// KVM_GET_CPUID2.
-    GetCpuid { vcpu: u32 },
-    /// KVM_GET_SUPPORTED_CPUID.
-    GetSupportedCpuid,
-    /// KVM_GET_MSRS with one register.
-    GetMsr { vcpu: u32, index: u32 },
-    /// A value that no ioctl shows, by its number in the contract.
-    Query { vcpu: u32, query: u32 },
-}
-
-impl Action {
-    /// The vCPU that it is an ioctl of.
-    pub fn vcpu(&self) -> Option<u32> {
-        match self {
-            Self::SetCpuid { vcpu, .. }
-            | Self::SetMsr { vcpu, .. }
-            | Self::GetCpuid { vcpu }
-            | Self::GetMsr { vcpu, .. }
-            | Self::Query { vcpu, .. } => Some(*vcpu),
-            Self::SetMemoryRegion { .. } | Self::CheckExtension { .. } | Self::GetSupportedCpuid => None,
-        }
-    }
 }
 
 impl fmt::Display for When {

@@ -7,10 +7,7 @@ use std::io::{self, Write};
 use vmtape_abi::TableRow;
 use vmtape_arch::exit::ResumeKind;
 use vmtape_backends::LoadedPlugin;
-use vmtape_machine::{
-    Machine,
-    vmm::{action_text, control_text},
-};
+use vmtape_machine::Machine;
 use vmtape_replay::text;
 use vmtape_traces::event::{Control, End};
 
@@ -39,7 +36,7 @@ struct Ioctl {
 
 impl From<&(u64, Control)> for Ioctl {
     fn from((exits, control): &(u64, Control)) -> Self {
-        Self { exits: *exits, text: control_text(control), control: control.clone() }
+        Self { exits: *exits, text: control.to_string(), control: control.clone() }
     }
 }
 
@@ -60,10 +57,10 @@ pub fn report(
     let text = text::end_text(end);
     let because = because(machine, end, &plugin.description.rules);
     let never: Vec<String> =
-        machine.steps_left().map(|step| format!("{} at {}", action_text(&step.action), step.at)).collect();
+        machine.steps_left().map(|step| format!("{} at {}", step.action, step.at)).collect();
     if !json {
         for (exits, control) in machine.controls() {
-            writeln!(io::stdout(), "vmm: after {exits} exits: {}", control_text(control))?;
+            writeln!(io::stdout(), "vmm: after {exits} exits: {control}")?;
         }
     }
     if json {

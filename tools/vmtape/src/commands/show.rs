@@ -5,7 +5,6 @@ use std::{
     io::{self, BufWriter, Write},
     path::PathBuf,
 };
-use vmtape_machine::vmm::control_text;
 use vmtape_traces::{Event, Tape, flat::tag, text::Printer};
 
 /// Print a tape, every exit in the words of the kernel's tracepoints
@@ -73,7 +72,7 @@ pub fn print(tape: &Tape, from: u64, count: Option<u64>, out: impl Write) -> Res
 fn print_ioctls(tape: &Tape, out: &mut impl Write) -> Result<()> {
     for event in tape.events_with(tag::CONTROL) {
         if let Event::Control { icount, control } = event? {
-            writeln!(out, "after {icount} instructions: {}", control_text(&control))?;
+            writeln!(out, "after {icount} instructions: {control}")?;
         }
     }
     Ok(())

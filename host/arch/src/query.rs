@@ -1,0 +1,21 @@
+//! What can be asked of a backend that no ioctl shows.
+
+use crate::open_enum;
+
+open_enum! {
+    /// Values that KVM or silicon hold and that no other call shows.
+    pub struct Query(u32) {
+        /// IA32_VMX_EPT_VPID_CAP as silicon shows it.
+        EPT_VPID_CAP = 0 => "ept-vpid-cap",
+        /// The largest guest physical address that can be mapped, from an ioctl that was proposed and never merged.
+        MAX_USABLE_GPA = 1 => "max-usable-gpa",
+        /// The vCPU's EPT pointer; -ENOENT before its first entry.
+        EPTP = 2 => "eptp",
+        /// Shadow pages in use.
+        SHADOW_PAGES = 3 => "shadow-pages",
+        /// Bytes of `gfn_track`: the counts of shadow pages per guest page.
+        GFN_TRACK_BYTES = 4 => "gfn-track-bytes",
+        /// `last_vmentry_cpu` of the vCPU, an int in two's complement.
+        LAST_VMENTRY_CPU = 5 => "last-vmentry-cpu",
+    }
+}

@@ -1,0 +1,180 @@
+//! The ioctls that a VMM makes while its guest is stopped, each declared once: what it is called with and what it gives,
+//! how a tape keeps it, how the command line spells it, and how it reads. Only its implementation stands elsewhere
+//! (host/machine/src/machine/control.rs).
+//!
+//! The numbers are part of the tape's format and of the description of a machine: a new ioctl goes to the end.
+
+#[macro_use]
+mod declare;
+mod field;
+mod spelling;
+
+pub(crate) use field::{Field, Packed, Unpacked};
+pub use spelling::Spelling;
+
+use field::{Errno, Shown};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use vmtape_arch::{cpuid::CpuidEntry, query::Query};
+
+/// Whether an ioctl changes the VM or only asks.
+const CHANGES: bool = true;
+const ASKS: bool = false;
+
+/// How the command line spells an ioctl.
+#[derive(Debug)]
+pub struct Ioctl {
+    /// The option's name, without dashes.
+    pub option: &'static str,
+    /// The word for its value.
+    pub value: &'static str,
+    pub help: &'static str,
+    /// Reads its arguments from the option's value.
+    pub parse: fn(&mut Spelling<'_>) -> Result<Action, String>,
+}
+
+ioctls! {
+    /// KVM_SET_CPUID2. A script has a change to the vCPU's table, as `CpuidChange` in host/machine spells it.
+    0 => SetCpuid {
+        name: "KVM_SET_CPUID2",
+        effect: CHANGES,
+        option: "set-cpuid" = "CHANGE",
+        help: "KVM_SET_CPUID2 with the table as it was but for CHANGE[,vcpu=N,WHEN]: same, phys-bits=36, virt-bits=57, \
+               +FEATURE, -FEATURE, 0x80000008.eax=VALUE, reorder, nent=257",
+        args: { vcpu: u32 = vcpu() },
+        script: { change: String = rest("a change is needed: same, phys-bits=36, +FEATURE, 0x80000008.eax=VALUE, ...") },
+        asks: "vcpu {vcpu}, {change}",
+        made: { entries: Vec<CpuidEntry> },
+        called: "vcpu {vcpu}, {entries}",
+        gives: { result: i32 } "{result}",
+    }
+
+    /// KVM_SET_USER_MEMORY_REGION. The machine has memory for the largest size that its script gives a slot.
+    1 => SetMemoryRegion {
+        name: "KVM_SET_USER_MEMORY_REGION",
+        effect: CHANGES,
+        option: "memory-region" = "REGION",
+        help: "KVM_SET_USER_MEMORY_REGION: gpa=A,size=S[,slot=N,flags=F,WHEN]; size=0 deletes the slot",
+        args: {
+            slot: u32 = slot(),
+            gpa: u64 = bytes_or_zero("gpa"),
+            size: u64 = bytes("size"),
+            flags: u32 = number_or_zero("flags"),
+        },
+        asks: "slot {slot} gpa {gpa:#x} size {size:#x}",
+        made: { hpa: u64 },
+        called: "slot {slot} flags {flags:#x} gpa {gpa:#x} size {size:#x} hpa {hpa:#x}",
+        gives: { result: i32 } "{result}",
+    }
+
+    /// KVM_SET_MSRS with one register.
+    2 => SetMsr {
+        name: "KVM_SET_MSRS",
+        effect: CHANGES,
+        option: "set-msr" = "MSR",
+        help: "KVM_SET_MSRS: INDEX=VALUE[,vcpu=N,WHEN]",
+        args: { vcpu: u32 = vcpu(), index: u32 = before_equals(), data: u64 = after_equals() },
+        asks: "vcpu {vcpu} {index:x} = {data:#x}",
+        gives: { result: i32 } "{result}",
+    }
+
+    /// KVM_CHECK_EXTENSION; the result is what it returns.
+    3 => CheckExtension {
+        name: "KVM_CHECK_EXTENSION",
+        effect: ASKS,
+        option: "check-extension" = "CAP",
+        help: "KVM_CHECK_EXTENSION: NUMBER[,WHEN]; `vmtape backends` has the numbers",
+        args: { cap: u32 = number() },
+        asks: "{cap}",
+        gives: { result: i64 } "{result}",
+    }
+
+    /// KVM_GET_CPUID2.
+    4 => GetCpuid {
+        name: "KVM_GET_CPUID2",
+        effect: ASKS,
+        option: "get-cpuid" = "WHEN",
+        help: "KVM_GET_CPUID2: WHEN[,vcpu=N]",
+        args: { vcpu: u32 = vcpu() },
+        asks: "vcpu {vcpu}",
+        gives: { entries: Vec<CpuidEntry>, result: i32 } "{result}, {entries}",
+    }
+
+    /// KVM_GET_SUPPORTED_CPUID.
+    5 => GetSupportedCpuid {
+        name: "KVM_GET_SUPPORTED_CPUID",
+        effect: ASKS,
+        option: "get-supported-cpuid" = "WHEN",
+        help: "KVM_GET_SUPPORTED_CPUID: WHEN",
+        args: {},
+        asks: "",
+        gives: { entries: Vec<CpuidEntry>, result: i32 } "{result}, {entries}",
+    }
+
+    /// KVM_GET_MSRS with one register.
+    6 => GetMsr {
+        name: "KVM_GET_MSRS",
+        effect: ASKS,
+        option: "get-msr" = "MSR",
+        help: "KVM_GET_MSRS: INDEX[,vcpu=N,WHEN]",
+        args: { vcpu: u32 = vcpu(), index: u32 = number() },
+        asks: "vcpu {vcpu} {index:x}",
+        gives: { data: u64, result: i32 } "{data:#x}",
+    }
+
+    /// A value that no ioctl shows.
+    7 => Query {
+        name: "{query}",
+        effect: ASKS,
+        option: "query" = "NAME",
+        help: "A value that no ioctl shows: ept-vpid-cap, max-usable-gpa, eptp, shadow-pages, gfn-track-bytes, \
+               last-vmentry-cpu [,vcpu=N,WHEN]",
+        args: { vcpu: u32 = vcpu(), query: Query = query() },
+        asks: "vcpu {vcpu}",
+        gives: { value: u64, result: i32 } "{value:#x}",
+    }
+}
+
+impl Control {
+    /// Bytes that the event has beside its words.
+    pub(crate) fn bytes(&self) -> usize {
+        let mut bytes = Vec::new();
+        self.pack(&mut Packed::new(&mut Vec::new(), &mut bytes));
+        bytes.len()
+    }
+}
+
+/// The words that are not empty.
+fn words(f: &mut fmt::Formatter<'_>, words: [fmt::Arguments<'_>; 2]) -> fmt::Result {
+    let [name, arguments] = words;
+    f.write_fmt(name)?;
+    if arguments.as_str() == Some("") { Ok(()) } else { write!(f, " {arguments}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn options_are_spelled_once() {
+        let options: BTreeSet<_> = IOCTLS.iter().map(|ioctl| ioctl.option).collect();
+        assert_eq!(options.len(), IOCTLS.len());
+    }
+
+    #[test]
+    fn texts_name_the_call_its_arguments_and_its_result() {
+        let get = |result| Control::GetMsr { vcpu: 1, index: 0x277, data: 6, result };
+        assert_eq!(get(0).to_string(), "KVM_GET_MSRS vcpu 1 277: 0x6");
+        assert_eq!(get(-22).to_string(), "KVM_GET_MSRS vcpu 1 277: -EINVAL");
+        let table = Control::GetSupportedCpuid { entries: Vec::new(), result: 0 };
+        assert_eq!(
+            table.to_string(),
+            "KVM_GET_SUPPORTED_CPUID: 0, 0 entries, phys-bits 36, guest-phys-bits 0"
+        );
+        assert_eq!(Action::GetSupportedCpuid {}.to_string(), "KVM_GET_SUPPORTED_CPUID");
+        let query = Action::Query { vcpu: 0, query: Query::EPTP };
+        assert_eq!((query.to_string().as_str(), query.vcpu()), ("eptp vcpu 0", Some(0)));
+        assert_eq!(Action::CheckExtension { cap: 185 }.vcpu(), None);
+    }
+}
