@@ -13,6 +13,8 @@ pub enum Difference {
     Register { vcpu: u32, name: String, expected: u64, actual: u64 },
     /// An aligned quadword of memory.
     Memory { gpa: u64, expected: u64, actual: u64 },
+    /// Memory was not the same at some instruction since the last comparison, though it is now.
+    Written,
     /// One of the two got further.
     Progress { expected: u64, actual: u64 },
     /// The runs ended in other ways, in words.
@@ -38,6 +40,9 @@ impl Difference {
             }
             Self::Memory { gpa, expected, actual } => {
                 Row::new(format!("memory at {gpa:#x}"), format!("{expected:#x}"), format!("{actual:#x}"))
+            }
+            Self::Written => {
+                Row::new("what was written", "other bytes, or at other instructions", "since overwritten")
             }
             Self::Progress { expected, actual } => {
                 Row::new("instructions retired", expected.to_string(), actual.to_string())
@@ -92,6 +97,7 @@ impl Difference {
                 format!("entry:{}", bits.concat())
             }
             Self::Memory { .. } => "memory".into(),
+            Self::Written => "written".into(),
             Self::Progress { .. } => "progress".into(),
             Self::End { .. } => "end".into(),
             Self::Output { .. } => "output".into(),
@@ -115,6 +121,10 @@ impl Difference {
         let row = self.row();
         if let Self::End { .. } | Self::Ioctl { .. } = self {
             return format!("expected: {}; actual: {}", row.expected, row.actual);
+        }
+        if let Self::Written = self {
+            return "memory was not the same within this instruction, though it is the same after it"
+                .to_owned();
         }
         format!("{} is {} instead of {}", row.what, row.actual, row.expected)
     }
@@ -162,7 +172,8 @@ impl Difference {
             Self::Progress { .. } => 6,
             Self::Output { .. } => 7,
             Self::Memory { .. } => 8,
-            Self::Seen { .. } => 9,
+            Self::Written => 9,
+            Self::Seen { .. } => 10,
         }
     }
 }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod block;
+mod changes;
 pub mod core;
 mod cpu;
 pub mod dispatch;

@@ -59,7 +59,7 @@ impl Core<'_> {
     #[inline(always)]
     pub fn write<T: Word>(&mut self, segment: u8, offset: u64, value: T) -> Result<(), Interrupted> {
         if let Some(hpa) = self.fast_range(segment, offset, T::BYTES, AccessKind::WRITE)
-            && value.store(&self.ram, hpa)
+            && value.store(&self.ram, hpa, self.state.icount)
         {
             return Ok(());
         }
@@ -79,7 +79,7 @@ impl Core<'_> {
             && let Some(old) = T::load(&self.ram, hpa)
         {
             let (new, result) = f(old);
-            new.store(&self.ram, hpa);
+            new.store(&self.ram, hpa, self.state.icount);
             return Ok(result);
         }
         let (span, old) = self.rmw_slow::<T>(segment, offset)?;
@@ -336,7 +336,7 @@ impl Core<'_> {
         if place.kind == MappingKind::RAM {
             let page = place.address >> PAGE_SHIFT;
             let before = self.ram.generation(page);
-            self.ram.write(place.address, bytes);
+            self.ram.write_at(place.address, bytes, self.state.icount);
             if self.ram.generation(page) != before {
                 self.look_again();
             }

@@ -11,7 +11,8 @@ use crate::{
 pub trait Word: Copy + 'static {
     const BYTES: u64;
     fn load(ram: &Ram, hpa: u64) -> Option<Self>;
-    fn store(self, ram: &Ram, hpa: u64) -> bool;
+    /// By the instruction that so many have retired before.
+    fn store(self, ram: &Ram, hpa: u64, icount: u64) -> bool;
     /// From the first `BYTES` bytes, little-endian.
     fn from_slice(bytes: &[u8; 16]) -> Self;
     /// Into the first `BYTES` bytes, little-endian.
@@ -38,8 +39,8 @@ macro_rules! word {
                 ram.load(hpa).map(<$t>::from_le_bytes)
             }
             #[inline(always)]
-            fn store(self, ram: &Ram, hpa: u64) -> bool {
-                ram.store(hpa, self.to_le_bytes())
+            fn store(self, ram: &Ram, hpa: u64, icount: u64) -> bool {
+                ram.store(hpa, self.to_le_bytes(), icount)
             }
             #[inline]
             fn from_slice(bytes: &[u8; 16]) -> Self {

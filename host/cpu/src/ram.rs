@@ -3,7 +3,8 @@
 //! Time is counted in epochs. Whoever wants to know what is written from now on sets a [`Mark`], which begins an epoch,
 //! and asks later what was written since. Nobody clears anything, so any number of readers can do so.
 
-use std::{any::Any, cell::Cell, rc::Rc};
+use crate::changes::{Changes, WORD};
+use std::{any::Any, cell::Cell, ops::Range, rc::Rc};
 use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE};
 
 /// Decoded code is tracked in lines, so that a stack or data beside code does not drop it.
@@ -30,6 +31,9 @@ struct Pages {
     /// Begins anew when pages must no longer be written behind this module's back: a TLB that has seen an older epoch
     /// announces its writes again.
     epoch: Cell<u64>,
+    changes: Changes,
+    /// Ranges that lie elsewhere on other hosts.
+    elsewhere: Vec<Range<u64>>,
     /// Keeps the bytes mapped.
     _owner: Box<dyn Any>,
 }
@@ -51,6 +55,8 @@ impl Mark {
 pub struct Ram {
     bytes: &'static [Cell<u8>],
     pages: Rc<Pages>,
+    /// Where the memory begins that every host has in the same order, and where it ends.
+    common: Range<u64>,
 }
 
 impl Ram {
@@ -61,11 +67,24 @@ impl Ram {
 
     /// Wraps memory that stays mapped while `owner` lives, which the `Ram` and its clones keep.
     pub fn kept_by(bytes: &'static [Cell<u8>], owner: Box<dyn Any>) -> Self {
+        Self::placed(bytes, owner, 0..bytes.len() as u64, Vec::new())
+    }
+
+    /// As [`Ram::kept_by`], for memory of which only a range lies, from its beginning on, as on any other host. Ranges that may lie
+    /// anywhere behind it are known by their order.
+    pub fn placed(
+        bytes: &'static [Cell<u8>],
+        owner: Box<dyn Any>,
+        common: Range<u64>,
+        elsewhere: Vec<Range<u64>>,
+    ) -> Self {
         let count = bytes.len().div_ceil(PAGE_SIZE as usize);
         let info = (0..count).map(|_| PageInfo::default()).collect();
         let groups = vec![Cell::new(0); count.div_ceil(1 << GROUP_SHIFT)];
         let epoch = Cell::new(Mark::START.0);
-        Self { bytes, pages: Rc::new(Pages { info, groups, epoch, _owner: owner }) }
+        let changes = Changes::default();
+        let pages = Rc::new(Pages { info, groups, epoch, changes, elsewhere, _owner: owner });
+        Self { bytes, pages, common }
     }
 
     /// Zeroed memory that is never freed; for tests.
@@ -92,14 +111,27 @@ impl Ram {
         true
     }
 
-    /// Copies bytes in, drops decoded code there and notes the epoch. False: the range is not RAM.
+    /// Copies bytes in, drops decoded code there and notes the epoch. False: the range is not RAM. For what comes before
+    /// the first instruction, or takes no part in the guest's time.
     pub fn write(&self, hpa: u64, data: &[u8]) -> bool {
-        let Some(bytes) = self.range(hpa, data.len()) else { return false };
-        for (to, from) in bytes.iter().zip(data) {
-            to.set(*from);
+        self.write_at(hpa, data, 0)
+    }
+
+    /// As [`Ram::write`], after so many instructions.
+    pub fn write_at(&self, hpa: u64, data: &[u8], icount: u64) -> bool {
+        let done = self.replace(hpa, data.len(), icount, |at, chunk| {
+            chunk.copy_from_slice(&data[at..at + chunk.len()]);
+        });
+        if done {
+            self.wrote(hpa, data.len() as u64);
         }
-        self.wrote(hpa, data.len() as u64);
-        true
+        done
+    }
+
+    /// A digest of all changes of memory so far, each with the instruction that made it: equal on two machines that began with equal
+    /// memory exactly if their memory was equal after every instruction.
+    pub fn changes(&self) -> u128 {
+        self.pages.changes.sum()
     }
 
     /// Notes that `len` bytes were written: in which epoch, and drops decoded code. True: there was some.
@@ -190,17 +222,80 @@ impl Ram {
 
     /// Stores `N` bytes at once on a page that was announced as written and holds no code.
     #[inline(always)]
-    pub(crate) fn store<const N: usize>(&self, hpa: u64, data: [u8; N]) -> bool {
+    pub(crate) fn store<const N: usize>(&self, hpa: u64, data: [u8; N], icount: u64) -> bool {
         let start = hpa as usize;
         let Some(bytes) = self.bytes.get(start..).and_then(|b| b.first_chunk::<N>()) else { return false };
+        let before: [u8; N] = std::array::from_fn(|n| bytes[n].get());
         for (to, from) in bytes.iter().zip(data) {
             to.set(from);
+        }
+        let place = self.place(hpa);
+        if N <= WORD {
+            self.pages.changes.add(place, before, data, icount);
+        } else {
+            let pairs = before.as_chunks::<WORD>().0.iter().zip(data.as_chunks::<WORD>().0);
+            for (at, (before, after)) in (place..).step_by(WORD).zip(pairs) {
+                self.pages.changes.add(at, *before, *after, icount);
+            }
         }
         true
     }
 
-    /// The bytes of a range, for bulk operations of the interpreter.
-    pub(crate) fn range(&self, hpa: u64, len: usize) -> Option<&'static [Cell<u8>]> {
+    /// As [`Ram::store`], for `len` bytes that repeat a quadword.
+    pub(crate) fn fill(&self, hpa: u64, len: usize, data: [u8; WORD], icount: u64) -> bool {
+        self.replace(hpa, len, icount, |_, chunk| chunk.copy_from_slice(&data[..chunk.len()]))
+    }
+
+    /// As [`Ram::store`], for `len` bytes out of a range that does not overlap.
+    pub(crate) fn copy(&self, from: u64, to: u64, len: usize, icount: u64) -> bool {
+        let Some(source) = self.range(from, len) else { return false };
+        self.replace(to, len, icount, |at, chunk| {
+            for (to, from) in chunk.iter_mut().zip(&source[at..]) {
+                *to = from.get();
+            }
+        })
+    }
+
+    /// Replaces bytes by quadwords, the last one perhaps in part, that `fill` gives for an offset.
+    #[inline(always)]
+    fn replace(&self, hpa: u64, len: usize, icount: u64, fill: impl Fn(usize, &mut [u8])) -> bool {
+        let Some(bytes) = self.range(hpa, len) else { return false };
+        let place = self.place(hpa);
+        let (words, rest) = bytes.as_chunks::<WORD>();
+        for (n, word) in words.iter().enumerate() {
+            let at = n * WORD;
+            let mut after = [0; WORD];
+            fill(at, &mut after);
+            let before = std::array::from_fn(|n| word[n].get());
+            for (to, from) in word.iter().zip(after) {
+                to.set(from);
+            }
+            self.pages.changes.add(place + at as u64, before, after, icount);
+        }
+        let (at, mut after) = (words.len() * WORD, [0; WORD]);
+        fill(at, &mut after[..rest.len()]);
+        for ((n, to), from) in rest.iter().enumerate().zip(after) {
+            self.pages.changes.add(place + (at + n) as u64, [to.replace(from)], [from], icount);
+        }
+        true
+    }
+
+    /// Where bytes lie in a guest's memory, whatever its host.
+    #[inline(always)]
+    fn place(&self, hpa: u64) -> u64 {
+        if hpa < self.common.end { hpa.wrapping_sub(self.common.start) } else { self.place_elsewhere(hpa) }
+    }
+
+    #[cold]
+    fn place_elsewhere(&self, hpa: u64) -> u64 {
+        /// More than any memory has.
+        const ROOM: u32 = 48;
+        let ranges = (1u64..).zip(&self.pages.elsewhere);
+        let mut found = ranges.filter(|(_, range)| range.contains(&hpa));
+        found.next().map_or(hpa, |(number, range)| number << ROOM | (hpa - range.start))
+    }
+
+    fn range(&self, hpa: u64, len: usize) -> Option<&'static [Cell<u8>]> {
         let start = usize::try_from(hpa).ok()?;
         self.bytes.get(start..start.checked_add(len)?)
     }
@@ -241,5 +336,95 @@ mod tests {
         ram.write(0x1000, &[1]);
         assert_eq!((pages(first), pages(second)), (vec![1, 0x402], vec![1]));
         assert!(!ram.written_since(2, first) && ram.written_since(2, Mark::START));
+    }
+
+    const START: u64 = 0x1003;
+    const LEN: usize = 37;
+
+    /// The digest of what `write` does in one instruction to memory that counts up.
+    fn changes(write: impl Fn(&Ram)) -> u128 {
+        let ram = Ram::leaked(0x2000);
+        let bytes: Vec<u8> = (0..=255).cycle().take(0x2000).collect();
+        ram.write(0, &bytes);
+        let before = ram.changes();
+        write(&ram);
+        ram.changes().wrapping_sub(before)
+    }
+
+    #[test]
+    fn it_does_not_matter_in_which_pieces_an_instruction_writes() {
+        let data: Vec<u8> = (0..LEN).map(|n| 0x5a ^ n as u8).collect();
+        let whole = changes(|ram| assert!(ram.write_at(START, &data, 7)));
+        let bytes = changes(|ram| {
+            for (at, byte) in (START..).zip(&data) {
+                ram.store(at, [*byte], 7);
+            }
+        });
+        let wide = changes(|ram| {
+            ram.store::<16>(START, data[..16].try_into().unwrap(), 7);
+            ram.store::<16>(START + 16, data[16..32].try_into().unwrap(), 7);
+            ram.store::<4>(START + 32, data[32..36].try_into().unwrap(), 7);
+            ram.store(START + 36, [data[36]], 7);
+        });
+        let twice = changes(|ram| {
+            ram.write_at(START, &[0; LEN], 7);
+            ram.write_at(START, &data, 7);
+        });
+        assert_eq!([bytes, wide, twice], [whole; 3]);
+        assert_ne!(whole, 0);
+    }
+
+    #[test]
+    fn bulk_operations_count_as_single_stores() {
+        let filled = changes(|ram| assert!(ram.fill(START, LEN, *b"abababab", 7)));
+        let stored = changes(|ram| {
+            for n in 0..LEN as u64 {
+                ram.store(START + n, [b"ab"[n as usize % 2]], 7);
+            }
+        });
+        let copied = changes(|ram| assert!(ram.copy(0x80, START, LEN, 7)));
+        let written = changes(|ram| {
+            let bytes: Vec<u8> = (0x80..).take(LEN).collect();
+            assert!(ram.write_at(START, &bytes, 7));
+        });
+        assert_eq!((filled, copied), (stored, written));
+    }
+
+    #[test]
+    fn what_heals_later_stays_in_the_digest() {
+        let heals = |at: u64, between: u8, first, second| {
+            changes(|ram| {
+                ram.store(at, [between], first);
+                ram.store(at, [at as u8], second);
+            })
+        };
+        assert_eq!(heals(START, 0, 7, 7), 0, "nobody can see what is there within an instruction");
+        let seen = [
+            (START, 0, 7, 8),
+            (START, 1, 7, 8),
+            (START, 0, 7, 9),
+            (START + 1, 0, 7, 8),
+            (START | 7, 0, 7, 8),
+        ]
+        .map(|(at, between, first, second)| heals(at, between, first, second));
+        for (n, one) in seen.iter().enumerate() {
+            assert!(*one != 0 && !seen[n + 1..].contains(one), "{n}");
+        }
+        assert_eq!(changes(|ram| assert!(ram.write_at(0, &[0, 1, 2], 7))), 0, "nothing changes");
+    }
+
+    #[test]
+    fn another_host_has_the_memory_elsewhere() {
+        let digest = |base: u64, slot: u64| {
+            let bytes = Vec::leak(vec![Cell::new(0); 0x9000]);
+            let slots = vec![slot..slot + 0x1000];
+            let ram = Ram::placed(bytes, Box::new(()), base..base + 0x2000, slots);
+            ram.write_at(base + 0x1008, &[1], 1);
+            let first = ram.changes();
+            ram.write_at(slot + 8, &[1], 2);
+            (first, ram.changes())
+        };
+        assert_eq!(digest(0x1000, 0x4000), digest(0x3000, 0x6000));
+        assert_ne!(digest(0x1000, 0x4000).0, 0);
     }
 }

@@ -160,11 +160,7 @@ fn bulk_copy<T: Int>(core: &Core<'_>, insn: &Insn, from: u64, to: u64, limit: u6
     if source.abs_diff(target) < len {
         return None;
     }
-    let (source, target) = (core.ram.range(source, len as usize)?, core.ram.range(target, len as usize)?);
-    for (to, from) in target.iter().zip(source) {
-        to.set(from.get());
-    }
-    Some(count)
+    core.ram.copy(source, target, len as usize, core.state.icount).then_some(count)
 }
 
 fn stos<T: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {
@@ -191,12 +187,8 @@ fn bulk_fill<T: Int>(core: &Core<'_>, to: u64, mask: u64, value: T, limit: u64) 
     let len = count * T::BYTES;
     let target = core.fast_range(ES, to, len, AccessKind::WRITE)?;
     let bytes = value.to_slice();
-    for element in core.ram.range(target, len as usize)?.chunks_exact(T::BYTES as usize) {
-        for (to, from) in element.iter().zip(bytes) {
-            to.set(from);
-        }
-    }
-    Some(count)
+    let repeated = std::array::from_fn(|n| bytes[n % T::BYTES as usize]);
+    core.ram.fill(target, len as usize, repeated, core.state.icount).then_some(count)
 }
 
 fn lods<T: Int>(core: &mut Core<'_>, insn: &Insn) -> Done {

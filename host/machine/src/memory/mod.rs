@@ -43,7 +43,13 @@ impl Memory {
             .map_err(|e| e.to_string())
             .and_then(|end| MmapRegion::new(end).map_err(|e| e.to_string()))
             .map_err(|cause| Error::Reserve(size / MIB, cause))?;
-        Ok(Self { ram: Ram::kept_by(cells(&arena), Box::new(arena)), slots, backing })
+        // Every host has the slots of RAM one behind the other; those of a script lie by the size of its backing pages.
+        let (always, scripted) = backing.split_at(slots.len());
+        let range = |slot: &MemoryRegion| slot.hpa..slot.hpa + slot.size;
+        let common = base..always.last().map_or(base, |slot| range(slot).end);
+        let elsewhere = scripted.iter().map(range).collect();
+        let ram = Ram::placed(cells(&arena), Box::new(arena), common, elsewhere);
+        Ok(Self { ram, slots, backing })
     }
 
     /// Host physical memory.

@@ -23,7 +23,8 @@ impl Host for Services {
     }
 
     fn write(&mut self, hpa: u64, data: &[u8]) -> bool {
-        let done = self.memory.contains_hpa(hpa, data.len() as u64) && self.ram().write(hpa, data);
+        let icount = self.clock.icount;
+        let done = self.memory.contains_hpa(hpa, data.len() as u64) && self.ram().write_at(hpa, data, icount);
         if done {
             self.tape.wrote(hpa, data);
             if let Some(fed) = &mut self.fed {
