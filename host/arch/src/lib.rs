@@ -28,6 +28,7 @@ pub mod qualification;
 pub mod query;
 pub mod regs;
 pub mod sensitive;
+pub mod state;
 pub mod vcpu;
 
 /// Guest physical page size, and the unit of every frame number.

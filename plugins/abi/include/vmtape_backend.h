@@ -18,6 +18,9 @@ struct vt_HostRef;
 // DR7 after reset: bit 10 reads as one.
 #define vt_DR7_INIT 1024
 
+// Entries with which the two ioctls fail (MAX_IO_MSRS); one less is the most. See: KVM x86.c msr_io()
+#define vt_MAX_IO_MSRS 256
+
 // General registers by their encoding number.
 #define vt_GPR_RAX 0
 
@@ -733,6 +736,31 @@ typedef struct vt_MemoryRegion {
     uint64_t hpa;
 } vt_MemoryRegion;
 
+// Receives a list, in any number of pieces.
+typedef struct vt_Sink_u32 {
+    void *ctx;
+    void (*put)(void *ctx, const uint32_t *items, size_t count);
+} vt_Sink_u32;
+
+// `struct kvm_msr_entry`.
+typedef struct vt_MsrEntry {
+    uint32_t index;
+    uint32_t reserved;
+    uint64_t data;
+} vt_MsrEntry;
+
+// A buffer that the callee fills.
+typedef struct vt_SliceMut_MsrEntry {
+    struct vt_MsrEntry *ptr;
+    size_t len;
+} vt_SliceMut_MsrEntry;
+
+// A list that the callee reads.
+typedef struct vt_Slice_MsrEntry {
+    const struct vt_MsrEntry *ptr;
+    size_t len;
+} vt_Slice_MsrEntry;
+
 // What a backend was asked when it answered with an exit.
 typedef uint32_t vt_StimulusKind;
 #define vt_StimulusKind_ACCESS 0
@@ -983,20 +1011,27 @@ typedef struct vt_BackendTable {
                            struct vt_HostRef host);
     // KVM_GET_CPUID2.
     vt_Status (*get_cpuid)(struct vt_Vm *vm, uint32_t vcpu, struct vt_Sink_CpuidEntry out);
-    // KVM_GET_MSRS, one register.
-    vt_Status (*get_msr)(struct vt_Vm *vm,
-                         uint32_t vcpu,
-                         struct vt_VcpuState *state,
-                         uint32_t index,
-                         struct vt_HostRef host,
-                         uint64_t *out);
-    // KVM_SET_MSRS, one register.
-    vt_Status (*set_msr)(struct vt_Vm *vm,
-                         uint32_t vcpu,
-                         struct vt_VcpuState *state,
-                         uint32_t index,
-                         uint64_t data,
-                         struct vt_HostRef host);
+    // KVM_GET_MSR_INDEX_LIST, given what the silicon's own CPUID says: what KVM has a VMM save. Fewer registers than a
+    // guest can set (no MTRRs, no machine-check banks): a VMM adds those that it knows of.
+    vt_Status (*msr_index_list)(struct vt_Vm *vm, struct vt_Slice_CpuidEntry silicon, struct vt_Sink_u32 out);
+    // KVM_GET_MSR_FEATURE_INDEX_LIST: what defines a vCPU's model beside its CPUID.
+    vt_Status (*msr_feature_index_list)(struct vt_Vm *vm, struct vt_Sink_u32 out);
+    // KVM_GET_MSRS: reads registers in order, up to the first that is refused; gives how many were read.
+    // -E2BIG: 256 and more.
+    vt_Status (*get_msrs)(struct vt_Vm *vm,
+                          uint32_t vcpu,
+                          struct vt_VcpuState *state,
+                          struct vt_SliceMut_MsrEntry entries,
+                          struct vt_HostRef host,
+                          uint32_t *out);
+    // KVM_SET_MSRS: writes registers in order, up to the first that is refused; gives how many were written.
+    // -E2BIG: 256 and more.
+    vt_Status (*set_msrs)(struct vt_Vm *vm,
+                          uint32_t vcpu,
+                          struct vt_VcpuState *state,
+                          struct vt_Slice_MsrEntry entries,
+                          struct vt_HostRef host,
+                          uint32_t *out);
     // The host changed the state from outside (reset, INIT, SIPI, restored registers).
     vt_Status (*state_changed)(struct vt_Vm *vm,
                                uint32_t vcpu,

@@ -10,6 +10,7 @@ use vmtape_arch::{
     note::{Note, NoteKind},
     open_enum,
     sensitive::Sensitive,
+    state::MsrEntry,
     vcpu::VcpuState,
 };
 
@@ -301,24 +302,37 @@ macro_rules! backend_calls {
             /// KVM_GET_CPUID2.
             fn get_cpuid(&self, vcpu: u32) -> Vec<CpuidEntry>;
 
-            /// KVM_GET_MSRS, one register.
-            fn get_msr(
-                &mut self,
-                vcpu: u32,
-                state: &mut VcpuState,
-                index: u32,
-                host: &mut dyn Host,
-            ) -> Result<u64, Errno>;
+            /// KVM_GET_MSR_INDEX_LIST, given what the silicon's own CPUID says: what KVM has a VMM save. Fewer registers than a
+            /// guest can set (no MTRRs, no machine-check banks): a VMM adds those that it knows of.
+            fn msr_index_list(&self, silicon: &[CpuidEntry]) -> Vec<u32> {
+                let _ = silicon;
+                Vec::new()
+            }
 
-            /// KVM_SET_MSRS, one register.
-            fn set_msr(
+            /// KVM_GET_MSR_FEATURE_INDEX_LIST: what defines a vCPU's model beside its CPUID.
+            fn msr_feature_index_list(&self) -> Vec<u32> {
+                Vec::new()
+            }
+
+            /// KVM_GET_MSRS: reads registers in order, up to the first that is refused; gives how many were read.
+            /// -E2BIG: 256 and more.
+            fn get_msrs(
                 &mut self,
                 vcpu: u32,
                 state: &mut VcpuState,
-                index: u32,
-                data: u64,
+                entries: &mut [MsrEntry],
                 host: &mut dyn Host,
-            ) -> Result<(), Errno>;
+            ) -> Result<u32, Errno>;
+
+            /// KVM_SET_MSRS: writes registers in order, up to the first that is refused; gives how many were written.
+            /// -E2BIG: 256 and more.
+            fn set_msrs(
+                &mut self,
+                vcpu: u32,
+                state: &mut VcpuState,
+                entries: &[MsrEntry],
+                host: &mut dyn Host,
+            ) -> Result<u32, Errno>;
 
             /// The host changed the state from outside (reset, INIT, SIPI, restored registers).
             fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host);
@@ -379,5 +393,35 @@ backend_calls! { contract_trait! (
     /// A VM under one backend: silicon (`access`, `sensitive`, `exception`) and KVM (everything else).
     ///
     /// `vcpu` is the index that `create_vcpu` was given. Calls never overlap.
-    Backend
+    Backend {
+        /// KVM_GET_MSRS of one register; -EINVAL where it is refused.
+        fn get_msr(
+            &mut self,
+            vcpu: u32,
+            state: &mut VcpuState,
+            index: u32,
+            host: &mut dyn Host,
+        ) -> Result<u64, Errno> {
+            let mut entry = [MsrEntry::new(index, 0)];
+            match self.get_msrs(vcpu, state, &mut entry, host)? {
+                1 => Ok(entry[0].data),
+                _ => Err(Errno::EINVAL),
+            }
+        }
+
+        /// KVM_SET_MSRS of one register; -EINVAL where it is refused.
+        fn set_msr(
+            &mut self,
+            vcpu: u32,
+            state: &mut VcpuState,
+            index: u32,
+            data: u64,
+            host: &mut dyn Host,
+        ) -> Result<(), Errno> {
+            match self.set_msrs(vcpu, state, &[MsrEntry::new(index, data)], host)? {
+                1 => Ok(()),
+                _ => Err(Errno::EINVAL),
+            }
+        }
+    }
 ) }

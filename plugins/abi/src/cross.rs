@@ -19,6 +19,7 @@ use vmtape_arch::{
     level::Place,
     note::{Note, NoteKind, RawNote},
     sensitive::Sensitive,
+    state::MsrEntry,
     vcpu::VcpuState,
 };
 
@@ -120,6 +121,7 @@ macro_rules! results {
 }
 
 results! {
+    u32 => 0,
     u64 => 0,
     i64 => 0,
     // A broken backend exits, so that the run ends at `handle_exit`.
@@ -133,7 +135,18 @@ macro_rules! structures {
     ($($type:ty),* $(,)?) => {$(impl Plain for $type {})*};
 }
 
-structures!(Access, BusOp, CpuidEntry, EmulateRequest, Exception, Exit, MemoryRegion, Sensitive, VcpuState);
+structures!(
+    Access,
+    BusOp,
+    CpuidEntry,
+    EmulateRequest,
+    Exception,
+    Exit,
+    MemoryRegion,
+    MsrEntry,
+    Sensitive,
+    VcpuState
+);
 
 impl<T: Plain> Argument for &T {
     type Wire = *const T;
@@ -484,6 +497,17 @@ impl Element for u8 {
         *self
     }
     unsafe fn raise(wire: u8) -> u8 {
+        wire
+    }
+}
+
+impl Element for u32 {
+    type Wire = u32;
+
+    fn wire(&self) -> u32 {
+        *self
+    }
+    unsafe fn raise(wire: u32) -> u32 {
         wire
     }
 }

@@ -20,6 +20,7 @@ use vmtape_arch::{
     exception::Exception,
     exit::{Exit, Resume},
     sensitive::Sensitive,
+    state::MsrEntry,
     vcpu::VcpuState,
 };
 

@@ -22,6 +22,7 @@ use vmtape_arch::{
     note::{Note, NoteKind, RawNote},
     open_enum,
     sensitive::Sensitive,
+    state::MsrEntry,
     vcpu::VcpuState,
 };
 

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use vmtape_abi::table;
 
 /// Where the structures live that cross the boundary.
-const SOURCES: [&str; 15] = [
+const SOURCES: &[&str] = &[
     "../../host/arch/src/access.rs",
     "../../host/arch/src/cpuid.rs",
     "../../host/arch/src/event.rs",
@@ -19,6 +19,7 @@ const SOURCES: [&str; 15] = [
     "../../host/arch/src/query.rs",
     "../../host/arch/src/regs.rs",
     "../../host/arch/src/sensitive.rs",
+    "../../host/arch/src/state/msrs.rs",
     "../../host/arch/src/vcpu.rs",
     "src/contract.rs",
     "src/table.rs",

@@ -16,6 +16,7 @@ use vmtape_arch::{
     level::Place,
     note::{Note, NoteKind},
     sensitive::Sensitive,
+    state::MsrEntry,
     vcpu::VcpuState,
 };
 
@@ -141,20 +142,37 @@ impl Backend for Probe {
         self.cpuid.clone()
     }
 
-    fn get_msr(&mut self, _: u32, state: &mut VcpuState, index: u32, _: &mut dyn Host) -> Result<u64, Errno> {
-        if index == 0x1b { Ok(state.rip) } else { Err(Errno::EINVAL) }
+    fn msr_index_list(&self, silicon: &[CpuidEntry]) -> Vec<u32> {
+        silicon.iter().map(|entry| entry.eax).collect()
     }
 
-    fn set_msr(
+    fn msr_feature_index_list(&self) -> Vec<u32> {
+        vec![0x8b]
+    }
+
+    fn get_msrs(
         &mut self,
         _: u32,
         state: &mut VcpuState,
-        index: u32,
-        data: u64,
+        entries: &mut [MsrEntry],
         _: &mut dyn Host,
-    ) -> Result<(), Errno> {
-        state.gpr[1] = data + u64::from(index);
-        Ok(())
+    ) -> Result<u32, Errno> {
+        let known = entries.iter_mut().take_while(|entry| entry.index == 0x1b);
+        Ok(known.map(|entry| entry.data = state.rip).count() as u32)
+    }
+
+    fn set_msrs(
+        &mut self,
+        _: u32,
+        state: &mut VcpuState,
+        entries: &[MsrEntry],
+        _: &mut dyn Host,
+    ) -> Result<u32, Errno> {
+        if entries.len() > 2 {
+            return Err(Errno::E2BIG);
+        }
+        state.gpr[1] = entries.iter().map(|entry| entry.data + u64::from(entry.index)).sum();
+        Ok(entries.len() as u32)
     }
 
     fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, _: &mut dyn Host) {
@@ -390,6 +408,12 @@ fn control_calls_cross() {
     assert_eq!(vm.get_msr(0, &mut state, 0x1b, &mut host), Ok(0xfff0));
     assert_eq!(vm.get_msr(0, &mut state, 0x1c, &mut host), Err(Errno::EINVAL));
     assert_eq!(vm.set_msr(0, &mut state, 2, 40, &mut host), Ok(()));
+    let mut some = [0x1b, 0x1b, 0x1c, 0x1b].map(|index| MsrEntry::new(index, 7));
+    assert_eq!(vm.get_msrs(0, &mut state, &mut some, &mut host), Ok(2), "up to the first that is refused");
+    assert_eq!(some.map(|entry| entry.data), [0xfff0, 0xfff0, 7, 7]);
+    assert_eq!(vm.set_msrs(0, &mut state, &some, &mut host), Err(Errno::E2BIG));
+    assert_eq!(vm.msr_index_list(&entries), [9]);
+    assert_eq!(vm.msr_feature_index_list(), [0x8b]);
     vm.state_changed(9, &mut state, &mut host);
     assert_eq!((state.gpr[1], state.gpr[2]), (42, 9));
     assert_eq!(vm.restore(&vm.save()), Ok(()));

@@ -26,6 +26,14 @@ pub enum Reg {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Feature(pub u32, pub u32, pub Reg, pub u32);
 
+impl Feature {
+    /// Whether a table has the bit.
+    pub fn is_in(self, entries: &[CpuidEntry]) -> bool {
+        let Self(function, index, reg, bit) = self;
+        cpuid::find(entries, function, index).is_some_and(|e| register(e, reg) >> bit & 1 != 0)
+    }
+}
+
 /// Features that KVM's handlers ask for. See: SDM vol. 2A CPUID; APM vol. 3 appendix E
 pub mod feature {
     use super::{Feature, Reg::*};
@@ -160,8 +168,8 @@ impl GuestCpuid {
     }
 
     /// `guest_cpuid_has`.
-    pub fn has(&self, Feature(function, index, reg, bit): Feature) -> bool {
-        self.find(function, index).is_some_and(|e| register(e, reg) >> bit & 1 != 0)
+    pub fn has(&self, feature: Feature) -> bool {
+        feature.is_in(&self.entries)
     }
 
     /// Bits of virtual addresses that a guest in this mode may use.

@@ -16,6 +16,7 @@ pub mod io;
 pub mod kvm;
 pub mod msr;
 pub mod profile;
+mod state;
 pub mod supported;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use crate::{
     events::{self, WindowRequests, Windows},
     msr::{self, Refused},
     profile::Switch,
-    supported,
+    state, supported,
     vcpu::SetCpuid,
     warning,
 };
@@ -24,6 +24,7 @@ use vmtape_arch::{
     note::Note,
     paging::bits,
     sensitive::Sensitive,
+    state::MsrEntry,
     vcpu::{Activity, Intercepts, VcpuState},
 };
 use vmtape_kvm_mmu::mmu::{GuestWidth, Mmu};
@@ -247,36 +248,35 @@ impl<O: Ops> Backend for Vm<O> {
         self.vcpus[vcpu as usize].core().cpuid.entries().to_vec()
     }
 
-    fn get_msr(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        index: u32,
-        host: &mut dyn Host,
-    ) -> Result<u64, Errno> {
-        let (ops, v) = self.parts(vcpu);
-        ops.get_msr(v, state, index, true, host).map_err(|_| Errno::EINVAL)
+    fn msr_index_list(&self, silicon: &[CpuidEntry]) -> Vec<u32> {
+        let supported = self.supported_cpuid(silicon);
+        let Kvm { silicon: host, options, .. } = self.shared.kvm();
+        msr::list::Lists { host, options, silicon, supported: &supported }.to_save()
     }
 
-    fn set_msr(
+    fn msr_feature_index_list(&self) -> Vec<u32> {
+        let Kvm { silicon: host, options, .. } = self.shared.kvm();
+        msr::list::Lists { host, options, silicon: &[], supported: &[] }.features()
+    }
+
+    fn get_msrs(
         &mut self,
         vcpu: u32,
         state: &mut VcpuState,
-        index: u32,
-        data: u64,
+        entries: &mut [MsrEntry],
         host: &mut dyn Host,
-    ) -> Result<(), Errno> {
-        let (ops, v) = self.parts(vcpu);
-        let frozen = v.core().has_run() && ops.kvm().options.on(Switch::IMMUTABLE_FEATURE_MSRS);
-        if frozen && msr::is_immutable_feature(index) {
-            // See: KVM x86.c do_set_msr()
-            let same = ops.get_msr(v, state, index, true, host) == Ok(data);
-            return if same { Ok(()) } else { Err(Errno::EINVAL) };
-        }
-        let effect = ops.set_msr(v, state, index, data, true, host).map_err(|_| Errno::EINVAL)?;
-        ops.apply(v, state, effect, host);
-        state.intercepts = ops.intercepts(v, state);
-        Ok(())
+    ) -> Result<u32, Errno> {
+        state::msrs::get(self.parts(vcpu), state, entries, host)
+    }
+
+    fn set_msrs(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        entries: &[MsrEntry],
+        host: &mut dyn Host,
+    ) -> Result<u32, Errno> {
+        state::msrs::set(self.parts(vcpu), state, entries, host)
     }
 
     fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) {

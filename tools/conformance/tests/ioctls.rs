@@ -9,8 +9,10 @@ use vmtape_arch::{
     cpuid::CpuidEntry,
     exit::Resume,
     level::Place,
+    msr::{Msr, PAT_POWER_ON},
     note::{Note, NoteKind},
     regs::Cr4,
+    state::MsrEntry,
     vcpu::VcpuState,
 };
 use vmtape_backends::Search;
@@ -279,6 +281,82 @@ fn feature_msrs_after_run() -> Result<()> {
             ensure!(vm.set_msr(0, state, ARCH_CAPABILITIES, now ^ 1, nobody) == other, "{what}: another");
             ensure!(vm.set_msr(0, state, UCODE_REV, 1 << 32, nobody) == Ok(()), "{what}: microcode");
         }
+    }
+    Ok(())
+}
+
+/// Each register that KVM lists is one that a VMM can save and restore, all at once.
+/// See: KVM x86.c kvm_init_msr_lists(); tools/testing/selftests/kvm/lib/x86/processor.c vcpu_save_state()
+#[test]
+fn what_kvm_lists_can_be_saved_and_restored() -> Result<()> {
+    for (backend, host) in BACKENDS {
+        for kvm in ["v5.6", "v5.10", "v6.1", "v6.12", "latest"] {
+            let mut asked = Asked::new(backend, host, kvm, false)?;
+            let what = format!("{backend} under {kvm}");
+            let list = asked.vm.msr_index_list(&silicon_cpuid(&hosts::find(host)?));
+            let mut entries: Vec<_> = list.iter().map(|index| MsrEntry::new(*index, 1)).collect();
+            // The devices are the host's, which has none here.
+            entries.retain(|entry| Msr(entry.index) != Msr::IA32_TSC_DEADLINE);
+            let all = Ok(entries.len() as u32);
+            let (state, nobody) = (&mut asked.state, &mut Nobody::default());
+            ensure!(asked.vm.get_msrs(0, state, &mut entries, nobody) == all, "{what}: reading");
+            let values = entries.clone();
+            ensure!(asked.vm.set_msrs(0, state, &entries, nobody) == all, "{what}: writing");
+            ensure!(asked.vm.get_msrs(0, state, &mut entries, nobody) == all, "{what}: reading again");
+            ensure!(entries == values, "{what}: other values");
+        }
+    }
+    Ok(())
+}
+
+/// See: x86.c msrs_to_save_base[], emulated_msrs_all[], msr_based_features_all[] of Linux 5.10, 6.1 and 6.12.
+#[test]
+fn lists_of_msrs_by_vendor_and_release() -> Result<()> {
+    const EVERYWHERE: [u32; 6] = [0x10, 0x174, 0x277, 0xc000_0081, 0x3b, 0x6e0];
+    const BESIDE: [u32; 6] = [0x2ff, 0x200, 0x250, 0x400, 0xc000_0080, 0x1b];
+    const CONSTANTS: [u32; 2] = [0xc001_1021, 0xc001_1023];
+    // MSR, then where it is listed: intel v5.10, v6.1, v6.12, amd v5.10, v6.1, v6.12.
+    const DIFFERENT: [(u32, [bool; 6]); 6] = [
+        (0x3a, [true, true, true, false, false, false]),
+        (0x4d0, [true, true, true, false, false, false]),
+        (0xc001_0117, [false, false, false, true, true, true]),
+        (0xc000_0104, [false, false, false, false, true, true]),
+        (0xc001_0004, [false, false, false, true, true, false]),
+        (0x1d9, [false, false, true, false, false, true]),
+    ];
+    let machines = [("vmx", "intel-46"), ("svm-npt", "amd-48")];
+    let places = machines.into_iter().flat_map(|m| ["v5.10", "v6.1", "v6.12"].map(|kvm| (m, kvm)));
+    for (n, ((backend, host), kvm)) in places.enumerate() {
+        let vm = vm(backend, host, kvm)?;
+        let list = vm.msr_index_list(&silicon_cpuid(&hosts::find(host)?));
+        let what = format!("{backend} under {kvm}: {list:x?}");
+        ensure!(EVERYWHERE.iter().all(|index| list.contains(index)), "{what}");
+        ensure!(!BESIDE.iter().chain(&CONSTANTS).any(|index| list.contains(index)), "{what}");
+        for (index, expected) in DIFFERENT {
+            ensure!(list.contains(&index) == expected[n], "{what}: {index:#x}");
+        }
+        let features = vm.msr_feature_index_list();
+        let de_cfg: &[u32] = if backend == "vmx" { &[] } else { &[0xc001_1029] };
+        ensure!(features == [de_cfg, &[0x8b, 0x10a, 0x345]].concat(), "{what}: {features:x?}");
+    }
+    Ok(())
+}
+
+/// See: KVM x86.c __msr_io(), msr_io()
+#[test]
+fn several_msrs_stop_at_the_first_that_is_refused() -> Result<()> {
+    for (backend, host) in BACKENDS {
+        let mut asked = Asked::new(backend, host, "v6.12", false)?;
+        let (vm, state, nobody) = (&mut asked.vm, &mut asked.state, &mut Nobody::default());
+        let mut entries = [0x174, 0xc000_0081, 0x1234, 0x277].map(|index| MsrEntry::new(index, 6));
+        ensure!(vm.set_msrs(0, state, &entries, nobody) == Ok(2), "{backend}");
+        ensure!((state.sysenter_cs, state.star, state.pat) == (6, 6, PAT_POWER_ON), "{backend}");
+        entries.iter_mut().for_each(|entry| entry.data = 9);
+        ensure!(vm.get_msrs(0, state, &mut entries, nobody) == Ok(2), "{backend}");
+        ensure!(entries.map(|entry| entry.data) == [6, 6, 9, 9], "{backend}");
+        let many = [MsrEntry::new(0x174, 0); 256];
+        ensure!(vm.set_msrs(0, state, &many, nobody) == Err(Errno::E2BIG), "{backend}");
+        ensure!(vm.set_msrs(0, state, &many[1..], nobody) == Ok(255), "{backend}");
     }
     Ok(())
 }

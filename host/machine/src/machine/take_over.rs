@@ -2,19 +2,15 @@
 //! can observe goes along, nothing of what the backend keeps for itself.
 
 use super::Machine;
-use crate::{Error, vcpu::Vcpu};
+use crate::{
+    Error,
+    model::silicon_cpuid,
+    vcpu::{Vcpu, msrs},
+};
 use vmtape_abi::MemoryRegion;
-use vmtape_arch::{PAGE_SIZE, event::Event, msr::Msr, vcpu::Activity, vcpu::VcpuState};
+use vmtape_arch::{PAGE_SIZE, event::Event, vcpu::Activity, vcpu::VcpuState};
 
 const PAGE: usize = PAGE_SIZE as usize;
-
-/// Where MSRs are: the architecture's, KVM's own, and AMD's. See: SDM vol. 4 chapter 2, APM vol. 2 appendix A,
-/// Documentation/virt/kvm/x86/msr.rst
-const MSRS: [std::ops::Range<u32>; 5] =
-    [0..0x800, 0x900..0x2000, 0x4b56_4d00..0x4b56_4d10, 0xc000_0080..0xc000_0110, 0xc001_0000..0xc001_0200];
-
-/// Registers that are the devices' and the clock's, which move as such.
-const DEVICES_OWN: [Msr; 3] = [Msr::IA32_TSC, Msr::IA32_APIC_BASE, Msr::IA32_TSC_DEADLINE];
 
 impl Machine {
     /// Whether the guest can move: no vCPU is between an exit and its entry, where its backend may hold an event that the
@@ -97,17 +93,16 @@ impl Machine {
         vcpu.progress = source.vcpus[n].progress;
         vcpu.needs_entry = true;
         self.backend.state_changed(number, &mut vcpu.state, &mut self.services);
-        for index in MSRS.into_iter().flatten().filter(|index| !DEVICES_OWN.contains(&Msr(*index))) {
-            let theirs =
-                source.backend.get_msr(number, &mut source.vcpus[n].state, index, &mut source.services);
-            let ours = self.backend.get_msr(number, &mut vcpu.state, index, &mut self.services);
-            if let (Ok(theirs), Ok(ours)) = (theirs, ours)
-                && theirs != ours
-            {
-                // A register that this backend holds read-only stays as it is.
-                let _ = self.backend.set_msr(number, &mut vcpu.state, index, theirs, &mut self.services);
-            }
-        }
+        let Vcpu { state, .. } = vcpu;
+        let mut ours =
+            msrs::Side { backend: &mut *self.backend, vcpu: number, state, host: &mut self.services };
+        let (silicon, services) = (silicon_cpuid(&source.spec.silicon), &mut source.services);
+        let Vcpu { state, .. } = &mut source.vcpus[n];
+        let mut theirs = msrs::Side { backend: &mut *source.backend, vcpu: number, state, host: services };
+        let known = ours.list(&silicon_cpuid(&self.spec.silicon));
+        let listed: Vec<_> =
+            theirs.list(&silicon).into_iter().filter(|index| known.contains(index)).collect();
+        ours.set(&theirs.get(&listed));
         Ok(())
     }
 }

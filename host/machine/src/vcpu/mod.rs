@@ -1,6 +1,7 @@
 //! A virtual processor: its registers, the interpreter that runs it, and how it gets on.
 
 mod init;
+pub(crate) mod msrs;
 mod progress;
 mod turn;
 

@@ -9,6 +9,7 @@ use vmtape_arch::{
     exception::{Exception, PageFaultError},
     exit::{Exit, Resume, ResumeKind},
     sensitive::{Sensitive, SensitiveKind},
+    state::MsrEntry,
     vcpu::VcpuState,
 };
 use vmtape_machine::{GuestImage, Layout, MachineSpec};
@@ -126,12 +127,24 @@ impl Backend for Bare {
         self.cpuid[vcpu as usize].clone()
     }
 
-    fn get_msr(&mut self, _: u32, _: &mut VcpuState, _: u32, _: &mut dyn Host) -> Result<u64, Errno> {
-        Err(Errno::EINVAL)
+    fn get_msrs(
+        &mut self,
+        _: u32,
+        _: &mut VcpuState,
+        _: &mut [MsrEntry],
+        _: &mut dyn Host,
+    ) -> Result<u32, Errno> {
+        Ok(0)
     }
 
-    fn set_msr(&mut self, _: u32, _: &mut VcpuState, _: u32, _: u64, _: &mut dyn Host) -> Result<(), Errno> {
-        Err(Errno::EINVAL)
+    fn set_msrs(
+        &mut self,
+        _: u32,
+        _: &mut VcpuState,
+        _: &[MsrEntry],
+        _: &mut dyn Host,
+    ) -> Result<u32, Errno> {
+        Ok(0)
     }
 
     fn state_changed(&mut self, _vcpu: u32, state: &mut VcpuState, _host: &mut dyn Host) {

@@ -339,16 +339,28 @@ static vt_Status get_cpuid(vt_Vm *vm, uint32_t vcpu, vt_Sink_CpuidEntry sink) {
     return vt_STATUS_OK;
 }
 
-static vt_Status get_msr(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, uint32_t index, vt_HostRef host,
-                         uint64_t *data) {
-    (void)vm, (void)vcpu, (void)state, (void)index, (void)host, (void)data;
-    return -22;
+static vt_Status msr_index_list(vt_Vm *vm, struct vt_Slice_CpuidEntry silicon, struct vt_Sink_u32 out) {
+    (void)vm, (void)silicon, (void)out;
+    return vt_STATUS_OK;
 }
 
-static vt_Status set_msr(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, uint32_t index, uint64_t data,
-                         vt_HostRef host) {
-    (void)vm, (void)vcpu, (void)state, (void)index, (void)data, (void)host;
-    return -22;
+static vt_Status msr_feature_index_list(vt_Vm *vm, struct vt_Sink_u32 out) {
+    (void)vm, (void)out;
+    return vt_STATUS_OK;
+}
+
+static vt_Status get_msrs(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, struct vt_SliceMut_MsrEntry entries,
+                          vt_HostRef host, uint32_t *done) {
+    (void)vm, (void)vcpu, (void)state, (void)entries, (void)host;
+    *done = 0;
+    return vt_STATUS_OK;
+}
+
+static vt_Status set_msrs(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, struct vt_Slice_MsrEntry entries,
+                          vt_HostRef host, uint32_t *done) {
+    (void)vm, (void)vcpu, (void)state, (void)entries, (void)host;
+    *done = 0;
+    return vt_STATUS_OK;
 }
 
 static vt_Status state_changed(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, vt_HostRef host) {
@@ -405,8 +417,10 @@ static const vt_BackendTable table = {
     .create_vcpu = create_vcpu,
     .set_cpuid = set_cpuid,
     .get_cpuid = get_cpuid,
-    .get_msr = get_msr,
-    .set_msr = set_msr,
+    .msr_index_list = msr_index_list,
+    .msr_feature_index_list = msr_feature_index_list,
+    .get_msrs = get_msrs,
+    .set_msrs = set_msrs,
     .state_changed = state_changed,
     .save = save,
     .restore = restore,

@@ -6,6 +6,7 @@
 //!
 //! See: KVM arch/x86/kvm/x86.c kvm_get_msr_common(), kvm_set_msr_common(); mtrr.c
 
+pub mod list;
 mod other;
 
 use crate::{

@@ -30,6 +30,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         patches::MAPPABLE_WIDTH,
         patches::CPUID_AFTER_RUN,
         patches::DIRTY_LOGGING,
+        patches::MSR_LISTS,
         parameters::SILICON,
     ]
     .into_iter()

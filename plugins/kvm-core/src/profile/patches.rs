@@ -244,6 +244,34 @@ pub const DIRTY_LOGGING: &[Entry] = &[Entry::patch(
 .source("vmx/vmx.c vmx_flush_pml_buffer()")
 .since("v6.14")];
 
+/// KVM_GET_MSR_INDEX_LIST. What lies between 6.1 and 6.12 was read in these two only.
+pub const MSR_LISTS: &[Entry] = &[
+    Entry::patch(
+        Switch::NESTED_TSC_SCALING,
+        Scope::AMD,
+        "MSR_AMD64_TSC_RATIO is among the registers that a VMM is told to save",
+    )
+    .commit("5228eb96a487", "KVM: x86: nSVM: implement nested TSC scaling")
+    .source("x86.c emulated_msrs_all[]; not in 5.10, there in 6.1")
+    .since("v5.16"),
+    Entry::patch(
+        Switch::PMU_MSRS_APART,
+        Scope::ALL,
+        "Performance counters are listed only where KVM virtualizes them, which it does not here",
+    )
+    .commit("2374b7310b66", "KVM: x86/pmu: Use separate array for defining \"PMU MSRs to save\"")
+    .source("x86.c msrs_to_save_pmu[], kvm_init_msr_lists()")
+    .since("v6.3"),
+    Entry::patch(
+        Switch::LBR_MSRS_LISTED,
+        Scope::ALL,
+        "IA32_DEBUGCTL and the last branch are among the registers that a VMM is told to save",
+    )
+    .commit("between 6.1 and 6.12", "list MSR_IA32_DEBUGCTLMSR and the MSRs of the last branch")
+    .source("x86.c msrs_to_save_base[]; not in 6.1, there in 6.12")
+    .since("v6.12"),
+];
+
 /// KVM_SET_CPUID2 after KVM_RUN, and what it leaves behind when it fails.
 pub const CPUID_AFTER_RUN: &[Entry] = &[
     Entry::patch(

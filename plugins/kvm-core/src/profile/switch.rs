@@ -63,6 +63,10 @@ open_enum! {
         ACC_READ_MASK = 160 => "acc-read-mask",
         /// Dirty logging.
         PML_IN_WRITE_ORDER = 170 => "pml-in-write-order",
+        /// What KVM tells a VMM to save.
+        NESTED_TSC_SCALING = 190 => "nested-tsc-scaling",
+        PMU_MSRS_APART = 191 => "pmu-msrs-apart",
+        LBR_MSRS_LISTED = 192 => "lbr-msrs-listed",
         /// Numbers from 1000 on: silicon.
         EPT4_WIDE_GPA_VIOLATION = 1000 => "ept4-wide-gpa-violation",
         AMD_ACCESSED_BEFORE_NPF = 1001 => "amd-accessed-before-npf",
