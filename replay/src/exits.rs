@@ -9,43 +9,25 @@
 //! and memory whenever it did something else. What KVM keeps for itself stays the other machine's.
 
 mod explain;
+mod found;
 mod replayed;
 mod view;
 
-pub use view::{Seen, View};
+pub use replayed::Method;
+pub use view::View;
 
 use crate::{
-    Error,
-    across::Sides,
-    identical::{event_kind, event_text},
+    Error, exempt,
     report::{Class, Divergence, Level, Occurrence, Report, Row},
-    signature::{self, Signature},
+    sides::Sides,
     state::{Difference, compare_controls},
-    text,
+    text::{self, event_kind, event_text},
 };
 use explain::{At, Last};
+use found::{Found, taped};
 use replayed::Replayed;
 use vmtape_arch::{exit::ResumeKind, level::Place, note::Note};
 use vmtape_traces::{Event, ExitGroup, Tape, ahead};
-
-/// How to feed a tape.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Method {
-    /// The machine is the tape's own, whichever build of its backend it is.
-    pub same: bool,
-    /// Go on after a difference, and list them all.
-    pub go_on: bool,
-}
-
-/// What was found at an exit.
-struct Found {
-    group: ExitGroup,
-    /// What differs, as signatures have it and in a sentence.
-    what: (String, String),
-    rows: Vec<Row>,
-    /// The first difference, unless it is one between events of one machine.
-    difference: Option<Difference>,
-}
 
 /// Feeds the whole tape, or all of it up to the first difference.
 pub fn replay(
@@ -156,39 +138,6 @@ impl Feeder {
     }
 }
 
-/// What the VMM did around an exit.
-fn taped(group: &ExitGroup) -> Vec<vmtape_traces::event::Control> {
-    group.controls_before.iter().chain(&group.controls).cloned().collect()
-}
-
-impl Found {
-    /// Ioctls that gave something else.
-    fn of_differences(group: &ExitGroup, differences: Vec<Difference>) -> Self {
-        let difference = differences.first().cloned();
-        let what = difference.as_ref().map(|first| (first.name(), first.text())).unwrap_or_default();
-        let rows = differences.iter().flat_map(Difference::rows).collect();
-        Self { group: group.clone(), what, rows, difference }
-    }
-
-    /// What two sides made of an exit; `None`: the same.
-    fn of_views(replayed: &Replayed, group: &ExitGroup, expected: &View, actual: &View) -> Option<Self> {
-        let guest = replayed.guest_width();
-        let differences = expected.differences(actual, guest);
-        (!differences.is_empty() || expected.outcome.word() != actual.outcome.word()).then(|| Self {
-            what: signature::what(&differences, &expected.outcome, &actual.outcome, guest),
-            ..Self::of_differences(group, differences)
-        })
-    }
-
-    fn signature(&self) -> Signature {
-        Signature::new(&self.what.0, if self.is_ioctl() { signature::NOWHERE } else { self.group.exit.rip })
-    }
-
-    fn is_ioctl(&self) -> bool {
-        matches!(self.difference, Some(Difference::Ioctl { .. }))
-    }
-}
-
 /// The same machine: every event of the exit must be equal. `ended`: so has the replayed machine's run.
 fn same_events(replayed: &Replayed, group: &ExitGroup, ended: bool, report: &mut Report) -> Option<Found> {
     // A vCPU that halts enters when it is woken, which is after other vCPUs' exits; a tape may end before an entry.
@@ -207,7 +156,7 @@ fn same_events(replayed: &Replayed, group: &ExitGroup, ended: bool, report: &mut
     let touched = |event: &Event| !matches!(event, Event::Note { note: Note::SetSpte { .. }, .. });
     let told = |events: &[Event]| events.iter().filter(|event| touched(event)).cloned().collect::<Vec<_>>();
     if first_difference(&told(&expected), &told(&actual), open).is_none() {
-        *report.exempted.entry(crate::exempt::SILICON_BITS.name).or_default() += 1;
+        *report.exempted.entry(exempt::SILICON_BITS.name).or_default() += 1;
         return None;
     }
     let words = |event: Option<&Event>| event.map_or("nothing".to_owned(), event_text);

@@ -3,7 +3,6 @@
 use crate::{
     Error,
     observer::{Log, Observation, Observer, PageFault},
-    spec::Budget,
 };
 use std::{cell::RefCell, io::Write, ops::ControlFlow, rc::Rc};
 use vmtape_abi::Backend;
@@ -13,6 +12,19 @@ use vmtape_traces::{Event, event::End};
 
 /// Makes a VM of the backend that a specification names.
 pub type Create<'a> = &'a dyn Fn(&MachineSpec) -> Result<Box<dyn Backend>, Error>;
+
+/// Limits that belong to a run: the user's, not the watchdog's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    pub instructions: u64,
+    pub exits: u64,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { instructions: u64::MAX, exits: u64::MAX }
+    }
+}
 
 /// What a machine has told since it was last asked.
 #[derive(Default)]

@@ -1,5 +1,7 @@
 //! What a comparison found.
 
+pub use crate::row::Row;
+
 use crate::{
     causes::{Cause, Kind},
     explain::Story,
@@ -64,20 +66,6 @@ impl Class {
             Self::Configuration => "configured otherwise",
             Self::Unexplained => "unexplained",
         }
-    }
-}
-
-/// One thing that differs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Row {
-    pub what: String,
-    pub expected: String,
-    pub actual: String,
-}
-
-impl Row {
-    pub fn new(what: impl Into<String>, expected: impl Into<String>, actual: impl Into<String>) -> Self {
-        Self { what: what.into(), expected: expected.into(), actual: actual.into() }
     }
 }
 

@@ -14,7 +14,7 @@
 //! - A run is compared at the ends of stretches of instructions. An entry that differs in between, and that the guest writes
 //!   anew before the end, is seen by fed exits alone.
 
-use crate::{explain::Outcome, report::Divergence, state::Difference};
+use crate::{explain::Outcome, state::Difference};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 use thiserror::Error;
@@ -62,10 +62,6 @@ impl Signature {
     /// The signature of a difference at an instruction. Spaces become dashes: a signature is one word of a command line.
     pub fn new(what: &str, rip: u64) -> Self {
         Self { what: what.replace(char::is_whitespace, "-"), rip }
-    }
-
-    pub fn of(divergence: &Divergence) -> Self {
-        divergence.signature.clone()
     }
 
     /// What differs, without the place.

@@ -1,5 +1,7 @@
 //! The machine on a tape: what a recording stores of it, and how a replay builds it again.
 
+pub use crate::player::Budget;
+
 use crate::{
     Error,
     player::{Create, Player},
@@ -16,19 +18,6 @@ const INITRD: &str = "initrd";
 /// Metadata notes: the limits that a recording ran under.
 const MAX_INSTRUCTIONS: &str = "max-insns";
 const MAX_EXITS: &str = "max-exits";
-
-/// Limits that belong to a run: the user's, not the watchdog's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Budget {
-    pub instructions: u64,
-    pub exits: u64,
-}
-
-impl Default for Budget {
-    fn default() -> Self {
-        Self { instructions: u64::MAX, exits: u64::MAX }
-    }
-}
 
 /// What a tape of this machine says of it.
 pub fn metadata(spec: &MachineSpec, budget: &Budget) -> Result<Metadata, Error> {

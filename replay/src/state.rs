@@ -1,6 +1,6 @@
 //! What a guest can observe of itself: registers and memory of two machines, compared.
 
-use crate::{cpuid::Change, exits::Seen, explain, observer::PageFault, report::Row};
+use crate::{cpuid::Change, explain, observer::PageFault, row::Row, seen::Seen};
 use std::{collections::BTreeSet, fmt::Write};
 use vmtape_arch::{PAGE_SIZE, cpuid::CpuidEntry, paging::Pte, vcpu::VcpuState};
 use vmtape_machine::Machine;

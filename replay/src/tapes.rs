@@ -8,15 +8,16 @@
 use crate::{
     Error, across,
     causes::configuration,
+    checker::Checker,
     exempt,
-    exits::{Seen, View},
-    explain,
-    identical::{self, Checker, widths},
+    exits::View,
+    explain::{self, Widths},
     report::{Class, Divergence, Level, Report, Row},
+    seen::Seen,
     signature::{self, Signature},
     spec,
     state::Difference,
-    text,
+    text::{self, event_text},
 };
 use std::collections::{BTreeMap, VecDeque};
 use vmtape_arch::note::Note;
@@ -54,14 +55,13 @@ fn equal(expected: &Tape, actual: &Tape, report: &mut Report) -> Result<Option<S
         let batch = events.by_ref().take(BATCH).collect::<Result<Vec<_>, _>>()?;
         let over = batch.is_empty();
         if let Some(mismatch) = checker.check(batch)? {
-            let words =
-                |event: &Option<Event>| event.as_ref().map_or("nothing".into(), identical::event_text);
+            let words = |event: &Option<Event>| event.as_ref().map_or("nothing".into(), event_text);
             return Ok(Some(format!("{}, not {}", words(&mismatch.actual), words(&mismatch.expected))));
         }
         report.compared = checker.compared().clone();
         if over {
             let rest = checker.rest()?;
-            return Ok(rest.map(|event| format!("nothing, not {}", identical::event_text(&event))));
+            return Ok(rest.map(|event| format!("nothing, not {}", event_text(&event))));
         }
     }
 }
@@ -170,7 +170,7 @@ fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str
         };
         let groups = [left, right].map(|observed| observed.map(|observed| observed.group));
         let [expected, actual] = groups.each_ref().map(|group| View::of_group(group.as_ref()));
-        let guest = widths(&a.machine).guest;
+        let guest = Widths::of_machine(&a.machine).guest;
         let differences = expected.differences(&actual, guest);
         let (name, _) = signature::what(&differences, &expected.outcome, &actual.outcome, guest);
         let row = Row::new(what, Seen::line(&seen[0]), Seen::line(&seen[1]));

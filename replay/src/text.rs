@@ -1,10 +1,14 @@
-//! Exits and notes on one line.
+//! Exits, notes and any other event on one line.
 
 use vmtape_arch::{
     exit::{Exit, Isa, Resume, ResumeKind, reason_name},
     note::Note,
 };
-use vmtape_traces::{ExitGroup, event::End, text::note_text};
+use vmtape_traces::{
+    Event, ExitGroup,
+    event::End,
+    text::{note_text, place_text},
+};
 
 /// The name of an exit's reason.
 pub fn reason(exit: &Exit) -> String {
@@ -94,5 +98,42 @@ pub fn end_text(end: &End) -> String {
         End::Limit { what } => format!("limit reached: {what}"),
         End::NoProgress { reason, .. } => format!("no progress: {reason}"),
         End::Cut => "the recording stops here".into(),
+    }
+}
+
+/// What an event is, without its numbers.
+pub fn event_kind(event: &Event) -> String {
+    match event {
+        Event::Exit(exit) => reason(&exit.exit),
+        Event::Note { note, .. } => note.to_raw().kind.to_string(),
+        Event::Resume { resume, .. } => resume.kind.to_string(),
+        Event::Registers(_) => "registers".into(),
+        Event::Read { .. } => "read".into(),
+        Event::Input { source, .. } => source.to_string(),
+        Event::Control { .. } => "control".into(),
+        Event::StateHash { .. } => "state-hash".into(),
+        Event::Milestone(_) => "milestone".into(),
+        Event::Line { .. } => "line".into(),
+        Event::End { .. } => "end".into(),
+    }
+}
+
+/// Any event on one line.
+pub fn event_text(event: &Event) -> String {
+    match event {
+        Event::Exit(exit) => {
+            format!(
+                "exit {} at rip {:#x} icount {} {:x?}",
+                reason(&exit.exit),
+                exit.rip,
+                exit.icount,
+                exit.exit
+            )
+        }
+        Event::Note { vcpu, place, note } => note_line(note, *vcpu, 0) + &place_text(*place),
+        Event::Resume { resume, .. } => resume_text(resume),
+        Event::Control { control, .. } => control.to_string(),
+        Event::End { icount, end, .. } => format!("after {icount} instructions, {}", end_text(end)),
+        other => format!("{other:x?}"),
     }
 }

@@ -31,6 +31,9 @@ pub enum Error {
     Backend { what: String, errno: Errno },
     #[error("the VMM's script: {0}")]
     Script(String),
+    /// A state that has no representation as bytes.
+    #[error("{what} cannot be written as bytes: {cause}")]
+    Encode { what: &'static str, cause: postcard::Error },
     #[error("checkpoint: {0}")]
     Checkpoint(String),
 }

@@ -5,7 +5,7 @@
 use crate::{
     config::GuestWidth,
     fault::WalkFault,
-    page_fault::MmioCache,
+    mmio_cache::MmioCache,
     role::{CpuRole, PageRole},
     walk::{Acc, Mode, Paging},
 };

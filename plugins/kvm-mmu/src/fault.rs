@@ -2,7 +2,7 @@
 //!
 //! See: KVM arch/x86/kvm/mmu/mmu_internal.h struct kvm_page_fault, enum RET_PF
 
-use crate::slots::Slot;
+use crate::{config::Unmappable, slots::Slot};
 use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
 use vmtape_arch::{
@@ -130,5 +130,16 @@ pub enum Handled {
     /// KVM_RUN fails.
     Errno(i32),
     /// The nested tables cannot map the memory: userspace hears of it, in this way.
-    Unmappable(crate::mmu::Unmappable),
+    Unmappable(Unmappable),
+}
+
+/// Two guest frames that meet in one entry, because the tables have too few levels to tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alias {
+    /// What the entry was before.
+    pub old: u64,
+    /// The frame that now claims it.
+    pub gfn: u64,
+    /// The claim is MMIO's, which takes the entry away; a page of memory leaves it as it is.
+    pub mmio: bool,
 }

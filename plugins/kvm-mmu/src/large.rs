@@ -1,8 +1,8 @@
-//! Large pages: where they are not allowed, and the level at which a fault is mapped.
+//! Large pages: how much they map, and where they are not allowed.
 //!
-//! See: KVM arch/x86/kvm/mmu/mmu.c kvm_mmu_hugepage_adjust(), x86.c kvm_alloc_memslot_metadata()
+//! See: KVM arch/x86/kvm/mmu/mmu.c kvm_mmu_gfn_disallow_lpage(), x86.c kvm_alloc_memslot_metadata()
 
-use crate::{fault::PageFault, mmu::Mmu, slots::Slot};
+use crate::slots::Slot;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -42,31 +42,11 @@ impl LargePages {
     }
 
     /// Whether a large page at `level` may map the frame. See: KVM x86.c kvm_alloc_memslot_metadata()
-    fn allowed(&self, slot: &Slot, gfn: u64, level: u8) -> bool {
+    pub(crate) fn allowed(&self, slot: &Slot, gfn: u64, level: u8) -> bool {
         let first = round_gfn(gfn, level) << 12;
         let size = 1u64 << (frames_shift(level) + 12);
         let aligned = (slot.gpa ^ slot.hpa) & (size - 1) == 0;
         let inside = first >= slot.gpa && first + size <= slot.gpa + slot.size;
         aligned && inside && !self.0.contains_key(&(level, gfn >> frames_shift(level)))
-    }
-}
-
-impl Mmu {
-    /// `kvm_mmu_hugepage_adjust`: the level at which the fault is mapped.
-    pub(crate) fn hugepage_adjust(&self, fault: &mut PageFault) {
-        let Some(slot) = fault.slot else { return };
-        if fault.max_level == 1 || slot.logs_dirty() {
-            return;
-        }
-        fault.req_level = self.max_mapping_level(&slot, fault.gfn, fault.max_level);
-        fault.goal_level = fault.req_level;
-        fault.pfn = round_gfn(fault.pfn, fault.goal_level);
-    }
-
-    /// `kvm_mmu_max_mapping_level`.
-    pub(crate) fn max_mapping_level(&self, slot: &Slot, gfn: u64, max_level: u8) -> u8 {
-        let host_level =
-            ((self.config.backing_shift - 12) / 9 + 1).min(if self.config.gbpages { 3 } else { 2 });
-        (2..=max_level.min(host_level)).rev().find(|level| self.large.allowed(slot, gfn, *level)).unwrap_or(1)
     }
 }

@@ -20,8 +20,9 @@ use vmtape_arch::{
 pub use crate::{
     config::{Config, GuestWidth, Unmappable},
     context::{Context, ContextId, GuestTables, Root, VcpuMmu},
+    fault::Alias,
     large::{frames_shift, round_gfn},
-    page_fault::{Alias, MmioCache},
+    mmio_cache::MmioCache,
 };
 
 /// Addresses spaces that a memslot update counts for (one for SMM).

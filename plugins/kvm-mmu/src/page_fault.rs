@@ -4,35 +4,15 @@
 
 use crate::{
     config::Unmappable,
-    fault::{FaultCode, Handled, PFN_NOSLOT, PageFault, RetPf, WalkFault},
+    fault::{Alias, FaultCode, Handled, PFN_NOSLOT, PageFault, RetPf, WalkFault},
     large::round_gfn,
+    mmio_cache::MmioCache,
     mmu::Mmu,
     spte::MMIO_GENERATION_MASK,
     walk::Acc,
 };
-use serde::{Deserialize, Serialize};
 use vmtape_abi::Host;
 use vmtape_arch::{level::Stage, note::Note, vcpu::VcpuState};
-
-/// Two guest frames that meet in one entry, because the tables have too few levels to tell them apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Alias {
-    /// What the entry was before.
-    pub old: u64,
-    /// The frame that now claims it.
-    pub gfn: u64,
-    /// The claim is MMIO's, which takes the entry away; a page of memory leaves it as it is.
-    pub mmio: bool,
-}
-
-/// The last MMIO access of a vCPU (`vcpu_cache_mmio_info`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MmioCache {
-    gva: u64,
-    gfn: u64,
-    pub(crate) acc: u8,
-    generation: u64,
-}
 
 impl Mmu {
     // --- the vCPU's MMIO cache ---

@@ -3,7 +3,7 @@
 //! See: KVM arch/x86/include/asm/kvm_host.h union kvm_mmu_page_role, as of 6.12
 
 use crate::{
-    mmu::GuestWidth,
+    config::GuestWidth,
     walk::{Acc, Mode},
 };
 use bitfield_struct::bitfield;

@@ -282,7 +282,7 @@ impl Format {
     /// `make_huge_page_split_spte`: the part of a large entry at `level` below it.
     pub fn huge_split(self, spte: u64, index: u64, level: u8) -> u64 {
         let entry = X86::from_bits(spte);
-        let frame = entry.frame() + (index << crate::mmu::frames_shift(level));
+        let frame = entry.frame() + (index << crate::large::frames_shift(level));
         entry.with_frame(frame).with_ps(level > 1).into_bits()
     }
 

@@ -3,12 +3,8 @@
 use super::{LastEqual, Pair, Sides, end_difference};
 use crate::{
     Error,
-    causes::{
-        self, Case, Cause, Seen,
-        trial::{Finding, Side},
-    },
+    causes::{self, Case, Cause, Finding, Seen, Side},
     explain::{self, Teller, Widths},
-    identical::widths,
     observer::{Entry, Observation},
     player::Player,
     report::{Class, Divergence, Level, Rule},
@@ -28,7 +24,7 @@ pub(super) fn explain(
     before: &LastEqual,
     mut differences: Vec<Difference>,
 ) -> Result<Divergence, Error> {
-    let guest = widths(&sides.expected).guest;
+    let guest = Widths::of_machine(&sides.expected).guest;
     differences.sort_by_key(|difference| difference.rank(guest));
     let ioctl = matches!(differences.first(), Some(Difference::Ioctl { .. }));
     let mut observations = [pair.expected.take_observations(), pair.actual.take_observations()];

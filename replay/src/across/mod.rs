@@ -8,19 +8,20 @@
 
 mod instruction;
 
+pub use crate::sides::{Sides, names};
+
 use crate::{
     Error,
-    identical::{Checker, event_text},
-    player::{Create, Player},
+    checker::Checker,
+    player::Player,
     report::{Cost, Divergence, Report},
     spec,
     state::{self, Difference},
-    text,
+    text::{self, event_text},
 };
-use vmtape_abi::Description;
 use vmtape_arch::vcpu::VcpuState;
 use vmtape_machine::{MachineSpec, vmm::When};
-use vmtape_traces::{Event, Tape, event::End};
+use vmtape_traces::{Event, event::End};
 
 /// What a comparison looks at, in words.
 pub const COMPARED: &str =
@@ -33,23 +34,6 @@ const LONGEST_STRETCH: u64 = 1 << 24;
 const MOST_EVENTS: usize = 1 << 18;
 /// How a stretch that ends unequal is divided.
 const DIVISION: u64 = 64;
-
-/// The two sides of a comparison.
-pub struct Sides<'a> {
-    pub tape: &'a Tape,
-    pub expected: MachineSpec,
-    pub actual: MachineSpec,
-    pub create: Create<'a>,
-    /// What the tape's backend says of itself, and the other one.
-    pub expected_plugin: &'a Description,
-    pub plugin: &'a Description,
-    pub context: usize,
-    /// When the guest moves from the tape's machine to the other one.
-    pub at: When,
-    /// Whether to look for the cause: other runs, each with one thing changed.
-    pub explain: bool,
-    pub reproduce: String,
-}
 
 /// Both machines, at the same instruction.
 struct Pair {
@@ -191,11 +175,6 @@ impl Sides<'_> {
         }
     }
 
-    /// Both machines for people: backend, host, and what tells two of one backend apart.
-    pub fn names(&self) -> [String; 2] {
-        names(&self.expected, &self.actual)
-    }
-
     /// Runs again to the first instruction after which the two differ, and looks at it closely.
     fn locate(&self, mut found: Found, questions: bool) -> Result<Divergence, Error> {
         while found.stretch > DIVISION {
@@ -310,23 +289,6 @@ impl Pair {
         let first = (0..expected.len().max(actual.len())).find(|n| expected.get(*n) != actual.get(*n))?;
         Some(Difference::Fault { expected: expected.get(first).copied(), actual: actual.get(first).copied() })
     }
-}
-
-/// Two machines for people: backend and host; for two of one backend also the options in which they differ.
-pub fn names(expected: &MachineSpec, actual: &MachineSpec) -> [String; 2] {
-    /// Options that are named; with more, the release says it.
-    const NAMED: usize = 2;
-    let name = |machine: &MachineSpec, other: &MachineSpec| {
-        let same = machine.backend == other.backend;
-        let mut own: Vec<_> =
-            machine.options.iter().filter(|option| same && !other.options.contains(option)).collect();
-        if own.len() > NAMED {
-            own.retain(|(key, _)| key == spec::PROFILE);
-        }
-        let options: String = own.iter().map(|(key, value)| format!(",{key}={value}")).collect();
-        format!("{}{options} on {}", machine.backend, machine.host)
-    };
-    [name(expected, actual), name(actual, expected)]
 }
 
 /// How far apart the digests of all that happened to memory are.

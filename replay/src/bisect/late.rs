@@ -208,7 +208,7 @@ impl<'a> Before<'a> {
             return Ok(Outcome { mark: Mark::Skip, text, point, link: Vec::new(), printed });
         }
         if player.end.is_none() {
-            chain.push(player.machine.checkpoint());
+            chain.push(player.machine.checkpoint()?);
         }
         let ended = match player.end {
             Some(_) => Ended::finish(&mut player)?,

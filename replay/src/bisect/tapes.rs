@@ -5,7 +5,7 @@
 //! Only the chunks around the first difference are read, and compared exit by exit.
 
 use super::{Finding, Trial, exits::AXIS, search::Mark};
-use crate::{Error, exits::Seen, report::Verdict, signature::Signature, spec, text};
+use crate::{Error, report::Verdict, seen::Seen, signature::Signature, spec, text};
 use std::cmp::Ordering;
 use vmtape_machine::MachineSpec;
 use vmtape_traces::{ExitGroup, Exits, Tape, event::Milestone, reader::Events};

@@ -139,7 +139,7 @@ impl<'a> Bench<'a> {
         let report = self.report(mode, pair, create, self.only)?;
         Ok(match report.divergence {
             Some(divergence) => Show::Different {
-                signature: Signature::of(&divergence),
+                signature: divergence.signature.clone(),
                 text: divergence.summary.clone(),
                 divergence: Some(Box::new(divergence)),
             },

@@ -5,7 +5,10 @@
 #[cfg(test)]
 mod tests;
 
-use super::{Case, Cause, Kind, Seen};
+use super::{
+    case::{Case, Seen},
+    cause::{Cause, Kind},
+};
 use crate::explain::{Outcome, illegal_bit, is_malformed};
 use vmtape_arch::{
     access::Verdict,

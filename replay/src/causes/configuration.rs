@@ -1,6 +1,6 @@
 //! Causes by elimination: runs are deterministic, so two machines that differ in one thing differ because of it.
 
-use super::{Cause, Kind};
+use super::cause::{Cause, Kind};
 use crate::spec::PROFILE;
 use vmtape_arch::{
     cpuid::{self, CpuidEntry, maxphyaddr},

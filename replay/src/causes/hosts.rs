@@ -1,14 +1,11 @@
 //! Properties of two hosts of one vendor, each tried as the other has it.
 
 use super::{
-    Kind,
-    trial::{Side, Toggle},
+    cause::{HOST, Kind},
+    toggle::{Side, Toggle},
 };
 use vmtape_arch::host::Silicon;
 use vmtape_machine::MachineSpec;
-
-/// How names of a host's properties begin.
-pub const HOST: &str = "host: ";
 
 /// Sets a property as another host has it, and says how that is.
 type Copy = fn(&mut Silicon, &Silicon) -> String;

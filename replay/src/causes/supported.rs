@@ -4,11 +4,12 @@
 //! left differs in silicon's own table already, or else because KVM has nested paging on one side only.
 
 use super::{
-    Cause, Kind,
+    cause::{Cause, Kind},
     configuration::has_nested_paging,
-    trial::{Side, candidates},
+    toggle::Side,
+    trial::candidates,
 };
-use crate::{Error, across::Sides, cpuid::Change};
+use crate::{Error, cpuid::Change, sides::Sides};
 use vmtape_arch::cpuid::CpuidEntry;
 use vmtape_machine::{MachineSpec, model::silicon_cpuid};
 

@@ -12,56 +12,20 @@
 //! The first one with which both sides are equal is the cause, or else the first one with which this difference is gone.
 //! Where no single one does it, and the backend is the same, a smallest set of them is ([`minimize`] says which).
 
-use super::{Cause, Kind, configuration::NESTED_PAGING, hosts};
+use super::{
+    cause::{Cause, Kind},
+    configuration::{self, NESTED_PAGING},
+    hosts,
+    toggle::{Finding, Side, Toggle},
+};
 use crate::{
     Error,
-    across::Sides,
     bisect::search::minimize,
+    sides::Sides,
     spec::{self, PROFILE},
 };
 use vmtape_abi::{Description, TableRow};
 use vmtape_machine::MachineSpec;
-
-/// Which of the two machines is changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    Expected,
-    Actual,
-}
-
-/// What a trial showed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Finding {
-    /// The difference is still there, or another one of its kind.
-    Still,
-    /// This difference is gone; others are left.
-    Gone,
-    /// Both machines are equal after the instruction.
-    Equal,
-}
-
-impl Finding {
-    /// What a trial found that leaves this difference instead of that one. Both are in the words of signatures.
-    pub fn of(left: &str, was: &str) -> Self {
-        let kind = |what: &str| what.split(':').next().map(str::to_owned);
-        if kind(left) == kind(was) { Self::Still } else { Self::Gone }
-    }
-}
-
-/// One thing changed.
-#[derive(Clone, Debug)]
-pub struct Toggle {
-    pub side: Side,
-    pub kind: Kind,
-    /// As options spell it.
-    pub name: String,
-    /// What it says of itself.
-    pub text: String,
-    pub source: String,
-    /// `name=value`, for people.
-    pub change: String,
-    pub machine: MachineSpec,
-}
 
 /// Instructions that all trials of one divergence may take together: some seconds.
 const BUDGET: u64 = 1 << 30;
@@ -89,29 +53,6 @@ pub fn find(sides: &Sides, cost: u64, run: &mut Run) -> Option<Cause> {
     match gone {
         Some(toggle) => Some(toggle.cause(sides, Finding::Gone)),
         None => several(sides, &mut |machine| try_out(Side::Actual, machine) == Some(Finding::Equal)),
-    }
-}
-
-impl Toggle {
-    fn cause(&self, sides: &Sides, finding: Finding) -> Cause {
-        let gone = match finding {
-            Finding::Equal => "both sides are equal here",
-            Finding::Gone | Finding::Still => "this difference is gone, others are left",
-        };
-        Cause {
-            kind: self.kind,
-            name: self.name.clone(),
-            sentence: self.text.clone(),
-            source: self.source.clone(),
-            confirmed: Some(format!("{}: {gone}", self.with(sides))),
-        }
-    }
-
-    /// The changed machine, for people.
-    pub fn with(&self, sides: &Sides) -> String {
-        let [expected, actual] = sides.names();
-        let side = if self.side == Side::Expected { expected } else { actual };
-        format!("{side} with {}", self.change)
     }
 }
 
@@ -228,7 +169,7 @@ impl<'a> Half<'a> {
             Some(wanted) => wanted,
             // What makes another kind of backend of it is a difference only where the other one is of that kind.
             None if NESTED_PAGING.contains(&name) => {
-                option_word(super::configuration::has_nested_paging(self.other)?)
+                option_word(configuration::has_nested_paging(self.other)?)
             }
             None => flipped(value),
         };

@@ -1,21 +1,17 @@
 //! The exit at which feeding a tape differs: what the tape has of it, what the backend does about it, and why they differ.
 
 use super::{
-    Found, Method,
-    replayed::{Handling, Replayed},
-    taped,
+    found::{Found, taped},
+    replayed::{Handling, Method, Replayed},
     view::{View, taped_entry},
 };
 use crate::{
     Error,
-    across::Sides,
-    causes::{
-        self, Case, Seen,
-        trial::{Finding, Side},
-    },
+    causes::{self, Case, Finding, Seen, Side},
     explain::{self, Teller, Widths},
     observer::{Entry, Log, Observation},
     report::{Class, Divergence},
+    sides::Sides,
     signature,
     state::{Difference, compare_controls},
 };

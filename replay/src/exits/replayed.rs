@@ -1,11 +1,12 @@
 //! A machine that replays taped exits, and what it did about the last one.
 
-use super::{Method, view};
 use crate::{
     Error,
-    across::Sides,
-    explain, identical,
+    explain::{self, Widths},
     observer::{Log, Observation, Observer},
+    seen::visible,
+    sides::Sides,
+    spec,
 };
 use std::{
     cell::{Ref, RefCell},
@@ -18,6 +19,15 @@ use vmtape_traces::{
     Event, ExitGroup,
     event::{Control, End},
 };
+
+/// How to feed a tape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Method {
+    /// The machine is the tape's own, whichever build of its backend it is.
+    pub same: bool,
+    /// Go on after a difference, and list them all.
+    pub go_on: bool,
+}
 
 /// A replayed machine.
 pub(super) struct Replayed {
@@ -67,7 +77,7 @@ impl Handling {
     /// Whether silicon executed by itself what the tape has an exit for, and what came of it is on no tape. That an access
     /// just succeeds is all there is to know of it.
     pub fn is_untold(&self, group: &ExitGroup) -> bool {
-        let silent = || view::visible(&group.notes).next().is_none();
+        let silent = || visible(&group.notes).next().is_none();
         *self == Self::Native && explain::address_of(&group.exit.exit).is_none() && !silent()
     }
 }
@@ -130,7 +140,7 @@ impl Replayed {
             backend = Box::new(Observer::new(backend, log.clone()));
         }
         let listener = Listener { answer: answer.clone(), log };
-        let inputs = Box::new(crate::spec::inputs(sides.tape)?);
+        let inputs = Box::new(spec::inputs(sides.tape)?);
         let mut machine = Machine::new(machine.clone(), backend, inputs, Some(Box::new(listener)))?;
         machine.start_feeding(sides.tape.schema());
         Ok(Self { machine, answer, guide, same: method.same, diverged: false })
@@ -187,7 +197,7 @@ impl Replayed {
 
     /// The width by which the guest's entries are judged.
     pub fn guest_width(&self) -> u8 {
-        identical::widths(self.machine.spec()).guest
+        Widths::of_machine(self.machine.spec()).guest
     }
 
     /// Whether the tape and the machine do the same about an exit, at one look: what most exits are.
@@ -203,7 +213,7 @@ impl Replayed {
             return true;
         }
         let quiet = |note: &&Note| !matches!(note, Note::InjException { .. } | Note::Mmio { .. });
-        let (expected, actual) = (view::visible(&group.notes), view::visible(&answer.notes));
+        let (expected, actual) = (visible(&group.notes), visible(&answer.notes));
         let stays = |resume: &Option<Resume>| resume.is_none_or(|resume| !explain::leaves(&resume));
         matches!(handling, Handling::Native | Handling::Handled)
             && expected.clone().all(|note| quiet(&note))

@@ -2,78 +2,13 @@
 
 use super::replayed::{Handling, Replayed};
 use crate::{
-    exempt,
     explain::{self, Outcome},
     observer::{Entry, Observation},
+    seen::{Seen, visible},
     state::Difference,
-    text,
 };
-use vmtape_arch::{PAGE_SHIFT, exception::Vector, note::Note, paging::Pte};
+use vmtape_arch::{PAGE_SHIFT, note::Note, paging::Pte};
 use vmtape_traces::{ExitGroup, event::Data};
-
-/// What a guest sees of an exit's handling.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Seen {
-    Exception(String),
-    Note(String),
-}
-
-impl Seen {
-    /// What a note says that a guest sees; backends' own detail is removed.
-    pub fn of(note: &Note) -> Option<Self> {
-        match *note {
-            Note::InjException { vector, has_error, error_code, .. } if is_visible(note) => {
-                Some(Self::Exception(words(vector, has_error, error_code)))
-            }
-            _ => is_visible(note).then(|| Self::Note(text::note_line(note, 0, 0))),
-        }
-    }
-
-    pub fn text(&self) -> &str {
-        match self {
-            Self::Exception(text) | Self::Note(text) => text,
-        }
-    }
-
-    /// Several on one line.
-    pub fn line(seen: &[Self]) -> String {
-        match seen {
-            [] => "nothing".to_owned(),
-            seen => seen.iter().map(Self::text).collect::<Vec<_>>().join("; "),
-        }
-    }
-
-    /// The first one that two sides do not share, in a word: numbers may be another run's.
-    pub fn word(seen: &[Self], other: &[Self]) -> String {
-        let first = seen.iter().enumerate().find(|(n, seen)| other.get(*n) != Some(seen));
-        match first {
-            Some((_, Self::Note(text))) => text.split(':').next().unwrap_or_default().to_owned(),
-            Some((_, Self::Exception(text))) => text.clone(),
-            None => "nothing".to_owned(),
-        }
-    }
-}
-
-fn is_visible(note: &Note) -> bool {
-    /// `kvm_mmio` tells a read twice: when it is asked for, and with its value.
-    const UNSATISFIED_READ: u8 = 0;
-    match *note {
-        Note::InjException { reinjected, .. } => !reinjected,
-        Note::Mmio { kind, .. } => kind != UNSATISFIED_READ,
-        Note::Cpuid { .. } | Note::Msr { .. } | Note::Pio { .. } => true,
-        _ => false,
-    }
-}
-
-/// The notes of which a guest sees something.
-pub(super) fn visible(notes: &[Note]) -> impl Iterator<Item = &Note> + Clone {
-    notes.iter().filter(|note| is_visible(note) && !exempt::is_apic_access(note))
-}
-
-fn words(vector: Vector, has_error: bool, error_code: u32) -> String {
-    let code = if has_error { format!(" ({error_code:#x})") } else { String::new() };
-    format!("{vector}{code}")
-}
 
 /// What a side did about an exit.
 pub struct View {
@@ -124,11 +59,7 @@ impl View {
             ),
         };
         if let Handling::Fault(fault) = handling {
-            view.seen.push(Seen::Exception(words(
-                fault.vector,
-                fault.has_error_code.is_set(),
-                fault.error_code,
-            )));
+            view.seen.push(Seen::exception(fault.vector, fault.has_error_code.is_set(), fault.error_code));
         }
         let held = |entry: Entry| Some((entry.gpa?, entry.after));
         view.entries = places(replayed, group).into_iter().filter_map(held).collect();

@@ -1,9 +1,8 @@
 //! What tapes tell of an exit, where nothing runs.
 
-use super::{Story, Teller, focus, outcome};
+use super::{Story, Teller, Widths, focus, outcome};
 use crate::{
     causes::{Case, Cause, Seen, catalogue},
-    identical::widths,
     observer::{Entry, Observation},
 };
 use vmtape_machine::MachineSpec;
@@ -21,7 +20,7 @@ pub fn groups(
     let seen = |n: usize| Seen {
         name: names[n].clone(),
         vendor: machines[n].silicon.vendor,
-        widths: widths(machines[n]),
+        widths: Widths::of_machine(machines[n]),
         outcome: outcome(&observations[n], false),
         tables: entries(&observations[n]),
         observations: observations[n].clone(),

@@ -4,9 +4,11 @@
 
 use crate::observer::Entry;
 use vmtape_arch::{
+    cpuid::maxphyaddr,
     exception::PageFaultError,
     paging::{Pte, bits},
 };
+use vmtape_machine::MachineSpec;
 
 /// The widths by which an entry's address is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,11 @@ pub enum Walker {
 }
 
 impl Widths {
+    /// The widths of a machine's guest and host.
+    pub fn of_machine(machine: &MachineSpec) -> Self {
+        Self { guest: maxphyaddr(&machine.cpuid), host: machine.silicon.phys_bits }
+    }
+
     fn of(self, walker: Walker) -> u8 {
         match walker {
             Walker::Silicon => self.host,

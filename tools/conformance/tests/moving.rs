@@ -67,7 +67,7 @@ impl Bench {
         let outcome = Outcome {
             icount: player.machine.icount(),
             printed: String::from_utf8(printed)?,
-            state: player.machine.state_hash(),
+            state: player.machine.state_hash()?,
             end: player.end,
         };
         Ok((outcome, moves))

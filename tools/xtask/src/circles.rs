@@ -83,7 +83,8 @@ impl File {
     fn parse(module: &[String], text: &str) -> Self {
         let mut file = Self::default();
         // Tests may look at everything.
-        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let tests = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
+        let code = &text[..tests];
         let mut children = BTreeSet::new();
         for line in code.lines().filter(|line| !line.starts_with([' ', '/'])) {
             if let Some((_, child)) = line.split_once("mod ").filter(|_| line.ends_with(';')) {
@@ -94,9 +95,12 @@ impl File {
             let Some((public, tree)) = import(&item) else { continue };
             for leaf in leaves(tree) {
                 let Some(path) = absolute(module, &children, &leaf) else { continue };
-                match (public, path.last()) {
-                    (true, Some(name)) => file.exports.push((name.clone(), path.clone())),
-                    _ => file.uses.push(path),
+                if let Some(name) = path.last().filter(|_| public) {
+                    file.exports.push((name.clone(), path.clone()));
+                }
+                // A parent may pass on what its parts have.
+                if !public || !leaf.first().is_some_and(|first| children.contains(first)) {
+                    file.uses.push(path);
                 }
             }
         }

@@ -43,9 +43,8 @@ const CIRCULAR: &[&str] = &[
     "host/guests",
     "plugins/abi",
     "plugins/kvm-core",
-    "plugins/kvm-mmu",
+    "plugins/kvm-svm",
     "plugins/vmx",
-    "replay",
     "tools/vmtape",
     "traces",
 ];

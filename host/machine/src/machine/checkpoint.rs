@@ -42,21 +42,22 @@ struct Saved<D> {
 
 impl Machine {
     /// Called after each exit.
-    pub(super) fn checkpoint_if_due(&mut self) {
+    pub(super) fn checkpoint_if_due(&mut self) -> Result<(), Error> {
         if self.spec.checkpoint_every == 0 || self.exits < self.next_checkpoint {
-            return;
+            return Ok(());
         }
         self.next_checkpoint = self.exits + self.spec.checkpoint_every;
         self.page_hashes.update(&self.services.memory);
-        self.tell_hash();
+        self.tell_hash()?;
         self.drop_caches();
         let wanted = self.services.tape.recorder().is_some_and(|recorder| recorder.wants_checkpoints());
-        let bytes = if wanted { self.save() } else { Vec::new() };
+        let bytes = if wanted { self.save()? } else { Vec::new() };
         self.marks.checkpoint = self.services.memory.mark();
         self.services.tape.forget();
         if let Some(recorder) = self.services.tape.recorder().filter(|_| wanted) {
             recorder.checkpoint(self.services.clock.icount, self.exits, bytes);
         }
+        Ok(())
     }
 
     /// Interpreters start with nothing cached, as they do after [`Machine::restore`].
@@ -69,7 +70,7 @@ impl Machine {
         self.services.flushes = flush_handles(&self.vcpus);
     }
 
-    pub(super) fn save(&self) -> Vec<u8> {
+    pub(super) fn save(&self) -> Result<Vec<u8>, Error> {
         let saved = Saved {
             vcpus: self.vcpus.iter().map(|v| (v.state, v.needs_entry, v.progress)).collect(),
             devices: &self.services.devices,
@@ -86,7 +87,8 @@ impl Machine {
             script: self.script.done().to_vec(),
             milestones: self.milestones,
         };
-        let state = postcard::to_stdvec(&saved).unwrap_or_default();
+        let state =
+            postcard::to_stdvec(&saved).map_err(|cause| Error::Encode { what: "a checkpoint", cause })?;
         let mut out = (state.len() as u64).to_le_bytes().to_vec();
         out.extend_from_slice(&state);
         let mut bytes = [0; PAGE];
@@ -101,7 +103,7 @@ impl Machine {
                 out.extend_from_slice(&bytes);
             }
         }
-        out
+        Ok(out)
     }
 
     /// Brings a machine that was just built from the same specification to where the last checkpoint of a chain was

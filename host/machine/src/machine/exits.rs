@@ -70,8 +70,10 @@ impl Machine {
             Ok(_) => stuck.map(|progress| no_progress(n, &progress, &exit, before.rip)),
             Err(end) => Some(end),
         };
-        self.checkpoint_if_due();
-        ended
+        match self.checkpoint_if_due() {
+            Ok(()) => ended,
+            Err(error) => Some(self.failed(&error)),
+        }
     }
 
     /// Acts on how the backend came back. True: the guest may run.

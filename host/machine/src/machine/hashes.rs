@@ -1,46 +1,61 @@
 //! Where the guest is, as one number: the hash over everything, and the milestones.
 
 use super::Machine;
-use crate::vcpu::{guest_visible, observable};
-use vmtape_traces::event::{Event, Milestone};
+use crate::{
+    Error,
+    vcpu::{Vcpu, guest_visible, observable},
+};
+use vmtape_arch::{
+    exit::{Resume, ResumeKind},
+    vcpu::VcpuState,
+};
+use vmtape_traces::event::{End, Event, Milestone};
 use xxhash_rust::xxh3::xxh3_64;
 
 impl Machine {
     /// Puts the hash over registers and memory on the tape.
-    pub(super) fn tell_hash(&mut self) {
+    pub(super) fn tell_hash(&mut self) -> Result<(), Error> {
         if self.services.tape.is_on() {
-            let hash = self.state_hash();
+            let hash = self.state_hash()?;
             let (icount, exits) = (self.services.clock.icount, self.exits);
             self.services.tape.event(Event::StateHash { icount, exits, hash });
         }
+        Ok(())
     }
 
     /// A hash over the registers that guests see and all memory.
-    pub fn state_hash(&mut self) -> u64 {
+    pub fn state_hash(&mut self) -> Result<u64, Error> {
         self.page_hashes.update(&self.services.memory);
-        let mut words = vec![self.page_hashes.sum()];
-        for vcpu in &self.vcpus {
-            let registers = postcard::to_stdvec(&guest_visible(&vcpu.state)).unwrap_or_default();
-            words.push(xxh3_64(&registers));
-        }
-        let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
-        xxh3_64(&bytes)
+        hash(&[self.page_hashes.sum()], &self.vcpus, guest_visible)
     }
 
     /// Called at every instruction count at which the guest was left.
-    pub(super) fn milestone_if_due(&mut self) {
+    pub(super) fn milestone_if_due(&mut self) -> Result<(), Error> {
         let icount = self.services.clock.icount;
         if !self.milestones.take_due(icount, self.spec.milestone_every) || !self.services.tape.is_on() {
-            return;
+            return Ok(());
         }
         self.page_hashes.update(&self.services.memory);
-        let mut words = vec![self.milestones.hash, icount, self.page_hashes.sum()];
-        for vcpu in &self.vcpus {
-            let registers = postcard::to_stdvec(&observable(&vcpu.state)).unwrap_or_default();
-            words.push(xxh3_64(&registers));
-        }
-        let hash = xxh3_64(&words.into_iter().flat_map(u64::to_le_bytes).collect::<Vec<_>>());
+        let words = [self.milestones.hash, icount, self.page_hashes.sum()];
+        let hash = hash(&words, &self.vcpus, observable)?;
         self.milestones.hash = hash;
         self.services.tape.event(Event::Milestone(Milestone { icount, exits: self.exits, hash }));
+        Ok(())
     }
+
+    /// The end of a run whose machine cannot be told.
+    pub(super) fn failed(&self, error: &Error) -> End {
+        let resume = Resume::new(ResumeKind::INTERNAL_ERROR);
+        End::Fatal { vcpu: self.turn.vcpu, resume, reason: error.to_string() }
+    }
+}
+
+/// Over some words, and what is seen of each vCPU's registers.
+fn hash(words: &[u64], vcpus: &[Vcpu], seen: fn(&VcpuState) -> VcpuState) -> Result<u64, Error> {
+    let mut words = words.to_vec();
+    for vcpu in vcpus {
+        let registers = postcard::to_stdvec(&seen(&vcpu.state));
+        words.push(xxh3_64(&registers.map_err(|cause| Error::Encode { what: "a vCPU's registers", cause })?));
+    }
+    Ok(xxh3_64(&words.into_iter().flat_map(u64::to_le_bytes).collect::<Vec<_>>()))
 }

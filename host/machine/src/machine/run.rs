@@ -44,12 +44,12 @@ impl Machine {
 
     /// Tells the recorder that the run has ended, after the last [`Machine::advance`].
     pub fn finish(&mut self, end: &End) {
-        self.tell_hash();
-        self.services.tape.event(Event::End {
-            icount: self.services.clock.icount,
-            exits: self.exits,
-            end: end.clone(),
-        });
+        let end = match self.tell_hash() {
+            Ok(()) => end.clone(),
+            Err(error) => self.failed(&error),
+        };
+        let (icount, exits) = (self.services.clock.icount, self.exits);
+        self.services.tape.event(Event::End { icount, exits, end });
     }
 
     /// As [`Machine::run`], for a caller that goes on after a limit: the recorder hears of no end.
@@ -57,7 +57,9 @@ impl Machine {
         let limits = &limits.bounded();
         loop {
             self.flush_serial();
-            self.milestone_if_due();
+            if let Err(error) = self.milestone_if_due() {
+                return self.failed(&error);
+            }
             if let Some(end) = self.check_end(limits) {
                 return end;
             }
@@ -110,7 +112,9 @@ impl Machine {
     /// Runs one vCPU until its turn is over, a timer is due, or it leaves the guest for good.
     fn take_turn(&mut self, n: u32, limits: &Limits) -> Option<End> {
         loop {
-            self.milestone_if_due();
+            if let Err(error) = self.milestone_if_due() {
+                return Some(self.failed(&error));
+            }
             self.look_at_kick(n);
             if let Some(end) = self.check_end(limits) {
                 return Some(end);

@@ -24,7 +24,7 @@ impl Machine {
     }
 
     /// What changed since the last checkpoint, or since the machine was built: the next link for [`Machine::restore`].
-    pub fn checkpoint(&mut self) -> Vec<u8> {
+    pub fn checkpoint(&mut self) -> Result<Vec<u8>, Error> {
         self.page_hashes.update(&self.services.memory);
         self.save()
     }

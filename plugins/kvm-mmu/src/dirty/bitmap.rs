@@ -1,20 +1,10 @@
-//! The bitmap of a slot, and the ioctls that fetch and clear it.
-//!
-//! See: KVM virt/kvm/kvm_main.c kvm_get_dirty_log_protect(), kvm_clear_dirty_log_protect(), as of 6.12
+//! The bitmap of a slot.
 
-use crate::{
-    mmu::Mmu,
-    slots::{Slot, USER_SLOTS},
-};
 use serde::{Deserialize, Serialize};
-use vmtape_abi::{ALL_VCPUS, Errno, FlushScope, Host};
-
-/// KVM_ADDRESS_SPACE_NUM: one more for SMM, which has no slots here.
-const ADDRESS_SPACES: u32 = 2;
 
 /// A bit for each page of a slot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Bitmap(Vec<u64>);
+pub(super) struct Bitmap(pub Vec<u64>);
 
 impl Bitmap {
     pub fn new(pages: u64, set: bool) -> Self {
@@ -28,93 +18,6 @@ impl Bitmap {
     pub fn set(&mut self, page: u64) {
         if let Some(word) = self.0.get_mut((page / 64) as usize) {
             *word |= 1 << (page % 64);
-        }
-    }
-}
-
-impl Mmu {
-    /// The slot that an ioctl names: address space in the upper half, number in the lower.
-    fn logged_slot(&self, slot: u32) -> Result<Slot, Errno> {
-        let (space, id) = (slot >> 16, slot & 0xffff);
-        let found = self.slots.iter().find(|slot| space == 0 && slot.id == id);
-        found.copied().filter(|slot| self.dirty.bitmaps.contains_key(&slot.id)).ok_or(Errno::ENOENT)
-    }
-
-    /// What both ioctls look at first.
-    fn check_dirty_ioctl(&self, slot: u32) -> Result<(), Errno> {
-        if self.dirty.ring_entries != 0 {
-            return Err(Errno::ENXIO);
-        }
-        let known = slot >> 16 < ADDRESS_SPACES && slot & 0xffff < USER_SLOTS;
-        if known { Ok(()) } else { Err(Errno::EINVAL) }
-    }
-
-    /// KVM_GET_DIRTY_LOG: a bit for each page of the slot. Without manual protection it also clears and protects: snapshot,
-    /// protect, flush, in this order, so that a write in between belongs to this round or faults and belongs to the next.
-    pub fn get_dirty_log(&mut self, slot: u32, host: &mut dyn Host) -> Result<Vec<u64>, Errno> {
-        self.check_dirty_ioctl(slot)?;
-        let slot = self.logged_slot(slot)?;
-        self.sync_dirty_log();
-        let bits = self.dirty.bitmaps[&slot.id].0.clone();
-        if self.dirty.manual != 0 {
-            return Ok(bits);
-        }
-        if let Some(bitmap) = self.dirty.bitmaps.get_mut(&slot.id) {
-            bitmap.0.fill(0);
-        }
-        self.protect_logged(&slot, 0, &bits, host);
-        Ok(bits)
-    }
-
-    /// KVM_CLEAR_DIRTY_LOG: clears and protects the pages from `first` on whose bit is set both in `bits` and here.
-    pub fn clear_dirty_log(
-        &mut self,
-        slot: u32,
-        first: u64,
-        pages: u32,
-        bits: &[u64],
-        host: &mut dyn Host,
-    ) -> Result<(), Errno> {
-        self.check_dirty_ioctl(slot)?;
-        if !first.is_multiple_of(64) {
-            return Err(Errno::EINVAL);
-        }
-        let slot = self.logged_slot(slot)?;
-        let pages = u64::from(pages);
-        let left = (slot.size >> 12).checked_sub(first).ok_or(Errno::EINVAL)?;
-        if pages > left || pages < left && !pages.is_multiple_of(64) {
-            return Err(Errno::EINVAL);
-        }
-        let words = pages.div_ceil(64) as usize;
-        if bits.len() < words {
-            return Err(Errno::EFAULT);
-        }
-        self.sync_dirty_log();
-        let Some(bitmap) = self.dirty.bitmaps.get_mut(&slot.id) else { return Err(Errno::ENOENT) };
-        let known = bitmap.0[(first / 64) as usize..].iter_mut();
-        let cleared: Vec<u64> = known
-            .zip(&bits[..words])
-            .map(|(known, wanted)| {
-                let both = *known & wanted;
-                *known &= !wanted;
-                both
-            })
-            .collect();
-        self.protect_logged(&slot, first, &cleared, host);
-        Ok(())
-    }
-
-    /// `kvm_arch_sync_dirty_log`: every vCPU is kicked, and its exit drains what silicon logged.
-    fn sync_dirty_log(&mut self) {
-        (0..self.vcpus.len() as u32).for_each(|vcpu| self.flush_pml(vcpu));
-    }
-
-    fn protect_logged(&mut self, slot: &Slot, first: u64, words: &[u64], host: &mut dyn Host) {
-        for (at, mask) in words.iter().enumerate().filter(|(_, mask)| **mask != 0) {
-            self.protect_dirty(slot, first + 64 * at as u64, *mask);
-        }
-        if words.iter().any(|mask| *mask != 0) {
-            host.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0);
         }
     }
 }

@@ -2,10 +2,9 @@
 //!
 //! See: KVM virt/kvm/dirty_ring.c, as of 6.12
 
-use crate::mmu::Mmu;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use vmtape_abi::{ALL_VCPUS, Errno, FlushScope, Host};
+use vmtape_abi::Errno;
 
 /// Bytes of `struct kvm_dirty_gfn`, and KVM_DIRTY_RING_MAX_ENTRIES.
 const ENTRY_SIZE: u64 = 16;
@@ -70,29 +69,8 @@ impl Ring {
     }
 
     /// Up to the first entry that is not harvested.
-    fn reset(&mut self) -> Vec<Entry> {
+    pub(super) fn reset(&mut self) -> Vec<Entry> {
         let count = self.used.iter().take_while(|entry| entry.harvested).count();
         self.used.drain(..count).collect()
-    }
-}
-
-impl Mmu {
-    /// KVM_RESET_DIRTY_RINGS: protects what was harvested, and gives the number of entries.
-    pub fn reset_dirty_rings(&mut self, host: &mut dyn Host) -> Result<u32, Errno> {
-        if self.dirty.ring_entries == 0 {
-            return Err(Errno::EINVAL);
-        }
-        let reset: Vec<Entry> = self.dirty.rings.iter_mut().flat_map(Ring::reset).collect();
-        for entry in &reset {
-            // Of a slot that is gone or has shrunk nothing is said.
-            let slot = self.slots.iter().find(|slot| slot.id == entry.slot).copied();
-            if let Some(slot) = slot.filter(|slot| entry.offset < slot.size >> 12) {
-                self.protect_dirty(&slot, entry.offset, 1);
-            }
-        }
-        if !reset.is_empty() {
-            host.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0);
-        }
-        Ok(reset.len() as u32)
     }
 }

@@ -5,7 +5,8 @@
 use super::table_of;
 use crate::{
     fault::{PFN_NOSLOT, PageFault, RetPf},
-    mmu::{Mmu, round_gfn},
+    large::{frames_shift, round_gfn},
+    mmu::Mmu,
     pages::{ENTRIES, entry_address},
     spte::{Leaf, MMIO_GENERATION_MASK, NONPRESENT},
     walk::Acc,
@@ -28,7 +29,7 @@ pub(crate) struct Position {
 
 impl Position {
     pub fn new(level: u8, table: u64, address: u64) -> Self {
-        let index = address >> (12 + crate::mmu::frames_shift(level.max(1))) & 0x1ff;
+        let index = address >> (12 + frames_shift(level.max(1))) & 0x1ff;
         Self { level, table, sptep: entry_address(table, index) }
     }
 }

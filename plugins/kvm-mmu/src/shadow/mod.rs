@@ -3,6 +3,7 @@
 //! See: KVM arch/x86/kvm/mmu/mmu.c and paging_tmpl.h, as of 6.12
 
 mod map;
+mod page;
 mod paging;
 mod price;
 mod roots;
@@ -11,116 +12,19 @@ mod sync;
 mod track;
 mod zap;
 
+pub use page::Shadow;
+pub(crate) use page::{ShadowPage, table_of};
+
 use crate::{
+    large::{frames_shift, round_gfn},
     mmu::Mmu,
     pages::{ENTRIES, Pages},
     role::{CpuidRole, PageRole},
     spte::NONPRESENT,
     walk::Acc,
 };
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use vmtape_abi::{ALL_VCPUS, FlushScope, Host};
 use vmtape_arch::note::Note;
-
-/// `struct kvm_mmu_page`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ShadowPage {
-    pub gfn: u64,
-    pub role: PageRole,
-    /// More of the role, under a patch; otherwise zero.
-    pub cpuid: CpuidRole,
-    pub root_count: u32,
-    pub unsync: bool,
-    /// Entries below which something is unsync.
-    unsync_children: [u64; 8],
-    /// Addresses of the entries that point here.
-    parents: Vec<u64>,
-    /// What each leaf maps: frame and rights (`shadowed_translation`); empty on direct pages.
-    translation: Vec<(u64, u8)>,
-    pub write_flooding: u32,
-    /// Order of creation, by which pages are recycled.
-    born: u64,
-}
-
-impl ShadowPage {
-    fn has_unsync_children(&self) -> bool {
-        self.unsync_children.iter().any(|word| *word != 0)
-    }
-
-    /// `sp_has_gptes`.
-    pub fn has_gptes(&self) -> bool {
-        !self.role.direct()
-    }
-}
-
-/// The shadow pages of a VM.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Shadow {
-    /// By page number.
-    pages: Vec<Option<Box<ShadowPage>>>,
-    /// Valid pages by frame, oldest first (`mmu_page_hash`).
-    by_gfn: BTreeMap<u64, Vec<u64>>,
-    /// Valid pages by age (`active_mmu_pages`).
-    active: BTreeMap<u64, u64>,
-    /// Leaf entries that map a frame, by level and first frame.
-    rmap: BTreeMap<(u8, u64), Vec<u64>>,
-    /// Frames that must not become writable (`gfn_write_track`).
-    tracked: BTreeMap<u64, u32>,
-    /// `indirect_shadow_pages`.
-    indirect: u32,
-    births: u64,
-    /// A root was zapped: vCPUs drop it before they run (KVM_REQ_MMU_FREE_OBSOLETE_ROOTS).
-    obsolete_roots: bool,
-    /// Entries changed that silicon may have cached.
-    flush: bool,
-}
-
-impl Shadow {
-    pub(crate) fn sp(&self, table: u64) -> &ShadowPage {
-        self.pages[Pages::number(table)]
-            .as_deref()
-            .expect("a shadow page lives as long as an entry points to it")
-    }
-
-    pub(crate) fn sp_mut(&mut self, table: u64) -> &mut ShadowPage {
-        self.pages[Pages::number(table)]
-            .as_deref_mut()
-            .expect("a shadow page lives as long as an entry points to it")
-    }
-
-    fn get(&self, table: u64) -> Option<&ShadowPage> {
-        self.pages.get(Pages::number(table))?.as_deref()
-    }
-
-    /// `for_each_gfn_valid_sp_with_gptes`: newest first.
-    fn with_gptes(&self, gfn: u64) -> Vec<u64> {
-        if self.indirect == 0 {
-            return Vec::new();
-        }
-        let pages = self.by_gfn.get(&gfn).map_or(&[][..], Vec::as_slice);
-        pages.iter().rev().copied().filter(|table| self.sp(*table).has_gptes()).collect()
-    }
-
-    /// Whether an entry is in a shadow page for L2.
-    pub(crate) fn is_guest_mode(&self, sptep: u64) -> bool {
-        self.get(table_of(sptep).0).is_some_and(|sp| sp.role.guest_mode())
-    }
-
-    /// The leaf entries at a level that map a frame.
-    pub(crate) fn leaves(&self, level: u8, gfn: u64) -> &[u64] {
-        self.rmap.get(&(level, crate::mmu::round_gfn(gfn, level))).map_or(&[], Vec::as_slice)
-    }
-
-    pub(crate) fn is_tracked(&self, gfn: u64) -> bool {
-        self.tracked.contains_key(&gfn)
-    }
-}
-
-/// The table that holds an entry, and the entry's index.
-pub(crate) const fn table_of(sptep: u64) -> (u64, usize) {
-    (sptep & !0xfff, (sptep >> 3 & 0x1ff) as usize)
-}
 
 impl Mmu {
     // --- notes and flushes ---
@@ -147,7 +51,7 @@ impl Mmu {
         let sp = self.shadow.sp(table);
         match sp.translation.get(index) {
             Some((gfn, _)) => *gfn,
-            None => sp.gfn + ((index as u64) << crate::mmu::frames_shift(sp.role.level())),
+            None => sp.gfn + ((index as u64) << frames_shift(sp.role.level())),
         }
     }
 
@@ -251,7 +155,7 @@ impl Mmu {
         let format = self.config.format;
         let mut changed = false;
         for level in 1..=3 {
-            let Some(sptes) = self.shadow.rmap.get(&(level, crate::mmu::round_gfn(gfn, level))) else {
+            let Some(sptes) = self.shadow.rmap.get(&(level, round_gfn(gfn, level))) else {
                 continue;
             };
             for sptep in sptes {

@@ -4,8 +4,10 @@
 
 use super::{map::PREFETCH, table_of};
 use crate::{
+    context::GuestTables,
     fault::{PageFault, RetPf, WalkFault},
-    mmu::{GuestTables, Mmu, round_gfn},
+    large::round_gfn,
+    mmu::Mmu,
     pages::entry_address,
     role::PageRole,
     walk::{Acc, Mode, Paging, Step, Steps, Walk, WalkAccess},

@@ -2,9 +2,10 @@
 //!
 //! See: KVM arch/x86/kvm/mmu/mmu.c kvm_mmu_load(), kvm_mmu_new_pgd(), kvm_mmu_sync_roots(), kvm_mmu_invalidate_addr()
 
-use super::sync::Synced;
+use super::{sync::Synced, table_of};
 use crate::{
-    mmu::{ContextId, Mmu, Root},
+    context::{ContextId, Root},
+    mmu::Mmu,
     role::CpuRole,
 };
 use vmtape_abi::{FlushScope, Host};
@@ -340,7 +341,7 @@ impl Mmu {
         let mut at = self.shadow_start_at(vcpu, root, gva);
         while let Some(position) = at {
             if self.shadow.sp(position.table).unsync {
-                let index = super::table_of(position.sptep).1;
+                let index = table_of(position.sptep).1;
                 match self.sync_entry(vcpu, position.table, index, host) {
                     Synced::Same => {}
                     Synced::Flush => self.shadow.flush = true,

@@ -4,6 +4,7 @@
 
 use super::{Shadow, table_of};
 use crate::{
+    large::round_gfn,
     mmu::Mmu,
     pages::{ENTRIES, Pages, entry_address},
     spte::NONPRESENT,
@@ -113,7 +114,7 @@ impl Mmu {
         }
         let (table, index) = table_of(sptep);
         let level = self.shadow.sp(table).role.level();
-        let key = (level, crate::mmu::round_gfn(self.entry_gfn(table, index), level));
+        let key = (level, round_gfn(self.entry_gfn(table, index), level));
         if let Some(sptes) = self.shadow.rmap.get_mut(&key) {
             if let Some(at) = sptes.iter().position(|other| *other == sptep) {
                 sptes.swap_remove(at);

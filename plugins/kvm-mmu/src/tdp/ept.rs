@@ -3,11 +3,11 @@
 //! Manual: Intel SDM 325384-087, chapter 29.
 
 use super::{
+    nested::{Nested, NestedFault},
     pml::Pml,
-    silicon::{Nested, NestedFault},
 };
 use crate::{
-    mmu::Config,
+    config::Config,
     pages::{Pages, entry_address},
     spte::Format,
 };

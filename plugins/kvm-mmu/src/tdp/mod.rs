@@ -3,29 +3,28 @@
 //! See: KVM arch/x86/kvm/mmu/tdp_mmu.c, as of 6.12
 
 mod ept;
+mod nested;
 pub(crate) mod npt;
 pub mod pml;
+mod roots;
 pub mod silicon;
 #[cfg(test)]
 mod tests;
 
+pub use roots::Tdp;
+
 use crate::{
-    fault::{PageFault, RetPf},
-    mmu::{Alias, Mmu, Root, round_gfn},
+    context::Root,
+    fault::{Alias, PageFault, RetPf},
+    large::{frames_shift, round_gfn},
+    mmu::Mmu,
     pages::entry_address,
     role::PageRole,
     spte::{Leaf, MMIO_GENERATION_MASK, NONPRESENT},
     walk::Acc,
 };
-use serde::{Deserialize, Serialize};
 use vmtape_abi::{ALL_VCPUS, FlushScope, Host};
 use vmtape_arch::note::Note;
-
-/// The roots by their number of levels: vCPUs whose widths call for different depths do not share.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tdp {
-    roots: Vec<(u8, u64)>,
-}
 
 /// An entry on the way down.
 #[derive(Clone, Copy)]
@@ -37,7 +36,7 @@ struct Entry {
 
 /// Index of a frame in a table at `level`.
 const fn index(gfn: u64, level: u8) -> u64 {
-    gfn >> crate::mmu::frames_shift(level) & 0x1ff
+    gfn >> frames_shift(level) & 0x1ff
 }
 
 impl Mmu {

@@ -2,9 +2,9 @@
 //!
 //! Manual: AMD APM volume 2, 24593 rev. 3.42, 15.25.
 
-use super::silicon::{Nested, NestedFault};
+use super::nested::{Nested, NestedFault};
 use crate::{
-    mmu::Config,
+    config::Config,
     pages::Pages,
     walk::{self, AdPolicy, Failure, Mode, Paging, Steps, Tables, Update, WalkAccess},
 };

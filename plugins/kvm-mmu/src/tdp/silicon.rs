@@ -2,6 +2,8 @@
 //!
 //! Manuals: Intel SDM 325384-087, chapter 29; AMD APM volume 2, 24593 rev. 3.42, 15.25.
 
+pub use super::nested::{Nested, NestedFault};
+
 use super::{ept::walk_ept, npt::walk_npt, pml::Pml};
 use crate::{
     mmu::{Config, Mmu},
@@ -17,32 +19,6 @@ use vmtape_arch::{
     exit::{EptQualification, NpfInfo},
     vcpu::VcpuState,
 };
-
-/// A guest physical address that the nested tables translate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Nested {
-    pub hpa: u64,
-    pub read: bool,
-    /// Writable without another walk: the dirty bit, where there is one, is set.
-    pub write: bool,
-    pub fetch: bool,
-}
-
-/// Why they do not translate it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NestedFault {
-    /// EPT violation; the rights that all entries give together.
-    Violation {
-        read: bool,
-        write: bool,
-        fetch: bool,
-    },
-    Misconfiguration,
-    /// The log of page modifications is full.
-    LogFull,
-    /// Nested page fault with its error code.
-    Npf(PageFaultError),
-}
 
 /// A nested fault in the middle of a guest's access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

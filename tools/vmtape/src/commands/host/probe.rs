@@ -66,7 +66,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     for remark in &remarks {
         text += &format!("# {remark}\n");
     }
-    text += &passport.to_toml();
+    text += &passport.to_toml()?;
     match &args.output {
         Some(path) => fs::write(path, text).with_context(|| path.display().to_string())?,
         None => io::stdout().lock().write_all(text.as_bytes())?,
@@ -269,7 +269,7 @@ mod tests {
         assert_eq!(passport.iommu_bits, Some(39));
         assert_eq!(passport.kvm.as_deref(), Some("v6.12,allow_smaller_maxphyaddr=on"));
         assert!(passport.without.contains(&"pku".into()) && passport.without.contains(&"vmx".into()));
-        assert_eq!(Passport::parse("", &passport.to_toml()), Ok(passport));
+        assert_eq!(Passport::parse("", &passport.to_toml().unwrap()), Ok(passport));
     }
 
     #[test]
@@ -312,10 +312,10 @@ mod tests {
         assert_eq!(bits(&Sources { cpuinfo: None, ..milan() }), 5, "nobody says: the narrower");
         let absurd = milan().cpuinfo.map(|text| text.replace("43 bits", "8 bits"));
         let absurd = probed(&Sources { cpuinfo: absurd, ..milan() });
-        assert_eq!(Passport::parse("", &absurd.to_toml()), Ok(absurd));
+        assert_eq!(Passport::parse("", &absurd.to_toml().unwrap()), Ok(absurd));
         let passport = probed(&milan());
         assert_eq!((passport.backend.as_deref(), passport.iommu_bits), (Some("svm-npt"), Some(64)));
-        assert_eq!(Passport::parse("", &passport.to_toml()), Ok(passport));
+        assert_eq!(Passport::parse("", &passport.to_toml().unwrap()), Ok(passport));
     }
 
     #[test]

@@ -1,0 +1,108 @@
+//! What a VM keeps for dirty logging.
+
+use super::{bitmap::Bitmap, ring::Ring};
+use crate::{slots::Slots, tdp::pml::Pml};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use vmtape_abi::Errno;
+
+/// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_DIRTY_LOG_RING and KVM_CAP_DIRTY_LOG_RING_ACQ_REL.
+pub const CAP_MANUAL_PROTECT2: u32 = 168;
+pub const CAP_RING: u32 = 192;
+pub const CAP_RING_ACQ_REL: u32 = 223;
+/// KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE and KVM_DIRTY_LOG_INITIALLY_SET.
+const MANUAL_ENABLE: u64 = 1;
+const INITIALLY_SET: u64 = 2;
+
+/// What a VM keeps for dirty logging.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirtyLog {
+    /// `manual_dirty_log_protect`.
+    pub(super) manual: u64,
+    /// By slot (`memslot->dirty_bitmap`).
+    pub(super) bitmaps: BTreeMap<u32, Bitmap>,
+    /// Entries of each vCPU's ring; zero: bitmaps are used.
+    pub(super) ring_entries: u32,
+    pub rings: Vec<Ring>,
+    /// Each vCPU's buffer of page-modification logging; silicon uses it while a slot logs.
+    pub(crate) pml: Vec<Pml>,
+    /// `nr_memslots_dirty_logging` is not zero.
+    pub(super) active: bool,
+}
+
+impl DirtyLog {
+    /// KVM_CREATE_VCPU.
+    pub(crate) fn create_vcpu(&mut self, vcpu: u32, pml: bool) {
+        let len = vcpu as usize + 1;
+        self.pml.resize_with(len.max(self.pml.len()), Pml::default);
+        let (entries, reserved) = (self.ring_entries, Ring::reserved(pml));
+        self.rings.resize_with(len.max(self.rings.len()), || Ring::new(entries, reserved));
+    }
+
+    /// The buffer in which silicon logs the vCPU's writes, if page-modification logging is enabled in its VMCS.
+    pub(crate) fn pml_of(&mut self, vcpu: u32) -> Option<&mut Pml> {
+        if self.active { self.pml.get_mut(vcpu as usize) } else { None }
+    }
+
+    /// `kvm_dirty_log_manual_protect_and_init_set`.
+    pub(super) fn initially_set(&self) -> bool {
+        self.manual & INITIALLY_SET != 0
+    }
+
+    /// Bitmaps come and go with the slots' flags (`kvm_prepare_memory_region`).
+    pub(crate) fn follow(&mut self, slots: &Slots) {
+        self.active = slots.iter().any(|slot| slot.logs_dirty());
+        self.bitmaps.retain(|id, _| slots.iter().any(|slot| slot.id == *id && slot.logs_dirty()));
+        if self.ring_entries != 0 {
+            return;
+        }
+        let set = self.initially_set();
+        for slot in slots.iter().filter(|slot| slot.logs_dirty()) {
+            self.bitmaps.entry(slot.id).or_insert_with(|| Bitmap::new(slot.size >> 12, set));
+        }
+    }
+
+    /// `mark_page_dirty_in_slot`: a page that KVM lets the vCPU write, or wrote itself on its behalf.
+    pub(crate) fn mark(&mut self, slots: &Slots, vcpu: u32, gfn: u64) {
+        if !self.active {
+            return;
+        }
+        let Some(slot) = slots.find(gfn << 12).filter(|slot| slot.logs_dirty()) else { return };
+        let offset = gfn - (slot.gpa >> 12);
+        if self.ring_entries != 0 {
+            self.rings[vcpu as usize].push(slot.id, offset);
+        } else if let Some(bitmap) = self.bitmaps.get_mut(&slot.id) {
+            bitmap.set(offset);
+        }
+    }
+
+    /// KVM_ENABLE_CAP of dirty logging. `created`: there are vCPUs; `pml`: silicon logs writes for them.
+    pub(super) fn enable_cap(
+        &mut self,
+        cap: u32,
+        flags: u32,
+        arg: u64,
+        created: bool,
+        pml: bool,
+    ) -> Result<(), Errno> {
+        match cap {
+            CAP_MANUAL_PROTECT2 => {
+                let allowed =
+                    if arg & MANUAL_ENABLE != 0 { MANUAL_ENABLE | INITIALLY_SET } else { MANUAL_ENABLE };
+                if flags != 0 || arg & !allowed != 0 {
+                    return Err(Errno::EINVAL);
+                }
+                self.manual = arg;
+            }
+            CAP_RING | CAP_RING_ACQ_REL => {
+                let entries = Ring::entries_of(arg, pml)?;
+                if self.ring_entries != 0 || created {
+                    return Err(Errno::EINVAL);
+                }
+                self.ring_entries = entries;
+            }
+            _ => return Err(Errno::EINVAL),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,52 @@
+//! What was found at an exit.
+
+use super::{replayed::Replayed, view::View};
+use crate::{
+    report::Row,
+    signature::{self, Signature},
+    state::Difference,
+};
+use vmtape_traces::{ExitGroup, event::Control};
+
+/// What was found at an exit.
+pub(super) struct Found {
+    pub group: ExitGroup,
+    /// What differs, as signatures have it and in a sentence.
+    pub what: (String, String),
+    pub rows: Vec<Row>,
+    /// The first difference, unless it is one between events of one machine.
+    pub difference: Option<Difference>,
+}
+
+impl Found {
+    /// Ioctls that gave something else.
+    pub fn of_differences(group: &ExitGroup, differences: Vec<Difference>) -> Self {
+        let difference = differences.first().cloned();
+        let what = difference.as_ref().map(|first| (first.name(), first.text())).unwrap_or_default();
+        let rows = differences.iter().flat_map(Difference::rows).collect();
+        Self { group: group.clone(), what, rows, difference }
+    }
+
+    /// What two sides made of an exit; `None`: the same.
+    pub fn of_views(replayed: &Replayed, group: &ExitGroup, expected: &View, actual: &View) -> Option<Self> {
+        let guest = replayed.guest_width();
+        let differences = expected.differences(actual, guest);
+        (!differences.is_empty() || expected.outcome.word() != actual.outcome.word()).then(|| Self {
+            what: signature::what(&differences, &expected.outcome, &actual.outcome, guest),
+            ..Self::of_differences(group, differences)
+        })
+    }
+
+    pub fn signature(&self) -> Signature {
+        Signature::new(&self.what.0, if self.is_ioctl() { signature::NOWHERE } else { self.group.exit.rip })
+    }
+
+    pub fn is_ioctl(&self) -> bool {
+        matches!(self.difference, Some(Difference::Ioctl { .. }))
+    }
+}
+
+/// What the VMM did around an exit.
+pub(super) fn taped(group: &ExitGroup) -> Vec<Control> {
+    group.controls_before.iter().chain(&group.controls).cloned().collect()
+}
