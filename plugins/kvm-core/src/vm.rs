@@ -34,6 +34,11 @@ const PCPU: i32 = 0;
 /// Address bits that four paging levels translate.
 const FOUR_LEVELS_WIDTH: u8 = 48;
 
+/// KVM_EXIT_FAIL_ENTRY with `hardware_entry_failure_reason` and the CPU.
+pub fn fail_entry(reason: u32) -> Resume {
+    Resume { data: [reason.into(), PCPU as u64, 0, 0, 0, 0], ..Resume::new(ResumeKind::FAIL_ENTRY) }
+}
+
 /// What a vendor keeps for a vCPU around what KVM keeps for all.
 pub trait VendorVcpu: Clone + Serialize + DeserializeOwned {
     fn core(&self) -> &Vcpu;
@@ -82,19 +87,31 @@ pub trait Ops {
     fn apply(&mut self, vcpu: &mut Self::Vcpu, state: &VcpuState, effect: MmuEffect, host: &mut dyn Host);
 
     /// The state changed from outside.
-    fn after_reset(&self, vcpu: &mut Self::Vcpu);
+    fn after_reset(&self, _vcpu: &mut Self::Vcpu) {}
 
-    /// What the controls or the VMCB intercept now.
+    /// What the controls or the VMCB would intercept at the next entry.
     fn intercepts(&self, vcpu: &mut Self::Vcpu, state: &VcpuState) -> Intercepts;
 
+    /// `vcpu_run` down to VMRUN or VM entry: what silicon intercepts from now on, or why it does not enter.
+    fn vcpu_run(
+        &mut self,
+        vcpu: &mut Self::Vcpu,
+        state: &VcpuState,
+        host: &mut dyn Host,
+    ) -> Result<Intercepts, Resume>;
+
     /// Interrupts of the local APIC reach the guest by virtual-interrupt delivery.
-    fn virtual_interrupts(&self, vcpu: &Self::Vcpu) -> bool;
+    fn virtual_interrupts(&self, _vcpu: &Self::Vcpu) -> bool {
+        false
+    }
 
     /// `enable_irq_window`, `enable_nmi_window`, and that an NMI is on its way.
     fn request_windows(&self, vcpu: &mut Self::Vcpu, requests: WindowRequests);
 
     /// What [`Backend::query`] can be asked of this vendor only.
-    fn query(&self, vcpu: Option<&Self::Vcpu>, what: Query) -> Result<u64, Errno>;
+    fn query(&self, _vcpu: Option<&Self::Vcpu>, _what: Query) -> Result<u64, Errno> {
+        Err(Errno::ENOTTY)
+    }
 
     /// `handle_exit`.
     fn handle_exit(
@@ -372,8 +389,16 @@ impl<O: Ops> Backend for Vm<O> {
         let requests = v.core_mut().events.check_and_inject(vcpu, state, windows, host);
         ops.request_windows(v, requests);
         ops.kvm_mut().mmu.reload(vcpu, state, host);
-        state.intercepts = ops.intercepts(v, state);
-        Resume::GUEST
+        match ops.vcpu_run(v, state, host) {
+            Ok(intercepts) => {
+                state.intercepts = intercepts;
+                Resume::GUEST
+            }
+            Err(failed) => {
+                host.note(vcpu, Note::UserspaceExit { reason: failed.kind.0, errno: 0 });
+                failed
+            }
+        }
     }
 
     fn handle_exit(&mut self, vcpu: u32, state: &mut VcpuState, exit: &Exit, host: &mut dyn Host) -> Resume {

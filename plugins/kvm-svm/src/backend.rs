@@ -1,27 +1,28 @@
 //! What `kvm.ko` asks of `kvm_amd`, and what silicon answers.
 
 use crate::{
-    kvm::{self, Cx, msr, setup},
+    kvm::{self, Cx, msr, setup, vmcb::write_state},
     rules::Rule,
-    silicon::exits,
+    silicon::{exits, vmrun},
     vm::{Shared, SvmVcpu},
 };
-use vmtape_abi::{Errno, Host, Query};
+use vmtape_abi::Host;
 use vmtape_arch::{
     access::{Access, Answer, Mapping, Verdict},
     exception::{Exception, PageFaultError, Vector},
-    exit::{Exit, Resume},
+    exit::{Exit, Resume, SvmExitCode},
     note::NoteKind,
     sensitive::{Sensitive, SensitiveKind},
     vcpu::{Intercepts, VcpuState},
 };
 use vmtape_kvm_core::{
-    Kvm, Vcpu, cr,
+    Kvm, Vcpu,
     cr::MmuEffect,
     emulate::with_exit,
     events::WindowRequests,
     msr::{Refused, Written},
-    vm::{Ops, VendorVcpu},
+    profile::Switch,
+    vm::{Ops, VendorVcpu, fail_entry},
 };
 use vmtape_kvm_mmu::{
     tdp::silicon::{GuestAccess, NestedStop, note_steps},
@@ -88,25 +89,34 @@ impl Ops for Shared {
         setup::apply(self, v, state, effect, host);
     }
 
-    fn after_reset(&self, _v: &mut SvmVcpu) {}
-
     fn intercepts(&self, v: &mut SvmVcpu, state: &VcpuState) -> Intercepts {
         setup::update_cr0_intercept(v, state);
-        v.vmcb.intercepts()
+        let intercepts = vmrun::published(&v.vmcb);
+        windows(v, intercepts)
     }
 
-    fn virtual_interrupts(&self, _v: &SvmVcpu) -> bool {
-        false
+    fn vcpu_run(
+        &mut self,
+        v: &mut SvmVcpu,
+        state: &VcpuState,
+        _host: &mut dyn Host,
+    ) -> Result<Intercepts, Resume> {
+        setup::update_cr0_intercept(v, state);
+        write_state(self, v, state);
+        let pa = setup::vmcb_pa(self, v.core.id);
+        let honour = self.kvm.options.on(Switch::AMD_VMCB_CLEAN_BITS);
+        v.running
+            .vmrun(&mut v.vmcb, pa, &self.kvm.silicon, honour)
+            .map_err(|_| fail_entry(v.vmcb.control.exit_code().0))?;
+        Ok(windows(v, v.running.intercepts()))
     }
 
     fn request_windows(&self, v: &mut SvmVcpu, requests: WindowRequests) {
-        v.vmcb.vintr = requests.interrupt;
-        v.vmcb.nmi_window = requests.nmi && !v.vmcb.iret;
-        v.vmcb.iret |= requests.nmi_injected;
-    }
-
-    fn query(&self, _v: Option<&SvmVcpu>, _what: Query) -> Result<u64, Errno> {
-        Err(Errno::ENOTTY)
+        v.vmcb.set_vintr(requests.interrupt);
+        v.nmi_singlestep = requests.nmi && !v.vmcb.control.intercepts.has(SvmExitCode::IRET);
+        if requests.nmi_injected {
+            v.vmcb.set_intercept(SvmExitCode::IRET, true);
+        }
     }
 
     fn handle_exit(
@@ -116,9 +126,11 @@ impl Ops for Shared {
         exit: &Exit,
         host: &mut dyn Host,
     ) -> Resume {
+        v.running.vmexit(&mut v.vmcb, exit, state, self.kvm.silicon.nrips.is_set());
+        v.vmcb.mark_all_clean();
         if std::mem::take(&mut v.debug_registers_owned) {
             // `svm_sync_dirty_debug_regs`.
-            v.vmcb.debug_registers = true;
+            setup::set_dr_intercepts(v, true);
         }
         with_exit(kvm::handle(&mut Cx { shared: self, vcpu: v, state, exit, host }), exit)
     }
@@ -169,29 +181,19 @@ impl Ops for Shared {
         _host: &mut dyn Host,
         exit: &mut Exit,
     ) -> Verdict {
-        let vmcb = &v.vmcb;
-        use SensitiveKind as K;
-        let new_cr0 = match insn.kind {
-            K::CR_WRITE if insn.number == 0 => Some(insn.value),
-            K::CLTS => Some(state.cr0().with_ts(false).into_bits()),
-            K::LMSW => Some(cr::lmsw(state.cr0, insn.value)),
-            _ => None,
+        let vectors = &v.running.vmcb.control.intercepts;
+        let taken = exits::instruction(insn, state, vectors, self.kvm.silicon.decode_assists.is_set());
+        let allowed = match insn.kind {
+            SensitiveKind::RDMSR => !v.msrpm.exits(insn.number, false),
+            SensitiveKind::WRMSR => !v.msrpm.exits(insn.number, true),
+            _ => false,
         };
-        let cr0 = new_cr0.and_then(|new| vmcb.cr0_write_exits(state.cr0, new));
-        let exits = match insn.kind {
-            K::RDMSR => vmcb.msr_exits(insn.number, false),
-            K::WRMSR => vmcb.msr_exits(insn.number, true),
-            _ => new_cr0.is_none() || cr0.is_some(),
-        };
-        if !exits {
-            return Verdict::NATIVE;
-        }
-        match exits::instruction(insn, state, cr0, self.kvm.silicon.decode_assists.is_set()) {
-            Some(taken) => {
+        match taken {
+            Some(taken) if !allowed => {
                 *exit = taken;
                 Verdict::EXIT
             }
-            None => Verdict::NATIVE,
+            _ => Verdict::NATIVE,
         }
     }
 
@@ -204,12 +206,19 @@ impl Ops for Shared {
     ) -> Verdict {
         // See: APM vol. 2 15.9 Instruction Intercepts: the #DB of ICEBP is not subject to the intercept of #DB.
         let icebp = exception.vector == Vector::DB && exception.insn_len != 0;
-        if icebp || !v.vmcb.exception_exits(exception.vector) {
+        let code = exits::exception_code(exception.vector);
+        if icebp || !v.running.vmcb.control.intercepts.has(code) {
             return Verdict::NATIVE;
         }
         *exit = exits::exception(exception, state);
         Verdict::EXIT
     }
+}
+
+/// With the window that KVM opens by single-stepping.
+fn windows(v: &SvmVcpu, mut intercepts: Intercepts) -> Intercepts {
+    intercepts.set(SensitiveKind::NMI_WINDOW, v.nmi_singlestep);
+    intercepts
 }
 
 fn native(mapping: Mapping) -> Answer {

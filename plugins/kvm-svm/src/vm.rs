@@ -1,6 +1,13 @@
 //! A VM under `kvm_amd`: what its vCPUs share, and what each has.
 
-use crate::{kvm::msr::SvmMsrs, rules::Rule, silicon::vmcb::Vmcb};
+use crate::{
+    rules::Rule,
+    silicon::{
+        vmcb::{Msrpm, Vmcb},
+        vmrun::Running,
+    },
+};
+use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
 use vmtape_abi::VmConfig;
 use vmtape_arch::host::Vendor;
@@ -15,10 +22,46 @@ use vmtape_kvm_mmu::mmu::Config;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SvmVcpu {
     pub core: Vcpu,
+    /// `vmcb01`.
     pub vmcb: Vmcb,
+    /// The map that `vmcb01` points to.
+    pub msrpm: Msrpm,
+    /// Silicon's side of the VMCB.
+    pub running: Running,
     pub msrs: SvmMsrs,
     /// MOV DR runs without exits until the next exit (KVM_DEBUGREG_WONT_EXIT).
     pub debug_registers_owned: bool,
+    /// KVM steps over what holds NMIs back with RFLAGS.TF. See: KVM svm/svm.c svm_enable_nmi_window()
+    pub nmi_singlestep: bool,
+}
+
+/// VM_CR. See: APM 15.30.1 VM_CR MSR (C001_0114h)
+#[bitfield(u64)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmCr {
+    pub dpd: bool,
+    pub r_init: bool,
+    pub dis_a20m: bool,
+    pub lock: bool,
+    pub svmdis: bool,
+    #[bits(59)]
+    __: u64,
+}
+
+impl VmCr {
+    /// SVM_VM_CR_VALID_MASK.
+    pub const VALID: Self =
+        Self::new().with_dpd(true).with_r_init(true).with_dis_a20m(true).with_lock(true).with_svmdis(true);
+}
+
+/// MSRs that neither `VcpuState` nor the VMCB holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SvmMsrs {
+    pub vm_cr: VmCr,
+    /// VM_HSAVE_PA: where L1 lets VMRUN save its state.
+    pub hsave_pa: u64,
+    pub virt_spec_ctrl: u64,
+    pub de_cfg: u64,
 }
 
 /// What all vCPUs share.

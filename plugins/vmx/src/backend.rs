@@ -96,6 +96,15 @@ impl Ops for Shared {
         v.controls.intercepts()
     }
 
+    fn vcpu_run(
+        &mut self,
+        v: &mut VmxVcpu,
+        _state: &VcpuState,
+        _host: &mut dyn Host,
+    ) -> Result<Intercepts, Resume> {
+        Ok(v.controls.intercepts())
+    }
+
     fn virtual_interrupts(&self, v: &VmxVcpu) -> bool {
         v.controls.apicv && v.controls.apic != ApicMode::None
     }

@@ -1,6 +1,6 @@
 //! A VM under `kvm_intel`: what its vCPUs share, and what each has.
 
-use crate::{kvm::msr::VmxMsrs, rules::Rule, silicon::controls::Controls};
+use crate::{rules::Rule, silicon::controls::Controls};
 use serde::{Deserialize, Serialize};
 use vmtape_abi::VmConfig;
 use vmtape_arch::{
@@ -30,6 +30,13 @@ pub struct VmxVcpu {
     pub msrs: VmxMsrs,
     /// MOV DR runs without exits until the next exit (KVM_DEBUGREG_WONT_EXIT).
     pub debug_registers_owned: bool,
+}
+
+/// MSRs that neither `VcpuState` nor the VMCS holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmxMsrs {
+    pub feature_control: u64,
+    pub umwait_control: u64,
 }
 
 /// What all vCPUs share.

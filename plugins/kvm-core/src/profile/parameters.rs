@@ -102,4 +102,10 @@ pub const SILICON: &[Entry] = &[
         "4-level NPT and a guest physical address with bits 51:48: not-present nested page fault",
     )
     .source("unverified"),
+    Entry::silicon(
+        Switch::AMD_VMCB_CLEAN_BITS,
+        Scope::AMD,
+        "VMRUN does not read what a clean bit of the VMCB covers, even if it was changed; off: it always reads everything",
+    )
+    .source("APM 15.15 VMCB State Caching: silicon may keep less than the clean bits allow"),
 ];

@@ -72,5 +72,6 @@ open_enum! {
         AMD_ACCESSED_BEFORE_NPF = 1001 => "amd-accessed-before-npf",
         NPT4_WIDE_GPA_FAULT = 1002 => "npt4-wide-gpa-fault",
         AMD_DIRTY_BEFORE_NPF = 1003 => "amd-dirty-before-npf",
+        AMD_VMCB_CLEAN_BITS = 1004 => "amd-vmcb-clean-bits",
     }
 }

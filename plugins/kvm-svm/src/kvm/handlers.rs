@@ -5,7 +5,7 @@
 use super::setup;
 use crate::{
     rules::Rule,
-    silicon::exits::IoInfo,
+    silicon::{exits::IoInfo, vmcb::ControlArea},
     vm::{Shared, SvmVcpu},
 };
 use vmtape_abi::{Host, emultype};
@@ -33,7 +33,7 @@ pub struct Cx<'a> {
 pub fn handle(cx: &mut Cx<'_>) -> Resume {
     complete_interrupts(cx);
     use SvmExitCode as C;
-    match SvmExitCode(cx.exit.reason) {
+    match cx.control().exit_code() {
         C::NPF => npf(cx),
         C::EXCP_PF => page_fault(cx),
         C::EXCP_UD => cx.shared.kvm.handle_ud(&mut cx.vcpu.core, cx.state, cx.host),
@@ -41,16 +41,16 @@ pub fn handle(cx: &mut Cx<'_>) -> Resume {
         C::EXCP_DB => debug(cx),
         C::EXCP_MC | C::INTR | C::NMI | C::SMI | C::INIT => Resume::GUEST,
         C::CPUID => cpuid_exit(cx),
-        C::MSR if cx.exit.info1 == 0 => rdmsr(cx),
+        C::MSR if cx.control().exit_info_1 == 0 => rdmsr(cx),
         C::MSR => wrmsr(cx),
         C::IOIO => io_exit(cx),
         C::HLT => hlt(cx),
         C::VINTR => {
-            cx.vcpu.vmcb.vintr = false;
+            cx.vcpu.vmcb.set_vintr(false);
             Resume::GUEST
         }
         C::IRET => {
-            cx.vcpu.vmcb.iret = false;
+            cx.vcpu.vmcb.set_intercept(C::IRET, false);
             Resume::GUEST
         }
         C::READ_CR0 | C::READ_CR3 | C::READ_CR4 => read_cr(cx),
@@ -82,6 +82,11 @@ fn complete_interrupts(cx: &mut Cx<'_>) {
 }
 
 impl Cx<'_> {
+    /// The control area as #VMEXIT left it.
+    fn control(&self) -> &ControlArea {
+        &self.vcpu.vmcb.control
+    }
+
     fn note(&mut self, note: Note) {
         self.host.note(self.vcpu.core.id, note);
     }
@@ -166,7 +171,7 @@ fn shutdown(cx: &mut Cx<'_>) -> Resume {
 /// `npf_interception`. No release looks at the guest's width here: software cannot take back the accessed bit that silicon
 /// has set by now. Two postings of 2020 did.
 fn npf(cx: &mut Cx<'_>) -> Resume {
-    let (address, code) = (cx.exit.info2, cx.exit.info1);
+    let (address, code) = (cx.control().exit_info_2, cx.control().exit_info_1);
     cx.note(Note::PageFault { address, code });
     let illegal = address & cx.vcpu.core.cpuid.reserved_gpa_bits() != 0;
     let options = &cx.shared.kvm.options;
@@ -201,7 +206,7 @@ fn guests_page_fault(cx: &mut Cx<'_>, gva: u64, error: PageFaultError) -> Resume
 
 /// `pf_interception`, `kvm_handle_page_fault`.
 fn page_fault(cx: &mut Cx<'_>) -> Resume {
-    let (address, code) = (cx.exit.info2, cx.exit.info1);
+    let (address, code) = (cx.control().exit_info_2, cx.control().exit_info_1);
     if cx.shared.kvm.tdp() {
         return guests_page_fault(cx, address, PageFaultError::from_bits(code as u32));
     }
@@ -217,7 +222,7 @@ fn page_fault(cx: &mut Cx<'_>) -> Resume {
 /// `db_interception`.
 fn debug(cx: &mut Cx<'_>) -> Resume {
     if cx.exit.insn.kind == SensitiveKind::NMI_WINDOW {
-        cx.vcpu.vmcb.nmi_window = false;
+        cx.vcpu.nmi_singlestep = false;
         return Resume::GUEST;
     }
     // A trap of the instruction itself (ICEBP): silicon reports it with the next instruction's RIP.
@@ -247,11 +252,11 @@ fn wrmsr(cx: &mut Cx<'_>) -> Resume {
 
 /// `io_interception`: silicon says where the next instruction is.
 fn io_exit(cx: &mut Cx<'_>) -> Resume {
-    let info = IoInfo::from_bits(cx.exit.info1);
+    let info = IoInfo::from_bits(cx.control().exit_info_1);
     if info.string() {
         return cx.emulate(0);
     }
-    let insn_len = cx.exit.info2.wrapping_sub(cx.state.rip) as u8;
+    let insn_len = cx.control().exit_info_2.wrapping_sub(cx.state.rip) as u8;
     let pio = io::Pio { port: info.port(), size: info.size(), input: info.input(), insn_len };
     io::fast_pio(&mut cx.vcpu.core, cx.state, &pio, cx.host)
 }
@@ -329,7 +334,7 @@ fn set_cr(cx: &mut Cx<'_>, number: u32, value: u64) -> Result<(), Exception> {
 
 /// `dr_interception`: the first access lets all further ones through, until the next exit.
 fn debug_registers(cx: &mut Cx<'_>) -> Resume {
-    cx.vcpu.vmcb.debug_registers = false;
+    setup::set_dr_intercepts(cx.vcpu, false);
     cx.vcpu.debug_registers_owned = true;
     Resume::GUEST
 }

@@ -3,5 +3,6 @@
 pub mod handlers;
 pub mod msr;
 pub mod setup;
+pub mod vmcb;
 
 pub use handlers::{Cx, handle};

@@ -2,9 +2,8 @@
 //!
 //! See: KVM arch/x86/kvm/svm/svm.c svm_get_msr(), svm_set_msr()
 
-use crate::vm::SvmVcpu;
+use crate::vm::{SvmVcpu, VmCr};
 use bitfield_struct::bitfield;
-use serde::{Deserialize, Serialize};
 use vmtape_abi::Host;
 use vmtape_arch::{PAGE_SIZE, msr::Msr, vcpu::VcpuState};
 use vmtape_kvm_core::{
@@ -20,35 +19,6 @@ const IC_CFG: Msr = Msr(0xc001_1021);
 const DE_CFG: Msr = Msr(0xc001_1029);
 /// SPEC_CTRL_SSBD.
 const SSBD: u64 = 1 << 2;
-
-/// VM_CR. See: APM 15.30.1 VM_CR MSR (C001_0114h)
-#[bitfield(u64)]
-#[derive(PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmCr {
-    pub dpd: bool,
-    pub r_init: bool,
-    pub dis_a20m: bool,
-    pub lock: bool,
-    pub svmdis: bool,
-    #[bits(59)]
-    __: u64,
-}
-
-impl VmCr {
-    /// SVM_VM_CR_VALID_MASK.
-    const VALID: Self =
-        Self::new().with_dpd(true).with_r_init(true).with_dis_a20m(true).with_lock(true).with_svmdis(true);
-}
-
-/// MSRs that neither `VcpuState` nor the VMCB holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SvmMsrs {
-    pub vm_cr: VmCr,
-    /// VM_HSAVE_PA: where L1 lets VMRUN save its state.
-    pub hsave_pa: u64,
-    virt_spec_ctrl: u64,
-    de_cfg: u64,
-}
 
 /// `svm_get_msr`.
 pub fn get(
@@ -101,7 +71,9 @@ pub fn set(
         Msr::IA32_SPEC_CTRL => {
             let written = msr::set_common(&mut vcpu.core, state, index, data, host_initiated, host)?;
             // From the first value that is not zero on, the guest has the register to itself.
-            vcpu.vmcb.msr.spec_ctrl |= data != 0;
+            if data != 0 {
+                vcpu.msrpm.set_exits(index, false, false);
+            }
             return Ok(written);
         }
         _ => return msr::set_common(&mut vcpu.core, state, index, data, host_initiated, host),

@@ -2,28 +2,119 @@
 //!
 //! See: KVM arch/x86/kvm/svm/svm.c init_vmcb(), svm_set_cr0(), svm_vcpu_after_set_cpuid()
 
-use super::msr;
+use super::{msr, vmcb::silicon_cr0};
 use crate::{
-    silicon::vmcb::{MsrMap, Vmcb},
+    silicon::vmcb::{IOPM_SIZE, MSRPM_SIZE, Msrpm, Vmcb},
     vm::{Shared, SvmVcpu},
 };
 use vmtape_abi::Host;
-use vmtape_arch::{exception::Vector, regs::Cr0, vcpu::VcpuState};
+use vmtape_arch::{
+    PAGE_SIZE,
+    exit::{SvmExitCode, SvmExitCode as C},
+    msr::Msr,
+    vcpu::VcpuState,
+};
 use vmtape_kvm_core::{Vcpu, cpuid::feature, cr::MmuEffect, profile::Switch};
+
+/// KVM_MAX_VCPUS.
+const MAX_VCPUS: u32 = 1024;
+
+/// What `init_vmcb` intercepts whatever happens. Not modelled: CR8, since the local APIC hears of its TPR without an exit, and
+/// PAUSE-loop exiting.
+const ALWAYS: &[C] = &[
+    C::WRITE_CR4,
+    C::EXCP_UD,
+    C::EXCP_MC,
+    C::EXCP_AC,
+    C::EXCP_DB,
+    C::INTR,
+    C::NMI,
+    C::SMI,
+    C::CR0_SEL_WRITE,
+    C::RDPMC,
+    C::CPUID,
+    C::INVD,
+    C::INVLPGA,
+    C::IOIO,
+    C::MSR,
+    C::TASK_SWITCH,
+    C::SHUTDOWN,
+    C::VMRUN,
+    C::VMMCALL,
+    C::VMLOAD,
+    C::VMSAVE,
+    C::STGI,
+    C::CLGI,
+    C::SKINIT,
+    C::WBINVD,
+    C::XSETBV,
+    C::RDPRU,
+    C::RSM,
+    C::MONITOR,
+    C::MWAIT,
+    C::HLT,
+];
+/// And without nested paging, where control registers and translations are KVM's.
+const SHADOW: &[C] = &[C::READ_CR3, C::WRITE_CR3, C::READ_CR4, C::INVLPG, C::EXCP_PF];
+
+/// MSRs that a guest always has to itself. See: KVM svm/svm.c direct_access_msrs
+const DIRECT: &[Msr] = &[
+    Msr::STAR,
+    Msr::LSTAR,
+    Msr::CSTAR,
+    Msr::SYSCALL_MASK,
+    Msr::FS_BASE,
+    Msr::GS_BASE,
+    Msr::KERNEL_GS_BASE,
+    Msr::IA32_SYSENTER_CS,
+];
 
 /// `svm_vcpu_create`, `init_vmcb`.
 pub fn create(shared: &Shared, id: u32) -> SvmVcpu {
-    let core = Vcpu::new(id, msr::UCODE_REV);
-    let exceptions = bit(Vector::UD) | bit(Vector::MC) | bit(Vector::AC) | bit(Vector::DB);
-    let vmcb =
-        Vmcb { npt: shared.kvm.tdp(), cr0: true, exceptions, debug_registers: true, ..Default::default() };
-    let mut vcpu = SvmVcpu { core, vmcb, msrs: Default::default(), debug_registers_owned: false };
+    let npt = shared.kvm.tdp();
+    let mut vmcb = Vmcb::default();
+    let silent = if npt { &[] } else { SHADOW };
+    ALWAYS.iter().chain(silent).for_each(|code| vmcb.set_intercept(*code, true));
+    let control = &mut vmcb.control;
+    (control.iopm_base_pa, control.msrpm_base_pa) = (iopm_pa(shared), msrpm_pa(shared, id));
+    control.int_ctl.set_v_intr_masking(true);
+    control.nested_ctl.set_np_enable(npt);
+    control.asid = id + 1;
+    let mut msrpm = Msrpm::default();
+    DIRECT.iter().for_each(|msr| msrpm.set_exits(msr.0, false, false));
+    let mut vcpu = SvmVcpu {
+        core: Vcpu::new(id, msr::UCODE_REV),
+        vmcb,
+        msrpm,
+        running: Default::default(),
+        msrs: Default::default(),
+        debug_registers_owned: false,
+        nmi_singlestep: false,
+    };
+    set_dr_intercepts(&mut vcpu, true);
     after_set_cpuid(shared, &mut vcpu);
     vcpu
 }
 
-const fn bit(vector: Vector) -> u32 {
-    1 << vector.0
+/// Where KVM's own pages lie: at the top of the host's physical address space, where no guest memory is.
+fn iopm_pa(shared: &Shared) -> u64 {
+    (1 << shared.kvm.silicon.phys_bits) - IOPM_SIZE.next_power_of_two()
+}
+
+fn msrpm_pa(shared: &Shared, id: u32) -> u64 {
+    iopm_pa(shared) - MSRPM_SIZE * (u64::from(id) + 1)
+}
+
+/// A VMCB's own address: below the vCPUs' permission maps.
+pub fn vmcb_pa(shared: &Shared, id: u32) -> u64 {
+    msrpm_pa(shared, MAX_VCPUS) - PAGE_SIZE * (u64::from(id) + 1)
+}
+
+/// `set_dr_intercepts`, `clr_dr_intercepts`.
+pub fn set_dr_intercepts(vcpu: &mut SvmVcpu, on: bool) {
+    for code in (C::READ_DR0.0..=C::READ_DR7.0).chain(C::WRITE_DR0.0..=C::WRITE_DR7.0) {
+        vcpu.vmcb.set_intercept(SvmExitCode(code), on);
+    }
 }
 
 /// Without nested paging every page fault is KVM's. The second posting of 2020 wanted those of a guest narrower than its host
@@ -38,26 +129,25 @@ pub fn after_set_cpuid(shared: &Shared, vcpu: &mut SvmVcpu) {
     let page_faults = needs_page_faults(shared, vcpu);
     let cpuid = &vcpu.core.cpuid;
     let vmcb = &mut vcpu.vmcb;
-    vmcb.exceptions = vmcb.exceptions & !bit(Vector::PF) | if page_faults { bit(Vector::PF) } else { 0 };
-    vmcb.invpcid = !shared.kvm.tdp() || !cpuid.has(feature::INVPCID);
-    vmcb.rdtscp = !cpuid.has(feature::RDTSCP);
-    vmcb.msr = MsrMap {
-        spec_ctrl: false,
-        pred_cmd: cpuid.has(feature::AMD_IBPB),
-        flush_cmd: cpuid.has(feature::FLUSH_L1D),
-        sysenter: !cpuid.intel_compatible(),
-    };
+    vmcb.set_intercept(C::EXCP_PF, page_faults);
+    vmcb.set_intercept(C::INVPCID, !shared.kvm.tdp() || !cpuid.has(feature::INVPCID));
+    vmcb.set_intercept(C::RDTSCP, !cpuid.has(feature::RDTSCP));
+    let map = &mut vcpu.msrpm;
+    map.set_exits(Msr::IA32_SPEC_CTRL.0, true, true);
+    map.set_exits(Msr::IA32_PRED_CMD.0, true, !cpuid.has(feature::AMD_IBPB));
+    map.set_exits(Msr::IA32_FLUSH_CMD.0, true, !cpuid.has(feature::FLUSH_L1D));
+    // Not while the guest thinks it is an Intel CPU.
+    let foreign = cpuid.intel_compatible();
+    map.set_exits(Msr::IA32_SYSENTER_EIP.0, foreign, foreign);
+    map.set_exits(Msr::IA32_SYSENTER_ESP.0, foreign, foreign);
 }
 
-/// `svm_set_cr0`, the part that decides about CR0's intercepts: silicon runs with PG and WP under shadow paging, and
-/// never with CD or NW (KVM_X86_QUIRK_CD_NW_CLEARED).
+/// `svm_set_cr0`, the part that decides about CR0's intercepts: none while silicon runs with the guest's value.
 pub fn update_cr0_intercept(vcpu: &mut SvmVcpu, state: &VcpuState) {
-    let guest = Cr0::from_bits(state.cr0);
-    let mut silicon = guest.with_cd(false).with_nw(false);
-    if !vcpu.vmcb.npt {
-        silicon = silicon.with_pg(true).with_wp(true);
-    }
-    vcpu.vmcb.cr0 = silicon != guest;
+    let guest = state.cr0();
+    let differs = silicon_cr0(guest, vcpu.vmcb.control.nested_ctl.np_enable()) != guest;
+    vcpu.vmcb.set_intercept(C::READ_CR0, differs);
+    vcpu.vmcb.set_intercept(C::WRITE_CR0, differs);
 }
 
 /// Does to MMU and TLB what a control-register write asks for.

@@ -2,16 +2,17 @@
 //!
 //! See: APM 15.7 #VMEXIT, appendix C SVM Intercept Exit Codes
 
-use super::vmcb::Cr0Exit;
+use super::vmcb::{EventInfo, InterceptVector};
 use bitfield_struct::bitfield;
 use vmtape_arch::{
     access::Access,
-    event::{Event, EventKind},
     exception::{Exception, Vector},
     exit::{Exit, Isa, StimulusKind, SvmExitCode},
+    regs::Cr0,
     sensitive::{Sensitive, SensitiveKind},
     vcpu::VcpuState,
 };
+use vmtape_kvm_core::cr;
 use vmtape_kvm_mmu::tdp::silicon::NestedStop;
 
 /// EXITINFO1 of an I/O instruction. See: APM 15.10.2 IN and OUT Behavior, Figure 15-2
@@ -45,21 +46,6 @@ pub struct MovInfo {
     pub is_mov: bool,
 }
 
-/// EXITINTINFO. See: APM 15.7.2 Intercepts During IDT Interrupt Delivery
-fn exit_int_info(event: &Event) -> u32 {
-    if !event.valid {
-        return 0;
-    }
-    // Types: 0 external interrupt, 2 NMI, 3 exception, 4 software interrupt.
-    let kind = match event.kind {
-        EventKind::SOFTWARE_EXCEPTION | EventKind::PRIVILEGED_SOFTWARE_EXCEPTION => {
-            EventKind::HARDWARE_EXCEPTION
-        }
-        kind => kind,
-    };
-    Event { kind, ..*event }.vmx_info()
-}
-
 /// The parts that all exits share.
 fn base(code: SvmExitCode, state: &VcpuState, stimulus: StimulusKind) -> Exit {
     let delivering = state.delivering;
@@ -67,7 +53,7 @@ fn base(code: SvmExitCode, state: &VcpuState, stimulus: StimulusKind) -> Exit {
     Exit {
         isa: Isa::SVM,
         reason: code.0,
-        intr_info: exit_int_info(&delivering),
+        intr_info: EventInfo::from(&delivering).into_bits(),
         error_code: if error { delivering.error_code } else { 0 },
         access: Access { delivering, ..Default::default() },
         stimulus,
@@ -90,13 +76,28 @@ pub fn nested(stop: &NestedStop, state: &VcpuState, access: &Access) -> Exit {
 pub fn exception(exception: &Exception, state: &VcpuState) -> Exit {
     let page_fault = exception.vector == Vector::PF;
     let address = if page_fault { exception.payload } else { 0 };
-    let code = SvmExitCode(SvmExitCode::EXCP_DE.0 + u32::from(exception.vector.0));
     Exit {
         info1: if exception.has_error_code.is_set() { exception.error_code.into() } else { 0 },
         info2: address,
         gva: address,
         exception: *exception,
-        ..base(code, state, StimulusKind::EXCEPTION)
+        ..base(exception_code(exception.vector), state, StimulusKind::EXCEPTION)
+    }
+}
+
+/// The code of an exception's exit, and its bit.
+pub fn exception_code(vector: Vector) -> SvmExitCode {
+    SvmExitCode(SvmExitCode::EXCP_DE.0 + u32::from(vector.0))
+}
+
+/// The exit of an instruction that writes this to CR0. What changes no more than TS and MP is free of the selective intercept.
+/// See: APM 15.9 Instruction Intercepts, CR0 write and selective CR0 write
+fn cr0_write(old: Cr0, new: Cr0, vectors: &InterceptVector) -> Option<SvmExitCode> {
+    let changes = old != new.with_ts(old.ts()).with_mp(old.mp());
+    match () {
+        () if vectors.has(SvmExitCode::WRITE_CR0) => Some(SvmExitCode::WRITE_CR0),
+        () if changes => Some(SvmExitCode::CR0_SEL_WRITE),
+        () => None,
     }
 }
 
@@ -104,11 +105,11 @@ fn one_hot(bytes: u8) -> u8 {
     bytes & 7
 }
 
-/// The exit for an instruction or condition. `decode_assists`: silicon describes the operand.
+/// The exit for an instruction or condition, if the vectors ask for one. `decode_assists`: silicon describes the operand.
 pub fn instruction(
     insn: &Sensitive,
     state: &VcpuState,
-    cr0: Option<Cr0Exit>,
+    vectors: &InterceptVector,
     decode_assists: bool,
 ) -> Option<Exit> {
     use SensitiveKind as K;
@@ -118,12 +119,15 @@ pub fn instruction(
         K::CPUID => (C::CPUID, 0, 0),
         K::RDMSR => (C::MSR, 0, 0),
         K::WRMSR => (C::MSR, 1, 0),
-        K::CR_WRITE | K::CLTS | K::LMSW => {
-            let code = match cr0 {
-                Some(Cr0Exit::Selective) => C::CR0_SEL_WRITE,
-                _ => SvmExitCode(C::WRITE_CR0.0 + number),
-            };
-            (code, mov_info(insn, insn.kind == K::CR_WRITE, decode_assists), 0)
+        K::CR_WRITE if number == 0 => {
+            let code = cr0_write(state.cr0(), Cr0::from_bits(insn.value), vectors)?;
+            (code, mov_info(insn, true, decode_assists), 0)
+        }
+        K::CR_WRITE => (SvmExitCode(C::WRITE_CR0.0 + number), mov_info(insn, true, decode_assists), 0),
+        K::CLTS => (cr0_write(state.cr0(), state.cr0().with_ts(false), vectors)?, 0, 0),
+        K::LMSW => {
+            let new = Cr0::from_bits(cr::lmsw(state.cr0, insn.value));
+            (cr0_write(state.cr0(), new, vectors)?, 0, 0)
         }
         K::CR_READ | K::SMSW => {
             (SvmExitCode(C::READ_CR0.0 + number), mov_info(insn, insn.kind == K::CR_READ, decode_assists), 0)
@@ -154,8 +158,12 @@ pub fn instruction(
         // KVM steps over what holds NMIs back with RFLAGS.TF. See: KVM svm/svm.c svm_enable_nmi_window()
         K::NMI_WINDOW => (C::EXCP_DB, 0, 0),
         K::TRIPLE_FAULT => (C::SHUTDOWN, 0, 0),
+        K::GDTR_IDTR | K::LDTR_TR => (table_code(insn), 0, 0),
         _ => return None,
     };
+    if !vectors.has(code) {
+        return None;
+    }
     Some(Exit { info1, info2, insn: *insn, ..base(code, state, StimulusKind::SENSITIVE) })
 }
 
@@ -178,6 +186,21 @@ fn io_info(insn: &Sensitive) -> u64 {
         return info.into_bits();
     }
     info.with_address_size(one_hot(insn.address_size / 2)).with_segment(insn.segment).into_bits()
+}
+
+/// Reads and writes of GDTR, IDTR, LDTR and TR.
+fn table_code(insn: &Sensitive) -> SvmExitCode {
+    use SvmExitCode as C;
+    match (insn.kind, insn.number, insn.value) {
+        (SensitiveKind::GDTR_IDTR, 0, 0) => C::GDTR_READ,
+        (SensitiveKind::GDTR_IDTR, 0, _) => C::GDTR_WRITE,
+        (SensitiveKind::GDTR_IDTR, _, 0) => C::IDTR_READ,
+        (SensitiveKind::GDTR_IDTR, ..) => C::IDTR_WRITE,
+        (_, 0, 0) => C::LDTR_READ,
+        (_, 0, _) => C::LDTR_WRITE,
+        (.., 0) => C::TR_READ,
+        _ => C::TR_WRITE,
+    }
 }
 
 /// Nested SVM's instructions by the last byte of their opcode.

@@ -1,4 +1,6 @@
-//! What AMD's silicon does: intercepts, and the exits that they become.
+//! What AMD's silicon does: VMRUN, intercepts, and the exits that they become.
 
+pub mod checks;
 pub mod exits;
 pub mod vmcb;
+pub mod vmrun;

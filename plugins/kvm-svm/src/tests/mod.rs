@@ -1,11 +1,12 @@
 //! Scenarios of guests narrower than their host, of addresses that tables cannot map, and of CPUID that changes under a
 //! shadow page; and the asserted codes of nested page faults.
 
-mod bench;
+pub mod bench;
 mod cpuid;
 mod hypercall;
 mod modes;
 mod msr;
 mod patches;
+mod vmrun;
 mod wide;
 mod widths;

@@ -78,7 +78,7 @@ fn hsave_pa() {
 #[test]
 fn spec_ctrl_is_let_through_once_used() {
     let mut bench = Setup::default().build();
-    let exits = |bench: &Bench| bench.vm.vcpus[0].vmcb.msr_exits(Msr::IA32_SPEC_CTRL.0, false);
+    let exits = |bench: &Bench| bench.vm.vcpus[0].msrpm.exits(Msr::IA32_SPEC_CTRL.0, false);
     bench.set_msr(Msr::IA32_SPEC_CTRL.0, 0).unwrap();
     assert!(exits(&bench));
     bench.set_msr(Msr::IA32_SPEC_CTRL.0, 1).unwrap();

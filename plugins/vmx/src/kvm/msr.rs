@@ -4,7 +4,6 @@
 
 use super::setup;
 use crate::vm::{Shared, VmxVcpu};
-use serde::{Deserialize, Serialize};
 use vmtape_abi::Host;
 use vmtape_arch::{msr::Msr, paging::bits, vcpu::VcpuState};
 use vmtape_kvm_core::{
@@ -24,13 +23,6 @@ const LOCKED: u64 = 1 << 0;
 /// DEBUGCTLMSR_LBR, _BTF and _BUS_LOCK_DETECT.
 const LBR_BTF: u64 = 3;
 const BUS_LOCK: u64 = 1 << 2;
-
-/// MSRs that neither `VcpuState` nor the VMCS holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmxMsrs {
-    feature_control: u64,
-    umwait_control: u64,
-}
 
 /// `vmx_get_msr`.
 pub fn get(

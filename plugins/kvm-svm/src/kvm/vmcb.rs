@@ -1,0 +1,121 @@
+//! What KVM writes into a VMCB before VMRUN, and which clean bits that costs.
+//!
+//! See: KVM arch/x86/kvm/svm/svm.c svm_vcpu_run(), svm_set_cr0(), svm_set_cr4(), svm_set_efer(); svm.h vmcb_mark_dirty()
+
+use crate::{
+    silicon::{
+        vmcb::{Clean, SaveArea, Vmcb},
+        vmrun::int_state,
+    },
+    vm::{Shared, SvmVcpu},
+};
+use vmtape_arch::{
+    exit::SvmExitCode,
+    regs::{Cr0, Cr4, Efer},
+    vcpu::{VcpuState, gpr},
+};
+
+/// V_INTR_PRIO of the interrupt that only opens a window.
+const WINDOW_PRIORITY: u8 = 0xf;
+
+impl Vmcb {
+    /// `vmcb_mark_all_clean`: all but VMCB_ALWAYS_DIRTY_MASK.
+    pub fn mark_all_clean(&mut self) {
+        self.control.clean = Clean::ALL.with_tpr(false).with_cr2(false);
+    }
+
+    /// `svm_set_intercept`, `svm_clr_intercept`.
+    pub fn set_intercept(&mut self, code: SvmExitCode, on: bool) {
+        if self.control.intercepts.set(code, on) {
+            self.control.clean.set_intercepts(false);
+        }
+    }
+
+    /// `svm_set_vintr`, `svm_clear_vintr`.
+    pub fn set_vintr(&mut self, on: bool) {
+        if self.control.intercepts.has(SvmExitCode::VINTR) == on {
+            return;
+        }
+        self.set_intercept(SvmExitCode::VINTR, on);
+        let priority = if on { WINDOW_PRIORITY } else { 0 };
+        self.control.int_ctl =
+            self.control.int_ctl.with_v_irq(on).with_v_intr_prio(priority).with_v_ign_tpr(false);
+        self.control.int_vector = 0;
+        self.control.clean.set_tpr(false);
+    }
+}
+
+/// CR0 that silicon runs with: under shadow paging with PG and WP, and never with CD or NW (KVM_X86_QUIRK_CD_NW_CLEARED).
+pub fn silicon_cr0(guest: Cr0, npt: bool) -> Cr0 {
+    let cr0 = guest.with_cd(false).with_nw(false);
+    if npt { cr0 } else { cr0.with_pg(true).with_wp(true) }
+}
+
+/// CR4 that silicon runs with; the host has MCE.
+fn silicon_cr4(guest: Cr4, paging: bool, npt: bool) -> Cr4 {
+    let cr4 = guest.with_mce(true);
+    match (npt, paging) {
+        (true, _) => cr4,
+        (false, true) => cr4.with_pae(true),
+        (false, false) => cr4.with_pae(true).with_smep(false).with_smap(false).with_pke(false),
+    }
+}
+
+/// EFER that silicon runs with.
+fn silicon_efer(guest: Efer, npt: bool) -> Efer {
+    let efer = guest.with_svme(true);
+    if npt { efer } else { efer.with_nxe(true).with_lme(guest.lme() && guest.lma()) }
+}
+
+/// Whether the field had another value.
+fn put<T: PartialEq>(field: &mut T, value: T) -> bool {
+    let changed = *field != value;
+    *field = value;
+    changed
+}
+
+/// Brings the VMCB up to date with the registers, and marks dirty what differs.
+pub fn write_state(shared: &Shared, vcpu: &mut SvmVcpu, state: &VcpuState) {
+    let npt = shared.kvm.tdp();
+    let root = shared.kvm.mmu.context(vcpu.core.id).root.map_or(0, |root| root.hpa);
+    let Vmcb { control, save } = &mut vcpu.vmcb;
+    // No clean bit covers these.
+    (save.rax, save.rsp, save.rip, save.rflags) =
+        (state.gpr[gpr::RAX], state.gpr[gpr::RSP], state.rip, state.rflags);
+    (control.event_inj, control.event_inj_err) = ((&state.inject).into(), state.inject.error_code);
+    control.int_state = int_state(state);
+    control.int_ctl.set_v_tpr(state.cr8 as u8 & 0xf);
+    let clean = &mut control.clean;
+    save.cr2 = state.cr2;
+    if put(&mut control.tsc_offset, state.tsc_offset) {
+        clean.set_intercepts(false);
+    }
+    let nested = if npt { root } else { 0 };
+    if put(&mut control.nested_cr3, nested) | (npt && put(&mut save.g_pat, state.pat)) {
+        clean.set_np(false);
+    }
+    let guest = state.cr0();
+    let cr3 = if npt { state.cr3 } else { root };
+    if put(&mut save.cr0, silicon_cr0(guest, npt).into_bits())
+        | put(&mut save.cr3, cr3)
+        | put(&mut save.cr4, silicon_cr4(state.cr4(), guest.pg(), npt).into_bits())
+        | put(&mut save.efer, silicon_efer(state.efer(), npt).into_bits())
+    {
+        clean.set_crx(false);
+    }
+    if put(&mut save.dr6, state.dr6) | put(&mut save.dr7, state.dr7) {
+        clean.set_drx(false);
+    }
+    if put(&mut save.gdtr, (&state.gdtr).into()) | put(&mut save.idtr, (&state.idtr).into()) {
+        clean.set_dt(false);
+    }
+    let (es, cs, ss, ds) = SaveArea::segments(state);
+    if put(&mut save.es, es)
+        | put(&mut save.cs, cs)
+        | put(&mut save.ss, ss)
+        | put(&mut save.ds, ds)
+        | put(&mut save.cpl, state.cpl as u8)
+    {
+        clean.set_seg(false);
+    }
+}
