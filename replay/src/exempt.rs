@@ -10,7 +10,7 @@ use vmtape_arch::{
     msr::Msr,
     note::{Note, NoteKind},
 };
-use vmtape_traces::Event;
+use vmtape_traces::{Event, event::Control};
 
 /// Something that is not compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +98,23 @@ pub const SILICON_BITS: Exemption = Exemption {
     why: "KVM does not trace an entry that stays as it is, and without a guest no silicon sets the entry's accessed and \
           dirty bits in between",
 };
+
+pub const DIRTY_PAGES: Exemption = Exemption {
+    name: "dirty pages",
+    what: "between backends: which pages a dirty log tells, and when a full ring is emptied and how many entries that frees",
+    why: "a log may tell of pages that were not written, and each backend has others; that it tells of each that was written \
+          is no question of one run being like another",
+};
+
+/// An ioctl as it is compared between backends ([`DIRTY_PAGES`]). `None`: it is exempt.
+pub fn comparable_control(mut control: Control) -> Option<Control> {
+    match &mut control {
+        Control::GetDirtyLog { pages, .. } => *pages = Default::default(),
+        Control::HarvestDirtyRing { .. } | Control::ResetDirtyRings { .. } => return None,
+        _ => {}
+    }
+    Some(control)
+}
 
 /// The exemptions between a recording of the real KVM and a run of ours.
 pub const RECORDING: [Exemption; 12] = [

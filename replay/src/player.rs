@@ -160,7 +160,7 @@ impl Player {
     /// rest.
     pub fn come_to_rest(&mut self, at: When) -> Result<bool, Error> {
         match at {
-            When::Start => {}
+            When::Create | When::Start => {}
             When::Exit(exits) => self.advance(u64::MAX, exits)?,
             When::Insn(instructions) => self.advance(instructions, u64::MAX)?,
         }

@@ -1,6 +1,6 @@
 //! What a guest can observe of itself: registers and memory of two machines, compared.
 
-use crate::{cpuid::Change, explain, observer::PageFault, row::Row, seen::Seen};
+use crate::{cpuid::Change, exempt, explain, observer::PageFault, row::Row, seen::Seen};
 use std::{collections::BTreeSet, fmt::Write};
 use vmtape_arch::{PAGE_SIZE, cpuid::CpuidEntry, paging::Pte, vcpu::VcpuState};
 use vmtape_machine::Machine;
@@ -187,7 +187,8 @@ pub fn compare_ioctls(expected: &Machine, actual: &Machine) -> (Vec<Difference>,
 
 /// As [`compare_ioctls`], for ioctls by themselves.
 pub fn compare_controls(expected: Vec<Control>, actual: Vec<Control>) -> (Vec<Difference>, Vec<Difference>) {
-    let pairs = expected.into_iter().zip(actual).filter(|(expected, actual)| expected != actual);
+    let comparable = |controls: Vec<Control>| controls.into_iter().filter_map(exempt::comparable_control);
+    let pairs = comparable(expected).zip(comparable(actual)).filter(|(expected, actual)| expected != actual);
     pairs.map(|(expected, actual)| Difference::Ioctl { expected, actual }).partition(|difference| {
         match difference {
             Difference::Ioctl { expected, .. } => expected.is_change(),

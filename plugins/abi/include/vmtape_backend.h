@@ -85,6 +85,7 @@ typedef struct vt_Sizes {
     uint32_t answer;
     uint32_t bus_op;
     uint32_t cpuid_entry;
+    uint32_t dirty_gfn;
     uint32_t emulate_request;
     uint32_t emulated;
     uint32_t exception;
@@ -737,6 +738,34 @@ typedef struct vt_MemoryRegion {
 } vt_MemoryRegion;
 
 // Receives a list, in any number of pieces.
+typedef struct vt_Sink_u64 {
+    void *ctx;
+    void (*put)(void *ctx, const uint64_t *items, size_t count);
+} vt_Sink_u64;
+
+// A list that the callee reads.
+typedef struct vt_Slice_u64 {
+    const uint64_t *ptr;
+    size_t len;
+} vt_Slice_u64;
+
+// An entry of a vCPU's dirty ring that userspace has harvested (`struct kvm_dirty_gfn`).
+typedef struct vt_DirtyGfn {
+    // KVM_DIRTY_GFN_F_*; KVM_DIRTY_GFN_F_RESET once harvested.
+    uint32_t flags;
+    // The slot's address space in the upper half, its number in the lower.
+    uint32_t slot;
+    // The page, counted from the slot's first.
+    uint64_t offset;
+} vt_DirtyGfn;
+
+// Receives a list, in any number of pieces.
+typedef struct vt_Sink_DirtyGfn {
+    void *ctx;
+    void (*put)(void *ctx, const struct vt_DirtyGfn *items, size_t count);
+} vt_Sink_DirtyGfn;
+
+// Receives a list, in any number of pieces.
 typedef struct vt_Sink_u32 {
     void *ctx;
     void (*put)(void *ctx, const uint32_t *items, size_t count);
@@ -1001,6 +1030,22 @@ typedef struct vt_BackendTable {
     vt_Status (*set_memory_region)(struct vt_Vm *vm,
                                    const struct vt_MemoryRegion *region,
                                    struct vt_HostRef host);
+    // KVM_ENABLE_CAP of the VM, with its first argument.
+    vt_Status (*enable_cap)(struct vt_Vm *vm, uint32_t cap, uint32_t flags, uint64_t arg);
+    // KVM_GET_DIRTY_LOG: a bit for each page of the slot, whose address space is in the upper half of `slot`.
+    vt_Status (*get_dirty_log)(struct vt_Vm *vm, uint32_t slot, struct vt_HostRef host, struct vt_Sink_u64 out);
+    // KVM_CLEAR_DIRTY_LOG; bit 0 of `bits` is the page `first`.
+    vt_Status (*clear_dirty_log)(struct vt_Vm *vm,
+                                 uint32_t slot,
+                                 uint64_t first,
+                                 uint32_t pages,
+                                 struct vt_Slice_u64 bits,
+                                 struct vt_HostRef host);
+    // What userspace does with a vCPU's dirty ring that it has mapped: it takes the entries that it has not seen, and
+    // marks them. -EINVAL: there is no ring.
+    vt_Status (*harvest_dirty_ring)(struct vt_Vm *vm, uint32_t vcpu, struct vt_Sink_DirtyGfn out);
+    // KVM_RESET_DIRTY_RINGS: the number of harvested entries that are free again.
+    vt_Status (*reset_dirty_rings)(struct vt_Vm *vm, struct vt_HostRef host, uint32_t *out);
     // KVM_CREATE_VCPU.
     vt_Status (*create_vcpu)(struct vt_Vm *vm, uint32_t vcpu);
     // KVM_SET_CPUID2.
@@ -1276,7 +1321,7 @@ const struct vt_BackendTable *vmtape_backend_v2(void);
 // The sizes of this header's structures, in the order of vt_Sizes.
 #define vt_SIZES { \
     sizeof(vt_Access), sizeof(vt_Answer), sizeof(vt_BusOp), sizeof(vt_CpuidEntry), \
-    sizeof(vt_EmulateRequest), sizeof(vt_Emulated), sizeof(vt_Exception), sizeof(vt_Exit), \
+    sizeof(vt_DirtyGfn), sizeof(vt_EmulateRequest), sizeof(vt_Emulated), sizeof(vt_Exception), sizeof(vt_Exit), \
     sizeof(vt_Maybe), sizeof(vt_MemoryRegion), sizeof(vt_RawConfig), sizeof(vt_RawNote), \
     sizeof(vt_RawRow), sizeof(vt_Resume), sizeof(vt_Sensitive), sizeof(vt_Silicon), \
     sizeof(vt_Translated), sizeof(vt_VcpuState) \

@@ -262,6 +262,18 @@ pub struct MemoryRegion {
     pub hpa: u64,
 }
 
+/// An entry of a vCPU's dirty ring that userspace has harvested (`struct kvm_dirty_gfn`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DirtyGfn {
+    /// KVM_DIRTY_GFN_F_*; KVM_DIRTY_GFN_F_RESET once harvested.
+    pub flags: u32,
+    /// The slot's address space in the upper half, its number in the lower.
+    pub slot: u32,
+    /// The page, counted from the slot's first.
+    pub offset: u64,
+}
+
 /// The calls of [`Backend`].
 macro_rules! backend_calls {
     ($then:ident! $($before:tt)*) => {
@@ -286,6 +298,44 @@ macro_rules! backend_calls {
 
             /// KVM_SET_USER_MEMORY_REGION.
             fn set_memory_region(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno>;
+
+            /// KVM_ENABLE_CAP of the VM, with its first argument.
+            fn enable_cap(&mut self, cap: u32, flags: u32, arg: u64) -> Result<(), Errno> {
+                let _ = (cap, flags, arg);
+                Err(Errno::EINVAL)
+            }
+
+            /// KVM_GET_DIRTY_LOG: a bit for each page of the slot, whose address space is in the upper half of `slot`.
+            fn get_dirty_log(&mut self, slot: u32, host: &mut dyn Host) -> Result<Vec<u64>, Errno> {
+                let _ = (slot, host);
+                Err(Errno::ENOTTY)
+            }
+
+            /// KVM_CLEAR_DIRTY_LOG; bit 0 of `bits` is the page `first`.
+            fn clear_dirty_log(
+                &mut self,
+                slot: u32,
+                first: u64,
+                pages: u32,
+                bits: &[u64],
+                host: &mut dyn Host,
+            ) -> Result<(), Errno> {
+                let _ = (slot, first, pages, bits, host);
+                Err(Errno::ENOTTY)
+            }
+
+            /// What userspace does with a vCPU's dirty ring that it has mapped: it takes the entries that it has not seen, and
+            /// marks them. -EINVAL: there is no ring.
+            fn harvest_dirty_ring(&mut self, vcpu: u32) -> Result<Vec<DirtyGfn>, Errno> {
+                let _ = vcpu;
+                Err(Errno::EINVAL)
+            }
+
+            /// KVM_RESET_DIRTY_RINGS: the number of harvested entries that are free again.
+            fn reset_dirty_rings(&mut self, host: &mut dyn Host) -> Result<u32, Errno> {
+                let _ = host;
+                Err(Errno::EINVAL)
+            }
 
             /// KVM_CREATE_VCPU.
             fn create_vcpu(&mut self, vcpu: u32) -> Result<(), Errno>;

@@ -139,6 +139,7 @@ structures!(
     Access,
     BusOp,
     CpuidEntry,
+    DirtyGfn,
     EmulateRequest,
     Exception,
     Exit,
@@ -490,38 +491,23 @@ pub trait Element: Sized {
     unsafe fn raise(wire: Self::Wire) -> Self;
 }
 
-impl Element for u8 {
-    type Wire = u8;
+/// Elements that cross as they are.
+macro_rules! elements {
+    ($($type:ty),*) => {$(
+        impl Element for $type {
+            type Wire = Self;
 
-    fn wire(&self) -> u8 {
-        *self
-    }
-    unsafe fn raise(wire: u8) -> u8 {
-        wire
-    }
+            fn wire(&self) -> Self {
+                *self
+            }
+            unsafe fn raise(wire: Self) -> Self {
+                wire
+            }
+        }
+    )*};
 }
 
-impl Element for u32 {
-    type Wire = u32;
-
-    fn wire(&self) -> u32 {
-        *self
-    }
-    unsafe fn raise(wire: u32) -> u32 {
-        wire
-    }
-}
-
-impl Element for CpuidEntry {
-    type Wire = CpuidEntry;
-
-    fn wire(&self) -> CpuidEntry {
-        *self
-    }
-    unsafe fn raise(wire: CpuidEntry) -> CpuidEntry {
-        wire
-    }
-}
+elements!(u8, u32, u64, CpuidEntry, DirtyGfn);
 
 impl Element for (String, String) {
     type Wire = RawOption;

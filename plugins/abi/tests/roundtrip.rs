@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 use vmtape_abi::{
-    Backend, BusOp, Description, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Errno, FlushScope,
-    Host, MemoryRegion, Plugin, Query, TableRow, Translation, VmConfig, import::Backends,
+    Backend, BusOp, Description, DirtyGfn, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Errno,
+    FlushScope, Host, MemoryRegion, Plugin, Query, TableRow, Translation, VmConfig, import::Backends,
     table::BackendTable,
 };
 use vmtape_arch::{
@@ -136,6 +136,33 @@ impl Backend for Probe {
     ) -> Result<(), Errno> {
         self.cpuid = entries.to_vec();
         Ok(())
+    }
+
+    fn enable_cap(&mut self, cap: u32, flags: u32, arg: u64) -> Result<(), Errno> {
+        if (cap, flags, arg) == (168, 1, 2) { Ok(()) } else { Err(Errno::EINVAL) }
+    }
+
+    fn get_dirty_log(&mut self, slot: u32, _: &mut dyn Host) -> Result<Vec<u64>, Errno> {
+        if slot == 3 { Ok(vec![1 << 63, 7]) } else { Err(Errno::ENOENT) }
+    }
+
+    fn clear_dirty_log(
+        &mut self,
+        slot: u32,
+        first: u64,
+        pages: u32,
+        bits: &[u64],
+        _: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        if (slot, first, pages, bits) == (3, 64, 65, &[5, 1]) { Ok(()) } else { Err(Errno::EINVAL) }
+    }
+
+    fn harvest_dirty_ring(&mut self, vcpu: u32) -> Result<Vec<DirtyGfn>, Errno> {
+        Ok(vec![DirtyGfn { flags: 2, slot: vcpu, offset: 1 << 40 }])
+    }
+
+    fn reset_dirty_rings(&mut self, _: &mut dyn Host) -> Result<u32, Errno> {
+        Ok(u32::MAX)
     }
 
     fn get_cpuid(&self, _: u32) -> Vec<CpuidEntry> {
@@ -404,6 +431,13 @@ fn control_calls_cross() {
     assert_eq!(vm.set_memory_region(&region, &mut host), Err(Errno::EINVAL));
     assert_eq!(vm.set_memory_region(&MemoryRegion { size: 8, ..region }, &mut host), Ok(()));
     assert_eq!(host.told.take(), ["flush 3 gpa 0x1000"]);
+    assert_eq!((vm.enable_cap(168, 1, 2), vm.enable_cap(168, 0, 2)), (Ok(()), Err(Errno::EINVAL)));
+    assert_eq!(vm.get_dirty_log(3, &mut host), Ok(vec![1 << 63, 7]));
+    assert_eq!(vm.get_dirty_log(4, &mut host), Err(Errno::ENOENT));
+    assert_eq!(vm.clear_dirty_log(3, 64, 65, &[5, 1], &mut host), Ok(()));
+    let harvested = DirtyGfn { flags: 2, slot: 1, offset: 1 << 40 };
+    assert_eq!(vm.harvest_dirty_ring(1), Ok(vec![harvested]));
+    assert_eq!(vm.reset_dirty_rings(&mut host), Ok(u32::MAX));
     assert_eq!(vm.create_vcpu(1), Err(Errno::EBUSY));
     assert_eq!(vm.get_msr(0, &mut state, 0x1b, &mut host), Ok(0xfff0));
     assert_eq!(vm.get_msr(0, &mut state, 0x1c, &mut host), Err(Errno::EINVAL));

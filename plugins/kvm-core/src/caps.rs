@@ -5,6 +5,7 @@
 use crate::profile::{Options, Switch};
 use vmtape_abi::TableRow;
 use vmtape_arch::open_enum;
+use vmtape_kvm_mmu::dirty;
 
 open_enum! {
     /// Capabilities that this model knows.
@@ -19,7 +20,11 @@ open_enum! {
         SYNC_MMU = 16 => "KVM_CAP_SYNC_MMU",
         MAX_VCPUS = 66 => "KVM_CAP_MAX_VCPUS",
         READONLY_MEM = 81 => "KVM_CAP_READONLY_MEM",
+        ENABLE_CAP_VM = 98 => "KVM_CAP_ENABLE_CAP_VM",
+        MANUAL_DIRTY_LOG_PROTECT2 = 168 => "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2",
         SMALLER_MAXPHYADDR = 185 => "KVM_CAP_SMALLER_MAXPHYADDR",
+        DIRTY_LOG_RING = 192 => "KVM_CAP_DIRTY_LOG_RING",
+        DIRTY_LOG_RING_ACQ_REL = 223 => "KVM_CAP_DIRTY_LOG_RING_ACQ_REL",
         MEMORY_FAULT_INFO = 232 => "KVM_CAP_MEMORY_FAULT_INFO",
     }
 }
@@ -32,6 +37,16 @@ pub fn check(cap: u32, options: &Options, tdp: bool) -> i64 {
             let proposed = options.on(Switch::EARLY_MEMORY_FAULT_EXIT);
             (proposed || options.on(Switch::MEMORY_FAULT_INFO)).into()
         }
+        // What may be enabled. See: KVM virt/kvm/kvm_main.c kvm_vm_ioctl_check_extension_generic()
+        Cap::MANUAL_DIRTY_LOG_PROTECT2 if options.on(Switch::DIRTY_LOG_INITIALLY_SET) => {
+            (dirty::MANUAL_ENABLE | dirty::INITIALLY_SET) as i64
+        }
+        Cap::MANUAL_DIRTY_LOG_PROTECT2 => dirty::MANUAL_ENABLE as i64,
+        Cap::DIRTY_LOG_RING if options.on(Switch::DIRTY_LOG_RING) => dirty::MOST_RING_BYTES as i64,
+        Cap::DIRTY_LOG_RING_ACQ_REL if options.on(Switch::DIRTY_LOG_RING_ACQ_REL) => {
+            dirty::MOST_RING_BYTES as i64
+        }
+        Cap::DIRTY_LOG_RING | Cap::DIRTY_LOG_RING_ACQ_REL => 0,
         // CONFIG_KVM_MAX_NR_VCPUS by default. Real hosts recommend as many as they have CPUs; 5.10 has 288 at most, and 509 slots.
         Cap::NR_VCPUS | Cap::MAX_VCPUS => 1024,
         Cap::NR_MEMSLOTS => 32764,

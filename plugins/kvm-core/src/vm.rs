@@ -4,7 +4,8 @@
 //! See: KVM arch/x86/kvm/x86.c, arch/x86/kvm/cpuid.c
 
 use crate::{
-    Kvm, Vcpu, caps,
+    Kvm, Vcpu,
+    caps::{self, Cap},
     cpuid::feature,
     cr::MmuEffect,
     events::{self, WindowRequests, Windows},
@@ -15,7 +16,7 @@ use crate::{
     warning,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use vmtape_abi::{Backend, Errno, Host, MemoryRegion, Query};
+use vmtape_abi::{Backend, DirtyGfn, Errno, Host, MemoryRegion, Query};
 use vmtape_arch::{
     access::{Access, Answer, Verdict},
     cpuid::CpuidEntry,
@@ -225,6 +226,44 @@ impl<O: Ops> Backend for Vm<O> {
 
     fn set_memory_region(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno> {
         self.shared.kvm_mut().mmu.set_memory_region(region, host)
+    }
+
+    /// See: KVM virt/kvm/kvm_main.c kvm_vm_ioctl_enable_cap_generic()
+    fn enable_cap(&mut self, cap: u32, flags: u32, arg: u64) -> Result<(), Errno> {
+        let Kvm { mmu, options, .. } = self.shared.kvm_mut();
+        match Cap(cap) {
+            Cap::MANUAL_DIRTY_LOG_PROTECT2 => {
+                mmu.enable_manual_protect(flags, arg, options.on(Switch::DIRTY_LOG_INITIALLY_SET))
+            }
+            Cap::DIRTY_LOG_RING if options.on(Switch::DIRTY_LOG_RING) => mmu.enable_dirty_ring(arg),
+            Cap::DIRTY_LOG_RING_ACQ_REL if options.on(Switch::DIRTY_LOG_RING_ACQ_REL) => {
+                mmu.enable_dirty_ring(arg)
+            }
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    fn get_dirty_log(&mut self, slot: u32, host: &mut dyn Host) -> Result<Vec<u64>, Errno> {
+        self.shared.kvm_mut().mmu.get_dirty_log(slot, host)
+    }
+
+    fn clear_dirty_log(
+        &mut self,
+        slot: u32,
+        first: u64,
+        pages: u32,
+        bits: &[u64],
+        host: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        self.shared.kvm_mut().mmu.clear_dirty_log(slot, first, pages, bits, host)
+    }
+
+    fn harvest_dirty_ring(&mut self, vcpu: u32) -> Result<Vec<DirtyGfn>, Errno> {
+        self.shared.kvm_mut().mmu.harvest_dirty_ring(vcpu)
+    }
+
+    fn reset_dirty_rings(&mut self, host: &mut dyn Host) -> Result<u32, Errno> {
+        self.shared.kvm_mut().mmu.reset_dirty_rings(host)
     }
 
     fn create_vcpu(&mut self, vcpu: u32) -> Result<(), Errno> {

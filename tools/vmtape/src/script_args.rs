@@ -11,6 +11,8 @@ use vmtape_traces::ioctl::{IOCTLS, Ioctl, Spelling};
 
 const HEADING: &str =
     "Ioctls of the VMM (WHEN: start, exit=N or insn=N; at one moment in the order of the command line)";
+/// Words that are a moment by themselves.
+const MOMENTS: [&str; 2] = ["create", "start"];
 
 /// Ioctls of the VMM: options and their values, in the order of the command line.
 #[derive(Clone, Debug, Default)]
@@ -78,7 +80,8 @@ fn step(ioctl: &Ioctl, text: &str, next_slot: &mut u32) -> Result<Step, String> 
     if text.starts_with("--") {
         return Err(format!("an option where {} is needed", ioctl.value));
     }
-    let is_moment = |word: &&str| *word == "start" || word.starts_with("exit=") || word.starts_with("insn=");
+    let is_moment =
+        |word: &&str| MOMENTS.contains(word) || word.starts_with("exit=") || word.starts_with("insn=");
     let (moments, words): (Vec<_>, Vec<_>) = text.split(',').partition(is_moment);
     let at = match moments[..] {
         [] => When::Start,

@@ -36,7 +36,7 @@ pub struct Packed<'a> {
     result: u32,
     tail: Vec<u64>,
     words: &'a mut Vec<u64>,
-    bytes: &'a mut Vec<u8>,
+    blob: &'a mut Vec<u8>,
 }
 
 /// A control that is being read.
@@ -46,15 +46,20 @@ pub struct Unpacked<'a> {
     taken: usize,
     result: u32,
     tail: &'a [u64],
-    bytes: &'a [u8],
+    blob: &'a [u8],
 }
 
 /// Where the first 32-bit fields are.
 const HEADS: usize = 2;
 
 impl<'a> Packed<'a> {
-    pub fn new(words: &'a mut Vec<u64>, bytes: &'a mut Vec<u8>) -> Self {
-        Self { heads: Vec::new(), result: 0, tail: Vec::new(), words, bytes }
+    pub fn new(words: &'a mut Vec<u64>, blob: &'a mut Vec<u8>) -> Self {
+        Self { heads: Vec::new(), result: 0, tail: Vec::new(), words, blob }
+    }
+
+    /// The control's table, of which it has one at most.
+    pub fn bytes(&mut self, bytes: impl Iterator<Item = u8>) {
+        self.blob.extend(bytes);
     }
 
     pub fn finish(&mut self, number: u64) {
@@ -66,10 +71,15 @@ impl<'a> Packed<'a> {
 
 impl<'a> Unpacked<'a> {
     /// Words and bytes of a control.
-    pub fn new(words: &'a [u64], bytes: &'a [u8]) -> Result<Self, &'static str> {
+    pub fn new(words: &'a [u64], blob: &'a [u8]) -> Result<Self, &'static str> {
         let [number, head, result, tail @ ..] = words else { return Err("fewer words than a control has") };
         let result = u32::try_from(*result).map_err(|_| "a result beyond 32 bits")?;
-        Ok(Self { number: *number, heads: [low(*head), high(*head)], taken: 0, result, tail, bytes })
+        Ok(Self { number: *number, heads: [low(*head), high(*head)], taken: 0, result, tail, blob })
+    }
+
+    /// The control's table.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.blob
     }
 
     fn next(&mut self) -> Result<u64, &'static str> {
@@ -141,11 +151,11 @@ impl Field for Query {
 
 impl Field for Vec<CpuidEntry> {
     fn pack(&self, to: &mut Packed<'_>) {
-        to.bytes.extend(self.iter().flat_map(cpuid_bytes));
+        to.bytes(self.iter().flat_map(cpuid_bytes));
     }
 
     fn unpack(from: &mut Unpacked<'_>) -> Result<Self, &'static str> {
-        let (entries, rest) = from.bytes.as_chunks::<32>();
+        let (entries, rest) = from.bytes().as_chunks::<32>();
         if !rest.is_empty() {
             return Err("a CPUID table that ends within an entry");
         }

@@ -7,9 +7,11 @@
 #[macro_use]
 mod declare;
 mod field;
+mod pages;
 mod spelling;
 
 pub(crate) use field::{Field, Packed, Unpacked};
+pub use pages::{Pages, RingEntries, RingEntry};
 pub use spelling::Spelling;
 
 use field::{Errno, Shown};
@@ -132,6 +134,68 @@ ioctls! {
         args: { vcpu: u32 = vcpu(), query: Query = query() },
         asks: "vcpu {vcpu}",
         gives: { value: u64, result: i32 } "{value:#x}",
+    }
+
+    /// KVM_ENABLE_CAP of the VM, with its first argument.
+    8 => EnableCap {
+        name: "KVM_ENABLE_CAP",
+        effect: CHANGES,
+        option: "enable-cap" = "CAP",
+        help: "KVM_ENABLE_CAP: NUMBER[,arg=N,flags=N,WHEN]; WHEN may be create: before there are vCPUs",
+        args: { flags: u32 = number_or_zero("flags"), arg: u64 = number_or_zero("arg"), cap: u32 = number() },
+        asks: "{cap} arg {arg:#x} flags {flags:#x}",
+        gives: { result: i32 } "{result}",
+    }
+
+    /// KVM_GET_DIRTY_LOG.
+    9 => GetDirtyLog {
+        name: "KVM_GET_DIRTY_LOG",
+        effect: ASKS,
+        option: "get-dirty-log" = "SLOT",
+        help: "KVM_GET_DIRTY_LOG: SLOT[,WHEN]",
+        args: { slot: u32 = number() },
+        asks: "slot {slot}",
+        gives: { pages: Pages, result: i32 } "{pages}",
+    }
+
+    /// KVM_CLEAR_DIRTY_LOG. A script has the pages as [`Pages::parse`] reads them.
+    10 => ClearDirtyLog {
+        name: "KVM_CLEAR_DIRTY_LOG",
+        effect: CHANGES,
+        option: "clear-dirty-log" = "SLOT",
+        help: "KVM_CLEAR_DIRTY_LOG: SLOT,num_pages=N[,first_page=N,set=3+5-9,WHEN]; without set= every page",
+        args: {
+            num_pages: u32 = number_of("num_pages"),
+            first_page: u64 = number_or_zero("first_page"),
+            slot: u32 = number_before("set"),
+        },
+        script: { set: String = pages("set") },
+        asks: "slot {slot} first_page {first_page} num_pages {num_pages}, {set}",
+        made: { set: Pages },
+        called: "slot {slot} first_page {first_page} num_pages {num_pages}, {set}",
+        gives: { result: i32 } "{result}",
+    }
+
+    /// What userspace takes from a vCPU's dirty ring, which it has mapped.
+    11 => HarvestDirtyRing {
+        name: "dirty ring",
+        effect: ASKS,
+        option: "harvest-dirty-ring" = "WHEN",
+        help: "Take what is new from the dirty ring of a vCPU: WHEN[,vcpu=N]",
+        args: { vcpu: u32 = vcpu() },
+        asks: "vcpu {vcpu}",
+        gives: { entries: RingEntries, result: i32 } "{entries}",
+    }
+
+    /// KVM_RESET_DIRTY_RINGS; the result is the number of entries.
+    12 => ResetDirtyRings {
+        name: "KVM_RESET_DIRTY_RINGS",
+        effect: CHANGES,
+        option: "reset-dirty-rings" = "WHEN",
+        help: "KVM_RESET_DIRTY_RINGS: WHEN",
+        args: {},
+        asks: "",
+        gives: { result: i32 } "{result}",
     }
 }
 

@@ -1,5 +1,6 @@
 //! How the command line spells an ioctl's arguments: words with commas between them.
 
+use super::Pages;
 use vmtape_arch::query::Query;
 
 /// The words of one option that nobody has taken yet.
@@ -46,6 +47,23 @@ impl<'a> Spelling<'a> {
     /// `key=NUMBER`; zero without.
     pub(super) fn number_or_zero<T: TryFrom<u64> + Default>(&mut self, key: &str) -> Result<T, String> {
         self.value(key).map_or(Ok(T::default()), number)
+    }
+
+    /// `key=NUMBER`.
+    pub(super) fn number_of<T: TryFrom<u64>>(&mut self, key: &str) -> Result<T, String> {
+        number(self.value(key).ok_or_else(|| format!("{key}=N is needed"))?)
+    }
+
+    /// A word that is a number, where there may be a `key=` beside it that is read later.
+    pub(super) fn number_before<T: TryFrom<u64>>(&mut self, key: &str) -> Result<T, String> {
+        let at = self.words.iter().position(|word| word.split_once('=').is_none_or(|(k, _)| k != key));
+        number(self.words.remove(at.ok_or("a number is needed")?))
+    }
+
+    /// `key=PAGES`; without, all.
+    pub(super) fn pages(&mut self, key: &str) -> Result<String, String> {
+        let text = self.value(key).unwrap_or("all");
+        Pages::parse(text).map(|_| text.to_owned())
     }
 
     /// `key=BYTES`.

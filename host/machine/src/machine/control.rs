@@ -5,9 +5,12 @@ use crate::{
     model::{CpuidChange, silicon_cpuid},
     vmm::{Action, Step},
 };
-use vmtape_abi::{Errno, MemoryRegion};
-use vmtape_arch::cpuid::CpuidEntry;
-use vmtape_traces::event::{Control, Event};
+use vmtape_abi::{DirtyGfn, Errno, MemoryRegion};
+use vmtape_arch::{PAGE_SIZE, cpuid::CpuidEntry};
+use vmtape_traces::{
+    event::{Control, Event},
+    ioctl::{Pages, RingEntry},
+};
 
 /// The result of an ioctl as the tape has it.
 fn code(result: &Result<(), Errno>) -> i32 {
@@ -35,6 +38,32 @@ impl Machine {
         }
     }
 
+    /// Does what the script has for the time before there are vCPUs.
+    pub(super) fn run_script_before_vcpus(&mut self) {
+        for action in self.script.before_vcpus() {
+            let control = self.ioctl_of(&action);
+            let done = self.ioctl(control);
+            self.script.created(done);
+        }
+    }
+
+    /// An ioctl from a tape. What the VMM does about a full ring is this machine's own affair, as its ring is.
+    pub(super) fn control_fed(&mut self, control: &Control) {
+        let of_ring = matches!(control, Control::HarvestDirtyRing { .. } | Control::ResetDirtyRings { .. });
+        if !of_ring || self.script.empties_rings() {
+            let _ = self.control(control);
+        }
+    }
+
+    /// What the VMM does about KVM_EXIT_DIRTY_RING_FULL: it takes what is in the rings of all vCPUs, and resets them. False:
+    /// nothing is free after it.
+    pub(super) fn empty_rings(&mut self) -> bool {
+        for vcpu in 0..self.vcpus.len() as u32 {
+            let _ = self.control(&Action::HarvestDirtyRing { vcpu }.control());
+        }
+        self.control(&Action::ResetDirtyRings {}.control()).result() > 0
+    }
+
     /// The ioctl that an action stands for here and now, its results still open.
     fn ioctl_of(&self, action: &Action) -> Control {
         let mut control = action.control();
@@ -47,6 +76,9 @@ impl Machine {
             (Action::SetMemoryRegion { slot, .. }, Control::SetMemoryRegion { hpa, .. }) => {
                 *hpa = self.services.memory.backing(*slot).unwrap_or(0);
             }
+            (Action::ClearDirtyLog { set: text, .. }, Control::ClearDirtyLog { set, .. }) => {
+                *set = Pages::parse(text).unwrap_or_default();
+            }
             _ => {}
         }
         control
@@ -56,7 +88,7 @@ impl Machine {
     /// One of a vCPU that does not exist comes from a damaged tape and does nothing.
     pub fn control(&mut self, control: &Control) -> Control {
         let icount = self.services.clock.icount;
-        let done = self.ioctl(control.clone());
+        let done = self.script.next_created().unwrap_or_else(|| self.ioctl(control.clone()));
         self.script.log(self.exits, done.clone());
         self.services.tape.event(Event::Control { icount, control: done.clone() });
         done
@@ -97,6 +129,36 @@ impl Machine {
                 if (*vcpu as usize) < self.vcpus.len() {
                     (*found, *result) = value(self.backend.query(*vcpu, *query));
                 }
+            }
+            Control::EnableCap { cap, flags, arg, result } => {
+                *result = code(&self.backend.enable_cap(*cap, *flags, *arg));
+            }
+            Control::GetDirtyLog { slot, pages, result } => {
+                match self.backend.get_dirty_log(*slot, &mut self.services) {
+                    Ok(bits) => *pages = Pages::of_bitmap(&bits),
+                    Err(errno) => *result = errno.0,
+                }
+            }
+            Control::ClearDirtyLog { slot, first_page, num_pages, set, result } => {
+                // No slot is larger than memory, and larger counts are refused.
+                let most = self.services.ram().len() / PAGE_SIZE + 64;
+                let bits = set.bitmap(*first_page, most.min((*num_pages).into()));
+                let done =
+                    self.backend.clear_dirty_log(*slot, *first_page, *num_pages, &bits, &mut self.services);
+                *result = code(&done);
+            }
+            Control::HarvestDirtyRing { vcpu, entries, result } => {
+                let entry = |gfn: DirtyGfn| RingEntry { slot: gfn.slot, offset: gfn.offset };
+                match self.backend.harvest_dirty_ring(*vcpu) {
+                    Ok(harvested) => *entries = harvested.into_iter().map(entry).collect(),
+                    Err(errno) => *result = errno.0,
+                }
+            }
+            Control::ResetDirtyRings { result } => {
+                *result = match self.backend.reset_dirty_rings(&mut self.services) {
+                    Ok(count) => count.try_into().unwrap_or(i32::MAX),
+                    Err(errno) => errno.0,
+                };
             }
         }
         control

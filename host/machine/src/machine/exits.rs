@@ -78,6 +78,10 @@ impl Machine {
 
     /// Acts on how the backend came back. True: the guest may run.
     fn apply(&mut self, n: u32, resume: &Resume, exit: Option<&Exit>) -> Result<bool, End> {
+        if resume.kind == ResumeKind::DIRTY_RING_FULL && self.empty_rings() {
+            self.vcpus[n as usize].needs_entry = true;
+            return Ok(false);
+        }
         let state = &mut self.vcpus[n as usize].state;
         match resume.kind {
             ResumeKind::RESUME | ResumeKind::IO | ResumeKind::MMIO => Ok(state.activity == Activity::ACTIVE),

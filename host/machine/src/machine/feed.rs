@@ -5,7 +5,7 @@
 //! that the tape did not tell is *unknown*: a read of it is counted, and what depends on it is not to be judged.
 
 use super::{Limits, Machine};
-use crate::tape::Feeding;
+use crate::{tape::Feeding, vcpu::Vcpu};
 use vmtape_arch::{
     PAGE_SHIFT, PAGE_SIZE,
     note::Note,
@@ -66,7 +66,7 @@ impl Machine {
         if let Some(fed) = self.services.fed.as_mut().filter(|fed| !fed.keeps()) {
             fed.knowledge.memory.forget();
         }
-        group.controls_before.iter().for_each(|control| _ = self.control(control));
+        group.controls_before.iter().for_each(|control| self.control_fed(control));
         self.wake_fed(n);
         self.services.clock.icount = group.exit.icount;
         let now = self.services.clock.now();
@@ -173,11 +173,14 @@ impl Machine {
 
     /// What the VMM did after the exit, and the entry.
     pub(super) fn enter_fed(&mut self, n: u32, controls: &[Control]) -> Option<End> {
-        controls.iter().for_each(|control| _ = self.control(control));
+        controls.iter().for_each(|control| self.control_fed(control));
         self.look_at_kick(n);
-        let vcpu = &self.vcpus[n as usize];
-        if vcpu.needs_entry && vcpu.state.activity == Activity::ACTIVE {
-            return self.enter(n).err();
+        let wants_entry = |vcpu: &Vcpu| vcpu.needs_entry && vcpu.state.activity == Activity::ACTIVE;
+        // Again where the VMM has made room in a dirty ring.
+        while wants_entry(&self.vcpus[n as usize]) {
+            if let Err(end) = self.enter(n) {
+                return Some(end);
+            }
         }
         None
     }

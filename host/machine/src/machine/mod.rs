@@ -132,6 +132,7 @@ impl Machine {
                 .set_memory_region(&slot, &mut self.services)
                 .map_err(refused(format!("memory slot {} at {:#x}", slot.slot, slot.gpa)))?;
         }
+        self.run_script_before_vcpus();
         for (n, vcpu) in (0..).zip(&mut self.vcpus) {
             self.backend.create_vcpu(n).map_err(refused(format!("vCPU {n}")))?;
             let cpuid = self.services.cpuid[n as usize].clone();

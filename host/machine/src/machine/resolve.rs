@@ -48,7 +48,7 @@ impl Machine {
         let mut controls = &group.controls[..];
         let resolved = self.resolve_stimulus(n, group, &mut controls);
         // The VMM has done them all the same where there is no exit to do them after.
-        controls.iter().for_each(|control| _ = self.control(control));
+        controls.iter().for_each(|control| self.control_fed(control));
         resolved
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{Error, model::CpuidChange};
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr};
+use std::{collections::VecDeque, fmt, str::FromStr};
 use vmtape_abi::MemoryRegion;
 use vmtape_traces::{event::Control, ioctl::Action};
 
@@ -23,6 +23,8 @@ pub enum When {
     Exit(u64),
     /// After so many instructions retired.
     Insn(u64),
+    /// Before there are vCPUs, which some capabilities must be enabled before.
+    Create,
 }
 
 impl fmt::Display for When {
@@ -31,6 +33,7 @@ impl fmt::Display for When {
             Self::Start => f.write_str("start"),
             Self::Exit(exit) => write!(f, "exit={exit}"),
             Self::Insn(insn) => write!(f, "insn={insn}"),
+            Self::Create => f.write_str("create"),
         }
     }
 }
@@ -38,14 +41,15 @@ impl fmt::Display for When {
 impl FromStr for When {
     type Err = String;
 
-    /// `start`, `exit=N` or `insn=N`.
+    /// `create`, `start`, `exit=N` or `insn=N`.
     fn from_str(text: &str) -> Result<Self, String> {
         let count = |count: &str| count.parse().map_err(|_| format!("{text}: `{count}` is not a count"));
         match text.split_once('=') {
+            None if text == "create" => Ok(Self::Create),
             None if text == "start" => Ok(Self::Start),
             Some(("exit", exit)) => Ok(Self::Exit(count(exit)?)),
             Some(("insn", insn)) => Ok(Self::Insn(count(insn)?)),
-            _ => Err(format!("`{text}` is none of start, exit=N, insn=N")),
+            _ => Err(format!("`{text}` is none of create, start, exit=N, insn=N")),
         }
     }
 }
@@ -57,6 +61,8 @@ pub(crate) struct Script {
     /// The next moments, so that a run need not look at every step after every exit.
     next_exit: u64,
     next_insn: u64,
+    /// What was done before there were vCPUs and nobody has been told yet.
+    created: VecDeque<Control>,
     /// What was done, and after how many exits.
     log: Vec<(u64, Control)>,
 }
@@ -72,6 +78,7 @@ impl Script {
             done: vec![false; steps.len()],
             next_exit: 0,
             next_insn: 0,
+            created: VecDeque::new(),
             log: Vec::new(),
         };
         script.look_ahead();
@@ -88,28 +95,53 @@ impl Script {
     }
 
     pub(crate) fn take_due(&mut self, exits: u64, icount: u64) -> Vec<Action> {
-        let mut due = Vec::new();
+        let (mut created, mut due) = (Vec::new(), Vec::new());
         for (step, done) in self.steps.iter().zip(&mut self.done).filter(|(_, done)| !**done) {
             *done = match step.at {
-                When::Start => true,
+                When::Create | When::Start => true,
                 When::Exit(exit) => exits >= exit,
                 When::Insn(insn) => icount >= insn,
             };
+            let due = if step.at == When::Create { &mut created } else { &mut due };
             due.extend(done.then(|| step.action.clone()));
         }
         self.look_ahead();
-        due
+        created.append(&mut due);
+        created
     }
 
     fn look_ahead(&mut self) {
         (self.next_exit, self.next_insn) = (u64::MAX, u64::MAX);
         for (step, _) in self.steps.iter().zip(&self.done).filter(|(_, done)| !**done) {
             match step.at {
-                When::Start => self.next_exit = 0,
+                When::Create | When::Start => self.next_exit = 0,
                 When::Exit(exit) => self.next_exit = self.next_exit.min(exit),
                 When::Insn(insn) => self.next_insn = self.next_insn.min(insn),
             }
         }
+    }
+
+    /// What there is to do before there are vCPUs.
+    pub(crate) fn before_vcpus(&self) -> Vec<Action> {
+        let steps = self.steps.iter().filter(|step| step.at == When::Create);
+        steps.map(|step| step.action.clone()).collect()
+    }
+
+    /// An ioctl was made before there were vCPUs; it is told when the run begins.
+    pub(crate) fn created(&mut self, control: Control) {
+        self.created.push_back(control);
+    }
+
+    /// The next ioctl that was made already.
+    pub(crate) fn next_created(&mut self) -> Option<Control> {
+        self.created.pop_front()
+    }
+
+    /// Whether the script itself empties dirty rings; otherwise the VMM does it when one is full.
+    pub(crate) fn empties_rings(&self) -> bool {
+        let empties =
+            |step: &Step| matches!(step.action, Action::HarvestDirtyRing { .. } | Action::ResetDirtyRings {});
+        self.steps.iter().any(empties)
     }
 
     /// Takes note of what was done.
@@ -129,6 +161,7 @@ impl Script {
     /// Goes on where a checkpoint was made.
     pub(crate) fn resume(&mut self, done: Vec<bool>) {
         self.done = done;
+        self.created.clear();
         self.look_ahead();
     }
 
@@ -148,6 +181,13 @@ impl Step {
     pub fn check(&self, vcpus: u32) -> Result<(), String> {
         if let Some(vcpu) = self.action.vcpu().filter(|vcpu| *vcpu >= vcpus) {
             return Err(format!("there is no vCPU {vcpu}: the machine has {vcpus}, numbered from 0"));
+        }
+        if self.at == When::Create
+            && (self.action.vcpu().is_some() || matches!(self.action, Action::SetMemoryRegion { .. }))
+        {
+            return Err(
+                "before there are vCPUs only KVM_ENABLE_CAP and questions to the VM are possible".into()
+            );
         }
         match &self.action {
             Action::SetCpuid { change, .. } => change.parse::<CpuidChange>().map(drop),

@@ -318,6 +318,32 @@ static vt_Status set_memory_region(vt_Vm *vm, const vt_MemoryRegion *region, vt_
     return vt_STATUS_OK;
 }
 
+static vt_Status enable_cap(vt_Vm *vm, uint32_t cap, uint32_t flags, uint64_t arg) {
+    (void)vm, (void)cap, (void)flags, (void)arg;
+    return -22; // -EINVAL
+}
+
+static vt_Status get_dirty_log(vt_Vm *vm, uint32_t slot, vt_HostRef host, vt_Sink_u64 sink) {
+    (void)vm, (void)slot, (void)host, (void)sink;
+    return -25; // -ENOTTY
+}
+
+static vt_Status clear_dirty_log(vt_Vm *vm, uint32_t slot, uint64_t first, uint32_t pages, vt_Slice_u64 bits,
+                                 vt_HostRef host) {
+    (void)vm, (void)slot, (void)first, (void)pages, (void)bits, (void)host;
+    return -25; // -ENOTTY
+}
+
+static vt_Status harvest_dirty_ring(vt_Vm *vm, uint32_t vcpu, vt_Sink_DirtyGfn sink) {
+    (void)vm, (void)vcpu, (void)sink;
+    return -22; // -EINVAL
+}
+
+static vt_Status reset_dirty_rings(vt_Vm *vm, vt_HostRef host, uint32_t *count) {
+    (void)vm, (void)host, (void)count;
+    return -22; // -EINVAL
+}
+
 static vt_Status create_vcpu(vt_Vm *vm, uint32_t vcpu) {
     (void)vm, (void)vcpu;
     return vt_STATUS_OK;
@@ -432,6 +458,11 @@ static const vt_BackendTable table = {
     .enter = enter,
     .handle_exit = handle_exit,
     .query = query,
+    .enable_cap = enable_cap,
+    .get_dirty_log = get_dirty_log,
+    .clear_dirty_log = clear_dirty_log,
+    .harvest_dirty_ring = harvest_dirty_ring,
+    .reset_dirty_rings = reset_dirty_rings,
 };
 
 #ifdef VARIANT_NO_SYMBOL

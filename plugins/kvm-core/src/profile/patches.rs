@@ -235,14 +235,36 @@ pub const MAPPABLE_WIDTH: &[Entry] = &[
 ];
 
 /// Dirty logging.
-pub const DIRTY_LOGGING: &[Entry] = &[Entry::patch(
-    Switch::PML_IN_WRITE_ORDER,
-    Scope::VMX,
-    "The log of page modifications is drained in the order in which silicon wrote it, instead of newest first",
-)
-.commit("37c3ddfe5238", "KVM: VMX: read the PML log in the same order as it was written")
-.source("vmx/vmx.c vmx_flush_pml_buffer()")
-.since("v6.14")];
+pub const DIRTY_LOGGING: &[Entry] = &[
+    Entry::patch(
+        Switch::PML_IN_WRITE_ORDER,
+        Scope::VMX,
+        "The log of page modifications is drained in the order in which silicon wrote it, instead of newest first",
+    )
+    .commit("37c3ddfe5238", "KVM: VMX: read the PML log in the same order as it was written")
+    .source("vmx/vmx.c vmx_flush_pml_buffer()")
+    .since("v6.14"),
+    Entry::patch(
+        Switch::DIRTY_LOG_INITIALLY_SET,
+        Scope::ALL,
+        "A dirty log may begin with every page set, so that nothing is protected when logging begins",
+    )
+    .commit("3c9bd4006bfc", "KVM: x86: enable dirty log gradually in small chunks")
+    .source("kvm_main.c kvm_vm_ioctl_enable_cap_generic()")
+    .since("v5.7"),
+    Entry::patch(Switch::DIRTY_LOG_RING, Scope::ALL, "Dirty pages are told in a ring of each vCPU")
+        .commit("fb04a1eddb1a", "KVM: X86: Implement ring-based dirty memory tracking")
+        .source("dirty_ring.c, kvm_main.c kvm_vm_ioctl_enable_dirty_log_ring()")
+        .since("v5.11"),
+    Entry::patch(
+        Switch::DIRTY_LOG_RING_ACQ_REL,
+        Scope::ALL,
+        "The ring has a second capability, for userspace that orders its accesses itself",
+    )
+    .commit("17601bfed909", "KVM: Add KVM_CAP_DIRTY_LOG_RING_ACQ_REL capability and config option")
+    .source("kvm_main.c kvm_vm_ioctl_check_extension_generic()")
+    .since("v6.1"),
+];
 
 /// KVM_GET_MSR_INDEX_LIST. What lies between 6.1 and 6.12 was read in these two only.
 pub const MSR_LISTS: &[Entry] = &[

@@ -63,6 +63,9 @@ open_enum! {
         ACC_READ_MASK = 160 => "acc-read-mask",
         /// Dirty logging.
         PML_IN_WRITE_ORDER = 170 => "pml-in-write-order",
+        DIRTY_LOG_INITIALLY_SET = 171 => "dirty-log-initially-set",
+        DIRTY_LOG_RING = 172 => "dirty-log-ring",
+        DIRTY_LOG_RING_ACQ_REL = 173 => "dirty-log-ring-acq-rel",
         /// What KVM tells a VMM to save.
         NESTED_TSC_SCALING = 190 => "nested-tsc-scaling",
         PMU_MSRS_APART = 191 => "pmu-msrs-apart",

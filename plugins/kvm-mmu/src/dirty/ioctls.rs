@@ -1,18 +1,57 @@
-//! The ioctls that fetch and clear a slot's bitmap, and the one that resets the rings.
+//! The ioctls of dirty logging: what is enabled, a slot's bitmap, and the rings, which userspace maps.
 //!
 //! See: KVM virt/kvm/kvm_main.c kvm_get_dirty_log_protect(), kvm_clear_dirty_log_protect(), kvm_vm_ioctl_reset_dirty_pages(), as of 6.12
 
-use super::ring::{Entry, Ring};
+use super::{
+    INITIALLY_SET, MANUAL_ENABLE,
+    ring::{Entry, Ring},
+};
 use crate::{
     mmu::Mmu,
     slots::{Slot, USER_SLOTS},
 };
-use vmtape_abi::{ALL_VCPUS, Errno, FlushScope, Host};
+use vmtape_abi::{ALL_VCPUS, DirtyGfn, Errno, FlushScope, Host};
 
 /// KVM_ADDRESS_SPACE_NUM: one more for SMM, which has no slots here.
 const ADDRESS_SPACES: u32 = 2;
+/// KVM_DIRTY_GFN_F_RESET.
+const HARVESTED: u32 = 1 << 1;
 
 impl Mmu {
+    /// KVM_ENABLE_CAP of KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2; `initially_set`: this release has it.
+    pub fn enable_manual_protect(&mut self, flags: u32, arg: u64, initially_set: bool) -> Result<(), Errno> {
+        let both = MANUAL_ENABLE | INITIALLY_SET;
+        let allowed = if initially_set && arg & MANUAL_ENABLE != 0 { both } else { MANUAL_ENABLE };
+        if flags != 0 || arg & !allowed != 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.dirty.manual = arg;
+        Ok(())
+    }
+
+    /// KVM_ENABLE_CAP of KVM_CAP_DIRTY_LOG_RING: once, before any vCPU, a ring of so many bytes for each.
+    pub fn enable_dirty_ring(&mut self, bytes: u64) -> Result<(), Errno> {
+        let entries = Ring::entries_of(bytes, self.config.pml)?;
+        if self.dirty.ring_entries != 0 || !self.vcpus.is_empty() {
+            return Err(Errno::EINVAL);
+        }
+        self.dirty.ring_entries = entries;
+        // A slot that logs already has no bitmap from here on.
+        self.dirty.bitmaps.clear();
+        Ok(())
+    }
+
+    /// What userspace takes from a vCPU's ring. It has kicked the vCPU, so that nothing is left in the log of silicon.
+    pub fn harvest_dirty_ring(&mut self, vcpu: u32) -> Result<Vec<DirtyGfn>, Errno> {
+        if self.dirty.ring_entries == 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.flush_pml(vcpu);
+        let ring = self.dirty.rings.get_mut(vcpu as usize).ok_or(Errno::EINVAL)?;
+        let gfn = |entry: Entry| DirtyGfn { flags: HARVESTED, slot: entry.slot, offset: entry.offset };
+        Ok(ring.harvest().into_iter().map(gfn).collect())
+    }
+
     /// KVM_RESET_DIRTY_RINGS: protects what was harvested, and gives the number of entries.
     pub fn reset_dirty_rings(&mut self, host: &mut dyn Host) -> Result<u32, Errno> {
         if self.dirty.ring_entries == 0 {

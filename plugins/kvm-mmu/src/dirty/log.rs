@@ -4,15 +4,10 @@ use super::{bitmap::Bitmap, ring::Ring};
 use crate::{slots::Slots, tdp::pml::Pml};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use vmtape_abi::Errno;
 
-/// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_DIRTY_LOG_RING and KVM_CAP_DIRTY_LOG_RING_ACQ_REL.
-pub const CAP_MANUAL_PROTECT2: u32 = 168;
-pub const CAP_RING: u32 = 192;
-pub const CAP_RING_ACQ_REL: u32 = 223;
 /// KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE and KVM_DIRTY_LOG_INITIALLY_SET.
-const MANUAL_ENABLE: u64 = 1;
-const INITIALLY_SET: u64 = 2;
+pub const MANUAL_ENABLE: u64 = 1;
+pub const INITIALLY_SET: u64 = 2;
 
 /// What a VM keeps for dirty logging.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +18,7 @@ pub struct DirtyLog {
     pub(super) bitmaps: BTreeMap<u32, Bitmap>,
     /// Entries of each vCPU's ring; zero: bitmaps are used.
     pub(super) ring_entries: u32,
-    pub rings: Vec<Ring>,
+    pub(super) rings: Vec<Ring>,
     /// Each vCPU's buffer of page-modification logging; silicon uses it while a slot logs.
     pub(crate) pml: Vec<Pml>,
     /// `nr_memslots_dirty_logging` is not zero.
@@ -74,35 +69,5 @@ impl DirtyLog {
         } else if let Some(bitmap) = self.bitmaps.get_mut(&slot.id) {
             bitmap.set(offset);
         }
-    }
-
-    /// KVM_ENABLE_CAP of dirty logging. `created`: there are vCPUs; `pml`: silicon logs writes for them.
-    pub(super) fn enable_cap(
-        &mut self,
-        cap: u32,
-        flags: u32,
-        arg: u64,
-        created: bool,
-        pml: bool,
-    ) -> Result<(), Errno> {
-        match cap {
-            CAP_MANUAL_PROTECT2 => {
-                let allowed =
-                    if arg & MANUAL_ENABLE != 0 { MANUAL_ENABLE | INITIALLY_SET } else { MANUAL_ENABLE };
-                if flags != 0 || arg & !allowed != 0 {
-                    return Err(Errno::EINVAL);
-                }
-                self.manual = arg;
-            }
-            CAP_RING | CAP_RING_ACQ_REL => {
-                let entries = Ring::entries_of(arg, pml)?;
-                if self.ring_entries != 0 || created {
-                    return Err(Errno::EINVAL);
-                }
-                self.ring_entries = entries;
-            }
-            _ => return Err(Errno::EINVAL),
-        }
-        Ok(())
     }
 }

@@ -10,19 +10,14 @@ mod ring;
 #[cfg(test)]
 mod tests;
 
-pub use log::{CAP_MANUAL_PROTECT2, CAP_RING, CAP_RING_ACQ_REL, DirtyLog};
-pub use ring::{Entry, Ring};
+pub use log::{DirtyLog, INITIALLY_SET, MANUAL_ENABLE};
+pub use ring::MOST_RING_BYTES;
+
+use ring::Ring;
 
 use crate::mmu::Mmu;
-use vmtape_abi::Errno;
 
 impl Mmu {
-    /// KVM_ENABLE_CAP, as far as it is about dirty logging.
-    pub fn enable_dirty_cap(&mut self, cap: u32, flags: u32, arg: u64) -> Result<(), Errno> {
-        let created = !self.vcpus.is_empty();
-        self.dirty.enable_cap(cap, flags, arg, created, self.config.pml)
-    }
-
     /// `kvm_vcpu_mark_page_dirty`.
     pub(crate) fn mark_dirty(&mut self, vcpu: u32, gfn: u64) {
         self.dirty.mark(&self.slots, vcpu, gfn);

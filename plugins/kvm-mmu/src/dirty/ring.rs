@@ -9,16 +9,18 @@ use vmtape_abi::Errno;
 /// Bytes of `struct kvm_dirty_gfn`, and KVM_DIRTY_RING_MAX_ENTRIES.
 const ENTRY_SIZE: u64 = 16;
 const MAX_ENTRIES: u64 = 65_536;
+/// Bytes of the largest ring.
+pub const MOST_RING_BYTES: u64 = ENTRY_SIZE * MAX_ENTRIES;
 /// KVM_DIRTY_RING_RSVD_ENTRIES, and what one flush of the buffer of page-modification logging pushes.
 const RESERVED: u32 = 64;
 const PML_RESERVED: u32 = 512;
 
-/// `struct kvm_dirty_gfn`: a page of a slot.
+/// A page of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     pub slot: u32,
     pub offset: u64,
-    /// KVM_DIRTY_GFN_F_RESET: userspace has harvested it.
+    /// Userspace has taken it.
     pub harvested: bool,
 }
 
@@ -42,7 +44,7 @@ impl Ring {
         if !bytes.is_power_of_two() || bytes < least {
             return Err(Errno::EINVAL);
         }
-        if bytes > MAX_ENTRIES * ENTRY_SIZE {
+        if bytes > MOST_RING_BYTES {
             return Err(Errno::E2BIG);
         }
         Ok((bytes / ENTRY_SIZE) as u32)

@@ -1,6 +1,6 @@
 //! Dirty logging in KVM's words, on nested tables of both formats. Errnos: KVM Documentation/virt/kvm/api.rst 4.8, 4.117, 8.29.
 
-use super::{CAP_MANUAL_PROTECT2, CAP_RING, Ring};
+use super::Ring;
 use crate::{
     fault::{FaultCode, Handled},
     mmu::{Config, Mmu, Unmappable},
@@ -169,7 +169,7 @@ fn the_513th_page_finds_the_log_full() {
 fn manual_protection_clears_what_userspace_says() {
     for (format, pml) in WAYS {
         let mut bench = Bench::new(format, pml);
-        bench.mmu.enable_dirty_cap(CAP_MANUAL_PROTECT2, 0, 1).unwrap();
+        bench.mmu.enable_manual_protect(0, 1, true).unwrap();
         let mut bench = bench.start(1);
         bench.write(3);
         bench.write(4);
@@ -185,7 +185,7 @@ fn manual_protection_clears_what_userspace_says() {
 fn initially_set_protects_at_the_first_clear() {
     for (format, pml) in WAYS {
         let mut bench = Bench::new(format, pml);
-        bench.mmu.enable_dirty_cap(CAP_MANUAL_PROTECT2, 0, 3).unwrap();
+        bench.mmu.enable_manual_protect(0, 3, true).unwrap();
         let mut bench = bench.start(0);
         bench.write(3);
         bench.slot(1);
@@ -242,9 +242,9 @@ fn errnos_are_those_of_the_ioctls() {
     }
     for (arg, errno) in [(2, Some(Errno::EINVAL)), (4, Some(Errno::EINVAL)), (0, None), (1, None), (3, None)]
     {
-        assert_eq!(bench.mmu.enable_dirty_cap(CAP_MANUAL_PROTECT2, 0, arg).err(), errno, "{arg}");
+        assert_eq!(bench.mmu.enable_manual_protect(0, arg, true).err(), errno, "{arg}");
     }
-    assert_eq!(bench.mmu.enable_dirty_cap(CAP_RING, 0, RING), Err(Errno::EINVAL), "there is a vCPU");
+    assert_eq!(bench.mmu.enable_dirty_ring(RING), Err(Errno::EINVAL), "there is a vCPU");
     assert_eq!(bench.mmu.reset_dirty_rings(&mut bench.host), Err(Errno::EINVAL));
 }
 
@@ -268,8 +268,8 @@ fn rings_have_sizes() {
 fn a_ring_fills_is_harvested_and_reset() {
     for (format, pml) in WAYS {
         let mut bench = Bench::new(format, pml);
-        bench.mmu.enable_dirty_cap(CAP_RING, 0, RING).unwrap();
-        assert_eq!(bench.mmu.enable_dirty_cap(CAP_RING, 0, RING), Err(Errno::EINVAL), "once only");
+        bench.mmu.enable_dirty_ring(RING).unwrap();
+        assert_eq!(bench.mmu.enable_dirty_ring(RING), Err(Errno::EINVAL), "once only");
         let mut bench = bench.start(1);
         assert_eq!(bench.mmu.get_dirty_log(0, &mut bench.host), Err(Errno::ENXIO));
         let limit = 1024 - if pml { 576 } else { 64 };
@@ -280,12 +280,11 @@ fn a_ring_fills_is_harvested_and_reset() {
         assert_eq!(before.count(), limit - 1, "{format:?} pml {pml}");
         assert_eq!(bench.mmu.reset_dirty_rings(&mut bench.host), Ok(0), "nothing is harvested");
         assert!(bench.mmu.ring_is_full(0), "until a reset makes room");
-        let harvest = bench.mmu.dirty.rings[0].harvest();
+        let harvest = bench.mmu.harvest_dirty_ring(0).unwrap();
         assert!(harvest.iter().map(|entry| entry.offset).eq(0..limit as u64));
         assert_eq!(bench.mmu.reset_dirty_rings(&mut bench.host), Ok(limit as u32));
         assert!(!bench.mmu.ring_is_full(0));
         bench.write(3);
-        bench.mmu.flush_pml(0);
-        assert_eq!(bench.mmu.dirty.rings[0].harvest().len(), 1, "the page was armed again");
+        assert_eq!(bench.mmu.harvest_dirty_ring(0).unwrap().len(), 1, "the page was armed again");
     }
 }
