@@ -114,6 +114,7 @@ pub fn event_kind(event: &Event) -> String {
         Event::StateHash { .. } => "state-hash".into(),
         Event::Milestone(_) => "milestone".into(),
         Event::Line { .. } => "line".into(),
+        Event::Moment { .. } => "moment".into(),
         Event::End { .. } => "end".into(),
     }
 }

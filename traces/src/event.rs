@@ -33,6 +33,9 @@ pub enum Event {
     Milestone(Milestone),
     /// A line of an imported trace that has no decoded form: `event: text`.
     Line { vcpu: u32, text: String },
+    /// When the event of an imported trace that follows happened, and at which rip if it tells one: outside an exit, whose
+    /// own time and rip are those of what belongs to it.
+    Moment { vcpu: u32, icount: u64, rip: Option<u64> },
     /// The run ended.
     End { icount: u64, exits: u64, end: End },
 }

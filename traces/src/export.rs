@@ -122,6 +122,7 @@ fn object(event: &Event, exit: Option<u64>) -> Value {
             let text = text.split_once(": ").map_or("", |(_, text)| text);
             put(json!({ "vcpu": vcpu, "text": text }));
         }
+        Event::Moment { vcpu, icount, rip } => put(json!({ "vcpu": vcpu, "icount": icount, "rip": rip })),
         Event::End { icount, exits, end } => {
             put(json!({ "icount": icount, "exits": exits, "end": value(end) }));
         }

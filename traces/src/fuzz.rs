@@ -72,6 +72,14 @@ pub fn columns(bytes: &[u8]) {
     }
 }
 
+/// Imports bytes as a `trace.dat` or `perf.data` file.
+pub fn trace_file(bytes: &[u8]) {
+    let Ok(mut file) = tempfile::NamedTempFile::new() else { return };
+    if std::io::Write::write_all(&mut file, bytes).is_ok() {
+        let _ = import::events(&Source::Path(file.path().to_owned()), &mut |_| Ok(()));
+    }
+}
+
 /// Imports bytes as the text of a trace.
 pub fn trace_text(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes).into_owned();

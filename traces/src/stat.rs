@@ -85,6 +85,7 @@ impl Event {
             Self::StateHash { .. } => "state_hash".into(),
             Self::Milestone(_) => "milestone".into(),
             Self::Line { text, .. } => text.split(':').next().unwrap_or_default().to_owned().into(),
+            Self::Moment { .. } => "moment".into(),
             Self::End { .. } => "end".into(),
         }
     }

@@ -2,10 +2,14 @@
 
 mod common;
 
-use common::{PageTableTest, tape_of};
+use common::{
+    PageTableTest,
+    dat::{self, Item},
+    tape_of,
+};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
-use std::env;
+use std::{collections::BTreeMap, env};
 use vmtape_traces::{codec::Encoder, flat::Clock, fuzz};
 
 /// Flips, cuts, repeats and overwrites bytes.
@@ -70,4 +74,20 @@ fn trace_text() {
     let (head, tail) = lines.split_at(lines.len() - 80);
     let corpus: Vec<_> = head[..40].iter().chain(tail).cloned().collect();
     run(3, &corpus, 200, fuzz::trace_text);
+}
+
+#[test]
+fn trace_files() {
+    let event = |cpu, time, data| Item::Event { cpu, time, data };
+    let items = [
+        event(0, 1_000, dat::exit(7, 0, 0x1000, 0x2000)),
+        event(1, 1_001, dat::other(8, "name", 3)),
+        Item::Lost { cpu: 0, events: 3 },
+        event(0, 1 << 30, dat::entry(7, 0, 0x1002)),
+    ];
+    let shape = |version, zstd| dat::Shape { version, zstd, clock: "local" };
+    let comms = BTreeMap::from([(7, "CPU 0/KVM")]);
+    let corpus =
+        [shape(6, false), shape(7, false), shape(7, true)].map(|shape| dat::file(shape, &comms, &items));
+    run(4, &corpus, 1500, fuzz::trace_file);
 }

@@ -114,8 +114,14 @@ Examples:
   vmtape scenarios --slow --json --junit scenarios.xml";
 
 pub const IMPORT: &str = "\
+Reads trace.dat of trace-cmd, and text of tracefs (`trace`), `trace-cmd report` and `perf script`; also within gzip or zstd.
+
+Exit codes: 0 a tape was made, 2 usage, 125 nothing of KVM was understood or the trace cannot be read.
+
 Examples:
-  vmtape import -o real.tape trace.txt.gz";
+  vmtape import -o real.tape trace.dat
+  vmtape import -o real.tape trace.txt.gz
+  perf script -i perf.data | vmtape import -o real.tape -";
 
 pub const EXPORT: &str = "\
 Examples:

@@ -33,6 +33,7 @@ pub mod tag {
     pub const LINE: u64 = 8;
     pub const END: u64 = 9;
     pub const MILESTONE: u64 = 10;
+    pub const MOMENT: u64 = 15;
     pub const NOTE: u64 = 0x100;
 }
 
@@ -153,6 +154,11 @@ impl Flat {
                 self.blob.extend_from_slice(text.as_bytes());
                 tag::LINE
             }
+            Event::Moment { vcpu, icount, rip } => {
+                self.words.push(clock.forward(*icount));
+                self.words.extend([join(*vcpu, rip.is_some().into()), rip.unwrap_or(0)]);
+                tag::MOMENT
+            }
             Event::End { icount, exits, end } => {
                 self.words.extend([clock.forward(*icount), exits.wrapping_sub(clock.exits)]);
                 end_words(end, &mut self.words, &mut self.blob);
@@ -202,6 +208,15 @@ impl Flat {
                 hash: w.next()?,
             }),
             tag::LINE => Event::Line { vcpu: w.u32()?, text: text(&self.blob)? },
+            tag::MOMENT => {
+                let (icount, who, rip) = (clock.at(w.next()?), w.next()?, w.next()?);
+                let rip = match (high(who), rip) {
+                    (0, 0) => None,
+                    (1, rip) => Some(rip),
+                    _ => return Err("a moment with a rip that it does not tell"),
+                };
+                Event::Moment { vcpu: low(who), icount, rip }
+            }
             tag::END => Event::End {
                 icount: clock.at(w.next()?),
                 exits: clock.exits.wrapping_add(w.next()?),

@@ -1,9 +1,14 @@
-//! Lines into exits: what a vCPU's thread printed from one exit to the entry that follows it belongs together.
+//! Events into exits: what a vCPU's thread did from one exit to the entry that follows it belongs together.
 
-use super::{Error, line::Record, note};
+use super::{
+    Error,
+    line::{Body, Lost, Record},
+    note,
+    survey::{Survey, VM_SHIFT},
+};
 use crate::{
-    event::{Event, ExitEvent},
-    text::{OWN, STIMULUS, merge_stimulus, parse_own, split_place},
+    event::{Event, ExitEvent, NO_VCPU},
+    text::{OWN, STIMULUS, lost_text, merge_stimulus, parse_own},
 };
 use std::collections::BTreeMap;
 use vmtape_arch::{
@@ -15,14 +20,17 @@ use vmtape_arch::{
 type Sink<'a> = &'a mut dyn FnMut(Event) -> Result<(), Error>;
 
 /// The exits that are open, by vCPU.
-#[derive(Default)]
 pub struct Groups {
     open: BTreeMap<u32, Group>,
+    /// The vCPU that each task runs.
+    tasks: BTreeMap<u32, u32>,
     /// The architecture of the last exit.
     isa: Isa,
     exits: u64,
     /// The text is a printed tape: events keep the order of lines, and an end of handling that is not printed is one.
-    pub in_order: bool,
+    in_order: bool,
+    /// The time of the last event given out that has one.
+    shown: u64,
 }
 
 #[derive(Default)]
@@ -31,50 +39,85 @@ struct Group {
     events: Vec<Event>,
     exit: bool,
     resumed: bool,
+    /// The CPU of its last event.
+    cpu: Option<u32>,
 }
 
 impl Groups {
-    /// Takes a line. Says whether it was decoded.
-    pub fn record(
-        &mut self,
-        vcpu: u32,
-        clock: u64,
-        record: &Record<'_>,
-        sink: Sink<'_>,
-    ) -> Result<bool, Error> {
+    pub fn new(survey: &Survey) -> Self {
+        Self {
+            open: BTreeMap::new(),
+            tasks: survey.tasks.clone(),
+            isa: survey.isa,
+            exits: 0,
+            in_order: survey.in_order,
+            shown: 0,
+        }
+    }
+
+    /// The vCPU of an event: the one that it names, else the one that its task runs.
+    fn vcpu(&mut self, record: &Record<'_>) -> u32 {
+        let Some(runs) = self.tasks.get_mut(&record.pid) else { return NO_VCPU };
+        if let Some(named) = record.named_vcpu() {
+            *runs = *runs >> VM_SHIFT << VM_SHIFT | named;
+        }
+        *runs
+    }
+
+    /// Takes an event. Says whether it was decoded.
+    pub fn record(&mut self, record: &Record<'_>, sink: Sink<'_>) -> Result<bool, Error> {
+        let vcpu = self.vcpu(record);
+        let icount = record.time.count();
         if record.event == "kvm_exit"
-            && let Some((rip, exit)) = note::exit(record.text, self.isa)
+            && let Some((rip, exit)) = record.exit(self.isa)
         {
             self.isa = exit.isa;
             self.exits += 1;
             self.close(vcpu, !self.in_order, sink)?;
-            let exit = Event::Exit(Box::new(ExitEvent { vcpu, icount: clock, rip, exit }));
-            self.open.insert(vcpu, Group { events: vec![exit], exit: true, resumed: false });
+            let exit = Event::Exit(Box::new(ExitEvent { vcpu, icount, rip, exit }));
+            self.open.insert(vcpu, Group { events: vec![exit], exit: true, resumed: false, cpu: record.cpu });
             return Ok(true);
         }
         let group = self.open.entry(vcpu).or_default();
-        if record.event == STIMULUS {
-            if let [exit] = &mut group.events[..]
-                && merge_stimulus(exit, record.text).is_some()
-            {
-                return Ok(true);
-            }
-        } else if record.event.starts_with(OWN)
-            && let Some(event) = parse_own(record.text)
-        {
-            group.resumed |= matches!(event, Event::Resume { .. });
-            self.push(vcpu, event, sink)?;
-            return Ok(true);
-        } else {
-            let (text, place) = split_place(record.text);
-            if let Some(note) = note::note(record.event, text) {
-                self.note(vcpu, place, note, sink)?;
+        group.cpu = record.cpu;
+        if let (Body::Text(text), true) = (record.body, record.event.starts_with(OWN)) {
+            if record.event == STIMULUS {
+                if let [exit] = &mut group.events[..]
+                    && merge_stimulus(exit, text).is_some()
+                {
+                    return Ok(true);
+                }
+            } else if let Some(event) = parse_own(text) {
+                group.resumed |= matches!(event, Event::Resume { .. });
+                self.push(vcpu, event, sink)?;
                 return Ok(true);
             }
         }
-        let text = format!("{}: {}", record.event, record.text);
+        self.outside(vcpu, icount, record, sink)?;
+        if let Some((place, note)) = record.note() {
+            self.note(vcpu, place, note, sink)?;
+            return Ok(true);
+        }
+        let text = format!("{}: {}", record.event, record.text());
         self.push(vcpu, Event::Line { vcpu, text }, sink)?;
+        if record.event == "kvm_entry" {
+            // Before 5.10 it does not tell the rip, so it stays a line, but it ends the exit.
+            self.resume(vcpu, sink)?;
+            self.close(vcpu, false, sink)?;
+        }
         Ok(false)
+    }
+
+    /// Outside an exit an event's own time and rip are given before it, where they are not those that were given last.
+    fn outside(&mut self, vcpu: u32, icount: u64, record: &Record<'_>, sink: Sink<'_>) -> Result<(), Error> {
+        if self.open.get(&vcpu).is_some_and(|group| group.exit) {
+            return Ok(());
+        }
+        let rip = (record.event == "kvm_page_fault").then(|| record.rip()).flatten();
+        if icount != self.shown || (rip.is_some() && !self.in_order) {
+            self.give(Event::Moment { vcpu, icount, rip }, sink)?;
+        }
+        Ok(())
     }
 
     fn note(&mut self, vcpu: u32, place: Place, note: Note, sink: Sink<'_>) -> Result<(), Error> {
@@ -85,12 +128,21 @@ impl Groups {
             event.exit.gpa = gpa;
         }
         let entry = matches!(note, Note::Entry { .. });
-        if entry && group.exit && !group.resumed {
-            group.resumed = true;
-            self.push(vcpu, Event::Resume { vcpu, resume: Resume::GUEST }, sink)?;
+        if entry {
+            self.resume(vcpu, sink)?;
         }
         self.push(vcpu, Event::Note { vcpu, place, note }, sink)?;
         if entry { self.close(vcpu, false, sink) } else { Ok(()) }
+    }
+
+    /// An entry: the handling of an open exit has ended.
+    fn resume(&mut self, vcpu: u32, sink: Sink<'_>) -> Result<(), Error> {
+        let group = self.open.entry(vcpu).or_default();
+        if group.exit && !group.resumed {
+            group.resumed = true;
+            self.push(vcpu, Event::Resume { vcpu, resume: Resume::GUEST }, sink)?;
+        }
+        Ok(())
     }
 
     /// Holds an event back while its exit is open. In order, only an exit waits, for what follows it at once.
@@ -100,8 +152,22 @@ impl Groups {
             group.events.push(event);
             return Ok(());
         }
-        for held in group.events.drain(..) {
-            sink(held)?;
+        for held in std::mem::take(&mut group.events) {
+            self.give(held, sink)?;
+        }
+        self.give(event, sink)
+    }
+
+    fn give(&mut self, event: Event, sink: Sink<'_>) -> Result<(), Error> {
+        match &event {
+            Event::Exit(exit) => self.shown = exit.icount,
+            Event::Moment { icount, .. }
+            | Event::Input { icount, .. }
+            | Event::Control { icount, .. }
+            | Event::StateHash { icount, .. }
+            | Event::End { icount, .. } => self.shown = *icount,
+            Event::Milestone(milestone) => self.shown = milestone.icount,
+            _ => {}
         }
         sink(event)
     }
@@ -111,12 +177,23 @@ impl Groups {
         let Some(group) = self.open.remove(&vcpu) else { return Ok(()) };
         let resumed = group.exit && exits_again && !group.resumed;
         for event in group.events {
-            sink(event)?;
+            self.give(event, sink)?;
         }
         if resumed {
             sink(Event::Resume { vcpu, resume: Resume::GUEST })?;
         }
         Ok(())
+    }
+
+    /// Events are missing: what was open on that CPU may have ended among them, and what follows is not its own.
+    pub fn lost(&mut self, lost: Lost, sink: Sink<'_>) -> Result<(), Error> {
+        let of_it = |group: &Group| lost.cpu.is_none() || group.cpu.is_none() || group.cpu == lost.cpu;
+        let vcpus: Vec<_> =
+            self.open.iter().filter(|(_, group)| of_it(group)).map(|(vcpu, _)| *vcpu).collect();
+        for vcpu in vcpus {
+            self.close(vcpu, false, sink)?;
+        }
+        self.give(Event::Line { vcpu: NO_VCPU, text: lost_text(lost.cpu, lost.events) }, sink)
     }
 
     /// Gives out what is left. Returns the number of exits.

@@ -1,5 +1,9 @@
 //! Tracepoint text into notes, in the forms of kernels 5.10 to 7.2. The inverse of `text::note_text`.
 
+use super::{
+    fields::{self, Fields, RawText},
+    plugin,
+};
 use crate::text::tables::{ACCESS, ApicRegister, MmioKind, parse_pferr, parse_reason};
 use vmtape_arch::{
     exception::Vector,
@@ -45,21 +49,38 @@ impl<'a> Scan<'a> {
 }
 
 /// `kvm_exit`'s fields: the rip and the exit. `last` is the architecture of reasons that print as numbers.
+///
+/// Kernels before 5.10 and libtraceevent's plugin print `info A B` and tell neither `intr_info` nor `error_code`: zeros.
 pub fn exit(text: &str, last: Isa) -> Option<(u64, Exit)> {
+    if let Some(raw) = RawText::new(text) {
+        return fields::exit(&raw);
+    }
     let mut s = Scan(text);
     s.until("reason ")?;
-    let (isa, reason) = parse_reason(s.until(" rip ")?, last)?;
+    let reason = s.until(" rip ")?;
+    let (isa, reason) = parse_reason(reason, last).or_else(|| plugin::reason(reason, last))?;
     let rip = s.hex("")?;
-    let (info1, info2) = (s.hex(" info1 ")?, s.hex(" info2 ")?);
-    let intr_info = s.hex(" intr_info ")?;
-    let error_code = s.hex(" error_code ")?;
+    let old = !s.has(" info1 ");
+    let (info1, info2) =
+        if old { (s.hex(" info ")?, s.hex(" ")?) } else { (s.hex(" info1 ")?, s.hex(" info2 ")?) };
+    let told = s.has(" intr_info ");
+    let intr_info = if told { s.hex(" intr_info ")? } else { 0 };
+    let error_code = if told { s.hex(" error_code ")? } else { 0 };
     let mut exit = Exit { isa, reason, info1, info2, intr_info, error_code, ..Default::default() };
     addresses(&mut exit);
     Some((rip, exit))
 }
 
+/// The rip that `kvm_page_fault` tells, from 6.1 on.
+pub fn rip(text: &str) -> Option<u64> {
+    match RawText::new(text) {
+        Some(raw) => raw.number("guest_rip"),
+        None => Scan(text).hex(" rip "),
+    }
+}
+
 /// Where an exit's own fields hold addresses.
-fn addresses(exit: &mut Exit) {
+pub(crate) fn addresses(exit: &mut Exit) {
     use vmtape_arch::exit::SvmExitCode as Svm;
     match exit.isa {
         Isa::SVM if exit.reason == Svm::NPF.0 => exit.gpa = exit.info2,
@@ -86,6 +107,14 @@ pub fn gpa_of(exit: &Exit, note: &Note) -> Option<u64> {
 
 /// A note from the text of an event, if it has a decoded form.
 pub fn note(event: &str, text: &str) -> Option<Note> {
+    match RawText::new(text) {
+        Some(raw) => fields::note(event, &raw),
+        None => kernel_note(event, text).or_else(|| plugin::note(event, text)),
+    }
+}
+
+/// A note from the text that the kernel prints.
+fn kernel_note(event: &str, text: &str) -> Option<Note> {
     let mut s = Scan(text);
     Some(match event {
         "kvm_entry" => Note::Entry {

@@ -1,66 +1,166 @@
-//! Lines of a trace, plain or compressed with gzip.
+//! Where a trace comes from: a file, standard input or a text, recognised by what it begins with.
 
-use super::Error;
+use super::{
+    Error,
+    dat::{self, Trace},
+    line::{self, Line},
+    perf,
+};
 use flate2::bufread::MultiGzDecoder;
 use std::{
     fs::{self, File},
-    io::{self, BufRead, BufReader, Read},
-    path::PathBuf,
+    io::{self, BufRead, BufReader, Read, Seek, Write},
+    path::{Path, PathBuf},
 };
 
 /// Beyond this a line is no text.
 const LONGEST_LINE: usize = 64 << 10;
 const GZIP: &[u8] = &[0x1f, 0x8b];
-/// The first bytes of a trace.dat file.
-const TRACE_DAT: &[u8] = b"\x17\x08\x44tracing";
-
-/// A trace that can be read twice.
+const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+/// A trace to import.
 pub enum Source {
     Path(PathBuf),
+    /// Standard input. It is copied to a temporary file, because a trace is read twice.
+    Stdin,
     Text(String),
 }
 
 impl Source {
+    /// The trace at a path; `-` is standard input.
+    pub fn at(path: &Path) -> Self {
+        if path == Path::new("-") { Self::Stdin } else { Self::Path(path.to_owned()) }
+    }
+
     pub(super) fn name(&self) -> String {
         match self {
             Self::Path(path) => path.display().to_string(),
+            Self::Stdin => "standard input".to_owned(),
             Self::Text(_) => "(text)".to_owned(),
         }
     }
 
-    fn io(&self, cause: io::Error) -> Error {
-        Error::Io { trace: self.name(), cause }
-    }
-
-    /// Gives every line, without its end, to `each`.
-    pub(super) fn lines(&self, each: &mut dyn FnMut(&str) -> Result<(), Error>) -> Result<(), Error> {
-        match self {
-            Self::Text(text) => self.read(text.as_bytes(), each),
+    pub(super) fn open(&self) -> Result<Opened<'_>, Error> {
+        let name = self.name();
+        let io = |cause| Error::Io { trace: self.name(), cause };
+        let input = match self {
+            Self::Text(text) => Input::Text(text),
+            Self::Stdin => {
+                let mut file = tempfile::tempfile().map_err(io)?;
+                io::copy(&mut io::stdin().lock(), &mut file).map_err(io)?;
+                Input::File(file)
+            }
             Self::Path(path) => {
                 // A look before it is opened: to open a pipe is to wait for who writes to it.
-                let kind = fs::metadata(path).map_err(|e| self.io(e))?.file_type();
+                let kind = fs::metadata(path).map_err(io)?.file_type();
                 if !kind.is_file() && !kind.is_dir() {
-                    return Err(Error::Pipe { trace: self.name() });
+                    return Err(Error::Pipe { trace: name });
                 }
-                let file = File::open(path).map_err(|e| self.io(e))?;
-                let mut reader = BufReader::with_capacity(1 << 16, file);
-                if reader.fill_buf().map_err(|e| self.io(e))?.starts_with(GZIP) {
-                    let unzipped = MultiGzDecoder::new(reader);
-                    return self.read(BufReader::with_capacity(1 << 16, unzipped), each);
-                }
-                self.read(reader, each)
+                Input::File(File::open(path).map_err(io)?)
+            }
+        };
+        let mut opened = Opened { name, input, format: Format::Text };
+        opened.recognise().map_err(|cause| opened.io(cause))?;
+        Ok(opened)
+    }
+}
+
+enum Input<'a> {
+    Text(&'a str),
+    File(File),
+}
+
+/// A trace that can be read any number of times.
+pub(super) struct Opened<'a> {
+    name: String,
+    input: Input<'a>,
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Text,
+    TraceDat,
+    PerfData,
+}
+
+impl Format {
+    fn of(start: &[u8]) -> Self {
+        match start {
+            _ if start.starts_with(dat::MAGIC) => Self::TraceDat,
+            _ if perf::MAGIC.iter().any(|magic| start.starts_with(magic)) => Self::PerfData,
+            _ => Self::Text,
+        }
+    }
+}
+
+impl Opened<'_> {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn io(&self, cause: io::Error) -> Error {
+        Error::Io { trace: self.name.clone(), cause }
+    }
+
+    /// Finds out what it is. What is compressed as a whole and is no text is unpacked to a temporary file, because it is not
+    /// read from its beginning to its end.
+    fn recognise(&mut self) -> io::Result<()> {
+        let Input::File(file) = &self.input else { return Ok(()) };
+        let packed = is_packed(file)?;
+        let mut start = [0; 16];
+        let mut unpacked = unpacked(file)?;
+        let mut filled = 0;
+        while filled < start.len() {
+            match unpacked.read(&mut start[filled..]) {
+                Ok(0) => break,
+                Ok(more) => filled += more,
+                // A file that is cut this early is read as text, which says so.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+                Err(error) => return Err(error),
+            }
+        }
+        self.format = Format::of(&start[..filled]);
+        if packed && self.format != Format::Text {
+            let mut whole = tempfile::tempfile()?;
+            whole.write_all(&start[..filled])?;
+            io::copy(&mut unpacked, &mut whole)?;
+            drop(unpacked);
+            self.input = Input::File(whole);
+        }
+        Ok(())
+    }
+
+    /// Gives every line, and its text without its end where it is text, to `each`.
+    pub fn lines(&self, each: &mut dyn FnMut(Line<'_>, &str) -> Result<(), Error>) -> Result<(), Error> {
+        let file = match &self.input {
+            Input::Text(text) => return self.text(text.as_bytes(), each),
+            Input::File(file) => file,
+        };
+        match self.format {
+            Format::Text => self.text(unpacked(file).map_err(|e| self.io(e))?, each),
+            Format::PerfData => {
+                let named = |cause| Error::PerfData { trace: self.name.clone(), cause };
+                perf::records(file, &mut |line| each(line, "")).map_err(|error| match error {
+                    Error::Perf(cause) => named(cause),
+                    other => other,
+                })
+            }
+            Format::TraceDat => {
+                let named = |cause| Error::TraceDat { trace: self.name.clone(), cause };
+                let trace = Trace::open(file).map_err(named)?;
+                trace.records(&mut |line| each(line, "")).map_err(|error| match error {
+                    Error::Dat(cause) => named(cause),
+                    other => other,
+                })
             }
         }
     }
 
-    fn read(
+    fn text(
         &self,
         mut reader: impl BufRead,
-        each: &mut dyn FnMut(&str) -> Result<(), Error>,
+        each: &mut dyn FnMut(Line<'_>, &str) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        if reader.fill_buf().map_err(|e| self.io(e))?.starts_with(TRACE_DAT) {
-            return Err(Error::TraceDat { trace: self.name() });
-        }
         let (mut line, mut number) = (Vec::new(), 0);
         loop {
             line.clear();
@@ -70,9 +170,32 @@ impl Source {
             }
             number += 1;
             if line.len() > LONGEST_LINE {
-                return Err(Error::LongLine { trace: self.name(), line: number, limit: LONGEST_LINE });
+                return Err(Error::LongLine { trace: self.name.clone(), line: number, limit: LONGEST_LINE });
             }
-            each(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']))?;
+            let text = String::from_utf8_lossy(&line);
+            let text = text.trim_end_matches(['\n', '\r']);
+            each(line::classify(text), text)?;
         }
     }
+}
+
+fn is_packed(mut file: &File) -> io::Result<bool> {
+    file.rewind()?;
+    let mut start = Vec::new();
+    file.take(4).read_to_end(&mut start)?;
+    Ok(start.starts_with(GZIP) || start.starts_with(ZSTD))
+}
+
+/// A file from its beginning, decompressed if it is compressed.
+fn unpacked(mut file: &File) -> io::Result<Box<dyn BufRead + '_>> {
+    file.rewind()?;
+    let mut reader = BufReader::with_capacity(1 << 16, file);
+    let start = reader.fill_buf()?;
+    Ok(if start.starts_with(GZIP) {
+        Box::new(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(reader)))
+    } else if start.starts_with(ZSTD) {
+        Box::new(BufReader::with_capacity(1 << 16, zstd::Decoder::with_buffer(reader)?))
+    } else {
+        Box::new(reader)
+    })
 }

@@ -39,6 +39,21 @@ pub(crate) fn split_place(text: &str) -> (&str, Place) {
 /// The first line of printed tapes. It tells the importer that the order of lines is the order of events.
 pub const TRACER: &str = "# tracer: vmtape";
 
+/// The first line of the text of imported tapes, whose lines are those of the trace.
+pub const TRACER_OF_IMPORT: &str = "# tracer: vmtape import";
+
+/// The mode in a `kvm_emulate_insn` of a trace that does not tell it.
+pub const MODE_UNTOLD: u8 = 0xff;
+
+/// The event under which a tape keeps that a trace has a gap.
+const LOST: &str = "lost_events";
+
+/// The line of an imported tape where events of a CPU are missing.
+pub(crate) fn lost_text(cpu: Option<u32>, events: u64) -> String {
+    let cpu = cpu.map_or("?".to_owned(), |cpu| cpu.to_string());
+    format!("{LOST}: cpu {cpu} count {events}")
+}
+
 /// The event in which a tape keeps what `kvm_exit` has no room for.
 pub(crate) const STIMULUS: &str = "vmtape_stimulus";
 /// The prefix of all events that are not the kernel's.

@@ -70,8 +70,11 @@ fn write(f: &mut String, note: &Note, vcpu: u32, rip: u64) -> fmt::Result {
         Note::EmulateInsn { rip, csbase, len, insn, mode, failed } => {
             let bytes = &insn.to_le_bytes()[..usize::from(len.min(15))];
             let hex: Vec<_> = bytes.iter().map(|b| format!("{b:02x}")).collect();
-            let mode = named(EmulateMode(mode).name(), mode);
-            write!(f, "{csbase:x}:{rip:x}:{} ({mode}){}", hex.join(" "), optional(failed, " failed"))
+            write!(f, "{csbase:x}:{rip:x}:{}", hex.join(" "))?;
+            if mode != super::MODE_UNTOLD {
+                write!(f, " ({})", named(EmulateMode(mode).name(), mode))?;
+            }
+            f.write_str(optional(failed, " failed"))
         }
         Note::UserspaceExit { reason, errno } => {
             let name = match errno {

@@ -43,6 +43,7 @@ pub fn text(event: &Event) -> (String, String) {
         Event::StateHash { exits, hash, .. } => ("state_hash", format!("after {exits} exits {hash:016x}")),
         Event::Milestone(m) => ("milestone", format!("after {} exits {:016x}", m.exits, m.hash)),
         Event::End { end, .. } => ("end", format!("{end:?}")),
+        Event::Moment { icount, .. } => ("moment", format!("at {icount}")),
         Event::Exit(_) | Event::Line { .. } => ("event", String::new()),
     };
     let mut flat = Flat::default();

@@ -1,6 +1,8 @@
 //! Events for the tests: arbitrary ones, and a stream like that of a page-table test under shadow paging.
 #![allow(dead_code, reason = "no test file uses all of it")]
 
+pub mod dat;
+
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
@@ -23,6 +25,7 @@ pub fn any_event() -> impl Strategy<Value = Event> {
     let words = prop_oneof![Just(0), Just(1), 0..300u64, any::<u64>(), Just(0x4000bc), Just(1 << 63)];
     let tags = prop_oneof![
         (1..=10u64),
+        Just(tag::MOMENT),
         (0..NoteKind::NAMED.len()).prop_map(|n| tag::NOTE + u64::from(NoteKind::NAMED[n].0.0)),
         Just(tag::NOTE + 0x1234_5678),
     ];

@@ -1,17 +1,20 @@
-use crate::output::{ExitCode, print_json, tell};
-use anyhow::{Result, bail};
+use crate::output::{ExitCode, print_json, progress, tell};
+use anyhow::Result;
 use clap::ValueHint;
 use std::{
     io::{self, Write},
     path::PathBuf,
 };
-use vmtape_traces::{Options, import};
+use vmtape_traces::{
+    Options,
+    import::{self, Summary},
+};
 
-/// Make a tape of a recording of the real KVM (ftrace text, plain or gzipped)
+/// Make a tape of a recording of the real KVM (trace.dat, or text of tracefs, trace-cmd or perf)
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = crate::help::IMPORT)]
 pub struct Args {
-    /// What tracefs or `trace-cmd report` printed
+    /// A trace.dat, or what tracefs, `trace-cmd report` or `perf script` printed; `-` is standard input
     #[arg(value_name = "TRACE", value_hint = ValueHint::FilePath)]
     trace: PathBuf,
     /// The tape
@@ -23,28 +26,58 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let summary = import::to_tape(&args.trace, &args.output, Options::default())?;
-    let decoded: u64 = summary.decoded.values().sum();
-    if decoded == 0 {
-        bail!(
-            "{}: no event of KVM was understood, so there is nothing to compare; what it holds is on the tape as text",
-            args.trace.display()
-        );
-    }
+    let bar = progress("import");
+    let summary = import::to_tape_watched(&args.trace, &args.output, Options::default(), &mut |at| {
+        bar.set_message(format!("{} of {} lines", at.lines, at.of));
+    });
+    bar.finish_and_clear();
+    let summary = summary?;
     if args.json {
         print_json(&summary)?;
         return Ok(ExitCode::SAME);
     }
+    print(&summary)?;
+    warn(&summary);
+    Ok(ExitCode::SAME)
+}
+
+fn print(summary: &Summary) -> Result<()> {
+    let decoded: u64 = summary.decoded.values().sum();
     let kept: u64 = summary.kept.values().sum();
+    let machines =
+        if summary.vms > 1 { format!(" in {} virtual machines", summary.vms) } else { String::new() };
     writeln!(
         io::stdout(),
-        "{} exits of {} vCPUs; {decoded} events decoded, {kept} kept as text, {} lines unreadable",
+        "{} exits of {} vCPUs{machines}; {decoded} events decoded, {kept} kept as text, {} lines unreadable",
         summary.exits,
         summary.vcpus,
         summary.unreadable
     )?;
-    if summary.lost_events > 0 {
-        tell(format!("the trace says that {} events were lost", summary.lost_events));
+    Ok(())
+}
+
+/// Says what the trace does not tell.
+fn warn(summary: &Summary) {
+    if summary.exits == 0 {
+        tell("the trace has no exits: its events are kept, and there is no exit to replay or to compare");
     }
-    Ok(ExitCode::SAME)
+    if summary.lost_lines > 0 {
+        let events = summary.lost_events;
+        tell(format!(
+            "the trace says that events were lost ({events} in {} gaps): what was open at a gap ends there",
+            summary.lost_lines
+        ));
+    }
+    if summary.terse {
+        tell("its exits tell neither intr_info nor error_code: both are zero on the tape");
+    }
+    if summary.numbered > 0 {
+        tell(format!(
+            "{} tasks run vCPUs of which the trace does not tell the number: numbered in order of appearance",
+            summary.numbered
+        ));
+    }
+    if summary.ticks {
+        tell("its clock counts in a unit of its own, not in microseconds");
+    }
 }

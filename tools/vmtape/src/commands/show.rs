@@ -51,7 +51,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 /// Prints exits of a tape with everything around them.
 pub fn print(tape: &Tape, from: u64, count: Option<u64>, out: impl Write) -> Result<()> {
-    let mut printer = Printer::new(out)?;
+    let mut printer = Printer::of_tape(out, tape.metadata())?;
     let mut left = count.unwrap_or(u64::MAX);
     let events = if from == 0 { tape.events() } else { tape.events_from_exit(from)? };
     for event in events {
