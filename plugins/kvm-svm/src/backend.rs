@@ -126,7 +126,7 @@ impl Ops for Shared {
         exit: &Exit,
         host: &mut dyn Host,
     ) -> Resume {
-        v.running.vmexit(&mut v.vmcb, exit, state, self.kvm.silicon.nrips.is_set());
+        v.running.vmexit(&mut v.vmcb, &mut v.mirror, exit, state, self.kvm.silicon.nrips.is_set());
         v.vmcb.mark_all_clean();
         if std::mem::take(&mut v.debug_registers_owned) {
             // `svm_sync_dirty_debug_regs`.

@@ -3,7 +3,7 @@
 use crate::{
     rules::Rule,
     silicon::{
-        vmcb::{Msrpm, Vmcb},
+        vmcb::{Mirror, Msrpm, Vmcb},
         vmrun::Running,
     },
 };
@@ -24,6 +24,8 @@ pub struct SvmVcpu {
     pub core: Vcpu,
     /// `vmcb01`.
     pub vmcb: Vmcb,
+    /// What its save area was last written from.
+    pub mirror: Mirror,
     /// The map that `vmcb01` points to.
     pub msrpm: Msrpm,
     /// Silicon's side of the VMCB.

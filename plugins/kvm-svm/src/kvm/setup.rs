@@ -85,6 +85,7 @@ pub fn create(shared: &Shared, id: u32) -> SvmVcpu {
     let mut vcpu = SvmVcpu {
         core: Vcpu::new(id, msr::UCODE_REV),
         vmcb,
+        mirror: Default::default(),
         msrpm,
         running: Default::default(),
         msrs: Default::default(),

@@ -4,7 +4,7 @@
 
 use crate::{
     silicon::{
-        vmcb::{Clean, SaveArea, Vmcb},
+        vmcb::{Clean, Vmcb},
         vmrun::int_state,
     },
     vm::{Shared, SvmVcpu},
@@ -106,16 +106,13 @@ pub fn write_state(shared: &Shared, vcpu: &mut SvmVcpu, state: &VcpuState) {
     if put(&mut save.dr6, state.dr6) | put(&mut save.dr7, state.dr7) {
         clean.set_drx(false);
     }
-    if put(&mut save.gdtr, (&state.gdtr).into()) | put(&mut save.idtr, (&state.idtr).into()) {
+    let (segments, tables) = vcpu.mirror.update(state);
+    if tables {
+        save.store_tables(&vcpu.mirror);
         clean.set_dt(false);
     }
-    let (es, cs, ss, ds) = SaveArea::segments(state);
-    if put(&mut save.es, es)
-        | put(&mut save.cs, cs)
-        | put(&mut save.ss, ss)
-        | put(&mut save.ds, ds)
-        | put(&mut save.cpl, state.cpl as u8)
-    {
+    if segments {
+        save.store_segments(&vcpu.mirror);
         clean.set_seg(false);
     }
 }

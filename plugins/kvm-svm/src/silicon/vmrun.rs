@@ -4,7 +4,7 @@
 
 use super::{
     checks::{self, Invalid},
-    vmcb::{Clean, EventInfo, IntState, Vmcb, VmcbSegment},
+    vmcb::{Clean, EventInfo, IntState, Mirror, Vmcb, VmcbSegment},
 };
 use serde::{Deserialize, Serialize};
 use vmtape_arch::{
@@ -92,7 +92,14 @@ impl Running {
     }
 
     /// #VMEXIT: the exit, and the guest's state as it is now. The exit is the boundary's: it may come from a tape.
-    pub fn vmexit(&mut self, vmcb: &mut Vmcb, exit: &Exit, state: &VcpuState, nrips: bool) {
+    pub fn vmexit(
+        &mut self,
+        vmcb: &mut Vmcb,
+        mirror: &mut Mirror,
+        exit: &Exit,
+        state: &VcpuState,
+        nrips: bool,
+    ) {
         let control = &mut vmcb.control;
         control.set_exit_code(SvmExitCode(exit.reason));
         (control.exit_info_1, control.exit_info_2) = (exit.info1, exit.info2);
@@ -104,9 +111,18 @@ impl Running {
         (control.event_inj, control.event_inj_err) = (EventInfo::new(), 0);
         control.int_state = int_state(state);
         control.int_ctl.set_v_tpr(state.cr8 as u8 & 0xf);
+        let np = control.nested_ctl.np_enable();
+        let (segments, tables) = mirror.update(state);
         // Silicon keeps what it stores: the clean bits of the next VMRUN speak of that.
-        self.vmcb.save.store(state, control.nested_ctl.np_enable());
-        vmcb.save.store(state, control.nested_ctl.np_enable());
+        for save in [&mut self.vmcb.save, &mut vmcb.save] {
+            save.store(state, np);
+            if segments {
+                save.store_segments(mirror);
+            }
+            if tables {
+                save.store_tables(mirror);
+            }
+        }
     }
 }
 

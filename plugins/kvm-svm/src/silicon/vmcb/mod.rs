@@ -17,7 +17,7 @@ mod sparse;
 pub use clean::Clean;
 pub use control::{ControlArea, EventInfo, IntState};
 pub use intercept::InterceptVector;
-pub use save::{SaveArea, VmcbSegment};
+pub use save::{Mirror, SaveArea, VmcbSegment};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};

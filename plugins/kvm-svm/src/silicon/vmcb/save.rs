@@ -3,6 +3,7 @@
 //! Manual: AMD APM volume 2, 24593 rev. 3.42, Table B-2 VMCB Layout, State Save Area.
 
 use super::control::offsets;
+use serde::{Deserialize, Serialize};
 use vmtape_arch::{
     regs::{Cr0, SegAttr},
     vcpu::{Segment, TableReg, VcpuState, gpr, seg},
@@ -133,15 +134,43 @@ impl SaveArea {
         if np {
             self.cr3 = state.cr3;
         }
-        (self.gdtr, self.idtr) = ((&state.gdtr).into(), (&state.idtr).into());
-        (self.es, self.cs, self.ss, self.ds) = Self::segments(state);
-        self.cpl = state.cpl as u8;
     }
 
-    /// ES, CS, SS and DS.
-    pub fn segments(state: &VcpuState) -> (VmcbSegment, VmcbSegment, VmcbSegment, VmcbSegment) {
-        let segment = |n: usize| VmcbSegment::from(&state.seg[n]);
-        (segment(seg::ES), segment(seg::CS), segment(seg::SS), segment(seg::DS))
+    /// Writes GDTR and IDTR.
+    pub fn store_tables(&mut self, mirror: &Mirror) {
+        (self.gdtr, self.idtr) = ((&mirror.gdtr).into(), (&mirror.idtr).into());
+    }
+
+    /// Writes ES, CS, SS, DS and CPL.
+    pub fn store_segments(&mut self, mirror: &Mirror) {
+        let [es, cs, ss, ds] = mirror.seg.each_ref().map(VmcbSegment::from);
+        (self.es, self.cs, self.ss, self.ds, self.cpl) = (es, cs, ss, ds, mirror.cpl);
+    }
+}
+
+/// The registers behind ES, CS, SS, DS, CPL, GDTR and IDTR of a save area, as they were when those were last written:
+/// registers that are still the same need no conversion.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mirror {
+    seg: [Segment; 4],
+    gdtr: TableReg,
+    idtr: TableReg,
+    cpl: u8,
+}
+
+impl Mirror {
+    /// Takes the registers. Whether segments, and whether tables, differ from what was there.
+    pub fn update(&mut self, state: &VcpuState) -> (bool, bool) {
+        let segments = self.seg[..] != state.seg[seg::ES..=seg::DS] || u32::from(self.cpl) != state.cpl;
+        if segments {
+            self.seg.copy_from_slice(&state.seg[seg::ES..=seg::DS]);
+            self.cpl = state.cpl as u8;
+        }
+        let tables = self.gdtr != state.gdtr || self.idtr != state.idtr;
+        if tables {
+            (self.gdtr, self.idtr) = (state.gdtr, state.idtr);
+        }
+        (segments, tables)
     }
 }
 
