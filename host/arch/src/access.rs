@@ -1,6 +1,6 @@
 //! One linear access that missed the host's TLB, and what a backend answers.
 
-use crate::{event::Event, exception::Exception, flag::Flag, open_enum};
+use crate::{event::Event, exception::Exception, flag::Flag, layout, open_enum};
 use serde::{Deserialize, Serialize};
 
 open_enum! {
@@ -28,6 +28,8 @@ pub struct Access {
     /// The event whose delivery needs this access (not valid outside delivery).
     pub delivering: Event,
 }
+
+layout!(Access: 32, kind: 8, size: 11, delivering: 16);
 
 open_enum! {
     /// What lies under a mapping.
@@ -59,6 +61,8 @@ pub struct Mapping {
     pub pad: [u8; 2],
 }
 
+layout!(Mapping: 24, hpa: 8, read: 16, kind: 20);
+
 open_enum! {
     /// How a backend answers at the boundary.
     pub struct Verdict(u32) {
@@ -80,3 +84,5 @@ pub struct Answer {
     pub mapping: Mapping,
     pub fault: Exception,
 }
+
+layout!(Answer: 48, mapping: 8, fault: 32);

@@ -1,5 +1,6 @@
 //! CPUID as a table of leaves.
 
+use crate::layout;
 use serde::{Deserialize, Serialize};
 
 /// `flags` bit: the leaf is selected by ECX too.
@@ -18,6 +19,8 @@ pub struct CpuidEntry {
     pub edx: u32,
     pub pad: u32,
 }
+
+layout!(CpuidEntry: 32, flags: 8, eax: 12, edx: 24);
 
 /// The entry for a function and index, as KVM's `cpuid_entry2_find` looks it up.
 pub fn find(entries: &[CpuidEntry], function: u32, index: u32) -> Option<&CpuidEntry> {

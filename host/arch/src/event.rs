@@ -1,6 +1,6 @@
 //! Events injected into or being delivered to a guest.
 
-use crate::{flag::Flag, open_enum};
+use crate::{flag::Flag, layout, open_enum};
 use serde::{Deserialize, Serialize};
 
 open_enum! {
@@ -31,6 +31,8 @@ pub struct Event {
     pub reinjected: Flag,
     pub pad: [u8; 6],
 }
+
+layout!(Event: 16, vector: 2, error_code: 4, insn_len: 8);
 
 impl Event {
     /// The event in the format of a VMX interruption-information field (0 if not valid).

@@ -1,6 +1,6 @@
 //! Exception vectors and error codes.
 
-use crate::{flag::Flag, open_enum};
+use crate::{flag::Flag, layout, open_enum};
 use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +72,8 @@ pub struct Exception {
     /// #PF: the value for CR2. #DB: the DR6 bits to set. Otherwise zero.
     pub payload: u64,
 }
+
+layout!(Exception: 16, insn_len: 2, error_code: 4, payload: 8);
 
 impl Exception {
     /// An exception without an error code.

@@ -1,7 +1,8 @@
 //! Exits: reason, qualification, and how their handling ended.
 
 use crate::{
-    access::Access, exception::PageFaultError, flag::Flag, level::Level, open_enum, sensitive::Sensitive,
+    access::Access, exception::PageFaultError, flag::Flag, layout, level::Level, open_enum,
+    sensitive::Sensitive,
 };
 use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
@@ -283,6 +284,8 @@ pub struct Exit {
     pub exception: crate::exception::Exception,
 }
 
+layout!(Exit: 168, info1: 8, gpa: 32, stimulus: 48, access: 56, insn: 88, exception: 152);
+
 open_enum! {
     /// How the handling of an exit ended, with the numbers of `kvm_run.exit_reason` where KVM returns to userspace.
     pub struct ResumeKind(u32) {
@@ -322,6 +325,8 @@ pub struct Resume {
     /// INTERNAL_ERROR: suberror, ndata, data... MEMORY_FAULT: flags, gpa, size.
     pub data: [u64; 6],
 }
+
+layout!(Resume: 56, errno: 4, data: 8);
 
 impl Resume {
     /// Back into the guest.

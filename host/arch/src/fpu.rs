@@ -1,5 +1,6 @@
 //! x87, SSE and AVX register state.
 
+use crate::layout;
 use serde::{Deserialize, Serialize};
 
 /// The floating-point and vector registers of a vCPU.
@@ -23,6 +24,8 @@ pub struct Fpu {
     /// High 128 bits of YMM0-YMM15.
     pub ymm_hi: [[u64; 2]; 16],
 }
+
+layout!(Fpu: 672, fip: 8, mxcsr: 24, st: 32, xmm: 160, ymm_hi: 416);
 
 impl Fpu {
     /// State after reset: FNINIT and default MXCSR.

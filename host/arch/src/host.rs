@@ -1,6 +1,6 @@
 //! A host described as data: what its silicon can do.
 
-use crate::{flag::Flag, open_enum};
+use crate::{flag::Flag, layout, open_enum};
 use serde::{Deserialize, Serialize};
 
 open_enum! {
@@ -44,3 +44,5 @@ pub struct Silicon {
     pub encryption_bits: u8,
     pub pad: [u8; 3],
 }
+
+layout!(Silicon: 16, gbpages: 4, backing_shift: 10, encryption_bits: 12);

@@ -1,5 +1,6 @@
 //! Whose doing an event is, and which tables a step of a walk read.
 
+use crate::layout;
 use crate::open_enum;
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +45,8 @@ pub struct Place {
     /// Of a step of a walk; otherwise `GUEST`.
     pub dimension: Dimension,
 }
+
+layout!(Place: 2, dimension: 1);
 
 impl Place {
     /// L1's, and no step of a nested walk: nearly everything.

@@ -9,6 +9,7 @@ extern crate self as vmtape_arch;
 #[doc(hidden)]
 pub use serde;
 
+mod layout;
 mod open_enum;
 
 pub mod access;

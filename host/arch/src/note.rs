@@ -6,6 +6,7 @@ mod raw;
 
 use crate::{
     exception::Vector,
+    layout,
     level::{Level, Place},
     msr::MsrAccess,
     open_enum,
@@ -68,6 +69,8 @@ pub struct RawNote {
     pub pad: u16,
     pub args: [u64; 6],
 }
+
+layout!(RawNote: 56, place: 4, args: 8);
 
 open_enum! {
     /// The processor mode in `kvm_emulate_insn`: the tracepoint's flags CR0.PE, EFLAGS.VM, CS.D and CS.L.

@@ -1,6 +1,6 @@
 //! Instructions and conditions at which virtualization may begin.
 
-use crate::{flag::Flag, open_enum};
+use crate::{flag::Flag, layout, open_enum};
 use serde::{Deserialize, Serialize};
 
 open_enum! {
@@ -99,3 +99,5 @@ pub struct Sensitive {
     pub address_size: u8,
     pub bytes: [u8; 15],
 }
+
+layout!(Sensitive: 64, number: 4, value: 8, rep: 40, bytes: 45);

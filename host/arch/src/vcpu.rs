@@ -1,6 +1,6 @@
 //! The state of a vCPU: one structure that the interpreter runs on and that every backend sees.
 
-use crate::{event::Event, flag::Flag, fpu::Fpu, open_enum, regs::*, sensitive::SensitiveKind};
+use crate::{event::Event, flag::Flag, fpu::Fpu, layout, open_enum, regs::*, sensitive::SensitiveKind};
 use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,8 @@ pub struct Segment {
     pub attr: SegAttr,
 }
 
+layout!(Segment: 16, limit: 8, selector: 12, attr: 14);
+
 /// GDTR or IDTR.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +49,8 @@ pub struct TableReg {
     pub limit: u16,
     pub pad: [u16; 3],
 }
+
+layout!(TableReg: 16, limit: 8);
 
 /// What holds back interrupts after the current instruction.
 #[bitfield(u32)]
@@ -86,6 +90,8 @@ pub struct Intercepts {
     pub virtual_interrupts: Flag,
     pub pad: [u8; 7],
 }
+
+layout!(Intercepts: 24, exceptions: 8, cr: 12, virtual_interrupts: 16);
 
 impl Intercepts {
     /// Whether instructions of this kind are offered to the backend.
@@ -161,6 +167,8 @@ pub struct VcpuState {
     pub intercepts: Intercepts,
     pub fpu: Fpu,
 }
+
+layout!(VcpuState: 1328, rip: 128, seg: 144, cr0: 304, pdptr: 408, interruptibility: 444, pat: 528, icount: 576, inject: 592, intercepts: 632, fpu: 656);
 
 impl VcpuState {
     /// The state after RESET: real mode at F000:FFF0. See: SDM vol. 3A Table 9-1. IA-32 and Intel 64 Processor States

@@ -44,18 +44,16 @@ fn what_is_not_a_backend_is_refused_by_name_and_cause() {
     let said = refusal(&text);
     assert!(said.contains("libtext.so: is not a library"), "{said}");
 
-    let cases: [(&str, &[&str], &str); 7] = [
+    let cases: [(&str, &[&str], &str); 5] = [
         ("liboldname.so", &["-DVARIANT_NO_SYMBOL"], "speaks version 9 of the backend ABI only"),
         ("libother.so", &["-DVARIANT_OTHER_VERSION"], "speaks version 3 of the backend ABI"),
-        ("libsmall.so", &["-DVARIANT_TOO_SMALL"], "built from an older header"),
         ("libnull.so", &["-DVARIANT_NULL_FUNCTION"], "`exception` of its table is null"),
         ("libnameless.so", &["-DVARIANT_NO_NAME"], "it describes itself without a name"),
-        ("libsizes.so", &["-DVARIANT_OTHER_SIZE"], "its Access has"),
         ("libplain.so", &["-Dvmtape_backend_v2=something_else"], "no symbol vmtape_backend_v2"),
     ];
     for (name, defines, cause) in cases {
         let said = refusal(&compile(folder.path(), name, defines));
-        let is_about_version = !["libnull.so", "libnameless.so"].contains(&name);
+        let is_about_version = name != "libnameless.so";
         assert!(said.contains(name) && said.contains(cause), "{said}");
         assert!(!is_about_version || said.contains("version 2"), "{said}");
     }

@@ -78,8 +78,7 @@ struct vt_HostRef;
 // A VM, owned by the backend. The host only passes it back.
 typedef struct vt_Vm vt_Vm;
 
-// `sizeof` each structure that crosses, as the header has it that a side was built with. Sides whose sizes differ refuse
-// each other before either can write past the other's structures.
+// `sizeof` each structure that crosses: vt_SIZES, at whose end newer headers add.
 typedef struct vt_Sizes {
     uint32_t access;
     uint32_t answer;
@@ -88,17 +87,22 @@ typedef struct vt_Sizes {
     uint32_t dirty_gfn;
     uint32_t emulate_request;
     uint32_t emulated;
+    uint32_t event;
     uint32_t exception;
     uint32_t exit;
+    uint32_t mapping;
     uint32_t maybe;
     uint32_t memory_region;
+    uint32_t msr_entry;
     uint32_t raw_config;
     uint32_t raw_note;
+    uint32_t raw_option;
     uint32_t raw_row;
     uint32_t resume;
     uint32_t sensitive;
     uint32_t silicon;
     uint32_t translated;
+    uint32_t translation;
     uint32_t vcpu_state;
 } vt_Sizes;
 
@@ -441,8 +445,12 @@ typedef struct vt_Translated {
 
 // The backend's side of an emulation.
 typedef struct vt_MmuTable {
+    // The backend's ABI_VERSION.
+    uint32_t abi_version;
+    // `sizeof` this structure in the backend's header.
+    uint32_t table_size;
     // Translates one linear access with the walk that KVM would use here. `host` is the one to use: the one that
-    // `emulate` was called on is busy until it returns.
+    // `emulate` was called on is busy until it returns, and answers STATUS_BUSY.
     vt_Status (*translate)(void *ctx,
                            const struct vt_VcpuState *state,
                            const struct vt_Access *access,
@@ -585,10 +593,13 @@ typedef struct vt_RawNote {
 typedef struct vt_HostTable {
     // The host's ABI_VERSION.
     uint32_t abi_version;
-    // Bytes in the host's table: a function beyond them does not exist.
+    // `sizeof` this structure in the host's header: a function beyond does not exist.
     uint32_t table_size;
-    // The host's structures.
-    struct vt_Sizes sizes;
+    // Bytes of `sizes`.
+    uint32_t sizes_bytes;
+    uint32_t pad;
+    // The host's structures. It takes and gives all of them in the backend's sizes; what the host does not have is zero.
+    const struct vt_Sizes *sizes;
     // Reads host physical memory. False: not RAM. Reads are the exit's stimulus, so they go through this call.
     vt_Status (*read)(void *ctx, uint64_t hpa, struct vt_SliceMut_u8 buf, uint8_t *out);
     // Writes host physical memory, drops decoded code and marks the page dirty. False: not RAM.
@@ -666,9 +677,9 @@ typedef struct vt_RawOption {
 
 // What a VM is created with.
 typedef struct vt_RawConfig {
-    // The table that every `HostRef` of this VM will carry: a backend refuses a host whose sizes differ from its own.
+    // The table that every `HostRef` of this VM will carry: a backend refuses a host without a function that it needs.
     const struct vt_HostTable *host;
-    struct vt_Silicon silicon;
+    const struct vt_Silicon *silicon;
     // Profile, patches and module parameters: ("kvm", "v6.12"), ("+NAME", ""), ("-NAME", ""), ("ept", "on"), ...
     const struct vt_RawOption *options;
     size_t options_len;
@@ -685,21 +696,6 @@ typedef struct vt_Sink_RawOption {
     void *ctx;
     void (*put)(void *ctx, const struct vt_RawOption *items, size_t count);
 } vt_Sink_RawOption;
-
-// Values that KVM or silicon hold and that no other call shows.
-typedef uint32_t vt_Query;
-// IA32_VMX_EPT_VPID_CAP as silicon shows it.
-#define vt_Query_EPT_VPID_CAP 0
-// The largest guest physical address that can be mapped, from an ioctl that was proposed and never merged.
-#define vt_Query_MAX_USABLE_GPA 1
-// The vCPU's EPT pointer; -ENOENT before its first entry.
-#define vt_Query_EPTP 2
-// Shadow pages in use.
-#define vt_Query_SHADOW_PAGES 3
-// Bytes of `gfn_track`: the counts of shadow pages per guest page.
-#define vt_Query_GFN_TRACK_BYTES 4
-// `last_vmentry_cpu` of the vCPU, an int in two's complement.
-#define vt_Query_LAST_VMENTRY_CPU 5
 
 // One entry with the fields of `struct kvm_cpuid_entry2`.
 typedef struct vt_CpuidEntry {
@@ -995,16 +991,35 @@ typedef struct vt_Resume {
     uint64_t data[6];
 } vt_Resume;
 
+// Values that KVM or silicon hold and that no other call shows.
+typedef uint32_t vt_Query;
+// IA32_VMX_EPT_VPID_CAP as silicon shows it.
+#define vt_Query_EPT_VPID_CAP 0
+// The largest guest physical address that can be mapped, from an ioctl that was proposed and never merged.
+#define vt_Query_MAX_USABLE_GPA 1
+// The vCPU's EPT pointer; -ENOENT before its first entry.
+#define vt_Query_EPTP 2
+// Shadow pages in use.
+#define vt_Query_SHADOW_PAGES 3
+// Bytes of `gfn_track`: the counts of shadow pages per guest page.
+#define vt_Query_GFN_TRACK_BYTES 4
+// `last_vmentry_cpu` of the vCPU, an int in two's complement.
+#define vt_Query_LAST_VMENTRY_CPU 5
+
 // A backend: how it describes itself, and a VM under it.
 //
-// No function pointer may be null. `vm` is what `create` gave. Calls never overlap.
+// A function that has a default may be null, or stand beyond `table_size`; the others may not. `vm` is what `create` gave.
+// Calls never overlap.
 typedef struct vt_BackendTable {
     // ABI_VERSION of the header that the backend was built with.
     uint32_t abi_version;
     // `sizeof` this structure in that header.
     uint32_t table_size;
-    // The backend's structures.
-    struct vt_Sizes sizes;
+    // Bytes of `sizes`: `sizeof` the structure.
+    uint32_t sizes_bytes;
+    uint32_t pad;
+    // The backend's structures: vt_SIZES.
+    const struct vt_Sizes *sizes;
     // Which build this is: name and version, for people. What `save` gives is for the same build only.
     struct vt_Text build;
     // Name, summary, architecture and vendor through `head`, once; then the rows of its tables.
@@ -1019,9 +1034,6 @@ typedef struct vt_BackendTable {
     vt_Status (*resolved)(struct vt_Vm *vm, struct vt_Sink_RawOption out);
     // KVM_CHECK_EXTENSION.
     vt_Status (*check_extension)(struct vt_Vm *vm, uint32_t cap, int64_t *out);
-    // A value that an ioctl, an MSR of the host or debugfs would show. What is not about one vCPU ignores `vcpu`.
-    // -ENOTTY: this backend does not have it.
-    vt_Status (*query)(struct vt_Vm *vm, uint32_t vcpu, vt_Query what, uint64_t *out);
     // KVM_GET_SUPPORTED_CPUID, given what the silicon's own CPUID says.
     vt_Status (*supported_cpuid)(struct vt_Vm *vm,
                                  struct vt_Slice_CpuidEntry silicon,
@@ -1126,6 +1138,9 @@ typedef struct vt_BackendTable {
                              const struct vt_Exit *exit,
                              struct vt_HostRef host,
                              struct vt_Resume *out);
+    // A value that an ioctl, an MSR of the host or debugfs would show. What is not about one vCPU ignores `vcpu`.
+    // -ENOTTY: this backend does not have it.
+    vt_Status (*query)(struct vt_Vm *vm, uint32_t vcpu, vt_Query what, uint64_t *out);
 } vt_BackendTable;
 
 // Basic VMX exit reasons with the kernel's names. See: SDM vol. 3D appendix C VMX Basic Exit Reasons
@@ -1300,6 +1315,12 @@ typedef uint32_t vt_SvmExitCode;
 // An earlier call panicked; this one did nothing.
 #define vt_STATUS_POISONED -65538
 
+// A service of the host that is busy with an earlier call: the outer `HostRef` within `translate` and `wrote`.
+#define vt_STATUS_BUSY -65539
+
+// The table that came with the call cannot be used: another version, or without a function that has no default.
+#define vt_STATUS_NO_TABLE -65540
+
 // `translate` only: the guest takes the exception in `fault`.
 #define vt_STATUS_GUEST_FAULT 1
 
@@ -1320,10 +1341,29 @@ const struct vt_BackendTable *vmtape_backend_v2(void);
 
 // The sizes of this header's structures, in the order of vt_Sizes.
 #define vt_SIZES { \
-    sizeof(vt_Access), sizeof(vt_Answer), sizeof(vt_BusOp), sizeof(vt_CpuidEntry), \
-    sizeof(vt_DirtyGfn), sizeof(vt_EmulateRequest), sizeof(vt_Emulated), sizeof(vt_Exception), sizeof(vt_Exit), \
-    sizeof(vt_Maybe), sizeof(vt_MemoryRegion), sizeof(vt_RawConfig), sizeof(vt_RawNote), \
-    sizeof(vt_RawRow), sizeof(vt_Resume), sizeof(vt_Sensitive), sizeof(vt_Silicon), \
-    sizeof(vt_Translated), sizeof(vt_VcpuState) \
+    sizeof(vt_Access), \
+    sizeof(vt_Answer), \
+    sizeof(vt_BusOp), \
+    sizeof(vt_CpuidEntry), \
+    sizeof(vt_DirtyGfn), \
+    sizeof(vt_EmulateRequest), \
+    sizeof(vt_Emulated), \
+    sizeof(vt_Event), \
+    sizeof(vt_Exception), \
+    sizeof(vt_Exit), \
+    sizeof(vt_Mapping), \
+    sizeof(vt_Maybe), \
+    sizeof(vt_MemoryRegion), \
+    sizeof(vt_MsrEntry), \
+    sizeof(vt_RawConfig), \
+    sizeof(vt_RawNote), \
+    sizeof(vt_RawOption), \
+    sizeof(vt_RawRow), \
+    sizeof(vt_Resume), \
+    sizeof(vt_Sensitive), \
+    sizeof(vt_Silicon), \
+    sizeof(vt_Translated), \
+    sizeof(vt_Translation), \
+    sizeof(vt_VcpuState) \
 }
 

@@ -5,7 +5,7 @@
 //! the header. `each_call!` reads such a body and gives another macro one entry per call:
 //!
 //! ```text
-//! { [docs] name self accessor [receiver] (argument: type, ...) [result] [what the out-parameter carries, if any] }
+//! { [docs] name self accessor [receiver] (argument: type, ...) [result] [what the out-parameter carries, if any] [default] }
 //! ```
 
 /// Turns the body of a trait into entries; see the module's text.
@@ -15,34 +15,45 @@ macro_rules! each_call {
 
     // The receiver and the arguments of one call.
     (@split $then:ident $fixed:tt [$($done:tt)*] $docs:tt $name:ident
-        (&$me:ident $(, $arg:ident: $type:ty)* $(,)?) $result:tt $out:tt $($rest:tt)*) => {
+        (&$me:ident $(, $arg:ident: $type:ty)* $(,)?) $result:tt $out:tt $default:tt $($rest:tt)*) => {
         each_call! { $then $fixed [$($done)*
-            { $docs $name $me inner [&$me] ($($arg: $type,)*) $result $out }
+            { $docs $name $me inner [&$me] ($($arg: $type,)*) $result $out $default }
         ] $($rest)* }
     };
     (@split $then:ident $fixed:tt [$($done:tt)*] $docs:tt $name:ident
-        (&mut $me:ident $(, $arg:ident: $type:ty)* $(,)?) $result:tt $out:tt $($rest:tt)*) => {
+        (&mut $me:ident $(, $arg:ident: $type:ty)* $(,)?) $result:tt $out:tt $default:tt $($rest:tt)*) => {
         each_call! { $then $fixed [$($done)*
-            { $docs $name $me inner_mut [&mut $me] ($($arg: $type,)*) $result $out }
+            { $docs $name $me inner_mut [&mut $me] ($($arg: $type,)*) $result $out $default }
         ] $($rest)* }
     };
 
-    // The result of one call; `$end` is a semicolon or a default body.
+    // The result of one call, and its default body if it has one.
     ($then:ident $fixed:tt $done:tt $(#[doc = $doc:literal])* fn $name:ident $args:tt
-        -> Result<(), Errno> $end:tt $($rest:tt)*) => {
-        each_call! { @split $then $fixed $done [$($doc)*] $name $args [Result<(), Errno>] [] $($rest)* }
+        -> Result<(), Errno>; $($rest:tt)*) => {
+        each_call! { @split $then $fixed $done [$($doc)*] $name $args [Result<(), Errno>] [] [] $($rest)* }
+    };
+    ($then:ident $fixed:tt $done:tt $(#[doc = $doc:literal])* fn $name:ident $args:tt
+        -> Result<(), Errno> { $($default:tt)* } $($rest:tt)*) => {
+        each_call! {
+            @split $then $fixed $done [$($doc)*] $name $args [Result<(), Errno>] [] [{ $($default)* }] $($rest)*
+        }
     };
     ($then:ident $fixed:tt $done:tt $(#[doc = $doc:literal])* fn $name:ident $args:tt
         -> $result:ty; $($rest:tt)*) => {
-        each_call! { @split $then $fixed $done [$($doc)*] $name $args [$result] [$result] $($rest)* }
+        each_call! { @split $then $fixed $done [$($doc)*] $name $args [$result] [$result] [] $($rest)* }
     };
     ($then:ident $fixed:tt $done:tt $(#[doc = $doc:literal])* fn $name:ident $args:tt
         -> $result:ty { $($default:tt)* } $($rest:tt)*) => {
-        each_call! { @split $then $fixed $done [$($doc)*] $name $args [$result] [$result] $($rest)* }
+        each_call! {
+            @split $then $fixed $done [$($doc)*] $name $args [$result] [$result] [{ $($default)* }] $($rest)*
+        }
+    };
+    ($then:ident $fixed:tt $done:tt $(#[doc = $doc:literal])* fn $name:ident $args:tt; $($rest:tt)*) => {
+        each_call! { @split $then $fixed $done [$($doc)*] $name $args [()] [] [] $($rest)* }
     };
     ($then:ident $fixed:tt $done:tt $(#[doc = $doc:literal])* fn $name:ident $args:tt
-        $end:tt $($rest:tt)*) => {
-        each_call! { @split $then $fixed $done [$($doc)*] $name $args [()] [] $($rest)* }
+        { $($default:tt)* } $($rest:tt)*) => {
+        each_call! { @split $then $fixed $done [$($doc)*] $name $args [()] [] [{ $($default)* }] $($rest)* }
     };
 }
 
@@ -52,4 +63,19 @@ macro_rules! contract_trait {
         $(#[$meta])*
         pub trait $name { $($body)* $($($helpers)*)? }
     };
+}
+
+/// The callee's side of a call: raises the arguments, makes the call, and gives back what it wrote.
+macro_rules! served {
+    ($target:ident.$call:ident($($arg:ident: $type:ty),*) -> [$($result:tt)*] [$($out:ty)?], $slot:ident, $peer:ident) => {{
+        $(let mut $arg = match <$type as Argument>::raise($arg, $peer) {
+            Ok(raised) => raised,
+            Err(status) => return status,
+        };)*
+        let _out = ();
+        $(let _out: <$out as Returned>::Out = $slot;)?
+        let result = $target.$call($(<$type as Argument>::lend(&raw mut $arg)),*);
+        $(<$type as Argument>::give_back(&mut $arg);)*
+        <$($result)* as Returned>::put(result, _out, $peer)
+    }};
 }

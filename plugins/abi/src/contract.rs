@@ -6,6 +6,7 @@ use vmtape_arch::{
     exception::Exception,
     exit::{Exit, Resume},
     flag::Flag,
+    layout,
     level::Place,
     note::{Note, NoteKind},
     open_enum,
@@ -80,6 +81,8 @@ pub struct BusOp {
     pub data: u64,
 }
 
+layout!(BusOp: 24, write: 4, size: 5, address: 8, data: 16);
+
 /// `EmulateRequest::flags`, KVM's EMULTYPE_* with the kernel's meaning.
 pub mod emultype {
     /// EMULTYPE_SKIP: decode, advance RIP, do nothing else.
@@ -105,6 +108,8 @@ pub struct EmulateRequest {
     pub gva: u64,
     pub gpa: u64,
 }
+
+layout!(EmulateRequest: 40, insn_len: 4, insn: 5, gva: 24, gpa: 32);
 
 open_enum! {
     /// How an emulation ended.
@@ -133,6 +138,8 @@ pub struct Emulated {
     pub fault: Exception,
 }
 
+layout!(Emulated: 40, insn_len: 4, user_mmio: 20, fetched: 21, fault: 24);
+
 /// Where an emulated access goes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -145,12 +152,14 @@ pub struct Translation {
     pub pad: [u8; 7],
 }
 
+layout!(Translation: 24, hpa: 8, ram: 16);
+
 /// The calls of [`EmulatorMmu`].
 macro_rules! mmu_calls {
     ($then:ident! $($before:tt)*) => {
         $then! { $($before)*
             /// Translates one linear access with the walk that KVM would use here. `host` is the one to use: the one that
-            /// `emulate` was called on is busy until it returns.
+            /// `emulate` was called on is busy until it returns, and answers STATUS_BUSY.
             fn translate(
                 &mut self,
                 state: &VcpuState,
@@ -262,6 +271,8 @@ pub struct MemoryRegion {
     pub hpa: u64,
 }
 
+layout!(MemoryRegion: 32, flags: 4, gpa: 8, size: 16, hpa: 24);
+
 /// An entry of a vCPU's dirty ring that userspace has harvested (`struct kvm_dirty_gfn`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -274,6 +285,8 @@ pub struct DirtyGfn {
     pub offset: u64,
 }
 
+layout!(DirtyGfn: 16, slot: 4, offset: 8);
+
 /// The calls of [`Backend`].
 macro_rules! backend_calls {
     ($then:ident! $($before:tt)*) => {
@@ -285,13 +298,6 @@ macro_rules! backend_calls {
 
             /// KVM_CHECK_EXTENSION.
             fn check_extension(&self, cap: u32) -> i64;
-
-            /// A value that an ioctl, an MSR of the host or debugfs would show. What is not about one vCPU ignores `vcpu`.
-            /// -ENOTTY: this backend does not have it.
-            fn query(&self, vcpu: u32, what: Query) -> Result<u64, Errno> {
-                let _ = (vcpu, what);
-                Err(Errno::ENOTTY)
-            }
 
             /// KVM_GET_SUPPORTED_CPUID, given what the silicon's own CPUID says.
             fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry>;
@@ -435,6 +441,15 @@ macro_rules! backend_calls {
 
             /// Handles an exit (`vmx_handle_exit`, `svm_handle_exit`).
             fn handle_exit(&mut self, vcpu: u32, state: &mut VcpuState, exit: &Exit, host: &mut dyn Host) -> Resume;
+
+            // --- what a backend may do without; a new call stands here, at the end ---
+
+            /// A value that an ioctl, an MSR of the host or debugfs would show. What is not about one vCPU ignores `vcpu`.
+            /// -ENOTTY: this backend does not have it.
+            fn query(&self, vcpu: u32, what: Query) -> Result<u64, Errno> {
+                let _ = (vcpu, what);
+                Err(Errno::ENOTTY)
+            }
         }
     };
 }

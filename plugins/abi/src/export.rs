@@ -6,6 +6,7 @@
 use crate::{
     contract::*,
     cross::{Argument, Returned},
+    handshake,
     plugin::{Plugin, TableRow, VmConfig},
     proxy::take_panic,
     raw::{put_bytes, slice, text},
@@ -83,30 +84,18 @@ unsafe fn guarded<B>(vm: *const Vm, call: impl FnOnce(&mut B) -> Status) -> Stat
     }
 }
 
-/// Whether the host is built from structures and a table that this side knows.
+/// Whether the host has what this side needs.
 ///
 /// # Safety
 /// `host` is null or a host's table, of as many bytes as it says.
 unsafe fn fits(host: *const HostTable) -> Result<(), String> {
-    if host.is_null() {
-        return Err("the host shows no table of its own".into());
+    // SAFETY: the caller vouches for the table.
+    unsafe {
+        handshake::check(host, HostTable::CALLS.iter().copied())
+            .and_then(|()| handshake::sizes(host))
+            .map_err(|error| format!("the host does not fit this backend: {error}"))?;
     }
-    // SAFETY: every version of the table starts with these two words.
-    let [version, size] = unsafe { *host.cast::<[u32; 2]>() };
-    let needed = size_of::<HostTable>();
-    if version != ABI_VERSION || (size as usize) < needed {
-        return Err(format!(
-            "the host's table has {size} bytes in version {version} of the ABI; this backend needs {needed} bytes in version \
-             {ABI_VERSION}"
-        ));
-    }
-    // SAFETY: the table has at least the bytes of ours.
-    match Sizes::here().difference(unsafe { &(*host).sizes }) {
-        None => Ok(()),
-        Some((name, here, there)) => Err(format!(
-            "the host's {name} has {there} bytes, this backend's {here}: build both from one header"
-        )),
-    }
+    Ok(())
 }
 
 /// The functions of the table, one instance per plugin.
@@ -158,7 +147,7 @@ impl<P: Plugin> Exports<P> {
         }
         let options = unsafe { slice(raw.options, raw.options_len) };
         let options = options.iter().map(|o| unsafe { (text(o.key), text(o.value)) }).collect();
-        let config = VmConfig { silicon: raw.silicon, options };
+        let config = VmConfig { silicon: unsafe { *raw.silicon }, options };
         match catch_unwind(AssertUnwindSafe(|| P::create(&config))) {
             Ok(Ok(backend)) => {
                 let exported = Box::new(Exported { backend, broken: RefCell::new(None) });
@@ -195,7 +184,7 @@ macro_rules! export_calls {
     (
         ()
         $({ [$($doc:literal)*] $call:ident $me:ident $accessor:ident $receiver:tt ($($arg:ident: $type:ty,)*)
-            [$($result:tt)*] [$($out:ty)?] })*
+            [$($result:tt)*] [$($out:ty)?] [$($default:tt)?] })*
     ) => {
         #[allow(clippy::missing_safety_doc, clippy::undocumented_unsafe_blocks, clippy::too_many_arguments)]
         impl<P: Plugin> Exports<P> {
@@ -204,13 +193,10 @@ macro_rules! export_calls {
                 $($arg: <$type as Argument>::Wire,)*
                 $(out: <$out as Returned>::Out,)?
             ) -> Status {
+                let peer = Sizes::OWN;
                 unsafe {
                     guarded::<P::Vm>(vm, |backend| {
-                        $(let mut $arg = <$type as Argument>::raise($arg);)*
-                        let _out = ();
-                        $(let _out: <$out as Returned>::Out = out;)?
-                        let result = backend.$call($(<$type as Argument>::lend(&raw mut $arg)),*);
-                        <$($result)* as Returned>::put(result, _out)
+                        served!(backend.$call($($arg: $type),*) -> [$($result)*] [$($out)?], out, peer)
                     })
                 }
             })*
@@ -224,14 +210,16 @@ backend_calls! { each_call! export_calls () [] }
 macro_rules! export_table {
     (
         ()
-        $({ $docs:tt $call:ident $me:ident $accessor:ident $receiver:tt $args:tt $result:tt $out:tt })*
+        $({ $docs:tt $call:ident $me:ident $accessor:ident $receiver:tt $args:tt $result:tt $out:tt $default:tt })*
     ) => {
         /// The table of a plugin.
         pub const fn table<P: Plugin>(build: &'static str) -> BackendTable {
             BackendTable {
                 abi_version: ABI_VERSION,
                 table_size: size_of::<BackendTable>() as u32,
-                sizes: Sizes::here(),
+                sizes_bytes: size_of::<Sizes>() as u32,
+                pad: 0,
+                sizes: Sizes::OWN,
                 build: Text::new(build),
                 describe: Exports::<P>::describe,
                 create: Exports::<P>::create,

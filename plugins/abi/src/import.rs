@@ -3,100 +3,65 @@
 // UNSAFETY: calls through a table that a foreign library supplied.
 #![allow(unsafe_code)]
 
+pub use crate::handshake::HandshakeError;
 use crate::{
     contract::*,
-    cross::{Argument, Returned, sink},
+    cross::{Argument, Collected, Returned},
+    handshake::{self, Call},
     lend::HOST_TABLE,
     plugin::{Description, VmConfig},
     raw::text,
     sinks::description_sink,
     table::*,
 };
-use std::cell::Cell;
-use thiserror::Error;
+use std::{cell::Cell, mem::offset_of};
 use vmtape_arch::{
     access::{Access, Answer, Verdict},
     cpuid::CpuidEntry,
     exception::Exception,
     exit::{Exit, Resume},
+    host::Silicon,
     sensitive::Sensitive,
     state::MsrEntry,
     vcpu::VcpuState,
 };
 
-/// Why a table cannot be used.
-#[derive(Debug, Error, PartialEq, Eq)]
-pub enum HandshakeError {
-    #[error("{ENTRY_SYMBOL}() returned a null pointer instead of a table")]
-    NoTable,
-    #[error("it speaks version {found} of the backend ABI, this program speaks version {ABI_VERSION}")]
-    OtherVersion { found: u32 },
-    #[error(
-        "its table has {found} bytes, this program needs {} (ABI version {ABI_VERSION}): it was built from an older header",
-        size_of::<BackendTable>()
-    )]
-    TableTooSmall { found: u32 },
-    #[error(
-        "its {structure} has {found} bytes, this program's {expected} (ABI version {ABI_VERSION}): both must be built from \
-         one header"
-    )]
-    OtherSize { structure: &'static str, found: u32, expected: u32 },
-    #[error("`{function}` of its table is null")]
-    NullFunction { function: &'static str },
-    #[error("it failed while describing itself (status {status})")]
-    DescribeFailed { status: Status },
-    #[error("it describes itself without a name")]
-    NoName,
-}
-
 /// A table that passed the handshake.
 #[derive(Clone, Copy, Debug)]
-pub struct Backends(&'static BackendTable);
+pub struct Backends {
+    table: *const BackendTable,
+    /// The library's.
+    sizes: &'static Sizes,
+}
+
+/// The functions of a backend's table that no VM is needed for, or that every one has.
+const PLUGIN_CALLS: [Call; 4] = [
+    Call { name: "describe", at: offset_of!(BackendTable, describe), needed: true },
+    Call { name: "create", at: offset_of!(BackendTable, create), needed: true },
+    Call { name: "destroy", at: offset_of!(BackendTable, destroy), needed: true },
+    Call { name: "last_error", at: offset_of!(BackendTable, last_error), needed: true },
+];
 
 impl Backends {
-    /// Calls a library's entry and checks version, size and function pointers before anything else is used.
+    /// Calls a library's entry and checks version, sizes and functions before anything else is used.
     ///
     /// # Safety
     /// `entry` is the entry of a library that stays loaded, written to the rules of `plugins/README.md`.
     pub unsafe fn handshake(entry: EntryFn) -> Result<Self, HandshakeError> {
-        // SAFETY: the caller vouches for the entry.
-        let table = unsafe { entry() };
-        if table.is_null() {
-            return Err(HandshakeError::NoTable);
+        // SAFETY: the caller vouches for the entry and for what its table says of itself; the library is never unloaded.
+        unsafe {
+            let table = entry();
+            handshake::check(table, [])?;
+            let sizes = handshake::sizes(table)?;
+            handshake::check(table, PLUGIN_CALLS.into_iter().chain(BackendTable::CALLS.iter().copied()))?;
+            Ok(Self { table, sizes: Box::leak(Box::new(sizes)) })
         }
-        // SAFETY: every version of the table starts with these two words.
-        let [version, size] = unsafe { *table.cast::<[u32; 2]>() };
-        if version != ABI_VERSION {
-            return Err(HandshakeError::OtherVersion { found: version });
-        }
-        let size = size as usize;
-        if size < size_of::<BackendTable>() {
-            return Err(HandshakeError::TableTooSmall { found: size as u32 });
-        }
-        // SAFETY: the table has at least the bytes of ours; the sizes are plain words.
-        let sizes = unsafe { &raw const (*table).sizes };
-        // SAFETY: as above.
-        if let Some((structure, expected, found)) = Sizes::here().difference(unsafe { &*sizes }) {
-            return Err(HandshakeError::OtherSize { structure, found, expected });
-        }
-        // From `describe` on the table is function pointers only; they are looked at as words before Rust sees them.
-        let first = std::mem::offset_of!(BackendTable, describe);
-        let names = ["describe", "create", "destroy", "last_error"].into_iter();
-        let names = names.chain(BackendTable::CALLS.iter().copied());
-        for (index, function) in names.enumerate() {
-            // SAFETY: the table has at least the bytes of ours.
-            if unsafe { *table.byte_add(first).cast::<usize>().add(index) } == 0 {
-                return Err(HandshakeError::NullFunction { function });
-            }
-        }
-        // SAFETY: version, sizes and pointers are as this crate's structure asks; the library is never unloaded.
-        Ok(Self(unsafe { &*table }))
     }
 
     /// Name and version of the build.
     pub fn build(&self) -> String {
         // SAFETY: static text of the library.
-        unsafe { text(self.0.build) }
+        unsafe { text((*self.table).build) }
     }
 
     /// What the plugin says of itself.
@@ -104,7 +69,7 @@ impl Backends {
         let mut description = Description::default();
         let sink = description_sink(&mut description);
         // SAFETY: the sink's context outlives the call.
-        match unsafe { (self.0.describe)(sink) } {
+        match unsafe { ((*self.table).describe)(sink) } {
             STATUS_OK if description.name.is_empty() => Err(HandshakeError::NoName),
             STATUS_OK => Ok(description),
             status => Err(HandshakeError::DescribeFailed { status }),
@@ -118,20 +83,22 @@ impl Backends {
             .iter()
             .map(|(key, value)| RawOption { key: Text::new(key), value: Text::new(value) })
             .collect();
+        let mut silicon = <&Silicon>::hold(&config.silicon, self.sizes);
         let raw = RawConfig {
             host: &HOST_TABLE,
-            silicon: config.silicon,
+            silicon: <&Silicon>::wire(&mut silicon),
             options: options.as_ptr(),
             options_len: options.len(),
         };
+        let mut raw = <&RawConfig>::hold(&raw, self.sizes);
         let mut vm = std::ptr::null_mut();
-        let mut reason = Vec::new();
+        let mut reason = Collected::new(self.sizes);
         // SAFETY: everything passed lives until the call returns.
-        let status = unsafe { (self.0.create)(&raw, &mut vm, sink(&mut reason)) };
-        let reason = String::from_utf8_lossy(&reason).into_owned();
+        let status = unsafe { ((*self.table).create)(<&RawConfig>::wire(&mut raw), &mut vm, reason.sink()) };
+        let reason = String::from_utf8_lossy(&reason.into_items()).into_owned();
         match status {
             STATUS_OK if !vm.is_null() => {
-                Ok(Box::new(Imported { table: self.0, vm, broken: Cell::new(false) }))
+                Ok(Box::new(Imported { table: self.table, sizes: self.sizes, vm, broken: Cell::new(false) }))
             }
             STATUS_OK => Err("the backend created no VM and gave no reason".into()),
             STATUS_REFUSED => Err(reason),
@@ -144,7 +111,9 @@ impl Backends {
 
 /// A VM behind a table. Once a call has panicked, all calls answer that the backend failed.
 struct Imported {
-    table: &'static BackendTable,
+    /// It passed the handshake: it has what it must have, and stays.
+    table: *const BackendTable,
+    sizes: &'static Sizes,
     vm: *mut Vm,
     broken: Cell<bool>,
 }
@@ -152,16 +121,16 @@ struct Imported {
 impl Drop for Imported {
     fn drop(&mut self) {
         // SAFETY: `create` gave the VM, and nobody uses it from here on.
-        unsafe { (self.table.destroy)(self.vm) }
+        unsafe { ((*self.table).destroy)(self.vm) }
     }
 }
 
 impl Imported {
     fn last_error(&self, status: Status) -> String {
-        let mut reason = Vec::new();
+        let mut reason = Collected::new(self.sizes);
         // SAFETY: the VM is alive and the sink outlives the call.
-        unsafe { (self.table.last_error)(self.vm, sink(&mut reason)) };
-        match (status, String::from_utf8_lossy(&reason)) {
+        unsafe { ((*self.table).last_error)(self.vm, reason.sink()) };
+        match (status, String::from_utf8_lossy(&reason.into_items())) {
             (STATUS_PANICKED | STATUS_POISONED, reason) => format!("it panicked: {reason}"),
             (other, reason) => format!("unknown status {other} {reason}"),
         }
@@ -181,23 +150,27 @@ macro_rules! import_calls {
     (
         ()
         $({ [$($doc:literal)*] $call:ident $me:ident $accessor:ident [$($receiver:tt)*] ($($arg:ident: $type:ty,)*)
-            [$($result:tt)*] [$($out:ty)?] })*
+            [$($result:tt)*] [$($out:ty)?] [$($default:tt)?] })*
     ) => {
         #[allow(unused_mut, clippy::let_unit_value, clippy::unused_unit)]
         impl Backend for Imported {
             $(fn $call($($receiver)*, $($arg: $type),*) -> $($result)* {
+                // SAFETY: the table passed the handshake.
+                $(if !unsafe { handshake::has($me.table, offset_of!(BackendTable, $call)) } {
+                    return $default;
+                })?
                 let mut slot = ();
                 let _ = slot;
-                $(let mut slot = <$out as Returned>::slot();)?
+                $(let mut slot = <$out as Returned>::slot($me.sizes);)?
                 // A broken VM is not called again, whatever it would say.
                 if $me.broken.get() {
                     return <$($result)* as Returned>::finish(STATUS_POISONED, slot);
                 }
-                $(let mut $arg = <$type as Argument>::hold($arg);)*
+                $(let mut $arg = <$type as Argument>::hold($arg, $me.sizes);)*
                 // SAFETY: `vm` came from `create` of the same table and lives until drop; what the arguments point to is on
                 // this side and outlives the call.
                 let status = unsafe {
-                    ($me.table.$call)(
+                    ((*$me.table).$call)(
                         $me.vm,
                         $(<$type as Argument>::wire(&mut $arg),)*
                         $(<$out as Returned>::out(&mut slot),)?

@@ -25,6 +25,10 @@ use vmtape_arch::{
 /// goes on when the borrower has returned.
 pub struct Lent<'a, T: ?Sized> {
     target: &'a mut T,
+    /// The borrower's sizes.
+    peer: &'static Sizes,
+    /// A service is going on.
+    busy: bool,
     panic: Option<Box<dyn Any + Send>>,
 }
 
@@ -32,8 +36,8 @@ pub type LentHost<'a> = Lent<'a, dyn Host + 'a>;
 pub type LentMmu<'a> = Lent<'a, dyn EmulatorMmu + 'a>;
 
 impl<'a, T: ?Sized> Lent<'a, T> {
-    pub fn new(target: &'a mut T) -> Self {
-        Self { target, panic: None }
+    pub fn new(target: &'a mut T, peer: &'static Sizes) -> Self {
+        Self { target, peer, busy: false, panic: None }
     }
 
     pub fn target(&mut self) -> &mut T {
@@ -46,15 +50,28 @@ impl<'a, T: ?Sized> Lent<'a, T> {
         }
     }
 
-    /// Runs a service, unless an earlier one of this call panicked.
-    fn serve(&mut self, service: impl FnOnce(&mut T) -> Status) -> Status {
-        if self.panic.is_some() {
-            return STATUS_POISONED;
+    /// Runs a service, unless an earlier one of this call panicked or still goes on.
+    ///
+    /// # Safety
+    /// `lent` was lent for a call that has not returned.
+    unsafe fn serve(lent: *mut Self, service: impl FnOnce(&mut T, &'static Sizes) -> Status) -> Status {
+        // SAFETY: the caller vouches for it. While a service goes on, nobody else reaches the target or these fields.
+        unsafe {
+            if (*lent).busy {
+                return STATUS_BUSY;
+            }
+            if (*lent).panic.is_some() {
+                return STATUS_POISONED;
+            }
+            (*lent).busy = true;
+            let (target, peer) = (&raw mut *(*lent).target, (*lent).peer);
+            let served = catch_unwind(AssertUnwindSafe(|| service(&mut *target, peer)));
+            (*lent).busy = false;
+            served.unwrap_or_else(|panic| {
+                (*lent).panic = Some(panic);
+                STATUS_PANICKED
+            })
         }
-        catch_unwind(AssertUnwindSafe(|| service(&mut *self.target))).unwrap_or_else(|panic| {
-            self.panic = Some(panic);
-            STATUS_PANICKED
-        })
     }
 }
 
@@ -63,7 +80,7 @@ macro_rules! serve_calls {
     (
         ($module:ident, $lent:ident)
         $({ [$($doc:literal)*] $call:ident $me:ident $accessor:ident $receiver:tt ($($arg:ident: $type:ty,)*)
-            [$($result:tt)*] [$($out:ty)?] })*
+            [$($result:tt)*] [$($out:ty)?] [$($default:tt)?] })*
     ) => {
         mod $module {
             use super::*;
@@ -79,12 +96,8 @@ macro_rules! serve_calls {
                 ) -> Status {
                     // SAFETY: see above.
                     unsafe {
-                        (*ctx.cast::<$lent<'_>>()).serve(|lent| {
-                            $(let mut $arg = <$type as Argument>::raise($arg);)*
-                            let _out = ();
-                            $(let _out: <$out as Returned>::Out = out;)?
-                            let result = lent.$call($(<$type as Argument>::lend(&raw mut $arg)),*);
-                            <$($result)* as Returned>::put(result, _out)
+                        Lent::serve(ctx.cast::<$lent<'_>>(), |lent, peer| {
+                            served!(lent.$call($($arg: $type),*) -> [$($result)*] [$($out)?], out, peer)
                         })
                     }
                 }
@@ -97,7 +110,7 @@ macro_rules! serve_calls {
 macro_rules! static_table {
     (
         ($module:ident, $name:ident: $table:ident { $($head:ident: $value:expr,)* })
-        $({ $docs:tt $call:ident $me:ident $accessor:ident $receiver:tt $args:tt $result:tt $out:tt })*
+        $({ $docs:tt $call:ident $me:ident $accessor:ident $receiver:tt $args:tt $result:tt $out:tt $default:tt })*
     ) => {
         pub static $name: $table = $table { $($head: $value,)* $($call: $module::$call,)* };
     };
@@ -107,8 +120,13 @@ host_calls! { each_call! serve_calls (host, LentHost) [] }
 host_calls! { each_call! static_table (host, HOST_TABLE: HostTable {
     abi_version: ABI_VERSION,
     table_size: size_of::<HostTable>() as u32,
-    sizes: Sizes::here(),
+    sizes_bytes: size_of::<Sizes>() as u32,
+    pad: 0,
+    sizes: Sizes::OWN,
 }) [] }
 
 mmu_calls! { each_call! serve_calls (mmu, LentMmu) [] }
-mmu_calls! { each_call! static_table (mmu, MMU_TABLE: MmuTable {}) [] }
+mmu_calls! { each_call! static_table (mmu, MMU_TABLE: MmuTable {
+    abi_version: ABI_VERSION,
+    table_size: size_of::<MmuTable>() as u32,
+}) [] }

@@ -12,6 +12,8 @@ mod calls;
 pub mod contract;
 mod cross;
 pub mod export;
+mod fit;
+pub mod handshake;
 pub mod import;
 mod lend;
 pub mod observer;
@@ -19,6 +21,7 @@ mod plugin;
 mod proxy;
 mod raw;
 mod sinks;
+mod sizes;
 pub mod table;
 
 pub use contract::*;

@@ -19,7 +19,7 @@ macro_rules! observer_trait {
     (
         ($(#[$meta:meta])* $observer:ident: $trait:ident)
         $({ [$($doc:literal)*] $call:ident $me:ident $accessor:ident [$($receiver:tt)*] ($($arg:ident: $type:ty,)*)
-            [$($result:tt)*] $out:tt })*
+            [$($result:tt)*] $out:tt $default:tt })*
     ) => {
         $(#[$meta])*
         #[allow(clippy::unused_unit)]

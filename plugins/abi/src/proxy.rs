@@ -6,9 +6,10 @@
 use crate::{
     contract::*,
     cross::{Argument, Returned},
+    handshake,
     table::*,
 };
-use std::{any::Any, cell::RefCell, panic::PanicHookInfo};
+use std::{any::Any, cell::RefCell, mem::offset_of, panic::PanicHookInfo};
 use vmtape_arch::{
     access::Access,
     exception::Exception,
@@ -43,50 +44,63 @@ fn payload_text(payload: &(dyn Any + Send)) -> &str {
 }
 
 /// The host during one call.
-pub struct HostProxy(HostRef);
+pub struct HostProxy {
+    host: HostRef,
+    /// The lender's sizes.
+    peer: &'static Sizes,
+}
 
 impl HostProxy {
     /// Wraps the reference that came with a call.
     ///
     /// # Safety
-    /// The proxy does not outlive the call.
-    pub unsafe fn new(host: HostRef) -> Self {
-        Self(host)
+    /// The proxy does not outlive the call, and the table has every function that it must have.
+    pub unsafe fn new(host: HostRef, peer: &'static Sizes) -> Self {
+        Self { host, peer }
     }
 }
 
 /// A backend's MMU during one emulation.
-pub struct MmuProxy(MmuRef);
+pub struct MmuProxy {
+    mmu: MmuRef,
+    /// The lender's sizes.
+    peer: &'static Sizes,
+}
 
 impl MmuProxy {
     /// Wraps the reference that came with a call.
     ///
     /// # Safety
-    /// The proxy does not outlive the call.
-    pub unsafe fn new(mmu: MmuRef) -> Self {
-        Self(mmu)
+    /// The proxy does not outlive the call, and the table has every function that it must have.
+    pub unsafe fn new(mmu: MmuRef, peer: &'static Sizes) -> Self {
+        Self { mmu, peer }
     }
 }
 
 /// Implements a trait of the contract over a reference, call by call.
 macro_rules! proxy_calls {
     (
-        ($trait:ident for $proxy:ident)
+        ($trait:ident for $proxy:ident, $lent:ident: $table:ident)
         $({ [$($doc:literal)*] $call:ident $me:ident $accessor:ident [$($receiver:tt)*] ($($arg:ident: $type:ty,)*)
-            [$($result:tt)*] [$($out:ty)?] })*
+            [$($result:tt)*] [$($out:ty)?] [$($default:tt)?] })*
     ) => {
         #[allow(unused_mut, clippy::let_unit_value, clippy::unused_unit)]
         impl $trait for $proxy {
             $(fn $call($($receiver)*, $($arg: $type),*) -> $($result)* {
-                $(let mut $arg = <$type as Argument>::hold($arg);)*
+                let table = $me.$lent.table;
+                // SAFETY: whoever made the proxy looked at the table.
+                $(if !unsafe { handshake::has(table, offset_of!($table, $call)) } {
+                    return $default;
+                })?
                 let mut slot = ();
                 let _ = slot;
-                $(let mut slot = <$out as Returned>::slot();)?
+                $(let mut slot = <$out as Returned>::slot($me.peer);)?
+                $(let mut $arg = <$type as Argument>::hold($arg, $me.peer);)*
                 // SAFETY: the context is the one that came with the table, and the call that lent it has not returned (see
-                // `new`); the sides' tables are of one size; what the arguments point to outlives the call.
+                // `new`); the table has the function; what the arguments point to outlives the call.
                 let status = unsafe {
-                    ((*$me.0.table).$call)(
-                        $me.0.ctx,
+                    ((*table).$call)(
+                        $me.$lent.ctx,
                         $(<$type as Argument>::wire(&mut $arg),)*
                         $(<$out as Returned>::out(&mut slot),)?
                     )
@@ -98,5 +112,5 @@ macro_rules! proxy_calls {
     };
 }
 
-host_calls! { each_call! proxy_calls (Host for HostProxy) [] }
-mmu_calls! { each_call! proxy_calls (EmulatorMmu for MmuProxy) [] }
+host_calls! { each_call! proxy_calls (Host for HostProxy, host: HostTable) [] }
+mmu_calls! { each_call! proxy_calls (EmulatorMmu for MmuProxy, mmu: MmuTable) [] }

@@ -7,19 +7,24 @@
 //! Append-only: fields are added at the end of a table and its `table_size` grows; nothing is moved or removed while
 //! [`ABI_VERSION`] stays the same.
 
+#[doc(hidden)]
+pub use crate::sizes::in_c as sizes_in_c;
+pub use crate::sizes::{Mismatch, Sizes};
 use crate::{
     contract::*,
     cross::{Argument, Returned, Spelled},
+    handshake::Call,
 };
-use std::ffi::c_void;
+use std::{ffi::c_void, mem::offset_of};
 use vmtape_arch::{
     access::{Access, Answer, Verdict},
     cpuid::CpuidEntry,
     exception::Exception,
     exit::{Exit, Isa, Resume},
     host::{Silicon, Vendor},
+    layout,
     level::Place,
-    note::{Note, NoteKind, RawNote},
+    note::{Note, NoteKind},
     open_enum,
     sensitive::Sensitive,
     state::MsrEntry,
@@ -44,6 +49,10 @@ pub const STATUS_OK: Status = 0;
 pub const STATUS_PANICKED: Status = -0x1_0001;
 /// An earlier call panicked; this one did nothing.
 pub const STATUS_POISONED: Status = -0x1_0002;
+/// A service of the host that is busy with an earlier call: the outer `HostRef` within `translate` and `wrote`.
+pub const STATUS_BUSY: Status = -0x1_0003;
+/// The table that came with the call cannot be used: another version, or without a function that has no default.
+pub const STATUS_NO_TABLE: Status = -0x1_0004;
 /// `translate` only: the guest takes the exception in `fault`.
 pub const STATUS_GUEST_FAULT: Status = 1;
 /// `create` only: the configuration does not fit; the sink has the reason.
@@ -57,10 +66,24 @@ pub struct Text {
     pub len: usize,
 }
 
+layout!(Text: 16, len: 8);
+
 // UNSAFETY: a table with texts in it is a constant of a library, and constants must be `Sync`.
 // SAFETY: a `Text` is two words; whoever reads through it states why the memory is there.
 #[allow(unsafe_code)]
 unsafe impl Sync for Text {}
+
+/// Tables are constants too.
+macro_rules! constant_tables {
+    ($($table:ty),*) => {$(
+        // UNSAFETY: as for `Text`.
+        // SAFETY: nothing in a table is ever written.
+        #[allow(unsafe_code)]
+        unsafe impl Sync for $table {}
+    )*};
+}
+
+constant_tables!(BackendTable, HostTable);
 
 impl Text {
     /// Borrows text; the caller keeps it alive for as long as the other side may read it.
@@ -103,6 +126,8 @@ pub struct Maybe {
     pub pad: [u8; 7],
 }
 
+layout!(Maybe: 16, there: 8);
+
 /// What `translate` finds: `translation` with STATUS_OK, `fault` with STATUS_GUEST_FAULT.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -110,6 +135,8 @@ pub struct Translated {
     pub translation: Translation,
     pub fault: Exception,
 }
+
+layout!(Translated: 40, fault: 24);
 
 open_enum! {
     /// The tables with which a plugin describes itself.
@@ -153,6 +180,8 @@ pub struct RawRow {
     pub undone_by: Text,
 }
 
+layout!(RawRow: 152, size: 4, name: 8, commit: 72, undone_by: 136);
+
 /// Receives a backend's description: `head` once, then `row` for every row of every table.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -162,6 +191,8 @@ pub struct DescriptionSink {
     pub row: unsafe extern "C" fn(ctx: *mut c_void, table: TableId, row: *const RawRow),
 }
 
+layout!(DescriptionSink: 24, head: 8, row: 16);
+
 /// A key and its value.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -170,17 +201,21 @@ pub struct RawOption {
     pub value: Text,
 }
 
+layout!(RawOption: 32, value: 16);
+
 /// What a VM is created with.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct RawConfig {
-    /// The table that every `HostRef` of this VM will carry: a backend refuses a host whose sizes differ from its own.
+    /// The table that every `HostRef` of this VM will carry: a backend refuses a host without a function that it needs.
     pub host: *const HostTable,
-    pub silicon: Silicon,
+    pub silicon: *const Silicon,
     /// Profile, patches and module parameters: ("kvm", "v6.12"), ("+NAME", ""), ("-NAME", ""), ("ept", "on"), ...
     pub options: *const RawOption,
     pub options_len: usize,
 }
+
+layout!(RawConfig: 32, silicon: 8, options: 16, options_len: 24);
 
 /// A VM, owned by the backend. The host only passes it back.
 #[derive(Debug)]
@@ -196,6 +231,8 @@ pub struct HostRef {
     pub table: *const HostTable,
 }
 
+layout!(HostRef: 16, table: 8);
+
 /// The backend's side of one emulation, lent to the host for the length of the `emulate` call.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -204,84 +241,7 @@ pub struct MmuRef {
     pub table: *const MmuTable,
 }
 
-/// `sizeof` each structure that crosses, as the header has it that a side was built with. Sides whose sizes differ refuse
-/// each other before either can write past the other's structures.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    pub access: u32,
-    pub answer: u32,
-    pub bus_op: u32,
-    pub cpuid_entry: u32,
-    pub dirty_gfn: u32,
-    pub emulate_request: u32,
-    pub emulated: u32,
-    pub exception: u32,
-    pub exit: u32,
-    pub maybe: u32,
-    pub memory_region: u32,
-    pub raw_config: u32,
-    pub raw_note: u32,
-    pub raw_row: u32,
-    pub resume: u32,
-    pub sensitive: u32,
-    pub silicon: u32,
-    pub translated: u32,
-    pub vcpu_state: u32,
-}
-
-impl Sizes {
-    /// The sizes of this crate's structures.
-    pub const fn here() -> Self {
-        Self {
-            access: size_of::<Access>() as u32,
-            answer: size_of::<Answer>() as u32,
-            bus_op: size_of::<BusOp>() as u32,
-            cpuid_entry: size_of::<CpuidEntry>() as u32,
-            dirty_gfn: size_of::<DirtyGfn>() as u32,
-            emulate_request: size_of::<EmulateRequest>() as u32,
-            emulated: size_of::<Emulated>() as u32,
-            exception: size_of::<Exception>() as u32,
-            exit: size_of::<Exit>() as u32,
-            maybe: size_of::<Maybe>() as u32,
-            memory_region: size_of::<MemoryRegion>() as u32,
-            raw_config: size_of::<RawConfig>() as u32,
-            raw_note: size_of::<RawNote>() as u32,
-            raw_row: size_of::<RawRow>() as u32,
-            resume: size_of::<Resume>() as u32,
-            sensitive: size_of::<Sensitive>() as u32,
-            silicon: size_of::<Silicon>() as u32,
-            translated: size_of::<Translated>() as u32,
-            vcpu_state: size_of::<VcpuState>() as u32,
-        }
-    }
-
-    /// The first structure whose size differs, with the two sizes.
-    pub fn difference(&self, other: &Self) -> Option<(&'static str, u32, u32)> {
-        let pairs = [
-            ("Access", self.access, other.access),
-            ("Answer", self.answer, other.answer),
-            ("BusOp", self.bus_op, other.bus_op),
-            ("CpuidEntry", self.cpuid_entry, other.cpuid_entry),
-            ("DirtyGfn", self.dirty_gfn, other.dirty_gfn),
-            ("EmulateRequest", self.emulate_request, other.emulate_request),
-            ("Emulated", self.emulated, other.emulated),
-            ("Exception", self.exception, other.exception),
-            ("Exit", self.exit, other.exit),
-            ("Maybe", self.maybe, other.maybe),
-            ("MemoryRegion", self.memory_region, other.memory_region),
-            ("RawConfig", self.raw_config, other.raw_config),
-            ("RawNote", self.raw_note, other.raw_note),
-            ("RawRow", self.raw_row, other.raw_row),
-            ("Resume", self.resume, other.resume),
-            ("Sensitive", self.sensitive, other.sensitive),
-            ("Silicon", self.silicon, other.silicon),
-            ("Translated", self.translated, other.translated),
-            ("VcpuState", self.vcpu_state, other.vcpu_state),
-        ];
-        pairs.into_iter().find(|(_, here, there)| here != there)
-    }
-}
+layout!(MmuRef: 16, table: 8);
 
 /// Makes the table of a list of calls: `head` fields, then a function for each.
 macro_rules! table_of {
@@ -289,7 +249,7 @@ macro_rules! table_of {
         ($(#[$meta:meta])* $name:ident, $doc_of:ident, $context:ident: $context_type:ty,
          { $($(#[$head_meta:meta])* $head:ident: $head_type:ty,)* })
         $({ [$($doc:literal)*] $call:ident $me:ident $accessor:ident $receiver:tt ($($arg:ident: $type:ty,)*)
-            [$($result:tt)*] [$($out:ty)?] })*
+            [$($result:tt)*] [$($out:ty)?] [$($default:tt)?] })*
     ) => {
         $(#[$meta])*
         #[repr(C)]
@@ -307,8 +267,12 @@ macro_rules! table_of {
         }
 
         impl $name {
-            /// The names of the functions that follow from declarations, in the table's order.
-            pub const CALLS: &'static [&'static str] = &[$(stringify!($call)),*];
+            /// The functions that follow from declarations, in the table's order.
+            pub const CALLS: &'static [Call] = &[$(Call {
+                name: stringify!($call),
+                at: offset_of!($name, $call),
+                needed: <[&str]>::is_empty(&[$(stringify!($default))?]),
+            }),*];
         }
 
         /// The table's functions as fields in C types, for the header.
@@ -330,7 +294,12 @@ macro_rules! table_of {
 
 mmu_calls! { each_call! table_of (
     /// The backend's side of an emulation.
-    MmuTable, mmu_fields, ctx: *mut c_void, {}
+    MmuTable, mmu_fields, ctx: *mut c_void, {
+        /// The backend's ABI_VERSION.
+        abi_version: u32,
+        /// `sizeof` this structure in the backend's header.
+        table_size: u32,
+    }
 ) [] }
 
 host_calls! { each_call! table_of (
@@ -338,24 +307,31 @@ host_calls! { each_call! table_of (
     HostTable, host_fields, ctx: *mut c_void, {
         /// The host's ABI_VERSION.
         abi_version: u32,
-        /// Bytes in the host's table: a function beyond them does not exist.
+        /// `sizeof` this structure in the host's header: a function beyond does not exist.
         table_size: u32,
-        /// The host's structures.
-        sizes: Sizes,
+        /// Bytes of `sizes`.
+        sizes_bytes: u32,
+        pad: u32,
+        /// The host's structures. It takes and gives all of them in the backend's sizes; what the host does not have is zero.
+        sizes: *const Sizes,
     }
 ) [] }
 
 backend_calls! { each_call! table_of (
     /// A backend: how it describes itself, and a VM under it.
     ///
-    /// No function pointer may be null. `vm` is what `create` gave. Calls never overlap.
+    /// A function that has a default may be null, or stand beyond `table_size`; the others may not. `vm` is what `create` gave.
+    /// Calls never overlap.
     BackendTable, backend_fields, vm: *mut Vm, {
         /// ABI_VERSION of the header that the backend was built with.
         abi_version: u32,
         /// `sizeof` this structure in that header.
         table_size: u32,
-        /// The backend's structures.
-        sizes: Sizes,
+        /// Bytes of `sizes`: `sizeof` the structure.
+        sizes_bytes: u32,
+        pad: u32,
+        /// The backend's structures: vt_SIZES.
+        sizes: *const Sizes,
         /// Which build this is: name and version, for people. What `save` gives is for the same build only.
         build: Text,
         /// Name, summary, architecture and vendor through `head`, once; then the rows of its tables.

@@ -56,12 +56,19 @@ fn generate() -> String {
         plain += &expand(&fs::read_to_string(root.join(file)).unwrap());
     }
     plain += &expand(&note_part(&fs::read_to_string(root.join("../../host/arch/src/note.rs")).unwrap()));
+    let (fields, sizes) = table::sizes_in_c();
+    plain += &format!(
+        "/// `sizeof` each structure that crosses: vt_SIZES, at whose end newer headers add.\n#[repr(C)] pub struct Sizes {{\n{fields}}}\n"
+    );
     plain +=
         "#[unsafe(no_mangle)] pub extern \"C\" fn vmtape_backend_v2() -> *const BackendTable { todo!() }\n";
     fs::write(&source, spell_in_c(&plain)).unwrap();
 
     let mut config =
         cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml is readable");
+    config.trailer = Some(format!(
+        "// The sizes of this header's structures, in the order of vt_Sizes.\n#define vt_SIZES {{ \\\n    {sizes} \\\n}}"
+    ));
     config.export.include = ALSO.map(str::to_owned).to_vec();
     let bindings = cbindgen::Builder::new().with_config(config).with_src(&source).generate().unwrap();
     let mut out = Vec::new();
@@ -102,10 +109,11 @@ fn expand(source: &str) -> String {
     let mut module = String::new();
     while let Some(line) = lines.next() {
         let text = line.trim();
-        if text.starts_with("//!") || text.starts_with("use ") && text.ends_with(';') {
+        if text.starts_with("layout!(") {
+            while !text.ends_with(");") && !lines.next().unwrap().ends_with(");") {}
+        } else if text.starts_with("//!") || text.starts_with("use ") && text.ends_with(';') {
             continue;
-        }
-        if text.starts_with("use ") {
+        } else if text.starts_with("use ") {
             while !lines.next().unwrap().trim().ends_with("};") {}
         } else if let Some(name) = text.strip_prefix("pub mod ") {
             // A module is a prefix in C: `emultype::SKIP` is `EMULTYPE_SKIP`.

@@ -1,10 +1,11 @@
 //! A backend behind the C form answers as it would if it were called directly, and its panics stay on its side.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, ffi::c_void};
 use vmtape_abi::{
     Backend, BusOp, Description, DirtyGfn, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Errno,
-    FlushScope, Host, MemoryRegion, Plugin, Query, TableRow, Translation, VmConfig, import::Backends,
-    table::BackendTable,
+    FlushScope, Host, MemoryRegion, Plugin, Query, TableRow, Translation, VmConfig,
+    import::Backends,
+    table::{BackendTable, HostTable, RawConfig, STATUS_REFUSED, Sink},
 };
 use vmtape_arch::{
     access::{Access, Answer, Mapping, Verdict},
@@ -413,6 +414,38 @@ fn description_and_refusal_cross() {
     assert_eq!(backends.build(), "probe 1");
     let refused = backends.create(&VmConfig { silicon: silicon(Vendor::AMD), options: Vec::new() });
     assert_eq!(refused.err().as_deref(), Some("no amd here"));
+}
+
+/// What the plugin's `create` says to a host with this table.
+// UNSAFETY: the test calls a table as a host does.
+#[expect(unsafe_code)]
+fn refusal_of(host: *const HostTable) -> String {
+    unsafe extern "C" fn keep(ctx: *mut c_void, items: *const u8, count: usize) {
+        // SAFETY: the context is the vector below, the items are as many bytes.
+        unsafe { (*ctx.cast::<Vec<u8>>()).extend(std::slice::from_raw_parts(items, count)) }
+    }
+    let (mut vm, mut said) = (std::ptr::null_mut(), Vec::<u8>::new());
+    let silicon = silicon(Vendor::INTEL);
+    let config = RawConfig { host, silicon: &silicon, options: std::ptr::null(), options_len: 0 };
+    let table = vmtape_abi::export::table::<ProbePlugin>("probe 1");
+    // SAFETY: everything that is passed lives until the call returns.
+    let status = unsafe { (table.create)(&config, &mut vm, Sink { ctx: (&raw mut said).cast(), put: keep }) };
+    assert_eq!((status, vm.is_null()), (STATUS_REFUSED, true));
+    String::from_utf8(said).unwrap()
+}
+
+#[test]
+fn a_host_without_what_the_backend_needs_is_refused() {
+    let table = |version, size| [version, size, 0, 0, 0, 0, 0, 0];
+    let other = table(3, 0);
+    assert!(refusal_of(other.as_ptr().cast()).contains("version 3"));
+    for size in [0, 8, 24] {
+        let small = table(2, size);
+        let said = refusal_of(small.as_ptr().cast());
+        assert!(said.contains(&format!("its table of {size} bytes ends before `read`")), "{said}");
+    }
+    assert!(refusal_of(table(2, 32).as_ptr().cast()).contains("`read` of its table is null"));
+    assert!(refusal_of(std::ptr::null()).contains("the host does not fit this backend"));
 }
 
 #[test]

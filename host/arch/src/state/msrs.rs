@@ -12,7 +12,7 @@ pub struct MsrEntry {
     pub data: u64,
 }
 
-const _: () = assert!(size_of::<MsrEntry>() == 16);
+crate::layout!(MsrEntry: 16, data: 8);
 
 impl MsrEntry {
     pub const fn new(index: u32, data: u64) -> Self {

@@ -1,7 +1,8 @@
 // The smallest backend: guest physical memory is where the slots say, nothing is intercepted that need not be, and
 // accesses outside all slots go through the host's emulator to its devices. Written against the generated header only.
 //
-// VARIANT_* make libraries that a host must refuse, or survive.
+// VARIANT_* make libraries that a host must refuse, or survive. VARIANT_LARGER and VARIANT_SMALLER go with headers in which
+// structures have grown by an array `grown`, or have lost what came last.
 
 #include "vmtape_backend.h"
 
@@ -10,8 +11,24 @@
 #include <string.h>
 
 #define TEXT(s) ((vt_Text){(const uint8_t *)(s), sizeof(s) - 1})
+// A truth value is any byte but zero.
+#define ANY_TRUE 2
 #define MAX_SLOTS 16
 #define MAX_CPUID 256
+
+#ifdef VARIANT_LARGER
+// What this host does not have is zero where it is read, and where it is written that harms nobody.
+#define GROWN_IS_ZERO(p) grown_is_zero((p)->grown, sizeof(p)->grown)
+#define WRITE_GROWN(p) memset((p)->grown, 0xff, sizeof(p)->grown)
+static void grown_is_zero(const void *grown, size_t size) {
+    for (size_t i = 0; i < size; i++)
+        if (((const uint8_t *)grown)[i])
+            abort();
+}
+#else
+#define GROWN_IS_ZERO(p) ((void)(p))
+#define WRITE_GROWN(p) ((void)(p))
+#endif
 
 struct vt_Vm {
     vt_MemoryRegion slots[MAX_SLOTS];
@@ -100,12 +117,15 @@ static vt_Status access_(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, const vt
 #ifdef VARIANT_PANICS
     return vt_STATUS_PANICKED;
 #endif
+    GROWN_IS_ZERO(state);
     *answer = (vt_Answer){.verdict = vt_Verdict_FAULT};
+    WRITE_GROWN(answer), WRITE_GROWN(exit), WRITE_GROWN(state);
     if (!walk(vm, state, access, host, &found, &answer->fault))
         return vt_STATUS_OK;
     if (!find_slot(vm, found.gpa, &hpa)) {
         answer->verdict = vt_Verdict_EXIT;
         *exit = (vt_Exit){.isa = vt_Isa_VMX, .reason = vt_VmxReason_EPT_MISCONFIG, .gpa = found.gpa};
+        WRITE_GROWN(exit);
         exit->gva = access->gva;
         exit->stimulus = vt_StimulusKind_ACCESS;
         exit->access = *access;
@@ -115,9 +135,9 @@ static vt_Status access_(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, const vt
     answer->mapping = (vt_Mapping){
         .gpa = found.gpa & ~0xfffull,
         .hpa = hpa & ~0xfffull,
-        .read = true,
-        .write = found.writable,
-        .fetch = true,
+        .read = ANY_TRUE,
+        .write = found.writable ? ANY_TRUE : 0,
+        .fetch = ANY_TRUE,
         .kind = vt_MappingKind_RAM,
         .guest_page_shift = 12,
     };
@@ -127,7 +147,9 @@ static vt_Status access_(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, const vt
 static vt_Status sensitive(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, const vt_Sensitive *insn, vt_HostRef host,
                            vt_Exit *exit, vt_Exception *fault, vt_Verdict *verdict) {
     (void)vm, (void)vcpu, (void)state, (void)host, (void)fault;
+    GROWN_IS_ZERO(exit);
     *exit = (vt_Exit){.isa = vt_Isa_VMX, .stimulus = vt_StimulusKind_SENSITIVE, .insn = *insn};
+    WRITE_GROWN(exit);
     switch (insn->kind) {
     case vt_SensitiveKind_INTERRUPT_WINDOW: exit->reason = vt_VmxReason_INTERRUPT_WINDOW; break;
     case vt_SensitiveKind_TRIPLE_FAULT: exit->reason = vt_VmxReason_TRIPLE_FAULT; break;
@@ -155,12 +177,15 @@ static void want(vt_VcpuState *state, vt_SensitiveKind kind, bool on) {
 
 static vt_Status enter(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, vt_HostRef host, vt_Resume *resume) {
     (void)vm;
+    GROWN_IS_ZERO(state);
     *resume = (vt_Resume){.kind = vt_ResumeKind_RESUME};
+    WRITE_GROWN(resume), WRITE_GROWN(state);
     want(state, vt_SensitiveKind_HLT, true);
     want(state, vt_SensitiveKind_CPUID, true);
     want(state, vt_SensitiveKind_TRIPLE_FAULT, true);
     vt_Maybe vector;
     host.table->interrupt(host.ctx, vcpu, false, &vector);
+    GROWN_IS_ZERO(&vector);
     bool pending = vector.there;
     if (state->activity == vt_Activity_HLT) {
         if (!pending) {
@@ -180,9 +205,26 @@ static vt_Status enter(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, vt_HostRef
     return vt_STATUS_OK;
 }
 
+#ifdef VARIANT_OUTER_HOST
+// The host of the `emulate` that goes on.
+static vt_HostRef outer;
+
+static vt_Status read_byte(vt_HostRef host, uint64_t hpa, uint8_t *data) {
+    uint8_t done;
+    return host.table->read(host.ctx, hpa, (vt_SliceMut_u8){.ptr = data, .len = 1}, &done);
+}
+#endif
+
 static vt_Status mmu_translate(void *ctx, const vt_VcpuState *state, const vt_Access *access, vt_HostRef host,
                                vt_Translated *out) {
     struct walk found;
+    GROWN_IS_ZERO(state);
+    WRITE_GROWN(out);
+#ifdef VARIANT_OUTER_HOST
+    uint8_t data;
+    if (host.ctx == outer.ctx || read_byte(outer, 0, &data) != vt_STATUS_BUSY || read_byte(host, 0, &data) != vt_STATUS_OK)
+        abort();
+#endif
     if (!walk(ctx, state, access, host, &found, &out->fault))
         return vt_STATUS_GUEST_FAULT;
     out->translation = (vt_Translation){.gpa = found.gpa};
@@ -195,13 +237,21 @@ static vt_Status mmu_wrote(void *ctx, uint64_t gpa, uint8_t len, vt_HostRef host
     return vt_STATUS_OK;
 }
 
+#ifndef VARIANT_SMALLER
 static vt_Status mmu_knows(void *ctx, vt_Slice_u8 insn, uint8_t *knows) {
     (void)ctx, (void)insn;
     *knows = true;
     return vt_STATUS_OK;
 }
+#endif
 
-static const vt_MmuTable mmu_table = {.translate = mmu_translate, .wrote = mmu_wrote, .knows = mmu_knows};
+static const vt_MmuTable mmu_table = {.abi_version = vt_ABI_VERSION,
+                                      .table_size = sizeof(vt_MmuTable),
+                                      .translate = mmu_translate,
+#ifndef VARIANT_SMALLER
+                                      .knows = mmu_knows,
+#endif
+                                      .wrote = mmu_wrote};
 
 static void cpuid(const vt_Vm *vm, vt_VcpuState *state) {
     vt_CpuidEntry found = {0};
@@ -222,11 +272,17 @@ static void cpuid(const vt_Vm *vm, vt_VcpuState *state) {
 
 static vt_Status handle_exit(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, const vt_Exit *exit, vt_HostRef host,
                              vt_Resume *resume) {
+    GROWN_IS_ZERO(state), GROWN_IS_ZERO(exit);
     *resume = (vt_Resume){.kind = vt_ResumeKind_RESUME};
+    WRITE_GROWN(resume);
     if (exit->stimulus == vt_StimulusKind_ACCESS) {
         vt_MmuRef mmu = {.ctx = vm, .table = &mmu_table};
         vt_EmulateRequest request = {0};
         vt_Emulated done;
+#ifdef VARIANT_OUTER_HOST
+        outer = host;
+#endif
+        WRITE_GROWN(&request), WRITE_GROWN(state);
         host.table->emulate(host.ctx, vcpu, state, &request, mmu, &done);
         if (done.status == vt_EmulateStatus_UNHANDLEABLE) {
             resume->kind = vt_ResumeKind_INTERNAL_ERROR;
@@ -267,14 +323,17 @@ static vt_Status describe(vt_DescriptionSink sink) {
     vt_RawRow row = {.id = 1, .name = TEXT("identity"), .text = TEXT("a gpa is found in its slot")};
     row.source = TEXT("identity.c, find_slot()");
     row.value = TEXT("");
+#ifndef VARIANT_SMALLER
     row.since = TEXT("1");
+#endif
     row.size = sizeof row;
     sink.row(sink.ctx, vt_TableId_RULES, &row);
     return vt_STATUS_OK;
 }
 
 static vt_Status create(const vt_RawConfig *config, vt_Vm **vm, vt_Sink_u8 error) {
-    if (config->silicon.vendor != vt_Vendor_INTEL) {
+    GROWN_IS_ZERO(config), GROWN_IS_ZERO(config->silicon);
+    if (config->silicon->vendor != vt_Vendor_INTEL) {
         vt_Text reason = TEXT("identity reports exits with Intel's numbers: it needs an Intel host");
         error.put(error.ctx, reason.ptr, reason.len);
         return vt_STATUS_REFUSED;
@@ -312,6 +371,7 @@ static vt_Status supported_cpuid(vt_Vm *vm, vt_Slice_CpuidEntry silicon, vt_Sink
 
 static vt_Status set_memory_region(vt_Vm *vm, const vt_MemoryRegion *region, vt_HostRef host) {
     (void)host;
+    GROWN_IS_ZERO(region);
     if (region->slot >= MAX_SLOTS)
         return -22;
     vm->slots[region->slot] = *region;
@@ -354,6 +414,8 @@ static vt_Status set_cpuid(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, vt_Sli
     (void)vcpu, (void)state, (void)host;
     if (entries.len > MAX_CPUID)
         return -7;
+    for (size_t i = 0; i < entries.len; i++)
+        GROWN_IS_ZERO(&entries.ptr[i]);
     memcpy(vm->cpuid, entries.ptr, entries.len * sizeof *entries.ptr);
     vm->cpuid_count = entries.len;
     return vt_STATUS_OK;
@@ -407,6 +469,7 @@ static vt_Status restore(vt_Vm *vm, vt_Slice_u8 saved) {
     return vt_STATUS_OK;
 }
 
+#ifndef VARIANT_SMALLER
 static vt_Status query(vt_Vm *vm, uint32_t vcpu, vt_Query what, uint64_t *value) {
     (void)vm, (void)vcpu;
     if (what != vt_Query_SHADOW_PAGES)
@@ -414,6 +477,9 @@ static vt_Status query(vt_Vm *vm, uint32_t vcpu, vt_Query what, uint64_t *value)
     *value = 0;
     return vt_STATUS_OK;
 }
+#endif
+
+static vt_Sizes sizes = vt_SIZES;
 
 static const vt_BackendTable table = {
 #ifdef VARIANT_OTHER_VERSION
@@ -421,15 +487,20 @@ static const vt_BackendTable table = {
 #else
     .abi_version = vt_ABI_VERSION,
 #endif
-#ifdef VARIANT_TOO_SMALL
-    .table_size = offsetof(vt_BackendTable, enter),
+#ifdef VARIANT_TABLE_SIZE
+    .table_size = VARIANT_TABLE_SIZE,
+#elif defined(VARIANT_SMALLER)
+    .table_size = offsetof(vt_BackendTable, query),
 #else
     .table_size = sizeof(vt_BackendTable),
 #endif
-#ifdef VARIANT_OTHER_SIZE
-    .sizes = {.access = sizeof(vt_Access) + 8},
+#ifdef VARIANT_SIZES_BYTES
+    .sizes_bytes = VARIANT_SIZES_BYTES,
 #else
-    .sizes = vt_SIZES,
+    .sizes_bytes = sizeof sizes,
+#endif
+#ifndef VARIANT_NO_SIZES
+    .sizes = &sizes,
 #endif
     .build = {(const uint8_t *)"identity 1", 10},
     .describe = describe,
@@ -457,7 +528,9 @@ static const vt_BackendTable table = {
 #endif
     .enter = enter,
     .handle_exit = handle_exit,
+#ifndef VARIANT_SMALLER
     .query = query,
+#endif
     .enable_cap = enable_cap,
     .get_dirty_log = get_dirty_log,
     .clear_dirty_log = clear_dirty_log,
@@ -468,5 +541,11 @@ static const vt_BackendTable table = {
 #ifdef VARIANT_NO_SYMBOL
 const vt_BackendTable *vmtape_backend_v9(void) { return &table; }
 #else
-const vt_BackendTable *vmtape_backend_v2(void) { return &table; }
+const vt_BackendTable *vmtape_backend_v2(void) {
+    (void)sizes;
+#ifdef VARIANT_WRONG
+    sizes.VARIANT_WRONG = VARIANT_WRONG_SIZE;
+#endif
+    return &table;
+}
 #endif
