@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::dat::{self, Item, Shape};
+use common::dat::{self, Item, Shape, comms, items, text};
 use flate2::{Compression, write::GzEncoder};
 use std::{collections::BTreeMap, env, fs, io::Write, path::PathBuf};
 use vmtape_traces::{
@@ -62,77 +62,6 @@ const SHAPES: [Shape; 3] = [
     Shape { version: 7, zstd: false, clock: "mono" },
     Shape { version: 7, zstd: true, clock: "local" },
 ];
-
-/// Two CPUs, two machines, a long wait, an event that nobody knows, and a gap.
-fn items() -> Vec<Item> {
-    let event = |cpu, time, data| Item::Event { cpu, time, data };
-    let mut items = Vec::new();
-    for i in 0..400 {
-        let at = 5_000_000_000 + i * 7_000;
-        items.push(event(0, at, dat::exit(186, 0, 0x1000 + i, 0xfee0_0000)));
-        items.push(event(1, at + 400, dat::fpu(187, (i & 1) as u32)));
-        items.push(event(0, at + 1_600, dat::entry(186, 0, 0x1002 + i)));
-        items.push(event(1, at + 2_500, dat::exit(290, 0, 0x2000 + i, 0x1000)));
-    }
-    items.push(Item::Lost { cpu: 1, events: 77 });
-    let late = 5_000_000_000u64 + (1 << 31);
-    items.push(event(0, late, dat::other(3, "ab", -2)));
-    items.push(event(1, late, dat::entry(290, 0, 0x2002)));
-    items.push(event(1, late + 1, dat::other(3, "something longer", 9)));
-    items
-}
-
-/// What tracefs prints of them.
-fn text() -> String {
-    let comm = |pid| match pid {
-        186 => "CPU 0/KVM",
-        187 => "vmm",
-        290 => "other vmm",
-        _ => "<...>",
-    };
-    let mut items = items();
-    items.sort_by_key(|item| match item {
-        Item::Event { cpu, time, .. } => (*time, *cpu),
-        Item::Lost { .. } => (5_000_000_000 + (1 << 31), 1),
-    });
-    let mut text = String::new();
-    for item in items {
-        let (cpu, time, data) = match item {
-            Item::Event { cpu, time, data } => (cpu, time, data),
-            Item::Lost { cpu, events } => {
-                text += &format!("CPU:{cpu} [LOST {events} EVENTS]\n");
-                continue;
-            }
-        };
-        let word = |at: usize| u64::from_le_bytes(data[at..at + 8].try_into().unwrap());
-        let half = |at: usize| u32::from_le_bytes(data[at..at + 4].try_into().unwrap());
-        let body = match half(0) as u16 {
-            dat::EXIT => format!(
-                "kvm_exit: vcpu {} reason npf rip {:#x} info1 {:#018x} info2 {:#018x} intr_info 0x00000000 error_code 0x00000000",
-                half(56),
-                word(16),
-                word(32),
-                word(40),
-            ),
-            dat::ENTRY => format!("kvm_entry: vcpu {}, rip {:#x}", half(8), word(16)),
-            dat::FPU => format!("kvm_fpu: {}", if half(8) == 1 { "load" } else { "unload" }),
-            _ if half(12) == 9 => "something_new: something longer|0x0009 9  more".to_owned(),
-            _ => "something_new: ab    |0x00fe -2  less".to_owned(),
-        };
-        let (pid, micros) = (half(4), (time + 500) / 1000);
-        text += &format!(
-            "{}-{pid} [{cpu:03}] ..... {}.{:06}: {body}\n",
-            comm(pid),
-            micros / 1_000_000,
-            micros % 1_000_000
-        );
-    }
-    text
-}
-
-fn comms() -> BTreeMap<u32, &'static str> {
-    BTreeMap::from([(186, "CPU 0/KVM"), (187, "vmm"), (290, "other vmm")])
-}
 
 fn written(bytes: &[u8], name: &str) -> (tempfile::TempDir, Source) {
     let folder = tempfile::tempdir().unwrap();

@@ -266,7 +266,20 @@ fn event(rest: &str) -> Option<(&str, &str)> {
     }
     let name = word.strip_suffix(':')?;
     let name = name.rsplit_once(':').map_or(name, |(_, name)| name);
-    (!name.is_empty()).then(|| (name, text.trim_start()))
+    (!name.is_empty()).then(|| (name, without_place(text.trim_start())))
+}
+
+/// A text without ` [29293:0xd78:40]`, which `trace-cmd report --debug` puts behind it: where the event is in its buffer.
+fn without_place(text: &str) -> &str {
+    let place = || {
+        let (text, place) = text.strip_suffix(']')?.rsplit_once(" [")?;
+        let mut numbers = place.split(':');
+        let (delta, offset, size) = (numbers.next()?, numbers.next()?, numbers.next()?);
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        (digits(delta) && offset.starts_with("0x") && digits(size) && numbers.next().is_none())
+            .then_some(text)
+    };
+    place().unwrap_or(text)
 }
 
 struct Task<'a> {
@@ -388,6 +401,8 @@ mod tests {
         );
         let colons = event("kworker/1:2-40   1.....  12.000001: kvm_fpu: load");
         assert_eq!((colons.comm, colons.pid, colons.text().as_ref()), ("kworker/1:2", 40, "load"));
+        let debug = event(" x-1 [000] 7.916539: kvm_fpu: load [29293:0xd78:40]");
+        assert_eq!(debug.text().as_ref(), "load");
         let empty = event(" x-1 [000] ..... 5.000001: kvm_ple:");
         assert_eq!((empty.event, empty.text().as_ref()), ("kvm_ple", ""));
     }

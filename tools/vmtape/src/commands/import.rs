@@ -10,11 +10,11 @@ use vmtape_traces::{
     import::{self, Summary},
 };
 
-/// Make a tape of a recording of the real KVM (trace.dat, or text of tracefs, trace-cmd or perf)
+/// Make a tape of a recording of the real KVM (trace.dat, perf.data, or text of tracefs, trace-cmd or perf)
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = crate::help::IMPORT)]
 pub struct Args {
-    /// A trace.dat, or what tracefs, `trace-cmd report` or `perf script` printed; `-` is standard input
+    /// A trace.dat, a perf.data, or what tracefs, `trace-cmd report` or `perf script` printed; `-` is standard input
     #[arg(value_name = "TRACE", value_hint = ValueHint::FilePath)]
     trace: PathBuf,
     /// The tape

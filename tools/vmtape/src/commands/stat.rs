@@ -80,7 +80,15 @@ fn print(out: &mut impl Write, r: &Report) -> io::Result<()> {
         writeln!(out, "  guest {}, {} MiB, vCPUs: {}", words.trim_end(), r.memory >> 20, r.vcpus)?;
     }
     let stat = &r.stat;
-    writeln!(out, "  {} instructions, {} exits, {} events", stat.instructions, stat.exits, stat.events)?;
+    match r.origin == vmtape_traces::import::ORIGIN {
+        // Its clock is the trace's.
+        true => writeln!(out, "  {} exits, {} events", stat.exits, stat.events)?,
+        false => writeln!(
+            out,
+            "  {} instructions, {} exits, {} events",
+            stat.instructions, stat.exits, stat.events
+        )?,
+    }
     if let Some(rate) = stat.exits_per_million_instructions {
         writeln!(out, "  {rate:.1} exits per million instructions")?;
     }
