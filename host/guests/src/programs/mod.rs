@@ -3,6 +3,7 @@
 mod access;
 mod bar;
 mod cpuid;
+mod dirty;
 mod hello;
 mod illegal;
 mod io;
@@ -108,6 +109,14 @@ pub const ALL: &[GuestInfo] = &[
         default_memory: 64,
         default_smp: 1,
         program: Program::Long(late::program),
+    },
+    GuestInfo {
+        name: "dirty",
+        summary: "writes pages in the ways in which they become dirty",
+        parameters: dirty::PARAMETERS,
+        default_memory: 64,
+        default_smp: 1,
+        program: Program::Long(dirty::program),
     },
     GuestInfo {
         name: "legacy",
