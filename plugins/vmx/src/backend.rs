@@ -1,9 +1,15 @@
 //! What `kvm.ko` asks of `kvm_intel`, and what silicon answers.
 
 use crate::{
-    kvm::{self, Cx, msr, setup},
+    kvm::{self, Cx, msr, setup, vmcs::write_state},
     rules::Rule,
-    silicon::{apic, capabilities, controls::ApicMode, exits},
+    silicon::{
+        apic, capabilities,
+        controls::{ApicMode, Controls},
+        entry::{self, NotEntered},
+        exits,
+        vmcs::VmcsField,
+    },
     vm::{Shared, VmxVcpu},
 };
 use vmtape_abi::{Errno, Host, Query};
@@ -21,7 +27,7 @@ use vmtape_kvm_core::{
     emulate::with_exit,
     events::WindowRequests,
     msr::{Refused, Written},
-    vm::{Ops, VendorVcpu},
+    vm::{Ops, VendorVcpu, fail_entry},
 };
 use vmtape_kvm_mmu::{
     tdp::silicon::{GuestAccess, note_steps},
@@ -93,25 +99,36 @@ impl Ops for Shared {
     }
 
     fn intercepts(&self, v: &mut VmxVcpu, _state: &VcpuState) -> Intercepts {
-        v.controls.intercepts()
+        Controls::load(&v.vmcs01).intercepts()
     }
 
     fn vcpu_run(
         &mut self,
         v: &mut VmxVcpu,
-        _state: &VcpuState,
+        state: &VcpuState,
         _host: &mut dyn Host,
     ) -> Result<Intercepts, Resume> {
+        write_state(self, v, state);
+        v.controls = entry::enter(&mut v.vmcs01, v.launched, &self.kvm.silicon).map_err(|refused| {
+            let field = match refused {
+                NotEntered::Guest(_) => VmcsField::VM_EXIT_REASON,
+                _ => VmcsField::VM_INSTRUCTION_ERROR,
+            };
+            fail_entry(v.vmcs01.read32(field))
+        })?;
+        v.launched = true;
         Ok(v.controls.intercepts())
     }
 
     fn virtual_interrupts(&self, v: &VmxVcpu) -> bool {
-        v.controls.apicv && v.controls.apic != ApicMode::None
+        let secondary = v.vmcs01.secondary();
+        secondary.interrupt_delivery() && (secondary.x2apic_mode() || secondary.apic_accesses())
     }
 
     fn request_windows(&self, v: &mut VmxVcpu, requests: WindowRequests) {
-        v.controls.interrupt_window = requests.interrupt;
-        v.controls.nmi_window = requests.nmi;
+        let controls = v.vmcs01.cpu_based();
+        let controls = controls.with_interrupt_window_exiting(requests.interrupt);
+        v.vmcs01.set_cpu_based(controls.with_nmi_window_exiting(requests.nmi));
     }
 
     fn query(&self, v: Option<&VmxVcpu>, what: Query) -> Result<u64, Errno> {
@@ -133,9 +150,10 @@ impl Ops for Shared {
         exit: &Exit,
         host: &mut dyn Host,
     ) -> Resume {
+        entry::exit(&mut v.vmcs01, exit, state);
         if std::mem::take(&mut v.debug_registers_owned) {
             // `vmx_sync_dirty_debug_regs`.
-            v.controls.mov_dr_exiting = true;
+            v.vmcs01.set_mov_dr_exiting(true);
         }
         self.kvm.mmu.flush_pml(v.core.id);
         with_exit(kvm::handle(&mut Cx { shared: self, vcpu: v, state, exit, host }), exit)

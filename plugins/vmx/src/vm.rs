@@ -1,6 +1,9 @@
 //! A VM under `kvm_intel`: what its vCPUs share, and what each has.
 
-use crate::{rules::Rule, silicon::controls::Controls};
+use crate::{
+    rules::Rule,
+    silicon::{controls::Controls, vmcs::Vmcs},
+};
 use serde::{Deserialize, Serialize};
 use vmtape_abi::VmConfig;
 use vmtape_arch::{
@@ -26,6 +29,10 @@ pub const APIC_DEFAULT_BASE: u64 = 0xfee0_0000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmxVcpu {
     pub core: Vcpu,
+    pub vmcs01: Vmcs,
+    /// `loaded_vmcs->launched`: the next VM entry is a VMRESUME.
+    pub launched: bool,
+    /// What silicon loaded from it at the last VM entry.
     pub controls: Controls,
     pub msrs: VmxMsrs,
     /// MOV DR runs without exits until the next exit (KVM_DEBUGREG_WONT_EXIT).

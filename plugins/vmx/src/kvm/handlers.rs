@@ -171,12 +171,14 @@ fn triple_fault(cx: &mut Cx<'_>) -> Resume {
 }
 
 fn interrupt_window(cx: &mut Cx<'_>) -> Resume {
-    cx.vcpu.controls.interrupt_window = false;
+    let controls = cx.vcpu.vmcs01.cpu_based();
+    cx.vcpu.vmcs01.set_cpu_based(controls.with_interrupt_window_exiting(false));
     Resume::GUEST
 }
 
 fn nmi_window(cx: &mut Cx<'_>) -> Resume {
-    cx.vcpu.controls.nmi_window = false;
+    let controls = cx.vcpu.vmcs01.cpu_based();
+    cx.vcpu.vmcs01.set_cpu_based(controls.with_nmi_window_exiting(false));
     Resume::GUEST
 }
 

@@ -1,4 +1,4 @@
-//! What `kvm_intel` does: exit handlers, and what it writes into the controls.
+//! What `kvm_intel` does: exit handlers, and what it writes into the VMCS.
 
 mod faults;
 mod gpa;
@@ -8,5 +8,6 @@ mod registers;
 pub mod setup;
 #[cfg(test)]
 mod tests;
+pub mod vmcs;
 
 pub use handlers::{Cx, handle};

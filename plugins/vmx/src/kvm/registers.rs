@@ -85,7 +85,7 @@ pub fn dr_access(cx: &mut Cx<'_>) -> Resume {
         let payload = Dr6::new().with_bd(true).into_bits();
         return cx.inject(Exception { payload, ..Exception::new(Vector::DB) });
     }
-    cx.vcpu.controls.mov_dr_exiting = false;
+    cx.vcpu.vmcs01.set_mov_dr_exiting(false);
     cx.vcpu.debug_registers_owned = true;
     Resume::GUEST
 }

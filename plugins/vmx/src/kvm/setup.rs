@@ -4,11 +4,14 @@
 
 use super::msr;
 use crate::{
-    silicon::controls::{ApicMode, Controls, cr0_guest_owned, cr4_guest_owned},
-    vm::{Shared, VmxVcpu},
+    silicon::{
+        controls::{Controls, cr0_guest_owned, cr4_guest_owned},
+        vmcs::{CpuBased, PinBased, Secondary, Vmcs, VmcsField as F},
+    },
+    vm::{Shared, VmxVcpu, apic_access_hpa},
 };
 use vmtape_abi::{FlushScope, Host};
-use vmtape_arch::{exception::Vector, vcpu::VcpuState};
+use vmtape_arch::{PAGE_SIZE, exception::Vector, vcpu::VcpuState};
 use vmtape_kvm_core::{
     Vcpu,
     cpuid::{Feature, GuestCpuid},
@@ -23,56 +26,113 @@ const RDSEED: Feature = Feature(7, 0, vmtape_kvm_core::cpuid::Reg::Ebx, 18);
 const X2APIC: u64 = 1 << 10;
 const ENABLE: u64 = 1 << 11;
 
+/// IA32_VMX_BASIC[30:0] of our silicon.
+const REVISION_ID: u32 = 1;
+
 /// `vmx_vcpu_create`.
 pub fn create(shared: &Shared, id: u32) -> VmxVcpu {
     let core = Vcpu::new(id, msr::UCODE_REV);
     let mut vcpu = VmxVcpu {
         core,
+        vmcs01: Vmcs::new(REVISION_ID),
+        launched: false,
         controls: Controls::default(),
         msrs: Default::default(),
         debug_registers_owned: false,
     };
-    let ept = shared.kvm.tdp();
-    vcpu.controls.cr0_mask = !cr0_guest_owned(ept);
-    vcpu.controls.cr3_exiting = !ept;
-    vcpu.controls.mov_dr_exiting = true;
+    init_vmcs(shared, &mut vcpu.vmcs01, id);
     after_set_cpuid(shared, &mut vcpu);
     update_apic_mode(shared, &mut vcpu);
     vcpu
 }
 
+/// `init_vmcs`, `setup_vmcs_config`.
+fn init_vmcs(shared: &Shared, vmcs: &mut Vmcs, id: u32) {
+    let options = &shared.kvm.options;
+    let (ept, access_page) = (shared.kvm.tdp(), options.on(Switch::FLEXPRIORITY));
+    let pin =
+        PinBased::new().with_external_interrupt_exiting(true).with_nmi_exiting(true).with_virtual_nmis(true);
+    let cpu = CpuBased::new()
+        .with_tsc_offsetting(true)
+        .with_hlt_exiting(true)
+        .with_invlpg_exiting(!ept)
+        .with_mwait_exiting(true)
+        .with_rdpmc_exiting(true)
+        .with_cr3_load_exiting(!ept)
+        .with_cr3_store_exiting(!ept)
+        .with_tpr_shadow(access_page)
+        .with_mov_dr_exiting(true)
+        .with_unconditional_io_exiting(true)
+        .with_msr_bitmaps(true)
+        .with_monitor_exiting(true)
+        .with_secondary(true);
+    let secondary = Secondary::new()
+        .with_ept(ept)
+        .with_rdtscp(true)
+        .with_vpid(true)
+        .with_wbinvd_exiting(true)
+        .with_unrestricted_guest(options.on(Switch::UNRESTRICTED_GUEST))
+        .with_invpcid(ept)
+        .with_pml(ept && shared.kvm.mmu.config.pml);
+    vmcs.write(F::PIN_BASED_VM_EXEC_CONTROL, pin.into_bits());
+    vmcs.set_cpu_based(cpu);
+    vmcs.set_secondary(secondary);
+    vmcs.write(F::VIRTUAL_PROCESSOR_ID, id + 1);
+    vmcs.write(F::VMCS_LINK_POINTER, u64::MAX);
+    vmcs.write(F::CR0_GUEST_HOST_MASK, !cr0_guest_owned(ept));
+    // Below the APIC-access page.
+    let below = apic_access_hpa(&shared.kvm.silicon) - PAGE_SIZE * (u64::from(id) + 1);
+    vmcs.write(F::MSR_BITMAP, below);
+    if access_page {
+        vmcs.write(F::APIC_ACCESS_ADDR, apic_access_hpa(&shared.kvm.silicon));
+    }
+}
+
 /// `vmx_vcpu_after_set_cpuid` and what else follows the guest's CPUID.
 pub fn after_set_cpuid(shared: &Shared, vcpu: &mut VmxVcpu) {
     let cpuid = &vcpu.core.cpuid;
-    let controls = &mut vcpu.controls;
-    controls.cr4_mask = !cr4_guest_owned(shared.kvm.tdp(), cr::cr4_reserved(cpuid));
-    controls.rdrand_exiting = !cpuid.has(RDRAND);
-    controls.rdseed_exiting = !cpuid.has(RDSEED);
-    update_exception_bitmap(shared, cpuid, controls);
+    let vmcs = &mut vcpu.vmcs01;
+    let owned = cr4_guest_owned(shared.kvm.tdp(), cr::cr4_reserved(cpuid));
+    vmcs.write(F::CR4_GUEST_HOST_MASK, !owned);
+    let secondary = vmcs.secondary();
+    vmcs.set_secondary(
+        secondary.with_rdrand_exiting(!cpuid.has(RDRAND)).with_rdseed_exiting(!cpuid.has(RDSEED)),
+    );
+    update_exception_bitmap(shared, cpuid, vmcs);
 }
 
 /// `vmx_update_exception_bitmap`.
-fn update_exception_bitmap(shared: &Shared, cpuid: &GuestCpuid, controls: &mut Controls) {
+fn update_exception_bitmap(shared: &Shared, cpuid: &GuestCpuid, vmcs: &mut Vmcs) {
     let bit = |vector: Vector| 1u32 << vector.0;
-    controls.exceptions = bit(Vector::UD) | bit(Vector::MC) | bit(Vector::DB) | bit(Vector::AC);
+    let mut exceptions = bit(Vector::UD) | bit(Vector::MC) | bit(Vector::DB) | bit(Vector::AC);
     let page_faults = shared.needs_pf_intercept(cpuid);
     if page_faults {
-        controls.exceptions |= bit(Vector::PF);
+        exceptions |= bit(Vector::PF);
     }
-    (controls.pfec_mask, controls.pfec_match) = shared.pf_mask_and_match(page_faults);
+    let (mask, code) = shared.pf_mask_and_match(page_faults);
+    vmcs.write(F::EXCEPTION_BITMAP, exceptions);
+    vmcs.write(F::PAGE_FAULT_ERROR_CODE_MASK, mask);
+    vmcs.write(F::PAGE_FAULT_ERROR_CODE_MATCH, code);
 }
 
-/// `vmx_set_virtual_apic_mode`.
+/// `vmx_set_virtual_apic_mode`. APIC-register virtualization and virtual-interrupt delivery come and go with it.
 pub fn update_apic_mode(shared: &Shared, vcpu: &mut VmxVcpu) {
     let base = vcpu.core.apic_base;
-    let apicv = shared.kvm.options.on(Switch::ENABLE_APICV);
     let access_page = shared.kvm.options.on(Switch::FLEXPRIORITY);
-    vcpu.controls.apic = match (base & ENABLE != 0, base & X2APIC != 0) {
-        (true, true) => ApicMode::X2Apic,
-        (true, false) if access_page => ApicMode::Access,
-        _ => ApicMode::None,
-    };
-    vcpu.controls.apicv = apicv;
+    let (enabled, x2apic) = (base & ENABLE != 0, base & X2APIC != 0);
+    let apicv = shared.kvm.options.on(Switch::ENABLE_APICV);
+    let vmcs = &mut vcpu.vmcs01;
+    let cpu = vmcs.cpu_based();
+    let x2apic_mode = enabled && x2apic;
+    vmcs.set_cpu_based(cpu.with_tpr_shadow(access_page || x2apic_mode));
+    let secondary = vmcs.secondary();
+    vmcs.set_secondary(
+        secondary
+            .with_x2apic_mode(x2apic_mode)
+            .with_apic_accesses(enabled && !x2apic && access_page)
+            .with_apic_register(apicv)
+            .with_interrupt_delivery(apicv),
+    );
 }
 
 /// Does to MMU and TLB what a control-register write asks for.

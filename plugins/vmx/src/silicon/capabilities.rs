@@ -79,6 +79,19 @@ pub struct Eptp {
 }
 
 impl Eptp {
+    /// Whether VM entry takes it: write-back or uncacheable, levels that there are, no bit beyond the width.
+    /// See: SDM vol. 3C 27.2.1.1 VM-Execution Control Fields
+    pub fn is_legal(self, silicon: &Silicon) -> bool {
+        let frames = 1u64 << (silicon.phys_bits - PAGE_SHIFT as u8);
+        matches!(self.memory_type(), 0 | Self::WRITE_BACK)
+            && (self.walk_length() == 3 || self.walk_length() == 4 && silicon.ept_levels >= 5)
+            && (!self.accessed_dirty() || silicon.ept_ad.is_set())
+            && self.into_bits() & Self::RESERVED == 0
+            && self.frame() < frames
+    }
+
+    /// Bits 11:7.
+    const RESERVED: u64 = 0xf80;
     /// VMX_EPTP_MT_WB.
     const WRITE_BACK: u8 = 6;
 

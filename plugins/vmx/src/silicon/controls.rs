@@ -1,8 +1,11 @@
-//! The VM-execution controls of a vCPU, and what they intercept. KVM writes them, silicon reads them.
+//! The VM-execution controls as silicon loaded them from the VMCS, and what they intercept.
 //!
 //! See: SDM vol. 3C 25.6 VM-Execution Control Fields
 
-use super::apic::reg;
+use super::{
+    apic::reg,
+    vmcs::{Vmcs, VmcsField as F},
+};
 use serde::{Deserialize, Serialize};
 use vmtape_arch::{
     exception::Vector,
@@ -57,6 +60,30 @@ fn is_virtual_x2apic_read(index: u32) -> bool {
 }
 
 impl Controls {
+    /// What VM entry loads.
+    pub fn load(vmcs: &Vmcs) -> Self {
+        let (cpu, secondary) = (vmcs.cpu_based(), vmcs.secondary());
+        Self {
+            cr0_mask: vmcs.read(F::CR0_GUEST_HOST_MASK),
+            cr4_mask: vmcs.read(F::CR4_GUEST_HOST_MASK),
+            exceptions: vmcs.read32(F::EXCEPTION_BITMAP),
+            pfec_mask: vmcs.read32(F::PAGE_FAULT_ERROR_CODE_MASK),
+            pfec_match: vmcs.read32(F::PAGE_FAULT_ERROR_CODE_MATCH),
+            cr3_exiting: cpu.cr3_load_exiting(),
+            mov_dr_exiting: cpu.mov_dr_exiting(),
+            rdrand_exiting: secondary.rdrand_exiting(),
+            rdseed_exiting: secondary.rdseed_exiting(),
+            interrupt_window: cpu.interrupt_window_exiting(),
+            nmi_window: cpu.nmi_window_exiting(),
+            apic: match (secondary.x2apic_mode(), secondary.apic_accesses()) {
+                (true, _) => ApicMode::X2Apic,
+                (false, true) => ApicMode::Access,
+                (false, false) => ApicMode::None,
+            },
+            apicv: secondary.interrupt_delivery(),
+        }
+    }
+
     /// Whether RDMSR exits. The MSRs of speculation control are let through only where the silicon has them, which that of
     /// our hosts does not. See: KVM vmx/vmx.c vmx_vcpu_create(), vmx_update_msr_bitmap_x2apic()
     pub fn rdmsr_exits(&self, index: u32) -> bool {

@@ -4,6 +4,8 @@
 pub mod apic;
 pub mod capabilities;
 pub mod controls;
+pub mod entry;
 pub mod exits;
 #[cfg(test)]
 mod tests;
+pub mod vmcs;
