@@ -786,6 +786,39 @@ typedef struct vt_Slice_MsrEntry {
     size_t len;
 } vt_Slice_MsrEntry;
 
+// A part of a VM's state, named after the ioctls that get and set it.
+typedef uint32_t vt_StateKind;
+// KVM_GET_REGS, KVM_SET_REGS: `struct kvm_regs`.
+#define vt_StateKind_REGS 0
+// KVM_GET_SREGS2, KVM_SET_SREGS2: `struct kvm_sregs2`.
+#define vt_StateKind_SREGS2 1
+// KVM_GET_DEBUGREGS, KVM_SET_DEBUGREGS: `struct kvm_debugregs`.
+#define vt_StateKind_DEBUGREGS 2
+// KVM_GET_XCRS, KVM_SET_XCRS: `struct kvm_xcrs`.
+#define vt_StateKind_XCRS 3
+// KVM_GET_XSAVE, KVM_SET_XSAVE: `struct kvm_xsave`.
+#define vt_StateKind_XSAVE 4
+// KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS: `struct kvm_vcpu_events`.
+#define vt_StateKind_VCPU_EVENTS 5
+// KVM_GET_MP_STATE, KVM_SET_MP_STATE: `struct kvm_mp_state`.
+#define vt_StateKind_MP_STATE 6
+// KVM_GET_LAPIC, KVM_SET_LAPIC: `struct kvm_lapic_state`.
+#define vt_StateKind_LAPIC 7
+// KVM_GET_NESTED_STATE, KVM_SET_NESTED_STATE: `struct kvm_nested_state`.
+#define vt_StateKind_NESTED_STATE 8
+// KVM_GET_DEVICE_ATTR, KVM_SET_DEVICE_ATTR of KVM_VCPU_TSC_OFFSET: a u64.
+#define vt_StateKind_TSC_OFFSET 9
+// KVM_GET_MSRS, KVM_SET_MSRS: `struct kvm_msrs`, a count and its entries.
+#define vt_StateKind_MSRS 10
+// KVM_GET_CLOCK, KVM_SET_CLOCK: `struct kvm_clock_data`. The VM's, not a vCPU's.
+#define vt_StateKind_CLOCK 11
+// All of them, in an order in which they can be set.
+//
+// CPUID comes before everything. Then time, which timers are set by; the mode before what is checked against it
+// (LAPIC, nested state); general registers before events, which setting them drops; the LAPIC's timer mode before the
+// MSR with its deadline; events before nested state, which entering or leaving SMM drops.
+#define vt_StateKind_ALL { vt_StateKind_CLOCK, vt_StateKind_SREGS2, vt_StateKind_REGS, vt_StateKind_DEBUGREGS, vt_StateKind_XCRS, vt_StateKind_XSAVE, vt_StateKind_TSC_OFFSET, vt_StateKind_LAPIC, vt_StateKind_MSRS, vt_StateKind_MP_STATE, vt_StateKind_VCPU_EVENTS, vt_StateKind_NESTED_STATE, }
+
 // What a backend was asked when it answered with an exit.
 typedef uint32_t vt_StimulusKind;
 #define vt_StimulusKind_ACCESS 0
@@ -1089,6 +1122,21 @@ typedef struct vt_BackendTable {
                           struct vt_Slice_MsrEntry entries,
                           struct vt_HostRef host,
                           uint32_t *out);
+    // KVM_GET_* of one kind of a vCPU's state: the kernel's structure, byte for byte. It shows the vCPU as after an exit.
+    // -ENOTTY: the backend does not keep it.
+    vt_Status (*get_state)(struct vt_Vm *vm,
+                           uint32_t vcpu,
+                           struct vt_VcpuState *state,
+                           vt_StateKind kind,
+                           struct vt_HostRef host,
+                           struct vt_Sink_u8 out);
+    // KVM_SET_* of one kind of a vCPU's state. What is refused (-EINVAL) changes nothing.
+    vt_Status (*set_state)(struct vt_Vm *vm,
+                           uint32_t vcpu,
+                           struct vt_VcpuState *state,
+                           vt_StateKind kind,
+                           struct vt_Slice_u8 bytes,
+                           struct vt_HostRef host);
     // The host changed the state from outside (reset, INIT, SIPI, restored registers).
     vt_Status (*state_changed)(struct vt_Vm *vm,
                                uint32_t vcpu,

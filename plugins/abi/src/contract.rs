@@ -11,7 +11,7 @@ use vmtape_arch::{
     note::{Note, NoteKind},
     open_enum,
     sensitive::Sensitive,
-    state::MsrEntry,
+    state::{MsrEntry, StateKind},
     vcpu::VcpuState,
 };
 
@@ -389,6 +389,32 @@ macro_rules! backend_calls {
                 entries: &[MsrEntry],
                 host: &mut dyn Host,
             ) -> Result<u32, Errno>;
+
+            /// KVM_GET_* of one kind of a vCPU's state: the kernel's structure, byte for byte. It shows the vCPU as after an exit.
+            /// -ENOTTY: the backend does not keep it.
+            fn get_state(
+                &mut self,
+                vcpu: u32,
+                state: &mut VcpuState,
+                kind: StateKind,
+                host: &mut dyn Host,
+            ) -> Result<Vec<u8>, Errno> {
+                let _ = (vcpu, state, kind, host);
+                Err(Errno::ENOTTY)
+            }
+
+            /// KVM_SET_* of one kind of a vCPU's state. What is refused (-EINVAL) changes nothing.
+            fn set_state(
+                &mut self,
+                vcpu: u32,
+                state: &mut VcpuState,
+                kind: StateKind,
+                bytes: &[u8],
+                host: &mut dyn Host,
+            ) -> Result<(), Errno> {
+                let _ = (vcpu, state, kind, bytes, host);
+                Err(Errno::ENOTTY)
+            }
 
             /// The host changed the state from outside (reset, INIT, SIPI, restored registers).
             fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host);

@@ -21,6 +21,7 @@ use vmtape_arch::{
     exit::{Resume, ResumeKind},
     level::Place,
     note::{Note, NoteKind, RawNote},
+    state::StateKind,
 };
 
 /// An argument. The caller holds it, and passes the wire's form of what it holds; the callee raises that, and lends it on.
@@ -97,7 +98,7 @@ macro_rules! numbers {
     )*};
 }
 
-numbers!(u8, u32, u64, FlushScope, NoteKind, Place, Query);
+numbers!(u8, u32, u64, FlushScope, NoteKind, Place, Query, StateKind);
 
 /// Results that cross as they are, each with the answer of a side that failed.
 macro_rules! results {

@@ -23,7 +23,7 @@ use vmtape_arch::{
     exception::Exception,
     exit::{Exit, Resume},
     sensitive::Sensitive,
-    state::MsrEntry,
+    state::{MsrEntry, StateKind},
     vcpu::VcpuState,
 };
 

@@ -22,7 +22,7 @@ use vmtape_arch::{
     exit::{Exit, Resume},
     host::Silicon,
     sensitive::Sensitive,
-    state::MsrEntry,
+    state::{MsrEntry, StateKind},
     vcpu::VcpuState,
 };
 

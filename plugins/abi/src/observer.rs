@@ -10,7 +10,7 @@ use vmtape_arch::{
     level::Place,
     note::{Note, NoteKind},
     sensitive::Sensitive,
-    state::MsrEntry,
+    state::{MsrEntry, StateKind},
     vcpu::VcpuState,
 };
 

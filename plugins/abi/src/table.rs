@@ -27,7 +27,7 @@ use vmtape_arch::{
     note::{Note, NoteKind},
     open_enum,
     sensitive::Sensitive,
-    state::MsrEntry,
+    state::{MsrEntry, StateKind},
     vcpu::VcpuState,
 };
 

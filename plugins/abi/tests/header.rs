@@ -19,6 +19,7 @@ const SOURCES: &[&str] = &[
     "../../host/arch/src/query.rs",
     "../../host/arch/src/regs.rs",
     "../../host/arch/src/sensitive.rs",
+    "../../host/arch/src/state/kind.rs",
     "../../host/arch/src/state/msrs.rs",
     "../../host/arch/src/vcpu.rs",
     "src/contract.rs",

@@ -17,7 +17,7 @@ use vmtape_arch::{
     level::Place,
     note::{Note, NoteKind},
     sensitive::Sensitive,
-    state::MsrEntry,
+    state::{MsrEntry, StateKind},
     vcpu::VcpuState,
 };
 
@@ -201,6 +201,29 @@ impl Backend for Probe {
         }
         state.gpr[1] = entries.iter().map(|entry| entry.data + u64::from(entry.index)).sum();
         Ok(entries.len() as u32)
+    }
+
+    fn get_state(
+        &mut self,
+        _: u32,
+        state: &mut VcpuState,
+        kind: StateKind,
+        _: &mut dyn Host,
+    ) -> Result<Vec<u8>, Errno> {
+        if kind == StateKind::LAPIC { Err(Errno::ENOTTY) } else { Ok(state.rip.to_le_bytes().to_vec()) }
+    }
+
+    fn set_state(
+        &mut self,
+        _: u32,
+        state: &mut VcpuState,
+        _: StateKind,
+        bytes: &[u8],
+        _: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        let bytes = bytes.try_into().map_err(|_| Errno::EINVAL)?;
+        state.gpr[3] = u64::from_le_bytes(bytes);
+        Ok(())
     }
 
     fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, _: &mut dyn Host) {
@@ -479,6 +502,11 @@ fn control_calls_cross() {
     assert_eq!(vm.get_msrs(0, &mut state, &mut some, &mut host), Ok(2), "up to the first that is refused");
     assert_eq!(some.map(|entry| entry.data), [0xfff0, 0xfff0, 7, 7]);
     assert_eq!(vm.set_msrs(0, &mut state, &some, &mut host), Err(Errno::E2BIG));
+    let regs = vm.get_state(0, &mut state, StateKind::REGS, &mut host).unwrap();
+    assert_eq!(vm.set_state(0, &mut state, StateKind::REGS, &regs, &mut host), Ok(()));
+    assert_eq!(state.gpr[3], 0xfff0);
+    assert_eq!(vm.set_state(0, &mut state, StateKind::REGS, &regs[1..], &mut host), Err(Errno::EINVAL));
+    assert_eq!(vm.get_state(0, &mut state, StateKind::LAPIC, &mut host), Err(Errno::ENOTTY));
     assert_eq!(vm.msr_index_list(&entries), [9]);
     assert_eq!(vm.msr_feature_index_list(), [0x8b]);
     vm.state_changed(9, &mut state, &mut host);

@@ -51,8 +51,8 @@ pub fn set_cr0(
     tdp: bool,
     host: &mut dyn Host,
 ) -> Outcome {
-    let (old, new) = (state.cr0(), Cr0::from_bits(value));
-    if value >> 32 != 0 || new.nw() && !new.cd() || new.pg() && !new.pe() {
+    let old = state.cr0();
+    if !is_valid_cr0(value) {
         return gp();
     }
     let new = Cr0::from_bits(value & cr0_defined()).with_et(true);
@@ -79,6 +79,12 @@ pub fn set_cr0(
         flush_current: only_wp,
         ..Default::default()
     })
+}
+
+/// `kvm_is_valid_cr0`.
+pub fn is_valid_cr0(value: u64) -> bool {
+    let cr0 = Cr0::from_bits(value);
+    value >> 32 == 0 && (cr0.cd() || !cr0.nw()) && (cr0.pe() || !cr0.pg())
 }
 
 fn cr0_defined() -> u64 {
@@ -199,18 +205,17 @@ pub fn load_pdptrs(
     Ok(())
 }
 
+/// Without `efer_reserved_bits`.
+pub fn is_known_efer(value: u64) -> bool {
+    let known = Efer::new().with_sce(true).with_lme(true).with_lma(true).with_nxe(true);
+    value & !known.with_ffxsr(true).with_svme(true).into_bits() == 0
+}
+
 /// `set_efer`.
 pub fn set_efer(vcpu: &Vcpu, state: &mut VcpuState, value: u64, host_initiated: bool) -> Outcome {
     let (old, new) = (state.efer(), Efer::from_bits(value));
     let cpuid = &vcpu.cpuid;
-    let known = Efer::new()
-        .with_sce(true)
-        .with_lme(true)
-        .with_lma(true)
-        .with_nxe(true)
-        .with_ffxsr(true)
-        .with_svme(true);
-    if value & !known.into_bits() != 0 {
+    if !is_known_efer(value) {
         return gp();
     }
     if !host_initiated {
@@ -240,11 +245,17 @@ mod xfeature {
 
 /// `kvm_emulate_xsetbv` without the skip.
 pub fn xsetbv(vcpu: &mut Vcpu, state: &mut VcpuState, index: u32, value: u64) -> Result<(), Exception> {
+    if state.cpl != 0 || index != 0 {
+        return gp();
+    }
+    set_xcr0(vcpu, state, value)
+}
+
+/// `__kvm_set_xcr` of XCR0.
+pub fn set_xcr0(vcpu: &mut Vcpu, state: &mut VcpuState, value: u64) -> Result<(), Exception> {
     use xfeature::*;
     let all_or_none = |mask: u64| value & mask == 0 || value & mask == mask;
-    let legal = state.cpl == 0
-        && index == 0
-        && value & FP != 0
+    let legal = value & FP != 0
         && (value & YMM == 0 || value & SSE != 0)
         && value & !(vcpu.cpuid.supported_xcr0() | FP) == 0
         && all_or_none(BNDREGS | BNDCSR)

@@ -23,20 +23,20 @@ const DR_TRAP_BITS: u64 = 0xf;
 
 /// An exception that KVM delivers (`struct kvm_queued_exception`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct QueuedException {
-    vector: u8,
-    error_code: Option<u32>,
-    insn_len: u8,
+pub(crate) struct QueuedException {
+    pub(crate) vector: u8,
+    pub(crate) error_code: Option<u32>,
+    pub(crate) insn_len: u8,
     /// How the VM-entry names it: hardware or software exception.
-    soft: bool,
+    pub(crate) soft: bool,
 }
 
 /// An interrupt that KVM delivers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct QueuedInterrupt {
-    vector: u8,
-    soft: bool,
-    insn_len: u8,
+pub(crate) struct QueuedInterrupt {
+    pub(crate) vector: u8,
+    pub(crate) soft: bool,
+    pub(crate) insn_len: u8,
 }
 
 /// What a vendor answers when KVM asks whether the guest can take something now.
@@ -63,13 +63,13 @@ pub struct WindowRequests {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Events {
     /// Queued, not yet in the entry controls.
-    pending: Option<QueuedException>,
+    pub(crate) pending: Option<QueuedException>,
     /// In the entry controls; the guest may or may not take it before the next exit.
-    injected: Option<QueuedException>,
-    interrupt: Option<QueuedInterrupt>,
-    nmi_injected: bool,
+    pub(crate) injected: Option<QueuedException>,
+    pub(crate) interrupt: Option<QueuedInterrupt>,
+    pub(crate) nmi_injected: bool,
     /// A third fault: the guest shuts down at the next entry (KVM_REQ_TRIPLE_FAULT).
-    triple_fault: bool,
+    pub(crate) triple_fault: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

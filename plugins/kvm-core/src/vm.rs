@@ -25,7 +25,7 @@ use vmtape_arch::{
     note::Note,
     paging::bits,
     sensitive::Sensitive,
-    state::MsrEntry,
+    state::{MsrEntry, StateKind},
     vcpu::{Activity, Intercepts, VcpuState},
 };
 use vmtape_kvm_mmu::mmu::{GuestWidth, Mmu};
@@ -333,6 +333,27 @@ impl<O: Ops> Backend for Vm<O> {
         host: &mut dyn Host,
     ) -> Result<u32, Errno> {
         state::msrs::set(self.parts(vcpu), state, entries, host)
+    }
+
+    fn get_state(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        kind: StateKind,
+        host: &mut dyn Host,
+    ) -> Result<Vec<u8>, Errno> {
+        state::get(self.parts(vcpu), state, kind, host)
+    }
+
+    fn set_state(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        kind: StateKind,
+        bytes: &[u8],
+        host: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        state::set(self.parts(vcpu), state, kind, bytes, host)
     }
 
     fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) {

@@ -17,6 +17,7 @@ use message::{DeliveryMode, Message, Shorthand};
 use pic::PicPair;
 use pit::Pit;
 use serde::{Deserialize, Serialize};
+use vmtape_arch::state::LapicState;
 use vmtape_traces::event::End;
 
 /// Local APIC identifiers must fit xAPIC mode's eight bits, without the broadcast.
@@ -242,6 +243,19 @@ impl Devices {
             self.kicked |= tpr < apic.tpr();
             apic.set_tpr(tpr);
         }
+    }
+
+    /// The task priority's upper half, if it is another one. See: KVM lapic.c kvm_lapic_set_tpr()
+    pub fn set_cr8(&mut self, vcpu: u32, cr8: u8) {
+        if self.tpr(vcpu) >> 4 != cr8 {
+            self.set_tpr(vcpu, cr8 << 4);
+        }
+    }
+
+    /// KVM_SET_LAPIC.
+    pub fn set_lapic(&mut self, vcpu: u32, page: &LapicState, now: u64) {
+        self.lapics[vcpu as usize].set_state(page, now);
+        self.kicked = true;
     }
 
     pub fn apic_base(&self, vcpu: u32) -> ApicBase {

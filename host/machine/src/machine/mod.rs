@@ -8,6 +8,7 @@ mod feed;
 mod hashes;
 mod resolve;
 mod run;
+mod state;
 mod take_over;
 mod wake;
 

@@ -2,11 +2,7 @@
 //! can observe goes along, nothing of what the backend keeps for itself.
 
 use super::Machine;
-use crate::{
-    Error,
-    model::silicon_cpuid,
-    vcpu::{Vcpu, msrs},
-};
+use crate::{Error, vcpu::Vcpu};
 use vmtape_abi::MemoryRegion;
 use vmtape_arch::{PAGE_SIZE, event::Event, vcpu::Activity, vcpu::VcpuState};
 
@@ -93,16 +89,18 @@ impl Machine {
         vcpu.progress = source.vcpus[n].progress;
         vcpu.needs_entry = true;
         self.backend.state_changed(number, &mut vcpu.state, &mut self.services);
-        let Vcpu { state, .. } = vcpu;
-        let mut ours =
-            msrs::Side { backend: &mut *self.backend, vcpu: number, state, host: &mut self.services };
-        let (silicon, services) = (silicon_cpuid(&source.spec.silicon), &mut source.services);
-        let Vcpu { state, .. } = &mut source.vcpus[n];
-        let mut theirs = msrs::Side { backend: &mut *source.backend, vcpu: number, state, host: services };
-        let known = ours.list(&silicon_cpuid(&self.spec.silicon));
-        let listed: Vec<_> =
-            theirs.list(&silicon).into_iter().filter(|index| known.contains(index)).collect();
-        ours.set(&theirs.get(&listed));
+        self.take_msrs(source, number);
         Ok(())
+    }
+
+    /// What KVM lists on both sides, with what the VMM adds. A register that this side refuses stays as it is.
+    fn take_msrs(&mut self, source: &mut Self, n: u32) {
+        let mut theirs = source.msrs(n);
+        let listed = theirs.list();
+        let entries = theirs.get(&listed);
+        let mut ours = self.msrs(n);
+        let known = ours.list();
+        let entries: Vec<_> = entries.into_iter().filter(|entry| known.contains(&entry.index)).collect();
+        ours.set(&entries);
     }
 }

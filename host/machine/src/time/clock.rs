@@ -37,4 +37,12 @@ impl Clock {
     pub fn jump_to(&mut self, ns: u64) {
         self.idle += self.icount_at(ns).saturating_sub(self.icount);
     }
+
+    /// Sets the time-stamp counter, and with it what devices live by. `false`: it cannot be less than the instructions that
+    /// have retired.
+    pub fn set(&mut self, tsc: u64) -> bool {
+        let idle = tsc.checked_sub(self.icount);
+        self.idle = idle.unwrap_or(self.idle);
+        idle.is_some()
+    }
 }

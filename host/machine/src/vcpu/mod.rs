@@ -1,11 +1,12 @@
 //! A virtual processor: its registers, the interpreter that runs it, and how it gets on.
 
 mod init;
-pub(crate) mod msrs;
+mod msrs;
 mod progress;
 mod turn;
 
 pub(crate) use init::init;
+pub(crate) use msrs::Msrs;
 pub(crate) use progress::{Progress, describe, no_progress};
 pub(crate) use turn::Turn;
 

@@ -19,25 +19,31 @@ const MCE_BANKS: u32 = 0x400;
 const REGISTERS_PER_BANK: u32 = 4;
 const MCG_CAP_BANKS: u64 = 0xff;
 
-/// Registers of the devices and of the clock, which move as such.
-const DEVICES_OWN: [Msr; 2] = [Msr::IA32_TSC, Msr::IA32_TSC_DEADLINE];
-
-/// One side of a move.
-pub(crate) struct Side<'a> {
+/// The MSRs of one vCPU.
+pub(crate) struct Msrs<'a> {
     pub(crate) backend: &'a mut dyn Backend,
     pub(crate) vcpu: u32,
     pub(crate) state: &'a mut VcpuState,
     pub(crate) host: &'a mut dyn Host,
+    /// What CPUID says on the silicon itself.
+    pub(crate) silicon: Vec<CpuidEntry>,
 }
 
-impl Side<'_> {
-    /// What is to be saved here, `silicon` being what CPUID says on this side's own silicon.
-    pub(crate) fn list(&mut self, silicon: &[CpuidEntry]) -> Vec<u32> {
+impl Msrs<'_> {
+    /// What is to be saved. Not the time-stamp counter, whose offset is a state of its own; its deadline comes last, when the
+    /// local APIC's timer is in the mode that has one.
+    pub(crate) fn list(&mut self) -> Vec<u32> {
         let banks = self.backend.get_msr(self.vcpu, self.state, Msr::IA32_MCG_CAP.0, self.host).unwrap_or(0);
         let banks = MCE_BANKS..MCE_BANKS + (banks & MCG_CAP_BANKS) as u32 * REGISTERS_PER_BANK;
         let mtrrs = MTRR_FIXED.into_iter().chain(MTRR_VARIABLE).chain([Msr::MTRR_DEF_TYPE.0]);
-        let listed = self.backend.msr_index_list(silicon).into_iter();
-        listed.chain(mtrrs).chain(banks).filter(|index| !DEVICES_OWN.contains(&Msr(*index))).collect()
+        let listed = self.backend.msr_index_list(&self.silicon).into_iter();
+        let (mut list, deadline): (Vec<_>, Vec<_>) = listed
+            .chain(mtrrs)
+            .chain(banks)
+            .filter(|index| Msr(*index) != Msr::IA32_TSC)
+            .partition(|index| Msr(*index) != Msr::IA32_TSC_DEADLINE);
+        list.extend(deadline);
+        list
     }
 
     /// Reads registers. One that is refused, which KVM's count tells, is left out.

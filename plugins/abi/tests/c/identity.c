@@ -451,6 +451,18 @@ static vt_Status set_msrs(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, struct 
     return vt_STATUS_OK;
 }
 
+static vt_Status get_state(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, vt_StateKind kind, vt_HostRef host,
+                           struct vt_Sink_u8 out) {
+    (void)vm, (void)vcpu, (void)state, (void)kind, (void)host, (void)out;
+    return -25;
+}
+
+static vt_Status set_state(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, vt_StateKind kind, struct vt_Slice_u8 bytes,
+                           vt_HostRef host) {
+    (void)vm, (void)vcpu, (void)state, (void)kind, (void)bytes, (void)host;
+    return -25;
+}
+
 static vt_Status state_changed(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, vt_HostRef host) {
     (void)vm, (void)state;
     host.table->flush_tlb(host.ctx, vcpu, vt_FlushScope_ALL, 0);
@@ -518,6 +530,8 @@ static const vt_BackendTable table = {
     .msr_feature_index_list = msr_feature_index_list,
     .get_msrs = get_msrs,
     .set_msrs = set_msrs,
+    .get_state = get_state,
+    .set_state = set_state,
     .state_changed = state_changed,
     .save = save,
     .restore = restore,

@@ -34,8 +34,8 @@ const MISC_ENABLE_EMON: u64 = 1 << 7;
 /// MSR_PLATFORM_INFO: CPUID faulting is available.
 const PLATFORM_INFO_CPUID_FAULT: u64 = 1 << 31;
 /// IA32_APIC_BASE bits.
-const X2APIC_ENABLE: u64 = 1 << 10;
-const APIC_ENABLE: u64 = 1 << 11;
+pub(crate) const X2APIC_ENABLE: u64 = 1 << 10;
+pub(crate) const APIC_ENABLE: u64 = 1 << 11;
 
 /// IA32_VMX_BASIC to IA32_VMX_VMFUNC (KVM_FIRST_EMULATED_VMX_MSR, KVM_LAST_EMULATED_VMX_MSR).
 const VMX_CAPABILITIES: RangeInclusive<u32> = 0x480..=0x491;

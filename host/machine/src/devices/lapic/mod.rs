@@ -5,6 +5,7 @@
 
 mod layout;
 mod registers;
+mod state;
 mod timer;
 
 pub use layout::{ApicBase, DEFAULT_BASE, Lvt, SIZE, reg};

@@ -9,6 +9,8 @@ use vmtape_arch::open_enum;
 /// The timer counts at the speed of the time-stamp counter: guests expect it to be no faster. A VMM says so through
 /// KVM_CAP_X86_APIC_BUS_CYCLES_NS.
 const BUS_CYCLE_NS: u64 = NS_PER_TICK;
+/// Bits of the divide-configuration register.
+const DIVIDE_BITS: u32 = 0xb;
 /// KVM's `min_timer_period_us`: a periodic timer never fires more often.
 const MIN_PERIOD_NS: u64 = 200_000;
 
@@ -152,6 +154,26 @@ impl Timer {
         let guest_tsc = (now / NS_PER_TICK).wrapping_add(self.tsc_offset);
         let left = self.tsc_deadline.saturating_sub(guest_tsc);
         self.due = (self.tsc_deadline != 0).then(|| now.saturating_add(left.saturating_mul(NS_PER_TICK)));
+    }
+
+    /// KVM_SET_LAPIC: counts on from `current`; a one-shot count that has run out expires at once.
+    /// See: KVM lapic.c set_target_expiration()
+    pub fn restore(&mut self, mode: TimerMode, divide: u32, initial: u32, current: u32, now: u64) {
+        self.set_mode(mode);
+        self.divide = divide & DIVIDE_BITS;
+        if self.mode == TimerMode::TSC_DEADLINE {
+            return self.rearm_deadline(now);
+        }
+        self.initial = initial;
+        let mut period = self.period();
+        if self.mode == TimerMode::PERIODIC && period != 0 {
+            period = period.max(MIN_PERIOD_NS);
+        }
+        let left = match u64::from(current) * self.count_ns() {
+            0 if self.mode == TimerMode::PERIODIC => period,
+            left => left.min(period),
+        };
+        self.due = (period != 0).then(|| now.saturating_add(left));
     }
 
     /// Whether the timer expired; a periodic one is started again.

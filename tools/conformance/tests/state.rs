@@ -1,0 +1,285 @@
+//! State by KVM's ioctls: what is got can be set and is the same when it is got again; a guest whose state was set does not
+//! notice; and no bytes do harm.
+
+use anyhow::{Context, Result, anyhow, ensure};
+use proptest::prelude::*;
+use std::{cell::RefCell, path::Path};
+use vmtape_abi::{Errno, VmConfig};
+use vmtape_arch::state::{
+    ClockData, DebugRegs, LapicState, Layout, MpState, NestedState, Regs, Sregs2, StateKind, VcpuEvents,
+    Xcrs, Xsave,
+};
+use vmtape_backends::LoadedPlugin;
+use vmtape_conformance::{BACKENDS, program, tail, vmtape};
+use vmtape_machine::MachineSpec;
+use vmtape_replay::{Error, player::Player, spec};
+use vmtape_traces::{Tape, event::End};
+
+/// All built-in guests; the longer ones are cut off.
+const GUESTS: [&str; 12] =
+    ["hello", "cpuid", "io", "illegal", "touch", "matrix", "bar", "smp2", "role", "stale", "late", "legacy"];
+const MOST_INSTRUCTIONS: &str = "300000";
+/// Exits between two moments, so that there are some of them in each guest.
+const MOMENTS: u64 = 5;
+
+/// What a run comes to.
+#[derive(Debug, PartialEq, Eq)]
+struct Outcome {
+    end: Option<End>,
+    icount: u64,
+    printed: String,
+    state: u64,
+}
+
+/// A recorded guest and its backend.
+struct Bench {
+    plugin: LoadedPlugin,
+    tape: Tape,
+}
+
+impl Bench {
+    fn new(folder: &Path, backend: &str, guest: &str) -> Result<Self> {
+        let guest = format!("builtin:{guest}");
+        let line = ["record", "-q", "--max-insns", MOST_INSTRUCTIONS, "-b", backend, "-o", "a.tape", &guest];
+        let recorded = vmtape(folder, &line)?;
+        ensure!(folder.join("a.tape").exists(), "{backend} {guest}: {}", tail(&recorded));
+        let library = format!("libvmtape_{}.so", backend.replace('-', "_"));
+        let plugin = LoadedPlugin::load(&program()?.parent().context("a folder")?.join(library))?;
+        Ok(Self { plugin, tape: Tape::open(&folder.join("a.tape"))? })
+    }
+
+    fn player(&self) -> Result<Player> {
+        let create = |machine: &MachineSpec| {
+            let config = VmConfig { silicon: machine.silicon, options: machine.options.clone() };
+            self.plugin.create(&config).map_err(Error::Other)
+        };
+        let inputs = Box::new(spec::inputs(&self.tape)?);
+        Ok(Player::new(spec::machine(&self.tape)?, inputs, spec::budget(&self.tape), &create, false)?)
+    }
+
+    fn end(&self, mut player: Player, printed: &mut Vec<u8>) -> Result<(Outcome, Player)> {
+        player.advance(u64::MAX, u64::MAX)?;
+        printed.extend(player.take_serial());
+        let outcome = Outcome {
+            end: player.end.clone(),
+            icount: player.machine.icount(),
+            printed: String::from_utf8(std::mem::take(printed))?,
+            state: player.machine.state_hash()?,
+        };
+        Ok((outcome, player))
+    }
+}
+
+/// All kinds of a vCPU's state.
+fn get_all(player: &mut Player, vcpu: u32) -> Result<Vec<Vec<u8>>> {
+    let get = |kind: &StateKind| {
+        player.machine.get_state(vcpu, *kind).map_err(|errno| anyhow!("{kind:?}: get: {errno:?}"))
+    };
+    StateKind::ALL.iter().map(get).collect()
+}
+
+/// Gets all kinds, sets them in the list's order, and gets them again.
+fn again(player: &mut Player, vcpu: u32) -> Result<()> {
+    let first = get_all(player, vcpu)?;
+    for (kind, bytes) in StateKind::ALL.into_iter().zip(&first) {
+        player.machine.set_state(vcpu, kind, bytes).map_err(|errno| anyhow!("{kind:?}: set: {errno:?}"))?;
+    }
+    let second = get_all(player, vcpu)?;
+    for (kind, (first, second)) in StateKind::ALL.into_iter().zip(first.iter().zip(&second)) {
+        let differs = first.iter().zip(second).position(|(a, b)| a != b);
+        ensure!(first == second, "{kind:?}: other bytes, from {differs:?} on");
+    }
+    Ok(())
+}
+
+/// At several moments, wherever in an instruction's handling they are.
+#[test]
+fn what_is_got_can_be_set_and_is_the_same() -> Result<()> {
+    for backend in BACKENDS {
+        for guest in GUESTS {
+            let folder = tempfile::tempdir()?;
+            let bench = Bench::new(folder.path(), backend, guest)?;
+            let (expected, last) = bench.end(bench.player()?, &mut Vec::new())?;
+            let every = (last.machine.exits() / MOMENTS).max(1);
+            let (mut player, mut printed) = (bench.player()?, Vec::new());
+            let mut moments = 0;
+            loop {
+                player.advance(u64::MAX, player.machine.exits().saturating_add(every))?;
+                if player.end.is_some() {
+                    break;
+                }
+                moments += 1;
+                for vcpu in 0..player.machine.spec().vcpus {
+                    let what = || format!("{backend} {guest}: vCPU {vcpu} after {} exits", moments * every);
+                    again(&mut player, vcpu).with_context(what)?;
+                }
+            }
+            let (actual, _) = bench.end(player, &mut printed)?;
+            ensure!(moments > 0 || last.machine.exits() == 0, "{backend} {guest}: no moment");
+            ensure!(actual == expected, "{backend} {guest}: {actual:?} instead of {expected:?}");
+        }
+    }
+    Ok(())
+}
+
+fn size_of_kind(kind: StateKind) -> usize {
+    match kind {
+        StateKind::REGS => size_of::<Regs>(),
+        StateKind::SREGS2 => size_of::<Sregs2>(),
+        StateKind::DEBUGREGS => size_of::<DebugRegs>(),
+        StateKind::XCRS => size_of::<Xcrs>(),
+        StateKind::XSAVE => size_of::<Xsave>(),
+        StateKind::VCPU_EVENTS => size_of::<VcpuEvents>(),
+        StateKind::MP_STATE => size_of::<MpState>(),
+        StateKind::LAPIC => size_of::<LapicState>(),
+        StateKind::NESTED_STATE => size_of::<NestedState>(),
+        StateKind::TSC_OFFSET => 8,
+        StateKind::CLOCK => size_of::<ClockData>(),
+        _ => 8 + 4 * 16,
+    }
+}
+
+/// Any bytes get an answer: success or an errno. What was taken can be got again.
+#[test]
+fn any_bytes_get_an_answer() -> Result<()> {
+    for backend in BACKENDS {
+        let folder = tempfile::tempdir()?;
+        let bench = Bench::new(folder.path(), backend, "hello")?;
+        let mut player = bench.player()?;
+        player.advance(1000, u64::MAX)?;
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        let kinds = proptest::sample::select(StateKind::ALL.to_vec());
+        let strategy = kinds.prop_flat_map(|kind| {
+            let exact = proptest::collection::vec(any::<u8>(), size_of_kind(kind));
+            let any_size = proptest::collection::vec(any::<u8>(), 0..200);
+            // Mostly zeros come further than noise does.
+            let sparse =
+                proptest::collection::vec(prop_oneof![9 => Just(0), 1 => any::<u8>()], size_of_kind(kind));
+            (Just(kind), prop_oneof![exact, any_size, sparse])
+        });
+        let player = RefCell::new(player);
+        let tried = runner.run(&strategy, |(kind, bytes)| {
+            let mut player = player.borrow_mut();
+            let result = player.machine.set_state(0, kind, &bytes);
+            if bytes.len() != size_of_kind(kind) && kind != StateKind::NESTED_STATE {
+                prop_assert!(result.is_err(), "{:?} took {} bytes", kind, bytes.len());
+            }
+            prop_assert!(matches!(result, Ok(()) | Err(Errno::EINVAL | Errno::EFAULT | Errno::E2BIG)));
+            prop_assert!(player.machine.get_state(0, kind).is_ok());
+            Ok(())
+        });
+        tried.map_err(|e| anyhow!("{backend}: {e}"))?;
+        let mut player = player.into_inner();
+        ensure!(player.machine.get_state(9, StateKind::REGS) == Err(Errno::ENOENT));
+    }
+    Ok(())
+}
+
+/// What KVM refuses, kind by kind.
+/// See: KVM x86.c kvm_is_valid_sregs(), kvm_vcpu_ioctl_x86_set_vcpu_events(), __kvm_set_xcr()
+#[test]
+fn what_is_refused() -> Result<()> {
+    fn changed<T: Layout>(player: &mut Player, kind: StateKind, change: impl Fn(&mut T)) -> Result<Vec<u8>> {
+        let bytes = player.machine.get_state(0, kind).map_err(|errno| anyhow!("{errno:?}"))?;
+        let mut state = T::from_bytes(&bytes).context("of this size")?;
+        change(&mut state);
+        Ok(state.to_bytes())
+    }
+    for backend in BACKENDS {
+        let folder = tempfile::tempdir()?;
+        let bench = Bench::new(folder.path(), backend, "hello")?;
+        let player = &mut bench.player()?;
+        // In 64-bit mode by then.
+        player.advance(100_000, u64::MAX)?;
+        let sregs =
+            |change: fn(&mut Sregs2)| move |player: &mut Player| changed(player, StateKind::SREGS2, change);
+        let refused: Vec<(&str, StateKind, Vec<u8>)> = vec![
+            ("CR0.PG without PE", StateKind::SREGS2, sregs(|s| s.cr0 &= !1)(player)?),
+            ("LME and PG without PAE", StateKind::SREGS2, sregs(|s| s.cr4 &= !(1 << 5))(player)?),
+            ("LME and PG without LMA", StateKind::SREGS2, sregs(|s| s.efer &= !(1 << 10))(player)?),
+            ("LMA without PG", StateKind::SREGS2, sregs(|s| s.cr0 &= !(1 << 31))(player)?),
+            ("CR3 beyond MAXPHYADDR", StateKind::SREGS2, sregs(|s| s.cr3 |= 1 << 60)(player)?),
+            ("a reserved bit of CR4", StateKind::SREGS2, sregs(|s| s.cr4 |= 1 << 40)(player)?),
+            ("PDPTRs in long mode", StateKind::SREGS2, sregs(|s| s.flags = 1)(player)?),
+            ("a flag", StateKind::SREGS2, sregs(|s| s.flags = 2)(player)?),
+            ("APIC_BASE", StateKind::SREGS2, sregs(|s| s.apic_base |= 1)(player)?),
+            (
+                "DR6",
+                StateKind::DEBUGREGS,
+                changed::<DebugRegs>(player, StateKind::DEBUGREGS, |d| d.dr6 |= 1 << 32)?,
+            ),
+            (
+                "DR7",
+                StateKind::DEBUGREGS,
+                changed::<DebugRegs>(player, StateKind::DEBUGREGS, |d| d.dr7 |= 1 << 32)?,
+            ),
+            (
+                "flags",
+                StateKind::DEBUGREGS,
+                changed::<DebugRegs>(player, StateKind::DEBUGREGS, |d| d.flags = 1)?,
+            ),
+            ("17 XCRs", StateKind::XCRS, changed::<Xcrs>(player, StateKind::XCRS, |x| x.nr_xcrs = 17)?),
+            (
+                "XCR0 without x87",
+                StateKind::XCRS,
+                changed::<Xcrs>(player, StateKind::XCRS, |x| x.xcrs[0].value = 2)?,
+            ),
+            ("MPX", StateKind::XCRS, changed::<Xcrs>(player, StateKind::XCRS, |x| x.xcrs[0].value |= 0x18)?),
+            (
+                "XSTATE_BV",
+                StateKind::XSAVE,
+                changed::<Xsave>(player, StateKind::XSAVE, |x| x.xstate_bv |= 1 << 17)?,
+            ),
+            (
+                "compacted",
+                StateKind::XSAVE,
+                changed::<Xsave>(player, StateKind::XSAVE, |x| x.xcomp_bv = 1 << 63)?,
+            ),
+            ("MXCSR", StateKind::XSAVE, changed::<Xsave>(player, StateKind::XSAVE, |x| x.mxcsr |= 1 << 16)?),
+            (
+                "the vector of NMIs",
+                StateKind::VCPU_EVENTS,
+                changed::<VcpuEvents>(player, StateKind::VCPU_EVENTS, |e| {
+                    (e.exception_injected, e.exception_nr) = (1, 2);
+                })?,
+            ),
+            (
+                "no exception",
+                StateKind::VCPU_EVENTS,
+                changed::<VcpuEvents>(player, StateKind::VCPU_EVENTS, |e| {
+                    (e.exception_pending, e.exception_nr) = (1, 32);
+                })?,
+            ),
+            ("stopped", StateKind::MP_STATE, vec![5, 0, 0, 0]),
+            (
+                "guest mode",
+                StateKind::NESTED_STATE,
+                changed::<NestedState>(player, StateKind::NESTED_STATE, |n| {
+                    n.flags.set_guest_mode(true);
+                })?,
+            ),
+            (
+                "another format",
+                StateKind::NESTED_STATE,
+                changed::<NestedState>(player, StateKind::NESTED_STATE, |n| {
+                    n.format ^= 1;
+                })?,
+            ),
+            (
+                "size",
+                StateKind::NESTED_STATE,
+                changed::<NestedState>(player, StateKind::NESTED_STATE, |n| n.size = 1)?,
+            ),
+            ("flags", StateKind::CLOCK, changed::<ClockData>(player, StateKind::CLOCK, |c| c.flags = 1)?),
+        ];
+        for (what, kind, bytes) in refused {
+            let before = player.machine.get_state(0, kind);
+            ensure!(
+                player.machine.set_state(0, kind, &bytes) == Err(Errno::EINVAL),
+                "{backend} {kind:?}: {what}"
+            );
+            ensure!(player.machine.get_state(0, kind) == before, "{backend} {kind:?}: {what}: it changed");
+        }
+    }
+    Ok(())
+}
