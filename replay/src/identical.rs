@@ -4,7 +4,7 @@ use crate::{
     Error,
     checker::{Checker, Mismatch},
     explain::{self, Widths},
-    player::{Create, Player},
+    player::{Create, PIECE_EXITS, PIECE_INSTRUCTIONS, Player},
     report::{Class, Divergence, Level, Report, Row},
     signature::Signature,
     spec,
@@ -12,9 +12,6 @@ use crate::{
 };
 use vmtape_machine::MachineSpec;
 use vmtape_traces::{Event, Tape};
-
-/// Exits between two comparisons.
-const STRETCH: u64 = 4096;
 
 /// Runs the tape's machine again and compares event by event. `from`: not from its start, but from the last checkpoint
 /// with at most so many exits before it.
@@ -37,8 +34,11 @@ pub fn replay(
     };
     let mut found = None;
     while player.end.is_none() && found.is_none() && !checker.at_cut(tape) {
-        player.advance(u64::MAX, player.machine.exits() + STRETCH)?;
+        let piece = player.machine.icount().saturating_add(PIECE_INSTRUCTIONS);
+        player.advance(piece, player.machine.exits() + PIECE_EXITS)?;
         found = checker.check(player.take_events())?;
+        // What the guest printed is compared by the accesses that printed it.
+        player.take_serial();
         progress(checker.compared().exits);
     }
     checker.tell(report);

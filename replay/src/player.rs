@@ -13,6 +13,10 @@ use vmtape_traces::{Event, event::End};
 /// Makes a VM of the backend that a specification names.
 pub type Create<'a> = &'a dyn Fn(&MachineSpec) -> Result<Box<dyn Backend>, Error>;
 
+/// What a piece of a run is at most, after which its events are given away.
+pub(crate) const PIECE_EXITS: u64 = 4096;
+pub(crate) const PIECE_INSTRUCTIONS: u64 = 1 << 20;
+
 /// Limits that belong to a run: the user's, not the watchdog's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
@@ -154,6 +158,23 @@ impl Player {
             self.end = Some(end);
         }
         Ok(())
+    }
+
+    /// Runs until so many instructions have retired in all, or the end. The events are given away piece by piece, so that
+    /// they are few however long the run is.
+    pub fn advance_telling(
+        &mut self,
+        instructions: u64,
+        tell: &mut dyn FnMut(Vec<Event>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        loop {
+            let piece = self.machine.icount().saturating_add(PIECE_INSTRUCTIONS);
+            self.advance(instructions.min(piece), self.machine.exits() + PIECE_EXITS)?;
+            tell(self.take_events())?;
+            if self.end.is_some() || self.machine.icount() >= instructions {
+                return Ok(());
+            }
+        }
     }
 
     /// Runs to a moment, and on to where the guest can move to another machine. `false`: it has ended, or does not come to

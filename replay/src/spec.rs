@@ -10,7 +10,7 @@ use vmtape_machine::{
     MachineSpec, Recorded,
     vmm::{Step, When},
 };
-use vmtape_traces::{Event, Metadata, Options, Tape, flat::tag, writer::Stream};
+use vmtape_traces::{Event, Metadata, Options, Tape, event::InputSource, flat::tag, writer::Stream};
 
 /// Names of the tape's images.
 const IMAGE: &str = "image";
@@ -103,13 +103,29 @@ pub fn pinned_script(tape: &Tape, script: &[Step]) -> Result<Vec<Step>, Error> {
 
 /// The inputs of a tape.
 pub fn inputs(tape: &Tape) -> Result<Recorded, Error> {
-    let mut inputs = Vec::new();
+    let mut others = Vec::new();
     for event in tape.events_with(tag::INPUT) {
-        if let Event::Input { icount, source, value } = event? {
-            inputs.push((icount, source, value));
+        if let Event::Input { icount, source, value } = event?
+            && source != InputSource::RANDOM
+        {
+            others.push((icount, source, value));
         }
     }
-    Ok(Recorded::new(inputs))
+    Ok(Recorded::new(random(tape), others))
+}
+
+/// The random numbers of a tape, read chunk by chunk. [`inputs`] has found every chunk readable.
+fn random(tape: &Tape) -> impl Iterator<Item = u64> + 'static {
+    let chunks: Vec<usize> = tape.chunks_with(tag::INPUT).collect();
+    let tape = tape.clone();
+    let values = move |chunk| {
+        let values = tape.events_of(chunk).filter_map(|event| match event {
+            Ok(Event::Input { source: InputSource::RANDOM, value, .. }) => Some(value),
+            _ => None,
+        });
+        values.collect::<Vec<_>>()
+    };
+    chunks.into_iter().flat_map(values)
 }
 
 /// The name of the option that holds a machine's profile.
@@ -145,8 +161,6 @@ pub fn record(
     budget: &Budget,
     create: Create,
 ) -> Result<Tape, Error> {
-    /// Exits between two looks at the events.
-    const STRETCH: u64 = 4096;
     let mut bytes = Vec::new();
     let mut stream = Stream::new(&mut bytes, "(memory)", Options::default())?;
     stream.metadata(&metadata(machine, budget)?)?;
@@ -155,12 +169,9 @@ pub fn record(
     }
     let inputs = Box::new(inputs(inputs_of)?);
     let mut player = Player::new(machine.clone(), inputs, *budget, create, true)?;
-    while player.end.is_none() {
-        player.advance(u64::MAX, player.machine.exits() + STRETCH)?;
-        for event in player.take_events() {
-            stream.event(&event)?;
-        }
-    }
+    player.advance_telling(u64::MAX, &mut |events| {
+        events.iter().try_for_each(|event| stream.event(event)).map_err(Error::from)
+    })?;
     stream.finish()?;
     Ok(Tape::from_bytes(bytes)?)
 }

@@ -25,6 +25,7 @@ use vmtape_machine::MachineSpec;
 use vmtape_traces::{
     Event, ExitGroup, Exits, Tape,
     event::{Control, End},
+    flat::tag,
 };
 
 /// Events compared at a time.
@@ -219,9 +220,9 @@ struct Ioctl {
 
 /// The first such one, and when.
 fn first_ioctl(expected: &Tape, actual: &Tape) -> Result<Option<(u64, Ioctl)>, Error> {
-    let (mut a, mut b) = (controls(expected)?.into_iter(), controls(actual)?.into_iter());
+    let (mut a, mut b) = (controls(expected), controls(actual));
     loop {
-        let (left, right) = (a.next(), b.next());
+        let (left, right) = (a.next().transpose()?, b.next().transpose()?);
         if left.is_none() && right.is_none() {
             return Ok(None);
         }
@@ -243,14 +244,13 @@ fn first_ioctl(expected: &Tape, actual: &Tape) -> Result<Option<(u64, Ioctl)>, E
     }
 }
 
-fn controls(tape: &Tape) -> Result<Vec<(u64, Control)>, Error> {
-    let mut controls = Vec::new();
-    for event in tape.events() {
-        if let Event::Control { icount, control } = event? {
-            controls.push((icount, control));
-        }
-    }
-    Ok(controls)
+/// The ioctls of a tape, each with its instruction count.
+fn controls(tape: &Tape) -> impl Iterator<Item = Result<(u64, Control), Error>> {
+    tape.events_with(tag::CONTROL).filter_map(|event| match event {
+        Ok(Event::Control { icount, control }) => Some(Ok((icount, control))),
+        Ok(_) => None,
+        Err(error) => Some(Err(error.into())),
+    })
 }
 
 /// Ends and costs.

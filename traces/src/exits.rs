@@ -38,11 +38,11 @@ pub struct ExitGroup {
 }
 
 /// Groups events into exits. A group is given out when the vCPU enters the guest again, exits again, or the tape ends.
-/// Events that belong to no vCPU's exits (inputs, lines without a decoded form, the end) go to `other`.
+/// Of events that belong to no vCPU's exits, lines without a decoded form and the end go to `other`.
 pub struct Exits<I> {
     events: I,
     groups: Grouping,
-    /// Events outside exits since they were last taken.
+    /// Events outside exits that were read for the last exit given out, or at the end of the tape.
     pub other: Vec<Event>,
     failed: bool,
 }
@@ -63,9 +63,15 @@ impl<I: Iterator<Item = Result<Event>>> Iterator for Exits<I> {
     type Item = Result<ExitGroup>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if !self.failed {
+            self.other.clear();
+        }
         while self.groups.done.is_empty() && !self.failed {
             match self.events.next() {
-                Some(Ok(event)) => self.other.extend(self.groups.take(event)),
+                Some(Ok(event)) => {
+                    let other = self.groups.take(event);
+                    self.other.extend(other.filter(|e| matches!(e, Event::Line { .. } | Event::End { .. })));
+                }
                 Some(Err(error)) => {
                     self.failed = true;
                     return Some(Err(error));

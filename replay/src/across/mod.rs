@@ -12,6 +12,7 @@ pub use crate::sides::{Sides, names};
 
 use crate::{
     Error,
+    causes::Side,
     checker::Checker,
     player::Player,
     report::{Cost, Divergence, Report},
@@ -30,7 +31,7 @@ pub const COMPARED: &str =
 /// Instructions per stretch, at first and at most: a comparison looks at every page that was ever written.
 const FIRST_STRETCH: u64 = 1 << 16;
 const LONGEST_STRETCH: u64 = 1 << 24;
-/// Events of one stretch, which are in memory until its end: with more, stretches get shorter.
+/// Events of one stretch: with more, stretches get shorter, because what follows from an exit is looked at sooner.
 const MOST_EVENTS: usize = 1 << 18;
 /// How a stretch that ends unequal is divided.
 const DIVISION: u64 = 64;
@@ -134,12 +135,21 @@ impl Sides<'_> {
     ) -> Result<Option<Found>, Error> {
         let (mut stretch, mut equal_at) = (FIRST_STRETCH, pair.expected.machine.icount());
         loop {
-            pair.advance_to(equal_at + stretch)?;
-            let (events, others) = (pair.expected.take_events(), pair.actual.take_events());
-            let heard = events.len().max(others.len());
-            count(&events, report, |cost| &mut cost.expected);
-            count(&others, report, |cost| &mut cost.actual);
-            self.check_tape(events, checker)?;
+            let mut heard = [0; 2];
+            pair.drive(equal_at + stretch, &mut |player, side, instructions| {
+                player.advance_telling(instructions, &mut |events| match side {
+                    Side::Expected => {
+                        heard[0] += events.len();
+                        count(&events, report, |cost| &mut cost.expected);
+                        self.check_tape(events, checker)
+                    }
+                    Side::Actual => {
+                        heard[1] += events.len();
+                        count(&events, report, |cost| &mut cost.actual);
+                        Ok(())
+                    }
+                })
+            })?;
             let differences = pair.differences();
             if !differences.is_empty() {
                 return Ok(Some(Found { equal_at, stretch }));
@@ -148,7 +158,7 @@ impl Sides<'_> {
                 return Ok(None);
             }
             equal_at = pair.expected.machine.icount();
-            stretch = match heard {
+            stretch = match heard[0].max(heard[1]) {
                 0..MOST_EVENTS => (stretch * 2).min(LONGEST_STRETCH),
                 _ => (stretch / 2).max(FIRST_STRETCH / DIVISION),
             };
@@ -230,13 +240,22 @@ impl Sides<'_> {
 impl Pair {
     /// Runs both to the same instruction count; the second one no further than the first.
     fn advance_to(&mut self, instructions: u64) -> Result<(), Error> {
-        self.expected.advance(instructions, u64::MAX)?;
-        let Some(end) = &self.expected.end else { return self.actual.advance(instructions, u64::MAX) };
+        self.drive(instructions, &mut |player, _, instructions| player.advance(instructions, u64::MAX))
+    }
+
+    /// As [`Pair::advance_to`], with a way to run one of them to an instruction count.
+    fn drive(
+        &mut self,
+        instructions: u64,
+        run: &mut dyn FnMut(&mut Player, Side, u64) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        run(&mut self.expected, Side::Expected, instructions)?;
+        let Some(end) = &self.expected.end else { return run(&mut self.actual, Side::Actual, instructions) };
         let icount = self.expected.machine.icount();
-        self.actual.advance(icount, u64::MAX)?;
+        run(&mut self.actual, Side::Actual, icount)?;
         if !matches!(end, End::Limit { .. }) {
             // What ended the first one (a triple fault, say) may come after the last instruction that retired.
-            self.actual.advance(icount + 1, u64::MAX)?;
+            run(&mut self.actual, Side::Actual, icount + 1)?;
         }
         Ok(())
     }

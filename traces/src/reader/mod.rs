@@ -18,9 +18,10 @@ use crate::{
     metadata::{Metadata, Stored},
 };
 use source::Source;
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
-/// An open tape.
+/// An open tape. Clones share the file.
+#[derive(Clone)]
 pub struct Tape {
     name: String,
     source: Source,
@@ -31,7 +32,7 @@ pub struct Tape {
     digests: Vec<u64>,
     kinds: Vec<u32>,
     milestones: Vec<Milestone>,
-    damage: Option<Error>,
+    damage: Option<Arc<Error>>,
 }
 
 /// How long a tape is.
@@ -63,7 +64,7 @@ impl Tape {
     /// Opens a tape and insists on every byte of it.
     pub fn open_whole(path: &Path) -> Result<Self> {
         let mut tape = Self::open(path)?;
-        if let Some(damage) = tape.damage.take() {
+        if let Some(damage) = tape.damage.take().and_then(Arc::into_inner) {
             return Err(damage);
         }
         tape.verify()?;
@@ -104,13 +105,14 @@ impl Tape {
             }
             Err(error) => {
                 let stopped = tape.scan();
-                tape.damage = Some(stopped.unwrap_or(error));
+                tape.damage = Some(Arc::new(stopped.unwrap_or(error)));
             }
         }
         tape.metadata = match tape.first(ChunkKind::METADATA) {
             Some(chunk) => tape.read::<Stored>(chunk)?.1.into(),
             None => {
-                return Err(tape.damage.unwrap_or(Cause::Missing("metadata").at(&tape.name, Place::File)));
+                let missing = || Cause::Missing("metadata").at(&tape.name, Place::File);
+                return Err(tape.damage.and_then(Arc::into_inner).unwrap_or_else(missing));
             }
         };
         Ok(tape)
@@ -143,7 +145,7 @@ impl Tape {
 
     /// Why the tape is not whole, if it is not.
     pub fn damage(&self) -> Option<&Error> {
-        self.damage.as_ref()
+        self.damage.as_deref()
     }
 
     /// How long the tape is. A tape that was cut is read for it, up to where it is good.
@@ -223,10 +225,15 @@ impl Tape {
 
     /// The events of chunks that may hold this kind (see [`crate::flat::tag`]), as far as the index knows.
     pub fn events_with(&self, tag: u64) -> impl Iterator<Item = Result<Event>> {
+        self.chunks_with(tag).flat_map(|chunk| self.events_of(chunk))
+    }
+
+    /// The chunks that may hold events of this kind, as far as the index knows.
+    pub fn chunks_with(&self, tag: u64) -> impl Iterator<Item = usize> {
         let chunks = (0..).zip(&self.chunks).filter(|(_, c)| c.kind == ChunkKind::EVENTS.0);
         let kinds = self.kinds.iter().map(Some).chain(std::iter::repeat(None));
         let wanted = chunks.zip(kinds).filter(move |(_, kinds)| kinds.is_none_or(|k| k & kind_bit(tag) != 0));
-        wanted.flat_map(|((chunk, _), _)| self.events_of(chunk))
+        wanted.map(|((chunk, _), _)| chunk)
     }
 
     /// All exits, each with everything that belongs to it.
@@ -244,7 +251,8 @@ impl Tape {
         Events::new(self, chunk, self.chunks.len())
     }
 
-    fn events_of(&self, chunk: usize) -> Events<'_> {
+    /// The events of one chunk.
+    pub fn events_of(&self, chunk: usize) -> Events<'_> {
         Events::new(self, chunk, chunk + 1)
     }
 

@@ -6,17 +6,19 @@ use std::{
     io::{self, ErrorKind},
     os::unix::fs::FileExt,
     path::Path,
+    sync::Arc,
 };
 
-/// A file or a buffer.
+/// A file or a buffer. Clones share it.
+#[derive(Clone)]
 pub(super) enum Source {
-    File { file: File, len: u64 },
-    Memory(Vec<u8>),
+    File { file: Arc<File>, len: u64 },
+    Memory(Arc<Vec<u8>>),
 }
 
 impl From<Vec<u8>> for Source {
     fn from(bytes: Vec<u8>) -> Self {
-        Self::Memory(bytes)
+        Self::Memory(Arc::new(bytes))
     }
 }
 
@@ -31,7 +33,7 @@ impl Source {
             return Err(Cause::Pipe);
         }
         let file = File::open(path)?;
-        Ok(Self::File { file, len: metadata.len() })
+        Ok(Self::File { file: Arc::new(file), len: metadata.len() })
     }
 
     pub fn len(&self) -> u64 {

@@ -135,23 +135,32 @@ impl Inputs for Live {
 }
 
 /// The inputs of a tape, in order.
-#[derive(Default)]
 pub struct Recorded {
-    random: Vec<u64>,
+    /// A tape may have more of them than memory.
+    random: Box<dyn Iterator<Item = u64>>,
     serial: Vec<(u64, u8)>,
     faults: Vec<(u64, u64)>,
-    /// How many of each were taken.
-    taken: [usize; 3],
+    /// How many of serial bytes and of faults were taken.
+    taken: [usize; 2],
     /// An input was asked for that the tape does not have.
     pub exhausted: bool,
 }
 
 impl Recorded {
-    pub fn new(inputs: impl IntoIterator<Item = (u64, InputSource, u64)>) -> Self {
-        let mut recorded = Self::default();
-        for (icount, source, value) in inputs {
+    /// Random numbers one by one, and what else there is (instruction count, source, value), which is kept.
+    pub fn new(
+        random: impl Iterator<Item = u64> + 'static,
+        others: impl IntoIterator<Item = (u64, InputSource, u64)>,
+    ) -> Self {
+        let mut recorded = Self {
+            random: Box::new(random),
+            serial: Vec::new(),
+            faults: Vec::new(),
+            taken: [0; 2],
+            exhausted: false,
+        };
+        for (icount, source, value) in others {
             match source {
-                InputSource::RANDOM => recorded.random.push(value),
                 InputSource::SERIAL => recorded.serial.push((icount, value as u8)),
                 InputSource::FAULT => recorded.faults.push((icount, value)),
                 _ => {}
@@ -163,34 +172,36 @@ impl Recorded {
 
 impl Inputs for Recorded {
     fn random(&mut self, _icount: u64) -> u64 {
-        let value = self.random.get(self.taken[0]).copied();
-        self.taken[0] += 1;
+        let value = self.random.next();
         self.exhausted |= value.is_none();
         value.unwrap_or(0)
     }
 
     fn serial(&mut self, icount: u64) -> Option<u8> {
-        let (due, byte) = *self.serial.get(self.taken[1])?;
+        let (due, byte) = *self.serial.get(self.taken[0])?;
         (due <= icount).then(|| {
-            self.taken[1] += 1;
+            self.taken[0] += 1;
             byte
         })
     }
 
     fn next_serial(&self) -> Option<u64> {
-        self.serial.get(self.taken[1]).map(|(icount, _)| *icount)
+        self.serial.get(self.taken[0]).map(|(icount, _)| *icount)
     }
 
     fn fault(&mut self, icount: u64, _vcpu: u32, _point: u32) -> Option<u64> {
-        let (at, value) = *self.faults.get(self.taken[2])?;
+        let (at, value) = *self.faults.get(self.taken[1])?;
         (at == icount).then(|| {
-            self.taken[2] += 1;
+            self.taken[1] += 1;
             value
         })
     }
 
     fn skip(&mut self, taken: &Taken) {
-        self.taken = [taken.random as usize, taken.serial as usize, taken.faults as usize];
+        self.taken = [taken.serial as usize, taken.faults as usize];
+        if let Some(last) = taken.random.checked_sub(1) {
+            self.random.nth(last as usize);
+        }
     }
 }
 
