@@ -53,7 +53,7 @@ impl<'t> Checker<'t> {
     }
 
     fn is_compared(&self, event: &Event) -> bool {
-        self.tells_reads || !matches!(event, Event::Registers(_) | Event::Read { .. })
+        self.tells_reads || !matches!(event, Event::Registers(_) | Event::Read { .. } | Event::Devices { .. })
     }
 
     /// Compares the next events. `None`: they are as taped.

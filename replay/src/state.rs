@@ -13,8 +13,8 @@ pub enum Difference {
     Register { vcpu: u32, name: String, expected: u64, actual: u64 },
     /// An aligned quadword of memory.
     Memory { gpa: u64, expected: u64, actual: u64 },
-    /// Memory was not the same at some instruction since the last comparison, though it is now.
-    Written,
+    /// What was not the same at some instruction since the comparison began, though nothing differs any more.
+    Healed(&'static str),
     /// One of the two got further.
     Progress { expected: u64, actual: u64 },
     /// The runs ended in other ways, in words.
@@ -41,9 +41,7 @@ impl Difference {
             Self::Memory { gpa, expected, actual } => {
                 Row::new(format!("memory at {gpa:#x}"), format!("{expected:#x}"), format!("{actual:#x}"))
             }
-            Self::Written => {
-                Row::new("what was written", "other bytes, or at other instructions", "since overwritten")
-            }
+            Self::Healed(what) => Row::new(*what, "one way", "another, and no difference is left"),
             Self::Progress { expected, actual } => {
                 Row::new("instructions retired", expected.to_string(), actual.to_string())
             }
@@ -97,7 +95,7 @@ impl Difference {
                 format!("entry:{}", bits.concat())
             }
             Self::Memory { .. } => "memory".into(),
-            Self::Written => "written".into(),
+            Self::Healed(what) => format!("healed:{what}"),
             Self::Progress { .. } => "progress".into(),
             Self::End { .. } => "end".into(),
             Self::Output { .. } => "output".into(),
@@ -122,9 +120,8 @@ impl Difference {
         if let Self::End { .. } | Self::Ioctl { .. } = self {
             return format!("expected: {}; actual: {}", row.expected, row.actual);
         }
-        if let Self::Written = self {
-            return "memory was not the same within this instruction, though it is the same after it"
-                .to_owned();
+        if let Self::Healed(what) = self {
+            return format!("{what} differed at this instruction, and after it no more");
         }
         format!("{} is {} instead of {}", row.what, row.actual, row.expected)
     }
@@ -172,7 +169,7 @@ impl Difference {
             Self::Progress { .. } => 6,
             Self::Output { .. } => 7,
             Self::Memory { .. } => 8,
-            Self::Written => 9,
+            Self::Healed(_) => 9,
             Self::Seen { .. } => 10,
         }
     }

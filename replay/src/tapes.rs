@@ -83,6 +83,16 @@ struct ObservedExits<'t> {
     recent: VecDeque<ExitGroup>,
     end: Option<End>,
     counts: BTreeMap<String, u64>,
+    /// What devices saw, at those instructions of the part read so far that are still to be compared.
+    marks: VecDeque<Mark>,
+}
+
+/// What devices saw in so many instructions: the number of accesses, and a hash over them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    icount: u64,
+    accesses: u64,
+    hash: u64,
 }
 
 impl<'t> ObservedExits<'t> {
@@ -94,6 +104,7 @@ impl<'t> ObservedExits<'t> {
             recent: VecDeque::new(),
             end: None,
             counts: BTreeMap::new(),
+            marks: VecDeque::new(),
         };
         observed.advance()?;
         Ok(observed)
@@ -118,11 +129,15 @@ impl<'t> ObservedExits<'t> {
                 break;
             }
         }
-        let end = self.exits.other.drain(..).find_map(|event| match event {
-            Event::End { end, .. } => Some(end),
-            _ => None,
-        });
-        self.end = self.end.take().or(end);
+        for event in self.exits.other.drain(..) {
+            match event {
+                Event::End { end, .. } => self.end = self.end.take().or(Some(end)),
+                Event::Devices { icount, accesses, hash } => {
+                    self.marks.push_back(Mark { icount, accesses, hash });
+                }
+                _ => {}
+            }
+        }
         Ok(now)
     }
 }
@@ -148,9 +163,14 @@ impl ObservedExit {
 fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str) -> Result<(), Error> {
     let (mut a, mut b) = (ObservedExits::new(expected)?, ObservedExits::new(actual)?);
     let ioctl = first_ioctl(expected, actual)?;
+    let mut devices = DeviceMarks::default();
     while a.icount() != u64::MAX || b.icount() != u64::MAX {
         let at = a.icount().min(b.icount());
         if ioctl.as_ref().is_some_and(|(icount, _)| *icount <= at) {
+            break;
+        }
+        devices.compare(&mut a, &mut b, at);
+        if devices.different.is_some() {
             break;
         }
         let left = if a.icount() == at { a.advance()? } else { None };
@@ -178,6 +198,19 @@ fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str
         report.diverge(divergence(groups, &name, row, (&a, &b), reproduce));
         return Ok(());
     }
+    let until = ioctl.as_ref().map_or(u64::MAX, |(icount, _)| *icount);
+    devices.compare(&mut a, &mut b, until);
+    report.compared.events += devices.equal;
+    if let Some([left, right]) = devices.different {
+        let groups = [&a, &b].map(|observed| observed.recent.back().cloned());
+        let text = |mark: Mark| format!("{} accesses, hash {:016x}", mark.accesses, mark.hash);
+        let what = format!("what devices saw, between {} and {} instructions", devices.equal_at, left.icount);
+        let row = Row::new(what, text(left), text(right));
+        let found = divergence(groups, "devices", row, (&a, &b), reproduce);
+        let signature = Signature::new("devices", signature::NOWHERE);
+        report.diverge(Divergence { signature, icount: devices.equal_at, ..found });
+        return Ok(());
+    }
     if let Some((_, ioctl)) = ioctl {
         let groups = [&a, &b].map(|observed| observed.recent.back().cloned());
         let found = divergence(groups, &ioctl.name, ioctl.row, (&a, &b), reproduce);
@@ -187,6 +220,38 @@ fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str
     }
     finish(&a, &b, report, reproduce);
     Ok(())
+}
+
+/// The comparison of what devices saw, which the tapes tell at some instructions, natively or by exits.
+#[derive(Default)]
+struct DeviceMarks {
+    /// It was the same in so many instructions, and at so many marks.
+    equal_at: u64,
+    equal: u64,
+    /// Both sides where it was not, first.
+    different: Option<[Mark; 2]>,
+}
+
+impl DeviceMarks {
+    /// Compares the marks that both tapes have, up to an instruction.
+    fn compare(&mut self, a: &mut ObservedExits, b: &mut ObservedExits, until: u64) {
+        while let (Some(left), Some(right)) = (a.marks.front().copied(), b.marks.front().copied())
+            && left.icount.min(right.icount) <= until
+            && self.different.is_none()
+        {
+            if left.icount <= right.icount {
+                a.marks.pop_front();
+            }
+            if right.icount <= left.icount {
+                b.marks.pop_front();
+            }
+            match left == right {
+                _ if left.icount != right.icount => {}
+                true => (self.equal_at, self.equal) = (left.icount, self.equal + 1),
+                false => self.different = Some([left, right]),
+            }
+        }
+    }
 }
 
 enum Compared {

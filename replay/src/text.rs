@@ -113,6 +113,7 @@ pub fn event_kind(event: &Event) -> String {
         Event::Control { .. } => "control".into(),
         Event::StateHash { .. } => "state-hash".into(),
         Event::Milestone(_) => "milestone".into(),
+        Event::Devices { .. } => "devices".into(),
         Event::Line { .. } => "line".into(),
         Event::Moment { .. } => "moment".into(),
         Event::End { .. } => "end".into(),
@@ -134,6 +135,9 @@ pub fn event_text(event: &Event) -> String {
         Event::Note { vcpu, place, note } => note_line(note, *vcpu, 0) + &place_text(*place),
         Event::Resume { resume, .. } => resume_text(resume),
         Event::Control { control, .. } => control.to_string(),
+        Event::Devices { icount, accesses, hash } => {
+            format!("what devices saw in {icount} instructions: {accesses} accesses, hash {hash:016x}")
+        }
         Event::End { icount, end, .. } => format!("after {icount} instructions, {}", end_text(end)),
         other => format!("{other:x?}"),
     }

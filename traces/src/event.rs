@@ -31,6 +31,8 @@ pub enum Event {
     /// A hash over what the guest can observe of itself at a fixed count of instructions, and over all milestones before
     /// it: the same under every backend, for as long as they treat the guest alike.
     Milestone(Milestone),
+    /// What devices saw so far, natively or by exits: the number of accesses and a hash over each and the ones before.
+    Devices { icount: u64, accesses: u64, hash: u64 },
     /// A line of an imported trace that has no decoded form: `event: text`.
     Line { vcpu: u32, text: String },
     /// When the event of an imported trace that follows happened, and at which rip if it tells one: outside an exit, whose

@@ -118,6 +118,9 @@ fn object(event: &Event, exit: Option<u64>) -> Value {
             put(json!({ "icount": icount, "exits": exits, "hash": hash }));
         }
         Event::Milestone(m) => put(value(m)),
+        Event::Devices { icount, accesses, hash } => {
+            put(json!({ "icount": icount, "accesses": accesses, "hash": hash }));
+        }
         Event::Line { vcpu, text } => {
             let text = text.split_once(": ").map_or("", |(_, text)| text);
             put(json!({ "vcpu": vcpu, "text": text }));

@@ -84,6 +84,7 @@ impl Event {
             Self::Control { .. } => "control".into(),
             Self::StateHash { .. } => "state_hash".into(),
             Self::Milestone(_) => "milestone".into(),
+            Self::Devices { .. } => "devices".into(),
             Self::Line { text, .. } => text.split(':').next().unwrap_or_default().to_owned().into(),
             Self::Moment { .. } => "moment".into(),
             Self::End { .. } => "end".into(),

@@ -70,6 +70,48 @@ open_enum! {
     }
 }
 
+impl SensitiveKind {
+    /// Whether what surrounds the guest decides what the instruction gives it, or what becomes of what it writes. That is told by a
+    /// comparison when the instruction has retired. The local APIC is left out: silicon or the backend answers for it, and
+    /// what it answers reaches the guest's memory and interrupts.
+    pub const fn has_outcome(self) -> bool {
+        const KINDS: u64 = SensitiveKind::set(&[
+            SensitiveKind::CPUID,
+            SensitiveKind::RDMSR,
+            SensitiveKind::WRMSR,
+            SensitiveKind::CR_WRITE,
+            SensitiveKind::CR_READ,
+            SensitiveKind::CLTS,
+            SensitiveKind::LMSW,
+            SensitiveKind::SMSW,
+            SensitiveKind::DR_WRITE,
+            SensitiveKind::DR_READ,
+            SensitiveKind::IN,
+            SensitiveKind::OUT,
+            SensitiveKind::INS,
+            SensitiveKind::OUTS,
+            SensitiveKind::RDTSC,
+            SensitiveKind::RDTSCP,
+            SensitiveKind::RDPMC,
+            SensitiveKind::VMCALL,
+            SensitiveKind::VMMCALL,
+            SensitiveKind::XSETBV,
+            SensitiveKind::RDRAND,
+            SensitiveKind::RDSEED,
+        ]);
+        KINDS >> self.0 & 1 != 0
+    }
+
+    const fn set(kinds: &[Self]) -> u64 {
+        let (mut set, mut n) = (0, 0);
+        while n < kinds.len() {
+            set |= 1 << kinds[n].0;
+            n += 1;
+        }
+        set
+    }
+}
+
 /// A sensitive instruction with the operands that an exit needs. The RIP of the vCPU state still points at it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

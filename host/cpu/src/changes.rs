@@ -5,6 +5,8 @@
 //! not matter who writes (the program, a page walk, KVM's emulator), in which pieces, and what is there in between: memory
 //! is told as it was between any two instructions, and no more. Two machines whose memory was equal at first and whose
 //! digests are equal had equal memory after every instruction, but for a chance of one in 2^64.
+//!
+//! It costs about as much as the store itself, so it is kept only on demand.
 
 use std::cell::Cell;
 
@@ -13,11 +15,24 @@ pub(crate) const WORD: usize = 8;
 
 /// The digest so far.
 #[derive(Default)]
-pub(crate) struct Changes(Cell<u128>);
+pub(crate) struct Changes {
+    sum: Cell<u128>,
+    kept: Cell<bool>,
+}
 
 impl Changes {
     pub(crate) fn sum(&self) -> u128 {
-        self.0.get()
+        self.sum.get()
+    }
+
+    pub(crate) fn keep(&self) {
+        self.kept.set(true);
+    }
+
+    /// Whether somebody wants it.
+    #[inline(always)]
+    pub(crate) fn are_kept(&self) -> bool {
+        self.kept.get()
     }
 
     /// Up to eight bytes at an address were changed by an instruction.
@@ -36,8 +51,8 @@ impl Changes {
     #[inline(always)]
     fn add_word(&self, word: u64, before: u64, after: u64, icount: u64) {
         let weight = u128::from(weight(word, icount));
-        let sum = self.0.get().wrapping_add(u128::from(after) * weight);
-        self.0.set(sum.wrapping_sub(u128::from(before) * weight));
+        let sum = self.sum.get().wrapping_add(u128::from(after) * weight);
+        self.sum.set(sum.wrapping_sub(u128::from(before) * weight));
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Core<'a> {
     /// What the silicon can do, where the checks of system instructions depend on it.
     pub(crate) model: Model,
     pub(crate) ram: Ram,
+    /// [`Ram::keep_changes`] was called.
+    pub(crate) keeps_changes: bool,
     pub(crate) tlb: &'a mut Tlb,
     pub(crate) segments: [FastSegment; 8],
     /// Linear addresses are cut to 32 bits outside 64-bit mode.
@@ -58,6 +60,8 @@ pub struct Core<'a> {
     pub(crate) fast_context: Context,
     pub(crate) check_alignment: bool,
     pub(crate) leave: Leave,
+    /// [`Env::outcome`] is to be told of the current instruction.
+    pub(crate) outcome: bool,
     /// Interrupts, windows or traps may have become due: looked at before the next block.
     pub(crate) check_events: bool,
     /// Decoding parameters of the code segment: see [`crate::block`].
@@ -80,13 +84,14 @@ impl<'a> Core<'a> {
         env: &'a mut dyn Env,
     ) -> Self {
         let ram = env.ram().clone();
-        let next_rip = state.rip;
+        let (next_rip, keeps_changes) = (state.rip, ram.keeps_changes());
         let mut core = Self {
             state,
             env,
             next_rip,
             model,
             ram,
+            keeps_changes,
             tlb,
             segments: [FastSegment::default(); 8],
             linear_mask: 0,
@@ -98,6 +103,7 @@ impl<'a> Core<'a> {
             fast_context: Context::Slow,
             check_alignment: false,
             leave: Leave::No,
+            outcome: false,
             check_events: true,
             mode: 0,
             emulating: false,
@@ -216,12 +222,21 @@ impl<'a> Core<'a> {
     /// Offers an instruction to the backend if it wants it. `Ok`: execute it natively.
     #[inline]
     pub fn sensitive(&mut self, insn: &Sensitive) -> Result<(), Interrupted> {
+        if insn.kind.has_outcome() {
+            self.tell_outcome();
+        }
         if !self.state.intercepts.wants(insn.kind) {
             return Ok(());
         }
         let decision = self.env.sensitive(self.state, insn);
         self.after_env();
         self.decide(decision)
+    }
+
+    /// Tells the environment once the current instruction has retired, which ends its block for that.
+    pub(crate) fn tell_outcome(&mut self) {
+        self.outcome = true;
+        self.look_again();
     }
 
     fn decide(&mut self, decision: Decision) -> Result<(), Interrupted> {

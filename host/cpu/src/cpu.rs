@@ -169,6 +169,7 @@ fn execute(core: &mut Core<'_>, insns: &[Insn], block: &Block, left: u64) -> Res
     let mut icount = core.state.icount;
     let mut refresh = false;
     core.leave = Leave::No;
+    core.outcome = false;
     for insn in &insns[start..start + len] {
         core.state.rip = rip;
         core.state.icount = icount;
@@ -188,6 +189,9 @@ fn execute(core: &mut Core<'_>, insns: &[Insn], block: &Block, left: u64) -> Res
     }
     // RIP wraps in the mode that the instruction leads to.
     core.state.rip = core.next_rip & core.rip_mask;
+    if core.outcome {
+        core.env.outcome(core.state);
+    }
     Ok(())
 }
 

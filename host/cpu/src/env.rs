@@ -93,6 +93,12 @@ pub trait Env {
         None
     }
 
+    /// The guest has got what its surroundings decide: an instruction whose kind [has an outcome] retired, whether or not it was
+    /// offered, or an event was delivered. The state is the one after it.
+    ///
+    /// [has an outcome]: vmtape_arch::sensitive::SensitiveKind::has_outcome
+    fn outcome(&mut self, _state: &VcpuState) {}
+
     /// Whether [`crate::Cpu::run`] must return at the next instruction boundary, although its budget is not used up: a
     /// device access raised an interrupt, moved a timer or ended the run. Asked after each instruction that called
     /// [`Env::sensitive`], [`Env::device`], [`Env::port`], [`Env::msr`] or [`Env::tpr_changed`].

@@ -59,7 +59,7 @@ impl Core<'_> {
     #[inline(always)]
     pub fn write<T: Word>(&mut self, segment: u8, offset: u64, value: T) -> Result<(), Interrupted> {
         if let Some(hpa) = self.fast_range(segment, offset, T::BYTES, AccessKind::WRITE)
-            && value.store(&self.ram, hpa, self.state.icount)
+            && self.store(hpa, value)
         {
             return Ok(());
         }
@@ -79,13 +79,22 @@ impl Core<'_> {
             && let Some(old) = T::load(&self.ram, hpa)
         {
             let (new, result) = f(old);
-            new.store(&self.ram, hpa, self.state.icount);
+            self.store(hpa, new);
             return Ok(result);
         }
         let (span, old) = self.rmw_slow::<T>(segment, offset)?;
         let (new, result) = f(old);
         self.write_span(&span, &new.to_slice()[..T::BYTES as usize])?;
         Ok(result)
+    }
+
+    /// Stores on a page that the inline path may write to.
+    #[inline(always)]
+    fn store<T: Word>(&self, hpa: u64, value: T) -> bool {
+        if self.keeps_changes {
+            return value.store_counted(&self.ram, hpa, self.state.icount);
+        }
+        value.store(&self.ram, hpa)
     }
 
     #[cold]

@@ -11,8 +11,9 @@ use crate::{
 pub trait Word: Copy + 'static {
     const BYTES: u64;
     fn load(ram: &Ram, hpa: u64) -> Option<Self>;
-    /// By the instruction that so many have retired before.
-    fn store(self, ram: &Ram, hpa: u64, icount: u64) -> bool;
+    fn store(self, ram: &Ram, hpa: u64) -> bool;
+    /// As `store`, where changes of memory are counted, by the instruction that so many have retired before.
+    fn store_counted(self, ram: &Ram, hpa: u64, icount: u64) -> bool;
     /// From the first `BYTES` bytes, little-endian.
     fn from_slice(bytes: &[u8; 16]) -> Self;
     /// Into the first `BYTES` bytes, little-endian.
@@ -39,8 +40,12 @@ macro_rules! word {
                 ram.load(hpa).map(<$t>::from_le_bytes)
             }
             #[inline(always)]
-            fn store(self, ram: &Ram, hpa: u64, icount: u64) -> bool {
-                ram.store(hpa, self.to_le_bytes(), icount)
+            fn store(self, ram: &Ram, hpa: u64) -> bool {
+                ram.store(hpa, self.to_le_bytes())
+            }
+            #[inline(always)]
+            fn store_counted(self, ram: &Ram, hpa: u64, icount: u64) -> bool {
+                ram.store_counted(hpa, self.to_le_bytes(), icount)
             }
             #[inline]
             fn from_slice(bytes: &[u8; 16]) -> Self {

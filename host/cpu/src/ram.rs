@@ -128,7 +128,17 @@ impl Ram {
         done
     }
 
-    /// A digest of all changes of memory so far, each with the instruction that made it: equal on two machines that began with equal
+    /// Counts changes of memory from here on.
+    pub fn keep_changes(&self) {
+        self.pages.changes.keep();
+    }
+
+    /// Whether changes are counted.
+    pub(crate) fn keeps_changes(&self) -> bool {
+        self.pages.changes.are_kept()
+    }
+
+    /// A digest of all changes of memory since [`Ram::keep_changes`], each with the instruction that made it: equal on two machines that began with equal
     /// memory exactly if their memory was equal after every instruction.
     pub fn changes(&self) -> u128 {
         self.pages.changes.sum()
@@ -220,15 +230,21 @@ impl Ram {
         Some(std::array::from_fn(|i| bytes[i].get()))
     }
 
-    /// Stores `N` bytes at once on a page that was announced as written and holds no code.
+    /// Stores `N` bytes at once on a page that was announced as written and holds no code, where changes are not counted.
     #[inline(always)]
-    pub(crate) fn store<const N: usize>(&self, hpa: u64, data: [u8; N], icount: u64) -> bool {
+    pub(crate) fn store<const N: usize>(&self, hpa: u64, data: [u8; N]) -> bool {
         let start = hpa as usize;
         let Some(bytes) = self.bytes.get(start..).and_then(|b| b.first_chunk::<N>()) else { return false };
-        let before: [u8; N] = std::array::from_fn(|n| bytes[n].get());
         for (to, from) in bytes.iter().zip(data) {
             to.set(from);
         }
+        true
+    }
+
+    /// As [`Ram::store`], where changes are counted, by the instruction that so many have retired before.
+    #[inline(never)]
+    pub(crate) fn store_counted<const N: usize>(&self, hpa: u64, data: [u8; N], icount: u64) -> bool {
+        let Some(before) = self.load::<N>(hpa) else { return false };
         let place = self.place(hpa);
         if N <= WORD {
             self.pages.changes.add(place, before, data, icount);
@@ -238,7 +254,7 @@ impl Ram {
                 self.pages.changes.add(at, *before, *after, icount);
             }
         }
-        true
+        self.store(hpa, data)
     }
 
     /// As [`Ram::store`], for `len` bytes that repeat a quadword.
@@ -260,7 +276,7 @@ impl Ram {
     #[inline(always)]
     fn replace(&self, hpa: u64, len: usize, icount: u64, fill: impl Fn(usize, &mut [u8])) -> bool {
         let Some(bytes) = self.range(hpa, len) else { return false };
-        let place = self.place(hpa);
+        let (place, counted) = (self.place(hpa), self.keeps_changes());
         let (words, rest) = bytes.as_chunks::<WORD>();
         for (n, word) in words.iter().enumerate() {
             let at = n * WORD;
@@ -270,12 +286,17 @@ impl Ram {
             for (to, from) in word.iter().zip(after) {
                 to.set(from);
             }
-            self.pages.changes.add(place + at as u64, before, after, icount);
+            if counted {
+                self.pages.changes.add(place + at as u64, before, after, icount);
+            }
         }
         let (at, mut after) = (words.len() * WORD, [0; WORD]);
         fill(at, &mut after[..rest.len()]);
         for ((n, to), from) in rest.iter().enumerate().zip(after) {
-            self.pages.changes.add(place + (at + n) as u64, [to.replace(from)], [from], icount);
+            let before = to.replace(from);
+            if counted {
+                self.pages.changes.add(place + (at + n) as u64, [before], [from], icount);
+            }
         }
         true
     }
@@ -346,9 +367,10 @@ mod tests {
         let ram = Ram::leaked(0x2000);
         let bytes: Vec<u8> = (0..=255).cycle().take(0x2000).collect();
         ram.write(0, &bytes);
-        let before = ram.changes();
+        assert_eq!(ram.changes(), 0, "nobody wants them yet");
+        ram.keep_changes();
         write(&ram);
-        ram.changes().wrapping_sub(before)
+        ram.changes()
     }
 
     #[test]
@@ -357,14 +379,14 @@ mod tests {
         let whole = changes(|ram| assert!(ram.write_at(START, &data, 7)));
         let bytes = changes(|ram| {
             for (at, byte) in (START..).zip(&data) {
-                ram.store(at, [*byte], 7);
+                ram.store_counted(at, [*byte], 7);
             }
         });
         let wide = changes(|ram| {
-            ram.store::<16>(START, data[..16].try_into().unwrap(), 7);
-            ram.store::<16>(START + 16, data[16..32].try_into().unwrap(), 7);
-            ram.store::<4>(START + 32, data[32..36].try_into().unwrap(), 7);
-            ram.store(START + 36, [data[36]], 7);
+            ram.store_counted::<16>(START, data[..16].try_into().unwrap(), 7);
+            ram.store_counted::<16>(START + 16, data[16..32].try_into().unwrap(), 7);
+            ram.store_counted::<4>(START + 32, data[32..36].try_into().unwrap(), 7);
+            ram.store_counted(START + 36, [data[36]], 7);
         });
         let twice = changes(|ram| {
             ram.write_at(START, &[0; LEN], 7);
@@ -379,7 +401,7 @@ mod tests {
         let filled = changes(|ram| assert!(ram.fill(START, LEN, *b"abababab", 7)));
         let stored = changes(|ram| {
             for n in 0..LEN as u64 {
-                ram.store(START + n, [b"ab"[n as usize % 2]], 7);
+                ram.store_counted(START + n, [b"ab"[n as usize % 2]], 7);
             }
         });
         let copied = changes(|ram| assert!(ram.copy(0x80, START, LEN, 7)));
@@ -394,8 +416,8 @@ mod tests {
     fn what_heals_later_stays_in_the_digest() {
         let heals = |at: u64, between: u8, first, second| {
             changes(|ram| {
-                ram.store(at, [between], first);
-                ram.store(at, [at as u8], second);
+                ram.store_counted(at, [between], first);
+                ram.store_counted(at, [at as u8], second);
             })
         };
         assert_eq!(heals(START, 0, 7, 7), 0, "nobody can see what is there within an instruction");
@@ -419,6 +441,7 @@ mod tests {
             let bytes = Vec::leak(vec![Cell::new(0); 0x9000]);
             let slots = vec![slot..slot + 0x1000];
             let ram = Ram::placed(bytes, Box::new(()), base..base + 0x2000, slots);
+            ram.keep_changes();
             ram.write_at(base + 0x1008, &[1], 1);
             let first = ram.changes();
             ram.write_at(slot + 8, &[1], 2);

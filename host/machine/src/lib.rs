@@ -26,11 +26,11 @@ mod time;
 mod vcpu;
 pub mod vmm;
 
-pub use devices::MAX_VCPUS;
+pub use devices::{MAX_VCPUS, Seen};
 pub use error::{Error, LoadError};
 pub use hosts::{Passport, enumeration};
 pub use loader::load as load_image;
-pub use machine::{Limits, Machine, Resolved};
+pub use machine::{Digest, Limits, Machine, Resolved};
 pub use memory::{Layout, Memory};
 pub use model::CpuidChange;
 pub use spec::{GuestImage, MILESTONE_EVERY, MachineSpec};

@@ -33,6 +33,7 @@ pub mod tag {
     pub const LINE: u64 = 8;
     pub const END: u64 = 9;
     pub const MILESTONE: u64 = 10;
+    pub const DEVICES: u64 = 11;
     pub const MOMENT: u64 = 15;
     pub const NOTE: u64 = 0x100;
 }
@@ -149,6 +150,10 @@ impl Flat {
                 self.words.extend([clock.forward(*icount), exits.wrapping_sub(clock.exits), *hash]);
                 tag::MILESTONE
             }
+            Event::Devices { icount, accesses, hash } => {
+                self.words.extend([clock.forward(*icount), *accesses, *hash]);
+                tag::DEVICES
+            }
             Event::Line { vcpu, text } => {
                 self.words.push((*vcpu).into());
                 self.blob.extend_from_slice(text.as_bytes());
@@ -207,6 +212,9 @@ impl Flat {
                 exits: clock.exits.wrapping_add(w.next()?),
                 hash: w.next()?,
             }),
+            tag::DEVICES => {
+                Event::Devices { icount: clock.at(w.next()?), accesses: w.next()?, hash: w.next()? }
+            }
             tag::LINE => Event::Line { vcpu: w.u32()?, text: text(&self.blob)? },
             tag::MOMENT => {
                 let (icount, who, rip) = (clock.at(w.next()?), w.next()?, w.next()?);

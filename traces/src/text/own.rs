@@ -42,6 +42,7 @@ pub fn text(event: &Event) -> (String, String) {
         Event::Control { control, .. } => ("control", control.to_string()),
         Event::StateHash { exits, hash, .. } => ("state_hash", format!("after {exits} exits {hash:016x}")),
         Event::Milestone(m) => ("milestone", format!("after {} exits {:016x}", m.exits, m.hash)),
+        Event::Devices { accesses, hash, .. } => ("devices", format!("{accesses} accesses {hash:016x}")),
         Event::End { end, .. } => ("end", format!("{end:?}")),
         Event::Moment { icount, .. } => ("moment", format!("at {icount}")),
         Event::Exit(_) | Event::Line { .. } => ("event", String::new()),

@@ -106,6 +106,7 @@ impl<W: Write> Printer<W> {
             | Event::Control { icount, .. }
             | Event::StateHash { icount, .. }
             | Event::Milestone(Milestone { icount, .. })
+            | Event::Devices { icount, .. }
             | Event::End { icount, .. } => {
                 self.icount = *icount;
                 self.own(event, self.current)

@@ -113,6 +113,9 @@ pub(super) fn software_interrupt(core: &mut Core<'_>, insn: &Insn, vector: u8) -
     {
         done = Err(Interrupted::Exit);
     }
+    if done.is_ok() {
+        core.tell_outcome();
+    }
     core.state.delivering = Event::default();
     core.single_step = false;
     done
@@ -211,6 +214,7 @@ fn retire(core: &mut Core<'_>, event: &Event) {
     if event.insn_len != 0 {
         core.state.icount += 1;
     }
+    core.env.outcome(core.state);
     watch_progress(core);
     core.after_env();
     core.recheck_events();

@@ -33,7 +33,9 @@ pub(super) fn mov_from(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupt
         4 => state.cr4,
         _ => state.cr8,
     };
-    if state.intercepts.cr >> (CR_READS + number) & 1 != 0 {
+    let intercepted = state.intercepts.cr >> (CR_READS + number) & 1 != 0;
+    core.tell_outcome();
+    if intercepted {
         let what = core.describe(insn, SensitiveKind::CR_READ);
         core.sensitive(&Sensitive { number, gpr: insn.regs[0], value, ..what })?;
     }
@@ -46,6 +48,7 @@ pub(super) fn mov_to(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted
     check_number(number)?;
     core.require_cpl0()?;
     let value = core.get_native(insn, 1)?;
+    core.tell_outcome();
     if core.state.intercepts.cr >> number & 1 != 0 {
         let what = core.describe(insn, SensitiveKind::CR_WRITE);
         core.sensitive(&Sensitive { number, gpr: insn.regs[1], value, ..what })?;

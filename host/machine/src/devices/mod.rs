@@ -7,6 +7,7 @@ pub mod lapic;
 mod message;
 mod pic;
 mod pit;
+mod seen;
 mod testdev;
 mod uart;
 mod user;
@@ -16,6 +17,7 @@ use lapic::{ApicBase, LocalApic};
 use message::{DeliveryMode, Message, Shorthand};
 use pic::PicPair;
 use pit::Pit;
+pub use seen::Seen;
 use serde::{Deserialize, Serialize};
 use vmtape_arch::state::LapicState;
 use vmtape_traces::event::End;
@@ -50,6 +52,7 @@ pub struct Devices {
     bochs_shutdown: usize,
     /// Per vCPU, from its CPUID.
     max_gpa: Vec<u64>,
+    seen: Seen,
     /// Set when something happened that running vCPUs must look at.
     kicked: bool,
     #[serde(skip)]
@@ -74,6 +77,7 @@ impl Devices {
             reset_control: 0,
             bochs_shutdown: 0,
             max_gpa: vec![config.max_gpa; config.vcpus as usize],
+            seen: Seen::default(),
             kicked: false,
             ended: None,
             messages: Vec::new(),

@@ -7,7 +7,7 @@ use crate::{
 };
 use vmtape_abi::Host;
 use vmtape_arch::{
-    exit::{Exit, Resume, ResumeKind},
+    exit::{Exit, Resume, ResumeKind, StimulusKind},
     note::{Note, NoteKind},
     vcpu::{Activity, VcpuState},
 };
@@ -59,6 +59,10 @@ impl Machine {
         self.services.emulated = false;
         let resume = self.backend.handle_exit(n, &mut vcpu.state, &exit, &mut self.services);
         self.services.after_backend(n, &mut vcpu.state, Some(&before));
+        let retired = vcpu.state.icount != icount;
+        if retired && exit.stimulus == StimulusKind::SENSITIVE && exit.insn.kind.has_outcome() {
+            self.services.outcomes.add(n, &vcpu.state);
+        }
         self.services.tape.end_exit(n, &resume);
         vcpu.needs_entry = true;
         let stuck = vcpu.progress.stuck(&vcpu.state, icount, &exit, limits.no_progress);

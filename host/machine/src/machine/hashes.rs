@@ -3,6 +3,7 @@
 use super::Machine;
 use crate::{
     Error,
+    devices::Seen,
     vcpu::{Vcpu, guest_visible, observable},
 };
 use vmtape_arch::{
@@ -12,7 +13,52 @@ use vmtape_arch::{
 use vmtape_traces::event::{End, Event, Milestone};
 use xxhash_rust::xxh3::xxh3_64;
 
+/// Everything that happened to a guest. Two guests that are equal after each instruction, and get the same from what
+/// surrounds them, have equal ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digest {
+    /// See [`vmtape_cpu::Ram::changes`].
+    pub memory: u128,
+    /// Registers after each sensitive instruction and each event, with the instruction count.
+    pub outcomes: u64,
+    /// What devices saw.
+    pub devices: Seen,
+}
+
+impl Digest {
+    /// What happened since another moment. What devices saw moves with them.
+    pub fn since(&self, then: &Self) -> Self {
+        Self {
+            memory: self.memory.wrapping_sub(then.memory),
+            outcomes: self.outcomes.wrapping_sub(then.outcomes),
+            devices: self.devices,
+        }
+    }
+}
+
 impl Machine {
+    /// Keeps [`Machine::digest`] from here on. What devices saw is kept in any case.
+    pub fn keep_digest(&mut self) {
+        self.services.ram().keep_changes();
+        self.services.outcomes.keep();
+    }
+
+    /// Everything that happened to the guest since [`Machine::keep_digest`].
+    pub fn digest(&self) -> Digest {
+        Digest {
+            memory: self.services.ram().changes(),
+            outcomes: self.services.outcomes.sum(),
+            devices: self.services.devices.seen(),
+        }
+    }
+
+    /// Puts on the tape what devices saw so far.
+    pub(super) fn tell_devices(&mut self) {
+        let Seen { accesses, hash } = self.services.devices.seen();
+        let icount = self.services.clock.icount;
+        self.services.tape.event(Event::Devices { icount, accesses, hash });
+    }
+
     /// Puts the hash over registers and memory on the tape.
     pub(super) fn tell_hash(&mut self) -> Result<(), Error> {
         if self.services.tape.is_on() {
@@ -39,6 +85,7 @@ impl Machine {
         let words = [self.milestones.hash, icount, self.page_hashes.sum()];
         let hash = hash(&words, &self.vcpus, observable)?;
         self.milestones.hash = hash;
+        self.tell_devices();
         self.services.tape.event(Event::Milestone(Milestone { icount, exits: self.exits, hash }));
         Ok(())
     }

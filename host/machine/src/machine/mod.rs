@@ -12,6 +12,7 @@ mod state;
 mod take_over;
 mod wake;
 
+pub use hashes::Digest;
 pub use resolve::Resolved;
 pub use run::Limits;
 

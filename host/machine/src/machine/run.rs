@@ -48,6 +48,7 @@ impl Machine {
             Ok(()) => end.clone(),
             Err(error) => self.failed(&error),
         };
+        self.tell_devices();
         let (icount, exits) = (self.services.clock.icount, self.exits);
         self.services.tape.event(Event::End { icount, exits, end });
     }

@@ -200,6 +200,10 @@ impl Env for GuestEnv<'_> {
         self.services.devices.virtual_interrupt(self.vcpu)
     }
 
+    fn outcome(&mut self, state: &VcpuState) {
+        self.services.outcomes.add(self.vcpu, state);
+    }
+
     fn kicked(&mut self) -> bool {
         self.services.devices.is_kicked()
     }

@@ -78,6 +78,7 @@ impl Host for Services {
         if !op.write && (1..8).contains(&op.size) {
             op.data &= u64::MAX >> (64 - 8 * u32::from(op.size));
         }
+        self.devices.see(vcpu, op, claimed, self.clock.icount);
         claimed
     }
 

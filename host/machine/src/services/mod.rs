@@ -4,6 +4,7 @@
 mod emulator;
 mod guest_env;
 mod host;
+mod outcomes;
 
 pub(crate) use guest_env::GuestEnv;
 
@@ -13,6 +14,7 @@ use crate::{
     tape::{Feeding, Tape},
     time::{Clock, InputStream, Inputs},
 };
+use outcomes::Outcomes;
 use vmtape_abi::{BusOp, BusSpace, Host};
 use vmtape_arch::{cpuid::CpuidEntry, vcpu::VcpuState};
 use vmtape_cpu::{Cpu, FlushHandle, Ram};
@@ -24,6 +26,7 @@ pub(crate) struct Services {
     pub(crate) devices: Devices,
     pub(crate) clock: Clock,
     pub(crate) inputs: InputStream,
+    pub(crate) outcomes: Outcomes,
     pub(crate) tape: Tape,
     /// One per vCPU.
     pub(crate) flushes: Vec<FlushHandle>,
@@ -56,6 +59,7 @@ impl Services {
             devices,
             clock: Clock::default(),
             inputs: InputStream::new(inputs),
+            outcomes: Outcomes::default(),
             tape,
             flushes: Vec::new(),
             emulator: Some(emulator),

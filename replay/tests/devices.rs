@@ -1,0 +1,93 @@
+//! Two tapes that differ in nothing but what devices saw.
+
+use std::path::Path;
+use vmtape_arch::{
+    flag::Flag,
+    host::{Silicon, Vendor},
+};
+use vmtape_machine::{CPU_REVISION, GuestImage, Layout, MachineSpec};
+use vmtape_replay::{
+    Report,
+    report::Verdict,
+    spec::{self, Budget},
+    tapes,
+};
+use vmtape_traces::{Event, Options, Tape, Writer, event::End};
+
+fn machine(backend: &str) -> MachineSpec {
+    MachineSpec {
+        image: GuestImage { name: "guest".into(), bytes: Vec::new() },
+        cmdline: String::new(),
+        initrd: None,
+        memory: 1 << 20,
+        vcpus: 1,
+        layout: Layout::Flat,
+        cpu: "test".into(),
+        cpuid: Vec::new(),
+        host: "test".into(),
+        silicon: Silicon {
+            vendor: Vendor::INTEL,
+            phys_bits: 40,
+            host_levels: 4,
+            ept_levels: 4,
+            gbpages: Flag::NO,
+            ept_ad: Flag::YES,
+            ept_advanced: Flag::YES,
+            apicv: Flag::NO,
+            nrips: Flag::YES,
+            decode_assists: Flag::YES,
+            backing_shift: 21,
+            rmw_reads_first: Flag::NO,
+            encryption_bits: 0,
+            pad: [0; 3],
+        },
+        backend: backend.into(),
+        options: Vec::new(),
+        seed: 1,
+        checkpoint_every: 0,
+        script: Vec::new(),
+        milestone_every: 0,
+        cpu_revision: CPU_REVISION,
+    }
+}
+
+/// A tape without exits, of a guest whose devices saw this after 1000, 2000, ... instructions.
+fn tape(folder: &Path, name: &str, backend: &str, seen: &[u64]) -> Tape {
+    let path = folder.join(name);
+    let budget = Budget { instructions: u64::MAX, exits: u64::MAX };
+    let metadata = spec::metadata(&machine(backend), &budget).unwrap();
+    let mut writer = Writer::create(&path, &metadata, &[], Options::default()).unwrap();
+    for (n, hash) in (1..).zip(seen) {
+        writer.push(Event::Devices { icount: 1000 * n, accesses: n, hash: *hash });
+    }
+    writer.push(Event::End { icount: 10_000, exits: 0, end: End::Idle });
+    writer.finish().unwrap();
+    Tape::open(&path).unwrap()
+}
+
+fn diff(backends: [&str; 2], seen: [&[u64]; 2]) -> Report {
+    let folder = tempfile::tempdir().unwrap();
+    let a = tape(folder.path(), "a", backends[0], seen[0]);
+    let b = tape(folder.path(), "b", backends[1], seen[1]);
+    let mut report = Report::new("", "a", "b");
+    tapes::compare(&a, &b, &mut report, "").unwrap();
+    report
+}
+
+#[test]
+fn other_output_is_a_difference_though_nothing_exits() {
+    for backends in [["bare", "bare"], ["bare", "other"]] {
+        let report = diff(backends, [&[7, 8, 9], &[7, 5, 6]]);
+        assert_eq!(report.verdict, Verdict::Different);
+        let first = report.divergence.unwrap();
+        assert_eq!(first.icount, 1000);
+        assert_eq!(first.rows[0].what, "what devices saw, between 1000 and 2000 instructions");
+    }
+}
+
+#[test]
+fn equal_output_is_compared() {
+    for backends in [["bare", "bare"], ["bare", "other"]] {
+        assert_eq!(diff(backends, [&[7, 8], &[7, 8]]).verdict, Verdict::Same);
+    }
+}
