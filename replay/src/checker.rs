@@ -5,11 +5,13 @@ use crate::{
     report::{Compared, Report},
 };
 use std::collections::VecDeque;
-use vmtape_traces::{Event, ExitGroup, Exits, Tape, reader::Events};
+use vmtape_traces::{Event, ExitGroup, Exits, Metadata, Tape, reader::Events};
 
 /// The events of a tape, held against those of a machine.
 pub struct Checker<'t> {
     taped: Events<'t>,
+    /// The tape's names for numbers.
+    pub names: Metadata,
     /// The tape tells what exits read by the rules of this program.
     tells_reads: bool,
     /// Events of the tape that are not compared ([`exempt::OLDER_READS`]).
@@ -34,6 +36,7 @@ impl<'t> Checker<'t> {
     pub fn at(tape: &Tape, taped: Events<'t>) -> Self {
         Self {
             taped,
+            names: tape.metadata().clone(),
             tells_reads: tape.schema() >= exempt::READS_SCHEMA,
             exempted: 0,
             compared: Compared::default(),

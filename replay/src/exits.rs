@@ -27,7 +27,7 @@ use explain::{At, Last};
 use found::{Found, taped};
 use replayed::Replayed;
 use vmtape_arch::{exit::ResumeKind, level::Place, note::Note};
-use vmtape_traces::{Event, ExitGroup, Tape, ahead};
+use vmtape_traces::{Event, ExitGroup, Metadata, Tape, ahead};
 
 /// Feeds the whole tape, or all of it up to the first difference.
 pub fn replay(
@@ -37,7 +37,14 @@ pub fn replay(
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), Error> {
     let replayed = Replayed::new(&sides.actual, sides, method, None)?;
-    let mut feeder = Feeder { replayed, method, last: None, asked: None, found: Vec::new() };
+    let mut feeder = Feeder {
+        replayed,
+        method,
+        last: None,
+        names: sides.tape.metadata().clone(),
+        asked: None,
+        found: Vec::new(),
+    };
     ahead::with_exits(sides.tape, 0, 0, |exits| -> Result<_, Error> {
         while let Some(group) = exits.next_exit()? {
             if feeder.take(group, report) {
@@ -77,6 +84,7 @@ pub fn replay(
 const PROGRESS: u64 = 4096;
 const UNKNOWN: &str = "exits whose handling reads memory or registers that the tape does not have";
 const NOT_TAKEN: &str = "exits that the other silicon does not take";
+pub(crate) const MISSED: &str = "faults of the tape that the other machine does not reach";
 /// Divergences of different signatures that are listed; more would each take runs of their own to explain.
 const LISTED: usize = 16;
 
@@ -85,6 +93,8 @@ struct Feeder {
     replayed: Replayed,
     method: Method,
     last: Option<Last>,
+    /// The tape's names for numbers.
+    names: Metadata,
     /// The first question of the VMM that got another answer.
     asked: Option<Found>,
     /// The first divergence of each signature, and how often it was there.
@@ -108,6 +118,9 @@ impl Feeder {
         if last.unknown {
             known = false;
             *report.unknown.entry(UNKNOWN.into()).or_default() += 1;
+        } else if let Some(fault) = last.missed.first().filter(|_| self.method.same) {
+            let found = Found::of_missed_fault(group, fault, &self.names);
+            self.keep(found, report);
         } else if self.method.same {
             let found = same_events(&self.replayed, group, handling.has_ended(), report);
             found.into_iter().for_each(|found| self.keep(found, report));
@@ -120,6 +133,9 @@ impl Feeder {
                 (View::of_tape(&self.replayed, group), View::of_replayed(&self.replayed, group, handling));
             let found = Found::of_views(&self.replayed, group, &expected, &actual);
             found.into_iter().for_each(|found| self.keep(found, report));
+        }
+        if !self.method.same && !last.missed.is_empty() {
+            *report.unknown.entry(MISSED.into()).or_default() += last.missed.len() as u64;
         }
         self.last = Some(last);
         known

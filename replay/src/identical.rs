@@ -8,7 +8,7 @@ use crate::{
     report::{Class, Divergence, Level, Report, Row},
     signature::Signature,
     spec,
-    text::{self, event_kind, event_text},
+    text::{self, event_kind, named_event_text},
 };
 use vmtape_machine::MachineSpec;
 use vmtape_traces::{Event, Tape};
@@ -81,7 +81,9 @@ fn divergence(checker: &Checker, mismatch: Mismatch, widths: Widths, reproduce: 
     let expected = checker.context(mismatch.expected.as_ref());
     let actual = checker.context(mismatch.actual.as_ref());
     let last = expected.last().or(actual.last());
-    let words = |event: &Option<Event>| event.as_ref().map_or("nothing".to_owned(), event_text);
+    let words = |event: &Option<Event>| {
+        event.as_ref().map_or("nothing".to_owned(), |event| named_event_text(event, &checker.names))
+    };
     let kind = |event: &Option<Event>| event.as_ref().map_or("nothing".to_owned(), event_kind);
     let what = format!("{}>{}", kind(&mismatch.expected), kind(&mismatch.actual));
     Divergence {

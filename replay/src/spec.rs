@@ -27,6 +27,8 @@ pub fn metadata(spec: &MachineSpec, budget: &Budget) -> Result<Metadata, Error> 
     bare.initrd = spec.initrd.as_ref().map(|_| Vec::new());
     let limits = [(MAX_INSTRUCTIONS, budget.instructions), (MAX_EXITS, budget.exits)];
     let limits = limits.iter().filter(|(_, limit)| *limit != u64::MAX);
+    let limits = limits.map(|(name, limit)| ((*name).to_owned(), limit.to_string()));
+    let points = spec.fault_points.iter().map(|(number, name)| Metadata::fault_point_note(*number, name));
     Ok(Metadata {
         origin: format!("vmtape {}", env!("CARGO_PKG_VERSION")),
         backend: spec.backend.clone(),
@@ -38,7 +40,7 @@ pub fn metadata(spec: &MachineSpec, budget: &Budget) -> Result<Metadata, Error> 
         vcpus: spec.vcpus,
         cpuid: spec.cpuid.clone(),
         machine: bare.encode()?,
-        notes: limits.map(|(name, limit)| ((*name).to_owned(), limit.to_string())).collect(),
+        notes: limits.chain(points).collect(),
     })
 }
 
@@ -111,7 +113,13 @@ pub fn inputs(tape: &Tape) -> Result<Recorded, Error> {
             others.push((icount, source, value));
         }
     }
-    Ok(Recorded::new(random(tape), others))
+    let mut faults = Vec::new();
+    for event in tape.events_with(tag::FAULT) {
+        if let Event::Fault(fault) = event? {
+            faults.push(fault);
+        }
+    }
+    Ok(Recorded::new(random(tape), others).with_faults(faults))
 }
 
 /// The random numbers of a tape, read chunk by chunk. [`inputs`] has found every chunk readable.

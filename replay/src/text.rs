@@ -5,9 +5,9 @@ use vmtape_arch::{
     note::Note,
 };
 use vmtape_traces::{
-    Event, ExitGroup,
+    Event, ExitGroup, Metadata,
     event::End,
-    text::{note_text, place_text},
+    text::{fault_text, note_text, pcpu_text, place_text},
 };
 
 /// The name of an exit's reason.
@@ -110,6 +110,8 @@ pub fn event_kind(event: &Event) -> String {
         Event::Registers(_) => "registers".into(),
         Event::Read { .. } => "read".into(),
         Event::Input { source, .. } => source.to_string(),
+        Event::Fault(_) => "fault".into(),
+        Event::Pcpu(_) => "pcpu".into(),
         Event::Control { .. } => "control".into(),
         Event::StateHash { .. } => "state-hash".into(),
         Event::Milestone(_) => "milestone".into(),
@@ -122,6 +124,11 @@ pub fn event_kind(event: &Event) -> String {
 
 /// Any event on one line.
 pub fn event_text(event: &Event) -> String {
+    named_event_text(event, &Metadata::default())
+}
+
+/// Any event on one line, with the names that the tape has for its numbers.
+pub fn named_event_text(event: &Event, names: &Metadata) -> String {
     match event {
         Event::Exit(exit) => {
             format!(
@@ -138,6 +145,8 @@ pub fn event_text(event: &Event) -> String {
         Event::Devices { icount, accesses, hash } => {
             format!("what devices saw in {icount} instructions: {accesses} accesses, hash {hash:016x}")
         }
+        Event::Pcpu(event) => pcpu_text(event),
+        Event::Fault(fault) => format!("fault {}", fault_text(fault, names)),
         Event::End { icount, end, .. } => format!("after {icount} instructions, {}", end_text(end)),
         other => format!("{other:x?}"),
     }

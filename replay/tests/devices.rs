@@ -48,6 +48,8 @@ fn machine(backend: &str) -> MachineSpec {
         script: Vec::new(),
         milestone_every: 0,
         cpu_revision: CPU_REVISION,
+        fault_points: Vec::new(),
+        pcpus: 0,
     }
 }
 

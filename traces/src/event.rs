@@ -24,6 +24,10 @@ pub enum Event {
     Resume { vcpu: u32, resume: Resume },
     /// A nondeterministic input: random numbers, bytes typed on the serial port, ...
     Input { icount: u64, source: InputSource, value: u64 },
+    /// A fault point answered.
+    Fault(Fault),
+    /// A physical CPU begins or ceases to run VMs, or a vCPU moves to it.
+    Pcpu(PcpuEvent),
     /// An ioctl of the VMM while the guest was stopped.
     Control { icount: u64, control: Control },
     /// A hash over registers and memory, so that two runs can be compared without their events.
@@ -40,6 +44,52 @@ pub enum Event {
     Moment { vcpu: u32, icount: u64, rip: Option<u64> },
     /// The run ended.
     End { icount: u64, exits: u64, end: End },
+}
+
+/// A fault: the point that was asked, which time it was, and what it answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    pub icount: u64,
+    /// [`NO_VCPU`] where the point is about none.
+    pub vcpu: u32,
+    /// A number of the backend's table, or of the host's ([`Metadata::fault_point`](crate::Metadata::fault_point)).
+    pub point: u32,
+    /// How often the vCPU has asked the point in this run, this time included.
+    pub occurrence: u64,
+    /// How often since its last exit began: what a reader that replays exits without their guest can count.
+    pub since_exit: u64,
+    /// Two words of detail, which the point's row in its table describes.
+    pub a: u64,
+    pub b: u64,
+    pub answer: u64,
+}
+
+vmtape_arch::open_enum! {
+    /// What happened to a physical CPU.
+    pub struct PcpuKind(u32) {
+        /// `hardware_enable`.
+        ENABLE = 0 => "enable",
+        /// `hardware_disable`.
+        DISABLE = 1 => "disable",
+        /// `vcpu_load` of a vCPU that ran elsewhere before, or nowhere.
+        LOAD = 2 => "load",
+        /// An NMI while the guest ran.
+        NMI = 3 => "nmi",
+        /// The host crashes.
+        CRASH = 4 => "crash",
+    }
+}
+
+/// An event of a physical CPU. Hosts with one CPU tell of none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PcpuEvent {
+    pub icount: u64,
+    pub kind: PcpuKind,
+    pub cpu: u32,
+    /// [`NO_VCPU`] where it is about none.
+    pub vcpu: u32,
+    /// Zero or a negative errno.
+    pub result: i32,
 }
 
 /// Where a run was after a round number of instructions.
@@ -110,6 +160,7 @@ vmtape_arch::open_enum! {
     pub struct InputSource(u32) {
         RANDOM = 0 => "random",
         SERIAL = 1 => "serial",
+        /// Of tapes before schema 3; `Event::Fault` now.
         FAULT = 2 => "fault",
     }
 }

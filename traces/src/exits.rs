@@ -3,7 +3,7 @@
 use crate::{
     codec::Decoder,
     error::Result,
-    event::{Control, Data, Event, ExitEvent, NO_VCPU, Registers},
+    event::{Control, Data, Event, ExitEvent, Fault, NO_VCPU, PcpuKind, Registers},
     flat::tag,
 };
 use std::collections::{BTreeMap, VecDeque};
@@ -22,6 +22,10 @@ pub struct ExitGroup {
     pub before: Vec<Note>,
     /// What the VMM did since the entry before this exit, or before the first one.
     pub controls_before: Vec<Control>,
+    /// Faults since the entry before this exit: of silicon, of what the VMM did, or of entries of their own.
+    pub faults_before: Vec<Fault>,
+    /// The CPUs that the vCPU moved to since then.
+    pub cpus_before: Vec<u32>,
     pub exit: ExitEvent,
     pub registers: Vec<Registers>,
     pub reads: Vec<(u64, Data)>,
@@ -33,6 +37,10 @@ pub struct ExitGroup {
     pub handled: usize,
     /// What the VMM did between the end of the handling and the entry.
     pub controls: Vec<Control>,
+    /// Faults from the exit up to the entry.
+    pub faults: Vec<Fault>,
+    /// The CPUs that the vCPU moved to before its entry.
+    pub cpus: Vec<u32>,
     /// The end of the handling, unless the tape ends before it.
     pub resume: Option<Resume>,
 }
@@ -98,6 +106,8 @@ pub(crate) struct Grouping {
     current: u32,
     /// Of the VMM, for the next exit.
     controls: Vec<Control>,
+    /// Likewise faults outside exits.
+    faults: Vec<Fault>,
     /// Groups whose memory may be used again.
     pub(crate) spare: Batch,
     /// Likewise the values of registers.
@@ -108,6 +118,7 @@ pub(crate) struct Grouping {
 struct Group {
     /// Notes outside an exit.
     loose: Vec<Note>,
+    cpus: Vec<u32>,
     exit: Option<Box<ExitGroup>>,
 }
 
@@ -119,6 +130,7 @@ impl Grouping {
             number: first,
             current: NO_VCPU,
             controls: Vec::new(),
+            faults: Vec::new(),
             spare: Vec::new(),
             values: Vec::new(),
         }
@@ -138,6 +150,11 @@ impl Grouping {
                 }
             }
             Event::Control { control, .. } => self.control(control),
+            Event::Fault(fault) => self.fault(fault),
+            Event::Pcpu(event) if event.kind == PcpuKind::LOAD => {
+                let group = self.open.entry(event.vcpu).or_default();
+                group.exit.as_mut().map_or(&mut group.cpus, |exit| &mut exit.cpus).push(event.cpu);
+            }
             other => return Some(other),
         }
         None
@@ -175,7 +192,9 @@ impl Grouping {
         self.values.extend(new.registers.drain(..).map(|registers| registers.values));
         new.start(self.number, exit);
         std::mem::swap(&mut new.before, &mut group.loose);
+        std::mem::swap(&mut new.cpus_before, &mut group.cpus);
         std::mem::swap(&mut new.controls_before, &mut self.controls);
+        std::mem::swap(&mut new.faults_before, &mut self.faults);
         group.exit = Some(new);
         self.number += 1;
     }
@@ -215,6 +234,12 @@ impl Grouping {
         }
     }
 
+    fn fault(&mut self, fault: Fault) {
+        let vcpu = if fault.vcpu == NO_VCPU { self.current } else { fault.vcpu };
+        let open = self.open.get_mut(&vcpu).and_then(|group| group.exit.as_mut());
+        open.map_or(&mut self.faults, |exit| &mut exit.faults).push(fault);
+    }
+
     fn close(&mut self, vcpu: u32) {
         let exit = self.open.get_mut(&vcpu).and_then(|group| group.exit.take());
         self.done.extend(exit);
@@ -244,5 +269,9 @@ impl ExitGroup {
         self.notes.clear();
         self.places.clear();
         self.controls.clear();
+        self.faults_before.clear();
+        self.faults.clear();
+        self.cpus_before.clear();
+        self.cpus.clear();
     }
 }

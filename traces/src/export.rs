@@ -70,7 +70,7 @@ pub fn json_lines(tape: &Tape, mut out: impl Write) -> Result<()> {
         if matches!(event, Event::Exit(_)) {
             exit = Some(exit.map_or(0, |number: u64| number + 1));
         }
-        line(&mut out, &object(&event, exit)).map_err(failed)?;
+        line(&mut out, &object(&event, exit, tape.metadata())).map_err(failed)?;
     }
     out.flush().map_err(failed)
 }
@@ -81,7 +81,7 @@ fn line(out: &mut impl Write, value: &Value) -> io::Result<()> {
 }
 
 /// An event as one flat object; `exit` is the number of the last exit.
-fn object(event: &Event, exit: Option<u64>) -> Value {
+fn object(event: &Event, exit: Option<u64>, metadata: &Metadata) -> Value {
     let mut object = Map::new();
     object.insert("event".into(), event.name().into());
     object.insert("exit".into(), exit.into());
@@ -112,6 +112,14 @@ fn object(event: &Event, exit: Option<u64>) -> Value {
         }
         Event::Input { icount, source, value } => {
             put(json!({ "icount": icount, "source": source.to_string(), "value": value }));
+        }
+        Event::Fault(fault) => {
+            put(value(fault));
+            put(json!({ "name": metadata.fault_point(fault.point) }));
+        }
+        Event::Pcpu(event) => {
+            put(value(event));
+            put(json!({ "kind": event.kind.to_string() }));
         }
         Event::Control { icount, control } => put(json!({ "icount": icount, "control": value(control) })),
         Event::StateHash { icount, exits, hash } => {

@@ -8,6 +8,9 @@ use vmtape_arch::{
 
 use crate::flat::{cpuid_bytes, cpuid_entry};
 
+/// How the notes begin that name fault points.
+const FAULT_POINT: &str = "fault-point ";
+
 /// The recorded machine, as far as the format knows it. `machine` is the host's own full description, which the format
 /// carries without looking into it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -127,6 +130,17 @@ fn silicon(b: [u8; 16]) -> Silicon {
 }
 
 impl Metadata {
+    /// The note that names a fault point.
+    pub fn fault_point_note(number: u32, name: &str) -> (String, String) {
+        (format!("{FAULT_POINT}{number:#x}"), name.to_owned())
+    }
+
+    /// The name of a fault point: tapes that have faults have the names of all points that the machine knew.
+    pub fn fault_point(&self, number: u32) -> Option<&str> {
+        let key = format!("{FAULT_POINT}{number:#x}");
+        self.notes.iter().find(|(name, _)| *name == key).map(|(_, name)| name.as_str())
+    }
+
     /// The value of an option.
     pub fn option(&self, name: &str) -> Option<&str> {
         self.options.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())

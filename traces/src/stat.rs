@@ -34,6 +34,9 @@ pub struct Stat {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub exits_by_nested_level: BTreeMap<String, u64>,
     pub events_by_kind: BTreeMap<String, u64>,
+    /// Injected faults by the name of their point.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub faults: BTreeMap<String, u64>,
     pub hottest: Vec<Hot>,
     pub msrs: BTreeMap<String, Accesses>,
     pub ports: BTreeMap<String, Accesses>,
@@ -81,6 +84,8 @@ impl Event {
             }
             Self::Resume { .. } => "resume".into(),
             Self::Input { .. } => "input".into(),
+            Self::Fault(_) => "fault".into(),
+            Self::Pcpu(_) => "pcpu".into(),
             Self::Control { .. } => "control".into(),
             Self::StateHash { .. } => "state_hash".into(),
             Self::Milestone(_) => "milestone".into(),
@@ -121,6 +126,11 @@ pub fn stat(tape: &Tape) -> Result<Stat> {
                 }
             }
             Event::Note { note, .. } => stat.note(&note),
+            Event::Fault(fault) => {
+                let name = tape.metadata().fault_point(fault.point);
+                let name = name.map_or_else(|| format!("point {:#x}", fault.point), str::to_owned);
+                *stat.faults.entry(name).or_default() += 1;
+            }
             Event::End { icount, end, .. } => {
                 stat.instructions = icount;
                 stat.end = Some(end);

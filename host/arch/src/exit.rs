@@ -249,6 +249,8 @@ open_enum! {
         ACCESS = 0 => "access",
         SENSITIVE = 1 => "instruction",
         EXCEPTION = 2 => "exception",
+        /// Nothing that the guest did.
+        HOST = 3 => "host",
     }
 }
 

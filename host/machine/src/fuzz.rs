@@ -25,6 +25,8 @@ pub fn image(bytes: &[u8]) {
         script: Vec::new(),
         milestone_every: 0,
         cpu_revision: vmtape_cpu::revision::REVISION,
+        fault_points: Vec::new(),
+        pcpus: 0,
     };
     if let Ok(memory) = Memory::new(MEMORY, spec.layout, silicon.backing_shift, &[]) {
         let _ = load_image(&spec, &memory);

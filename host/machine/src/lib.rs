@@ -35,5 +35,5 @@ pub use memory::{Layout, Memory};
 pub use model::CpuidChange;
 pub use spec::{GuestImage, MILESTONE_EVERY, MachineSpec};
 pub use tape::Recorder;
-pub use time::{Inputs, Live, NS_PER_SECOND, NS_PER_TICK, Recorded, Taken};
+pub use time::{Faults, HostPoint, Inputs, Live, NS_PER_SECOND, NS_PER_TICK, Recorded, Scripted, Taken};
 pub use vmtape_cpu::revision::REVISION as CPU_REVISION;

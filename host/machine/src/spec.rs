@@ -44,6 +44,10 @@ pub struct MachineSpec {
     pub milestone_every: u64,
     /// The interpreter's own part in the run: see [`vmtape_cpu::revision`].
     pub cpu_revision: u32,
+    /// Numbers and names of the fault points that may answer; none in a run without faults.
+    pub fault_points: Vec<(u32, String)>,
+    /// Physical CPUs that vCPUs move between; 0 and 1: one.
+    pub pcpus: u32,
 }
 
 /// Instructions between two milestones, unless somebody asks for more or fewer: a hundredth of a second or so.
@@ -93,6 +97,8 @@ mod tests {
             script: Vec::new(),
             milestone_every: 0,
             cpu_revision: 0,
+            fault_points: Vec::new(),
+            pcpus: 0,
         }
     }
 
@@ -100,7 +106,7 @@ mod tests {
     fn what_an_older_tape_lacks_is_zero() {
         let spec = spec();
         let mut first_release = spec.encode().unwrap();
-        first_release.truncate(first_release.len() - 3);
+        first_release.truncate(first_release.len() - 5);
         assert_eq!(MachineSpec::decode(&first_release).unwrap(), spec);
     }
 

@@ -55,7 +55,7 @@ struct vt_HostRef;
 
 #define vt_SEG_TR 7
 
-// Addresses every vCPU in `HostTable.flush_tlb`.
+// Addresses every vCPU in `HostTable.flush_tlb`, and none in particular in `HostTable.fault_point`.
 #define vt_ALL_VCPUS UINT32_MAX
 
 // `EmulateRequest.flags`, KVM's EMULTYPE_* with the kernel's meaning.
@@ -147,7 +147,7 @@ typedef struct vt_RawRow {
     // Manual section, or KVM file, function and commit.
     struct vt_Text source;
     // PARAMETERS: the default. PATCHES: the first release, "never merged" or "silicon". PROFILES: "release", "alias" or
-    // "series". Otherwise empty.
+    // "series". FAULT_POINTS: what the two words are and what an answer means. Otherwise empty.
     struct vt_Text value;
     // PATCHES: the commit, or where it was posted.
     struct vt_Text commit;
@@ -633,8 +633,16 @@ typedef struct vt_HostTable {
     vt_Status (*wants)(void *ctx, vt_NoteKind kind, uint8_t *out);
     // Logs a line; 1 error ... 5 trace.
     vt_Status (*log)(void *ctx, uint32_t level, struct vt_Text text);
-    // A place where a fault plan may answer otherwise. `None`: go on.
-    vt_Status (*fault_point)(void *ctx, uint32_t vcpu, uint32_t id, struct vt_Maybe *out);
+    // Whether a fault point may answer in this run: a backend need not ask any if not.
+    vt_Status (*wants_faults)(void *ctx, uint8_t *out);
+    // A place where a fault plan may answer otherwise. `None`: go on. The row of the point in the backend's table says
+    // what `a` and `b` are, and what an answer means. What is about no vCPU has `ALL_VCPUS`.
+    vt_Status (*fault_point)(void *ctx,
+                             uint32_t vcpu,
+                             uint32_t id,
+                             uint64_t a,
+                             uint64_t b,
+                             struct vt_Maybe *out);
 } vt_HostTable;
 
 // The silicon of a host. A backend refuses a host that it does not fit.
@@ -824,6 +832,8 @@ typedef uint32_t vt_StimulusKind;
 #define vt_StimulusKind_ACCESS 0
 #define vt_StimulusKind_SENSITIVE 1
 #define vt_StimulusKind_EXCEPTION 2
+// Nothing that the guest did.
+#define vt_StimulusKind_HOST 3
 
 // What the guest is about to do. The value is also the bit in `Intercepts.sensitive`.
 typedef uint8_t vt_SensitiveKind;
@@ -1146,6 +1156,24 @@ typedef struct vt_BackendTable {
     vt_Status (*save)(struct vt_Vm *vm, struct vt_Sink_u8 out);
     // The inverse of `save`, on a VM created with the same configuration, slots and vCPUs.
     vt_Status (*restore)(struct vt_Vm *vm, struct vt_Slice_u8 saved);
+    // `hardware_enable` on a physical CPU: VMXON or EFER.SVME. It comes before a vCPU is loaded there; with an error
+    // the CPU stays out of use.
+    vt_Status (*enable_cpu)(struct vt_Vm *vm, uint32_t cpu, struct vt_HostRef host);
+    // `hardware_disable`; no vCPU is loaded there any more.
+    vt_Status (*disable_cpu)(struct vt_Vm *vm, uint32_t cpu, struct vt_HostRef host);
+    // `vcpu_load`: the vCPU's thread runs on this CPU from here on.
+    vt_Status (*vcpu_load)(struct vt_Vm *vm, uint32_t vcpu, uint32_t cpu, struct vt_HostRef host);
+    // `vcpu_put`: the thread leaves its CPU.
+    vt_Status (*vcpu_put)(struct vt_Vm *vm, uint32_t vcpu, struct vt_HostRef host);
+    // An NMI of the host's while the guest of a loaded vCPU runs: NATIVE or EXIT.
+    vt_Status (*host_nmi)(struct vt_Vm *vm,
+                          uint32_t vcpu,
+                          struct vt_VcpuState *state,
+                          struct vt_HostRef host,
+                          struct vt_Exit *exit,
+                          vt_Verdict *out);
+    // The host crashes while it runs on this CPU: the emergency path, which leaves virtualization (`kdump`).
+    vt_Status (*crash)(struct vt_Vm *vm, uint32_t cpu, struct vt_HostRef host);
     // Translates an access that missed the host's TLB. EXIT fills in `exit`.
     vt_Status (*access)(struct vt_Vm *vm,
                         uint32_t vcpu,

@@ -33,7 +33,7 @@ impl Errno {
     pub const ENOTTY: Self = Self(-25);
 }
 
-/// Addresses every vCPU in [`Host::flush_tlb`].
+/// Addresses every vCPU in [`Host::flush_tlb`], and none in particular in [`Host::fault_point`].
 pub const ALL_VCPUS: u32 = u32::MAX;
 
 open_enum! {
@@ -228,8 +228,12 @@ macro_rules! host_calls {
             /// Logs a line; 1 error ... 5 trace.
             fn log(&mut self, level: u32, text: &str);
 
-            /// A place where a fault plan may answer otherwise. `None`: go on.
-            fn fault_point(&mut self, vcpu: u32, id: u32) -> Option<u64>;
+            /// Whether a fault point may answer in this run: a backend need not ask any if not.
+            fn wants_faults(&self) -> bool;
+
+            /// A place where a fault plan may answer otherwise. `None`: go on. The row of the point in the backend's table says
+            /// what `a` and `b` are, and what an answer means. What is about no vCPU has [`ALL_VCPUS`].
+            fn fault_point(&mut self, vcpu: u32, id: u32, a: u64, b: u64) -> Option<u64>;
         }
     };
 }
@@ -424,6 +428,51 @@ macro_rules! backend_calls {
 
             /// The inverse of `save`, on a VM created with the same configuration, slots and vCPUs.
             fn restore(&mut self, saved: &[u8]) -> Result<(), Errno>;
+
+            // --- physical CPUs ---
+
+            /// `hardware_enable` on a physical CPU: VMXON or EFER.SVME. It comes before a vCPU is loaded there; with an error
+            /// the CPU stays out of use.
+            fn enable_cpu(&mut self, cpu: u32, host: &mut dyn Host) -> Result<(), Errno> {
+                let _ = (cpu, host);
+                Ok(())
+            }
+
+            /// `hardware_disable`; no vCPU is loaded there any more.
+            fn disable_cpu(&mut self, cpu: u32, host: &mut dyn Host) -> Result<(), Errno> {
+                let _ = (cpu, host);
+                Ok(())
+            }
+
+            /// `vcpu_load`: the vCPU's thread runs on this CPU from here on.
+            fn vcpu_load(&mut self, vcpu: u32, cpu: u32, host: &mut dyn Host) -> Result<(), Errno> {
+                let _ = (vcpu, cpu, host);
+                Ok(())
+            }
+
+            /// `vcpu_put`: the thread leaves its CPU.
+            fn vcpu_put(&mut self, vcpu: u32, host: &mut dyn Host) -> Result<(), Errno> {
+                let _ = (vcpu, host);
+                Ok(())
+            }
+
+            /// An NMI of the host's while the guest of a loaded vCPU runs: NATIVE or EXIT.
+            fn host_nmi(
+                &mut self,
+                vcpu: u32,
+                state: &mut VcpuState,
+                host: &mut dyn Host,
+                exit: &mut Exit,
+            ) -> Verdict {
+                let _ = (vcpu, state, host, exit);
+                Verdict::NATIVE
+            }
+
+            /// The host crashes while it runs on this CPU: the emergency path, which leaves virtualization (`kdump`).
+            fn crash(&mut self, cpu: u32, host: &mut dyn Host) -> Result<(), Errno> {
+                let _ = (cpu, host);
+                Err(Errno::ENOTTY)
+            }
 
             // --- silicon ---
 

@@ -165,7 +165,7 @@ pub struct RawRow {
     /// Manual section, or KVM file, function and commit.
     pub source: Text,
     /// PARAMETERS: the default. PATCHES: the first release, "never merged" or "silicon". PROFILES: "release", "alias" or
-    /// "series". Otherwise empty.
+    /// "series". FAULT_POINTS: what the two words are and what an answer means. Otherwise empty.
     pub value: Text,
     /// PATCHES: the commit, or where it was posted.
     pub commit: Text,

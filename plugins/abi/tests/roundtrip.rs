@@ -290,7 +290,7 @@ impl Backend for Probe {
     fn enter(&mut self, vcpu: u32, _: &mut VcpuState, host: &mut dyn Host) -> Resume {
         let mut resume = Resume::GUEST;
         resume.data[0] = host.interrupt(vcpu, true).map_or(999, u64::from);
-        resume.data[1] = host.fault_point(vcpu, 5).unwrap_or(0);
+        resume.data[1] = host.fault_point(vcpu, 5, 0x1234, 6).unwrap_or(0) + u64::from(host.wants_faults());
         resume.data[2] = host.nmi(vcpu, false).into();
         resume.data[3] = host.wants(NoteKind::MSR).into();
         resume
@@ -390,8 +390,12 @@ impl Host for FakeHost {
         self.told.borrow_mut().push(format!("log {level} {text}"));
     }
 
-    fn fault_point(&mut self, _: u32, id: u32) -> Option<u64> {
-        (id == 5).then_some(55)
+    fn wants_faults(&self) -> bool {
+        true
+    }
+
+    fn fault_point(&mut self, _: u32, id: u32, a: u64, b: u64) -> Option<u64> {
+        ((id, a, b) == (5, 0x1234, 6)).then_some(54)
     }
 }
 

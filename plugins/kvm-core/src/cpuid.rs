@@ -2,6 +2,7 @@
 //!
 //! See: KVM arch/x86/kvm/cpuid.c
 
+use crate::vcpu::Vcpu;
 use serde::{Deserialize, Serialize};
 use vmtape_abi::{Errno, Host};
 use vmtape_arch::{
@@ -289,15 +290,15 @@ fn is_amd_or_hygon(leaf0: &CpuidEntry) -> bool {
 }
 
 /// `kvm_emulate_cpuid` without the skip: answers from RAX and RCX into the four registers.
-pub fn emulate(cpuid: &GuestCpuid, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) {
+pub fn emulate(vcpu: &Vcpu, state: &mut VcpuState, host: &mut dyn Host) {
     let (function, index) = (state.gpr[gpr::RAX] as u32, state.gpr[gpr::RCX] as u32);
-    let answer = cpuid.lookup(function, index);
+    let answer = vcpu.cpuid.lookup(function, index);
     let [eax, ebx, ecx, edx] = answer.regs;
     for (reg, value) in [(gpr::RAX, eax), (gpr::RBX, ebx), (gpr::RCX, ecx), (gpr::RDX, edx)] {
         state.gpr[reg] = value.into();
     }
     let Answer { found, used_max_basic, .. } = answer;
-    host.note(vcpu, Note::Cpuid { function, index, eax, ebx, ecx, edx, found, used_max_basic });
+    vcpu.note(Note::Cpuid { function, index, eax, ebx, ecx, edx, found, used_max_basic }, host);
 }
 
 /// Whether two tables are equal as `kvm_cpuid_check_equal` sees it: same entries in the same order, padding aside.

@@ -5,6 +5,7 @@
 use crate::{
     hypercall::{self, Hypercall},
     profile::{Options, Switch},
+    tracer::Tracer,
     vcpu::Vcpu,
 };
 use vmtape_abi::{EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Errno, Host, Translation, emultype};
@@ -97,7 +98,7 @@ fn failure(
     if state.cpl != 0 {
         return Resume::GUEST;
     }
-    host.note(vcpu.id, Note::UserspaceExit { reason: ResumeKind::INTERNAL_ERROR.0, errno: 0 });
+    vcpu.note(Note::UserspaceExit { reason: ResumeKind::INTERNAL_ERROR.0, errno: 0 }, host);
     let mut resume = Resume::new(ResumeKind::INTERNAL_ERROR);
     resume.data[0] = SUBERROR_EMULATION;
     if !options.on(Switch::EMULATION_FAILURE_DATA) {
@@ -157,14 +158,14 @@ impl EmulatorMmu for OnlyOnUd<'_> {
 /// KVM_EXIT_INTERNAL_ERROR with suberror DELIVERY_EV: an exit that KVM cannot handle interrupted the delivery of an event.
 /// See: KVM vmx/vmx.c __vmx_handle_exit()
 pub fn delivery_error(
-    vcpu: u32,
+    tracer: Tracer,
     info: u64,
     reason: u64,
     qualification: u64,
     gpa: u64,
     host: &mut dyn Host,
 ) -> Resume {
-    host.note(vcpu, Note::UserspaceExit { reason: ResumeKind::INTERNAL_ERROR.0, errno: 0 });
+    tracer.note(Note::UserspaceExit { reason: ResumeKind::INTERNAL_ERROR.0, errno: 0 }, host);
     let mut resume = Resume::new(ResumeKind::INTERNAL_ERROR);
     resume.data = [SUBERROR_DELIVERY_EV, 4, info, reason, qualification, gpa];
     resume
@@ -173,13 +174,13 @@ pub fn delivery_error(
 /// Memory that the nested tables cannot map, as the exits proposed in 2024 tell userspace. The proposal named neither
 /// suberror nor flags; size and errno are those of KVM's other memory faults.
 /// See: KVM mmu/mmu_internal.h kvm_mmu_prepare_memory_fault_exit()
-pub fn unmappable(vcpu: u32, gpa: u64, how: Unmappable, host: &mut dyn Host) -> Resume {
+pub fn unmappable(tracer: Tracer, gpa: u64, how: Unmappable, host: &mut dyn Host) -> Resume {
     let (kind, errno, data) = match how {
         Unmappable::MemoryFault => {
             (ResumeKind::MEMORY_FAULT, Errno::EFAULT.0, [0, gpa & !(PAGE_SIZE - 1), PAGE_SIZE, 0, 0, 0])
         }
         _ => (ResumeKind::INTERNAL_ERROR, 0, [SUBERROR_UNEXPECTED_EXIT_REASON, 1, gpa, 0, 0, 0]),
     };
-    host.note(vcpu, Note::UserspaceExit { reason: kind.0, errno });
+    tracer.note(Note::UserspaceExit { reason: kind.0, errno }, host);
     Resume { kind, errno, data }
 }

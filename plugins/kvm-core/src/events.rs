@@ -2,6 +2,7 @@
 //!
 //! See: KVM arch/x86/kvm/x86.c kvm_check_and_inject_events(), kvm_multiple_exception()
 
+use crate::tracer::Tracer;
 use serde::{Deserialize, Serialize};
 use vmtape_abi::Host;
 use vmtape_arch::{
@@ -124,7 +125,12 @@ impl Events {
         self.pending = Some(QueuedException { vector: vector.0, error_code: None, insn_len, soft: true });
     }
 
-    /// Takes the request that the guest shut down.
+    /// KVM_REQ_TRIPLE_FAULT.
+    pub fn request_triple_fault(&mut self) {
+        self.triple_fault = true;
+    }
+
+    /// Whether KVM_REQ_TRIPLE_FAULT is made; asking takes it.
     pub fn take_triple_fault(&mut self) -> bool {
         std::mem::take(&mut self.triple_fault)
     }
@@ -173,7 +179,7 @@ impl Events {
     /// Chooses what the next entry injects, writes it to `state.inject`, and says which windows to ask for.
     pub fn check_and_inject(
         &mut self,
-        vcpu: u32,
+        tracer: Tracer,
         state: &mut VcpuState,
         windows: Windows,
         host: &mut dyn Host,
@@ -181,12 +187,12 @@ impl Events {
         let mut requests = WindowRequests::default();
         state.inject = Event::default();
         if let Some(exception) = self.injected {
-            inject_exception(vcpu, state, exception, true, host);
+            inject_exception(tracer, state, exception, true, host);
         } else if self.pending.is_some() {
         } else if self.nmi_injected {
             inject_nmi(state, true, &mut requests);
         } else if let Some(interrupt) = self.interrupt {
-            inject_interrupt(vcpu, state, interrupt, true, host);
+            inject_interrupt(tracer, state, interrupt, true, host);
         }
         let mut can_inject = !self.needs_reinjection();
         if let Some(exception) = self.pending.take() {
@@ -196,31 +202,31 @@ impl Events {
             if Vector(exception.vector) == Vector::DB {
                 state.dr7 &= !DR7_GD;
             }
-            inject_exception(vcpu, state, exception, false, host);
+            inject_exception(tracer, state, exception, false, host);
             self.injected = Some(exception);
             can_inject = false;
         }
-        if host.nmi(vcpu, false) {
+        if host.nmi(tracer.vcpu, false) {
             if can_inject && windows.nmi {
-                host.nmi(vcpu, true);
+                host.nmi(tracer.vcpu, true);
                 self.nmi_injected = true;
                 inject_nmi(state, false, &mut requests);
                 can_inject = false;
             }
-            requests.nmi = host.nmi(vcpu, false);
+            requests.nmi = host.nmi(tracer.vcpu, false);
         }
         // Silicon delivers the local APIC's interrupts by itself then, but not the PIC's.
         let injectable = |vector: &u8| !windows.virtual_interrupts || *vector == EXTINT;
-        if host.interrupt(vcpu, false).filter(injectable).is_some() {
+        if host.interrupt(tracer.vcpu, false).filter(injectable).is_some() {
             if can_inject
                 && windows.interrupt
-                && let Some(vector) = host.interrupt(vcpu, true)
+                && let Some(vector) = host.interrupt(tracer.vcpu, true)
             {
                 let interrupt = QueuedInterrupt { vector, soft: false, insn_len: 0 };
                 self.interrupt = Some(interrupt);
-                inject_interrupt(vcpu, state, interrupt, false, host);
+                inject_interrupt(tracer, state, interrupt, false, host);
             }
-            requests.interrupt = host.interrupt(vcpu, false).filter(injectable).is_some();
+            requests.interrupt = host.interrupt(tracer.vcpu, false).filter(injectable).is_some();
         }
         requests
     }
@@ -240,7 +246,7 @@ fn deliver_payload(state: &mut VcpuState, exception: &Exception) {
 }
 
 fn inject_exception(
-    vcpu: u32,
+    tracer: Tracer,
     state: &mut VcpuState,
     exception: QueuedException,
     reinjected: bool,
@@ -248,14 +254,14 @@ fn inject_exception(
 ) {
     // Real mode pushes no error codes. See: KVM x86.c kvm_inject_exception()
     let error_code = exception.error_code.filter(|_| state.cr0().pe());
-    host.note(
-        vcpu,
+    tracer.note(
         Note::InjException {
             vector: Vector(exception.vector),
             has_error: exception.error_code.is_some(),
             error_code: exception.error_code.unwrap_or(0),
             reinjected,
         },
+        host,
     );
     let kind = if exception.soft { EventKind::SOFTWARE_EXCEPTION } else { EventKind::HARDWARE_EXCEPTION };
     state.inject = Event {
@@ -271,13 +277,13 @@ fn inject_exception(
 }
 
 fn inject_interrupt(
-    vcpu: u32,
+    tracer: Tracer,
     state: &mut VcpuState,
     interrupt: QueuedInterrupt,
     reinjected: bool,
     host: &mut dyn Host,
 ) {
-    host.note(vcpu, Note::InjVirq { vector: interrupt.vector, soft: interrupt.soft, reinjected });
+    tracer.note(Note::InjVirq { vector: interrupt.vector, soft: interrupt.soft, reinjected }, host);
     let kind = if interrupt.soft { EventKind::SOFTWARE_INTERRUPT } else { EventKind::EXTERNAL_INTERRUPT };
     state.inject = Event {
         valid: true.into(),

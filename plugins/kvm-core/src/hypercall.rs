@@ -5,6 +5,7 @@
 use crate::{
     events,
     profile::{Options, Switch},
+    tracer::Tracer,
     vcpu::{Vcpu, clear_shadow},
 };
 use vmtape_abi::{EmulatorMmu, Host};
@@ -38,7 +39,7 @@ pub fn answer(vcpu: &Vcpu, state: &mut VcpuState, host: &mut dyn Host) {
     let long = state.is_64bit_code();
     let arg = |reg: usize| if long { state.gpr[reg] } else { state.gpr[reg] & 0xffff_ffff };
     let nr = arg(gpr::RAX);
-    host.note(vcpu.id, Note::Hypercall { nr, args: [gpr::RBX, gpr::RCX, gpr::RDX, gpr::RSI].map(arg) });
+    vcpu.note(Note::Hypercall { nr, args: [gpr::RBX, gpr::RCX, gpr::RDX, gpr::RSI].map(arg) }, host);
     let result = match nr {
         _ if state.cpl != 0 => KVM_EPERM,
         KVM_HC_VAPIC_POLL_IRQ => 0,
@@ -101,7 +102,7 @@ pub fn fix(
 ) -> bool {
     let allowed = if options.on(Switch::FIX_HYPERCALL_INSN) { Ok(()) } else { Err(Exception::ud()) };
     let written =
-        found.check(state).and(allowed).and_then(|()| write(vcpu.id, state, own.bytes(), mmu, host));
+        found.check(state).and(allowed).and_then(|()| write(vcpu.tracer(), state, own.bytes(), mmu, host));
     if let Err(exception) = written {
         vcpu.inject(state, &exception);
         return false;
@@ -118,7 +119,7 @@ pub fn fix(
 /// `emulator_write_emulated` at RIP, taken for a linear address whatever the base of CS. On a page that the guest may not write
 /// that is the guest's #PF.
 fn write(
-    vcpu: u32,
+    tracer: Tracer,
     state: &VcpuState,
     bytes: [u8; 3],
     mmu: &mut dyn EmulatorMmu,
@@ -142,8 +143,8 @@ fn write(
         } else {
             // A read-only slot: the VMM sees a write that changes nothing, and the guest comes back with the same #UD.
             let value = part.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
-            host.note(vcpu, Note::Mmio { kind: MMIO_WRITE, len: size, gpa: to.gpa, value });
-            host.note(vcpu, Note::UserspaceExit { reason: ResumeKind::MMIO.0, errno: 0 });
+            tracer.note(Note::Mmio { kind: MMIO_WRITE, len: size, gpa: to.gpa, value }, host);
+            tracer.note(Note::UserspaceExit { reason: ResumeKind::MMIO.0, errno: 0 }, host);
         }
         gva = gva.wrapping_add(part.len() as u64);
     }

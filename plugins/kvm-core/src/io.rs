@@ -26,7 +26,7 @@ pub fn fast_pio(vcpu: &mut Vcpu, state: &mut VcpuState, pio: &Pio, host: &mut dy
     let value = state.gpr[gpr::RAX] & mask;
     let note = |value| Note::Pio { write: !input, port, size, count: 1, value };
     if !input {
-        host.note(vcpu.id, note(value));
+        vcpu.note(note(value), host);
     }
     let mut op = BusOp {
         space: BusSpace::KERNEL_PIO,
@@ -40,13 +40,13 @@ pub fn fast_pio(vcpu: &mut Vcpu, state: &mut VcpuState, pio: &Pio, host: &mut dy
         op.data = 0;
     }
     if !host.bus(vcpu.id, &mut op) {
-        host.note(vcpu.id, Note::UserspaceExit { reason: ResumeKind::IO.0, errno: 0 });
+        vcpu.note(Note::UserspaceExit { reason: ResumeKind::IO.0, errno: 0 }, host);
         op.space = BusSpace::USER_PIO;
         host.bus(vcpu.id, &mut op);
     }
     if input {
         let data = op.data & mask;
-        host.note(vcpu.id, note(data));
+        vcpu.note(note(data), host);
         let kept = if size < 4 { state.gpr[gpr::RAX] & !mask } else { 0 };
         state.gpr[gpr::RAX] = kept | data;
     }

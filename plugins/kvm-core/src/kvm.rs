@@ -12,7 +12,7 @@ use crate::{
 };
 use vmtape_abi::{EmulateRequest, Host, emultype};
 use vmtape_arch::{
-    exception::Exception,
+    exception::{Exception, Vector},
     exit::{Resume, ResumeKind},
     host::{Silicon, Vendor},
     note::{Note, NoteKind},
@@ -21,6 +21,7 @@ use vmtape_arch::{
 };
 use vmtape_kvm_mmu::{
     fault::{FaultCode, Handled},
+    fault_points::FaultPoint,
     insn::writes_page_tables,
     mmu::{Config, Mmu},
     spte::Format,
@@ -91,6 +92,24 @@ impl Kvm {
         Self { silicon, options, mmu: Mmu::new(config), rule }
     }
 
+    /// A memory exit's qualification or EXITINFO1, as silicon stores it.
+    pub fn exit_info(&self, vcpu: u32, info: u64, address: u64, host: &mut dyn Host) -> u64 {
+        let cleared = self.mmu.fault(vcpu, FaultPoint::EXIT_INFO_CLEARED, info, address, host);
+        info & !cleared.unwrap_or(0)
+    }
+
+    /// A machine check that comes with an access, with its status.
+    pub fn machine_check(
+        &self,
+        vcpu: u32,
+        state: &VcpuState,
+        gva: u64,
+        host: &mut dyn Host,
+    ) -> Option<Exception> {
+        let status = self.mmu.fault(vcpu, FaultPoint::MACHINE_CHECK, gva, state.icount, host)?;
+        Some(Exception { payload: status, ..Exception::new(Vector::MC) })
+    }
+
     /// Two-dimensional paging is in use.
     pub fn tdp(&self) -> bool {
         self.mmu.config.tdp
@@ -101,9 +120,9 @@ impl Kvm {
         self.options.allow_smaller_maxphyaddr(self.tdp())
     }
 
-    fn note(&self, vcpu: u32, why: Decided, host: &mut dyn Host) {
+    fn note(&self, vcpu: &Vcpu, why: Decided, host: &mut dyn Host) {
         if let Some(note) = (self.rule)(why).filter(|_| host.wants(NoteKind::RULE)) {
-            host.note(vcpu, note);
+            vcpu.note(note, host);
         }
     }
 
@@ -119,12 +138,12 @@ impl Kvm {
         let id = vcpu.id;
         let handled = self.mmu.page_fault(id, state, address, code, host);
         if self.mmu.take_alias().is_some() {
-            self.note(id, Decided::Alias, host);
+            self.note(vcpu, Decided::Alias, host);
         }
         match handled {
             Handled::Resume => Resume::GUEST,
             Handled::Inject(exception) => {
-                self.note(id, Decided::GuestFault, host);
+                self.note(vcpu, Decided::GuestFault, host);
                 vcpu.inject(state, &exception);
                 Resume::GUEST
             }
@@ -132,16 +151,16 @@ impl Kvm {
             Handled::InjectNested(_) => Resume::new(ResumeKind::NOT_MODELLED),
             Handled::Errno(errno) => Resume::errno(errno),
             Handled::Unmappable(how) => {
-                self.note(id, Decided::Unmappable, host);
-                emulate::unmappable(id, address, how, host)
+                self.note(vcpu, Decided::Unmappable, host);
+                emulate::unmappable(vcpu.tracer(), address, how, host)
             }
             Handled::EmulateOrRetry if self.retries(id, state, address, host) => {
-                self.note(id, Decided::Unprotected, host);
+                self.note(vcpu, Decided::Unprotected, host);
                 Resume::GUEST
             }
             Handled::Emulate | Handled::EmulateOrRetry => {
                 let mmio = self.tdp() && self.mmu.slots.find(address).is_none();
-                self.note(id, if mmio { Decided::Mmio } else { Decided::Emulated }, host);
+                self.note(vcpu, if mmio { Decided::Mmio } else { Decided::Emulated }, host);
                 self.emulate_at(vcpu, state, address, code, host)
             }
         }
@@ -182,6 +201,10 @@ impl Kvm {
         request: &mut EmulateRequest,
         host: &mut dyn Host,
     ) {
+        let address = request.gva | request.gpa;
+        if self.mmu.fault(vcpu, FaultPoint::INSN_BYTES_LOST, state.rip, address, host).is_some() {
+            return;
+        }
         let bytes = self.mmu.peek_instruction(vcpu, state, host);
         if bytes.is_empty() {
             return;
@@ -210,7 +233,7 @@ impl Kvm {
         let own = Hypercall::of(self.silicon.vendor);
         let mut emulator = self.mmu.emulator(vcpu.id, None);
         if emulate::on_ud(vcpu, state, own, &self.options, &mut emulator, host) {
-            self.note(vcpu.id, Decided::HypercallPatched, host);
+            self.note(vcpu, Decided::HypercallPatched, host);
         }
         Resume::GUEST
     }

@@ -20,6 +20,7 @@ mod state;
 pub mod supported;
 #[cfg(test)]
 mod tests;
+pub mod tracer;
 pub mod vcpu;
 pub mod vm;
 pub mod warning;

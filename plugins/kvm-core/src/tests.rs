@@ -218,23 +218,24 @@ fn port_notes() {
 #[test]
 fn interrupts() {
     let (mut vcpu, mut state, mut host) = guest();
+    let tracer = vcpu.tracer();
     host.interrupt = Some(0x20);
     let closed = Windows { interrupt: false, nmi: false, virtual_interrupts: false };
-    let requests = vcpu.events.check_and_inject(0, &mut state, closed, &mut host);
+    let requests = vcpu.events.check_and_inject(tracer, &mut state, closed, &mut host);
     assert!(requests.interrupt && !state.inject.valid);
     let open = Windows { interrupt: true, ..closed };
-    let requests = vcpu.events.check_and_inject(0, &mut state, open, &mut host);
+    let requests = vcpu.events.check_and_inject(tracer, &mut state, open, &mut host);
     assert!(!requests.interrupt);
     let interrupt =
         Event { valid: true.into(), kind: EventKind::EXTERNAL_INTERRUPT, vector: 0x20, ..Default::default() };
     assert_eq!(state.inject, interrupt);
     vcpu.events.complete(&interrupt);
-    vcpu.events.check_and_inject(0, &mut state, open, &mut host);
+    vcpu.events.check_and_inject(tracer, &mut state, open, &mut host);
     assert_eq!(state.inject, Event { reinjected: true.into(), ..interrupt });
     assert_eq!(host.notes.last(), Some(&Note::InjVirq { vector: 0x20, soft: false, reinjected: true }));
     vcpu.events.complete(&Event::default());
     vcpu.inject(&mut state, &Exception::gp(0));
-    vcpu.events.check_and_inject(0, &mut state, open, &mut host);
+    vcpu.events.check_and_inject(tracer, &mut state, open, &mut host);
     assert_eq!(state.inject.vector, Vector::GP.0);
     assert!(state.rflags().rf(), "a fault saves RF");
 }
@@ -244,10 +245,23 @@ fn interrupts() {
 fn virtual_interrupts_are_silicon_s() {
     let (mut vcpu, mut state, mut host) = guest();
     let windows = Windows { interrupt: true, nmi: true, virtual_interrupts: true };
+    let tracer = vcpu.tracer();
     host.interrupt = Some(0x30);
-    vcpu.events.check_and_inject(0, &mut state, windows, &mut host);
+    vcpu.events.check_and_inject(tracer, &mut state, windows, &mut host);
     assert!(!state.inject.valid);
     host.interrupt = Some(0);
-    vcpu.events.check_and_inject(0, &mut state, windows, &mut host);
+    vcpu.events.check_and_inject(tracer, &mut state, windows, &mut host);
     assert!(state.inject.valid);
+}
+
+#[test]
+fn notes_say_who_runs() {
+    use vmtape_arch::level::{Level, Place};
+    let (mut vcpu, mut state, mut host) = guest();
+    for (guest_mode, level) in [(false, Level::L1), (true, Level::L2)] {
+        vcpu.guest_mode = guest_mode;
+        host.places.clear();
+        crate::cpuid::emulate(&vcpu, &mut state, &mut host);
+        assert_eq!((vcpu.level(), &host.places[..]), (level, &[Place { level, ..Place::L1 }][..]));
+    }
 }

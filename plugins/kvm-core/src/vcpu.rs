@@ -6,13 +6,16 @@ use crate::{
     events::Events,
     msr::Msrs,
     profile::{Options, Switch},
+    tracer::Tracer,
 };
 use serde::{Deserialize, Serialize};
 use vmtape_abi::{BusOp, BusSpace, Errno, Host};
 use vmtape_arch::{
     cpuid::CpuidEntry,
     exception::Exception,
+    level::{Dimension, Level, Place},
     msr::Msr,
+    note::Note,
     vcpu::{Interruptibility, VcpuState},
 };
 
@@ -30,8 +33,12 @@ pub struct Vcpu {
     pub apic_base: u64,
     /// The physical CPU of the last entry; [`NEVER`] before the first one, where KVM keeps that apart.
     pub last_vmentry_cpu: i32,
+    /// The physical CPU that the vCPU was loaded on last.
+    pub cpu: Option<u32>,
     /// An exit was handled since the last entry.
     pub exited: bool,
+    /// `is_guest_mode`: L2 runs, or is about to.
+    pub guest_mode: bool,
 }
 
 /// KVM_MAX_CPUID_ENTRIES, today and before commit 3f4e3eb417b1.
@@ -61,7 +68,9 @@ impl Vcpu {
             events: Events::default(),
             apic_base: APIC_BASE_RESET,
             last_vmentry_cpu: NEVER,
+            cpu: None,
             exited: false,
+            guest_mode: false,
         }
     }
 
@@ -135,6 +144,21 @@ impl Vcpu {
             self.apic_base = op.data;
             self.update_cpuid_runtime(state);
         }
+    }
+
+    /// The level that runs: the one place that knows.
+    pub fn level(&self) -> Level {
+        if self.guest_mode { Level::L2 } else { Level::L1 }
+    }
+
+    /// Whoever writes notes of what happens now.
+    pub fn tracer(&self) -> Tracer {
+        Tracer { vcpu: self.id, place: Place { level: self.level(), dimension: Dimension::GUEST } }
+    }
+
+    /// Puts a note on the tape.
+    pub fn note(&self, note: Note, host: &mut dyn Host) {
+        self.tracer().note(note, host);
     }
 
     /// Queues an exception for the next entry.

@@ -16,7 +16,7 @@ use crate::{
     warning,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use vmtape_abi::{Backend, DirtyGfn, Errno, Host, MemoryRegion, Query};
+use vmtape_abi::{Backend, DirtyGfn, Errno, FlushScope, Host, MemoryRegion, Query};
 use vmtape_arch::{
     access::{Access, Answer, Verdict},
     cpuid::CpuidEntry,
@@ -28,16 +28,17 @@ use vmtape_arch::{
     state::{MsrEntry, StateKind},
     vcpu::{Activity, Intercepts, VcpuState},
 };
-use vmtape_kvm_mmu::mmu::{GuestWidth, Mmu};
+use vmtape_kvm_mmu::{
+    fault_points::FaultPoint,
+    mmu::{GuestWidth, Mmu},
+};
 
-/// The physical CPU on which all vCPUs run.
-const PCPU: i32 = 0;
 /// Address bits that four paging levels translate.
 const FOUR_LEVELS_WIDTH: u8 = 48;
 
-/// KVM_EXIT_FAIL_ENTRY with `hardware_entry_failure_reason` and the CPU.
+/// KVM_EXIT_FAIL_ENTRY with `hardware_entry_failure_reason`; the CPU comes next to it.
 pub fn fail_entry(reason: u32) -> Resume {
-    Resume { data: [reason.into(), PCPU as u64, 0, 0, 0, 0], ..Resume::new(ResumeKind::FAIL_ENTRY) }
+    Resume { data: [reason.into(), 0, 0, 0, 0, 0], ..Resume::new(ResumeKind::FAIL_ENTRY) }
 }
 
 /// What a vendor keeps for a vCPU around what KVM keeps for all.
@@ -49,6 +50,8 @@ pub trait VendorVcpu: Clone + Serialize + DeserializeOwned {
 /// `struct kvm_x86_ops`: what `kvm.ko` asks of the vendor's module, and the silicon below it.
 pub trait Ops {
     type Vcpu: VendorVcpu;
+    /// What the module keeps for a physical CPU.
+    type Cpu: Clone + Default + Serialize + DeserializeOwned;
 
     fn kvm(&self) -> &Kvm;
     fn kvm_mut(&mut self) -> &mut Kvm;
@@ -123,7 +126,19 @@ pub trait Ops {
         host: &mut dyn Host,
     ) -> Resume;
 
+    /// `enable_virtualization_cpu`.
+    fn enable_cpu(&self, number: u32, cpu: &mut Self::Cpu, host: &mut dyn Host) -> Result<(), Errno>;
+
+    /// `disable_virtualization_cpu`.
+    fn disable_cpu(&self, cpu: &mut Self::Cpu, vcpus: &mut [Self::Vcpu]) -> Result<(), Errno>;
+
+    /// `vcpu_load`.
+    fn vcpu_load(&self, vcpu: &mut Self::Vcpu, cpus: &mut [Self::Cpu], number: u32) -> bool;
+
     // --- silicon, as in `Backend` ---
+
+    /// The exit for an NMI of the host's.
+    fn host_nmi(&self, state: &VcpuState) -> Exit;
 
     fn access(
         &mut self,
@@ -148,6 +163,7 @@ pub trait Ops {
         vcpu: &mut Self::Vcpu,
         state: &mut VcpuState,
         exception: &Exception,
+        host: &mut dyn Host,
         exit: &mut Exit,
     ) -> Verdict;
 }
@@ -157,12 +173,14 @@ pub struct Vm<O: Ops> {
     /// What all vCPUs share.
     pub shared: O,
     pub vcpus: Vec<O::Vcpu>,
+    /// By number.
+    pub cpus: Vec<O::Cpu>,
 }
 
 impl<O: Ops> Vm<O> {
     /// KVM_CREATE_VM.
     pub fn of(shared: O) -> Self {
-        Self { shared, vcpus: Vec::new() }
+        Self { shared, vcpus: Vec::new(), cpus: Vec::new() }
     }
 
     fn parts(&mut self, vcpu: u32) -> (&mut O, &mut O::Vcpu) {
@@ -285,6 +303,10 @@ impl<O: Ops> Backend for Vm<O> {
         host: &mut dyn Host,
     ) -> Result<(), Errno> {
         let (ops, v) = self.parts(vcpu);
+        let (words, late) = (entries.len() as u64, v.core().has_run().into());
+        if let Some(answer) = FaultPoint::SET_CPUID_REFUSED.poll(vcpu, words, late, host) {
+            return Err(FaultPoint::errno(answer));
+        }
         v.core_mut().refresh_apic_base(state, host);
         let done = v.core_mut().set_cpuid(&ops.kvm().options, state, entries)?;
         if done == SetCpuid::Same {
@@ -293,7 +315,7 @@ impl<O: Ops> Backend for Vm<O> {
         ops.after_set_cpuid(v);
         self.mmu_after_set_cpuid(vcpu, state, host);
         if done == SetCpuid::Late {
-            warning::cpuid_after_run(vcpu, host);
+            warning::cpuid_after_run(self.vcpus[vcpu as usize].core().tracer(), host);
         }
         let (ops, v) = self.parts(vcpu);
         state.intercepts = ops.intercepts(v, state);
@@ -369,17 +391,66 @@ impl<O: Ops> Backend for Vm<O> {
     }
 
     fn save(&self) -> Vec<u8> {
-        postcard::to_stdvec(&(&self.shared.kvm().mmu, &self.vcpus)).expect("plain data always serializes")
+        postcard::to_stdvec(&(&self.shared.kvm().mmu, &self.vcpus, &self.cpus))
+            .expect("plain data always serializes")
     }
 
     fn restore(&mut self, saved: &[u8]) -> Result<(), Errno> {
-        let (mmu, vcpus): (Mmu, Vec<O::Vcpu>) = postcard::from_bytes(saved).map_err(|_| Errno::EINVAL)?;
+        let (mmu, vcpus, cpus): (Mmu, Vec<O::Vcpu>, Vec<O::Cpu>) =
+            postcard::from_bytes(saved).map_err(|_| Errno::EINVAL)?;
         if vcpus.len() != self.vcpus.len() || mmu.config != self.shared.kvm().mmu.config {
             return Err(Errno::EINVAL);
         }
         self.shared.kvm_mut().mmu = mmu;
-        self.vcpus = vcpus;
+        (self.vcpus, self.cpus) = (vcpus, cpus);
         Ok(())
+    }
+
+    fn enable_cpu(&mut self, cpu: u32, host: &mut dyn Host) -> Result<(), Errno> {
+        let len = self.cpus.len().max(cpu as usize + 1);
+        self.cpus.resize_with(len, O::Cpu::default);
+        self.shared.enable_cpu(cpu, &mut self.cpus[cpu as usize], host)
+    }
+
+    fn disable_cpu(&mut self, cpu: u32, _host: &mut dyn Host) -> Result<(), Errno> {
+        let Some(cpu) = self.cpus.get_mut(cpu as usize) else { return Err(Errno::EINVAL) };
+        self.shared.disable_cpu(cpu, &mut self.vcpus)
+    }
+
+    fn vcpu_load(&mut self, vcpu: u32, cpu: u32, host: &mut dyn Host) -> Result<(), Errno> {
+        let known = (vcpu as usize) < self.vcpus.len() && (cpu as usize) < self.cpus.len();
+        if !known {
+            return Err(Errno::EINVAL);
+        }
+        let v = &mut self.vcpus[vcpu as usize];
+        let moves = v.core().cpu.is_some_and(|old| old != cpu);
+        // What another CPU has of the guest's translations may be old.
+        if self.shared.vcpu_load(v, &mut self.cpus, cpu) && moves {
+            self.shared.kvm().mmu.flush_tlb(vcpu, FlushScope::ALL, 0, host);
+        }
+        self.vcpus[vcpu as usize].core_mut().cpu = Some(cpu);
+        Ok(())
+    }
+
+    /// `kvm_arch_vcpu_put`: what a CPU holds of the vCPU stays there until somebody else needs it.
+    fn vcpu_put(&mut self, vcpu: u32, _host: &mut dyn Host) -> Result<(), Errno> {
+        self.vcpus.get(vcpu as usize).map(|_| ()).ok_or(Errno::EINVAL)
+    }
+
+    fn host_nmi(
+        &mut self,
+        vcpu: u32,
+        state: &mut VcpuState,
+        _host: &mut dyn Host,
+        exit: &mut Exit,
+    ) -> Verdict {
+        let level = self.vcpus[vcpu as usize].core().level();
+        *exit = Exit { level, ..self.shared.host_nmi(state) };
+        Verdict::EXIT
+    }
+
+    fn crash(&mut self, cpu: u32, host: &mut dyn Host) -> Result<(), Errno> {
+        self.disable_cpu(cpu, host)
     }
 
     fn access(
@@ -391,7 +462,9 @@ impl<O: Ops> Backend for Vm<O> {
         exit: &mut Exit,
     ) -> Answer {
         let (ops, v) = self.parts(vcpu);
-        ops.access(v, state, access, host, exit)
+        let answer = ops.access(v, state, access, host, exit);
+        exit.level = v.core().level();
+        answer
     }
 
     fn sensitive(
@@ -404,7 +477,9 @@ impl<O: Ops> Backend for Vm<O> {
         _fault: &mut Exception,
     ) -> Verdict {
         let (ops, v) = self.parts(vcpu);
-        ops.sensitive(v, state, insn, host, exit)
+        let verdict = ops.sensitive(v, state, insn, host, exit);
+        exit.level = v.core().level();
+        verdict
     }
 
     fn exception(
@@ -412,16 +487,19 @@ impl<O: Ops> Backend for Vm<O> {
         vcpu: u32,
         state: &mut VcpuState,
         exception: &Exception,
-        _host: &mut dyn Host,
+        host: &mut dyn Host,
         exit: &mut Exit,
     ) -> Verdict {
         let (ops, v) = self.parts(vcpu);
-        ops.exception(v, state, exception, exit)
+        let verdict = ops.exception(v, state, exception, host, exit);
+        exit.level = v.core().level();
+        verdict
     }
 
     /// `vcpu_enter_guest`.
     fn enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Resume {
         let (ops, v) = self.parts(vcpu);
+        ops.kvm_mut().mmu.armed = host.wants_faults();
         let core = v.core_mut();
         if !std::mem::take(&mut core.exited) {
             // No exit since the last entry: what was injected has been delivered, unless the guest did not get to run.
@@ -429,15 +507,15 @@ impl<O: Ops> Backend for Vm<O> {
         }
         if ops.kvm().mmu.ring_is_full(vcpu) {
             // `kvm_dirty_ring_check_request`: again at each KVM_RUN, until a reset makes room.
-            host.note(vcpu, Note::UserspaceExit { reason: ResumeKind::DIRTY_RING_FULL.0, errno: 0 });
+            core.note(Note::UserspaceExit { reason: ResumeKind::DIRTY_RING_FULL.0, errno: 0 }, host);
             return Resume::new(ResumeKind::DIRTY_RING_FULL);
         }
         let core = v.core_mut();
         if core.events.take_triple_fault() {
-            host.note(vcpu, Note::UserspaceExit { reason: ResumeKind::SHUTDOWN.0, errno: 0 });
+            core.note(Note::UserspaceExit { reason: ResumeKind::SHUTDOWN.0, errno: 0 }, host);
             return Resume::new(ResumeKind::SHUTDOWN);
         }
-        core.last_vmentry_cpu = PCPU;
+        core.last_vmentry_cpu = core.cpu.unwrap_or(0) as i32;
         if state.activity == Activity::HLT {
             state.activity = Activity::ACTIVE;
         }
@@ -446,16 +524,25 @@ impl<O: Ops> Backend for Vm<O> {
             nmi: events::nmi_allowed(state),
             virtual_interrupts: ops.virtual_interrupts(v),
         };
-        let requests = v.core_mut().events.check_and_inject(vcpu, state, windows, host);
+        let tracer = v.core().tracer();
+        let requests = v.core_mut().events.check_and_inject(tracer, state, windows, host);
         ops.request_windows(v, requests);
-        ops.kvm_mut().mmu.reload(vcpu, state, host);
-        match ops.vcpu_run(v, state, host) {
+        if let Err(errno) = ops.kvm_mut().mmu.load(vcpu, state, host) {
+            return Resume::errno(errno.0);
+        }
+        let failed = ops.kvm().mmu.fault(vcpu, FaultPoint::FAILED_ENTRY, state.rip, 0, host);
+        let entered = match failed {
+            Some(reason) => Err(fail_entry(reason as u32)),
+            None => ops.vcpu_run(v, state, host),
+        };
+        match entered {
             Ok(intercepts) => {
                 state.intercepts = intercepts;
                 Resume::GUEST
             }
-            Err(failed) => {
-                host.note(vcpu, Note::UserspaceExit { reason: failed.kind.0, errno: 0 });
+            Err(mut failed) => {
+                v.core().note(Note::UserspaceExit { reason: failed.kind.0, errno: 0 }, host);
+                failed.data[1] = v.core().last_vmentry_cpu as u64;
                 failed
             }
         }

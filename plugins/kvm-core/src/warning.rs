@@ -1,5 +1,6 @@
 //! What KVM writes to the kernel log (`pr_warn_ratelimited`), as lines and as notes.
 
+use crate::tracer::Tracer;
 use vmtape_abi::Host;
 use vmtape_arch::{note::Note, open_enum};
 
@@ -15,9 +16,9 @@ open_enum! {
 }
 
 /// The two warnings of Linux 5.14 and 5.15. See: KVM mmu/mmu.c kvm_mmu_after_set_cpuid(), commit 63f5a1909f9e
-pub fn cpuid_after_run(vcpu: u32, host: &mut dyn Host) {
+pub fn cpuid_after_run(tracer: Tracer, host: &mut dyn Host) {
     for warning in [Warning::CPUID_AFTER_RUN, Warning::CPUID_WILL_FAIL] {
         host.log(WARN, warning.name().unwrap_or_default());
-        host.note(vcpu, Note::Warning { id: warning.0, value: 0 });
+        tracer.note(Note::Warning { id: warning.0, value: 0 }, host);
     }
 }

@@ -5,6 +5,7 @@ mod config;
 pub mod context;
 pub mod dirty;
 pub mod fault;
+pub mod fault_points;
 mod fixup;
 mod hugepage;
 pub mod insn;

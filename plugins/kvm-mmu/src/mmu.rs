@@ -4,6 +4,7 @@
 
 use crate::{
     dirty::DirtyLog,
+    fault_points::FaultPoint,
     large::LargePages,
     pages::Pages,
     shadow::Shadow,
@@ -44,6 +45,9 @@ pub struct Mmu {
     pub vcpus: Vec<VcpuMmu>,
     /// The last collision of aliased frames, until someone asks.
     pub(crate) alias: Option<Alias>,
+    /// Fault points may answer in this run.
+    #[serde(skip)]
+    pub armed: bool,
 }
 
 impl Mmu {
@@ -60,6 +64,7 @@ impl Mmu {
             shadow: Shadow::default(),
             vcpus: Vec::new(),
             alias: None,
+            armed: false,
         }
     }
 
@@ -103,6 +108,16 @@ impl Mmu {
 
     /// KVM_SET_USER_MEMORY_REGION.
     pub fn set_memory_region(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno> {
+        self.armed = host.wants_faults();
+        let (slot, gpa) = (region.slot.into(), region.gpa);
+        if let Some(answer) = self.fault(ALL_VCPUS, FaultPoint::SLOT_UPDATE_ENOMEM, slot, gpa, host) {
+            return Err(FaultPoint::errno(answer));
+        }
+        self.change_slot(region, host)
+    }
+
+    /// `__kvm_set_memory_region`.
+    pub(crate) fn change_slot(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno> {
         let change = self.slots.set(region, self.max_gfn())?;
         self.dirty.follow(&self.slots);
         match change {
@@ -131,7 +146,14 @@ impl Mmu {
     pub fn zap_all(&mut self, host: &mut dyn Host) {
         self.tdp_zap_all();
         self.shadow_zap_all();
-        host.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0);
+        self.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0, host);
+    }
+
+    /// Asks the host for a flush, which silicon may lose.
+    pub fn flush_tlb(&self, vcpu: u32, scope: FlushScope, address: u64, host: &mut dyn Host) {
+        if self.fault(vcpu, FaultPoint::LOST_FLUSH, scope.0.into(), address, host).is_none() {
+            host.flush_tlb(vcpu, scope, address);
+        }
     }
 
     /// `is_tdp_mmu_active`: the vCPU's tables are those of the TDP MMU.

@@ -5,13 +5,15 @@
 use crate::{
     config::Unmappable,
     fault::{Alias, FaultCode, Handled, PFN_NOSLOT, PageFault, RetPf, WalkFault},
+    fault_points::FaultPoint,
     large::round_gfn,
     mmio_cache::MmioCache,
     mmu::Mmu,
+    slots::PRIVATE_SLOT,
     spte::MMIO_GENERATION_MASK,
     walk::Acc,
 };
-use vmtape_abi::Host;
+use vmtape_abi::{Errno, Host, MemoryRegion};
 use vmtape_arch::{level::Stage, note::Note, vcpu::VcpuState};
 
 impl Mmu {
@@ -66,9 +68,16 @@ impl Mmu {
         if let Some(handled) = self.refuse_unmappable(vcpu, address) {
             return handled;
         }
+        if let Some(answer) = self.fault(vcpu, FaultPoint::MMU_CACHE_ENOMEM, address, code.into_bits(), host)
+        {
+            return Handled::Errno(FaultPoint::errno(answer).0);
+        }
         let mut result = RetPf::Invalid;
         if code.rsvd() {
-            result = self.handle_mmio_page_fault(vcpu, address, host);
+            match self.handle_mmio_page_fault(vcpu, address, host) {
+                Ok(found) => result = found,
+                Err(errno) => return Handled::Errno(errno.0),
+            }
         }
         if result == RetPf::Invalid {
             let mut fault = PageFault::new(address, code);
@@ -114,7 +123,12 @@ impl Mmu {
     }
 
     /// `handle_mmio_page_fault`.
-    fn handle_mmio_page_fault(&mut self, vcpu: u32, address: u64, host: &mut dyn Host) -> RetPf {
+    fn handle_mmio_page_fault(
+        &mut self,
+        vcpu: u32,
+        address: u64,
+        host: &mut dyn Host,
+    ) -> Result<RetPf, Errno> {
         let direct = self.context(vcpu).root_role.direct();
         // "A nested guest cannot use the MMIO cache": the fault's address is L2's, the cache holds L1's.
         // See: mmu.c mmio_info_in_cache()
@@ -126,7 +140,7 @@ impl Mmu {
             self.match_mmio_gva(vcpu, address).is_some()
         };
         if cached {
-            return RetPf::Emulate;
+            return Ok(RetPf::Emulate);
         }
         let spte = if self.is_tdp(vcpu) {
             self.tdp_find(vcpu, address >> 12)
@@ -134,12 +148,17 @@ impl Mmu {
             self.shadow_find(vcpu, address)
         };
         let format = self.config.format;
+        // "WARN_ON_ONCE(reserved)": only a damaged entry has reserved bits and is not KVM's own mark.
+        if self.is_damaged(spte) {
+            host.log(2, &format!("kvm: reserved bits are set in an entry for {address:#x}: {spte:#x}"));
+            return Err(Errno::EINVAL);
+        }
         if !format.is_mmio(spte) {
-            return RetPf::Retry;
+            return Ok(RetPf::Retry);
         }
         let (gfn, acc, generation) = format.mmio_parts(spte);
         if generation != self.mmio_generation() & MMIO_GENERATION_MASK {
-            return RetPf::Invalid;
+            return Ok(RetPf::Invalid);
         }
         if direct && gfn != address >> 12 {
             self.alias = Some(Alias { old: spte, gfn: address >> 12, mmio: true });
@@ -152,7 +171,7 @@ impl Mmu {
             Note::HandleMmioPageFault { address, gfn, access: acc.into_bits() },
         );
         self.cache_mmio(vcpu, address, gfn, acc);
-        RetPf::Emulate
+        Ok(RetPf::Emulate)
     }
 
     /// `kvm_mmu_write_protect_fault`.
@@ -178,7 +197,18 @@ impl Mmu {
     }
 
     /// `kvm_faultin_pfn`, for memory that is always there.
-    pub(crate) fn faultin_pfn(&mut self, vcpu: u32, fault: &mut PageFault, acc: Acc) -> RetPf {
+    pub(crate) fn faultin_pfn(
+        &mut self,
+        vcpu: u32,
+        fault: &mut PageFault,
+        acc: Acc,
+        host: &mut dyn Host,
+    ) -> RetPf {
+        if self.armed
+            && let Some(result) = self.disturbed(vcpu, fault, host)
+        {
+            return result;
+        }
         let Some(slot) = fault.slot else { return self.noslot_fault(vcpu, fault, acc) };
         if slot.readonly() && fault.code.w() {
             // See: mmu.c kvm_handle_error_pfn(), KVM_PFN_ERR_RO_FAULT
@@ -187,6 +217,24 @@ impl Mmu {
         fault.pfn = slot.hpa(fault.gfn << 12) >> 12;
         fault.map_writable = !slot.readonly();
         RetPf::Continue
+    }
+
+    /// What other threads of the host may do meanwhile.
+    fn disturbed(&mut self, vcpu: u32, fault: &mut PageFault, host: &mut dyn Host) -> Option<RetPf> {
+        let (gfn, code) = (fault.gfn, fault.code.into_bits());
+        if self.fault(vcpu, FaultPoint::PAGE_FAULT_RETRY, gfn, code, host).is_some() {
+            return Some(RetPf::Retry);
+        }
+        let slot = fault.slot.filter(|slot| slot.id < PRIVATE_SLOT)?;
+        match self.fault(vcpu, FaultPoint::SLOT_INVALID, gfn, slot.id.into(), host)? {
+            0 => Some(RetPf::Retry),
+            _ => {
+                let gone = MemoryRegion { slot: slot.id, ..Default::default() };
+                // The slot is there, so it can be deleted.
+                let _ = self.change_slot(&gone, host);
+                Some(RetPf::Retry)
+            }
+        }
     }
 
     /// `kvm_handle_noslot_fault`.

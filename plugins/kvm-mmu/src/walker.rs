@@ -5,6 +5,7 @@
 use crate::{
     dirty::DirtyLog,
     fault::WalkFault,
+    fault_points::FaultPoint,
     insn::{self, has_two_operands_in_memory, reads_before_write},
     mmu::{ContextId, GuestTables, Mmu},
     slots::Slots,
@@ -35,6 +36,8 @@ struct SlotTables<'a> {
     noted: Option<Place>,
     /// Bits that make `translate_gpa` refuse an address; none where it refuses nothing.
     illegal: u64,
+    /// Fault points may answer.
+    armed: bool,
 }
 
 /// `translate_gpa` refused an address.
@@ -66,7 +69,10 @@ impl Tables for SlotTables<'_> {
     fn read(&mut self, address: u64, size: u8) -> Result<Option<u64>, IllegalGpa> {
         self.check(address)?;
         let Some(hpa) = self.slots.hpa(address) else { return Ok(None) };
-        Ok(if size == 4 { self.host.read_u32(hpa).map(u64::from) } else { self.host.read_u64(hpa) })
+        let entry = if size == 4 { self.host.read_u32(hpa).map(u64::from) } else { self.host.read_u64(hpa) };
+        let Some(entry) = entry.filter(|_| self.armed) else { return Ok(entry) };
+        let flipped = FaultPoint::KVM_ENTRY_FLIP.ask(self.vcpu, address, entry, self.host).unwrap_or(0);
+        Ok(Some(entry ^ if size == 4 { flipped & u64::from(u32::MAX) } else { flipped }))
     }
 
     fn update(&mut self, address: u64, old: u64, new: u64, size: u8) -> Result<Update, IllegalGpa> {
@@ -228,6 +234,17 @@ fn walk_slots(
 }
 
 impl Mmu {
+    fn slot_tables<'a>(
+        &'a mut self,
+        vcpu: u32,
+        noted: Option<Place>,
+        illegal: u64,
+        host: &'a mut dyn Host,
+    ) -> SlotTables<'a> {
+        let (slots, dirty, armed) = (&self.slots, &mut self.dirty, self.armed);
+        SlotTables { slots, dirty, host, vcpu, noted, illegal, armed }
+    }
+
     /// `FNAME(walk_addr)`: the tables of the context in use, which are L1's nested ones while L2 runs under them. `pferr` is
     /// what the note shows.
     pub(crate) fn walk_addr(
@@ -247,8 +264,7 @@ impl Mmu {
         };
         let noted = self.noted(vcpu, &paging, dimension, host);
         let illegal = self.illegal_gpa_bits(paging);
-        let mut tables =
-            SlotTables { slots: &self.slots, dirty: &mut self.dirty, host, vcpu, noted, illegal };
+        let mut tables = self.slot_tables(vcpu, noted, illegal, host);
         walk_slots(&paging, address, access, pferr, stage, AdPolicy::AfterTranslation, &mut tables)
     }
 
@@ -293,7 +309,7 @@ impl Mmu {
         };
         let noted = place(Dimension::NESTED);
         told.begin(vcpu, gva, pferr, host);
-        let slots = SlotTables { slots: &self.slots, dirty: &mut self.dirty, host, vcpu, noted, illegal: 0 };
+        let slots = self.slot_tables(vcpu, noted, 0, host);
         let mut tables =
             NestedTables { slots, nested, entry_kind: AccessKind::WRITE, policy, read: Vec::new(), last: 0 };
         let mut steps = Steps::default();
@@ -353,8 +369,7 @@ impl Mmu {
             return walk.ok().map(|(walk, _)| walk.gpa);
         }
         let paging = self.context(vcpu).paging(state);
-        let mut tables =
-            SlotTables { slots: &self.slots, dirty: &mut self.dirty, host, vcpu, noted: None, illegal: 0 };
+        let mut tables = self.slot_tables(vcpu, None, 0, host);
         let mut steps = Steps::default();
         walk::walk(&paging, gva, access, AdPolicy::None, &mut tables, &mut steps).ok().map(|walk| walk.gpa)
     }

@@ -1,12 +1,12 @@
 //! What `kvm.ko` asks of `kvm_amd`, and what silicon answers.
 
 use crate::{
-    kvm::{self, Cx, msr, setup, vmcb::write_state},
+    kvm::{self, Cx, cpus, msr, setup, vmcb::write_state},
     rules::Rule,
     silicon::{exits, vmrun},
     vm::{Shared, SvmVcpu},
 };
-use vmtape_abi::Host;
+use vmtape_abi::{Errno, Host};
 use vmtape_arch::{
     access::{Access, Answer, Mapping, Verdict},
     exception::{Exception, PageFaultError, Vector},
@@ -22,6 +22,7 @@ use vmtape_kvm_core::{
     events::WindowRequests,
     msr::{Refused, Written},
     profile::Switch,
+    tracer::Tracer,
     vm::{Ops, VendorVcpu, fail_entry},
 };
 use vmtape_kvm_mmu::{
@@ -41,6 +42,7 @@ impl VendorVcpu for SvmVcpu {
 
 impl Ops for Shared {
     type Vcpu = SvmVcpu;
+    type Cpu = cpus::Cpu;
 
     fn kvm(&self) -> &Kvm {
         &self.kvm
@@ -135,6 +137,22 @@ impl Ops for Shared {
         with_exit(kvm::handle(&mut Cx { shared: self, vcpu: v, state, exit, host }), exit)
     }
 
+    fn enable_cpu(&self, number: u32, cpu: &mut cpus::Cpu, host: &mut dyn Host) -> Result<(), Errno> {
+        cpus::enable(number, cpu, host)
+    }
+
+    fn disable_cpu(&self, cpu: &mut cpus::Cpu, _vcpus: &mut [SvmVcpu]) -> Result<(), Errno> {
+        cpus::disable(cpu)
+    }
+
+    fn vcpu_load(&self, v: &mut SvmVcpu, cpus: &mut [cpus::Cpu], number: u32) -> bool {
+        cpus::load(v, cpus, number)
+    }
+
+    fn host_nmi(&self, state: &VcpuState) -> Exit {
+        exits::host_nmi(state)
+    }
+
     fn access(
         &mut self,
         v: &mut SvmVcpu,
@@ -143,12 +161,16 @@ impl Ops for Shared {
         host: &mut dyn Host,
         exit: &mut Exit,
     ) -> Answer {
-        let vcpu = v.core.id;
+        let (vcpu, tracer) = (v.core.id, v.core.tracer());
         let wanted = WalkAccess::from(access);
         let tdp = self.kvm.tdp();
+        if let Some(mc) = self.kvm.machine_check(vcpu, state, access.gva, host) {
+            *exit = exits::exception(&mc, state);
+            return Answer { verdict: Verdict::EXIT, ..Default::default() };
+        }
         let mmu = &mut self.kvm.mmu;
         if !tdp {
-            return match mmu.shadow_access(vcpu, state, access.gva, &wanted) {
+            return match mmu.shadow_access(vcpu, state, access.gva, &wanted, host) {
                 GuestAccess::Mapped(mapping) => native(mapping),
                 // Offered as an exception next, which is intercepted.
                 GuestAccess::Fault(error) => fault(access.gva, error),
@@ -160,14 +182,15 @@ impl Ops for Shared {
             GuestAccess::Mapped(mapping) => native(mapping),
             GuestAccess::Fault(error) => {
                 if error.rsvd() && host.wants(NoteKind::RULE) {
-                    host.note(vcpu, Rule::RESERVED_BY_HOST_WIDTH.note());
-                    note_steps(vcpu, &steps, host);
+                    tracer.note(Rule::RESERVED_BY_HOST_WIDTH.note(), host);
+                    note_steps(vcpu, tracer.place, &steps, host);
                 }
                 fault(access.gva, error)
             }
             GuestAccess::Nested(stop) => {
                 *exit = exits::nested(&stop, state, access);
-                note_nested(vcpu, &stop, &steps, self.kvm.silicon.host_levels, host);
+                exit.info1 = self.kvm.exit_info(vcpu, exit.info1, exit.info2, host);
+                note_nested(tracer, &stop, &steps, self.kvm.silicon.host_levels, host);
                 Answer { verdict: Verdict::EXIT, ..Default::default() }
             }
         }
@@ -202,6 +225,7 @@ impl Ops for Shared {
         v: &mut SvmVcpu,
         state: &mut VcpuState,
         exception: &Exception,
+        host: &mut dyn Host,
         exit: &mut Exit,
     ) -> Verdict {
         // See: APM vol. 2 15.9 Instruction Intercepts: the #DB of ICEBP is not subject to the intercept of #DB.
@@ -211,6 +235,9 @@ impl Ops for Shared {
             return Verdict::NATIVE;
         }
         *exit = exits::exception(exception, state);
+        if exception.vector == Vector::PF && !self.kvm.tdp() {
+            exit.info1 = self.kvm.exit_info(v.core.id, exit.info1, exit.info2, host);
+        }
         Verdict::EXIT
     }
 }
@@ -230,18 +257,18 @@ fn fault(gva: u64, error: PageFaultError) -> Answer {
 }
 
 /// The walk that led to a nested page fault, and the rules that decided it, for the tape.
-fn note_nested(vcpu: u32, stop: &NestedStop, steps: &Steps, levels: u8, host: &mut dyn Host) {
+fn note_nested(tracer: Tracer, stop: &NestedStop, steps: &Steps, levels: u8, host: &mut dyn Host) {
     if !host.wants(NoteKind::RULE) {
         return;
     }
-    note_steps(vcpu, steps, host);
-    host.note(vcpu, Rule::NESTED_PAGE_FAULT.note());
+    note_steps(tracer.vcpu, tracer.place, steps, host);
+    tracer.note(Rule::NESTED_PAGE_FAULT.note(), host);
     if stop.table {
-        host.note(vcpu, Rule::TABLE_WALK_IS_WRITE.note());
+        tracer.note(Rule::TABLE_WALK_IS_WRITE.note(), host);
     } else if steps.iter().any(|step| step.before != step.after) {
-        host.note(vcpu, Rule::ACCESSED_BEFORE_NPF.note());
+        tracer.note(Rule::ACCESSED_BEFORE_NPF.note(), host);
     }
     if levels < 5 && stop.gpa >> 48 != 0 {
-        host.note(vcpu, Rule::NPT4_WIDE_GPA.note());
+        tracer.note(Rule::NPT4_WIDE_GPA.note(), host);
     }
 }

@@ -1,12 +1,13 @@
 //! What the plugins say of themselves.
 
 use crate::rules;
-use vmtape_abi::{Description, TableRow};
+use vmtape_abi::Description;
 use vmtape_arch::{exit::Isa, host::Vendor};
 use vmtape_kvm_core::{
     caps,
     profile::{self, Scope},
 };
+use vmtape_kvm_mmu::fault_points::{self, Reach};
 
 /// `Plugin::describe` for one of the two forms.
 pub fn description(npt: bool) -> Description {
@@ -23,7 +24,7 @@ pub fn description(npt: bool) -> Description {
         rules: rules::rows(npt),
         patches,
         parameters,
-        fault_points: Vec::<TableRow>::new(),
+        fault_points: fault_points::rows(&Reach { tdp: npt, shadow: !npt, vmx: false, insn_bytes: true }),
         profiles,
         capabilities: caps::rows(),
     }

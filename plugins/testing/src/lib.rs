@@ -46,6 +46,8 @@ pub struct TestHost {
     pub insn: &'static [u8],
     /// The access that it makes.
     pub access: Access,
+    /// Fault points that answer, once each, with their answers.
+    pub faults: Vec<(u32, u64)>,
     /// What the last emulation was told of its operand.
     pub emulated: Option<Result<Translation, Exception>>,
 }
@@ -147,7 +149,12 @@ impl Host for TestHost {
         self.logged.push(text.into());
     }
 
-    fn fault_point(&mut self, _vcpu: u32, _id: u32) -> Option<u64> {
-        None
+    fn wants_faults(&self) -> bool {
+        !self.faults.is_empty()
+    }
+
+    fn fault_point(&mut self, _vcpu: u32, id: u32, _a: u64, _b: u64) -> Option<u64> {
+        let at = self.faults.iter().position(|(point, _)| *point == id)?;
+        Some(self.faults.remove(at).1)
     }
 }

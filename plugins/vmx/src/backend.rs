@@ -1,7 +1,7 @@
 //! What `kvm.ko` asks of `kvm_intel`, and what silicon answers.
 
 use crate::{
-    kvm::{self, Cx, msr, setup, vmcs::write_state},
+    kvm::{self, Cx, cpus, msr, setup, vmcs::write_state},
     rules::Rule,
     silicon::{
         apic, capabilities,
@@ -15,7 +15,7 @@ use crate::{
 use vmtape_abi::{Errno, Host, Query};
 use vmtape_arch::{
     access::{Access, Answer, Mapping, MappingKind, Verdict},
-    exception::Exception,
+    exception::{Exception, Vector},
     exit::{Exit, Resume},
     note::NoteKind,
     sensitive::{Sensitive, SensitiveKind},
@@ -46,6 +46,7 @@ impl VendorVcpu for VmxVcpu {
 
 impl Ops for Shared {
     type Vcpu = VmxVcpu;
+    type Cpu = cpus::Cpu;
 
     fn kvm(&self) -> &Kvm {
         &self.kvm
@@ -126,6 +127,8 @@ impl Ops for Shared {
     }
 
     fn request_windows(&self, v: &mut VmxVcpu, requests: WindowRequests) {
+        // The VMLAUNCH or VMRESUME that follows.
+        v.vmcs.launched = true;
         let controls = v.vmcs01.cpu_based();
         let controls = controls.with_interrupt_window_exiting(requests.interrupt);
         v.vmcs01.set_cpu_based(controls.with_nmi_window_exiting(requests.nmi));
@@ -159,6 +162,22 @@ impl Ops for Shared {
         with_exit(kvm::handle(&mut Cx { shared: self, vcpu: v, state, exit, host }), exit)
     }
 
+    fn enable_cpu(&self, number: u32, cpu: &mut cpus::Cpu, host: &mut dyn Host) -> Result<(), Errno> {
+        cpus::enable(number, cpu, host)
+    }
+
+    fn disable_cpu(&self, cpu: &mut cpus::Cpu, vcpus: &mut [VmxVcpu]) -> Result<(), Errno> {
+        cpus::disable(cpu, vcpus)
+    }
+
+    fn vcpu_load(&self, v: &mut VmxVcpu, cpus: &mut [cpus::Cpu], number: u32) -> bool {
+        cpus::load(v, cpus, number)
+    }
+
+    fn host_nmi(&self, state: &VcpuState) -> Exit {
+        exits::host_nmi(state)
+    }
+
     fn access(
         &mut self,
         v: &mut VmxVcpu,
@@ -167,9 +186,13 @@ impl Ops for Shared {
         host: &mut dyn Host,
         exit: &mut Exit,
     ) -> Answer {
-        let vcpu = v.core.id;
+        let (vcpu, tracer) = (v.core.id, v.core.tracer());
+        if let Some(mc) = self.kvm.machine_check(vcpu, state, access.gva, host) {
+            *exit = exits::exception(&mc, state);
+            return Answer { verdict: Verdict::EXIT, ..Default::default() };
+        }
         if !self.kvm.tdp() {
-            return shadow_access(self, v, state, access);
+            return shadow_access(self, v, state, access, host);
         }
         let (result, steps) =
             self.kvm.mmu.tdp_access(vcpu, state, access.gva, &WalkAccess::from(access), host);
@@ -177,15 +200,16 @@ impl Ops for Shared {
             GuestAccess::Mapped(mapping) => native(mapping, v.controls.apic),
             GuestAccess::Fault(error) => {
                 if error.rsvd() && host.wants(NoteKind::RULE) {
-                    host.note(vcpu, Rule::RESERVED_BY_HOST_WIDTH.note());
+                    tracer.note(Rule::RESERVED_BY_HOST_WIDTH.note(), host);
                 }
                 fault(Exception::pf(access.gva, error))
             }
             GuestAccess::Nested(stop) => {
                 *exit = exits::ept(&stop, self.kvm.silicon.ept_advanced.is_set(), state, access);
-                note_steps(vcpu, &steps, host);
+                exit.info1 = self.kvm.exit_info(vcpu, exit.info1, exit.gpa, host);
+                note_steps(vcpu, tracer.place, &steps, host);
                 if host.wants(NoteKind::RULE) {
-                    host.note(vcpu, self.ept_rule(vcpu, &stop).note());
+                    tracer.note(self.ept_rule(vcpu, &stop).note(), host);
                 }
                 Answer { verdict: Verdict::EXIT, ..Default::default() }
             }
@@ -242,6 +266,7 @@ impl Ops for Shared {
         v: &mut VmxVcpu,
         state: &mut VcpuState,
         exception: &Exception,
+        host: &mut dyn Host,
         exit: &mut Exit,
     ) -> Verdict {
         let code = if exception.has_error_code.is_set() { exception.error_code } else { 0 };
@@ -249,13 +274,23 @@ impl Ops for Shared {
             return Verdict::NATIVE;
         }
         *exit = exits::exception(exception, state);
+        if exception.vector == Vector::PF && !self.kvm.tdp() {
+            let code = self.kvm.exit_info(v.core.id, exit.error_code.into(), exit.info1, host);
+            exit.error_code = code as u32;
+        }
         Verdict::EXIT
     }
 }
 
 /// Without EPT: the CPU walks KVM's shadow page tables, with its own width.
-fn shadow_access(shared: &mut Shared, v: &VmxVcpu, state: &VcpuState, access: &Access) -> Answer {
-    match shared.kvm.mmu.shadow_access(v.core.id, state, access.gva, &WalkAccess::from(access)) {
+fn shadow_access(
+    shared: &mut Shared,
+    v: &VmxVcpu,
+    state: &VcpuState,
+    access: &Access,
+    host: &mut dyn Host,
+) -> Answer {
+    match shared.kvm.mmu.shadow_access(v.core.id, state, access.gva, &WalkAccess::from(access), host) {
         GuestAccess::Mapped(mapping) => native(mapping, v.controls.apic),
         GuestAccess::Fault(error) => fault(Exception::pf(access.gva, error)),
         GuestAccess::Nested(_) => unreachable!("there are no nested tables without EPT"),

@@ -1,12 +1,13 @@
 //! What the plugin says of itself.
 
 use crate::rules;
-use vmtape_abi::{Description, TableRow};
+use vmtape_abi::Description;
 use vmtape_arch::{exit::Isa, host::Vendor};
 use vmtape_kvm_core::{
     caps,
     profile::{self, Scope},
 };
+use vmtape_kvm_mmu::fault_points::{self, Reach};
 
 /// `Plugin::describe`.
 pub fn description() -> Description {
@@ -19,7 +20,7 @@ pub fn description() -> Description {
         rules: rules::rows(),
         patches,
         parameters,
-        fault_points: Vec::<TableRow>::new(),
+        fault_points: fault_points::rows(&Reach { tdp: true, shadow: true, vmx: true, insn_bytes: false }),
         profiles,
         capabilities: caps::rows(),
     }

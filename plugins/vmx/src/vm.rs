@@ -1,6 +1,7 @@
 //! A VM under `kvm_intel`: what its vCPUs share, and what each has.
 
 use crate::{
+    kvm::cpus::LoadedVmcs,
     rules::Rule,
     silicon::{controls::Controls, vmcs::Vmcs},
 };
@@ -37,6 +38,8 @@ pub struct VmxVcpu {
     pub msrs: VmxMsrs,
     /// MOV DR runs without exits until the next exit (KVM_DEBUGREG_WONT_EXIT).
     pub debug_registers_owned: bool,
+    /// Where its VMCS is active.
+    pub vmcs: LoadedVmcs,
 }
 
 /// MSRs that neither `VcpuState` nor the VMCS holds.

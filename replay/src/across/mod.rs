@@ -14,6 +14,7 @@ use crate::{
     Error,
     causes::Side,
     checker::Checker,
+    exits::MISSED,
     player::Player,
     report::{Cost, Divergence, Report},
     spec,
@@ -71,6 +72,10 @@ impl Sides<'_> {
         report.compared.instructions = pair.expected.machine.icount();
         let (_, questions) = state::compare_ioctls(&pair.expected.machine, &pair.actual.machine);
         report.answers = questions.iter().map(Difference::row).collect();
+        let missed = pair.actual.machine.missed_faults().len() as u64;
+        if missed > 0 {
+            report.unknown.insert(MISSED.into(), missed);
+        }
         report.expected_end = pair.expected.end.as_ref().map(text::end_text);
         report.actual_end = pair.actual.end.as_ref().map(text::end_text);
         // A question that is answered otherwise is a difference, but nothing follows from it.

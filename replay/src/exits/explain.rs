@@ -17,7 +17,10 @@ use crate::{
 };
 use vmtape_arch::{cpuid::maxphyaddr, host::Silicon};
 use vmtape_machine::MachineSpec;
-use vmtape_traces::{ExitGroup, ahead, event::Control};
+use vmtape_traces::{
+    ExitGroup, ahead,
+    event::{Control, Fault},
+};
 
 /// What an exit counts in a budget of instructions.
 const INSTRUCTIONS_PER_EXIT: u64 = 1_000;
@@ -29,6 +32,8 @@ pub(super) struct Last {
     pub controls: Vec<Control>,
     /// Its handling used what the tape does not have.
     pub unknown: bool,
+    /// Faults of the exit that its handling did not ask for.
+    pub missed: Vec<Fault>,
 }
 
 impl Last {
@@ -37,7 +42,8 @@ impl Last {
         let (unknown, done) = (replayed.machine.unknown_reads(), replayed.machine.controls().len());
         let handling = replayed.take(group);
         let unknown = replayed.machine.unknown_reads() != unknown;
-        Self { number: group.number, handling, controls: replayed.controls(done), unknown }
+        let missed = replayed.machine.missed_faults();
+        Self { number: group.number, handling, controls: replayed.controls(done), unknown, missed }
     }
 }
 

@@ -6,7 +6,11 @@ use crate::{
     signature::{self, Signature},
     state::Difference,
 };
-use vmtape_traces::{ExitGroup, event::Control};
+use vmtape_traces::{
+    ExitGroup, Metadata,
+    event::{Control, Fault},
+    text::fault_text,
+};
 
 /// What was found at an exit.
 pub(super) struct Found {
@@ -25,6 +29,16 @@ impl Found {
         let what = difference.as_ref().map(|first| (first.name(), first.text())).unwrap_or_default();
         let rows = differences.iter().flat_map(Difference::rows).collect();
         Self { group: group.clone(), what, rows, difference }
+    }
+
+    /// A fault that was injected on the tape, and that this machine has no place for.
+    pub fn of_missed_fault(group: &ExitGroup, fault: &Fault, names: &Metadata) -> Self {
+        let text = fault_text(fault, names);
+        Self {
+            what: ("fault>nothing".into(), format!("nobody asks for the fault {text}")),
+            rows: vec![Row::new("fault", text, "not asked for")],
+            ..Self::of_differences(group, Vec::new())
+        }
     }
 
     /// What two sides made of an exit; `None`: the same.

@@ -54,6 +54,8 @@ fn specification(image: PathBuf) -> (MachineSpec, Box<dyn Backend>) {
         script: Vec::new(),
         milestone_every: 0,
         cpu_revision: vmtape_machine::CPU_REVISION,
+        fault_points: Vec::new(),
+        pcpus: 0,
     };
     (spec, Box::new(backend))
 }

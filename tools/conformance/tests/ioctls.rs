@@ -64,7 +64,10 @@ impl Host for Nobody {
         true
     }
     fn log(&mut self, _: u32, _: &str) {}
-    fn fault_point(&mut self, _: u32, _: u32) -> Option<u64> {
+    fn wants_faults(&self) -> bool {
+        false
+    }
+    fn fault_point(&mut self, _: u32, _: u32, _: u64, _: u64) -> Option<u64> {
         None
     }
 }

@@ -99,6 +99,10 @@ pub struct MachineArgs {
     #[arg(long, value_name = "N", value_parser = parse_smp)]
     smp: Option<u32>,
 
+    /// Physical CPUs; with more than one, vCPUs move from turn to turn
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pcpus: u32,
+
     /// Arguments for the guest
     #[arg(long, value_name = "ARGS", default_value = "", allow_hyphen_values = true)]
     append: String,
@@ -213,6 +217,8 @@ impl MachineArgs {
             script,
             milestone_every: MILESTONE_EVERY,
             cpu_revision: vmtape_machine::CPU_REVISION,
+            fault_points: Vec::new(),
+            pcpus: self.pcpus,
         };
         Ok((spec, backend, plugin))
     }

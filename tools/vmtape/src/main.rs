@@ -2,6 +2,7 @@
 
 mod cli;
 mod commands;
+mod fault_args;
 mod help;
 mod interrupt;
 mod machine_args;

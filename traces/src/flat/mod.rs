@@ -7,7 +7,7 @@ mod exit;
 pub(crate) use end::{cpuid_bytes, cpuid_entry};
 
 use crate::{
-    event::{Control, Data, Event, ExitEvent, InputSource, Milestone, Registers},
+    event::{Control, Data, Event, ExitEvent, Fault, InputSource, Milestone, PcpuEvent, PcpuKind, Registers},
     ioctl::{Packed, Unpacked},
 };
 use end::{end_words, read_end};
@@ -35,6 +35,8 @@ pub mod tag {
     pub const MILESTONE: u64 = 10;
     pub const DEVICES: u64 = 11;
     pub const MOMENT: u64 = 15;
+    pub const FAULT: u64 = 16;
+    pub const PCPU: u64 = 17;
     pub const NOTE: u64 = 0x100;
 }
 
@@ -137,6 +139,17 @@ impl Flat {
                 self.words.extend([clock.forward(*icount), source.0.into(), *value]);
                 tag::INPUT
             }
+            Event::Fault(fault) => {
+                let Fault { icount, vcpu, point, occurrence, since_exit, a, b, answer } = *fault;
+                let icount = clock.forward(icount);
+                self.words.extend([icount, join(vcpu, point), occurrence, since_exit, a, b, answer]);
+                tag::FAULT
+            }
+            Event::Pcpu(PcpuEvent { icount, kind, cpu, vcpu, result }) => {
+                let icount = clock.forward(*icount);
+                self.words.extend([icount, kind.0.into(), join(*cpu, *vcpu), u64::from(*result as u32)]);
+                tag::PCPU
+            }
             Event::Control { icount, control } => {
                 self.words.push(clock.forward(*icount));
                 control.pack(&mut Packed::new(&mut self.words, &mut self.blob));
@@ -194,6 +207,12 @@ impl Flat {
             }
             tag::INPUT => {
                 Event::Input { icount: clock.at(w.next()?), source: InputSource(w.u32()?), value: w.next()? }
+            }
+            tag::FAULT => Event::Fault(read_fault(&mut w, clock)?),
+            tag::PCPU => {
+                let (icount, kind, place) = (clock.at(w.next()?), PcpuKind(w.u32()?), w.next()?);
+                let (cpu, vcpu, result) = (low(place), high(place), w.u32()? as i32);
+                Event::Pcpu(PcpuEvent { icount, kind, cpu, vcpu, result })
             }
             tag::CONTROL => {
                 let icount = clock.at(w.next()?);
@@ -309,6 +328,20 @@ impl<'a> Words<'a> {
 
 fn text(blob: &[u8]) -> Result<String, &'static str> {
     std::str::from_utf8(blob).map(str::to_owned).map_err(|_| "text that is not UTF-8")
+}
+
+fn read_fault(w: &mut Words<'_>, clock: &mut Clock) -> Result<Fault, &'static str> {
+    let (icount, place) = (clock.at(w.next()?), w.next()?);
+    Ok(Fault {
+        icount,
+        vcpu: low(place),
+        point: high(place),
+        occurrence: w.next()?,
+        since_exit: w.next()?,
+        a: w.next()?,
+        b: w.next()?,
+        answer: w.next()?,
+    })
 }
 
 fn resume_words(resume: &Resume, out: &mut Vec<u64>) {

@@ -1,7 +1,8 @@
 //! Lines for what no tracepoint has: `vmtape_KIND: words for people | the event's tag and words[; bytes]`.
 
 use crate::{
-    event::{Data, Event, Registers},
+    Metadata,
+    event::{Data, Event, Fault, NO_VCPU, PcpuEvent, Registers},
     flat::{Clock, Flat, tag},
 };
 use std::fmt::Write;
@@ -28,9 +29,10 @@ const BEYOND_KVM_EXIT: usize = 8;
 /// The words before it that it shows in part: stimulus, trap.
 const PARTLY: [usize; 2] = [3, 4];
 
-/// The event's name and text.
-pub fn text(event: &Event) -> (String, String) {
+/// The event's name and text. `names`: of fault points.
+pub fn text(event: &Event, names: &Metadata) -> (String, String) {
     let (kind, summary) = match event {
+        Event::Fault(fault) => ("fault", fault_text(fault, names)),
         Event::Registers(registers) => ("registers", registers_text(registers)),
         Event::Read { hpa, data } => ("read", format!("{hpa:#x}: {}", data_text(data))),
         Event::Note { place, note, .. } => {
@@ -39,6 +41,7 @@ pub fn text(event: &Event) -> (String, String) {
         }
         Event::Resume { resume, .. } => ("resume", resume_text(resume)),
         Event::Input { source, value, .. } => ("input", format!("{source} {value:#x}")),
+        Event::Pcpu(event) => ("pcpu", pcpu_text(event)),
         Event::Control { control, .. } => ("control", control.to_string()),
         Event::StateHash { exits, hash, .. } => ("state_hash", format!("after {exits} exits {hash:016x}")),
         Event::Milestone(m) => ("milestone", format!("after {} exits {:016x}", m.exits, m.hash)),
@@ -107,6 +110,22 @@ pub fn parse(text: &str) -> Option<Event> {
     let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
     let blob = pairs.iter().map(byte).collect::<Option<Vec<_>>>()?;
     Flat { tag, words, blob }.event(&mut Clock::default()).ok()
+}
+
+/// A fault in words.
+pub fn fault_text(fault: &Fault, names: &Metadata) -> String {
+    let Fault { vcpu, point, occurrence, a, b, answer, .. } = *fault;
+    let name = names.fault_point(point).map_or_else(|| format!("point {point:#x}"), str::to_owned);
+    let whose = if vcpu == NO_VCPU { String::new() } else { format!(" of vcpu {vcpu}") };
+    format!("{name} #{occurrence}{whose} a {a:#x} b {b:#x}: {answer:#x}")
+}
+
+/// An event of a physical CPU in words.
+pub fn pcpu_text(event: &PcpuEvent) -> String {
+    let PcpuEvent { kind, cpu, vcpu, result, .. } = *event;
+    let whose = if vcpu == NO_VCPU { String::new() } else { format!(" vcpu {vcpu}") };
+    let failed = if result == 0 { String::new() } else { format!(": {result}") };
+    format!("{kind} cpu {cpu}{whose}{failed}")
 }
 
 fn registers_text(registers: &Registers) -> String {

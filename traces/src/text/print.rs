@@ -3,7 +3,7 @@
 use super::{LOST, STIMULUS, note::note_text, own, place_text, tables::reason};
 use crate::{
     Metadata,
-    event::{End, Event, ExitEvent, Milestone, NO_VCPU},
+    event::{End, Event, ExitEvent, Fault, Milestone, NO_VCPU, PcpuEvent},
     import,
 };
 use std::{
@@ -33,6 +33,8 @@ pub struct Printer<W> {
     /// The rip that the next event tells, outside an exit.
     rip: Option<u64>,
     form: Form,
+    /// Of the tape, for the names that its numbers have.
+    names: Metadata,
 }
 
 /// How much a line tells.
@@ -49,7 +51,7 @@ struct Form {
 impl<W: Write> Printer<W> {
     /// A printer that has written the first line.
     pub fn new(out: W) -> io::Result<Self> {
-        Self::start(out, Form::default())
+        Self::start(out, Form::default(), Metadata::default())
     }
 
     /// Likewise for the events of a tape that says this of itself: of an imported one in the lines and with the times of
@@ -57,17 +59,27 @@ impl<W: Write> Printer<W> {
     pub fn of_tape(out: W, metadata: &Metadata) -> io::Result<Self> {
         let has = |name| metadata.notes.iter().any(|(note, _)| note == name);
         let of_trace = metadata.origin == import::ORIGIN;
-        Self::start(out, Form { of_trace, ticks: has(import::CLOCK), terse: has(import::NOT_TOLD) })
+        let form = Form { of_trace, ticks: has(import::CLOCK), terse: has(import::NOT_TOLD) };
+        Self::start(out, form, metadata.clone())
     }
 
-    fn start(mut out: W, form: Form) -> io::Result<Self> {
+    fn start(mut out: W, form: Form, names: Metadata) -> io::Result<Self> {
         let (tracer, clock) = if form.of_trace {
             (super::TRACER_OF_IMPORT, "TIMESTAMP")
         } else {
             (super::TRACER, "INSTRUCTIONS")
         };
         writeln!(out, "{tracer}\n#\n#      TASK-PID     CPU#  FLAGS  {clock}  FUNCTION")?;
-        Ok(Self { out, icount: 0, rips: BTreeMap::new(), current: NO_VCPU, pending: None, rip: None, form })
+        Ok(Self {
+            out,
+            icount: 0,
+            rips: BTreeMap::new(),
+            current: NO_VCPU,
+            pending: None,
+            rip: None,
+            form,
+            names,
+        })
     }
 
     /// Prints an event.
@@ -78,7 +90,7 @@ impl<W: Write> Printer<W> {
             let entry = matches!(event, Event::Note { vcpu: of, place: Place::L1, note: Note::Entry { .. } } if *of == vcpu);
             // Outside an exit the importer would not know that there was an end.
             if !(entry && self.rips.contains_key(&vcpu)) {
-                let (name, text) = own::text(&Event::Resume { vcpu, resume: Resume::GUEST });
+                let (name, text) = own::text(&Event::Resume { vcpu, resume: Resume::GUEST }, &self.names);
                 self.line(vcpu, &name, &text)?;
             }
         }
@@ -107,6 +119,8 @@ impl<W: Write> Printer<W> {
             | Event::StateHash { icount, .. }
             | Event::Milestone(Milestone { icount, .. })
             | Event::Devices { icount, .. }
+            | Event::Fault(Fault { icount, .. })
+            | Event::Pcpu(PcpuEvent { icount, .. })
             | Event::End { icount, .. } => {
                 self.icount = *icount;
                 self.own(event, self.current)
@@ -181,7 +195,7 @@ impl<W: Write> Printer<W> {
     }
 
     fn own(&mut self, event: &Event, vcpu: u32) -> io::Result<()> {
-        let (name, text) = own::text(event);
+        let (name, text) = own::text(event, &self.names);
         self.line(vcpu, &name, &text)
     }
 

@@ -49,6 +49,8 @@ pub fn run(library: &Path, name: &str, bytes: Vec<u8>) -> (End, String) {
         script: Vec::new(),
         milestone_every: 0,
         cpu_revision: vmtape_machine::CPU_REVISION,
+        fault_points: Vec::new(),
+        pcpus: 0,
     };
     let mut machine = Machine::new(spec, backend, Box::new(Live::new(0)), None).unwrap();
     let serial = Serial::default();

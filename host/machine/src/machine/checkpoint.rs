@@ -3,12 +3,12 @@
 //! A checkpoint holds the memory pages that changed since the one before. What an interpreter caches is not part of it:
 //! the machine drops those caches wherever it makes one, so that the run goes on there exactly as a restored one does.
 
-use super::{Machine, configuration::cpu_config};
+use super::{Machine, configuration::cpu_config, pcpus::Placement};
 use crate::{
     Error,
     devices::Devices,
     memory::is_zero,
-    time::{Clock, Milestones, Taken},
+    time::{Clock, Counts, Milestones, Taken},
     vcpu::{Progress, Turn, Vcpu, flush_handles},
 };
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,8 @@ struct Saved<D> {
     slots: Vec<[u64; 5]>,
     script: Vec<bool>,
     milestones: Milestones,
+    fault_counts: Counts,
+    placement: Placement,
 }
 
 impl Machine {
@@ -86,6 +88,8 @@ impl Machine {
             slots: self.services.memory.slots().iter().map(slot_words).collect(),
             script: self.script.done().to_vec(),
             milestones: self.milestones,
+            fault_counts: self.services.inputs.counts().clone(),
+            placement: self.placement.clone(),
         };
         let state =
             postcard::to_stdvec(&saved).map_err(|cause| Error::Encode { what: "a checkpoint", cause })?;
@@ -179,6 +183,9 @@ impl Machine {
         if saved.cpuid.len() != self.vcpus.len() || saved.script.len() != self.script.done().len() {
             return Err(damaged());
         }
+        if !saved.placement.fits(self.vcpus.len()) {
+            return Err(damaged());
+        }
         self.restore_slots(&saved.slots)?;
         self.backend
             .restore(&saved.backend)
@@ -190,7 +197,8 @@ impl Machine {
         self.services.cpuid = saved.cpuid;
         self.script.resume(saved.script);
         self.milestones = saved.milestones;
-        self.services.inputs.resume(saved.taken);
+        self.services.inputs.resume(saved.taken, saved.fault_counts);
+        self.placement = saved.placement;
         self.services.devices = saved.devices;
         self.services.clock = saved.clock;
         self.turn = Turn { vcpu: saved.current, ends: saved.turn_ends };

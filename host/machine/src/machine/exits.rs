@@ -3,10 +3,12 @@
 use super::{Machine, run::Limits};
 use crate::{
     services::{GuestEnv, Services},
+    time::HostPoint,
     vcpu::{describe, no_progress},
 };
 use vmtape_abi::Host;
 use vmtape_arch::{
+    access::Verdict,
     exit::{Exit, Resume, ResumeKind, StimulusKind},
     note::{Note, NoteKind},
     vcpu::{Activity, VcpuState},
@@ -15,6 +17,17 @@ use vmtape_cpu::Stop;
 use vmtape_traces::event::End;
 
 impl Machine {
+    /// An NMI of the host's that is due. True: the guest exits for it.
+    pub(super) fn take_nmi(&mut self, n: u32) -> bool {
+        let due = self.services.next_nmi().is_some_and(|due| due <= self.services.clock.icount);
+        let state = &mut self.vcpus[n as usize].state;
+        if !due || self.services.fault(n, HostPoint::NMI.0, state.rip, 0).is_none() {
+            return false;
+        }
+        self.services.tape.begin_walk();
+        self.backend.host_nmi(n, state, &mut self.services, &mut self.exit) == Verdict::EXIT
+    }
+
     pub(super) fn interpret(&mut self, n: u32, until: u64) -> Stop {
         let vcpu = &mut self.vcpus[n as usize];
         vcpu.state.icount = self.services.clock.icount;
@@ -54,7 +67,9 @@ impl Machine {
         let vcpu = &mut self.vcpus[n as usize];
         let exit = std::mem::take(&mut *self.exit);
         let icount = self.services.clock.icount;
+        self.services.jump_clock(n);
         self.services.tape.begin_exit(n, icount, &vcpu.state, &exit);
+        self.services.inputs.begin_exit(n);
         let before = Before { rip: vcpu.state.rip, cr8: vcpu.state.cr8 };
         self.services.emulated = false;
         let resume = self.backend.handle_exit(n, &mut vcpu.state, &exit, &mut self.services);

@@ -32,7 +32,10 @@ impl Machine {
         let n = self.bring_to(group)?;
         self.step_silicon(&group.before);
         *self.exit = group.exit.exit;
-        self.handle_fed(n).or_else(|| self.enter_fed(n, &group.controls))
+        self.handle_fed(n).or_else(|| {
+            group.cpus.iter().for_each(|cpu| self.load_on(n, *cpu));
+            self.enter_fed(n, &group.controls)
+        })
     }
 
     /// Takes registers and memory of another fed machine of the same tape, after an exit that this one dealt with otherwise.
@@ -66,6 +69,11 @@ impl Machine {
         if let Some(fed) = self.services.fed.as_mut().filter(|fed| !fed.keeps()) {
             fed.knowledge.memory.forget();
         }
+        if let Some(fed) = &mut self.services.fed {
+            fed.faults.begin(&group.faults_before, &group.faults);
+        }
+        self.load_fed(n);
+        group.cpus_before.iter().for_each(|cpu| self.load_on(n, *cpu));
         group.controls_before.iter().for_each(|control| self.control_fed(control));
         self.wake_fed(n);
         self.services.clock.icount = group.exit.icount;

@@ -6,6 +6,7 @@ mod control;
 mod exits;
 mod feed;
 mod hashes;
+mod pcpus;
 mod resolve;
 mod run;
 mod state;
@@ -30,10 +31,12 @@ use crate::{
     vmm::{self, Script},
 };
 use configuration::{cpu_config, device_config, emulator_config};
+use pcpus::Placement;
 use std::io::Write;
 use vmtape_abi::{Backend, Errno};
 use vmtape_arch::{PAGE_SIZE, cpuid::CpuidEntry, exit::Exit, vcpu::VcpuState};
 use vmtape_cpu::{Cpu, Mark, revision};
+use vmtape_traces::event::Fault;
 
 /// When pages were written that somebody of the machine asks for later.
 struct Marks {
@@ -49,6 +52,7 @@ pub struct Machine {
     backend: Box<dyn Backend>,
     vcpus: Vec<Vcpu>,
     turn: Turn,
+    placement: Placement,
     services: Services,
     script: Script,
     serial: Option<Box<dyn Write>>,
@@ -108,6 +112,7 @@ impl Machine {
             backend,
             vcpus,
             turn: Turn::default(),
+            placement: Placement::default(),
             services,
             script,
             serial: None,
@@ -129,6 +134,7 @@ impl Machine {
     /// Slots, vCPUs and CPUID, in the order of a VMM.
     fn set_up(&mut self) -> Result<(), Error> {
         let refused = |what: String| move |errno: Errno| Error::Backend { what, errno };
+        self.enable_cpus().map_err(refused("virtualization on CPU 0".into()))?;
         for slot in self.services.memory.slots().to_vec() {
             self.backend
                 .set_memory_region(&slot, &mut self.services)
@@ -188,6 +194,14 @@ impl Machine {
     /// Host physical page numbers of memory that was written since the machine was built, in order.
     pub fn written_pages(&self) -> impl Iterator<Item = u64> {
         self.services.memory.written_since(self.marks.start)
+    }
+
+    /// Faults of a tape that nobody has asked for: of the whole tape or, where exits are fed, of the last exit.
+    pub fn missed_faults(&self) -> Vec<Fault> {
+        match &self.services.fed {
+            Some(fed) => fed.faults.missed().copied().collect(),
+            None => self.services.inputs.missed_faults(),
+        }
     }
 
     /// Gives the recorder back.

@@ -49,6 +49,7 @@ impl Machine {
             Err(error) => self.failed(&error),
         };
         self.tell_devices();
+        self.disable_cpus();
         let (icount, exits) = (self.services.clock.icount, self.exits);
         self.services.tape.event(Event::End { icount, exits, end });
     }
@@ -106,12 +107,15 @@ impl Machine {
     fn choose_vcpu(&mut self) -> Option<u32> {
         let icount = self.services.clock.icount;
         let vcpu = self.turn.order(self.vcpus.len() as u32, icount).find(|vcpu| self.wake(*vcpu))?;
-        self.turn.give(vcpu, icount);
+        if self.turn.give(vcpu, icount) {
+            self.placement.next_turn();
+        }
         Some(vcpu)
     }
 
     /// Runs one vCPU until its turn is over, a timer is due, or it leaves the guest for good.
     fn take_turn(&mut self, n: u32, limits: &Limits) -> Option<End> {
+        self.load(n);
         loop {
             if let Err(error) = self.milestone_if_due() {
                 return Some(self.failed(&error));
@@ -128,11 +132,12 @@ impl Machine {
                     Err(end) => return Some(end),
                 }
             }
+            let nmi = self.take_nmi(n);
             let until = self.run_until(limits);
-            if self.services.clock.icount >= until {
+            if !nmi && self.services.clock.icount >= until {
                 return None;
             }
-            match self.interpret(n, until) {
+            match if nmi { Stop::Exit } else { self.interpret(n, until) } {
                 Stop::Budget => {}
                 Stop::Exit => {
                     if let Some(end) = self.handle_exit(n, limits) {
@@ -152,8 +157,9 @@ impl Machine {
     fn run_until(&self, limits: &Limits) -> u64 {
         let timer = self.services.devices.next_deadline().map(|due| self.services.clock.icount_at(due));
         let serial = self.services.inputs.next_serial();
-        let turn = (self.vcpus.len() > 1).then_some(self.turn.ends);
+        let nmi = self.services.next_nmi();
+        let turn = self.takes_turns().then_some(self.turn.ends);
         let most = limits.instructions.min(self.script.next_insn()).min(self.milestones.next());
-        [timer, serial, turn].into_iter().flatten().fold(most, u64::min)
+        [timer, serial, nmi, turn].into_iter().flatten().fold(most, u64::min)
     }
 }

@@ -35,7 +35,8 @@ impl Machine {
             postcard::to_stdvec(&source.services.devices).and_then(|bytes| postcard::from_bytes(&bytes));
         self.services.devices = devices.map_err(|error| Error::Checkpoint(error.to_string()))?;
         self.services.clock = source.services.clock;
-        self.services.inputs.resume(source.services.inputs.taken());
+        let inputs = &source.services.inputs;
+        self.services.inputs.resume(inputs.taken(), inputs.counts().clone());
         self.script.take_over(&source.script);
         (self.turn, self.exits) = (source.turn, source.exits);
         for n in 0..self.vcpus.len() {

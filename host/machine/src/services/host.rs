@@ -8,7 +8,6 @@ use vmtape_arch::{
     vcpu::VcpuState,
 };
 use vmtape_cpu::Flush;
-use vmtape_traces::event::{Event, InputSource};
 
 impl Host for Services {
     fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
@@ -114,10 +113,11 @@ impl Host for Services {
         }
     }
 
-    fn fault_point(&mut self, vcpu: u32, id: u32) -> Option<u64> {
-        let icount = self.clock.icount;
-        let value = self.inputs.fault(icount, vcpu, id)?;
-        self.tape.event(Event::Input { icount, source: InputSource::FAULT, value });
-        Some(value)
+    fn wants_faults(&self) -> bool {
+        self.inputs.has_faults()
+    }
+
+    fn fault_point(&mut self, vcpu: u32, id: u32, a: u64, b: u64) -> Option<u64> {
+        self.fault(vcpu, id, a, b)
     }
 }

@@ -2,6 +2,7 @@
 //! backend's way to them, KVM's emulator, and the running guest's way to silicon and devices.
 
 mod emulator;
+mod faults;
 mod guest_env;
 mod host;
 mod outcomes;
@@ -102,7 +103,9 @@ impl Services {
     pub(crate) fn type_byte(&mut self, byte: u8) {
         let icount = self.clock.icount;
         self.tape.event(Event::Input { icount, source: InputSource::SERIAL, value: byte.into() });
-        self.devices.receive(byte);
+        for _ in 0..self.arrivals(byte) {
+            self.devices.receive(byte);
+        }
     }
 
     fn access_bus(&mut self, vcpu: u32, op: &mut BusOp) -> bool {

@@ -1,6 +1,6 @@
 //! What a machine knows whose exits come from a tape.
 
-use super::knowledge::Knowledge;
+use super::{faults::TapedFaults, knowledge::Knowledge};
 
 /// The first schema in which an exit tells all memory that its handling reads, whatever handled the exits before it.
 const EXITS_STAND_ALONE: u32 = 3;
@@ -13,12 +13,18 @@ pub(crate) struct Feeding {
     /// their own machine had left there.
     keeps: bool,
     unknown: u64,
+    pub(crate) faults: TapedFaults,
 }
 
 impl Feeding {
     /// Nothing is known yet of so many vCPUs, of a tape of this schema.
     pub(crate) fn new(schema: u32, vcpus: u32) -> Self {
-        Self { knowledge: Knowledge::new(vcpus), keeps: schema < EXITS_STAND_ALONE, unknown: 0 }
+        Self {
+            knowledge: Knowledge::new(vcpus),
+            keeps: schema < EXITS_STAND_ALONE,
+            unknown: 0,
+            faults: TapedFaults::default(),
+        }
     }
 
     pub(crate) fn keeps(&self) -> bool {

@@ -1,5 +1,6 @@
 //! The tape, from both ends: what a run tells of itself, and what a reader who was told that knows.
 
+mod faults;
 mod feeding;
 pub(crate) mod fpu;
 mod knowledge;

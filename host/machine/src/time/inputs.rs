@@ -1,10 +1,11 @@
 //! The only source of nondeterminism.
 
+use super::faults::{Counts, Faults, HostPoint};
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use vmtape_traces::event::InputSource;
+use vmtape_traces::event::{Fault, InputSource};
 
 /// What a run takes from outside: a live run draws it, a replay reads it from the tape, a fault plan disturbs it.
 pub trait Inputs {
@@ -19,9 +20,24 @@ pub trait Inputs {
         None
     }
 
-    /// What a fault point answers instead of going on.
-    fn fault(&mut self, _icount: u64, _vcpu: u32, _point: u32) -> Option<u64> {
+    /// Whether fault points may answer.
+    fn has_faults(&self) -> bool {
+        false
+    }
+
+    /// What a fault point answers, given everything else of the event; `None`: it goes on.
+    fn fault(&mut self, _asked: &Fault) -> Option<u64> {
         None
+    }
+
+    /// The instruction count of the host's next NMI, after so many.
+    fn next_nmi(&self, _occurrences: u64) -> Option<u64> {
+        None
+    }
+
+    /// Faults that were to come and have not: nobody has asked for them.
+    fn missed_faults(&self) -> Vec<Fault> {
+        Vec::new()
     }
 
     /// Passes over what a run has taken before the checkpoint that it starts from.
@@ -42,11 +58,12 @@ pub struct Taken {
 pub(crate) struct InputStream {
     source: Box<dyn Inputs>,
     taken: Taken,
+    counts: Counts,
 }
 
 impl InputStream {
     pub(crate) fn new(source: Box<dyn Inputs>) -> Self {
-        Self { source, taken: Taken::default() }
+        Self { source, taken: Taken::default(), counts: Counts::default() }
     }
 
     /// As [`Inputs::random`].
@@ -67,11 +84,40 @@ impl InputStream {
         Some(byte)
     }
 
+    /// As [`Inputs::has_faults`].
+    pub(crate) fn has_faults(&self) -> bool {
+        self.source.has_faults()
+    }
+
+    /// Counts an occurrence of a fault point, and fills in which one it is.
+    pub(crate) fn count_fault(&mut self, asked: &mut Fault) {
+        [asked.occurrence, asked.since_exit] = self.counts.count(asked.vcpu, asked.point);
+    }
+
     /// As [`Inputs::fault`].
-    pub(crate) fn fault(&mut self, icount: u64, vcpu: u32, point: u32) -> Option<u64> {
-        let value = self.source.fault(icount, vcpu, point)?;
+    pub(crate) fn fault(&mut self, asked: &Fault) -> Option<u64> {
+        let answer = self.source.fault(asked)?;
         self.taken.faults += 1;
-        Some(value)
+        Some(answer)
+    }
+
+    /// As [`Inputs::next_nmi`].
+    pub(crate) fn next_nmi(&self) -> Option<u64> {
+        if self.has_faults() { self.source.next_nmi(self.counts.of(HostPoint::NMI.0)) } else { None }
+    }
+
+    /// As [`Inputs::missed_faults`].
+    pub(crate) fn missed_faults(&self) -> Vec<Fault> {
+        self.source.missed_faults()
+    }
+
+    /// An exit of the vCPU begins.
+    pub(crate) fn begin_exit(&mut self, vcpu: u32) {
+        self.counts.begin_exit(vcpu);
+    }
+
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     pub(crate) fn taken(&self) -> Taken {
@@ -79,9 +125,9 @@ impl InputStream {
     }
 
     /// Goes on where a run is that has taken so much. Nothing was taken from this one yet.
-    pub(crate) fn resume(&mut self, taken: Taken) {
+    pub(crate) fn resume(&mut self, taken: Taken, counts: Counts) {
         self.source.skip(&taken);
-        self.taken = taken;
+        (self.taken, self.counts) = (taken, counts);
     }
 }
 
@@ -90,6 +136,7 @@ pub struct Live {
     generator: Pcg64,
     serial: VecDeque<u8>,
     next_serial: u64,
+    faults: Option<Box<dyn Faults>>,
 }
 
 /// Serial input arrives at the pace of a typist, in instructions.
@@ -97,7 +144,13 @@ const SERIAL_PACE: u64 = 1_000_000;
 
 impl Live {
     pub fn new(seed: u64) -> Self {
-        Self { generator: Pcg64::seed_from_u64(seed), serial: VecDeque::new(), next_serial: 0 }
+        Self { generator: Pcg64::seed_from_u64(seed), serial: VecDeque::new(), next_serial: 0, faults: None }
+    }
+
+    /// Has fault points answer as `faults` decides.
+    pub fn with_faults(mut self, faults: Box<dyn Faults>) -> Self {
+        self.faults = Some(faults);
+        self
     }
 
     /// Types `bytes` on the serial port, beginning after `from` instructions.
@@ -125,6 +178,19 @@ impl Inputs for Live {
         (!self.serial.is_empty()).then_some(self.next_serial)
     }
 
+    fn has_faults(&self) -> bool {
+        self.faults.is_some()
+    }
+
+    fn fault(&mut self, asked: &Fault) -> Option<u64> {
+        let Fault { vcpu, point, occurrence, a, b, .. } = *asked;
+        self.faults.as_mut()?.decide(vcpu, point, occurrence, a, b)
+    }
+
+    fn next_nmi(&self, occurrences: u64) -> Option<u64> {
+        self.faults.as_ref()?.next_nmi(occurrences)
+    }
+
     fn skip(&mut self, taken: &Taken) {
         self.generator.advance(taken.random.into());
         self.serial.drain(..self.serial.len().min(taken.serial as usize));
@@ -139,9 +205,11 @@ pub struct Recorded {
     /// A tape may have more of them than memory.
     random: Box<dyn Iterator<Item = u64>>,
     serial: Vec<(u64, u8)>,
-    faults: Vec<(u64, u64)>,
-    /// How many of serial bytes and of faults were taken.
-    taken: [usize; 2],
+    faults: Vec<Fault>,
+    /// Which of them were asked for.
+    asked: Vec<bool>,
+    /// How many of serial bytes were taken.
+    taken: usize,
     /// An input was asked for that the tape does not have.
     pub exhausted: bool,
 }
@@ -156,17 +224,24 @@ impl Recorded {
             random: Box::new(random),
             serial: Vec::new(),
             faults: Vec::new(),
-            taken: [0; 2],
+            asked: Vec::new(),
+            taken: 0,
             exhausted: false,
         };
         for (icount, source, value) in others {
             match source {
                 InputSource::SERIAL => recorded.serial.push((icount, value as u8)),
-                InputSource::FAULT => recorded.faults.push((icount, value)),
                 _ => {}
             }
         }
         recorded
+    }
+
+    /// With the tape's faults.
+    pub fn with_faults(mut self, faults: Vec<Fault>) -> Self {
+        self.asked = vec![false; faults.len()];
+        self.faults = faults;
+        self
     }
 }
 
@@ -178,27 +253,42 @@ impl Inputs for Recorded {
     }
 
     fn serial(&mut self, icount: u64) -> Option<u8> {
-        let (due, byte) = *self.serial.get(self.taken[0])?;
+        let (due, byte) = *self.serial.get(self.taken)?;
         (due <= icount).then(|| {
-            self.taken[0] += 1;
+            self.taken += 1;
             byte
         })
     }
 
     fn next_serial(&self) -> Option<u64> {
-        self.serial.get(self.taken[0]).map(|(icount, _)| *icount)
+        self.serial.get(self.taken).map(|(icount, _)| *icount)
     }
 
-    fn fault(&mut self, icount: u64, _vcpu: u32, _point: u32) -> Option<u64> {
-        let (at, value) = *self.faults.get(self.taken[1])?;
-        (at == icount).then(|| {
-            self.taken[1] += 1;
-            value
-        })
+    fn has_faults(&self) -> bool {
+        !self.faults.is_empty()
+    }
+
+    /// The tape's answer for this occurrence. Words that are not the taped ones show where the event is compared.
+    fn fault(&mut self, asked: &Fault) -> Option<u64> {
+        let key = |fault: &Fault| (fault.vcpu, fault.point, fault.occurrence);
+        let at = self.faults.iter().position(|fault| key(fault) == key(asked))?;
+        self.asked[at] = true;
+        Some(self.faults[at].answer)
+    }
+
+    fn next_nmi(&self, occurrences: u64) -> Option<u64> {
+        let mut nmis = self.faults.iter().filter(|fault| fault.point == HostPoint::NMI.0);
+        nmis.nth(occurrences as usize).map(|fault| fault.icount)
+    }
+
+    fn missed_faults(&self) -> Vec<Fault> {
+        let missed = self.faults.iter().zip(&self.asked).filter(|(_, asked)| !**asked);
+        missed.map(|(fault, _)| *fault).collect()
     }
 
     fn skip(&mut self, taken: &Taken) {
-        self.taken = [taken.serial as usize, taken.faults as usize];
+        self.taken = taken.serial as usize;
+        self.asked.iter_mut().take(taken.faults as usize).for_each(|asked| *asked = true);
         if let Some(last) = taken.random.checked_sub(1) {
             self.random.nth(last as usize);
         }

@@ -1,10 +1,13 @@
 //! What time it is, and what comes from outside at which time.
 
 mod clock;
+mod faults;
 mod inputs;
 mod milestones;
 
 pub use clock::{Clock, NS_PER_SECOND, NS_PER_TICK};
+pub(crate) use faults::Counts;
+pub use faults::{Faults, HostPoint, Scripted};
 pub(crate) use inputs::InputStream;
 pub use inputs::{Inputs, Live, Recorded, Taken};
 pub use milestones::Milestones;

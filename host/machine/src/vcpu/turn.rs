@@ -21,12 +21,14 @@ impl Turn {
         (first..first + vcpus).map(move |n| n % vcpus)
     }
 
-    /// Gives it to a vCPU; the current one keeps the rest of its own.
-    pub(crate) fn give(&mut self, vcpu: u32, icount: u64) {
-        if vcpu != self.vcpu || self.is_over(icount) {
+    /// Gives it to a vCPU; the current one keeps the rest of its own. True: it is a new turn.
+    pub(crate) fn give(&mut self, vcpu: u32, icount: u64) -> bool {
+        let new = vcpu != self.vcpu || self.is_over(icount);
+        if new {
             self.ends = icount + TURN;
         }
         self.vcpu = vcpu;
+        new
     }
 }
 

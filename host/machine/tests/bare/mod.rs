@@ -308,6 +308,8 @@ pub fn spec(name: &str, bytes: Vec<u8>, vcpus: u32) -> MachineSpec {
         script: Vec::new(),
         milestone_every: 0,
         cpu_revision: vmtape_machine::CPU_REVISION,
+        fault_points: Vec::new(),
+        pcpus: 0,
     }
 }
 

@@ -493,6 +493,24 @@ static vt_Status query(vt_Vm *vm, uint32_t vcpu, vt_Query what, uint64_t *value)
 
 static vt_Sizes sizes = vt_SIZES;
 
+// Nothing is kept per physical CPU.
+static vt_Status on_cpu(vt_Vm *vm, uint32_t cpu, vt_HostRef host) {
+    (void)vm, (void)cpu, (void)host;
+    return vt_STATUS_OK;
+}
+
+static vt_Status vcpu_load(vt_Vm *vm, uint32_t vcpu, uint32_t cpu, vt_HostRef host) {
+    (void)vm, (void)vcpu, (void)cpu, (void)host;
+    return vt_STATUS_OK;
+}
+
+static vt_Status host_nmi(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, vt_HostRef host, vt_Exit *exit,
+                          vt_Verdict *verdict) {
+    (void)vm, (void)vcpu, (void)state, (void)host, (void)exit;
+    *verdict = vt_Verdict_NATIVE;
+    return vt_STATUS_OK;
+}
+
 static const vt_BackendTable table = {
 #ifdef VARIANT_OTHER_VERSION
     .abi_version = vt_ABI_VERSION + 1,
@@ -550,6 +568,12 @@ static const vt_BackendTable table = {
     .clear_dirty_log = clear_dirty_log,
     .harvest_dirty_ring = harvest_dirty_ring,
     .reset_dirty_rings = reset_dirty_rings,
+    .enable_cpu = on_cpu,
+    .disable_cpu = on_cpu,
+    .vcpu_load = vcpu_load,
+    .vcpu_put = on_cpu,
+    .host_nmi = host_nmi,
+    .crash = on_cpu,
 };
 
 #ifdef VARIANT_NO_SYMBOL

@@ -24,6 +24,7 @@ use vmtape_arch::{
     note::Note,
     vcpu::{VcpuState, gpr, seg},
 };
+use vmtape_kvm_mmu::fault_points::FaultPoint;
 
 /// KVM_MAX_MCE_BANKS, and IA32_MCG_CAP of a vCPU without KVM_X86_SETUP_MCE.
 const MCE_BANKS: u64 = 32;
@@ -93,9 +94,10 @@ pub fn emulate_rdmsr<O: Ops>(
     host: &mut dyn Host,
 ) -> Result<(), Exception> {
     let index = state.gpr[gpr::RCX] as u32;
-    let result = ops.get_msr(vcpu, state, index, false, host);
+    let refused = FaultPoint::RDMSR_REFUSED.poll(vcpu.core().id, index.into(), 0, host).is_some();
+    let result = if refused { Err(Refused) } else { ops.get_msr(vcpu, state, index, false, host) };
     let data = result.unwrap_or(0);
-    host.note(vcpu.core().id, intercepted(false, index, data, result.is_err()));
+    vcpu.core().note(intercepted(false, index, data, result.is_err()), host);
     result.map_err(|Refused| Exception::gp(0))?;
     state.gpr[gpr::RAX] = data & 0xffff_ffff;
     state.gpr[gpr::RDX] = data >> 32;
@@ -111,8 +113,9 @@ pub fn emulate_wrmsr<O: Ops>(
 ) -> cr::Outcome {
     let index = state.gpr[gpr::RCX] as u32;
     let data = state.gpr[gpr::RAX] & 0xffff_ffff | state.gpr[gpr::RDX] << 32;
-    let result = ops.set_msr(vcpu, state, index, data, false, host);
-    host.note(vcpu.core().id, intercepted(true, index, data, result.is_err()));
+    let refused = FaultPoint::WRMSR_REFUSED.poll(vcpu.core().id, index.into(), data, host).is_some();
+    let result = if refused { Err(Refused) } else { ops.set_msr(vcpu, state, index, data, false, host) };
+    vcpu.core().note(intercepted(true, index, data, result.is_err()), host);
     result.map_err(|Refused| Exception::gp(0))
 }
 

@@ -12,6 +12,7 @@ use vmtape_arch::{
     state::{MAX_IO_MSRS, MsrEntry},
     vcpu::VcpuState,
 };
+use vmtape_kvm_mmu::fault_points::FaultPoint;
 
 /// KVM_GET_MSRS; gives how many registers were read.
 pub fn get<O: Ops>(
@@ -22,6 +23,9 @@ pub fn get<O: Ops>(
 ) -> Result<u32, Errno> {
     check_count(entries.len())?;
     for (done, entry) in (0..).zip(&mut *entries) {
+        if FaultPoint::GET_MSR_REFUSED.poll(v.core().id, entry.index.into(), 0, host).is_some() {
+            return Ok(done);
+        }
         match ops.get_msr(v, state, entry.index, true, host) {
             Ok(data) => entry.data = data,
             Err(Refused) if list::is_advertised(entry.index) => entry.data = 0,
@@ -54,6 +58,9 @@ fn set_one<O: Ops>(
     &MsrEntry { index, data, .. }: &MsrEntry,
     host: &mut dyn Host,
 ) -> Result<(), Refused> {
+    if FaultPoint::SET_MSR_REFUSED.poll(v.core().id, index.into(), data, host).is_some() {
+        return Err(Refused);
+    }
     let frozen = v.core().has_run() && ops.kvm().options.on(Switch::IMMUTABLE_FEATURE_MSRS);
     if frozen && msr::is_immutable_feature(index) {
         let same = ops.get_msr(v, state, index, true, host) == Ok(data);

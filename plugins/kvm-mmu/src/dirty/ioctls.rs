@@ -66,7 +66,7 @@ impl Mmu {
             }
         }
         if !reset.is_empty() {
-            host.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0);
+            self.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0, host);
         }
         Ok(reset.len() as u32)
     }
@@ -152,7 +152,7 @@ impl Mmu {
             self.protect_dirty(slot, first + 64 * at as u64, *mask);
         }
         if words.iter().any(|mask| *mask != 0) {
-            host.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0);
+            self.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0, host);
         }
     }
 }

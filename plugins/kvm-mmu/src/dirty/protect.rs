@@ -38,7 +38,7 @@ impl Mmu {
             self.arm_gfn(gfn, 1, arm);
         }
         self.arm_large(new.gpa >> 12, (new.gpa + new.size) >> 12, Arm::Protect);
-        host.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0);
+        self.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0, host);
     }
 
     /// `kvm_arch_mmu_enable_log_dirty_pt_masked`: the pages of a slot from `offset` on whose bit is set.

@@ -161,6 +161,7 @@ impl Mmu {
             self.shadow.flush |=
                 format.is_present(old) && format.is_mmu_writable(old) && !format.is_writable(new);
             self.pages.write(sptep, new);
+            self.damage(vcpu, gfn, sptep, new, host);
             host.note_at(vcpu, self.place(vcpu), Note::SetSpte { gfn, spte: new, level });
         }
         if protected && fault.is_some_and(|fault| fault.code.w()) {
@@ -209,7 +210,7 @@ impl Mmu {
         if fast != RetPf::Invalid {
             return fast;
         }
-        let result = self.faultin_pfn(vcpu, fault, Acc::ALL);
+        let result = self.faultin_pfn(vcpu, fault, Acc::ALL, host);
         if result != RetPf::Continue {
             return result;
         }

@@ -32,7 +32,7 @@ impl Mmu {
     /// Hands pending flushes to the host (`kvm_flush_remote_tlbs`).
     pub(crate) fn shadow_flush(&mut self, host: &mut dyn Host) {
         if std::mem::take(&mut self.shadow.flush) {
-            host.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0);
+            self.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0, host);
         }
     }
 

@@ -46,7 +46,7 @@ impl Mmu {
         }
         let Paging { wp, smep, .. } = self.context(vcpu).paging(state);
         self.protect_clean(vcpu, &mut walk, &steps, code.w());
-        let result = self.faultin_pfn(vcpu, fault, walk.acc);
+        let result = self.faultin_pfn(vcpu, fault, walk.acc, host);
         if result != RetPf::Continue {
             return Ok(result);
         }

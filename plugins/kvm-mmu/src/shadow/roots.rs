@@ -5,10 +5,11 @@
 use super::{sync::Synced, table_of};
 use crate::{
     context::{ContextId, Root},
+    fault_points::FaultPoint,
     mmu::Mmu,
     role::CpuRole,
 };
-use vmtape_abi::{FlushScope, Host};
+use vmtape_abi::{Errno, FlushScope, Host};
 use vmtape_arch::vcpu::VcpuState;
 
 /// KVM_MMU_NUM_PREV_ROOTS.
@@ -114,6 +115,17 @@ impl Mmu {
         self.shadow_flush(host);
     }
 
+    /// `kvm_mmu_reload`, which may find no memory for a root.
+    pub fn load(&mut self, vcpu: u32, state: &VcpuState, host: &mut dyn Host) -> Result<(), Errno> {
+        if self.context(vcpu).root.is_none()
+            && let Some(answer) = self.fault(vcpu, FaultPoint::ROOT_ENOMEM, state.cr3, 0, host)
+        {
+            return Err(FaultPoint::errno(answer));
+        }
+        self.reload(vcpu, state, host);
+        Ok(())
+    }
+
     /// Before an entry: drops roots that were zapped (`kvm_mmu_free_obsolete_roots`) and loads one if there is none
     /// (`kvm_mmu_reload`).
     pub fn reload(&mut self, vcpu: u32, state: &VcpuState, host: &mut dyn Host) {
@@ -138,7 +150,7 @@ impl Mmu {
             self.context_mut(vcpu).root = Some(root);
             self.sync_roots(vcpu, host);
         }
-        host.flush_tlb(vcpu, FlushScope::ALL, 0);
+        self.flush_tlb(vcpu, FlushScope::ALL, 0, host);
     }
 
     fn is_obsolete(&self, vcpu: u32, of: ContextId, root: &Root) -> bool {
@@ -224,7 +236,7 @@ impl Mmu {
         if !self.take_cached_root(vcpu, pgd, host) {
             return;
         }
-        host.flush_tlb(vcpu, FlushScope::ALL, 0);
+        self.flush_tlb(vcpu, FlushScope::ALL, 0, host);
         self.clear_mmio(vcpu, None);
         if let Some(root) = self.context(vcpu).root
             && !self.context(vcpu).root_role.direct()
@@ -296,7 +308,12 @@ impl Mmu {
     /// KVM_REQ_TLB_FLUSH_CURRENT after a change of CR3 or CR4, with KVM_REQ_MMU_SYNC under shadow paging.
     pub fn flush_current(&mut self, vcpu: u32, host: &mut dyn Host) {
         self.sync_roots(vcpu, host);
-        host.flush_tlb(vcpu, if self.is_tdp(vcpu) { FlushScope::NON_GLOBAL } else { FlushScope::ALL }, 0);
+        self.flush_tlb(
+            vcpu,
+            if self.is_tdp(vcpu) { FlushScope::NON_GLOBAL } else { FlushScope::ALL },
+            0,
+            host,
+        );
     }
 
     /// KVM_REQ_TLB_FLUSH_GUEST (`kvm_vcpu_flush_tlb_guest`).
@@ -305,7 +322,7 @@ impl Mmu {
         if !self.is_tdp(vcpu) {
             self.free_unsync_prev_roots(vcpu, host);
         }
-        host.flush_tlb(vcpu, FlushScope::ALL, 0);
+        self.flush_tlb(vcpu, FlushScope::ALL, 0, host);
     }
 
     /// `kvm_invalidate_pcid`, without the flush of the current one: cached roots of the PCID are freed.
@@ -323,7 +340,7 @@ impl Mmu {
 
     /// `kvm_mmu_invlpg`.
     pub fn invlpg(&mut self, vcpu: u32, gva: u64, host: &mut dyn Host) {
-        host.flush_tlb(vcpu, FlushScope::GVA, gva);
+        self.flush_tlb(vcpu, FlushScope::GVA, gva, host);
         if self.context(vcpu).root_role.direct() {
             return;
         }

@@ -2,13 +2,15 @@
 
 use super::table_of;
 use crate::{
+    fault_points::FaultPoint,
     mmu::Mmu,
     tdp::{
-        npt::PrivateTables,
+        private::{PrivateTables, SHADOW_POINTS},
         silicon::{GuestAccess, mapping_kind},
     },
     walk::{self, AdPolicy, Failure, Mode, Paging, Steps, WalkAccess},
 };
+use vmtape_abi::Host;
 use vmtape_arch::{access::Mapping, vcpu::VcpuState};
 
 impl Mmu {
@@ -45,16 +47,25 @@ impl Mmu {
         state: &VcpuState,
         gva: u64,
         access: &WalkAccess,
+        host: &mut dyn Host,
     ) -> GuestAccess {
         let paging = self.shadow_paging(vcpu, state);
-        let mut tables = PrivateTables(&mut self.pages);
+        if self.fault(vcpu, FaultPoint::SPURIOUS_FAULT, gva, access.kind.0.into(), host).is_some() {
+            return GuestAccess::Fault(paging.describe(access));
+        }
+        let armed = self.armed;
+        let mut tables = PrivateTables::new(&mut self.pages, vcpu, gva);
+        tables.faults = armed.then_some((host, &SHADOW_POINTS));
         let mut steps = Steps::default();
         match walk::walk(&paging, gva, access, AdPolicy::AfterTranslation, &mut tables, &mut steps) {
             Ok(walk) => {
                 let (table, index) = table_of(steps.last().map_or(0, |step| step.address));
                 let page = walk.gpa & !0xfff;
                 let size = (1u64 << walk.page_shift) - 1;
-                let gpa = (self.entry_gfn(table, index) << 12) | page & size;
+                // An entry that was read wrongly may lead to a table that is none.
+                let known = self.shadow.get(table).is_some();
+                let gpa =
+                    if known { (self.entry_gfn(table, index) << 12) | page & size } else { page & !size };
                 let [read, write, fetch] = paging.rights(walk.acc, 0, access);
                 GuestAccess::Mapped(Mapping {
                     gpa,

@@ -5,12 +5,9 @@
 use super::{
     nested::{Nested, NestedFault},
     pml::Pml,
+    private::PrivateTables,
 };
-use crate::{
-    config::Config,
-    pages::{Pages, entry_address},
-    spte::Format,
-};
+use crate::{config::Config, pages::entry_address, spte::Format};
 use vmtape_arch::{
     access::AccessKind,
     paging::{EptEntry, bits},
@@ -18,7 +15,7 @@ use vmtape_arch::{
 
 /// Walks EPT. See: SDM 29.3.2 EPT Translation Mechanism, 29.3.3 EPT-Induced VM Exits
 pub(super) fn walk_ept(
-    pages: &mut Pages,
+    tables: &mut PrivateTables<'_>,
     config: &Config,
     root: u64,
     levels: u8,
@@ -36,7 +33,7 @@ pub(super) fn walk_ept(
     let (mut r, mut w, mut x) = (true, true, true);
     loop {
         let address = entry_address(table, gpa >> (12 + 9 * (level - 1)) & 0x1ff);
-        let value = pages.read(address);
+        let value = tables.entry(address);
         let entry = EptEntry::from_bits(value);
         if !entry.r() && !entry.w() && !entry.x() {
             return Err(NOTHING);
@@ -61,11 +58,13 @@ pub(super) fn walk_ept(
         }
         let mut dirty = true;
         if ad {
-            let sets_dirty = kind == AccessKind::WRITE && !entry.d();
+            let wanted = kind == AccessKind::WRITE && !entry.d();
+            let sets_dirty = wanted && !tables.loses_dirty(value);
             if let Some(pml) = pml {
                 // See: SDM 29.3.6 Page-Modification Logging: the index is examined before either flag is set.
                 let path = &used[level as usize - 1..levels as usize];
-                let sets_accessed = path.iter().any(|address| !EptEntry::from_bits(pages.read(*address)).a());
+                let sets_accessed =
+                    path.iter().any(|address| !EptEntry::from_bits(tables.pages.read(*address)).a());
                 if pml.is_full() && (sets_dirty || sets_accessed) {
                     return Err(NestedFault::LogFull);
                 }
@@ -74,10 +73,17 @@ pub(super) fn walk_ept(
                 }
             }
             for &address in &used[level as usize - 1..levels as usize] {
-                pages.write(address, EptEntry::from_bits(pages.read(address)).with_a(true).into_bits());
+                let value = tables.pages.read(address);
+                let used = EptEntry::from_bits(value);
+                if !used.a() && !tables.loses_accessed(value) {
+                    tables.set(address, used.with_a(true).into_bits());
+                }
             }
             dirty = entry.d() || kind == AccessKind::WRITE;
-            pages.write(address, entry.with_a(true).with_d(dirty).into_bits());
+            if sets_dirty {
+                let stored = EptEntry::from_bits(tables.pages.read(address));
+                tables.set(address, stored.with_d(true).into_bits());
+            }
         }
         let offset = bits(0, 11 + 9 * (u32::from(level) - 1));
         return Ok(Nested {

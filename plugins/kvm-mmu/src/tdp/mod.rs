@@ -6,6 +6,7 @@ mod ept;
 mod nested;
 pub(crate) mod npt;
 pub mod pml;
+pub(crate) mod private;
 mod roots;
 pub mod silicon;
 #[cfg(test)]
@@ -138,7 +139,7 @@ impl Mmu {
         if fast != RetPf::Invalid {
             return fast;
         }
-        let result = self.faultin_pfn(vcpu, fault, Acc::ALL);
+        let result = self.faultin_pfn(vcpu, fault, Acc::ALL, host);
         if result != RetPf::Continue {
             return result;
         }
@@ -214,7 +215,7 @@ impl Mmu {
                 let spte = format.huge_split(entry.spte, i, entry.level - 1);
                 self.pages.write(entry_address(table, i), spte);
             }
-            host.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0);
+            self.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0, host);
         }
         self.tdp_set(vcpu, gfn, entry, format.nonleaf(table), host);
         table
@@ -273,10 +274,11 @@ impl Mmu {
         }
         if new != entry.spte {
             self.tdp_set(vcpu, gfn, entry, new, host);
+            self.damage(vcpu, gfn, entry.address, new, host);
         }
         if new != entry.spte && format.is_present(entry.spte) && !format.is_last(entry.spte, entry.level) {
             self.tdp_release(format.address(entry.spte), entry.level - 1);
-            host.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0);
+            self.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0, host);
         }
         if format.is_mmio(new) {
             host.note_at(

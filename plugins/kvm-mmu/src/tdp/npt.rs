@@ -2,35 +2,38 @@
 //!
 //! Manual: AMD APM volume 2, 24593 rev. 3.42, 15.25.
 
-use super::nested::{Nested, NestedFault};
+use super::{
+    nested::{Nested, NestedFault},
+    private::PrivateTables,
+};
 use crate::{
     config::Config,
-    pages::Pages,
     walk::{self, AdPolicy, Failure, Mode, Paging, Steps, Tables, Update, WalkAccess},
 };
 use std::convert::Infallible;
-use vmtape_arch::access::AccessKind;
-
-/// The private tables as silicon's walk of x86-format entries sees them.
-pub(crate) struct PrivateTables<'a>(pub &'a mut Pages);
+use vmtape_arch::{access::AccessKind, paging::Pte};
 
 impl Tables for PrivateTables<'_> {
     type Stop = Infallible;
 
     fn read(&mut self, address: u64, _size: u8) -> Result<Option<u64>, Infallible> {
-        Ok(Some(self.0.read(address)))
+        Ok(Some(self.entry(address)))
     }
 
-    fn update(&mut self, address: u64, _old: u64, new: u64, _size: u8) -> Result<Update, Infallible> {
-        self.0.write(address, new);
-        Ok(Update::Done)
+    fn update(&mut self, address: u64, old: u64, new: u64, _size: u8) -> Result<Update, Infallible> {
+        let (before, after) = (Pte::from_bits(old), Pte::from_bits(new));
+        let accessed = after.a() && !before.a() && !self.loses_accessed(old);
+        let dirty = after.d() && !before.d() && !self.loses_dirty(old);
+        let kept = after.with_a(before.a() || accessed).with_d(before.d() || dirty);
+        self.set(address, kept.into_bits());
+        Ok(if kept == after { Update::Done } else { Update::Lost(kept.into_bits()) })
     }
 }
 
 /// Walks the nested page table: ordinary paging with the host's mode and width, every access a user's.
 /// See: APM 15.25.5 Nested Table Walk, 15.25.6 Nested versus Guest Page Faults, Fault Ordering
 pub(super) fn walk_npt(
-    pages: &mut Pages,
+    tables: &mut PrivateTables<'_>,
     config: &Config,
     root: u64,
     levels: u8,
@@ -43,8 +46,7 @@ pub(super) fn walk_npt(
     if levels < 5 && config.wide_gpa_faults && gpa >> 48 != 0 {
         return Err(NestedFault::Npf(paging.describe(&access)));
     }
-    match walk::walk(&paging, gpa, &access, AdPolicy::AfterTranslation, &mut PrivateTables(pages), &mut steps)
-    {
+    match walk::walk(&paging, gpa, &access, AdPolicy::AfterTranslation, tables, &mut steps) {
         Ok(walk) => {
             let [read, write, fetch] = paging.rights(walk.acc, 0, &access);
             Ok(Nested { hpa: walk.gpa, read, write: write && walk.dirty, fetch })

@@ -4,8 +4,14 @@
 
 pub use super::nested::{Nested, NestedFault};
 
-use super::{ept::walk_ept, npt::walk_npt, pml::Pml};
+use super::{
+    ept::walk_ept,
+    npt::walk_npt,
+    pml::Pml,
+    private::{NESTED_POINTS, PrivateTables},
+};
 use crate::{
+    fault_points::FaultPoint,
     mmu::{Config, Mmu},
     pages::Pages,
     slots::Slots,
@@ -17,6 +23,8 @@ use vmtape_arch::{
     access::{AccessKind, Mapping, MappingKind},
     exception::PageFaultError,
     exit::{EptQualification, NpfInfo},
+    level::Place,
+    paging::Pte,
     vcpu::VcpuState,
 };
 
@@ -85,17 +93,59 @@ struct GuestTables<'a> {
     last: Nested,
     /// Where writes are logged.
     pml: Option<&'a mut Pml>,
+    vcpu: u32,
+    /// Fault points may answer.
+    armed: bool,
 }
 
 impl GuestTables<'_> {
     fn nested(&mut self, gpa: u64, kind: AccessKind) -> Result<Nested, NestedFault> {
-        match self.config.format {
+        let (config, root, levels) = (self.config, self.root, self.levels);
+        let mut tables = PrivateTables::new(self.pages, self.vcpu, gpa);
+        if self.armed {
+            tables.faults = Some((&mut *self.host, &NESTED_POINTS));
+        }
+        match config.format {
             Format::Ept { .. } => {
                 let pml = self.pml.as_deref_mut();
-                walk_ept(self.pages, self.config, self.root, self.levels, gpa, kind, pml)
+                walk_ept(&mut tables, config, root, levels, gpa, kind, pml)
             }
-            Format::X86 { .. } => walk_npt(self.pages, self.config, self.root, self.levels, gpa, kind),
+            Format::X86 { .. } => walk_npt(&mut tables, config, root, levels, gpa, kind),
         }
+    }
+
+    fn fault(&mut self, point: FaultPoint, a: u64, b: u64) -> Option<u64> {
+        if self.armed { point.ask(self.vcpu, a, b, self.host) } else { None }
+    }
+
+    /// A fault although everything is allowed.
+    fn spurious(&mut self, gpa: u64, kind: AccessKind, nested: &Nested) -> Option<NestedFault> {
+        self.fault(FaultPoint::SPURIOUS_FAULT, gpa, kind.0.into())?;
+        Some(match self.config.format {
+            Format::Ept { .. } => {
+                NestedFault::Violation { read: nested.read, write: nested.write, fetch: nested.fetch }
+            }
+            Format::X86 { .. } => {
+                let write = kind == AccessKind::WRITE;
+                let error = PageFaultError::new().with_p(true).with_u(true).with_w(write);
+                NestedFault::Npf(error.with_i(kind == AccessKind::FETCH))
+            }
+        })
+    }
+
+    /// What a guest's entry becomes by an update of which accessed or dirty bit may be lost.
+    fn kept(&mut self, gpa: u64, old: u64, new: u64) -> u64 {
+        if !self.armed {
+            return new;
+        }
+        let (before, mut after) = (Pte::from_bits(old), Pte::from_bits(new));
+        if after.d() && !before.d() && self.fault(FaultPoint::LOST_DIRTY, gpa, old).is_some() {
+            after.set_d(false);
+        }
+        if after.a() && !before.a() && self.fault(FaultPoint::LOST_ACCESSED, gpa, old).is_some() {
+            after.set_a(false);
+        }
+        after.into_bits()
     }
 
     fn entry(&mut self, gpa: u64, kind: AccessKind) -> Result<u64, NestedStop> {
@@ -109,12 +159,20 @@ impl Tables for GuestTables<'_> {
 
     fn read(&mut self, address: u64, size: u8) -> Result<Option<u64>, NestedStop> {
         let hpa = self.entry(address, self.entry_kind)?;
-        Ok(if size == 4 { self.host.read_u32(hpa).map(u64::from) } else { self.host.read_u64(hpa) })
+        let entry = if size == 4 { self.host.read_u32(hpa).map(u64::from) } else { self.host.read_u64(hpa) };
+        let Some(entry) = entry.filter(|_| self.armed) else { return Ok(entry) };
+        let flipped = self.fault(FaultPoint::GUEST_ENTRY_FLIP, address, entry).unwrap_or(0);
+        Ok(Some(entry ^ if size == 4 { flipped & u64::from(u32::MAX) } else { flipped }))
     }
 
     fn update(&mut self, address: u64, old: u64, new: u64, size: u8) -> Result<Update, NestedStop> {
         let hpa = self.entry(address, AccessKind::WRITE)?;
-        Ok(match self.host.cmpxchg(hpa, old, new, size) {
+        let kept = self.kept(address, old, new);
+        if kept == old {
+            return Ok(Update::Lost(old));
+        }
+        Ok(match self.host.cmpxchg(hpa, old, kept, size) {
+            Some(true) if kept != new => Update::Lost(kept),
             Some(true) => Update::Done,
             Some(false) => Update::Changed,
             None => Update::ReadOnly,
@@ -125,7 +183,10 @@ impl Tables for GuestTables<'_> {
         match self.nested(address, kind) {
             Ok(nested) => {
                 self.last = nested;
-                Ok(())
+                match self.spurious(address, kind, &nested) {
+                    Some(fault) => Err(NestedStop { gpa: address, fault, kind, table: false, leaf }),
+                    None => Ok(()),
+                }
             }
             Err(fault) => Err(NestedStop { gpa: address, fault, kind, table: false, leaf }),
         }
@@ -194,6 +255,8 @@ impl Mmu {
             entry_kind,
             last: Nested::default(),
             pml: if logs { self.dirty.pml_of(vcpu) } else { None },
+            vcpu,
+            armed: self.armed,
         };
         let mut steps = Steps::default();
         let outcome = match walk::walk(&paging, gva, access, policy, &mut tables, &mut steps) {
@@ -215,14 +278,14 @@ impl Mmu {
     }
 }
 
-/// The steps of a walk as notes for the tape.
-pub fn note_steps(vcpu: u32, steps: &[Step], host: &mut dyn Host) {
+/// The steps of a walk as notes for the tape. `place`: who was running, and which dimension was walked.
+pub fn note_steps(vcpu: u32, place: Place, steps: &[Step], host: &mut dyn Host) {
     use vmtape_arch::note::{Note, NoteKind};
     if !host.wants(NoteKind::SILICON_STEP) {
         return;
     }
     for step in steps {
         let Step { address, before, after, level, .. } = *step;
-        host.note(vcpu, Note::SiliconStep { gpa: address, before, after, level });
+        host.note_at(vcpu, place, Note::SiliconStep { gpa: address, before, after, level });
     }
 }

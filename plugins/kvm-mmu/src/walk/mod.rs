@@ -52,6 +52,8 @@ pub enum AdPolicy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Update {
     Done,
+    /// Silicon believes that it is done, but this is what the entry holds now: a fault.
+    Lost(u64),
     /// The entry is no longer what was read: walk again.
     Changed,
     /// The entry lies in memory that cannot be written; the update is skipped.
@@ -192,6 +194,8 @@ struct Walker<'a, T: Tables> {
     access: &'a WalkAccess,
     tables: &'a mut T,
     steps: &'a mut Steps,
+    /// Bits of each entry that were lost on their way to memory.
+    lost: [u64; 5],
 }
 
 impl<'a, T: Tables> Walker<'a, T> {
@@ -203,7 +207,7 @@ impl<'a, T: Tables> Walker<'a, T> {
         steps: &'a mut Steps,
     ) -> Self {
         steps.len = 0;
-        Self { paging, gva, access, tables, steps }
+        Self { paging, gva, access, tables, steps, lost: [0; 5] }
     }
 
     /// `None`: an entry changed meanwhile.
@@ -224,7 +228,8 @@ impl<'a, T: Tables> Walker<'a, T> {
             return Ok(None);
         }
         let (_, d) = self.paging.accessed_dirty();
-        walk.dirty = self.steps.last().is_none_or(|step| Paging::has_all(step.after, d));
+        let lost = self.lost[usize::from(self.steps.len.saturating_sub(1))];
+        walk.dirty = self.steps.last().is_none_or(|step| Paging::has_all(step.after | lost, d));
         Ok(Some(walk))
     }
 
@@ -318,12 +323,13 @@ impl<'a, T: Tables> Walker<'a, T> {
         for i in 0..self.steps.len {
             let step = self.steps.steps[i as usize];
             let old = step.after;
+            let believed = old | self.lost[i as usize];
             let mut new = old;
-            if !Paging::has_all(old, a) {
+            if !Paging::has_all(believed, a) {
                 self.tables.seen(Seen::Accessed { gpa: step.address });
                 new |= a;
             }
-            if i == leaf && dirty && !Paging::has_all(old, d) {
+            if i == leaf && dirty && !Paging::has_all(believed, d) {
                 self.tables.seen(Seen::Dirty { gpa: step.address });
                 new |= d;
             }
@@ -332,6 +338,10 @@ impl<'a, T: Tables> Walker<'a, T> {
             }
             match self.tables.update(step.address, old, new, size) {
                 Ok(Update::Done) => self.steps.steps[i as usize].after = new,
+                Ok(Update::Lost(stored)) => {
+                    self.steps.steps[i as usize].after = stored;
+                    self.lost[i as usize] |= new & !stored;
+                }
                 Ok(Update::Changed) => return Ok(false),
                 Ok(Update::ReadOnly) => {}
                 Err(stop) => return Err(Failure::Stopped(stop)),

@@ -39,7 +39,8 @@ pub fn handle(cx: &mut Cx<'_>) -> Resume {
         C::EXCP_UD => cx.shared.kvm.handle_ud(&mut cx.vcpu.core, cx.state, cx.host),
         C::EXCP_AC => cx.inject(Exception::with_code(Vector::AC, 0)),
         C::EXCP_DB => debug(cx),
-        C::EXCP_MC | C::INTR | C::NMI | C::SMI | C::INIT => Resume::GUEST,
+        C::EXCP_MC => machine_check(cx),
+        C::INTR | C::NMI | C::SMI | C::INIT => Resume::GUEST,
         C::CPUID => cpuid_exit(cx),
         C::MSR if cx.control().exit_info_1 == 0 => rdmsr(cx),
         C::MSR => wrmsr(cx),
@@ -88,7 +89,7 @@ impl Cx<'_> {
     }
 
     fn note(&mut self, note: Note) {
-        self.host.note(self.vcpu.core.id, note);
+        self.vcpu.core.note(note, self.host);
     }
 
     fn inject(&mut self, exception: Exception) -> Resume {
@@ -219,6 +220,17 @@ fn page_fault(cx: &mut Cx<'_>) -> Resume {
     cx.shared.kvm.mmu_page_fault(&mut cx.vcpu.core, cx.state, address, code, cx.host)
 }
 
+/// `svm_handle_mce`: the host's handler has the machine check, unless it is the erratum that only the guest can pay for.
+fn machine_check(cx: &mut Cx<'_>) -> Resume {
+    /// MC0_STATUS of erratum 383. See: KVM svm/svm.c is_erratum_383()
+    const ERRATUM_383: u64 = 0xb600_0000_0001_0015;
+    if cx.exit.exception.payload == ERRATUM_383 {
+        cx.host.log(1, "kvm: Guest triggered AMD Erratum 383");
+        cx.vcpu.core.events.request_triple_fault();
+    }
+    Resume::GUEST
+}
+
 /// `db_interception`.
 fn debug(cx: &mut Cx<'_>) -> Resume {
     if cx.exit.insn.kind == SensitiveKind::NMI_WINDOW {
@@ -235,7 +247,7 @@ fn debug(cx: &mut Cx<'_>) -> Resume {
 }
 
 fn cpuid_exit(cx: &mut Cx<'_>) -> Resume {
-    cpuid::emulate(&cx.vcpu.core.cpuid, cx.vcpu.core.id, cx.state, cx.host);
+    cpuid::emulate(&cx.vcpu.core, cx.state, cx.host);
     cx.skip()
 }
 

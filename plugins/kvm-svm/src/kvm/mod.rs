@@ -1,5 +1,6 @@
 //! What `kvm_amd` does: exit handlers, and what it writes into the VMCB.
 
+pub mod cpus;
 pub mod handlers;
 pub mod msr;
 pub mod setup;

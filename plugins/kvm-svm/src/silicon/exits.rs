@@ -101,6 +101,11 @@ fn cr0_write(old: Cr0, new: Cr0, vectors: &InterceptVector) -> Option<SvmExitCod
     }
 }
 
+/// The exit for an NMI of the host's.
+pub fn host_nmi(state: &VcpuState) -> Exit {
+    base(SvmExitCode::NMI, state, StimulusKind::HOST)
+}
+
 fn one_hot(bytes: u8) -> u8 {
     bytes & 7
 }

@@ -23,7 +23,8 @@ pub fn exception_nmi(cx: &mut Cx<'_>) -> Resume {
     let exception = cx.exit.exception;
     let page_fault = exception.vector == Vector::PF;
     let error = PageFaultError::from_bits(cx.exit.error_code);
-    if exception.vector == Vector::MC {
+    // The host has had both. See: vmx.c handle_exception_irqoff()
+    if matches!(exception.vector, Vector::MC | Vector::NMI) {
         return Resume::GUEST;
     }
     if exception.vector == Vector::UD {

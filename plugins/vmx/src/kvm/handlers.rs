@@ -88,7 +88,7 @@ pub fn handle(cx: &mut Cx<'_>) -> Resume {
     let delivering = cx.exit.access.delivering;
     cx.vcpu.core.events.complete(&delivering);
     if delivering.valid.is_set() {
-        cx.host.note(cx.vcpu.core.id, Rule::EVENT_REINJECTED.note());
+        cx.note(Rule::EVENT_REINJECTED.note());
         if !may_interrupt_delivery(reason) {
             return delivery_error(cx, reason);
         }
@@ -112,7 +112,7 @@ fn may_interrupt_delivery(reason: VmxReason) -> bool {
 fn delivery_error(cx: &mut Cx<'_>, reason: VmxReason) -> Resume {
     let gpa = if reason == VmxReason::EPT_MISCONFIG { cx.exit.gpa } else { 0 };
     let (info, full) = (cx.exit.info2, cx.exit.reason.into());
-    emulate::delivery_error(cx.vcpu.core.id, info, full, cx.exit.info1, gpa, cx.host)
+    emulate::delivery_error(cx.vcpu.core.tracer(), info, full, cx.exit.info1, gpa, cx.host)
 }
 
 impl Cx<'_> {
@@ -135,7 +135,7 @@ impl Cx<'_> {
     }
 
     pub fn note(&mut self, note: Note) {
-        self.host.note(self.vcpu.core.id, note);
+        self.vcpu.core.note(note, self.host);
     }
 
     pub fn userspace(&mut self, kind: ResumeKind) {
@@ -183,7 +183,7 @@ fn nmi_window(cx: &mut Cx<'_>) -> Resume {
 }
 
 fn cpuid_exit(cx: &mut Cx<'_>) -> Resume {
-    cpuid::emulate(&cx.vcpu.core.cpuid, cx.vcpu.core.id, cx.state, cx.host);
+    cpuid::emulate(&cx.vcpu.core, cx.state, cx.host);
     cx.skip()
 }
 

@@ -1,5 +1,6 @@
 //! What `kvm_intel` does: exit handlers, and what it writes into the VMCS.
 
+pub mod cpus;
 mod faults;
 mod gpa;
 pub mod handlers;

@@ -4,6 +4,7 @@
 
 use super::msr;
 use crate::{
+    kvm::cpus::LoadedVmcs,
     silicon::{
         controls::{Controls, cr0_guest_owned, cr4_guest_owned},
         vmcs::{CpuBased, PinBased, Secondary, Vmcs, VmcsField as F},
@@ -39,6 +40,7 @@ pub fn create(shared: &Shared, id: u32) -> VmxVcpu {
         controls: Controls::default(),
         msrs: Default::default(),
         debug_registers_owned: false,
+        vmcs: LoadedVmcs::default(),
     };
     init_vmcs(shared, &mut vcpu.vmcs01, id);
     after_set_cpuid(shared, &mut vcpu);
@@ -154,6 +156,6 @@ pub fn apply(shared: &mut Shared, id: u32, state: &VcpuState, effect: MmuEffect,
     }
     // What silicon cached under the old paging mode is of no use; a changed CR3 alone keeps global entries.
     if effect.reset || effect.unload {
-        host.flush_tlb(id, FlushScope::ALL, 0);
+        mmu.flush_tlb(id, FlushScope::ALL, 0, host);
     }
 }

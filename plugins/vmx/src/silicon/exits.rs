@@ -56,6 +56,19 @@ pub fn exception(exception: &Exception, state: &VcpuState) -> Exit {
     }
 }
 
+/// The exit for an NMI of the host's.
+pub fn host_nmi(state: &VcpuState) -> Exit {
+    let exception = Exception::new(Vector::NMI);
+    let info = vmtape_arch::event::Event {
+        valid: true.into(),
+        kind: EventKind::NMI,
+        vector: Vector::NMI.0,
+        ..Default::default()
+    };
+    let base = base(VmxReason::EXCEPTION_NMI, state, StimulusKind::HOST);
+    Exit { intr_info: info.vmx_info(), exception, ..base }
+}
+
 /// The exit for an instruction or condition.
 pub fn instruction(insn: &Sensitive, state: &VcpuState) -> Exit {
     use SensitiveKind as K;

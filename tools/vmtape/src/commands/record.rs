@@ -1,4 +1,10 @@
-use crate::{commands::outcome, interrupt, machine_args::MachineArgs, output::ExitCode};
+use crate::{
+    commands::outcome,
+    fault_args::{self, FaultArgs},
+    interrupt,
+    machine_args::MachineArgs,
+    output::ExitCode,
+};
 use anyhow::{Context, Result, bail};
 use clap::ValueHint;
 use std::{
@@ -9,7 +15,7 @@ use std::{
     rc::Rc,
 };
 use vmtape_abi::Backend;
-use vmtape_machine::{Limits, Live, MILESTONE_EVERY, Machine, MachineSpec, Recorder};
+use vmtape_machine::{Limits, Live, MILESTONE_EVERY, Machine, MachineSpec, Recorder, Scripted};
 use vmtape_replay::spec::{self, Budget};
 use vmtape_traces::{Event, Options, Writer, event::End, writer};
 
@@ -28,6 +34,8 @@ pub struct Args {
     /// A hash of the guest after every so many instructions, by which two tapes are compared; 0: none
     #[arg(long, value_name = "INSNS", default_value_t = MILESTONE_EVERY)]
     milestone_every: u64,
+    #[command(flatten)]
+    faults: FaultArgs,
     /// Exit with the guest's own status, as QEMU does
     #[arg(long)]
     guest_status: bool,
@@ -67,9 +75,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let (mut machine_spec, backend, plugin) = args.machine.resolve()?;
     machine_spec.checkpoint_every = args.checkpoint_every;
     machine_spec.milestone_every = args.milestone_every;
+    let faults = args.faults.script(&plugin.description.fault_points)?;
+    if !faults.is_empty() {
+        machine_spec.fault_points = fault_args::names(&plugin.description.fault_points);
+    }
     interrupt::listen();
     let (budget, serial) = (args.machine.budget(), args.machine.serial(args.json));
-    let (machine, end) = tape(machine_spec, backend, &budget, &args.output, serial)?;
+    let (machine, end) = tape(machine_spec, backend, faults, &budget, &args.output, serial)?;
     outcome::report(&machine, &end, &plugin, args.json, args.guest_status)
 }
 
@@ -77,6 +89,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 pub fn tape(
     machine_spec: MachineSpec,
     backend: Box<dyn Backend>,
+    faults: Vec<Scripted>,
     budget: &Budget,
     output: &Path,
     serial: Box<dyn io::Write>,
@@ -85,8 +98,9 @@ pub fn tape(
     let images = spec::images(&machine_spec);
     let writer = Writer::create(output, &metadata, &images, Options::default())?;
     let taping = Taping(Rc::new(RefCell::new(Some(writer))));
-    let inputs = Box::new(Live::new(machine_spec.seed));
-    let mut machine = Machine::new(machine_spec, backend, inputs, Some(Box::new(taping.clone())))?;
+    let live = Live::new(machine_spec.seed);
+    let inputs = if faults.is_empty() { live } else { live.with_faults(Box::new(faults)) };
+    let mut machine = Machine::new(machine_spec, backend, Box::new(inputs), Some(Box::new(taping.clone())))?;
     machine.set_serial(serial);
     let limits = Limits { instructions: budget.instructions, exits: budget.exits, ..Limits::default() };
     let end = machine.advance(&limits);

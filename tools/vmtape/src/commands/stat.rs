@@ -107,6 +107,9 @@ fn print(out: &mut impl Write, r: &Report) -> io::Result<()> {
         print_counts(out, "exits of guests' guests", &stat.exits_by_nested_level)?;
     }
     print_counts(out, "events by kind", &stat.events_by_kind)?;
+    if !stat.faults.is_empty() {
+        print_counts(out, "injected faults", &stat.faults)?;
+    }
     writeln!(out, "  most exits at:")?;
     for hot in &stat.hottest {
         writeln!(out, "    {:18} {:28} {:>12}", hot.rip, hot.reason, hot.exits)?;

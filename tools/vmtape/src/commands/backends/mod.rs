@@ -203,10 +203,22 @@ fn print_backend(out: &mut impl Write, plugin: &LoadedPlugin, args: &Args) -> Re
     print_rows(out, "parameters", &seen.parameters)?;
     if args.name.is_some() {
         print_rows(out, "patches", &d.patches)?;
-        print_rows(out, "fault points", &d.fault_points)?;
+        print_points(out, &d.fault_points)?;
         print_rows(out, "rules", &d.rules)?;
     }
     Ok(writeln!(out)?)
+}
+
+/// Fault points, each with what its two words are and what an answer means.
+fn print_points(out: &mut impl Write, rows: &[TableRow]) -> io::Result<()> {
+    if !rows.is_empty() {
+        writeln!(out, "  fault points (record --fault NAME,n=N,value=ANSWER):")?;
+    }
+    for row in rows {
+        writeln!(out, "    {:>5}  {}: {} ({})", row.id, row.name, row.text, row.source)?;
+        writeln!(out, "           {}", row.value)?;
+    }
+    Ok(())
 }
 
 fn print_rows(out: &mut impl Write, title: &str, rows: &[TableRow]) -> io::Result<()> {

@@ -61,6 +61,8 @@ impl Template {
             script: Vec::new(),
             milestone_every: 0,
             cpu_revision: vmtape_machine::CPU_REVISION,
+            fault_points: Vec::new(),
+            pcpus: 0,
         };
         let budget = Budget { instructions: MOST_INSTRUCTIONS, ..Budget::default() };
         Ok(Self { image, cpu: cpu.to_owned(), argument: format!("--guest {name}"), machine, budget })
@@ -95,7 +97,7 @@ impl Template {
             return Ok(None);
         }
         let vm = plugins.create(&machine)?;
-        record::tape(machine.clone(), vm, &self.budget, tape, Box::new(io::sink()))?;
+        record::tape(machine.clone(), vm, Vec::new(), &self.budget, tape, Box::new(io::sink()))?;
         Ok(Some((loaded, machine)))
     }
 }

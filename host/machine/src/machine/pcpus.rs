@@ -1,0 +1,112 @@
+//! Physical CPUs: which of them the VM may use, and which vCPU runs where.
+//!
+//! A vCPU is a thread of the host's. Threads take turns; with several CPUs each turn is on the next one, so that vCPUs move.
+//! Only with several is there anything to tell: then the tape has each CPU that begins or ceases, and each move.
+
+use super::Machine;
+use serde::{Deserialize, Serialize};
+use vmtape_abi::Errno;
+use vmtape_traces::event::{Event, NO_VCPU, PcpuEvent, PcpuKind};
+
+/// Where vCPUs run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Placement {
+    /// The CPUs that could be enabled.
+    enabled: Vec<u32>,
+    /// By vCPU, the CPU that it ran on last.
+    last: Vec<Option<u32>>,
+    /// The vCPU that is loaded.
+    loaded: Option<u32>,
+    /// Turns so far.
+    turns: u64,
+}
+
+impl Placement {
+    /// Whether it is one of so many vCPUs.
+    pub(super) fn fits(&self, vcpus: usize) -> bool {
+        self.last.len() == vcpus
+    }
+
+    pub(super) fn next_turn(&mut self) {
+        self.turns += 1;
+    }
+}
+
+impl Machine {
+    fn has_several_cpus(&self) -> bool {
+        self.spec.pcpus > 1
+    }
+
+    /// Turns end even if there is nobody else to run.
+    pub(super) fn takes_turns(&self) -> bool {
+        self.vcpus.len() > 1 || self.has_several_cpus()
+    }
+
+    /// As KVM_CREATE_VM of the first VM, which fails if the first CPU does; one that comes later just stays offline.
+    /// See: KVM virt/kvm/kvm_main.c kvm_enable_virtualization_cpu(), kvm_online_cpu()
+    pub(super) fn enable_cpus(&mut self) -> Result<(), Errno> {
+        self.placement.last = vec![None; self.vcpus.len()];
+        for cpu in 0..self.spec.pcpus.max(1) {
+            let enabled = self.backend.enable_cpu(cpu, &mut self.services);
+            self.tell(PcpuKind::ENABLE, cpu, NO_VCPU, enabled);
+            match enabled {
+                Ok(()) => self.placement.enabled.push(cpu),
+                Err(errno) if cpu == 0 => return Err(errno),
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The VM is gone, and with it the reason to have virtualization enabled.
+    pub(super) fn disable_cpus(&mut self) {
+        self.put();
+        for cpu in std::mem::take(&mut self.placement.enabled) {
+            let disabled = self.backend.disable_cpu(cpu, &mut self.services);
+            self.tell(PcpuKind::DISABLE, cpu, NO_VCPU, disabled);
+        }
+    }
+
+    /// The vCPU's thread has its turn.
+    pub(super) fn load(&mut self, vcpu: u32) {
+        let Placement { enabled, turns, last, loaded } = &self.placement;
+        let Some(cpu) = enabled.get((turns % enabled.len().max(1) as u64) as usize).copied() else { return };
+        if (*loaded, last[vcpu as usize]) != (Some(vcpu), Some(cpu)) {
+            self.load_on(vcpu, cpu);
+        }
+    }
+
+    /// The thread runs on this CPU.
+    pub(super) fn load_on(&mut self, vcpu: u32, cpu: u32) {
+        self.put();
+        let old = self.placement.last[vcpu as usize].replace(cpu);
+        self.placement.loaded = Some(vcpu);
+        let loaded = self.backend.vcpu_load(vcpu, cpu, &mut self.services);
+        if old != Some(cpu) {
+            self.tell(PcpuKind::LOAD, cpu, vcpu, loaded);
+        }
+    }
+
+    /// A vCPU whose exits come from a tape: where it was last.
+    pub(super) fn load_fed(&mut self, vcpu: u32) {
+        if self.placement.loaded != Some(vcpu) {
+            let first = self.placement.enabled.first().copied().unwrap_or(0);
+            self.load_on(vcpu, self.placement.last[vcpu as usize].unwrap_or(first));
+        }
+    }
+
+    fn put(&mut self) {
+        if let Some(vcpu) = self.placement.loaded.take() {
+            // There is no error that anybody could act on.
+            let _ = self.backend.vcpu_put(vcpu, &mut self.services);
+        }
+    }
+
+    fn tell(&mut self, kind: PcpuKind, cpu: u32, vcpu: u32, result: Result<(), Errno>) {
+        if self.has_several_cpus() {
+            let icount = self.services.clock.icount;
+            let result = result.err().map_or(0, |errno| errno.0);
+            self.services.tape.event(Event::Pcpu(PcpuEvent { icount, kind, cpu, vcpu, result }));
+        }
+    }
+}

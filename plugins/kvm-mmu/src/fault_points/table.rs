@@ -1,0 +1,227 @@
+//! What each fault point is: its two words, what an answer means, and where it comes from.
+
+use super::FaultPoint as P;
+use vmtape_abi::TableRow;
+
+/// What of the model a plugin has, and so which points it reaches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Two-dimensional paging.
+    pub tdp: bool,
+    /// Shadow paging.
+    pub shadow: bool,
+    /// EPT with page-modification logging, and VMX operation.
+    pub vmx: bool,
+    /// Silicon hands over the bytes of an instruction.
+    pub insn_bytes: bool,
+}
+
+/// A row: the point, who reaches it, what happens, the words and answers, the source.
+type Row = (P, fn(&Reach) -> bool, &'static str, &'static str, &'static str);
+
+fn all(_: &Reach) -> bool {
+    true
+}
+
+fn tdp(reach: &Reach) -> bool {
+    reach.tdp
+}
+
+fn shadow(reach: &Reach) -> bool {
+    reach.shadow
+}
+
+const ROWS: &[Row] = &[
+    (
+        P::GUEST_ENTRY_FLIP,
+        tdp,
+        "Silicon's walk reads other bits than a guest's paging entry has in memory",
+        "a: the entry's guest physical address; b: the entry; answer: the bits that are inverted",
+        "a fault of the model: no CPU documents it",
+    ),
+    (
+        P::NESTED_ENTRY_FLIP,
+        tdp,
+        "Silicon's nested walk reads other bits than the EPT or NPT entry has: a reserved one gives a misconfiguration or RSVD",
+        "a: the guest physical address that is translated; b: the entry; answer: the bits that are inverted",
+        "SDM vol. 3C 29.3.3.1 EPT Misconfigurations; APM vol. 2 15.25.6 Nested versus Guest Page Faults, Fault Ordering",
+    ),
+    (
+        P::SHADOW_ENTRY_FLIP,
+        shadow,
+        "Silicon's walk reads other bits than KVM's shadow entry has",
+        "a: the linear address that is translated; b: the entry; answer: the bits that are inverted",
+        "a fault of the model: no CPU documents it",
+    ),
+    (
+        P::LOST_ACCESSED,
+        tdp,
+        "Silicon uses a guest's paging entry without setting its accessed bit",
+        "a: the entry's guest physical address; b: the entry; answer: any",
+        "SDM vol. 3A 4.8 Accessed and Dirty Flags, broken",
+    ),
+    (
+        P::LOST_DIRTY,
+        tdp,
+        "Silicon lets a guest write through an entry without setting its dirty bit",
+        "a: the entry's guest physical address; b: the entry; answer: any",
+        "SDM vol. 3A 4.8 Accessed and Dirty Flags, broken",
+    ),
+    (
+        P::SPURIOUS_FAULT,
+        all,
+        "Silicon faults on an access that the tables allow: an EPT violation, a nested page fault, or a page fault under \
+         shadow paging",
+        "a: the address that is translated; b: the access (0 read, 1 write, 2 fetch); answer: any",
+        "KVM mmu/mmu_internal.h RET_PF_SPURIOUS; SDM vol. 3A 4.10.4.3 Optional Invalidation",
+    ),
+    (
+        P::EXIT_INFO_CLEARED,
+        all,
+        "Bits are missing in the exit qualification or EXITINFO1 of a memory exit",
+        "a: the qualification or EXITINFO1; b: the address; answer: the bits that are cleared",
+        "errata AAK134 and BY25 (bit 12 of an EPT violation's qualification), AMD 1218 (bit 2 of EXITINFO1)",
+    ),
+    (
+        P::MACHINE_CHECK,
+        all,
+        "A machine check while the guest runs, which exits",
+        "a: the linear address of the access; b: instructions retired; answer: MCi_STATUS, of which KVM knows AMD's \
+         erratum 383 (0xb600000000010015)",
+        "KVM svm/svm.c is_erratum_383(), vmx/vmx.c handle_exception_nmi()",
+    ),
+    (
+        P::LOST_FLUSH,
+        all,
+        "A flush of the TLB that KVM asks for does not happen",
+        "a: the scope (0 all, 1 non-global, 2 one linear, 3 one guest physical address); b: the address; answer: any",
+        "erratum of AMD's Genoa and Turin, KVM svm/svm.c svm_flush_tlb_gva()",
+    ),
+    (
+        P::KVM_ENTRY_FLIP,
+        all,
+        "KVM's software walk reads other bits than a guest's paging entry has in memory",
+        "a: the entry's guest physical address; b: the entry; answer: the bits that are inverted",
+        "KVM mmu/paging_tmpl.h walk_addr_generic()",
+    ),
+    (
+        P::SPTE_FLIP,
+        all,
+        "A leaf of KVM's tables for silicon is stored wrongly, for as long as it stands: with a reserved bit KVM_RUN gives -EINVAL",
+        "a: the guest frame; b: the entry; answer: the bits that are inverted",
+        "KVM mmu/mmu.c handle_mmio_page_fault(), get_mmio_spte()",
+    ),
+    (
+        P::MMU_CACHE_ENOMEM,
+        all,
+        "There is no memory for the MMU's caches: KVM_RUN fails, and the guest is as it was",
+        "a: the address of the page fault; b: its error code; answer: the errno (12 is ENOMEM)",
+        "KVM mmu/mmu.c mmu_topup_memory_caches()",
+    ),
+    (
+        P::ROOT_ENOMEM,
+        all,
+        "There is no memory for a root before an entry: KVM_RUN fails",
+        "a: the guest's CR3; b: 0; answer: the errno (12 is ENOMEM)",
+        "KVM mmu/mmu.c kvm_mmu_load()",
+    ),
+    (
+        P::PAGE_FAULT_RETRY,
+        all,
+        "Somebody else changes the tables meanwhile: the page fault is dropped, and the guest faults again",
+        "a: the guest frame; b: the error code; answer: any",
+        "KVM mmu/mmu.c is_page_fault_stale(), mmu/tdp_mmu.c kvm_tdp_mmu_map()",
+    ),
+    (
+        P::SLOT_INVALID,
+        all,
+        "The memory slot of a page fault is being deleted or moved under the running guest",
+        "a: the guest frame; b: the slot; answer: 0 not done yet, the guest tries again; 1 done, the slot is gone",
+        "KVM mmu/mmu.c kvm_mmu_faultin_pfn(), KVM_MEMSLOT_INVALID",
+    ),
+    (
+        P::SLOT_UPDATE_ENOMEM,
+        all,
+        "KVM_SET_USER_MEMORY_REGION has no memory: the slot stays as it was",
+        "a: the slot; b: its guest physical address; answer: the errno (12 is ENOMEM)",
+        "KVM virt/kvm/kvm_main.c kvm_prepare_memory_region()",
+    ),
+    (
+        P::FAILED_ENTRY,
+        all,
+        "The entry fails: KVM_EXIT_FAIL_ENTRY",
+        "a: RIP; b: 0; answer: hardware_entry_failure_reason (0x80000021 on Intel, all ones on AMD)",
+        "SDM vol. 3C 27.8 VM-Entry Failures During or After Loading Guest State; KVM vmx/vmx.c __vmx_handle_exit(), \
+         svm/svm.c svm_handle_exit()",
+    ),
+    (
+        P::RDMSR_REFUSED,
+        all,
+        "The guest's RDMSR is #GP",
+        "a: the MSR; b: 0; answer: any",
+        "KVM x86.c kvm_emulate_rdmsr()",
+    ),
+    (
+        P::WRMSR_REFUSED,
+        all,
+        "The guest's WRMSR is #GP",
+        "a: the MSR; b: the value; answer: any",
+        "KVM x86.c kvm_emulate_wrmsr()",
+    ),
+    (
+        P::GET_MSR_REFUSED,
+        all,
+        "KVM_GET_MSRS stops at a register",
+        "a: the MSR; b: 0; answer: any",
+        "KVM x86.c do_get_msr()",
+    ),
+    (
+        P::SET_MSR_REFUSED,
+        all,
+        "KVM_SET_MSRS stops at a register",
+        "a: the MSR; b: the value; answer: any",
+        "KVM x86.c do_set_msr()",
+    ),
+    (
+        P::SET_CPUID_REFUSED,
+        all,
+        "KVM_SET_CPUID2 fails before it looks at the table",
+        "a: the number of entries; b: 1 if the vCPU has run; answer: the errno (22 is EINVAL)",
+        "KVM x86.c kvm_arch_vcpu_ioctl(), commit feb627e8d6f6",
+    ),
+    (
+        P::INSN_BYTES_LOST,
+        |reach| reach.insn_bytes,
+        "Silicon hands over no bytes of the instruction that faulted: KVM fetches it itself",
+        "a: RIP; b: the address of the page fault; answer: any",
+        "AMD erratum 1096; KVM svm/svm.c svm_check_emulate_instruction()",
+    ),
+    (
+        P::VMXON_FAULT,
+        |reach| reach.vmx,
+        "VMXON faults where a physical CPU is to be enabled: -EFAULT, and the CPU stays out of use",
+        "a: the CPU; b: IA32_FEATURE_CONTROL; answer: the vector (13 is #GP)",
+        "KVM vmx/vmx.c kvm_cpu_vmxon(), commit 4f6ea0a87608",
+    ),
+    (
+        P::ENABLE_BUSY,
+        all,
+        "Somebody else has virtualization enabled on a physical CPU (CR4.VMXE, EFER.SVME): -EBUSY",
+        "a: the CPU; b: 0; answer: any",
+        "KVM vmx/vmx.c vmx_hardware_enable(), svm/svm.c svm_hardware_enable()",
+    ),
+];
+
+/// The table of a plugin that reaches so much.
+pub fn rows(reach: &Reach) -> Vec<TableRow> {
+    let mine = ROWS.iter().filter(|(_, reaches, ..)| reaches(reach));
+    mine.map(|(point, _, text, value, source)| TableRow {
+        id: point.0,
+        name: point.name().unwrap_or_default().into(),
+        text: (*text).into(),
+        value: (*value).into(),
+        source: (*source).into(),
+        ..Default::default()
+    })
+    .collect()
+}

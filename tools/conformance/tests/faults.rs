@@ -1,0 +1,226 @@
+//! Every fault point of every backend fires, changes what it says, is on the tape by its name, and repeats.
+
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+use vmtape_conformance::{BACKENDS, tail, vmtape};
+use vmtape_traces::{
+    Event, Tape,
+    event::{Fault, PcpuKind},
+};
+
+/// A run that comes to a point.
+struct Reached {
+    guest: &'static str,
+    options: &'static [&'static str],
+    /// The backend's options.
+    backend: &'static str,
+    /// Which occurrence, and the answer.
+    n: u64,
+    value: u64,
+}
+
+/// Small pages, so that there are many faults.
+const READ: Reached =
+    Reached { guest: "builtin:matrix", options: &["--backing=4K"], backend: "", n: 10, value: 1 };
+
+/// How the run comes there that shows the point.
+fn reached(point: &str, backend: &str) -> Reached {
+    let shadow = if backend == "vmx" { ",ept=0" } else { "" };
+    match point {
+        // The present bit of an entry.
+        "guest-entry-flip" | "nested-entry-flip" => Reached { value: 1, n: 3, ..READ },
+        "shadow-entry-flip" => Reached { value: 1, n: 300, backend: shadow, ..READ },
+        "kvm-entry-flip" => Reached { guest: "builtin:io", value: 4, n: 1, ..READ },
+        // A reserved bit.
+        "spte-flip" => Reached { value: 1 << 50, n: if backend == "svm" { 1 } else { 5 }, ..READ },
+        "exit-info-cleared" => Reached { value: 0x1f, n: 5, ..READ },
+        "lost-flush" => Reached { n: 1, ..READ },
+        "machine-check" => Reached { value: 0xb600_0000_0001_0015, ..READ },
+        "mmu-cache-enomem" => Reached { value: 12, ..READ },
+        "root-enomem" => Reached { value: 12, n: 2, ..READ },
+        "slot-invalid" => Reached { value: 1, ..READ },
+        // The machine's own slot is the first.
+        "slot-update-enomem" => Reached {
+            options: &["--memory-region=gpa=0x1000000000,size=2M,insn=1000"],
+            n: 2,
+            value: 12,
+            ..READ
+        },
+        "failed-entry" => Reached { value: 0x8000_0021, n: 5, ..READ },
+        "rdmsr-refused" | "wrmsr-refused" => Reached { guest: "builtin:cpuid", n: 1, ..READ },
+        "get-msr-refused" => Reached { options: &["--get-msr=0x277,insn=1000"], n: 1, value: 22, ..READ },
+        "set-msr-refused" => {
+            Reached { options: &["--set-msr=0x277=0x606060606060606,insn=1000"], n: 1, value: 22, ..READ }
+        }
+        // Once for the machine's own call, and then the script's.
+        "set-cpuid-refused" => Reached { options: &["--set-cpuid=same,insn=1000"], n: 2, value: 22, ..READ },
+        "insn-bytes-lost" => Reached { guest: "builtin:io", n: 1, ..READ },
+        // The first CPU must come.
+        "vmxon-fault" | "enable-busy" => Reached { options: &["--pcpus=2"], n: 2, value: 13, ..READ },
+        _ => READ,
+    }
+}
+
+/// The names of a backend's points.
+fn points(backend: &str) -> Result<Vec<String>> {
+    let printed = vmtape(Path::new("."), &["backends", "--json"])?;
+    let json: serde_json::Value = serde_json::from_slice(&printed.stdout)?;
+    let backends = json["backends"].as_array().context("a list of backends")?;
+    let described = backends.iter().find(|described| described["name"] == backend);
+    let rows =
+        described.and_then(|described| described["fault_points"].as_array()).context(json.to_string())?;
+    rows.iter().map(|row| Ok(row["name"].as_str().context("a name")?.to_owned())).collect()
+}
+
+fn record(folder: &Path, tape: &str, backend: &str, reached: &Reached, fault: Option<&str>) -> Result<Tape> {
+    let backend = format!("{backend}{}", reached.backend);
+    let mut line = vec!["record", "-q", "-o", tape, "-b", &backend, reached.guest];
+    line.extend(["--max-insns", "400000", "--max-exits", "5000"]);
+    line.extend(reached.options);
+    line.extend(fault.iter().flat_map(|fault| ["--fault", fault]));
+    let recorded = vmtape(folder, &line)?;
+    Tape::open_whole(&folder.join(tape)).with_context(|| format!("{line:?}: {}", tail(&recorded)))
+}
+
+fn faults(tape: &Tape) -> Result<Vec<Fault>> {
+    let mut faults = Vec::new();
+    for event in tape.events() {
+        if let Event::Fault(fault) = event? {
+            faults.push(fault);
+        }
+    }
+    Ok(faults)
+}
+
+/// What a run did, without the faults themselves.
+fn effects(tape: &Tape) -> Result<Vec<Event>> {
+    let events = tape.events().filter(|event| !matches!(event, Ok(Event::Fault(_))));
+    Ok(events.collect::<Result<_, _>>()?)
+}
+
+/// Injects one fault, and looks at all that must follow from it.
+fn fires(folder: &Path, backend: &str, point: &str) -> Result<()> {
+    let reached = reached(point, backend);
+    // Points that are about no vCPU have none.
+    let whose = match point {
+        "vmxon-fault" | "enable-busy" | "slot-update-enomem" => "",
+        _ => ",vcpu=0",
+    };
+    let fault = format!("{point},n={},value={:#x}{whose}", reached.n, reached.value);
+    let without = record(folder, "without.tape", backend, &reached, None)?;
+    let tape = record(folder, "with.tape", backend, &reached, Some(&fault))?;
+    let fired = faults(&tape)?;
+    let [fired] = fired[..] else { bail!("{fault} fired {} times", fired.len()) };
+    if (fired.occurrence, fired.answer) != (reached.n, reached.value) {
+        bail!("{fault}: {fired:?}");
+    }
+    if tape.metadata().fault_point(fired.point) != Some(point) {
+        bail!("{fault}: the tape does not name it");
+    }
+    // What silicon or the TLB does not do may not matter to the guest that is at hand.
+    if !["lost-flush", "insn-bytes-lost", "exit-info-cleared"].contains(&point)
+        && effects(&tape)? == effects(&without)?
+    {
+        bail!("{fault}: nothing follows from it");
+    }
+    for more in [&[][..], &["--mode", "exits"]] {
+        let replayed = vmtape(folder, &[&["replay", "with.tape"], more].concat())?;
+        if !replayed.status.success() {
+            bail!("{fault}: replay {more:?}: {}", tail(&replayed));
+        }
+    }
+    for command in ["show", "stat"] {
+        let printed = String::from_utf8(vmtape(folder, &[command, "with.tape"])?.stdout)?;
+        if !printed.contains(point) {
+            bail!("{fault}: {command} does not tell of it");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_fault_point_fires_and_repeats() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut failed = Vec::new();
+    for backend in BACKENDS {
+        let points = points(backend)?;
+        assert!(points.len() > 10, "{backend}: {points:?}");
+        for point in points {
+            failed
+                .extend(fires(folder.path(), backend, &point).err().map(|why| format!("{backend}: {why:#}")));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
+}
+
+/// The host's own points fire too.
+#[test]
+fn an_nmi_and_a_jump_of_the_clock() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for backend in BACKENDS {
+        for fault in ["host-nmi,insn=300", "host-clock-jump,n=3,value=1000000"] {
+            let tape = record(folder.path(), "a.tape", backend, &READ, Some(fault))?;
+            assert_eq!(faults(&tape)?.len(), 1, "{backend} {fault}");
+            for mode in ["run", "exits"] {
+                let replayed = vmtape(folder.path(), &["replay", "a.tape", "--mode", mode])?;
+                assert!(replayed.status.success(), "{backend} {fault} {mode}: {}", tail(&replayed));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// vCPUs that move between CPUs are on the tape, and so is what depends on it.
+#[test]
+fn vcpus_move_between_physical_cpus() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let moves = Reached {
+        guest: "builtin:smp2",
+        options: &["--pcpus=3", "--checkpoint-every=20", "--query=last-vmentry-cpu,exit=60"],
+        ..READ
+    };
+    for backend in BACKENDS {
+        let tape = record(folder.path(), "a.tape", backend, &moves, None)?;
+        let mut cpus = Vec::new();
+        for event in tape.events() {
+            if let Event::Pcpu(event) = event? {
+                cpus.push(event);
+            }
+        }
+        let of = |kind| cpus.iter().filter(|event| event.kind == kind).count();
+        assert_eq!([of(PcpuKind::ENABLE), of(PcpuKind::DISABLE)], [3, 3], "{backend}");
+        assert!(of(PcpuKind::LOAD) > 3, "{backend}: {cpus:?}");
+        for more in [&[][..], &["--mode", "exits"], &["--from", "50"]] {
+            let replayed = vmtape(folder.path(), &[&["replay", "a.tape"], more].concat())?;
+            assert!(replayed.status.success(), "{backend} {more:?}: {}", tail(&replayed));
+        }
+    }
+    Ok(())
+}
+
+/// What another machine does not come to is counted, and in the tape's own machine it is a difference.
+#[test]
+fn faults_that_nobody_asks_for_are_told() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    record(folder.path(), "a.tape", "svm-npt", &READ, Some("page-fault-retry,n=10"))?;
+    let replayed = vmtape(folder.path(), &["replay", "a.tape", "-b", "svm", "--mode", "exits"])?;
+    let text = String::from_utf8(replayed.stdout)?;
+    assert!(text.contains("faults of the tape that the other machine does not reach"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn bad_faults_are_refused_in_words() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for (fault, words) in [
+        ("nonsense", "no fault point `nonsense`"),
+        ("lost-flush,n=0", "count from 1"),
+        ("lost-flush,k=1", "none of n, vcpu and value"),
+    ] {
+        let line = ["record", "-q", "-o", "a.tape", "-b", "vmx", "--fault", fault, "builtin:hello"];
+        let refused = vmtape(folder.path(), &line)?;
+        assert!(!refused.status.success() && tail(&refused).contains(words), "{}", tail(&refused));
+    }
+    Ok(())
+}
