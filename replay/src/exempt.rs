@@ -6,7 +6,7 @@
 
 use vmtape_arch::{
     PAGE_SIZE,
-    exit::{Exit, Isa, SvmExitCode, VmxReason},
+    exit::{Exit, Isa, ResumeKind, SvmExitCode, VmxReason},
     msr::Msr,
     note::{Note, NoteKind},
 };
@@ -94,10 +94,20 @@ pub const IO_ADDRESS_SIZE: Exemption = Exemption {
 
 pub const SILICON_BITS: Exemption = Exemption {
     name: "entries that only silicon touched",
-    what: "kvm_mmu_set_spte, where exits are fed without their guest",
+    what: "kvm_mmu_set_spte, and that a dirty ring is full, where exits are fed without their guest",
     why: "KVM does not trace an entry that stays as it is, and without a guest no silicon sets the entry's accessed and \
-          dirty bits in between",
+          dirty bits in between, nor logs writes that a ring is told of",
 };
+
+/// Whether an event depends on what silicon did between exits ([`SILICON_BITS`]).
+pub fn is_of_silicon_between_exits(event: &Event) -> bool {
+    let Event::Note { note, .. } = event else { return false };
+    match note {
+        Note::SetSpte { .. } => true,
+        Note::UserspaceExit { reason, .. } => ResumeKind(*reason) == ResumeKind::DIRTY_RING_FULL,
+        _ => false,
+    }
+}
 
 pub const DIRTY_PAGES: Exemption = Exemption {
     name: "dirty pages",
