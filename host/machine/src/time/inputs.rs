@@ -309,4 +309,14 @@ mod tests {
         assert_eq!(other.next_serial(), live.next_serial());
         assert_eq!(other.serial(10 + SERIAL_PACE), Some(b'b'));
     }
+
+    #[test]
+    fn random_numbers_of_a_tape_are_taken_one_by_one_however_many_there_are() {
+        let mut inputs = Recorded::new(0.., [(5, InputSource::SERIAL, 7)]);
+        inputs.skip(&Taken { random: 1000, ..Taken::default() });
+        assert_eq!((inputs.random(0), inputs.random(0), inputs.serial(5)), (1000, 1001, Some(7)));
+        let mut inputs = Recorded::new([3].into_iter(), []);
+        assert_eq!((inputs.random(0), inputs.exhausted), (3, false));
+        assert_eq!((inputs.random(0), inputs.exhausted), (0, true));
+    }
 }
