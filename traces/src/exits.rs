@@ -46,7 +46,7 @@ pub struct ExitGroup {
 }
 
 /// Groups events into exits. A group is given out when the vCPU enters the guest again, exits again, or the tape ends.
-/// Of events that belong to no vCPU's exits, lines without a decoded form and the end go to `other`.
+/// Of events that belong to no vCPU's exits, lines without a decoded form, what devices saw, and the end go to `other`.
 pub struct Exits<I> {
     events: I,
     groups: Grouping,
@@ -78,7 +78,9 @@ impl<I: Iterator<Item = Result<Event>>> Iterator for Exits<I> {
             match self.events.next() {
                 Some(Ok(event)) => {
                     let other = self.groups.take(event);
-                    self.other.extend(other.filter(|e| matches!(e, Event::Line { .. } | Event::End { .. })));
+                    self.other.extend(other.filter(|event| {
+                        matches!(event, Event::Line { .. } | Event::Devices { .. } | Event::End { .. })
+                    }));
                 }
                 Some(Err(error)) => {
                     self.failed = true;

@@ -439,7 +439,7 @@ mod tests {
     fn another_host_has_the_memory_elsewhere() {
         let digest = |base: u64, slot: u64| {
             let bytes = Vec::leak(vec![Cell::new(0); 0x9000]);
-            let slots = vec![slot..slot + 0x1000];
+            let slots = std::iter::once(slot..slot + 0x1000).collect();
             let ram = Ram::placed(bytes, Box::new(()), base..base + 0x2000, slots);
             ram.keep_changes();
             ram.write_at(base + 0x1008, &[1], 1);

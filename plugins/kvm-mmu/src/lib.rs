@@ -3,6 +3,7 @@
 
 mod config;
 pub mod context;
+mod damage;
 pub mod dirty;
 pub mod fault;
 pub mod fault_points;

@@ -114,7 +114,8 @@ Examples:
   vmtape scenarios --slow --json --junit scenarios.xml";
 
 pub const IMPORT: &str = "\
-Reads trace.dat of trace-cmd, perf.data, and text of tracefs (`trace`), `trace-cmd report` and `perf script`; also within gzip or zstd.
+Reads trace.dat of trace-cmd, perf.data, and text of tracefs (`trace`), `trace-cmd report` and
+`perf script`; also within gzip or zstd.
 
 Exit codes: 0 a tape was made, 2 usage, 125 nothing of KVM was understood or the trace cannot be read.
 

@@ -3,13 +3,13 @@
 //! A checkpoint holds the memory pages that changed since the one before. What an interpreter caches is not part of it:
 //! the machine drops those caches wherever it makes one, so that the run goes on there exactly as a restored one does.
 
-use super::{Machine, configuration::cpu_config, pcpus::Placement};
+use super::{Machine, configuration::cpu_config};
 use crate::{
     Error,
     devices::Devices,
     memory::is_zero,
     time::{Clock, Counts, Milestones, Taken},
-    vcpu::{Progress, Turn, Vcpu, flush_handles},
+    vcpu::{Placement, Progress, Turn, Vcpu, flush_handles},
 };
 use serde::{Deserialize, Serialize};
 use vmtape_abi::MemoryRegion;

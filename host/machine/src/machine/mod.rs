@@ -27,11 +27,10 @@ use crate::{
     spec::MachineSpec,
     tape::{Recorder, Tape},
     time::{Inputs, Milestones},
-    vcpu::{Turn, Vcpu, flush_handles},
+    vcpu::{Placement, Turn, Vcpu, flush_handles},
     vmm::{self, Script},
 };
 use configuration::{cpu_config, device_config, emulator_config};
-use pcpus::Placement;
 use std::io::Write;
 use vmtape_abi::{Backend, Errno};
 use vmtape_arch::{PAGE_SIZE, cpuid::CpuidEntry, exit::Exit, vcpu::VcpuState};
@@ -104,6 +103,7 @@ impl Machine {
             (0..spec.vcpus).map(|n| model::for_vcpu(&spec.cpuid, n, spec.vcpus)).collect(),
         );
         services.flushes = flush_handles(&vcpus);
+        let placement = Placement::new(spec.vcpus);
         let next_checkpoint = spec.checkpoint_every;
         let milestones = Milestones::new(spec.milestone_every);
         let page_hashes = PageHashes::new(services.ram().len() / PAGE_SIZE);
@@ -112,7 +112,7 @@ impl Machine {
             backend,
             vcpus,
             turn: Turn::default(),
-            placement: Placement::default(),
+            placement,
             services,
             script,
             serial: None,

@@ -4,33 +4,8 @@
 //! Only with several is there anything to tell: then the tape has each CPU that begins or ceases, and each move.
 
 use super::Machine;
-use serde::{Deserialize, Serialize};
 use vmtape_abi::Errno;
 use vmtape_traces::event::{Event, NO_VCPU, PcpuEvent, PcpuKind};
-
-/// Where vCPUs run.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(super) struct Placement {
-    /// The CPUs that could be enabled.
-    enabled: Vec<u32>,
-    /// By vCPU, the CPU that it ran on last.
-    last: Vec<Option<u32>>,
-    /// The vCPU that is loaded.
-    loaded: Option<u32>,
-    /// Turns so far.
-    turns: u64,
-}
-
-impl Placement {
-    /// Whether it is one of so many vCPUs.
-    pub(super) fn fits(&self, vcpus: usize) -> bool {
-        self.last.len() == vcpus
-    }
-
-    pub(super) fn next_turn(&mut self) {
-        self.turns += 1;
-    }
-}
 
 impl Machine {
     fn has_several_cpus(&self) -> bool {
@@ -45,12 +20,11 @@ impl Machine {
     /// As KVM_CREATE_VM of the first VM, which fails if the first CPU does; one that comes later just stays offline.
     /// See: KVM virt/kvm/kvm_main.c kvm_enable_virtualization_cpu(), kvm_online_cpu()
     pub(super) fn enable_cpus(&mut self) -> Result<(), Errno> {
-        self.placement.last = vec![None; self.vcpus.len()];
         for cpu in 0..self.spec.pcpus.max(1) {
             let enabled = self.backend.enable_cpu(cpu, &mut self.services);
             self.tell(PcpuKind::ENABLE, cpu, NO_VCPU, enabled);
             match enabled {
-                Ok(()) => self.placement.enabled.push(cpu),
+                Ok(()) => self.placement.enable(cpu),
                 Err(errno) if cpu == 0 => return Err(errno),
                 Err(_) => {}
             }
@@ -61,7 +35,7 @@ impl Machine {
     /// The VM is gone, and with it the reason to have virtualization enabled.
     pub(super) fn disable_cpus(&mut self) {
         self.put();
-        for cpu in std::mem::take(&mut self.placement.enabled) {
+        for cpu in self.placement.take_enabled() {
             let disabled = self.backend.disable_cpu(cpu, &mut self.services);
             self.tell(PcpuKind::DISABLE, cpu, NO_VCPU, disabled);
         }
@@ -69,9 +43,9 @@ impl Machine {
 
     /// The vCPU's thread has its turn.
     pub(super) fn load(&mut self, vcpu: u32) {
-        let Placement { enabled, turns, last, loaded } = &self.placement;
-        let Some(cpu) = enabled.get((turns % enabled.len().max(1) as u64) as usize).copied() else { return };
-        if (*loaded, last[vcpu as usize]) != (Some(vcpu), Some(cpu)) {
+        if let Some(cpu) = self.placement.cpu_of_turn()
+            && !self.placement.is_loaded_on(vcpu, cpu)
+        {
             self.load_on(vcpu, cpu);
         }
     }
@@ -79,24 +53,22 @@ impl Machine {
     /// The thread runs on this CPU.
     pub(super) fn load_on(&mut self, vcpu: u32, cpu: u32) {
         self.put();
-        let old = self.placement.last[vcpu as usize].replace(cpu);
-        self.placement.loaded = Some(vcpu);
+        let moved = self.placement.place(vcpu, cpu);
         let loaded = self.backend.vcpu_load(vcpu, cpu, &mut self.services);
-        if old != Some(cpu) {
+        if moved {
             self.tell(PcpuKind::LOAD, cpu, vcpu, loaded);
         }
     }
 
     /// A vCPU whose exits come from a tape: where it was last.
     pub(super) fn load_fed(&mut self, vcpu: u32) {
-        if self.placement.loaded != Some(vcpu) {
-            let first = self.placement.enabled.first().copied().unwrap_or(0);
-            self.load_on(vcpu, self.placement.last[vcpu as usize].unwrap_or(first));
+        if !self.placement.is_loaded(vcpu) {
+            self.load_on(vcpu, self.placement.last_cpu(vcpu));
         }
     }
 
     fn put(&mut self) {
-        if let Some(vcpu) = self.placement.loaded.take() {
+        if let Some(vcpu) = self.placement.take_loaded() {
             // There is no error that anybody could act on.
             let _ = self.backend.vcpu_put(vcpu, &mut self.services);
         }

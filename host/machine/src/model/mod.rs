@@ -90,7 +90,11 @@ impl CpuOption {
             "guest-phys-bits" => self.guest_phys_bits = Some(width(key, value)?),
             "vendor" => self.vendor = Some(named_vendor(value)?),
             name if qemu::known(name) == Some(Known::Property) => self.ignored.push(word.to_owned()),
-            _ => self.change(key, switch(key, value)?, word)?,
+            _ => {
+                let on = switch(key, value);
+                self.change(key, on.clone().unwrap_or(true), word)?;
+                on?;
+            }
         }
         Ok(())
     }

@@ -229,9 +229,8 @@ impl Recorded {
             exhausted: false,
         };
         for (icount, source, value) in others {
-            match source {
-                InputSource::SERIAL => recorded.serial.push((icount, value as u8)),
-                _ => {}
+            if source == InputSource::SERIAL {
+                recorded.serial.push((icount, value as u8));
             }
         }
         recorded

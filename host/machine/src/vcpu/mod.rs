@@ -2,11 +2,13 @@
 
 mod init;
 mod msrs;
+mod placement;
 mod progress;
 mod turn;
 
 pub(crate) use init::init;
 pub(crate) use msrs::Msrs;
+pub(crate) use placement::Placement;
 pub(crate) use progress::{Progress, describe, no_progress};
 pub(crate) use turn::Turn;
 
