@@ -117,7 +117,7 @@ pub const IMPORT: &str = "\
 Reads trace.dat of trace-cmd, perf.data, and text of tracefs (`trace`), `trace-cmd report` and
 `perf script`; also within gzip or zstd.
 
-Exit codes: 0 a tape was made, 2 usage, 125 nothing of KVM was understood or the trace cannot be read.
+Exit codes: 0 a tape was made, 2 usage, 125 nothing was understood or the trace cannot be read.
 
 Examples:
   vmtape import -o real.tape trace.dat
