@@ -212,7 +212,13 @@ impl<'a> Before<'a> {
         }
         let ended = match player.end {
             Some(_) => Ended::finish(&mut player)?,
-            None => self.go_on(&mut player, second)?,
+            None => match self.go_on(&mut player, second) {
+                Err(Error::Machine(cause @ vmtape_machine::Error::Backend { .. })) => {
+                    let text = format!("the guest cannot move there: {cause}");
+                    return Ok(Outcome { mark: Mark::Skip, text, point, link: Vec::new(), printed });
+                }
+                ended => ended?,
+            },
         };
         let (mark, text) = self.judge(&ended, &printed)?;
         Ok(Outcome { mark, text, point, link: chain, printed })

@@ -122,6 +122,33 @@ fn what_is_got_can_be_set_and_is_the_same() -> Result<()> {
     Ok(())
 }
 
+/// A guest that moves to a fresh VM, state by state, ends as one that does not.
+#[test]
+fn a_guest_moves_by_its_state() -> Result<()> {
+    for backend in BACKENDS {
+        for guest in GUESTS {
+            let folder = tempfile::tempdir()?;
+            let bench = Bench::new(folder.path(), backend, guest)?;
+            let (expected, last) = bench.end(bench.player()?, &mut Vec::new())?;
+            let every = (last.machine.exits() / MOMENTS).max(1);
+            let (mut player, mut printed) = (bench.player()?, Vec::new());
+            for _ in 0..MOMENTS {
+                player.advance(u64::MAX, player.machine.exits().saturating_add(every))?;
+                if !player.rest()? {
+                    break;
+                }
+                printed.extend(player.take_serial());
+                let mut next = bench.player()?;
+                next.machine.take_over(&mut player.machine).with_context(|| format!("{backend} {guest}"))?;
+                player = next;
+            }
+            let (actual, _) = bench.end(player, &mut printed)?;
+            ensure!(actual == expected, "{backend} {guest}: {actual:?} instead of {expected:?}");
+        }
+    }
+    Ok(())
+}
+
 fn size_of_kind(kind: StateKind) -> usize {
     match kind {
         StateKind::REGS => size_of::<Regs>(),

@@ -1,19 +1,26 @@
 //! A guest that moves to another machine while it runs, as the ioctls of save and restore move it: everything the guest
 //! can observe goes along, nothing of what the backend keeps for itself.
+//!
+//! Devices move as any VMM moves its models, as a whole; the local APIC among them too, so that its timer keeps its phase, and by
+//! its page again. What they and the registers hold is in the list of state kinds, which says the order.
 
 use super::Machine;
 use crate::{Error, vcpu::Vcpu};
 use vmtape_abi::MemoryRegion;
-use vmtape_arch::{PAGE_SIZE, event::Event, vcpu::Activity, vcpu::VcpuState};
+use vmtape_arch::{
+    PAGE_SIZE,
+    state::{Layout, NestedState, Owner, StateKind},
+    vcpu::Activity,
+};
 
 const PAGE: usize = PAGE_SIZE as usize;
 
 impl Machine {
     /// Whether the guest can move: no vCPU is between an exit and its entry, where its backend may hold an event that the
-    /// guest has not taken yet.
+    /// guest has not taken yet, and none has a debug exception pending in the shadow of MOV SS, which no ioctl carries.
     pub fn can_move(&self) -> bool {
         let at_rest = |vcpu: &Vcpu| {
-            let entered = !vcpu.needs_entry && !vcpu.state.inject.valid;
+            let entered = !vcpu.needs_entry && !vcpu.state.inject.valid && vcpu.state.pending_debug == 0;
             entered || vcpu.state.activity != Activity::ACTIVE
         };
         self.vcpus.iter().all(at_rest)
@@ -34,12 +41,12 @@ impl Machine {
         let devices =
             postcard::to_stdvec(&source.services.devices).and_then(|bytes| postcard::from_bytes(&bytes));
         self.services.devices = devices.map_err(|error| Error::Checkpoint(error.to_string()))?;
-        self.services.clock = source.services.clock;
+        self.services.clock.icount = source.services.clock.icount;
         let inputs = &source.services.inputs;
         self.services.inputs.resume(inputs.taken(), inputs.counts().clone());
         self.script.take_over(&source.script);
         (self.turn, self.exits) = (source.turn, source.exits);
-        for n in 0..self.vcpus.len() {
+        for n in 0..self.spec.vcpus {
             self.take_vcpu(source, n)?;
         }
         self.drop_caches();
@@ -71,26 +78,36 @@ impl Machine {
         Ok(())
     }
 
-    fn take_vcpu(&mut self, source: &mut Self, n: usize) -> Result<(), Error> {
-        let number = n as u32;
-        let vcpu = &mut self.vcpus[n];
-        if self.spec.cpuid == source.spec.cpuid && self.services.cpuid[n] != source.services.cpuid[n] {
+    /// CPUID before everything that is checked against it, then each kind of state in the list's order.
+    fn take_vcpu(&mut self, source: &mut Self, n: u32) -> Result<(), Error> {
+        let refused = |what: &str, errno| Error::Backend { what: format!("{what} of vCPU {n}"), errno };
+        let index = n as usize;
+        if self.spec.cpuid == source.spec.cpuid && self.services.cpuid[index] != source.services.cpuid[index]
+        {
             // The script has changed it.
-            let cpuid = source.services.cpuid[n].clone();
+            let cpuid = source.services.cpuid[index].clone();
             self.backend
-                .set_cpuid(number, &mut vcpu.state, &cpuid, &mut self.services)
-                .map_err(|errno| Error::Backend { what: format!("the CPUID of vCPU {n}"), errno })?;
-            self.services.cpuid[n] = cpuid;
+                .set_cpuid(n, &mut self.vcpus[index].state, &cpuid, &mut self.services)
+                .map_err(|errno| refused("the CPUID", errno))?;
+            self.services.cpuid[index] = cpuid;
         }
-        vcpu.state = VcpuState {
-            intercepts: vcpu.state.intercepts,
-            inject: Event::default(),
-            ..source.vcpus[n].state
-        };
-        vcpu.progress = source.vcpus[n].progress;
-        vcpu.needs_entry = true;
-        self.backend.state_changed(number, &mut vcpu.state, &mut self.services);
-        self.take_msrs(source, number);
+        for kind in StateKind::ALL {
+            if kind.owner() == Owner::Msrs {
+                self.take_msrs(source, n);
+                continue;
+            }
+            let name = kind.name().unwrap_or_default();
+            let bytes = source.get_state(n, kind).map_err(|errno| refused(name, errno))?;
+            // As QEMU does not send what says that there is nothing, whose format the other vendor would refuse.
+            let nothing = kind == StateKind::NESTED_STATE
+                && NestedState::from_bytes(&bytes).is_some_and(|nested| nested.is_none());
+            if !nothing {
+                self.set_state(n, kind, &bytes).map_err(|errno| refused(name, errno))?;
+            }
+        }
+        let (ours, theirs) = (&mut self.vcpus[index], &source.vcpus[index]);
+        (ours.state.icount, ours.state.tsc) = (theirs.state.icount, theirs.state.tsc);
+        ours.progress = theirs.progress;
         Ok(())
     }
 
