@@ -56,7 +56,11 @@ impl<'t> Checker<'t> {
     }
 
     fn is_compared(&self, event: &Event) -> bool {
-        self.tells_reads || !matches!(event, Event::Registers(_) | Event::Read { .. } | Event::Devices { .. })
+        self.tells_reads
+            || !matches!(
+                event,
+                Event::Registers(_) | Event::Read { .. } | Event::Devices { .. } | Event::Entry(_)
+            )
     }
 
     /// Compares the next events. `None`: they are as taped.

@@ -113,6 +113,10 @@ impl Feeder {
         if !changes.is_empty() {
             self.keep(Found::of_differences(group, changes), report);
         }
+        let entries = self.replayed.machine.other_entries();
+        if let Some((expected, actual)) = entries.first().filter(|_| self.method.same && !last.unknown) {
+            self.keep(Found::of_entry(group, &expected.outcome, actual), report);
+        }
         let handling = &last.handling;
         let mut known = true;
         if last.unknown {

@@ -107,6 +107,7 @@ pub fn event_kind(event: &Event) -> String {
         Event::Exit(exit) => reason(&exit.exit),
         Event::Note { note, .. } => note.to_raw().kind.to_string(),
         Event::Resume { resume, .. } => resume.kind.to_string(),
+        Event::Entry(_) => "entry".into(),
         Event::Registers(_) => "registers".into(),
         Event::Read { .. } => "read".into(),
         Event::Input { source, .. } => source.to_string(),
@@ -141,6 +142,7 @@ pub fn named_event_text(event: &Event, names: &Metadata) -> String {
         }
         Event::Note { vcpu, place, note } => note_line(note, *vcpu, 0) + &place_text(*place),
         Event::Resume { resume, .. } => resume_text(resume),
+        Event::Entry(entry) => format!("entry at rip {:#x}: {}", entry.rip, entry.outcome),
         Event::Control { control, .. } => control.to_string(),
         Event::Devices { icount, accesses, hash } => {
             format!("what devices saw in {icount} instructions: {accesses} accesses, hash {hash:016x}")

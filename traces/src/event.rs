@@ -7,7 +7,11 @@
 
 pub use crate::ioctl::Control;
 use serde::Serialize;
-use vmtape_arch::{exit::Exit, exit::Resume, level::Place, note::Note};
+use std::fmt;
+use vmtape_arch::{
+    event::Event as Injected, exit::Exit, exit::Resume, level::Place, note::Note, sensitive::SensitiveKind,
+    vcpu::VcpuState,
+};
 
 /// One event of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -22,6 +26,8 @@ pub enum Event {
     Note { vcpu: u32, place: Place, note: Note },
     /// The end of the exit's handling.
     Resume { vcpu: u32, resume: Resume },
+    /// An entry that no exit came before, where it did more than go on. See [`EntryEvent`].
+    Entry(Box<EntryEvent>),
     /// A nondeterministic input: random numbers, bytes typed on the serial port, ...
     Input { icount: u64, source: InputSource, value: u64 },
     /// A fault point answered.
@@ -111,6 +117,53 @@ pub struct ExitEvent {
     pub icount: u64,
     pub rip: u64,
     pub exit: Exit,
+}
+
+/// An entry that no exit came before: what it looked at, and what came of it. One after an exit is told with that.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct EntryEvent {
+    pub vcpu: u32,
+    /// As of an exit.
+    pub icount: u64,
+    pub rip: u64,
+    /// Whether the guest takes interrupts now.
+    pub rflags: u64,
+    pub interruptibility: u32,
+    /// Memory that it read, as it was before.
+    pub reads: Vec<(u64, Vec<u8>)>,
+    pub outcome: EntryOutcome,
+}
+
+/// What came of an entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct EntryOutcome {
+    pub resume: Resume,
+    /// What is delivered at the entry.
+    pub inject: Injected,
+    /// Bits of `SensitiveKind`: the windows that the backend waits for.
+    pub windows: u64,
+}
+
+impl fmt::Display for EntryOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.resume.kind)?;
+        if self.resume.errno != 0 {
+            write!(f, " errno {}", self.resume.errno)?;
+        }
+        if self.inject.valid.is_set() {
+            write!(f, ", injects {} {:#x}", self.inject.kind, self.inject.vector)?;
+        }
+        let windows = SensitiveKind::NAMED.iter().filter(|(kind, _)| self.windows >> kind.0 & 1 != 0);
+        windows.into_iter().try_for_each(|(_, name)| write!(f, ", waits for the {name}"))
+    }
+}
+
+impl EntryOutcome {
+    /// What an entry has left in a vCPU's state.
+    pub fn new(resume: &Resume, state: &VcpuState) -> Self {
+        const WINDOWS: u64 = 1 << SensitiveKind::INTERRUPT_WINDOW.0 | 1 << SensitiveKind::NMI_WINDOW.0;
+        Self { resume: *resume, inject: state.inject, windows: state.intercepts.sensitive & WINDOWS }
+    }
 }
 
 /// Values of registers, by mask.

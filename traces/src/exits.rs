@@ -3,7 +3,7 @@
 use crate::{
     codec::Decoder,
     error::Result,
-    event::{Control, Data, Event, ExitEvent, Fault, NO_VCPU, PcpuKind, Registers},
+    event::{Control, Data, EntryEvent, Event, ExitEvent, Fault, NO_VCPU, PcpuKind, Registers},
     flat::tag,
 };
 use std::collections::{BTreeMap, VecDeque};
@@ -20,6 +20,8 @@ pub struct ExitGroup {
     pub number: u64,
     /// Notes of the vCPU since its last entry and before this exit: nothing, on most tapes.
     pub before: Vec<Note>,
+    /// Entries among them, each with the number of notes that came before its end: those that did more than go on.
+    pub entries: Vec<(usize, EntryEvent)>,
     /// What the VMM did since the entry before this exit, or before the first one.
     pub controls_before: Vec<Control>,
     /// Faults since the entry before this exit: of silicon, of what the VMM did, or of entries of their own.
@@ -121,6 +123,8 @@ struct Group {
     /// Notes outside an exit.
     loose: Vec<Note>,
     cpus: Vec<u32>,
+    /// Entries among them.
+    entries: Vec<(usize, EntryEvent)>,
     exit: Option<Box<ExitGroup>>,
 }
 
@@ -144,6 +148,10 @@ impl Grouping {
             Event::Exit(exit) => self.exit(*exit),
             Event::Note { vcpu, place, note } => self.note(vcpu, place, note),
             Event::Resume { vcpu, resume } => self.resume(vcpu, resume),
+            Event::Entry(entry) => {
+                let group = self.open.entry(entry.vcpu).or_default();
+                group.entries.push((group.loose.len(), *entry));
+            }
             Event::Registers(registers) => self.registers(registers),
             Event::Read { hpa, data } => {
                 let group = self.open.entry(self.current).or_default();
@@ -195,6 +203,7 @@ impl Grouping {
         new.start(self.number, exit);
         std::mem::swap(&mut new.before, &mut group.loose);
         std::mem::swap(&mut new.cpus_before, &mut group.cpus);
+        std::mem::swap(&mut new.entries, &mut group.entries);
         std::mem::swap(&mut new.controls_before, &mut self.controls);
         std::mem::swap(&mut new.faults_before, &mut self.faults);
         group.exit = Some(new);
@@ -265,6 +274,7 @@ impl ExitGroup {
     fn start(&mut self, number: u64, exit: ExitEvent) {
         (self.number, self.exit, self.handled, self.resume) = (number, exit, 0, None);
         self.before.clear();
+        self.entries.clear();
         self.controls_before.clear();
         self.registers.clear();
         self.reads.clear();

@@ -110,6 +110,7 @@ fn object(event: &Event, exit: Option<u64>, metadata: &Metadata) -> Value {
             put(value(resume));
             put(json!({ "kind": resume.kind.to_string() }));
         }
+        Event::Entry(entry) => put(value(&**entry)),
         Event::Input { icount, source, value } => {
             put(json!({ "icount": icount, "source": source.to_string(), "value": value }));
         }

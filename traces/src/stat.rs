@@ -83,6 +83,7 @@ impl Event {
                 kind.name().map_or_else(|| kind.to_string().into(), Cow::from)
             }
             Self::Resume { .. } => "resume".into(),
+            Self::Entry(_) => "entry".into(),
             Self::Input { .. } => "input".into(),
             Self::Fault(_) => "fault".into(),
             Self::Pcpu(_) => "pcpu".into(),

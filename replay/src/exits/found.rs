@@ -8,7 +8,7 @@ use crate::{
 };
 use vmtape_traces::{
     ExitGroup, Metadata,
-    event::{Control, Fault},
+    event::{Control, EntryOutcome, Fault},
     text::fault_text,
 };
 
@@ -23,6 +23,17 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// An entry before the exit, of which something else came.
+    pub fn of_entry(group: &ExitGroup, expected: &EntryOutcome, actual: &EntryOutcome) -> Self {
+        let (expected, actual) = (expected.to_string(), actual.to_string());
+        Self {
+            group: group.clone(),
+            what: ("entry>entry".into(), format!("the entry before it: {actual} instead of {expected}")),
+            rows: vec![Row::new("entry", expected, actual)],
+            difference: None,
+        }
+    }
+
     /// Ioctls that gave something else.
     pub fn of_differences(group: &ExitGroup, differences: Vec<Difference>) -> Self {
         let difference = differences.first().cloned();

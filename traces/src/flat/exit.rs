@@ -39,11 +39,15 @@ pub(super) fn exit_words(event: &ExitEvent, clock: &mut Clock, out: &mut Vec<u64
 }
 
 fn access_words(access: &Access, out: &mut Vec<u64>) {
-    let Access { gva, kind, user, implicit, size, pad, delivering: d } = *access;
+    let Access { gva, kind, user, implicit, size, pad, delivering } = *access;
+    out.extend([gva, join(half([kind.0, user.into(), implicit.into(), size]), pad)]);
+    injected_words(&delivering, out);
+}
+
+/// The words of an event that is delivered.
+pub(super) fn injected_words(d: &Injected, out: &mut Vec<u64>) {
     let [p0, p1, p2, p3, p4, p5] = d.pad;
     out.extend([
-        gva,
-        join(half([kind.0, user.into(), implicit.into(), size]), pad),
         join(half([d.valid.into(), d.kind.0, d.vector, d.has_error_code.into()]), d.error_code),
         bytes([d.insn_len, d.reinjected.into(), p0, p1, p2, p3, p4, p5]),
     ]);
@@ -112,10 +116,8 @@ pub(super) fn read_exit(w: &mut Words<'_>, clock: &mut Clock) -> Result<ExitEven
 }
 
 fn read_access(w: &mut Words<'_>) -> Result<Access, &'static str> {
-    let (gva, what, event, rest) = (w.next()?, w.next()?, w.next()?, w.next()?);
+    let (gva, what) = (w.next()?, w.next()?);
     let [kind, user, implicit, size] = low(what).to_le_bytes();
-    let [valid, event_kind, vector, has_error_code] = low(event).to_le_bytes();
-    let [insn_len, reinjected, p0, p1, p2, p3, p4, p5] = rest.to_le_bytes();
     Ok(Access {
         gva,
         kind: AccessKind(kind),
@@ -123,16 +125,24 @@ fn read_access(w: &mut Words<'_>) -> Result<Access, &'static str> {
         implicit: (implicit != 0).into(),
         size,
         pad: high(what),
-        delivering: Injected {
-            valid: (valid != 0).into(),
-            kind: EventKind(event_kind),
-            vector,
-            has_error_code: (has_error_code != 0).into(),
-            error_code: high(event),
-            insn_len,
-            reinjected: (reinjected != 0).into(),
-            pad: [p0, p1, p2, p3, p4, p5],
-        },
+        delivering: read_injected(w)?,
+    })
+}
+
+/// The inverse of [`injected_words`].
+pub(super) fn read_injected(w: &mut Words<'_>) -> Result<Injected, &'static str> {
+    let (event, rest) = (w.next()?, w.next()?);
+    let [valid, kind, vector, has_error_code] = low(event).to_le_bytes();
+    let [insn_len, reinjected, p0, p1, p2, p3, p4, p5] = rest.to_le_bytes();
+    Ok(Injected {
+        valid: (valid != 0).into(),
+        kind: EventKind(kind),
+        vector,
+        has_error_code: (has_error_code != 0).into(),
+        error_code: high(event),
+        insn_len,
+        reinjected: (reinjected != 0).into(),
+        pad: [p0, p1, p2, p3, p4, p5],
     })
 }
 

@@ -2,6 +2,7 @@
 //! exits; the words' order here is part of the format (see traces/README.md).
 
 mod end;
+mod entry;
 mod exit;
 
 pub(crate) use end::{cpuid_bytes, cpuid_entry};
@@ -11,6 +12,7 @@ use crate::{
     ioctl::{Packed, Unpacked},
 };
 use end::{end_words, read_end};
+use entry::{entry_words, read_entry};
 use exit::{exit_words, read_exit};
 use vmtape_arch::{
     exit::{Resume, ResumeKind},
@@ -34,6 +36,7 @@ pub mod tag {
     pub const END: u64 = 9;
     pub const MILESTONE: u64 = 10;
     pub const DEVICES: u64 = 11;
+    pub const ENTRY: u64 = 12;
     pub const MOMENT: u64 = 15;
     pub const FAULT: u64 = 16;
     pub const PCPU: u64 = 17;
@@ -135,6 +138,10 @@ impl Flat {
                 resume_words(resume, &mut self.words);
                 tag::RESUME
             }
+            Event::Entry(entry) => {
+                entry_words(entry, clock, &mut self.words, &mut self.blob);
+                tag::ENTRY
+            }
             Event::Input { icount, source, value } => {
                 self.words.extend([clock.forward(*icount), source.0.into(), *value]);
                 tag::INPUT
@@ -205,6 +212,7 @@ impl Flat {
                 let (vcpu, resume) = self.resume()?;
                 return Ok(Event::Resume { vcpu, resume });
             }
+            tag::ENTRY => Event::Entry(Box::new(read_entry(&mut w, clock, &self.blob)?)),
             tag::INPUT => {
                 Event::Input { icount: clock.at(w.next()?), source: InputSource(w.u32()?), value: w.next()? }
             }

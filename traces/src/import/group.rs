@@ -161,6 +161,7 @@ impl Groups {
     fn give(&mut self, event: Event, sink: Sink<'_>) -> Result<(), Error> {
         match &event {
             Event::Exit(exit) => self.shown = exit.icount,
+            Event::Entry(entry) => self.shown = entry.icount,
             Event::Moment { icount, .. }
             | Event::Input { icount, .. }
             | Event::Control { icount, .. }

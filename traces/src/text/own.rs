@@ -40,6 +40,7 @@ pub fn text(event: &Event, names: &Metadata) -> (String, String) {
             (kind, text + &super::place_text(*place))
         }
         Event::Resume { resume, .. } => ("resume", resume_text(resume)),
+        Event::Entry(entry) => ("entry", entry.outcome.to_string()),
         Event::Input { source, value, .. } => ("input", format!("{source} {value:#x}")),
         Event::Pcpu(event) => ("pcpu", pcpu_text(event)),
         Event::Control { control, .. } => ("control", control.to_string()),

@@ -113,6 +113,10 @@ impl<W: Write> Printer<W> {
                 self.line(*vcpu, name, text)
             }
             Event::Resume { vcpu, .. } => self.own(event, *vcpu),
+            Event::Entry(entry) => {
+                self.icount = entry.icount;
+                self.own(event, entry.vcpu)
+            }
             Event::Registers(registers) => self.own(event, registers.vcpu),
             Event::Input { icount, .. }
             | Event::Control { icount, .. }

@@ -24,7 +24,7 @@ use vmtape_traces::{
 pub fn any_event() -> impl Strategy<Value = Event> {
     let words = prop_oneof![Just(0), Just(1), 0..300u64, any::<u64>(), Just(0x4000bc), Just(1 << 63)];
     let tags = prop_oneof![
-        (1..=10u64),
+        (1..=12u64),
         Just(tag::MOMENT),
         (0..NoteKind::NAMED.len()).prop_map(|n| tag::NOTE + u64::from(NoteKind::NAMED[n].0.0)),
         Just(tag::NOTE + 0x1234_5678),
@@ -36,6 +36,9 @@ pub fn any_event() -> impl Strategy<Value = Event> {
             // The number of words depends on the kind: take the first that fits.
             (1..=words.len()).find_map(|count| {
                 let mut words = words[..count].to_vec();
+                if tag == tag::ENTRY {
+                    words.iter_mut().skip(11).take(2).for_each(|w| *w &= 0x1_0001);
+                }
                 if matches!(tag, tag::LINE | tag::RESUME | tag::EXIT) {
                     words[0] &= 3;
                 }
@@ -49,7 +52,7 @@ pub fn any_event() -> impl Strategy<Value = Event> {
                     words.iter_mut().skip(kind + 1).for_each(|w| *w &= 0xffff_ffff);
                 }
                 let blob = if tag == tag::CONTROL { vec![7; blob.len() / 32 * 32] } else { blob.clone() };
-                let blob = if tag == tag::REGISTERS { vec![] } else { blob };
+                let blob = if tag == tag::REGISTERS || tag == tag::ENTRY { vec![] } else { blob };
                 Flat { tag, words, blob }.event(&mut Clock::default()).ok()
             })
         },

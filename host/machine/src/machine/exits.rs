@@ -14,7 +14,7 @@ use vmtape_arch::{
     vcpu::{Activity, VcpuState},
 };
 use vmtape_cpu::Stop;
-use vmtape_traces::event::End;
+use vmtape_traces::event::{End, EntryOutcome};
 
 impl Machine {
     /// An NMI of the host's that is due. True: the guest exits for it.
@@ -51,9 +51,13 @@ impl Machine {
         vcpu.state.icount = self.services.clock.icount;
         self.services.sync_clock(&mut vcpu.state);
         vcpu.needs_entry = false;
-        self.services.tape.begin_entry(n);
+        self.services.tape.begin_entry(n, &vcpu.state);
         let resume = self.backend.enter(n, &mut vcpu.state, &mut self.services);
-        self.services.tape.end_entry();
+        let outcome = EntryOutcome::new(&resume, &vcpu.state);
+        self.services.tape.end_entry(&outcome);
+        if let Some(fed) = &mut self.services.fed {
+            fed.entered = outcome;
+        }
         self.services.after_backend(n, &mut vcpu.state, None);
         if resume.kind == ResumeKind::RESUME && self.services.wants(NoteKind::ENTRY) {
             let rip = vcpu.state.rip;

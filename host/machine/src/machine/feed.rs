@@ -8,12 +8,13 @@ use super::{Limits, Machine};
 use crate::{tape::Feeding, vcpu::Vcpu};
 use vmtape_arch::{
     PAGE_SHIFT, PAGE_SIZE,
+    exit::ResumeKind,
     note::Note,
     vcpu::{Activity, Interruptibility, VcpuState},
 };
 use vmtape_traces::{
     ExitGroup,
-    event::{Control, Data, End},
+    event::{Control, Data, End, EntryEvent, EntryOutcome},
 };
 
 impl Machine {
@@ -76,6 +77,9 @@ impl Machine {
         group.cpus_before.iter().for_each(|cpu| self.load_on(n, *cpu));
         group.controls_before.iter().for_each(|control| self.control_fed(control));
         self.wake_fed(n);
+        if !group.entries.is_empty() {
+            self.enter_before(n, group);
+        }
         self.services.clock.icount = group.exit.icount;
         let now = self.services.clock.now();
         self.services.devices.advance(now);
@@ -85,7 +89,9 @@ impl Machine {
             // The entry after a halt stands with the exit that halted.
             let _ = self.enter(n);
         }
-        self.enter_before(n, &group.before);
+        if group.entries.is_empty() {
+            self.enter_before(n, group);
+        }
         let state = &mut self.vcpus[n as usize].state;
         state.icount = group.exit.icount;
         state.rip = group.exit.rip;
@@ -136,16 +142,50 @@ impl Machine {
         }
     }
 
+    /// An entry that the tape tells: at its time, with what it looked at.
+    fn enter_as_told(&mut self, n: u32, entry: &EntryEvent) {
+        self.services.clock.icount = entry.icount;
+        let now = self.services.clock.now();
+        self.services.devices.advance(now);
+        for (hpa, data) in entry.reads.iter().rev() {
+            if let (true, Some(fed)) = (self.services.ram().write(*hpa, data), &mut self.services.fed) {
+                fed.knowledge.memory.learn(*hpa, data.len() as u64);
+            }
+        }
+        let state = &mut self.vcpus[n as usize].state;
+        (state.rip, state.rflags) = (entry.rip, entry.rflags);
+        state.interruptibility = Interruptibility::from_bits(entry.interruptibility);
+        let _ = self.enter(n);
+        if let Some(fed) = self.services.fed.as_mut().filter(|fed| fed.entered != entry.outcome) {
+            fed.other_entries.push((entry.clone(), fed.entered));
+        }
+    }
+
+    /// Entries of the tape of which something else came, since they were last asked for.
+    pub fn other_entries(&mut self) -> Vec<(EntryEvent, EntryOutcome)> {
+        self.services.fed.as_mut().map_or(Vec::new(), |fed| std::mem::take(&mut fed.other_entries))
+    }
+
     /// Entries that no exit came before: the first one, one after a halt, or one because a device had an interrupt for
     /// the running guest.
-    fn enter_before(&mut self, n: u32, notes: &[Note]) {
+    fn enter_before(&mut self, n: u32, group: &ExitGroup) {
+        let mut told = group.entries.iter().peekable();
         let mut injected = false;
-        for note in notes {
+        for (index, note) in group.before.iter().enumerate() {
+            let mut resumed = false;
+            while let Some((_, entry)) = told.next_if(|(at, _)| *at == index) {
+                self.enter_as_told(n, entry);
+                resumed = entry.outcome.resume.kind == ResumeKind::RESUME;
+                injected = false;
+            }
             match *note {
                 Note::InjVirq { .. } => injected = true,
+                // The end of the entry that was told.
+                Note::Entry { .. } if resumed => {}
                 Note::Entry { rip, .. } => {
                     let state = &mut self.vcpus[n as usize].state;
                     state.rip = rip;
+                    // Tapes before schema 3 do not tell entries.
                     if std::mem::take(&mut injected) {
                         // That the guest took an interrupt says that it could.
                         state.rflags = state.rflags().with_intr(true).into_bits();
@@ -156,6 +196,7 @@ impl Machine {
                 _ => {}
             }
         }
+        told.for_each(|(_, entry)| self.enter_as_told(n, entry));
     }
 
     /// A halted vCPU that exits has been woken: if everybody was halted, by the next timer.

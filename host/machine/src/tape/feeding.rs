@@ -1,6 +1,7 @@
 //! What a machine knows whose exits come from a tape.
 
 use super::{faults::TapedFaults, knowledge::Knowledge};
+use vmtape_traces::event::{EntryEvent, EntryOutcome};
 
 /// The first schema in which an exit tells all memory that its handling reads, whatever handled the exits before it.
 const EXITS_STAND_ALONE: u32 = 3;
@@ -14,6 +15,10 @@ pub(crate) struct Feeding {
     keeps: bool,
     unknown: u64,
     pub(crate) faults: TapedFaults,
+    /// What came of the last entry.
+    pub(crate) entered: EntryOutcome,
+    /// Entries of the tape of which something else came.
+    pub(crate) other_entries: Vec<(EntryEvent, EntryOutcome)>,
 }
 
 impl Feeding {
@@ -24,6 +29,8 @@ impl Feeding {
             keeps: schema < EXITS_STAND_ALONE,
             unknown: 0,
             faults: TapedFaults::default(),
+            entered: EntryOutcome::default(),
+            other_entries: Vec::new(),
         }
     }
 

@@ -8,7 +8,7 @@ use vmtape_arch::{
     note::{Note, NoteKind},
     vcpu::VcpuState,
 };
-use vmtape_traces::event::{Data, Event, ExitEvent, Registers};
+use vmtape_traces::event::{Data, EntryEvent, EntryOutcome, Event, ExitEvent, Registers};
 
 /// Listens to a run: a tape's writer, or a replayer that compares.
 pub trait Recorder {
@@ -51,6 +51,8 @@ pub(crate) struct Tape {
     walk_bytes: Vec<u8>,
     /// The vCPU whose exit the tape tells, up to its entry.
     exited: Option<u32>,
+    /// The entry that goes on and that no exit came before, and the windows that the backend waited for.
+    entry: Option<(EntryEvent, u64)>,
     /// Its handling, or the entry after it, is going on.
     handling: bool,
     stop: bool,
@@ -143,13 +145,41 @@ impl Tape {
         self.event(Event::Resume { vcpu, resume: *resume });
     }
 
-    /// The entry after an exit is told with it.
-    pub(crate) fn begin_entry(&mut self, vcpu: u32) {
+    /// The entry after an exit is told with it. Another one is an event of its own.
+    pub(crate) fn begin_entry(&mut self, vcpu: u32, state: &VcpuState) {
         self.handling = self.stimuli && self.exited == Some(vcpu);
+        self.entry = None;
+        if self.stimuli && !self.handling {
+            self.begin_walk();
+            self.entry = Some((
+                EntryEvent {
+                    vcpu,
+                    icount: state.icount,
+                    rip: state.rip,
+                    rflags: state.rflags,
+                    interruptibility: state.interruptibility.into_bits(),
+                    ..Default::default()
+                },
+                EntryOutcome::new(&Resume::GUEST, state).windows,
+            ));
+        }
     }
 
-    pub(crate) fn end_entry(&mut self) {
+    pub(crate) fn end_entry(&mut self, outcome: &EntryOutcome) {
         (self.exited, self.handling) = (None, false);
+        let Some((mut entry, windows)) = self.entry.take() else { return };
+        let mut rest = &self.walk_bytes[..];
+        for &(hpa, len) in &self.walk {
+            let read;
+            (read, rest) = rest.split_at(len);
+            entry.reads.push((hpa, read.to_vec()));
+        }
+        self.begin_walk();
+        let goes_on = EntryOutcome { resume: Resume::GUEST, windows, ..Default::default() };
+        if !entry.reads.is_empty() || *outcome != goes_on {
+            entry.outcome = *outcome;
+            self.event(Event::Entry(Box::new(entry)));
+        }
     }
 
     /// Tells those registers of the mask that the tape's reader does not have.
