@@ -40,6 +40,8 @@ struct Saved<D> {
     milestones: Milestones,
     fault_counts: Counts,
     placement: Placement,
+    /// The vCPU whose exit the tape tells, up to its entry.
+    exited: Option<u32>,
 }
 
 impl Machine {
@@ -90,6 +92,7 @@ impl Machine {
             milestones: self.milestones,
             fault_counts: self.services.inputs.counts().clone(),
             placement: self.placement.clone(),
+            exited: self.services.tape.exited(),
         };
         let state =
             postcard::to_stdvec(&saved).map_err(|cause| Error::Encode { what: "a checkpoint", cause })?;
@@ -206,7 +209,7 @@ impl Machine {
         self.next_checkpoint = saved.next_checkpoint;
         self.drop_caches();
         self.marks.checkpoint = self.services.memory.mark();
-        self.services.tape.forget();
+        self.services.tape.resume(saved.exited);
         Ok(())
     }
 }

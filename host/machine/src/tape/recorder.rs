@@ -107,6 +107,17 @@ impl Tape {
         self.knowledge.forget();
     }
 
+    /// The vCPU whose exit the tape tells, up to its entry.
+    pub(crate) fn exited(&self) -> Option<u32> {
+        self.exited
+    }
+
+    /// Starts where a checkpoint was made, with what [`Tape::exited`] said there.
+    pub(crate) fn resume(&mut self, exited: Option<u32>) {
+        self.exited = exited;
+        self.forget();
+    }
+
     /// The silicon begins to translate an access.
     pub(crate) fn begin_walk(&mut self) {
         self.walk.clear();
