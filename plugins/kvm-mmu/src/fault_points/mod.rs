@@ -33,13 +33,6 @@ open_enum! {
         PAGE_FAULT_RETRY = 25 => "page-fault-retry",
         SLOT_INVALID = 26 => "slot-invalid",
         SLOT_UPDATE_ENOMEM = 27 => "slot-update-enomem",
-        // --- dirty logging ---
-        DIRTY_MARK_LOST = 40 => "dirty-mark-lost",
-        PROTECT_FLUSH_SKIPPED = 41 => "protect-flush-skipped",
-        PML_NOT_DRAINED = 42 => "pml-not-drained",
-        DIRTY_WORD_DROPPED = 43 => "dirty-word-dropped",
-        GET_DIRTY_LOG_EFAULT = 44 => "get-dirty-log-efault",
-        RING_ENTRY_LOST = 45 => "ring-entry-lost",
         // --- the rest of KVM ---
         FAILED_ENTRY = 60 => "failed-entry",
         RDMSR_REFUSED = 61 => "rdmsr-refused",

@@ -242,7 +242,7 @@ fn compare(
     if args.mode == Mode::Exits {
         let method = match alike {
             true => "each taped exit is given to the backend's handlers; what they do must be the same",
-            false => "each taped stimulus is resolved by the other machine; what the guest sees is compared",
+            false => "what the guest sees of each taped exit is compared, not what it did without exits",
         };
         report = Report::new(method, tape.name(), actual_name);
         let mut tick = |exits| bar.set_message(format!("{exits} exits"));
