@@ -1,10 +1,13 @@
 //! What `kvm.ko` asks of `kvm_amd`, and what silicon answers.
 
 use crate::{
-    kvm::{self, Cx, cpus, msr, setup, vmcb::write_state},
+    kvm::{
+        self, Cx, cpus, msr, setup,
+        vmcb::{set_intercept, set_vintr, write_state},
+    },
     rules::Rule,
     silicon::{exits, vmrun},
-    vm::{Shared, SvmVcpu},
+    vm::{Shared, SvmVcpu, VmcbInfo},
 };
 use vmtape_abi::{Errno, Host};
 use vmtape_arch::{
@@ -92,8 +95,8 @@ impl Ops for Shared {
     }
 
     fn intercepts(&self, v: &mut SvmVcpu, state: &VcpuState) -> Intercepts {
-        setup::update_cr0_intercept(v, state);
-        let intercepts = vmrun::published(&v.vmcb);
+        setup::update_cr0_intercept(self, v, state);
+        let intercepts = vmrun::published(v.vmcb());
         windows(v, intercepts)
     }
 
@@ -103,21 +106,22 @@ impl Ops for Shared {
         state: &VcpuState,
         _host: &mut dyn Host,
     ) -> Result<Intercepts, Resume> {
-        setup::update_cr0_intercept(v, state);
+        setup::update_cr0_intercept(self, v, state);
         write_state(self, v, state);
-        let pa = setup::vmcb_pa(self, v.core.id);
+        let pa = setup::vmcb_pa(self, v.core.id, v.is_guest_mode());
         let honour = self.kvm.options.on(Switch::AMD_VMCB_CLEAN_BITS);
-        v.running
-            .vmrun(&mut v.vmcb, pa, &self.kvm.silicon, honour)
-            .map_err(|_| fail_entry(v.vmcb.control.exit_code().0))?;
+        let (VmcbInfo { vmcb, .. }, running) = v.current_mut();
+        running
+            .vmrun(vmcb, pa, &self.kvm.silicon, honour)
+            .map_err(|_| fail_entry(vmcb.control.exit_code().0))?;
         Ok(windows(v, v.running.intercepts()))
     }
 
     fn request_windows(&self, v: &mut SvmVcpu, requests: WindowRequests) {
-        v.vmcb.set_vintr(requests.interrupt);
-        v.nmi_singlestep = requests.nmi && !v.vmcb.control.intercepts.has(SvmExitCode::IRET);
+        set_vintr(self, v, requests.interrupt);
+        v.nmi_singlestep = requests.nmi && !v.vmcb01.vmcb.control.intercepts.has(SvmExitCode::IRET);
         if requests.nmi_injected {
-            v.vmcb.set_intercept(SvmExitCode::IRET, true);
+            set_intercept(self, v, SvmExitCode::IRET, true);
         }
     }
 
@@ -128,11 +132,12 @@ impl Ops for Shared {
         exit: &Exit,
         host: &mut dyn Host,
     ) -> Resume {
-        v.running.vmexit(&mut v.vmcb, &mut v.mirror, exit, state, self.kvm.silicon.nrips.is_set());
-        v.vmcb.mark_all_clean();
+        let (VmcbInfo { vmcb, mirror }, running) = v.current_mut();
+        running.vmexit(vmcb, mirror, exit, state, self.kvm.silicon.nrips.is_set());
+        vmcb.mark_all_clean();
         if std::mem::take(&mut v.debug_registers_owned) {
             // `svm_sync_dirty_debug_regs`.
-            setup::set_dr_intercepts(v, true);
+            setup::set_dr_intercepts(self, v, true);
         }
         with_exit(kvm::handle(&mut Cx { shared: self, vcpu: v, state, exit, host }), exit)
     }

@@ -1,6 +1,7 @@
 //! A VM under `kvm_amd`: what its vCPUs share, and what each has.
 
 use crate::{
+    kvm::nested::Nested,
     rules::Rule,
     silicon::{
         vmcb::{Mirror, Msrpm, Vmcb},
@@ -22,12 +23,11 @@ use vmtape_kvm_mmu::mmu::Config;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SvmVcpu {
     pub core: Vcpu,
-    /// `vmcb01`.
-    pub vmcb: Vmcb,
-    /// What its save area was last written from.
-    pub mirror: Mirror,
+    /// What L1 runs with; while L2 runs, where L1's registers are kept.
+    pub vmcb01: VmcbInfo,
     /// The map that `vmcb01` points to.
     pub msrpm: Msrpm,
+    pub nested: Nested,
     /// Silicon's side of the VMCB.
     pub running: Running,
     pub msrs: SvmMsrs,
@@ -35,6 +35,37 @@ pub struct SvmVcpu {
     pub debug_registers_owned: bool,
     /// KVM steps over what holds NMIs back with RFLAGS.TF. See: KVM svm/svm.c svm_enable_nmi_window()
     pub nmi_singlestep: bool,
+}
+
+/// A VMCB of KVM's (`struct kvm_vmcb_info`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmcbInfo {
+    pub vmcb: Vmcb,
+    /// What its save area was last written from.
+    pub mirror: Mirror,
+}
+
+impl SvmVcpu {
+    /// The VMCB that silicon runs, `vmcb01` or `vmcb02` (`svm->current_vmcb`).
+    pub fn current(&self) -> &VmcbInfo {
+        if self.core.guest_mode { &self.nested.vmcb02 } else { &self.vmcb01 }
+    }
+
+    /// The same to change, and silicon that runs it.
+    pub fn current_mut(&mut self) -> (&mut VmcbInfo, &mut Running) {
+        let current = if self.core.guest_mode { &mut self.nested.vmcb02 } else { &mut self.vmcb01 };
+        (current, &mut self.running)
+    }
+
+    /// `svm->vmcb`.
+    pub fn vmcb(&self) -> &Vmcb {
+        &self.current().vmcb
+    }
+
+    /// `svm->vmcb`, to change.
+    pub fn vmcb_mut(&mut self) -> &mut Vmcb {
+        &mut self.current_mut().0.vmcb
+    }
 }
 
 /// VM_CR. See: APM 15.30.1 VM_CR MSR (C001_0114h)

@@ -2,7 +2,10 @@
 //!
 //! See: KVM arch/x86/kvm/svm/svm.c
 
-use super::setup;
+use super::{
+    nested, setup,
+    vmcb::{set_intercept, set_vintr},
+};
 use crate::{
     rules::Rule,
     silicon::{exits::IoInfo, vmcb::ControlArea},
@@ -47,11 +50,11 @@ pub fn handle(cx: &mut Cx<'_>) -> Resume {
         C::IOIO => io_exit(cx),
         C::HLT => hlt(cx),
         C::VINTR => {
-            cx.vcpu.vmcb.set_vintr(false);
+            set_vintr(cx.shared, cx.vcpu, false);
             Resume::GUEST
         }
         C::IRET => {
-            cx.vcpu.vmcb.set_intercept(C::IRET, false);
+            set_intercept(cx.shared, cx.vcpu, C::IRET, false);
             Resume::GUEST
         }
         C::READ_CR0 | C::READ_CR3 | C::READ_CR4 => read_cr(cx),
@@ -63,8 +66,10 @@ pub fn handle(cx: &mut Cx<'_>) -> Resume {
         C::INVD | C::WBINVD | C::MONITOR | C::MWAIT | C::PAUSE => cx.skip(),
         C::XSETBV => xsetbv(cx),
         C::VMMCALL => vmmcall(cx),
-        C::RDPRU | C::RDTSCP | C::SKINIT => cx.inject(Exception::ud()),
-        C::VMRUN | C::VMLOAD | C::VMSAVE | C::STGI | C::CLGI | C::INVLPGA => nested(cx),
+        C::RDPRU | C::RDTSCP => cx.inject(Exception::ud()),
+        code @ (C::VMRUN | C::VMLOAD | C::VMSAVE | C::STGI | C::CLGI | C::INVLPGA | C::SKINIT) => {
+            nested::instructions::handle(cx, code)
+        }
         C::SHUTDOWN => shutdown(cx),
         _ => not_modelled(cx),
     }
@@ -84,15 +89,15 @@ fn complete_interrupts(cx: &mut Cx<'_>) {
 
 impl Cx<'_> {
     /// The control area as #VMEXIT left it.
-    fn control(&self) -> &ControlArea {
-        &self.vcpu.vmcb.control
+    pub fn control(&self) -> &ControlArea {
+        &self.vcpu.vmcb().control
     }
 
-    fn note(&mut self, note: Note) {
+    pub fn note(&mut self, note: Note) {
         self.vcpu.core.note(note, self.host);
     }
 
-    fn inject(&mut self, exception: Exception) -> Resume {
+    pub fn inject(&mut self, exception: Exception) -> Resume {
         self.vcpu.core.inject(self.state, &exception);
         Resume::GUEST
     }
@@ -103,7 +108,7 @@ impl Cx<'_> {
     }
 
     /// `kvm_skip_emulated_instruction`.
-    fn skip(&mut self) -> Resume {
+    pub fn skip(&mut self) -> Resume {
         if self.shared.nrips() {
             self.vcpu.core.skip(self.state, self.exit.insn.len);
             return Resume::GUEST;
@@ -157,7 +162,8 @@ impl Cx<'_> {
     }
 }
 
-fn not_modelled(cx: &mut Cx<'_>) -> Resume {
+/// KVM would go on here, and this model does not know how.
+pub fn not_modelled(cx: &mut Cx<'_>) -> Resume {
     let mut resume = Resume::new(ResumeKind::NOT_MODELLED);
     resume.data[0] = cx.exit.insn.kind.0.into();
     resume
@@ -298,15 +304,6 @@ fn xsetbv(cx: &mut Cx<'_>) -> Resume {
     cx.complete(result)
 }
 
-/// Nested SVM is not modelled; without EFER.SVME its instructions are undefined.
-/// See: KVM svm/nested.c nested_svm_check_permissions()
-fn nested(cx: &mut Cx<'_>) -> Resume {
-    if cx.state.efer().svme() {
-        return not_modelled(cx);
-    }
-    cx.inject(Exception::ud())
-}
-
 /// `cr_interception`, reads.
 fn read_cr(cx: &mut Cx<'_>) -> Resume {
     if !cx.shared.kvm.silicon.decode_assists || cx.exit.insn.kind != SensitiveKind::CR_READ {
@@ -346,7 +343,7 @@ fn set_cr(cx: &mut Cx<'_>, number: u32, value: u64) -> Result<(), Exception> {
 
 /// `dr_interception`: the first access lets all further ones through, until the next exit.
 fn debug_registers(cx: &mut Cx<'_>) -> Resume {
-    setup::set_dr_intercepts(cx.vcpu, false);
+    setup::set_dr_intercepts(cx.shared, cx.vcpu, false);
     cx.vcpu.debug_registers_owned = true;
     Resume::GUEST
 }

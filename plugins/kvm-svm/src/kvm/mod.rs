@@ -3,6 +3,7 @@
 pub mod cpus;
 pub mod handlers;
 pub mod msr;
+pub mod nested;
 pub mod setup;
 pub mod vmcb;
 

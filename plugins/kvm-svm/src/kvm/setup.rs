@@ -2,10 +2,13 @@
 //!
 //! See: KVM arch/x86/kvm/svm/svm.c init_vmcb(), svm_set_cr0(), svm_vcpu_after_set_cpuid()
 
-use super::{msr, vmcb::silicon_cr0};
+use super::{
+    msr,
+    vmcb::{set_intercept, silicon_cr0},
+};
 use crate::{
     silicon::vmcb::{IOPM_SIZE, MSRPM_SIZE, Msrpm, Vmcb},
-    vm::{Shared, SvmVcpu},
+    vm::{Shared, SvmVcpu, VmcbInfo},
 };
 use vmtape_abi::Host;
 use vmtape_arch::{
@@ -74,7 +77,9 @@ pub fn create(shared: &Shared, id: u32) -> SvmVcpu {
     let npt = shared.kvm.tdp();
     let mut vmcb = Vmcb::default();
     let silent = if npt { &[] } else { SHADOW };
-    ALWAYS.iter().chain(silent).for_each(|code| vmcb.set_intercept(*code, true));
+    for code in ALWAYS.iter().chain(silent) {
+        vmcb.set_intercept(*code, true);
+    }
     let control = &mut vmcb.control;
     (control.iopm_base_pa, control.msrpm_base_pa) = (iopm_pa(shared), msrpm_pa(shared, id));
     control.int_ctl.set_v_intr_masking(true);
@@ -84,15 +89,15 @@ pub fn create(shared: &Shared, id: u32) -> SvmVcpu {
     DIRECT.iter().for_each(|msr| msrpm.set_exits(msr.0, false, false));
     let mut vcpu = SvmVcpu {
         core: Vcpu::new(id, msr::UCODE_REV),
-        vmcb,
-        mirror: Default::default(),
+        vmcb01: VmcbInfo { vmcb, ..Default::default() },
         msrpm,
+        nested: Default::default(),
         running: Default::default(),
         msrs: Default::default(),
         debug_registers_owned: false,
         nmi_singlestep: false,
     };
-    set_dr_intercepts(&mut vcpu, true);
+    set_dr_intercepts(shared, &mut vcpu, true);
     after_set_cpuid(shared, &mut vcpu);
     vcpu
 }
@@ -106,15 +111,15 @@ fn msrpm_pa(shared: &Shared, id: u32) -> u64 {
     iopm_pa(shared) - MSRPM_SIZE * (u64::from(id) + 1)
 }
 
-/// A VMCB's own address: below the vCPUs' permission maps.
-pub fn vmcb_pa(shared: &Shared, id: u32) -> u64 {
-    msrpm_pa(shared, MAX_VCPUS) - PAGE_SIZE * (u64::from(id) + 1)
+/// The address of a vCPU's `vmcb01` or `vmcb02`: below the vCPUs' permission maps.
+pub fn vmcb_pa(shared: &Shared, id: u32, guest_mode: bool) -> u64 {
+    msrpm_pa(shared, MAX_VCPUS) - PAGE_SIZE * (2 * u64::from(id) + 1 + u64::from(guest_mode))
 }
 
 /// `set_dr_intercepts`, `clr_dr_intercepts`.
-pub fn set_dr_intercepts(vcpu: &mut SvmVcpu, on: bool) {
+pub fn set_dr_intercepts(shared: &Shared, vcpu: &mut SvmVcpu, on: bool) {
     for code in (C::READ_DR0.0..=C::READ_DR7.0).chain(C::WRITE_DR0.0..=C::WRITE_DR7.0) {
-        vcpu.vmcb.set_intercept(SvmExitCode(code), on);
+        set_intercept(shared, vcpu, SvmExitCode(code), on);
     }
 }
 
@@ -128,11 +133,12 @@ fn needs_page_faults(shared: &Shared, vcpu: &SvmVcpu) -> bool {
 /// `svm_vcpu_after_set_cpuid`, `init_vmcb_after_set_cpuid`, `svm_recalc_instruction_intercepts`.
 pub fn after_set_cpuid(shared: &Shared, vcpu: &mut SvmVcpu) {
     let page_faults = needs_page_faults(shared, vcpu);
+    let invpcid = !shared.kvm.tdp() || !vcpu.core.cpuid.has(feature::INVPCID);
+    let rdtscp = !vcpu.core.cpuid.has(feature::RDTSCP);
+    set_intercept(shared, vcpu, C::EXCP_PF, page_faults);
+    set_intercept(shared, vcpu, C::INVPCID, invpcid);
+    set_intercept(shared, vcpu, C::RDTSCP, rdtscp);
     let cpuid = &vcpu.core.cpuid;
-    let vmcb = &mut vcpu.vmcb;
-    vmcb.set_intercept(C::EXCP_PF, page_faults);
-    vmcb.set_intercept(C::INVPCID, !shared.kvm.tdp() || !cpuid.has(feature::INVPCID));
-    vmcb.set_intercept(C::RDTSCP, !cpuid.has(feature::RDTSCP));
     let map = &mut vcpu.msrpm;
     map.set_exits(Msr::IA32_SPEC_CTRL.0, true, true);
     map.set_exits(Msr::IA32_PRED_CMD.0, true, !cpuid.has(feature::AMD_IBPB));
@@ -144,11 +150,11 @@ pub fn after_set_cpuid(shared: &Shared, vcpu: &mut SvmVcpu) {
 }
 
 /// `svm_set_cr0`, the part that decides about CR0's intercepts: none while silicon runs with the guest's value.
-pub fn update_cr0_intercept(vcpu: &mut SvmVcpu, state: &VcpuState) {
+pub fn update_cr0_intercept(shared: &Shared, vcpu: &mut SvmVcpu, state: &VcpuState) {
     let guest = state.cr0();
-    let differs = silicon_cr0(guest, vcpu.vmcb.control.nested_ctl.np_enable()) != guest;
-    vcpu.vmcb.set_intercept(C::READ_CR0, differs);
-    vcpu.vmcb.set_intercept(C::WRITE_CR0, differs);
+    let differs = silicon_cr0(guest, shared.kvm.tdp()) != guest;
+    set_intercept(shared, vcpu, C::READ_CR0, differs);
+    set_intercept(shared, vcpu, C::WRITE_CR0, differs);
 }
 
 /// Does to MMU and TLB what a control-register write asks for.
@@ -160,7 +166,7 @@ pub fn apply(
     host: &mut dyn Host,
 ) {
     let id = vcpu.core.id;
-    update_cr0_intercept(vcpu, state);
+    update_cr0_intercept(shared, vcpu, state);
     if effect.new_pgd {
         shared.kvm.mmu.new_pgd(id, state, host);
     }

@@ -2,6 +2,7 @@
 //!
 //! See: KVM arch/x86/kvm/svm/svm.c svm_vcpu_run(), svm_set_cr0(), svm_set_cr4(), svm_set_efer(); svm.h vmcb_mark_dirty()
 
+use super::nested::intercepts;
 use crate::{
     silicon::{
         vmcb::{Clean, Vmcb},
@@ -24,25 +25,34 @@ impl Vmcb {
         self.control.clean = Clean::ALL.with_tpr(false).with_cr2(false);
     }
 
-    /// `svm_set_intercept`, `svm_clr_intercept`.
-    pub fn set_intercept(&mut self, code: SvmExitCode, on: bool) {
-        if self.control.intercepts.set(code, on) {
+    /// Intercepts, or no longer. Whether that is a change.
+    pub fn set_intercept(&mut self, code: SvmExitCode, on: bool) -> bool {
+        let changed = self.control.intercepts.set(code, on);
+        if changed {
             self.control.clean.set_intercepts(false);
         }
+        changed
     }
+}
 
-    /// `svm_set_vintr`, `svm_clear_vintr`.
-    pub fn set_vintr(&mut self, on: bool) {
-        if self.control.intercepts.has(SvmExitCode::VINTR) == on {
-            return;
-        }
-        self.set_intercept(SvmExitCode::VINTR, on);
-        let priority = if on { WINDOW_PRIORITY } else { 0 };
-        self.control.int_ctl =
-            self.control.int_ctl.with_v_irq(on).with_v_intr_prio(priority).with_v_ign_tpr(false);
-        self.control.int_vector = 0;
-        self.control.clean.set_tpr(false);
+/// `svm_set_intercept`, `svm_clr_intercept`: it is L0's own intercepts that change.
+pub fn set_intercept(shared: &Shared, vcpu: &mut SvmVcpu, code: SvmExitCode, on: bool) {
+    if vcpu.vmcb01.vmcb.set_intercept(code, on) && vcpu.is_guest_mode() {
+        intercepts::recalc(shared, vcpu);
     }
+}
+
+/// `svm_set_vintr`, `svm_clear_vintr`.
+pub fn set_vintr(shared: &Shared, vcpu: &mut SvmVcpu, on: bool) {
+    if vcpu.vmcb01.vmcb.control.intercepts.has(SvmExitCode::VINTR) == on {
+        return;
+    }
+    set_intercept(shared, vcpu, SvmExitCode::VINTR, on);
+    let control = &mut vcpu.vmcb_mut().control;
+    let priority = if on { WINDOW_PRIORITY } else { 0 };
+    control.int_ctl = control.int_ctl.with_v_irq(on).with_v_intr_prio(priority).with_v_ign_tpr(false);
+    control.int_vector = 0;
+    control.clean.set_tpr(false);
 }
 
 /// CR0 that silicon runs with: under shadow paging with PG and WP, and never with CD or NW (KVM_X86_QUIRK_CD_NW_CLEARED).
@@ -78,7 +88,8 @@ fn put<T: PartialEq>(field: &mut T, value: T) -> bool {
 pub fn write_state(shared: &Shared, vcpu: &mut SvmVcpu, state: &VcpuState) {
     let npt = shared.kvm.tdp();
     let root = shared.kvm.mmu.context(vcpu.core.id).root.map_or(0, |root| root.hpa);
-    let Vmcb { control, save } = &mut vcpu.vmcb;
+    let info = vcpu.current_mut().0;
+    let Vmcb { control, save } = &mut info.vmcb;
     // No clean bit covers these.
     (save.rax, save.rsp, save.rip, save.rflags) =
         (state.gpr[gpr::RAX], state.gpr[gpr::RSP], state.rip, state.rflags);
@@ -106,13 +117,13 @@ pub fn write_state(shared: &Shared, vcpu: &mut SvmVcpu, state: &VcpuState) {
     if put(&mut save.dr6, state.dr6) | put(&mut save.dr7, state.dr7) {
         clean.set_drx(false);
     }
-    let (segments, tables) = vcpu.mirror.update(state);
+    let (segments, tables) = info.mirror.update(state);
     if tables {
-        save.store_tables(&vcpu.mirror);
+        save.store_tables(&info.mirror);
         clean.set_dt(false);
     }
     if segments {
-        save.store_segments(&vcpu.mirror);
+        save.store_segments(&info.mirror);
         clean.set_seg(false);
     }
 }

@@ -16,7 +16,7 @@ const PA: u64 = 0x1000;
 
 impl Bench {
     fn clean(&self) -> u32 {
-        self.vm.vcpus[0].vmcb.control.clean.into_bits()
+        self.vm.vcpus[0].vmcb01.vmcb.control.clean.into_bits()
     }
 
     /// An exit of CPUID, and KVM's turn.
@@ -70,14 +70,14 @@ fn clean_bits_go_stale() {
     let vcpu = &mut bench.vm.vcpus[0];
     let code = SvmExitCode::RDTSC;
     let mut run = |clean: Clean, pa: u64, honour: bool| {
-        vcpu.running.vmrun(&mut vcpu.vmcb.clone(), PA, &silicon, true).unwrap();
-        let mut changed = vcpu.vmcb.clone();
+        vcpu.running.vmrun(&mut vcpu.vmcb01.vmcb.clone(), PA, &silicon, true).unwrap();
+        let mut changed = vcpu.vmcb01.vmcb.clone();
         changed.control.intercepts.set(code, true);
         changed.control.clean = clean;
         vcpu.running.vmrun(&mut changed, pa, &silicon, honour).unwrap();
         let wanted = vcpu.running.intercepts().wants(SensitiveKind::RDTSC);
         assert_eq!(vcpu.running.vmcb.control.intercepts.has(code), wanted);
-        vcpu.running.vmrun(&mut vcpu.vmcb.clone(), 0, &silicon, false).unwrap();
+        vcpu.running.vmrun(&mut vcpu.vmcb01.vmcb.clone(), 0, &silicon, false).unwrap();
         wanted
     };
     assert!(!run(Clean::ALL, PA, true), "stale on purpose");
@@ -99,8 +99,8 @@ fn a_refused_state_fails_the_entry() {
     assert_eq!(bench.host.notes.last(), Some(&told));
     let silicon = bench.vm.shared.kvm.silicon;
     let vcpu = &mut bench.vm.vcpus[0];
-    assert_eq!((vcpu.vmcb.control.exit_code, vcpu.vmcb.control.exit_info_1), (u64::MAX, 0));
-    assert_eq!(vcpu.running.vmrun(&mut vcpu.vmcb, PA, &silicon, true), Err(Invalid::Dr6High));
+    assert_eq!((vcpu.vmcb01.vmcb.control.exit_code, vcpu.vmcb01.vmcb.control.exit_info_1), (u64::MAX, 0));
+    assert_eq!(vcpu.running.vmrun(&mut vcpu.vmcb01.vmcb, PA, &silicon, true), Err(Invalid::Dr6High));
     bench.state().dr6 = 0xffff_0ff0;
     bench.enter(0);
 }
@@ -112,7 +112,7 @@ fn an_exit_is_in_the_vmcb() {
     let state = bench.state();
     (state.rip, state.gpr[gpr::RAX], state.seg[seg::CS].selector, state.cpl) = (0x1234, 0, 0x33, 3);
     bench.cpuid();
-    let (control, save) = (&bench.vm.vcpus[0].vmcb.control, &bench.vm.vcpus[0].vmcb.save);
+    let (control, save) = (&bench.vm.vcpus[0].vmcb01.vmcb.control, &bench.vm.vcpus[0].vmcb01.vmcb.save);
     assert_eq!((control.exit_code, control.next_rip), (0x72, 0x1236));
     assert_eq!((save.rip, save.cs.selector, save.cs.attrib, save.cpl), (0x1234, 0x33, 0x29b, 3));
     // What silicon runs with is its own: SVME, and the host's MCE.

@@ -1,0 +1,3 @@
+//! The PAT of L2.
+//!
+//! See: KVM arch/x86/kvm/svm/nested.c nested_vmcb02_prepare_save(), nested_svm_vmexit()
