@@ -4,6 +4,8 @@
 //! defaults.
 
 mod entry;
+mod gpat;
+mod nested;
 mod parameters;
 mod patches;
 mod release;
@@ -31,6 +33,11 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         patches::CPUID_AFTER_RUN,
         patches::DIRTY_LOGGING,
         patches::MSR_LISTS,
+        nested::NESTED_OLD,
+        nested::NESTED_6_1,
+        nested::NESTED_6_12,
+        nested::NESTED_7_2,
+        gpat::GPAT,
         parameters::SILICON,
     ]
     .into_iter()
@@ -109,11 +116,11 @@ impl Options {
             let asked = self.on(Switch::ALLOW_SMALLER_MAXPHYADDR);
             self.on.set(Switch::ALLOW_SMALLER_MAXPHYADDR, variable && (asked || !parameter));
         }
-        let is_quirk = |e: &&Entry| e.switch == Switch::FIX_HYPERCALL_INSN;
-        let optional =
-            entries_of(self.scope).find(is_quirk).is_some_and(|e| e.has_come(self.profile.release));
-        if !optional {
-            self.on.set(Switch::FIX_HYPERCALL_INSN, true);
+        for quirk in [Switch::FIX_HYPERCALL_INSN, Switch::NESTED_SVM_SHARED_PAT] {
+            let entry = entries_of(self.scope).find(|e| e.switch == quirk);
+            if entry.is_some_and(|e| !e.has_come(self.profile.release)) {
+                self.on.set(quirk, true);
+            }
         }
     }
 

@@ -71,6 +71,25 @@ pub const PARAMETERS: &[Entry] = &[
     .commit("f1a9761fbb00", "KVM: x86: Allow userspace to opt out of hypercall patching")
     .source("x86.c emulator_fix_hypercall(), emulate.c em_hypercall()")
     .since("v5.19"),
+    Entry::parameter(
+        Switch::NESTED_SVM_SHARED_PAT,
+        Scope::NPT,
+        true,
+        "L1 and L2 share one PAT under nested paging too; off: L2 has its own. A quirk of the VM (KVM_CAP_DISABLE_QUIRKS2); \
+         releases before it always share",
+    )
+    .commit("822790ab0149", "KVM: x86: Define KVM_X86_QUIRK_NESTED_SVM_SHARED_PAT")
+    .source("svm/nested.h l2_has_separate_pat()")
+    .since("v7.2"),
+    Entry::parameter(Switch::NESTED, Scope::AMD, true, "SVM for guests: L1 hypervisors run")
+        .source("svm/svm.c svm_set_cpu_caps()"),
+    Entry::parameter(Switch::VLS, Scope::NPT, true, "Virtual VMLOAD and VMSAVE").source("svm/svm.c"),
+    Entry::parameter(Switch::VGIF, Scope::AMD, true, "Virtual GIF").source("svm/svm.c"),
+    Entry::parameter(Switch::LBRV, Scope::AMD, true, "LBR virtualization").source("svm/svm.c"),
+    Entry::parameter(Switch::TSC_SCALING, Scope::AMD, true, "TSC scaling").source("svm/svm.c"),
+    Entry::parameter(Switch::VNMI, Scope::AMD, true, "Virtual NMI; needs vgif").source("svm/svm.c"),
+    Entry::parameter(Switch::INTERCEPT_SMI, Scope::AMD, true, "SMIs exit; off: L1's wish for them is ignored too")
+        .source("svm/nested.c recalc_intercepts()"),
     Entry::parameter(Switch::NRIPS, Scope::AMD, true, "Use next-RIP save where silicon has it")
         .source("svm/svm.c"),
 ];

@@ -15,14 +15,65 @@ pub const DEFAULT: &str = "v6.12";
 /// The newest release, under any name it may get.
 const LATEST: &str = "latest";
 /// A release with patches that were posted for it.
-const V1_SERIES: &str = "v1-series";
-const V1_BASE: &str = "v5.6";
-const V1_PATCHES: [Switch; 5] = [
-    Switch::V1_RSVD_PF,
-    Switch::V1_EPT_VIOLATION_CHECK,
-    Switch::V1_EPT_MISCONFIG_CHECK,
-    Switch::V1_NPF_CHECK,
-    Switch::V1_TRANSLATE_GPA_CHECK,
+struct Series {
+    name: &'static str,
+    base: &'static str,
+    patches: &'static [Switch],
+    text: &'static str,
+}
+
+const SERIES: &[Series] = &[
+    Series {
+        name: "v1-series",
+        base: "v5.6",
+        patches: &[
+            Switch::V1_RSVD_PF,
+            Switch::V1_EPT_VIOLATION_CHECK,
+            Switch::V1_EPT_MISCONFIG_CHECK,
+            Switch::V1_NPF_CHECK,
+            Switch::V1_TRANSLATE_GPA_CHECK,
+        ],
+        text: "v5.6 with the series of 27 Feb 2020 as posted, its two mistakes included",
+    },
+    Series {
+        name: "gpat-v1-series",
+        base: "v6.19",
+        patches: &[
+            Switch::V3_GPAT_CHECKED,
+            Switch::V3_GPAT_IN_VMCB02,
+            Switch::V3_GPAT_MSR,
+            Switch::V3_GPAT_STORED,
+            Switch::V1_GPAT_STATE,
+        ],
+        text: "v6.19 with the series of 13 Jan 2026 that gives L2 a PAT of its own",
+    },
+    Series {
+        name: "gpat-v2-series",
+        base: "v6.19",
+        patches: &[
+            Switch::V3_GPAT_CHECKED,
+            Switch::V3_GPAT_IN_VMCB02,
+            Switch::V3_GPAT_MSR,
+            Switch::V3_GPAT_STORED,
+            Switch::V2_GPAT_STATE,
+        ],
+        text: "v6.19 with its second version, of 15 Jan 2026",
+    },
+    Series {
+        name: "gpat-v3-series",
+        base: "v6.19",
+        patches: &[
+            Switch::GPAT_CLEAN_BIT,
+            Switch::V3_GPAT_CHECKED,
+            Switch::V3_GPAT_IN_VMCB02,
+            Switch::V3_GPAT_MSR,
+            Switch::V3_GPAT_STORED,
+            Switch::V3_GPAT_STATE,
+            Switch::V3_GPAT_LEGACY,
+            Switch::PAT_ACCESS_WARNS,
+        ],
+        text: "v6.19 with its third version, of 5 Feb 2026",
+    },
 ];
 
 /// What a profile's name stands for.
@@ -42,12 +93,12 @@ impl Profile {
         let newest = RELEASES[RELEASES.len() - 1];
         match name {
             LATEST => Self::find(newest),
-            V1_SERIES => Some(Self { name: V1_SERIES, release: V1_BASE, patches: &V1_PATCHES }),
-            _ => RELEASES.iter().find(|release| **release == name).map(|release| Self {
-                name: release,
-                release,
-                patches: &[],
-            }),
+            _ => {
+                let release = RELEASES.iter().find(|release| **release == name);
+                let series = SERIES.iter().find(|series| series.name == name);
+                let of = |s: &Series| Self { name: s.name, release: s.base, patches: s.patches };
+                release.map(|release| Self { name: release, release, patches: &[] }).or(series.map(of))
+            }
         }
     }
 
@@ -69,32 +120,30 @@ pub struct Row(pub &'static str, pub &'static str, pub &'static str, pub String)
 pub fn rows() -> impl Iterator<Item = Row> {
     let newest = RELEASES[RELEASES.len() - 1];
     let release = |name: &'static str| Row(name, "release", name, sentence(name));
-    RELEASES.into_iter().map(release).chain([
-        Row(LATEST, "alias", newest, format!("The newest release, {newest}")),
-        Row(
-            V1_SERIES,
-            "series",
-            V1_BASE,
-            "v5.6 with the series of 27 Feb 2020 as posted, its two mistakes included".into(),
-        ),
-    ])
+    let alias = Row(LATEST, "alias", newest, format!("The newest release, {newest}"));
+    let series = SERIES.iter().map(|s| Row(s.name, "series", s.base, s.text.into()));
+    RELEASES.into_iter().map(release).chain([alias]).chain(series)
 }
 
 fn sentence(release: &str) -> String {
     let known = match release {
         "v5.9-rc1" => ": guests narrower than their host are new, and always on under VMX",
         "v5.9-rc7" => ": guests narrower than their host become a parameter, off",
+        "v5.10" => ": for nested SVM 5.10.262",
         "v5.14" => ": KVM_SET_CPUID2 after KVM_RUN warns",
         "v5.15" => ": translate_gpa() checks no widths any more",
         "v5.16" => ": KVM_SET_CPUID2 after KVM_RUN fails",
         "v5.17" => ": KVM_SET_CPUID2 after KVM_RUN takes the same table again",
         "v5.19" => ": userspace may forbid that the other vendor's hypercall instruction is overwritten",
+        "v6.1" => ": for nested SVM 6.1.192",
         "v6.8" => ": KVM_EXIT_MEMORY_FAULT is new",
         "v6.9" => ": /proc/cpuinfo says whether silicon has five-level EPT",
         "v6.10" => ": KVM_GET_SUPPORTED_CPUID has GuestPhysBits",
         "v6.12" => {
-            ", which the recordings of the real KVM show; what no switch is about is as here in all profiles"
+            ", for nested SVM 6.12.117, which the recordings of the real KVM show; what no switch is about is as here in all \
+             profiles"
         }
+        "v7.2" => ": for nested SVM 7.2.13; L2 may have a PAT of its own",
         _ => "",
     };
     format!("Linux {}{known}", release.trim_start_matches('v'))

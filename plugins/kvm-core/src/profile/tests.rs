@@ -86,3 +86,39 @@ fn releases_have_their_patches() {
     assert_eq!(parse(&[("kvm", "latest")]).unwrap().profile(), "v7.2");
     assert!(!on("v1-series", Switch::SMALLER_MAXPHYADDR));
 }
+
+/// Rows of the table of stable updates of nested SVM: releases that have a change, of the four that are read.
+#[test]
+fn nested_svm_by_release() {
+    for (switch, first) in [
+        (Switch::NESTED_INVALID_CLEARS_GIF, "v5.10"),
+        (Switch::NESTED_VMCB02, "v5.13"),
+        (Switch::VMRUN_UNMAPPED_GP, "v6.1"),
+        (Switch::NESTED_CHECK_NCR3, "v6.1"),
+        (Switch::NESTED_EVENT_INJ_CLEARED, "v6.12"),
+        (Switch::NESTED_VMMCALL_INTERCEPTED, "v6.12"),
+        (Switch::NESTED_CHECK_EVENT_INJ, "v7.2"),
+        (Switch::GPAT_CHECKED, "v7.2"),
+    ] {
+        for release in ["v5.9", "v5.10", "v6.1", "v6.12", "v7.2"] {
+            let has = parse_for(Scope::NPT, &[("kvm", release)]).unwrap().on(switch);
+            let name = switch.name().unwrap();
+            assert_eq!(has, position(first) <= position(release), "{name} in {release}");
+        }
+    }
+    // In 6.12.117 and after 7.2.13: neither of the profiles on both sides of it has the row.
+    let lma = |kvm| parse_for(Scope::SVM, &[("kvm", kvm)]).unwrap().on(Switch::NESTED_LMA_IGNORED);
+    assert!(!lma("v6.11") && lma("v6.12") && !lma("v7.2"));
+}
+
+/// The quirk can be turned off where it is one.
+#[test]
+fn the_shared_pat_is_a_quirk_of_new_releases() {
+    let shared = |kvm| {
+        let options = parse_for(Scope::NPT, &[("kvm", kvm), ("-nested_svm_shared_pat", "")]).unwrap();
+        options.on(Switch::NESTED_SVM_SHARED_PAT)
+    };
+    assert!(shared("v6.12") && shared("gpat-v3-series") && !shared("v7.2"));
+    let v3 = parse_for(Scope::NPT, &[("kvm", "gpat-v3-series")]).unwrap();
+    assert!(v3.on(Switch::V3_GPAT_STATE) && !v3.on(Switch::GPAT_STATE) && !v3.on(Switch::V2_GPAT_STATE));
+}
