@@ -11,6 +11,7 @@ mod judge;
 mod late;
 mod legacy;
 mod matrix;
+mod nested;
 mod paging;
 mod role;
 mod smp;
@@ -126,4 +127,8 @@ pub const ALL: &[GuestInfo] = &[
         default_smp: 1,
         program: Program::Legacy(legacy::program, legacy::tables),
     },
+    nested::EXITS,
+    nested::TOUCH,
+    nested::NPF,
+    nested::PAT,
 ];

@@ -46,6 +46,13 @@ mod var {
 }
 
 pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
+    touches(k, values)?;
+    k.a.xor(eax, eax)?;
+    k.exit()
+}
+
+/// The touches, as long as they go on.
+pub fn touches(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
     let access = Access::of(values.word("access"));
     let mapping = mapping(values);
     control_registers(k, values)?;
@@ -76,13 +83,11 @@ pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
     k.print("\n")?;
     wait(k, values.number("wait").unwrap_or(0))?;
     k.a.dec(dword_ptr(var::LEFT))?;
-    k.a.jnz(again)?;
-    k.a.xor(eax, eax)?;
-    k.exit()
+    k.a.jnz(again)
 }
 
 /// The entries that the parameters describe.
-fn mapping(values: &Values) -> Mapping {
+pub fn mapping(values: &Values) -> Mapping {
     let page = if values.flag("pse") { Page::Large } else { Page::Small };
     let mut mapping = Mapping::new(values.number("gpa").unwrap_or(paging::DATA), page);
     for entry in &mut mapping.entries {
