@@ -17,7 +17,7 @@ use vmtape_arch::{
     note::Note,
     vcpu::VcpuState,
 };
-use vmtape_kvm_mmu::{Unmappable, insn};
+use vmtape_kvm_mmu::{Unmappable, insn, walker::EmulatorView};
 
 /// KVM_INTERNAL_ERROR_EMULATION, _DELIVERY_EV and _UNEXPECTED_EXIT_REASON.
 pub const SUBERROR_EMULATION: u64 = 1;
@@ -38,11 +38,11 @@ pub fn x86_emulate(
     state: &mut VcpuState,
     request: &EmulateRequest,
     options: &Options,
-    mmu: &mut dyn EmulatorMmu,
+    mmu: &mut EmulatorView<'_>,
     host: &mut dyn Host,
 ) -> Resume {
     let result = host.emulate(vcpu.id, state, request, mmu);
-    if done(vcpu, state, &result, options) {
+    if done(vcpu, state, &result, options, mmu) {
         Resume::GUEST
     } else {
         failure(vcpu, state, &result, options, host)
@@ -55,12 +55,12 @@ pub fn on_ud(
     state: &mut VcpuState,
     own_hypercall: Hypercall,
     options: &Options,
-    mmu: &mut dyn EmulatorMmu,
+    mmu: &mut EmulatorView<'_>,
     host: &mut dyn Host,
 ) -> bool {
     let request = EmulateRequest { flags: emultype::TRAP_UD, ..Default::default() };
     let result = host.emulate(vcpu.id, state, &request, &mut OnlyOnUd(mmu));
-    if done(vcpu, state, &result, options) {
+    if done(vcpu, state, &result, options, mmu) {
         return false;
     }
     // The host's interpreter has no hypercalls.
@@ -71,11 +71,18 @@ pub fn on_ud(
     false
 }
 
-/// Whether the emulation is over, a fault of the guest's being one of its ends.
-fn done(vcpu: &mut Vcpu, state: &mut VcpuState, result: &Emulated, options: &Options) -> bool {
+/// Whether the emulation is over, a fault of the guest's being one of its ends. One of L1's nested tables is L1's, and waits for
+/// whoever runs L2. See: KVM x86.c inject_emulated_exception()
+fn done(
+    vcpu: &mut Vcpu,
+    state: &mut VcpuState,
+    result: &Emulated,
+    options: &Options,
+    mmu: &mut EmulatorView<'_>,
+) -> bool {
     let faulted =
         result.status == EmulateStatus::FAULT && (decoded(result) || options.on(Switch::DECODE_KEEPS_FAULT));
-    if faulted {
+    if faulted && !mmu.ends_in_nested_fault(&result.fault) {
         vcpu.inject(state, &result.fault);
     }
     faulted || result.status == EmulateStatus::DONE

@@ -13,7 +13,7 @@ use crate::{
 use vmtape_abi::{EmulateRequest, Host, emultype};
 use vmtape_arch::{
     exception::{Exception, Vector},
-    exit::{Resume, ResumeKind},
+    exit::Resume,
     host::{Silicon, Vendor},
     note::{Note, NoteKind},
     sensitive::{Sensitive, SensitiveKind},
@@ -78,6 +78,7 @@ pub fn mmu_config(silicon: &Silicon, options: &Options, table_width: u8) -> Conf
         translate_gpa_check: options.translate_gpa_check(),
         mmio_read_forgotten: options.on(Switch::ACC_READ_MASK),
         unmappable: options.unmappable(),
+        npt_rules: options.npt_rules(),
     }
 }
 
@@ -147,8 +148,11 @@ impl Kvm {
                 vcpu.inject(state, &exception);
                 Resume::GUEST
             }
-            // Only a context of L1's nested tables gives this, and no handler sets one up yet.
-            Handled::InjectNested(_) => Resume::new(ResumeKind::NOT_MODELLED),
+            // Whoever runs L2 asks for it. See: `Mmu::take_nested_fault`
+            Handled::InjectNested(fault) => {
+                self.mmu.report_nested_fault(id, fault);
+                Resume::GUEST
+            }
             Handled::Errno(errno) => Resume::errno(errno),
             Handled::Unmappable(how) => {
                 self.note(vcpu, Decided::Unmappable, host);

@@ -46,6 +46,8 @@ pub struct Config {
     pub mmio_read_forgotten: bool,
     /// What becomes of memory that the nested tables have too few levels for.
     pub unmappable: Unmappable,
+    /// How the walk of L1's nested page table is set up.
+    pub npt_rules: NptRules,
 }
 
 /// What KVM does about a fault in a memory slot whose address the nested tables cannot translate.
@@ -58,6 +60,24 @@ pub enum Unmappable {
     InternalError,
     /// ... or with KVM_EXIT_MEMORY_FAULT.
     MemoryFault,
+}
+
+/// How KVM's walk of L1's nested page table is set up. See: KVM mmu/mmu.c kvm_init_shadow_npt_mmu()
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NptRules {
+    /// By L1's CR4 and EFER of VMRUN. Otherwise only L1's paging mode counts, and NX, SMEP, SMAP, CR0.WP, PSE and LA57 are those of
+    /// whoever runs, which is L2.
+    pub of_l1: bool,
+    /// With CR0.WP and without SMAP.
+    pub with_wp: bool,
+    /// The role says that it is for L2.
+    pub guest_mode_first: bool,
+}
+
+impl Default for NptRules {
+    fn default() -> Self {
+        Self { of_l1: true, with_wp: false, guest_mode_first: true }
+    }
 }
 
 impl Config {

@@ -3,7 +3,7 @@
 //! See: KVM arch/x86/include/asm/kvm_host.h struct kvm_mmu, struct kvm_vcpu_arch; arch/x86/kvm/mmu/mmu.c, as of 6.12
 
 use crate::{
-    config::GuestWidth,
+    config::{GuestWidth, NptRules},
     fault::WalkFault,
     mmio_cache::MmioCache,
     role::{CpuRole, PageRole},
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use vmtape_arch::{
     level::Level,
     paging::{Eptp, bits},
-    regs::{Cr0, Cr4},
+    regs::Cr0,
     vcpu::VcpuState,
 };
 
@@ -103,15 +103,17 @@ impl Context {
     }
 
     /// `kvm_init_shadow_npt_mmu`. L1's CR4 and EFER are those that it had at VMRUN; `level` is that of the tables for silicon.
-    pub(crate) fn init_shadow_npt(&mut self, l1: &VcpuState, ncr3: u64, level: u8) {
-        let regs = VcpuState {
-            cr0: Cr0::new().with_pg(true).into_bits(),
-            cr4: Cr4::from_bits(l1.cr4).with_pke(false).into_bits(),
-            ..*l1
-        };
+    pub(crate) fn init_shadow_npt(
+        &mut self,
+        rules: NptRules,
+        l1: &VcpuState,
+        l2: &VcpuState,
+        ncr3: u64,
+        level: u8,
+    ) {
         self.tables = GuestTables::Npt { ncr3 };
-        self.cpu_role = CpuRole::of(&regs);
-        self.cpu_role.base.set_guest_mode(true);
+        self.cpu_role = CpuRole::of(&npt_registers(rules, l1, l2));
+        self.cpu_role.base.set_guest_mode(rules.guest_mode_first);
         let passthrough = level == 5 && self.cpu_role.base.level() == 4;
         self.root_role = self.cpu_role.base.with_level(level).with_passthrough(passthrough);
     }
@@ -130,6 +132,20 @@ impl Context {
     }
 }
 
+/// The registers that the role of L1's nested page table is made from.
+fn npt_registers(rules: NptRules, l1: &VcpuState, l2: &VcpuState) -> VcpuState {
+    let (mode, pg) = (l1.cr4().with_pke(false), Cr0::new().with_pg(true));
+    let (cr0, cr4, efer) = match () {
+        () if !rules.of_l1 => {
+            let efer = l2.efer().with_lme(l1.efer().lme()).with_lma(l1.efer().lma());
+            (l2.cr0().with_pg(true), l2.cr4().with_pae(mode.pae()), efer)
+        }
+        () if rules.with_wp => (pg.with_wp(true), mode.with_smap(false), l1.efer()),
+        () => (pg, mode, l1.efer()),
+    };
+    VcpuState { cr0: cr0.into_bits(), cr4: cr4.into_bits(), efer: efer.into_bits(), ..*l1 }
+}
+
 /// What the MMU keeps for a vCPU (of `struct kvm_vcpu_arch`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuMmu {
@@ -140,6 +156,10 @@ pub struct VcpuMmu {
     pub mmu: ContextId,
     /// `walk_mmu`: the context that translates the linear addresses of whoever runs.
     pub walk_mmu: ContextId,
+    /// `is_guest_mode`: L2 runs, or is about to.
+    pub guest_mode: bool,
+    /// KVM_REQ_MMU_SYNC and KVM_REQ_TLB_FLUSH_CURRENT of a nested transition, for the next entry.
+    pub(crate) transition: bool,
     pub mmio: MmioCache,
     /// RIP and address for which a page was last unprotected.
     pub last_retry: Option<(u64, u64)>,
@@ -155,6 +175,8 @@ impl Default for VcpuMmu {
             nested_mmu: Context::default(),
             mmu: ContextId::Root,
             walk_mmu: ContextId::Root,
+            guest_mode: false,
+            transition: false,
             mmio: MmioCache::default(),
             last_retry: None,
             nested_fault: None,
@@ -188,7 +210,7 @@ impl VcpuMmu {
 
     /// The level that runs, as far as the MMU is concerned.
     pub fn level(&self) -> Level {
-        if self.context(self.mmu).root_role.guest_mode() { Level::L2 } else { Level::L1 }
+        if self.guest_mode { Level::L2 } else { Level::L1 }
     }
 
     /// The guest's CPUID, which every context reads.

@@ -65,6 +65,25 @@ impl WalkFault {
             .with_table(self.stage == Stage::NESTED_TABLE)
     }
 
+    /// EXITINFO1 and 2 that `nested_svm_inject_npf_exit` gives L1. `silicon`: vmcb02's, if its own exit is a nested page fault.
+    ///
+    /// Up to 6.12 (`by_walker` off) the stage and the address are silicon's, even where the fault is of another address that KVM's
+    /// emulator used meanwhile; without an exit of that kind the stage is always that of a final address.
+    pub fn npf_exit_info(&self, silicon: Option<(NpfInfo, u64)>, by_walker: bool) -> (NpfInfo, u64) {
+        let code = self.error.into_bits();
+        let one_stage = |info: &NpfInfo| info.final_page() != info.table();
+        match silicon {
+            Some((info, address)) if !by_walker => (info.with_code(code), address),
+            // Straight from the exit: silicon knows the stage.
+            Some((info, address)) if address == self.address && one_stage(&info) => {
+                let stage = NpfInfo::new().with_final_page(info.final_page()).with_table(info.table());
+                (stage.with_code(code), self.address)
+            }
+            _ if by_walker => (self.npf_info(), self.address),
+            _ => (NpfInfo::new().with_final_page(true).with_code(code), self.address),
+        }
+    }
+
     /// Under EPT: L1 takes a misconfiguration, not a violation. See: KVM vmx/nested.c nested_ept_inject_page_fault()
     pub fn is_misconfiguration(&self) -> bool {
         self.error.rsvd()

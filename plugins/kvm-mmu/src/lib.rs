@@ -13,6 +13,7 @@ pub mod insn;
 mod large;
 mod mmio_cache;
 pub mod mmu;
+mod nested;
 mod page_fault;
 pub mod pages;
 pub mod role;
@@ -26,4 +27,4 @@ pub mod walker;
 #[cfg(test)]
 mod nested_tests;
 
-pub use mmu::{Config, GuestWidth, Mmu, Unmappable};
+pub use mmu::{Config, GuestWidth, Mmu, NptRules, Unmappable};

@@ -19,7 +19,7 @@ use vmtape_arch::{
 };
 
 pub use crate::{
-    config::{Config, GuestWidth, Unmappable},
+    config::{Config, GuestWidth, NptRules, Unmappable},
     context::{Context, ContextId, GuestTables, Root, VcpuMmu},
     fault::Alias,
     large::{frames_shift, round_gfn},

@@ -68,6 +68,7 @@ impl Bench {
             translate_gpa_check: false,
             mmio_read_forgotten: false,
             unmappable: Unmappable::Map,
+            npt_rules: Default::default(),
         });
         let mut host = TestHost::new(RAM);
         mmu.create_vcpu(0);
@@ -264,7 +265,7 @@ fn l1s_nested_tables_are_shadowed_on_demand() {
         let notes = || bench.host.notes.iter().zip(&bench.host.places).filter(|(note, _)| made(note));
         assert!(notes().count() >= 4 && notes().all(|(_, place)| place.level == Level::L2));
         let shadow = bench.mmu.context(0).root.unwrap();
-        bench.mmu.leave_nested(0);
+        bench.mmu.leave_guest_mode(0, &VcpuState::reset(), &mut bench.host);
         bench.mmu.reload(0, &VcpuState::reset(), &mut bench.host);
         assert_ne!(bench.mmu.context(0).root.unwrap().hpa, shadow.hpa);
         assert_eq!(bench.mmu.vcpu(0).guest_mmu.root, Some(shadow));

@@ -343,12 +343,6 @@ impl Mmu {
         noted.then_some(Place { level, dimension })
     }
 
-    /// The last nested fault of a walk for the emulator: whoever injects what the emulator reports asks first.
-    /// See: KVM x86.c kvm_inject_emulated_page_fault()
-    pub fn take_nested_fault(&mut self, vcpu: u32) -> Option<WalkFault> {
-        self.vcpu(vcpu).nested_fault.take()
-    }
-
     /// What `translate_gpa` refuses in this walk. With paging off there is no walk that could ask it.
     fn illegal_gpa_bits(&self, paging: Paging) -> u64 {
         let checks = self.config.translate_gpa_check && paging.mode != Mode::None;
@@ -424,6 +418,13 @@ impl EmulatorView<'_> {
     /// silicon, so their length is taken as it is.
     pub fn skipping(self) -> Self {
         Self { skips: true, ..self }
+    }
+
+    /// Whether the fault that ended the emulation is one of L1's nested tables; any other is forgotten.
+    pub fn ends_in_nested_fault(&mut self, fault: &Exception) -> bool {
+        let nested = &mut self.mmu.vcpu(self.vcpu).nested_fault;
+        *nested = nested.take().filter(|found| found.exception() == *fault);
+        nested.is_some()
     }
 
     /// Where a guest physical address leads; `mmio`: it is known to be no RAM.

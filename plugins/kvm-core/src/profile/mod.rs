@@ -22,7 +22,7 @@ use release::position;
 use set::SwitchSet;
 use thiserror::Error;
 use vmtape_abi::TableRow;
-use vmtape_kvm_mmu::Unmappable;
+use vmtape_kvm_mmu::{NptRules, Unmappable};
 
 /// THE registry: every switch of every backend.
 pub fn entries() -> impl Iterator<Item = &'static Entry> {
@@ -158,6 +158,15 @@ impl Options {
             () if self.on(Switch::EARLY_MEMORY_FAULT_EXIT) => Unmappable::MemoryFault,
             () if self.on(Switch::EARLY_INTERNAL_ERROR_EXIT) => Unmappable::InternalError,
             () => Unmappable::Map,
+        }
+    }
+
+    /// How the walk of L1's nested page table is set up.
+    pub fn npt_rules(&self) -> NptRules {
+        NptRules {
+            of_l1: self.on(Switch::NESTED_WALK_OF_L1),
+            with_wp: self.on(Switch::NESTED_WALK_WP),
+            guest_mode_first: self.on(Switch::NESTED_GUEST_MODE_FIRST),
         }
     }
 

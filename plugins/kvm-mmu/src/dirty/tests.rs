@@ -57,6 +57,7 @@ impl Bench {
             translate_gpa_check: false,
             mmio_read_forgotten: false,
             unmappable: Unmappable::Map,
+            npt_rules: Default::default(),
         });
         Self { mmu, state: VcpuState::reset(), host: TestHost::new((PAGES << 12) as usize), faults: 0 }
     }

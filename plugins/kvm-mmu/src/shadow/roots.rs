@@ -22,56 +22,16 @@ const DUMMY: u64 = 0x1000;
 impl Mmu {
     /// `kvm_init_mmu`: roles after a change of paging mode.
     pub fn init(&mut self, vcpu: u32, state: &VcpuState) {
+        let mut cpu_role = CpuRole::of(state);
+        cpu_role.base.set_guest_mode(self.vcpu(vcpu).guest_mode);
         if self.vcpu(vcpu).is_nested() {
             // See: mmu.c init_kvm_nested_mmu()
-            self.vcpu(vcpu).nested_mmu.cpu_role = CpuRole::of(state);
+            self.vcpu(vcpu).nested_mmu.cpu_role = cpu_role;
             return;
         }
-        let guest_mode = self.vcpu(vcpu).root_mmu.cpu_role.base.guest_mode();
-        let mut cpu_role = CpuRole::of(state);
-        cpu_role.base.set_guest_mode(guest_mode);
-        let root_role = if self.config.tdp {
-            self.tdp_role(vcpu).with_guest_mode(guest_mode)
-        } else {
-            cpu_role.shadow_root()
-        };
+        let root_role = if self.config.tdp { self.tdp_role(vcpu) } else { cpu_role.shadow_root() };
         let mmu = &mut self.vcpu(vcpu).root_mmu;
         (mmu.cpu_role, mmu.root_role) = (cpu_role, root_role);
-    }
-
-    /// L2 is about to run under L1's nested page table (`nested_svm_init_mmu_context`). `l1` has the registers that L1 had
-    /// at VMRUN, `l2` those that L2 starts with.
-    pub fn enter_npt(&mut self, vcpu: u32, l1: &VcpuState, ncr3: u64, l2: &VcpuState, host: &mut dyn Host) {
-        let level = self.tdp_level(vcpu);
-        self.vcpu(vcpu).guest_mmu.init_shadow_npt(l1, ncr3, level);
-        self.enter_nested(vcpu, l2, host);
-    }
-
-    /// L2 is about to run under L1's EPT (`nested_ept_init_mmu_context`).
-    pub fn enter_ept(
-        &mut self,
-        vcpu: u32,
-        eptp: u64,
-        execute_only: bool,
-        l2: &VcpuState,
-        host: &mut dyn Host,
-    ) {
-        self.vcpu(vcpu).guest_mmu.init_shadow_ept(eptp, execute_only);
-        self.enter_nested(vcpu, l2, host);
-    }
-
-    fn enter_nested(&mut self, vcpu: u32, l2: &VcpuState, host: &mut dyn Host) {
-        let mmu = self.vcpu(vcpu);
-        (mmu.mmu, mmu.walk_mmu) = (ContextId::Guest, ContextId::Nested);
-        mmu.nested_fault = None;
-        self.init(vcpu, l2);
-        self.new_pgd(vcpu, l2, host);
-    }
-
-    /// L1 runs again (`nested_svm_uninit_mmu_context`, `nested_ept_uninit_mmu_context`). The roots of L1's nested tables are kept.
-    pub fn leave_nested(&mut self, vcpu: u32) {
-        let mmu = self.vcpu(vcpu);
-        (mmu.mmu, mmu.walk_mmu) = (ContextId::Root, ContextId::Root);
     }
 
     /// `kvm_mmu_reset_context`.
@@ -135,6 +95,7 @@ impl Mmu {
                 self.free_obsolete_roots(vcpu, host);
             }
         }
+        self.finish_transition(vcpu, host);
         if self.context(vcpu).root.is_some() {
             return;
         }
@@ -223,7 +184,12 @@ impl Mmu {
 
     /// `kvm_mmu_new_pgd`: CR3 changed; a root that was used for it before is taken again.
     pub fn new_pgd(&mut self, vcpu: u32, state: &VcpuState, host: &mut dyn Host) {
-        if self.is_tdp(vcpu) {
+        if self.is_tdp(vcpu) && self.has_root_of_its_role(vcpu) {
+            return;
+        }
+        if self.is_tdp_mmu(vcpu) {
+            // The VM keeps these roots, and the next entry finds the one with the new role.
+            self.context_mut(vcpu).root = None;
             return;
         }
         let id = self.vcpu(vcpu).mmu;
@@ -243,6 +209,16 @@ impl Mmu {
         {
             self.shadow.sp_mut(root.hpa).write_flooding = 0;
         }
+    }
+
+    /// Whether the root of a direct context, if it has one, is of the role that the context has now.
+    fn has_root_of_its_role(&self, vcpu: u32) -> bool {
+        let context = self.context(vcpu);
+        let role = |root: Root| {
+            let shadow = self.shadow.get(root.hpa).map(|sp| sp.role);
+            shadow.or_else(|| self.tdp.role_of(root.hpa))
+        };
+        context.root.is_none_or(|root| role(root) == Some(context.root_role))
     }
 
     /// `cached_root_find_and_keep_current`, `cached_root_find_without_current`.

@@ -60,13 +60,14 @@ impl Mmu {
             .with_ad_disabled(!self.config.format.has_ad())
             .with_level(self.tdp_level(vcpu))
             .with_direct(true)
+            .with_guest_mode(self.vcpus[vcpu as usize].guest_mode)
     }
 
     /// `kvm_tdp_mmu_alloc_root`: gives the vCPU its root, new or shared.
     pub(crate) fn tdp_load(&mut self, vcpu: u32, host: &mut dyn Host) {
         let role = self.tdp_role(vcpu);
         self.context_mut(vcpu).root_role = role;
-        let known = self.tdp.roots.iter().find(|(level, _)| *level == role.level()).map(|(_, hpa)| *hpa);
+        let known = self.tdp.roots.iter().find(|(of, _)| *of == role).map(|(_, hpa)| *hpa);
         let hpa = known.unwrap_or_else(|| {
             host.note_at(
                 vcpu,
@@ -74,7 +75,7 @@ impl Mmu {
                 Note::GetPage { gfn: 0, role: role.into_bits(), created: true },
             );
             let hpa = self.pages.alloc(NONPRESENT);
-            self.tdp.roots.push((role.level(), hpa));
+            self.tdp.roots.push((role, hpa));
             hpa
         });
         self.context_mut(vcpu).root = Some(Root { hpa, pgd: 0 });
@@ -82,8 +83,8 @@ impl Mmu {
 
     /// Drops every table.
     pub(crate) fn tdp_zap_all(&mut self) {
-        for (level, root) in std::mem::take(&mut self.tdp.roots) {
-            self.tdp_release(root, level);
+        for (role, root) in std::mem::take(&mut self.tdp.roots) {
+            self.tdp_release(root, role.level());
         }
         if self.config.tdp && self.config.tdp_mmu {
             self.vcpus.iter_mut().for_each(|vcpu| vcpu.root_mmu.root = None);
@@ -118,7 +119,7 @@ impl Mmu {
 
     /// Addresses of the leaves at a level that map a frame, in all roots.
     pub(crate) fn tdp_leaves(&self, gfn: u64, level: u8) -> impl Iterator<Item = u64> + use<> {
-        let last = |(levels, root): &(u8, u64)| self.tdp_last(*root, *levels, gfn);
+        let last = |(role, root): &(PageRole, u64)| self.tdp_last(*root, role.level(), gfn);
         let leaf = |entry: &Entry| entry.level == level && self.config.format.is_present(entry.spte);
         let leaves: Vec<u64> =
             self.tdp.roots.iter().map(last).filter(leaf).map(|entry| entry.address).collect();

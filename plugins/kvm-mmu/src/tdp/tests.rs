@@ -52,6 +52,7 @@ impl Bench {
             translate_gpa_check: false,
             mmio_read_forgotten: false,
             unmappable: Unmappable::Map,
+            npt_rules: Default::default(),
         });
         let mut host = TestHost::new(RAM);
         let entries = [TABLES[1] | 0x27, TABLES[2] | 0x27, TABLES[3] | 0x27, DATA | flags];
