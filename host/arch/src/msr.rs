@@ -62,7 +62,9 @@ open_enum! {
         GS_BASE = 0xc000_0101 => "GS_BASE",
         KERNEL_GS_BASE = 0xc000_0102 => "KERNEL_GS_BASE",
         TSC_AUX = 0xc000_0103 => "TSC_AUX",
+        TSC_RATIO = 0xc000_0104 => "TSC_RATIO",
         VM_CR = 0xc001_0114 => "VM_CR",
+        VM_IGNNE = 0xc001_0115 => "VM_IGNNE",
         VM_HSAVE_PA = 0xc001_0117 => "VM_HSAVE_PA",
     }
 }

@@ -95,6 +95,28 @@ fn is_fault(vector: u8) -> bool {
 }
 
 impl Events {
+    /// What an exit found on its way into the guest: an exception, else an NMI, else an interrupt.
+    pub fn injected_event(&self) -> Event {
+        let none = Event::default();
+        let valid = Event { valid: true.into(), ..none };
+        if let Some(exception) = self.injected {
+            return Event {
+                kind: EventKind::HARDWARE_EXCEPTION,
+                vector: exception.vector,
+                has_error_code: exception.error_code.is_some().into(),
+                error_code: exception.error_code.unwrap_or(0),
+                ..valid
+            };
+        }
+        if self.nmi_injected {
+            return Event { kind: EventKind::NMI, ..valid };
+        }
+        let Some(interrupt) = self.interrupt else { return none };
+        let soft = interrupt.soft;
+        let kind = if soft { EventKind::SOFTWARE_INTERRUPT } else { EventKind::EXTERNAL_INTERRUPT };
+        Event { kind, vector: interrupt.vector, ..valid }
+    }
+
     /// `kvm_queue_exception` and its forms with error code and payload.
     pub fn queue(&mut self, state: &mut VcpuState, exception: &Exception) {
         deliver_payload(state, exception);

@@ -2,6 +2,8 @@
 //!
 //! See: KVM arch/x86/kvm/cpuid.c kvm_set_cpu_caps(), __do_cpuid_func()
 
+mod svm;
+
 use crate::{
     cpuid::{Feature, feature, indexed, plain},
     profile::{Options, Switch},
@@ -103,6 +105,10 @@ fn supported_entry(
         }
         (0xd, index) if index >= 32 || xcr0 >> index & 1 == 0 => return None,
         (0x8000_0000, _) => e.eax = e.eax.min(MAX_EXTENDED),
+        (0x8000_0001, _) if svm::is_offered(entry.ecx & bit(feature::SVM) != 0, host, options) => {
+            e.ecx |= bit(feature::SVM);
+        }
+        (0x8000_000a, _) => e = plain(0x8000_000a, svm::leaf(entry.edx, host, options)),
         (0x8000_0008, _) => {
             e.eax = address_widths(e.eax, host, options, tdp_levels);
             e.edx = 0;
@@ -143,7 +149,7 @@ mod tests {
     use crate::profile::Scope;
     use vmtape_arch::host::Vendor;
 
-    fn host(phys_bits: u8) -> Silicon {
+    pub(super) fn host(phys_bits: u8) -> Silicon {
         Silicon {
             vendor: Vendor::INTEL,
             phys_bits,

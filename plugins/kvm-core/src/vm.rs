@@ -112,6 +112,27 @@ pub trait Ops {
     /// `enable_irq_window`, `enable_nmi_window`, and that an NMI is on its way.
     fn request_windows(&self, vcpu: &mut Self::Vcpu, requests: WindowRequests);
 
+    /// `get_state` of the nested operations: KVM_GET_NESTED_STATE.
+    fn get_nested_state(&self, _vcpu: &Self::Vcpu, _state: &VcpuState) -> Vec<u8> {
+        state::nested::get(self.kvm().silicon.vendor)
+    }
+
+    /// `set_state` of the nested operations: KVM_SET_NESTED_STATE.
+    fn set_nested_state(
+        &mut self,
+        _vcpu: &mut Self::Vcpu,
+        _state: &mut VcpuState,
+        bytes: &[u8],
+        _host: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        state::nested::set(self.kvm().silicon.vendor, bytes)
+    }
+
+    /// Most bytes of nested state: KVM_CAP_NESTED_STATE.
+    fn nested_state_size(&self) -> usize {
+        0
+    }
+
     /// What [`Backend::query`] can be asked of this vendor only.
     fn query(&self, _vcpu: Option<&Self::Vcpu>, _what: Query) -> Result<u64, Errno> {
         Err(Errno::ENOTTY)
@@ -220,7 +241,10 @@ impl<O: Ops> Backend for Vm<O> {
 
     fn check_extension(&self, cap: u32) -> i64 {
         let kvm = self.shared.kvm();
-        caps::check(cap, &kvm.options, kvm.tdp())
+        match Cap(cap) {
+            Cap::NESTED_STATE => self.shared.nested_state_size() as i64,
+            _ => caps::check(cap, &kvm.options, kvm.tdp()),
+        }
     }
 
     fn query(&self, vcpu: u32, what: Query) -> Result<u64, Errno> {

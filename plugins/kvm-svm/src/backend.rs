@@ -2,7 +2,9 @@
 
 use crate::{
     kvm::{
-        self, Cx, cpus, msr, setup,
+        self, Cx, cpus, msr,
+        nested::{self, patches::L1},
+        setup,
         vmcb::{set_intercept, set_vintr, write_state},
     },
     rules::Rule,
@@ -75,7 +77,7 @@ impl Ops for Shared {
         host_initiated: bool,
         host: &mut dyn Host,
     ) -> Result<u64, Refused> {
-        msr::get(v, state, index, host_initiated, host)
+        msr::get(self, v, state, index, host_initiated, host)
     }
 
     fn set_msr(
@@ -87,7 +89,7 @@ impl Ops for Shared {
         host_initiated: bool,
         host: &mut dyn Host,
     ) -> Written {
-        msr::set(v, state, index, data, host_initiated, host)
+        msr::set(self, v, state, index, data, host_initiated, host)
     }
 
     fn apply(&mut self, v: &mut SvmVcpu, state: &VcpuState, effect: MmuEffect, host: &mut dyn Host) {
@@ -140,6 +142,24 @@ impl Ops for Shared {
             setup::set_dr_intercepts(self, v, true);
         }
         with_exit(kvm::handle(&mut Cx { shared: self, vcpu: v, state, exit, host }), exit)
+    }
+
+    fn get_nested_state(&self, v: &SvmVcpu, state: &VcpuState) -> Vec<u8> {
+        nested::state::get(&L1::new(self, &v.core.cpuid), v, state)
+    }
+
+    fn set_nested_state(
+        &mut self,
+        v: &mut SvmVcpu,
+        state: &mut VcpuState,
+        bytes: &[u8],
+        host: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        nested::state::set(self, v, state, bytes, host)
+    }
+
+    fn nested_state_size(&self) -> usize {
+        nested::state::size(&self.kvm.options)
     }
 
     fn enable_cpu(&self, number: u32, cpu: &mut cpus::Cpu, host: &mut dyn Host) -> Result<(), Errno> {

@@ -358,10 +358,35 @@ pub const NESTED_6_1: &[Entry] = &[
     .commit("in 6.1.192, not in 5.10.262", "(subject unverified)")
     .source("svm/nested.c svm_set_nested_state()")
     .since("v6.1"),
+    Entry::patch(
+        Switch::VMCBCLEAN_TOLD,
+        Scope::AMD,
+        "CPUID tells L1 of VMCB clean bits, and that RAX of SVM's instructions is checked before their intercepts",
+    )
+    .commit("in 6.1.192, not in 5.10.262", "(subject unverified)")
+    .source("svm/svm.c svm_set_cpu_caps()")
+    .since("v6.1"),
+    Entry::patch(
+        Switch::NESTED_ENTRIES_TRACED,
+        Scope::AMD,
+        "kvm_nested_vmenter traces a VMRUN, with RIP behind it, and kvm_nested_vmenter_failed the check that \
+         failed; before, kvm_nested_vmrun with RIP at it",
+    )
+    .commit("in 6.1.192, not in 5.10.262", "(subject unverified)")
+    .source("trace.h")
+    .since("v6.1"),
 ];
 
 /// What 6.12.117 has and 6.1.192 has not.
 pub const NESTED_6_12: &[Entry] = &[
+    Entry::patch(
+        Switch::NESTED_CR3_WITHOUT_LAM,
+        Scope::AMD,
+        "The check of CR3 leaves out LAM's bits, which AMD's silicon does not have here",
+    )
+    .commit("in 6.12.107, not in 6.1.192", "(subject unverified)")
+    .source("svm/nested.c __nested_vmcb_check_save()")
+    .since("v6.12"),
     Entry::patch(
         Switch::FLUSHBYASID_TOLD,
         Scope::AMD,

@@ -2,7 +2,7 @@
 
 mod events;
 pub mod msrs;
-mod nested;
+pub mod nested;
 mod sregs;
 mod xcrs;
 
@@ -23,7 +23,9 @@ pub fn get<O: Ops>(
     kind: StateKind,
     host: &mut dyn Host,
 ) -> Result<Vec<u8>, Errno> {
-    let vendor = ops.kvm().silicon.vendor;
+    if kind == StateKind::NESTED_STATE {
+        return Ok(ops.get_nested_state(v, state));
+    }
     let core = v.core_mut();
     Ok(match kind {
         StateKind::REGS => Regs::of(state).to_bytes(),
@@ -33,7 +35,6 @@ pub fn get<O: Ops>(
         StateKind::XSAVE => Xsave::of(state, core.cpuid.supported_xcr0()).to_bytes(),
         StateKind::VCPU_EVENTS => events::get(core, state, host).to_bytes(),
         StateKind::MP_STATE => MpState::of(state.activity).to_bytes(),
-        StateKind::NESTED_STATE => nested::get(vendor).to_bytes(),
         StateKind::TSC_OFFSET => state.tsc_offset.to_bytes(),
         _ => return Err(Errno::ENOTTY),
     })
@@ -58,7 +59,7 @@ pub fn set<O: Ops>(
             let wanted: MpState = read(bytes)?;
             state.activity = wanted.activity().ok_or(Errno::EINVAL)?;
         }
-        StateKind::NESTED_STATE => nested::set(ops.kvm().silicon.vendor, bytes)?,
+        StateKind::NESTED_STATE => ops.set_nested_state(v, state, bytes, host)?,
         StateKind::TSC_OFFSET => state.tsc_offset = read(bytes)?,
         _ => return Err(Errno::ENOTTY),
     }

@@ -13,8 +13,8 @@ fn format(vendor: Vendor) -> NestedFormat {
     if vendor == Vendor::AMD { NestedFormat::SVM } else { NestedFormat::VMX }
 }
 
-pub fn get(vendor: Vendor) -> NestedState {
-    NestedState::none(format(vendor))
+pub fn get(vendor: Vendor) -> Vec<u8> {
+    NestedState::none(format(vendor)).to_bytes()
 }
 
 /// `bytes` may be more than the header, which says how many belong to it.

@@ -2,13 +2,16 @@
 //!
 //! See: KVM arch/x86/kvm/svm/svm.c svm_get_msr(), svm_set_msr()
 
-use crate::vm::{SvmVcpu, VmCr};
+use super::nested::{pat, patches::L1, state::leave};
+use crate::vm::{Shared, SvmVcpu, VmCr};
 use bitfield_struct::bitfield;
+use std::ops::RangeInclusive;
 use vmtape_abi::Host;
-use vmtape_arch::{PAGE_SIZE, msr::Msr, vcpu::VcpuState};
+use vmtape_arch::{PAGE_SIZE, msr::Msr, regs::Efer, vcpu::VcpuState};
 use vmtape_kvm_core::{
     cpuid::{GuestCpuid, feature},
     msr::{self, Refused, Written},
+    profile::Switch,
 };
 
 /// `microcode_version` of a new vCPU.
@@ -17,11 +20,18 @@ pub const UCODE_REV: u64 = 0x0100_0065;
 const VIRT_SPEC_CTRL: Msr = Msr(0xc001_011f);
 const IC_CFG: Msr = Msr(0xc001_1021);
 const DE_CFG: Msr = Msr(0xc001_1029);
+/// MSR_IA32_LASTBRANCHFROMIP to MSR_IA32_LASTINTTOIP.
+const LAST_BRANCH: RangeInclusive<u32> = 0x1db..=0x1de;
+/// SVM_TSC_RATIO_RSVD.
+const TSC_RATIO_RESERVED: u64 = 0xffff_ff00_0000_0000;
+/// The host's log level of a warning.
+const WARN: u32 = 2;
 /// SPEC_CTRL_SSBD.
 const SSBD: u64 = 1 << 2;
 
 /// `svm_get_msr`.
 pub fn get(
+    shared: &Shared,
     vcpu: &mut SvmVcpu,
     state: &VcpuState,
     index: u32,
@@ -29,7 +39,17 @@ pub fn get(
     host: &mut dyn Host,
 ) -> Result<u64, Refused> {
     let cpuid = &vcpu.core.cpuid;
+    let l1 = L1::new(shared, cpuid);
     Ok(match Msr(index) {
+        Msr::TSC_RATIO if l1.on(Switch::NESTED_TSC_SCALING) && (host_initiated || l1.tsc_ratio()) => {
+            vcpu.nested.tsc_ratio
+        }
+        Msr::IA32_PAT => {
+            let access = pat::Access { l1, npt: shared.kvm.tdp(), host_initiated };
+            pat::get(&access, vcpu.core.guest_mode, &vcpu.nested, state.pat)
+        }
+        // Without LBR virtualization nothing records branches.
+        Msr(index) if LAST_BRANCH.contains(&index) => 0,
         Msr::IA32_DEBUGCTL => state.debugctl,
         Msr::VM_CR => vcpu.msrs.vm_cr.into_bits(),
         Msr::VM_HSAVE_PA => vcpu.msrs.hsave_pa,
@@ -43,6 +63,7 @@ pub fn get(
 
 /// `svm_set_msr`.
 pub fn set(
+    shared: &Shared,
     vcpu: &mut SvmVcpu,
     state: &mut VcpuState,
     index: u32,
@@ -54,11 +75,21 @@ pub fn set(
     match Msr(index) {
         // Without LBR virtualization the write is ignored.
         Msr::IA32_DEBUGCTL => {}
+        Msr::IA32_PAT => {
+            let access =
+                pat::Access { l1: L1::new(shared, &vcpu.core.cpuid), npt: shared.kvm.tdp(), host_initiated };
+            let vmcbs = (&mut vcpu.vmcb01.vmcb, &mut vcpu.nested);
+            pat::set(&access, vcpu.core.guest_mode, vmcbs, &mut state.pat, data)?;
+        }
+        Msr::TSC_RATIO => set_tsc_ratio(shared, vcpu, data, host_initiated)?,
+        Msr::EFER => return set_efer(shared, vcpu, state, data, host_initiated, host),
+        Msr::VM_IGNNE => host.log(WARN, "kvm_amd: unimplemented WRMSR of VM_IGNNE"),
         Msr::VM_CR => set_vm_cr(vcpu, state, data)?,
         Msr::VM_HSAVE_PA => {
             // A value that an older KVM let a guest write may still come with the guest.
             let aligned = data.is_multiple_of(PAGE_SIZE);
-            allow(host_initiated || aligned && data & vcpu.core.cpuid.reserved_gpa_bits() == 0)?;
+            let free = host_initiated || !shared.kvm.options.on(Switch::HSAVE_PA_VALIDATED);
+            allow(free || aligned && data & vcpu.core.cpuid.reserved_gpa_bits() == 0)?;
             vcpu.msrs.hsave_pa = data & !(PAGE_SIZE - 1);
         }
         VIRT_SPEC_CTRL => {
@@ -79,6 +110,54 @@ pub fn set(
         _ => return msr::set_common(&mut vcpu.core, state, index, data, host_initiated, host),
     }
     Ok(Default::default())
+}
+
+/// MSR_AMD64_TSC_RATIO. Where L1 has no TSC scaling a VMM may write what is there, and zero, which QEMU 6.2 does.
+fn set_tsc_ratio(
+    shared: &Shared,
+    vcpu: &mut SvmVcpu,
+    data: u64,
+    host_initiated: bool,
+) -> Result<(), Refused> {
+    let l1 = L1::new(shared, &vcpu.core.cpuid);
+    let legal = match l1.tsc_ratio() {
+        _ if !l1.on(Switch::NESTED_TSC_SCALING) => false,
+        true => data & TSC_RATIO_RESERVED == 0,
+        false if host_initiated && (data == 0 || data == vcpu.nested.tsc_ratio) => return Ok(()),
+        false => false,
+    };
+    if !legal {
+        return Err(Refused);
+    }
+    vcpu.nested.tsc_ratio = data;
+    Ok(())
+}
+
+/// `svm_set_efer`: without SVME there is no L2. VM_CR.SVMDIS keeps nobody from setting it.
+fn set_efer(
+    shared: &Shared,
+    vcpu: &mut SvmVcpu,
+    state: &mut VcpuState,
+    data: u64,
+    host_initiated: bool,
+    host: &mut dyn Host,
+) -> Written {
+    let options = &shared.kvm.options;
+    if Efer::from_bits(data).svme() && !options.on(Switch::NESTED) {
+        return Err(Refused);
+    }
+    let had = state.efer().svme();
+    let written = msr::set_common(&mut vcpu.core, state, Msr::EFER.0, data, host_initiated, host)?;
+    if had && !state.efer().svme() {
+        let (l2, shutdown) = (vcpu.is_guest_mode(), options.on(Switch::SVME_CLEARED_SHUTDOWN));
+        leave(vcpu);
+        vcpu.nested.forget();
+        if l2 && shutdown && !host_initiated {
+            vcpu.core.events.request_triple_fault();
+        }
+        vcpu.nested.gif |= l2 || !shutdown;
+    }
+    Ok(written)
 }
 
 /// `svm_set_vm_cr`: once SVM is disabled, neither SVMDIS nor its lock changes.

@@ -88,6 +88,8 @@ fn put<T: PartialEq>(field: &mut T, value: T) -> bool {
 pub fn write_state(shared: &Shared, vcpu: &mut SvmVcpu, state: &VcpuState) {
     let npt = shared.kvm.tdp();
     let root = shared.kvm.mmu.context(vcpu.core.id).root.map_or(0, |root| root.hpa);
+    // L2's is gPAT, or was written with L1's.
+    let own_pat = npt && !vcpu.core.guest_mode;
     let info = vcpu.current_mut().0;
     let Vmcb { control, save } = &mut info.vmcb;
     // No clean bit covers these.
@@ -102,7 +104,7 @@ pub fn write_state(shared: &Shared, vcpu: &mut SvmVcpu, state: &VcpuState) {
         clean.set_intercepts(false);
     }
     let nested = if npt { root } else { 0 };
-    if put(&mut control.nested_cr3, nested) | (npt && put(&mut save.g_pat, state.pat)) {
+    if put(&mut control.nested_cr3, nested) | (own_pat && put(&mut save.g_pat, state.pat)) {
         clean.set_np(false);
     }
     let guest = state.cr0();

@@ -6,6 +6,7 @@ mod cpuid;
 mod hypercall;
 mod modes;
 mod msr;
+mod nested;
 mod patches;
 mod vmrun;
 mod wide;

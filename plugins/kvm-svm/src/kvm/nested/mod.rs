@@ -4,6 +4,9 @@
 //!
 //! See: KVM arch/x86/kvm/svm/nested.c, svm.h struct svm_nested_state
 
+// VMRUN and #VMEXIT, which use them, come with `enter` and `exit`.
+#![allow(dead_code)]
+
 pub mod checks;
 pub mod enter;
 pub mod events;
@@ -45,7 +48,16 @@ pub struct Nested {
     pub run_pending: bool,
     /// The global interrupt flag as L1 has it.
     pub gif: bool,
+    /// MSR_AMD64_TSC_RATIO: L2's clock by L1's, a fixed-point number of 8.32 bits.
+    pub tsc_ratio: u64,
+    /// gPAT follows IA32_PAT until KVM_RUN (`legacy_gpat_semantics` of the series' third version).
+    pub legacy_gpat: bool,
+    /// KVM_RUN gives gPAT the value of IA32_PAT (`restore_gpat_from_pat` of its second version).
+    pub restore_gpat: bool,
 }
+
+/// SVM_TSC_RATIO_DEFAULT.
+pub const TSC_RATIO_DEFAULT: u64 = 1 << 32;
 
 impl Default for Nested {
     fn default() -> Self {
@@ -58,7 +70,19 @@ impl Default for Nested {
             last_vmcb12_gpa: INVALID_GPA,
             run_pending: false,
             gif: true,
+            tsc_ratio: TSC_RATIO_DEFAULT,
+            legacy_gpat: false,
+            restore_gpat: false,
         }
+    }
+}
+
+impl Nested {
+    /// `svm_free_nested`: what L1's clean bits would speak of is gone.
+    pub fn forget(&mut self) {
+        self.vmcb02 = VmcbInfo::default();
+        (self.msrpm, self.msrpm_merged) = (Msrpm::default(), false);
+        self.last_vmcb12_gpa = INVALID_GPA;
     }
 }
 

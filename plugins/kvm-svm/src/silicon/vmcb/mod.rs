@@ -82,6 +82,19 @@ impl Msrpm {
         Some((2 * (vector * MSRS_IN_VECTOR + index % MSRS_IN_VECTOR)) as usize)
     }
 
+    /// The byte that has the two bits of an MSR.
+    pub fn byte(index: u32) -> Option<usize> {
+        Self::bit(index).map(|bit| bit / 8)
+    }
+
+    /// At a byte, what either of two maps intercepts.
+    pub fn merge(&mut self, at: usize, one: &Self, other: &[u8]) {
+        let range = at..at + other.len();
+        for ((to, one), other) in self.0[range.clone()].iter_mut().zip(&one.0[range]).zip(other) {
+            *to = one | other;
+        }
+    }
+
     /// Whether an access exits; one to an MSR that is in no vector always does.
     pub fn exits(&self, index: u32, write: bool) -> bool {
         Self::bit(index).is_none_or(|bit| self.0[bit / 8] >> (bit % 8 + usize::from(write)) & 1 != 0)
