@@ -554,6 +554,14 @@ impl<O: Ops> Backend for Vm<O> {
         if let Err(errno) = ops.kvm_mut().mmu.load(vcpu, state, host) {
             return Resume::errno(errno.0);
         }
+        let Kvm { mmu, options, .. } = ops.kvm();
+        if mmu.has_invisible_nested_root(vcpu) && !options.on(Switch::NESTED_DUMMY_ROOT) {
+            // See: KVM 6.1 mmu/mmu.c mmu_check_root()
+            let core = v.core_mut();
+            core.events.request_triple_fault();
+            core.exited = true;
+            return self.enter(vcpu, state, host);
+        }
         let failed = ops.kvm().mmu.fault(vcpu, FaultPoint::FAILED_ENTRY, state.rip, 0, host);
         let entered = match failed {
             Some(reason) => Err(fail_entry(reason as u32)),

@@ -58,6 +58,8 @@ pub struct Context {
     pub root: Option<Root>,
     /// Roots of page directories in PAE mode (`pae_root`), as PDPTEs.
     pub pae_root: [u64; 4],
+    /// The tables above them where silicon has more levels than that (`pml5_root`, `pml4_root`, `pae_root`), top down.
+    pub(crate) upper: Vec<u64>,
     /// Most recent first.
     pub prev_roots: Vec<Root>,
 }

@@ -88,12 +88,15 @@ impl Mmu {
             } else {
                 match self.paging_page_fault(vcpu, state, &mut fault, host) {
                     Ok(result) => result,
-                    Err(fault) if fault.is_nested() => {
+                    Err(fault) => {
+                        self.invalidate_fault(vcpu, &fault, host);
+                        if !fault.is_nested() {
+                            return Handled::Inject(fault.exception());
+                        }
                         // Which of L2's accesses it was is what silicon says, not what KVM's walk can know.
                         let stage = if code.guest_page() { Stage::NESTED_TABLE } else { fault.stage };
                         return Handled::InjectNested(WalkFault { stage, ..fault });
                     }
-                    Err(fault) => return Handled::Inject(fault.exception()),
                 }
             };
         }
@@ -193,7 +196,8 @@ impl Mmu {
         if direct && guest_table && self.unprotect_and_retry(vcpu, state, address, host) {
             return Handled::Resume;
         }
-        Handled::EmulateOrRetry
+        // "Do not allow retrying an instruction from a nested guest": only L1's tables are shadowed.
+        if self.vcpu(vcpu).guest_mode { Handled::Emulate } else { Handled::EmulateOrRetry }
     }
 
     /// `kvm_faultin_pfn`, for memory that is always there.

@@ -121,12 +121,14 @@ struct NestedTables<'a> {
 }
 
 impl NestedTables<'_> {
+    /// Only the frame is translated, so that notes and faults have the page's address.
     fn translate_nested_gpa(&mut self, ngpa: u64, kind: AccessKind, stage: Stage) -> Result<u64, WalkFault> {
         // "NPT walks are always user-walks". See: KVM mmu.c translate_nested_gpa()
         let access = WalkAccess { kind, user: true, implicit: false };
+        let page = ngpa & !0xfff;
         let (walk, _) =
-            walk_slots(&self.nested, ngpa, &access, access.pferr(), stage, self.policy, &mut self.slots)?;
-        Ok(walk.gpa)
+            walk_slots(&self.nested, page, &access, access.pferr(), stage, self.policy, &mut self.slots)?;
+        Ok(walk.gpa | ngpa & 0xfff)
     }
 }
 
@@ -300,6 +302,8 @@ impl Mmu {
     ) -> Result<(Walk, Steps), WalkFault> {
         let mmu = &self.vcpus[vcpu as usize];
         let (paging, nested) = (mmu.nested_mmu.paging(state), self.tables(vcpu, mmu.mmu, state, host));
+        // See: KVM svm/svm.c svm_cache_reg(), VCPU_EXREG_PDPTR
+        let paging = if self.config.amd { paging.with_pdpt_in_memory(state.cr3) } else { paging };
         let place = |dimension| self.noted(vcpu, &nested, dimension, host).filter(|_| noted);
         let told = Told {
             paging: &paging,
@@ -322,7 +326,7 @@ impl Mmu {
 
     /// The paging of a context. PAE's pointers of a nested page table are in no register: they are read for each walk, and
     /// count as not present where there is no memory. See: KVM svm/nested.c nested_svm_get_tdp_pdptr()
-    fn tables(&self, vcpu: u32, id: ContextId, state: &VcpuState, host: &mut dyn Host) -> Paging {
+    pub(crate) fn tables(&self, vcpu: u32, id: ContextId, state: &VcpuState, host: &mut dyn Host) -> Paging {
         let context = self.vcpus[vcpu as usize].context(id);
         let mut paging = context.paging(state);
         if let GuestTables::Npt { ncr3 } = context.tables

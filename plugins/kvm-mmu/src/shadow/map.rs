@@ -46,7 +46,7 @@ impl Mmu {
     pub(crate) fn shadow_start_at(&self, vcpu: u32, root: u64, address: u64) -> Option<Position> {
         let mmu = self.context(vcpu);
         let level = mmu.root_role.level();
-        if level == 3 {
+        if level == 3 || !mmu.root_role.direct() && mmu.cpu_role.base.level() < 4 {
             let pdpte = mmu.pae_root[(address >> 30 & 3) as usize];
             return (pdpte != 0).then(|| Position::new(2, pdpte & !0xfff, address));
         }

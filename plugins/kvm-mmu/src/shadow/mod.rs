@@ -118,19 +118,19 @@ impl Mmu {
             born,
         }));
         if !role.direct() {
-            self.account_shadowed(gfn, role.level(), host);
+            self.account_shadowed(vcpu, gfn, role.level(), host);
         }
         table
     }
 
     /// `account_shadowed`: the guest's table is written only with our knowledge from now on.
-    fn account_shadowed(&mut self, gfn: u64, level: u8, host: &mut dyn Host) {
+    fn account_shadowed(&mut self, vcpu: u32, gfn: u64, level: u8, host: &mut dyn Host) {
         self.shadow.indirect += 1;
         if level > 1 {
             *self.shadow.tracked.entry(gfn).or_default() += 1;
         }
         self.large.disallow(gfn);
-        if self.write_protect_gfn(gfn) {
+        if self.write_protect_gfn(vcpu, gfn, host) {
             self.shadow.flush = true;
             self.shadow_flush(host);
         }
@@ -151,9 +151,9 @@ impl Mmu {
     }
 
     /// `kvm_mmu_slot_gfn_write_protect`: takes write access from every entry that maps the frame.
-    pub(crate) fn write_protect_gfn(&mut self, gfn: u64) -> bool {
+    pub(crate) fn write_protect_gfn(&mut self, vcpu: u32, gfn: u64, host: &mut dyn Host) -> bool {
         let format = self.config.format;
-        let mut changed = false;
+        let mut changed = self.tdp_write_protect(vcpu, gfn, host);
         for level in 1..=3 {
             let Some(sptes) = self.shadow.rmap.get(&(level, round_gfn(gfn, level))) else {
                 continue;

@@ -5,9 +5,12 @@
 use super::{sync::Synced, table_of};
 use crate::{
     context::{ContextId, Root},
+    fault::WalkFault,
     fault_points::FaultPoint,
     mmu::Mmu,
+    pages::entry_address,
     role::CpuRole,
+    spte::NONPRESENT,
 };
 use vmtape_abi::{Errno, FlushScope, Host};
 use vmtape_arch::vcpu::VcpuState;
@@ -147,20 +150,20 @@ impl Mmu {
     fn alloc_roots(&mut self, vcpu: u32, state: &VcpuState, host: &mut dyn Host) -> Root {
         let role = self.context(vcpu).root_role;
         let guest_level = self.context(vcpu).cpu_role.base.level();
-        let paging = self.context(vcpu).paging(state);
+        let paging = self.tables(vcpu, self.vcpus[vcpu as usize].mmu, state, host);
         let pgd = self.context(vcpu).pgd(state);
         let visible = |gfn: u64| self.slots.find(gfn << 12).is_some();
         if !role.direct() && !visible(paging.root >> 12) {
             return Root { hpa: DUMMY, pgd };
         }
-        if role.level() >= 4 {
+        if role.level() >= 4 && (role.direct() || guest_level >= 4) {
             let gfn = if role.direct() { 0 } else { paging.root >> 12 };
             return Root { hpa: self.alloc_root(vcpu, gfn, 0, role.level(), host), pgd };
         }
         // One page directory per GiB: of the guest's own, of a quarter of its 32-bit directory, or of the identity.
         let gfns: [Option<u64>; 4] = std::array::from_fn(|i| match guest_level {
             3 => {
-                let pdpte = vmtape_arch::paging::Pte::from_bits(state.pdptr[i]);
+                let pdpte = vmtape_arch::paging::Pte::from_bits(paging.pdptr[i]);
                 (pdpte.p() && visible(pdpte.frame())).then_some(pdpte.frame())
             }
             2 => Some(paging.root >> 12),
@@ -171,7 +174,27 @@ impl Mmu {
             let pdpte = gfn.map_or(0, |gfn| self.alloc_root(vcpu, gfn, quadrant, 2, host) | 1);
             self.context_mut(vcpu).pae_root[i] = pdpte;
         }
+        if role.level() >= 4 {
+            self.build_upper(vcpu, role.level());
+        }
         Root { hpa: PAE, pgd }
+    }
+
+    /// The tables above the page directories, where an L1 without long mode has a nested table of fewer levels than silicon.
+    fn build_upper(&mut self, vcpu: u32, level: u8) {
+        let mut upper = std::mem::take(&mut self.context_mut(vcpu).upper);
+        upper.resize_with(usize::from(level) - 2, || self.pages.alloc(NONPRESENT));
+        let format = self.config.format;
+        for tables in upper.windows(2) {
+            self.pages.write(tables[0], format.nonleaf(tables[1]));
+        }
+        let context = self.context_mut(vcpu);
+        context.upper = upper;
+        let (pdpt, directories) = (context.upper.last().copied(), context.pae_root);
+        for (i, directory) in (0..).zip(directories) {
+            let entry = if directory == 0 { NONPRESENT } else { format.nonleaf(directory & !0xfff) };
+            self.pages.write(entry_address(pdpt.expect("there are levels above"), i), entry);
+        }
     }
 
     /// `mmu_alloc_root`.
@@ -294,8 +317,8 @@ impl Mmu {
 
     /// KVM_REQ_TLB_FLUSH_GUEST (`kvm_vcpu_flush_tlb_guest`).
     pub fn flush_guest(&mut self, vcpu: u32, host: &mut dyn Host) {
-        self.sync_roots(vcpu, host);
-        if !self.is_tdp(vcpu) {
+        if !self.config.tdp {
+            self.sync_roots(vcpu, host);
             self.free_unsync_prev_roots(vcpu, host);
         }
         self.flush_tlb(vcpu, FlushScope::ALL, 0, host);
@@ -317,7 +340,8 @@ impl Mmu {
     /// `kvm_mmu_invlpg`.
     pub fn invlpg(&mut self, vcpu: u32, gva: u64, host: &mut dyn Host) {
         self.flush_tlb(vcpu, FlushScope::GVA, gva, host);
-        if self.context(vcpu).root_role.direct() {
+        // L2's own tables under nested ones are shadowed by nobody.
+        if self.context(vcpu).root_role.direct() || self.vcpu(vcpu).is_nested() {
             return;
         }
         let mmu = self.context(vcpu);
@@ -326,6 +350,23 @@ impl Mmu {
             self.invalidate_addr(vcpu, root, gva, host);
         }
         self.shadow_flush(host);
+    }
+
+    /// What `kvm_inject_emulated_page_fault` does first: an entry that would have allowed the access goes, "else the access will
+    /// fault indefinitely".
+    pub(crate) fn invalidate_fault(&mut self, vcpu: u32, fault: &WalkFault, host: &mut dyn Host) {
+        if !fault.error.p() || fault.error.rsvd() {
+            return;
+        }
+        if !fault.is_nested() {
+            self.flush_tlb(vcpu, FlushScope::GVA, fault.address, host);
+        }
+        let shadowed = fault.is_nested() == self.vcpu(vcpu).is_nested();
+        let root = self.context(vcpu).root.filter(|_| shadowed && !self.context(vcpu).root_role.direct());
+        if let Some(root) = root {
+            self.invalidate_addr(vcpu, root.hpa, fault.address, host);
+            self.shadow_flush(host);
+        }
     }
 
     /// `__kvm_mmu_invalidate_addr`.
@@ -354,6 +395,14 @@ impl Mmu {
     /// The top of the table that silicon walks: an address, or four PDPTEs.
     pub(crate) fn shadow_root(&self, vcpu: u32) -> (u64, [u64; 4]) {
         let mmu = self.context(vcpu);
-        (mmu.root.map_or(DUMMY, |root| root.hpa), mmu.pae_root)
+        let root = mmu.root.map_or(DUMMY, |root| root.hpa);
+        let top = mmu.upper.first().filter(|_| root == PAE && mmu.root_role.level() > 3);
+        (top.copied().unwrap_or(root), mmu.pae_root)
+    }
+
+    /// Whether L1's nested page table is at an address without memory, so that it maps nothing.
+    pub fn has_invisible_nested_root(&self, vcpu: u32) -> bool {
+        let nested = self.vcpus[vcpu as usize].is_nested();
+        nested && self.context(vcpu).root.is_some_and(|root| root.hpa == DUMMY)
     }
 }

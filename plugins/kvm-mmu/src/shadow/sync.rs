@@ -103,7 +103,7 @@ impl Mmu {
         let pages = self.unsync_below(table);
         for page in &pages {
             let gfn = self.shadow.sp(*page).gfn;
-            self.shadow.flush |= self.write_protect_gfn(gfn);
+            self.shadow.flush |= self.write_protect_gfn(vcpu, gfn, host);
         }
         for page in pages {
             // One page may be reached by several ways, and syncing one may have zapped another.

@@ -136,6 +136,9 @@ impl Mmu {
     pub(crate) fn tdp_page_fault(&mut self, vcpu: u32, fault: &mut PageFault, host: &mut dyn Host) -> RetPf {
         fault.gfn = fault.addr >> 12;
         fault.slot = self.slots.find(fault.addr).copied();
+        if self.is_write_to_tracked(fault) {
+            return RetPf::WriteProtected;
+        }
         let fast = self.fast_page_fault(vcpu, fault, host);
         if fast != RetPf::Invalid {
             return fast;
@@ -243,25 +246,26 @@ impl Mmu {
     fn tdp_map_leaf(&mut self, vcpu: u32, fault: &PageFault, entry: Entry, host: &mut dyn Host) -> RetPf {
         let format = self.config.format;
         let gfn = round_gfn(fault.gfn, entry.level);
-        let new = match fault.slot {
-            None => format.mmio(fault.gfn, Acc::ALL, self.generation & MMIO_GENERATION_MASK),
-            Some(_) => format.leaf(&Leaf {
-                pfn: fault.pfn,
-                level: entry.level,
-                acc: Acc::ALL,
-                host_writable: fault.map_writable,
-                accessed: true,
-                // An entry that was writable keeps the dirty state that silicon gives it.
-                dirty: !format.is_present(entry.spte) || !format.is_writable(entry.spte),
-            }),
+        let (new, protected) = match fault.slot {
+            None => (format.mmio(fault.gfn, Acc::ALL, self.generation & MMIO_GENERATION_MASK), false),
+            Some(_) => {
+                let leaf = Leaf {
+                    pfn: fault.pfn,
+                    level: entry.level,
+                    acc: Acc::ALL,
+                    host_writable: fault.map_writable,
+                    accessed: true,
+                    dirty: true,
+                };
+                let old = if format.is_present(entry.spte) { entry.spte } else { NONPRESENT };
+                self.make_leaf(vcpu, leaf, gfn, old, true, false, host)
+            }
         };
-        if fault.slot.is_some() && format.is_writable(new) {
-            self.mark_dirty(vcpu, gfn);
-        }
+        let refused = protected && fault.code.w();
         // MMIO is emulated even where the entry stands already: silicon that cannot reach the entry (GPA[51:48] under four
         // levels) faults on every access.
         if new == entry.spte && !format.is_mmio(new) {
-            return RetPf::Spurious;
+            return if refused { RetPf::WriteProtected } else { RetPf::Spurious };
         }
         if self.collides(fault, entry, new) {
             let mmio = format.is_mmio(new);
@@ -290,6 +294,22 @@ impl Mmu {
             return RetPf::Emulate;
         }
         host.note_at(vcpu, self.place(vcpu), Note::SetSpte { gfn, spte: new, level: entry.level });
-        RetPf::Fixed
+        if refused { RetPf::WriteProtected } else { RetPf::Fixed }
+    }
+
+    /// `kvm_tdp_mmu_write_protect_gfn`: the frame holds a page table of L1's that is shadowed from now on.
+    pub(crate) fn tdp_write_protect(&mut self, vcpu: u32, gfn: u64, host: &mut dyn Host) -> bool {
+        let format = self.config.format;
+        let mut changed = false;
+        for at in 0..self.tdp.roots.len() {
+            let (role, root) = self.tdp.roots[at];
+            let entry = self.tdp_last(root, role.level(), gfn);
+            let new = format.write_protected(entry.spte, false);
+            if format.is_present(entry.spte) && new != entry.spte {
+                self.tdp_set(vcpu, gfn, entry, new, host);
+                changed = true;
+            }
+        }
+        changed
     }
 }

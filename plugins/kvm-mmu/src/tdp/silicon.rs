@@ -230,8 +230,11 @@ impl Mmu {
     ) -> (GuestAccess, Steps) {
         let config = self.config;
         let paging = Paging::of(state, config.host_width, config.gbpages, config.amd);
+        // Those of L1 are registers here, which MOV to CR3 loads and checks.
+        let in_memory = config.amd && self.vcpus[vcpu as usize].guest_mode;
+        let paging = if in_memory { paging.with_pdpt_in_memory(state.cr3) } else { paging };
         let mmu = self.context(vcpu);
-        let root = mmu.root.map_or(0, |root| root.hpa);
+        let root = self.shadow_root(vcpu).0;
         let (entry_kind, policy) = match config.format {
             Format::Ept { ad: true } => (AccessKind::WRITE, AdPolicy::AfterTranslation),
             Format::Ept { ad: false } => (AccessKind::READ, AdPolicy::AfterTranslation),

@@ -257,10 +257,13 @@ impl<'a, T: Tables> Walker<'a, T> {
         let mut level = paging.mode.levels();
         let mut table = paging.root;
         if paging.mode == Mode::Pae {
-            let pdpte = Pte::from_bits(paging.pdptr[(gva >> 30 & 3) as usize]);
+            let pdpte = self.pdpte((gva >> 30 & 3) as usize)?;
             self.tables.seen(Seen::Element { level, entry: pdpte.into_bits() });
             if !pdpte.p() {
                 return self.fault(PageFaultError::new());
+            }
+            if paging.pdpt.is_some() && pdpte.into_bits() & paging.reserved_in_pdpte() != 0 {
+                return self.fault(PageFaultError::new().with_p(true).with_rsvd(true));
             }
             table = pdpte.address();
             level -= 1;
@@ -275,6 +278,13 @@ impl<'a, T: Tables> Walker<'a, T> {
             table = entry.address();
             level -= 1;
         }
+    }
+
+    /// A page-directory pointer of PAE. It has no accessed bit, and so is no step.
+    fn pdpte(&mut self, index: usize) -> Result<Pte, Failure<T::Stop>> {
+        let Some(table) = self.paging.pdpt else { return Ok(Pte::from_bits(self.paging.pdptr[index])) };
+        let read = self.tables.read(table + 8 * index as u64, 8).map_err(Failure::Stopped)?;
+        Ok(Pte::from_bits(read.unwrap_or(0)))
     }
 
     /// Reads the entry for the address in a table, and checks what it must satisfy before it is used.

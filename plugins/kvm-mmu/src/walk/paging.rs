@@ -78,6 +78,9 @@ pub struct Paging {
     pub root: u64,
     /// PAE only.
     pub pdptr: [u64; 4],
+    /// PAE only: the pointers are no registers but entries in memory, which each walk reads. So under AMD's nested paging.
+    /// See: APM vol. 2 15.25.10 Legacy PAE Mode
+    pub pdpt: Option<u64>,
     /// MAXPHYADDR of whoever performs the walk.
     pub maxphyaddr: u8,
     /// EFER.NXE, where the mode has the bit.
@@ -113,6 +116,7 @@ impl Paging {
         mode: Mode::None,
         root: 0,
         pdptr: [0; 4],
+        pdpt: None,
         maxphyaddr: 52,
         nx: false,
         wp: false,
@@ -142,6 +146,7 @@ impl Paging {
             mode,
             root: state.cr3 & root_mask(mode),
             pdptr: state.pdptr,
+            pdpt: None,
             maxphyaddr,
             nx,
             wp: cr0.wp(),
@@ -156,6 +161,16 @@ impl Paging {
             pse36: maxphyaddr.min(40),
             reports_fetch: nx || cr4.smep(),
         }
+    }
+
+    /// The same with the pointers of PAE in memory.
+    pub fn with_pdpt_in_memory(self, cr3: u64) -> Self {
+        Self { pdpt: (self.mode == Mode::Pae).then_some(cr3 & bits(5, 31)), ..self }
+    }
+
+    /// The reserved bits of a present page-directory pointer of PAE. See: SDM Table 4-8; KVM x86.c pdptr_rsvd_bits()
+    pub fn reserved_in_pdpte(&self) -> u64 {
+        bits(self.maxphyaddr.into(), 63) | bits(5, 8) | bits(1, 2)
     }
 
     /// Whether the entry is there at all.

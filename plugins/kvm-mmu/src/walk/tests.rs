@@ -54,6 +54,7 @@ fn paging(mode: Mode, maxphyaddr: u8) -> Paging {
         mode,
         root: 0x1000,
         pdptr: [0; 4],
+        pdpt: None,
         maxphyaddr,
         nx: true,
         wp: true,
