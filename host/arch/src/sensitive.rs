@@ -47,7 +47,9 @@ open_enum! {
         LDTR_TR = 29 => "LDTR/TR access",
         /// VMXON, VMXOFF, VMREAD, ...: Intel's nested instructions.
         VMX = 30 => "VMX instruction",
-        /// VMRUN, VMLOAD, VMSAVE, STGI, CLGI, INVLPGA, SKINIT: AMD's; `number` is the opcode's last byte.
+        /// VMRUN, VMLOAD, VMSAVE, STGI, CLGI, INVLPGA, SKINIT: AMD's; `number` is the opcode's last byte ([`svm`]), `value`
+        /// RAX in the size of addresses, `aux` ECX. Wanted by a backend whose silicon has SVM. Natively such an instruction
+        /// does what the backend has done to the state when it was asked.
         SVM = 31 => "SVM instruction",
         RDRAND = 32 => "RDRAND",
         RDSEED = 33 => "RDSEED",
@@ -67,7 +69,24 @@ open_enum! {
         RDPRU = 47 => "RDPRU",
         GETSEC = 48 => "GETSEC",
         ENCLS = 49 => "ENCLS",
+        PUSHF = 51 => "PUSHF",
+        POPF = 52 => "POPF",
+        /// INT n; `number` is the vector.
+        INTN = 53 => "INT",
+        /// INT1.
+        ICEBP = 54 => "ICEBP",
     }
+}
+
+/// Last bytes of the opcodes 0F 01 of SVM: `Sensitive.number`. See: APM vol. 3 appendix A Table A-7
+pub mod svm {
+    pub const VMRUN: u32 = 0xd8;
+    pub const VMLOAD: u32 = 0xda;
+    pub const VMSAVE: u32 = 0xdb;
+    pub const STGI: u32 = 0xdc;
+    pub const CLGI: u32 = 0xdd;
+    pub const SKINIT: u32 = 0xde;
+    pub const INVLPGA: u32 = 0xdf;
 }
 
 impl SensitiveKind {

@@ -10,6 +10,7 @@ use vmtape_arch::{
     event::{Event, EventKind},
     exception::{Exception, Vector},
     regs::{Cr0, Rflags, SegAttr},
+    sensitive::{SensitiveKind, svm},
     vcpu::{Activity, Segment, TableReg, seg},
 };
 use vmtape_cpu::Stop;
@@ -340,4 +341,69 @@ fn interrupts_wait_for_the_instruction_after_sti() {
     assert!(machine.state.interruptibility.sti() && machine.state.rflags().intr());
     machine.run(1);
     assert!(!machine.state.interruptibility.sti());
+}
+
+/// What a backend is asked about an SVM instruction, and which faults come before. A backend without SVM has none.
+#[test]
+fn svm_instructions_are_offered_after_mode_and_level() {
+    let wants = 1 << SensitiveKind::SVM.0;
+    type Emit = fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>;
+    let all: [(Emit, u32); 7] = [
+        (|a| a.vmrun(), svm::VMRUN),
+        (|a| a.vmload(), svm::VMLOAD),
+        (|a| a.vmsave(), svm::VMSAVE),
+        (|a| a.stgi(), svm::STGI),
+        (|a| a.clgi(), svm::CLGI),
+        (|a| a.skinit(), svm::SKINIT),
+        (|a| a.invlpga(), svm::INVLPGA),
+    ];
+    for (emit, number) in all {
+        for (bits, user, sensitive, expected) in [
+            (64, false, wants, None),
+            (32, false, wants, None),
+            (16, false, wants, Some(Vector::UD)),
+            (64, true, wants, Some(Vector::GP)),
+            (64, true, 0, Some(Vector::UD)),
+            (64, false, 0, Some(Vector::UD)),
+        ] {
+            let mut machine = machine(bits, emit);
+            machine.state.cr0 = Cr0::from_bits(machine.state.cr0).with_pe(bits != 16).into_bits();
+            if user {
+                to_user(&mut machine, bits);
+            }
+            machine.state.intercepts.sensitive = sensitive;
+            machine.state.gpr[0] = 0x1_2345_6000;
+            machine.state.gpr[1] = 0x7_0000_0005;
+            machine.run(1);
+            let fault = machine.env.fault.map(|fault| fault.vector);
+            assert_eq!(fault, expected, "{number:#x}, {bits} bits, user {user}, wanted {}", sensitive != 0);
+            let asked = machine.env.asked.map(|what| (what.number, what.value, what.aux));
+            // STGI and CLGI have no operand; SKINIT's is EAX.
+            let wide = matches!(number, svm::STGI | svm::CLGI) || bits == 64 && number != svm::SKINIT;
+            let address = if wide { 0x1_2345_6000u64 } else { 0x2345_6000 };
+            assert_eq!(asked, expected.is_none().then_some((number, address, 5)), "{number:#x}, {bits} bits");
+        }
+    }
+}
+
+/// Instructions that SVM intercepts before their own checks.
+#[test]
+fn flags_and_software_interrupts_are_offered_first() {
+    type Emit = fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>;
+    let all: [(Emit, SensitiveKind, u32); 4] = [
+        (|a| a.pushfd(), SensitiveKind::PUSHF, 0),
+        (|a| a.popfd(), SensitiveKind::POPF, 0),
+        (|a| a.int(0x21), SensitiveKind::INTN, 0x21),
+        (|a| a.int1(), SensitiveKind::ICEBP, 0),
+    ];
+    for (emit, kind, number) in all {
+        let mut machine = machine(32, emit);
+        // No gate is within the limit, and the stack has no page: whatever came first would fault.
+        machine.state.idtr.limit = 0;
+        machine.state.gpr[4] = common::RAM_SIZE as u64 + 0x100;
+        machine.state.intercepts.sensitive = 1 << kind.0;
+        machine.run(1);
+        let asked = machine.env.asked.expect("offered");
+        assert_eq!((asked.kind, asked.number), (kind, number));
+    }
 }

@@ -18,6 +18,21 @@ struct vt_HostRef;
 // DR7 after reset: bit 10 reads as one.
 #define vt_DR7_INIT 1024
 
+// Last bytes of the opcodes 0F 01 of SVM: `Sensitive.number`. See: APM vol. 3 appendix A Table A-7
+#define vt_SVM_VMRUN 216
+
+#define vt_SVM_VMLOAD 218
+
+#define vt_SVM_VMSAVE 219
+
+#define vt_SVM_STGI 220
+
+#define vt_SVM_CLGI 221
+
+#define vt_SVM_SKINIT 222
+
+#define vt_SVM_INVLPGA 223
+
 // Entries with which the two ioctls fail (MAX_IO_MSRS); one less is the most. See: KVM x86.c msr_io()
 #define vt_MAX_IO_MSRS 256
 
@@ -878,7 +893,9 @@ typedef uint8_t vt_SensitiveKind;
 #define vt_SensitiveKind_LDTR_TR 29
 // VMXON, VMXOFF, VMREAD, ...: Intel's nested instructions.
 #define vt_SensitiveKind_VMX 30
-// VMRUN, VMLOAD, VMSAVE, STGI, CLGI, INVLPGA, SKINIT: AMD's; `number` is the opcode's last byte.
+// VMRUN, VMLOAD, VMSAVE, STGI, CLGI, INVLPGA, SKINIT: AMD's; `number` is the opcode's last byte (`svm`), `value`
+// RAX in the size of addresses, `aux` ECX. Wanted by a backend whose silicon has SVM. Natively such an instruction
+// does what the backend has done to the state when it was asked.
 #define vt_SensitiveKind_SVM 31
 #define vt_SensitiveKind_RDRAND 32
 #define vt_SensitiveKind_RDSEED 33
@@ -898,6 +915,12 @@ typedef uint8_t vt_SensitiveKind;
 #define vt_SensitiveKind_RDPRU 47
 #define vt_SensitiveKind_GETSEC 48
 #define vt_SensitiveKind_ENCLS 49
+#define vt_SensitiveKind_PUSHF 51
+#define vt_SensitiveKind_POPF 52
+// INT n; `number` is the vector.
+#define vt_SensitiveKind_INTN 53
+// INT1.
+#define vt_SensitiveKind_ICEBP 54
 
 // A sensitive instruction with the operands that an exit needs. The RIP of the vCPU state still points at it.
 typedef struct vt_Sensitive {

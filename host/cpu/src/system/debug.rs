@@ -111,7 +111,8 @@ pub(super) fn record(state: &mut VcpuState, conditions: Dr6) {
 }
 
 /// INT1. Not subject to the gate's privilege level.
-pub(super) fn icebp(_: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted> {
+pub(super) fn icebp(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted> {
+    core.offer(insn, SensitiveKind::ICEBP)?;
     Err(Interrupted::Fault(Exception { insn_len: insn.len, ..debug_exception(0) }))
 }
 

@@ -9,7 +9,7 @@ use crate::{
     insn::Insn,
 };
 use iced_x86::Code;
-use vmtape_arch::{regs::Rflags, vcpu::Interruptibility};
+use vmtape_arch::{regs::Rflags, sensitive::SensitiveKind, vcpu::Interruptibility};
 
 /// Who replaces RFLAGS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +77,7 @@ fn operand_size(insn: &Insn) -> u8 {
 }
 
 pub(super) fn pushf(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted> {
+    core.offer(insn, SensitiveKind::PUSHF)?;
     let size = operand_size(insn);
     let mut image = core.flags().with_rf(false).with_vm(false);
     if is_virtualized(core) {
@@ -90,6 +91,7 @@ pub(super) fn pushf(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted>
 }
 
 pub(super) fn popf(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted> {
+    core.offer(insn, SensitiveKind::POPF)?;
     let size = operand_size(insn);
     let old = core.flags();
     let virtualized = is_virtualized(core);

@@ -10,7 +10,7 @@ use crate::{
 use iced_x86::Code;
 use vmtape_arch::{
     regs::Rflags,
-    sensitive::{Sensitive, SensitiveKind},
+    sensitive::{Sensitive, SensitiveKind, svm},
     vcpu::{Activity, gpr},
 };
 
@@ -28,6 +28,12 @@ impl Core<'_> {
             segment: insn.seg,
             ..Sensitive::default()
         }
+    }
+
+    /// Offers an instruction without operands, before anything else is looked at.
+    #[inline]
+    pub(super) fn offer(&mut self, insn: &Insn, kind: SensitiveKind) -> Result<(), Interrupted> {
+        if self.state.intercepts.wants(kind) { self.sensitive(&self.describe(insn, kind)) } else { Ok(()) }
     }
 
     /// The linear address of the memory operand, unchecked.
@@ -201,20 +207,45 @@ pub(super) fn invpcid(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupte
     Ok(())
 }
 
-/// VMCALL, VMMCALL, and the instructions of VMX, SVM, SMX and SGX: #UD unless the backend takes them.
+/// Instructions of SVM. Silicon on which no backend asks for them has none: #UD. Elsewhere mode and CPL come before an exit;
+/// whether EFER.SVME is set for the guest is KVM's question, whose own is always set.
+/// See: APM vol. 2 (24593, revision 3.42) 15.9 Instruction Intercepts; vol. 3 VMRUN
+pub(super) fn svm(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted> {
+    use Code::*;
+    if !core.state.intercepts.wants(SensitiveKind::SVM) || core.in_real_mode() {
+        return ud();
+    }
+    core.require_cpl0()?;
+    // The operand's address size is part of the code.
+    let (number, size) = match insn.code {
+        Vmrunw => (svm::VMRUN, 2),
+        Vmrund => (svm::VMRUN, 4),
+        Vmrunq => (svm::VMRUN, 8),
+        Vmloadw => (svm::VMLOAD, 2),
+        Vmloadd => (svm::VMLOAD, 4),
+        Vmloadq => (svm::VMLOAD, 8),
+        Vmsavew => (svm::VMSAVE, 2),
+        Vmsaved => (svm::VMSAVE, 4),
+        Vmsaveq => (svm::VMSAVE, 8),
+        Invlpgaw => (svm::INVLPGA, 2),
+        Invlpgad => (svm::INVLPGA, 4),
+        Invlpgaq => (svm::INVLPGA, 8),
+        Stgi => (svm::STGI, 8),
+        Clgi => (svm::CLGI, 8),
+        _ => (svm::SKINIT, 4),
+    };
+    let value = core.state.gpr[gpr::RAX] & (u64::MAX >> (64 - 8 * size));
+    let asid = core.state.gpr[gpr::RCX] & 0xffff_ffff;
+    let what = core.describe(insn, SensitiveKind::SVM);
+    core.sensitive(&Sensitive { number, value, aux: asid, address_size: size, ..what })
+}
+
+/// VMCALL, VMMCALL, and the instructions of VMX, SMX and SGX: #UD unless the backend takes them.
 pub(super) fn virtualization(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted> {
     use Code::*;
-    let svm = |number| (SensitiveKind::SVM, number);
     let (kind, number) = match insn.code {
         Vmcall => (SensitiveKind::VMCALL, 0),
         Vmmcall => (SensitiveKind::VMMCALL, 0),
-        Vmrunw | Vmrund | Vmrunq => svm(0xd8),
-        Vmloadw | Vmloadd | Vmloadq => svm(0xda),
-        Vmsavew | Vmsaved | Vmsaveq => svm(0xdb),
-        Stgi => svm(0xdc),
-        Clgi => svm(0xdd),
-        Skinit => svm(0xde),
-        Invlpgaw | Invlpgad | Invlpgaq => svm(0xdf),
         Rsm => (SensitiveKind::RSM, 0),
         Getsecd | Getsecq => (SensitiveKind::GETSEC, 0),
         Encls => (SensitiveKind::ENCLS, 0),

@@ -134,9 +134,9 @@ fn by_mnemonic(mnemonic: Mnemonic) -> Option<Handler> {
         Clflush | Clflushopt | Clwb | Cldemote => misc::cache_line,
         Invlpg => misc::invlpg,
         Invpcid => misc::invpcid,
-        Vmcall | Vmmcall | Vmrun | Vmload | Vmsave | Stgi | Clgi | Skinit | Invlpga | Rsm | Getsec
-        | Encls | Rdpru | Vmclear | Vmfunc | Vmlaunch | Vmptrld | Vmptrst | Vmread | Vmresume | Vmwrite
-        | Vmxoff | Vmxon | Invept | Invvpid => misc::virtualization,
+        Vmrun | Vmload | Vmsave | Stgi | Clgi | Skinit | Invlpga => misc::svm,
+        Vmcall | Vmmcall | Rsm | Getsec | Encls | Rdpru | Vmclear | Vmfunc | Vmlaunch | Vmptrld | Vmptrst
+        | Vmread | Vmresume | Vmwrite | Vmxoff | Vmxon | Invept | Invvpid => misc::virtualization,
         _ => return None,
     })
 }

@@ -2,10 +2,15 @@
 
 use super::event;
 use crate::{core::Core, env::Interrupted, insn::Insn};
-use vmtape_arch::exception::{Exception, Vector};
+use vmtape_arch::{
+    exception::{Exception, Vector},
+    sensitive::{Sensitive, SensitiveKind},
+};
 
 /// INT n.
 pub(super) fn int(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted> {
+    let what = core.describe(insn, SensitiveKind::INTN);
+    core.sensitive(&Sensitive { number: insn.imm as u32 & 0xff, ..what })?;
     event::software_interrupt(core, insn, insn.imm as u8)
 }
 

@@ -6,9 +6,10 @@ use vmtape_arch::{
     event::Event,
     exception::{Exception, PageFaultError},
     regs::{Cr0, Cr4, Efer, SegAttr},
+    sensitive::Sensitive,
     vcpu::{Segment, VcpuState, seg},
 };
-use vmtape_cpu::{Cpu, CpuConfig, Env, Interrupted, Ram, Stop};
+use vmtape_cpu::{Cpu, CpuConfig, Decision, Env, Interrupted, Ram, Stop};
 
 pub const RAM_SIZE: usize = 0x40_0000;
 pub const CODE: u64 = 0x1000;
@@ -23,6 +24,8 @@ pub struct Identity {
     /// Pages whose access exits, and the event that was in delivery then.
     pub exits: Vec<u64>,
     pub delivering: Option<Event>,
+    /// The last instruction that was offered.
+    pub asked: Option<Sensitive>,
 }
 
 impl Env for Identity {
@@ -53,6 +56,11 @@ impl Env for Identity {
             guest_page_shift: 12,
             pad: [0; 2],
         })
+    }
+
+    fn sensitive(&mut self, _: &mut VcpuState, insn: &Sensitive) -> Decision {
+        self.asked = Some(*insn);
+        Decision::Native
     }
 
     /// Takes every exception: a test looks at it.
@@ -91,7 +99,14 @@ impl Machine {
     pub fn new(bits: u32, code: &[u8]) -> Self {
         let ram = Ram::leaked(RAM_SIZE);
         assert!(ram.write(CODE, code));
-        let env = Identity { ram, absent: Vec::new(), fault: None, exits: Vec::new(), delivering: None };
+        let env = Identity {
+            ram,
+            absent: Vec::new(),
+            fault: None,
+            exits: Vec::new(),
+            delivering: None,
+            asked: None,
+        };
         Self { cpu: Cpu::new(CpuConfig::default()), state: state(bits), env }
     }
 

@@ -119,7 +119,8 @@ impl Hypervisor {
         }
         table(k, vmcb::GDTR, boot::GDT, 0x3f)?;
         table(k, vmcb::IDTR, boot::IDT, VECTORS as u64 * 16 - 1)?;
-        for (register, field) in [(cr0, vmcb::CR0), (cr3, vmcb::CR3), (cr4, vmcb::CR4)] {
+        set(k, vmcb::CR3, boot::PML4)?;
+        for (register, field) in [(cr0, vmcb::CR0), (cr4, vmcb::CR4)] {
             k.a.mov(rax, register)?;
             k.a.mov(qword_ptr(at(field)), rax)?;
         }
