@@ -36,9 +36,17 @@ unsafe fn copy_each<T>((from, from_size): (*const T, usize), (to, to_size): (*mu
 ///
 /// # Safety
 /// `to` is good for `T::size(peer)` bytes.
+#[inline]
 pub unsafe fn put<T: Plain>(value: T, to: *mut T, peer: &Sizes) {
+    let size = T::size(peer);
     // SAFETY: the caller vouches for it.
-    unsafe { copy_each((&raw const value, size_of::<T>()), (to, T::size(peer)), 1) };
+    unsafe {
+        if size == size_of::<T>() {
+            to.write_unaligned(value);
+        } else {
+            copy_each((&raw const value, size_of::<T>()), (to, size), 1);
+        }
+    }
 }
 
 /// A list of ours, lent to the other side.
@@ -52,25 +60,37 @@ pub struct Outgoing<L> {
 impl<L> Outgoing<L> {
     /// # Safety
     /// `ours` is the list's.
+    #[inline]
     unsafe fn new<T: Plain>(list: L, ours: *const T, len: usize, peer: &Sizes) -> Self {
         let size = T::size(peer);
-        let mut copy = Vec::new();
         // Of one structure a side with a smaller one does not look beyond that.
-        if size > size_of::<T>() || size != size_of::<T>() && len > 1 {
-            copy.resize((size * len).div_ceil(size_of::<u64>()), 0);
-            // SAFETY: both have `len` structures.
-            unsafe { copy_each((ours, size_of::<T>()), (copy.as_mut_ptr().cast(), size), len) };
-        }
+        let fits = size == size_of::<T>() || size < size_of::<T>() && len <= 1;
+        // SAFETY: the caller vouches for the list.
+        let copy = if fits { Vec::new() } else { unsafe { in_stride(ours, len, size) } };
         Self { list, copy, size }
     }
 }
 
+/// A list in the stride of the other side.
+///
+/// # Safety
+/// There are `len` structures.
+#[cold]
+unsafe fn in_stride<T>(ours: *const T, len: usize, size: usize) -> Vec<u64> {
+    let mut copy = vec![0; (size * len).div_ceil(size_of::<u64>())];
+    // SAFETY: both have `len` structures.
+    unsafe { copy_each((ours, size_of::<T>()), (copy.as_mut_ptr().cast(), size), len) };
+    copy
+}
+
 impl<'a, T: Plain> Outgoing<&'a [T]> {
+    #[inline]
     pub fn shared(list: &'a [T], peer: &Sizes) -> Self {
         // SAFETY: the list's own pointer and length.
         unsafe { Self::new(list, list.as_ptr(), list.len(), peer) }
     }
 
+    #[inline]
     pub fn ptr(&self) -> *const T {
         if self.copy.is_empty() { self.list.as_ptr() } else { self.copy.as_ptr().cast() }
     }
@@ -81,12 +101,14 @@ impl<'a, T: Plain> Outgoing<&'a [T]> {
 }
 
 impl<'a, T: Plain> Outgoing<&'a mut [T]> {
+    #[inline]
     pub fn exclusive(list: &'a mut [T], peer: &Sizes) -> Self {
         let (ptr, len) = (list.as_ptr(), list.len());
         // SAFETY: the list's own pointer and length.
         unsafe { Self::new(list, ptr, len, peer) }
     }
 
+    #[inline]
     pub fn ptr(&mut self) -> *mut T {
         if self.copy.is_empty() { self.list.as_mut_ptr() } else { self.copy.as_mut_ptr().cast() }
     }
@@ -96,10 +118,15 @@ impl<'a, T: Plain> Outgoing<&'a mut [T]> {
     }
 
     /// Takes over what the other side has written. What it does not have stays as it is.
+    #[inline]
     pub fn take_back(&mut self) {
-        if self.copy.is_empty() {
-            return;
+        if !self.copy.is_empty() {
+            self.copy_back();
         }
+    }
+
+    #[cold]
+    fn copy_back(&mut self) {
         let common = self.size.min(size_of::<T>());
         for (n, item) in self.list.iter_mut().enumerate() {
             // SAFETY: the copy has as many structures of `size` bytes; any bytes are a value.
@@ -123,20 +150,18 @@ pub struct Incoming<T> {
 impl<T: Plain> Incoming<T> {
     /// # Safety
     /// `theirs` points to `len` structures of the peer's size for as long as this lives, or is null.
+    #[inline]
     pub unsafe fn new(theirs: *mut T, len: usize, peer: &Sizes) -> Self {
         let size = T::size(peer);
-        let mut copy = Vec::new();
-        let fits = size == size_of::<T>() || size > size_of::<T>() && len == 1;
-        if !theirs.is_null() && !fits {
-            copy.resize_with(len, zeroed);
-            // SAFETY: the caller vouches for theirs; ours has `len` structures.
-            unsafe { copy_each((theirs.cast_const(), size), (copy.as_mut_ptr(), size_of::<T>()), len) };
-        }
+        let fits = size == size_of::<T>() || size > size_of::<T>() && len == 1 || theirs.is_null();
+        // SAFETY: the caller vouches for theirs.
+        let copy = if fits { Vec::new() } else { unsafe { in_own_stride(theirs, len, size) } };
         Self { theirs, len, size, copy }
     }
 
     /// # Safety
     /// As for [`slice`].
+    #[inline]
     pub unsafe fn shared<'a>(&self) -> &'a [T] {
         let ptr = if self.copy.is_empty() { self.theirs.cast_const() } else { self.copy.as_ptr() };
         // SAFETY: the caller vouches for it.
@@ -145,6 +170,7 @@ impl<T: Plain> Incoming<T> {
 
     /// # Safety
     /// As for [`slice_mut`].
+    #[inline]
     pub unsafe fn exclusive<'a>(&mut self) -> &'a mut [T] {
         let ptr = if self.copy.is_empty() { self.theirs } else { self.copy.as_mut_ptr() };
         // SAFETY: the caller vouches for it.
@@ -155,6 +181,7 @@ impl<T: Plain> Incoming<T> {
     ///
     /// # Safety
     /// As for `new`; nothing that was lent is in use.
+    #[inline]
     pub unsafe fn give_back(&mut self) {
         let common = self.size.min(size_of::<T>());
         for (n, item) in self.copy.iter().enumerate() {
@@ -167,6 +194,19 @@ impl<T: Plain> Incoming<T> {
     }
 }
 
+/// The other side's list in our stride.
+///
+/// # Safety
+/// There are `len` structures of `size` bytes.
+#[cold]
+unsafe fn in_own_stride<T: Plain>(theirs: *const T, len: usize, size: usize) -> Vec<T> {
+    let mut copy = Vec::new();
+    copy.resize_with(len, zeroed);
+    // SAFETY: both have `len` structures.
+    unsafe { copy_each((theirs, size), (copy.as_mut_ptr(), size_of::<T>()), len) };
+    copy
+}
+
 /// Room for a structure that the other side fills in.
 pub struct Room<T> {
     ours: T,
@@ -175,16 +215,19 @@ pub struct Room<T> {
 }
 
 impl<T: Plain> Room<T> {
+    #[inline]
     pub fn new(peer: &Sizes) -> Self {
         let (here, there) = (size_of::<T>(), T::size(peer));
         let larger = if there > here { vec![0; there.div_ceil(size_of::<u64>())] } else { Vec::new() };
         Self { ours: zeroed(), larger }
     }
 
+    #[inline]
     pub fn ptr(&mut self) -> *mut T {
         if self.larger.is_empty() { &raw mut self.ours } else { self.larger.as_mut_ptr().cast() }
     }
 
+    #[inline]
     pub fn into_inner(self) -> T {
         match self.larger.is_empty() {
             true => self.ours,

@@ -1,5 +1,6 @@
 //! Private pages: the memory in which EPT, NPT and shadow page tables live. Guests never see it.
 
+use crate::tdp::recent::Recent;
 use serde::{Deserialize, Serialize};
 use vmtape_arch::PAGE_SHIFT;
 
@@ -14,11 +15,15 @@ pub struct Pages {
     words: Vec<u64>,
     /// Free pages; the last one freed is used first.
     free: Vec<u32>,
+    /// What walks have found, for as long as nothing changes here.
+    #[serde(skip)]
+    pub(crate) recent: Recent,
 }
 
 impl Pages {
     /// Takes a page and fills it with `value`.
     pub fn alloc(&mut self, value: u64) -> u64 {
+        self.recent.forget();
         let index = match self.free.pop() {
             Some(index) => {
                 let start = index as usize * ENTRIES;
@@ -62,6 +67,7 @@ impl Pages {
     pub fn write(&mut self, address: u64, value: u64) {
         if let Some(word) = self.words.get_mut(Self::slot(address)) {
             *word = value;
+            self.recent.forget();
         }
     }
 

@@ -5,11 +5,15 @@ use super::{BLOB_BIT, DICTIONARY, column, form, model::Model, op, varint};
 use crate::{
     event::Event,
     flat::{Clock, Flat, MAX_WORDS},
-    format::{limit, payload::Columns},
+    format::{
+        limit,
+        payload::{Column, Columns},
+    },
 };
-use std::collections::HashMap;
 
 struct Input {
+    tag: u64,
+    word: u8,
     bytes: Vec<u8>,
     at: usize,
     dictionary: Vec<u64>,
@@ -22,7 +26,8 @@ pub struct Decoder {
     flat: Flat,
     ops: Vec<u8>,
     at: usize,
-    columns: HashMap<(u64, u8), Input>,
+    /// By tag and word.
+    columns: Vec<Input>,
     /// Predicted events before the next operation; `None` before its count was read.
     run: Option<u64>,
 }
@@ -32,14 +37,16 @@ type Decoded<T> = Result<T, &'static str>;
 impl Decoder {
     /// A decoder for a chunk that starts at `clock`.
     pub fn new(columns: Columns, clock: Clock) -> Self {
-        let input = |bytes| Input { bytes, at: 0, dictionary: Vec::new() };
+        let input = |Column { tag, word, bytes }| Input { tag, word, bytes, at: 0, dictionary: Vec::new() };
+        let mut inputs: Vec<Input> = columns.columns.into_iter().map(input).collect();
+        inputs.sort_by_key(Input::key);
         Self {
             model: Model::new(),
             clock,
             flat: Flat::default(),
             ops: columns.ops,
             at: 0,
-            columns: columns.columns.into_iter().map(|c| ((c.tag, c.word), input(c.bytes))).collect(),
+            columns: inputs,
             run: None,
         }
     }
@@ -105,7 +112,7 @@ impl Decoder {
     }
 
     fn input(&mut self, tag: u64, word: u8) -> Decoded<&mut Input> {
-        self.columns.get_mut(&(tag, word)).ok_or("a column is missing")
+        input(&mut self.columns, tag, word)
     }
 
     fn words(&mut self, tag: u64, count: usize, mask: u64) -> Decoded<()> {
@@ -128,7 +135,7 @@ impl Decoder {
                 let back = slot.back[i];
                 let mut word = if back == 0 { slot.words[i] } else { recent.get(back) };
                 if mask >> i & 1 != 0 {
-                    let input = self.columns.get_mut(&(tag, i as u8)).ok_or("a column is missing")?;
+                    let input = input(&mut self.columns, tag, i as u8)?;
                     (word, slot.back[i]) = input.word(slot.words[i], |back| recent.get(back))?;
                 }
                 slot.words[i] = word;
@@ -137,7 +144,7 @@ impl Decoder {
             }
         }
         if mask & BLOB_BIT != 0 {
-            let input = self.columns.get_mut(&(tag, column::BLOB)).ok_or("a column is missing")?;
+            let input = input(&mut self.columns, tag, column::BLOB)?;
             let length = input.varint()?;
             if length > limit::EVENT_BLOB {
                 return Err("too many bytes in one event");
@@ -152,7 +159,16 @@ impl Decoder {
     }
 }
 
+fn input(columns: &mut [Input], tag: u64, word: u8) -> Decoded<&mut Input> {
+    let found = columns.binary_search_by_key(&(tag, word), Input::key);
+    found.map(|at| &mut columns[at]).map_err(|_| "a column is missing")
+}
+
 impl Input {
+    fn key(&self) -> (u64, u8) {
+        (self.tag, self.word)
+    }
+
     fn varint(&mut self) -> Decoded<u64> {
         let mut rest = &self.bytes[self.at..];
         let value = varint::take(&mut rest).ok_or("a column ends early")?;

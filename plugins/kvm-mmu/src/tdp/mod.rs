@@ -7,6 +7,7 @@ mod nested;
 pub(crate) mod npt;
 pub mod pml;
 pub(crate) mod private;
+pub(crate) mod recent;
 mod roots;
 pub mod silicon;
 #[cfg(test)]

@@ -9,6 +9,7 @@ use super::{
     npt::walk_npt,
     pml::Pml,
     private::{NESTED_POINTS, PrivateTables},
+    recent::Key,
 };
 use crate::{
     fault_points::FaultPoint,
@@ -100,6 +101,23 @@ struct GuestTables<'a> {
 
 impl GuestTables<'_> {
     fn nested(&mut self, gpa: u64, kind: AccessKind) -> Result<Nested, NestedFault> {
+        let key = Key { root: self.root, levels: self.levels, kind };
+        // Where faults may answer, each walk asks anew.
+        if !self.armed
+            && let Some(known) = self.pages.recent.get(&key, gpa)
+        {
+            return Ok(known);
+        }
+        let walked = self.walk_nested(gpa, kind);
+        if !self.armed
+            && let Ok(nested) = &walked
+        {
+            self.pages.recent.put(&key, gpa, nested);
+        }
+        walked
+    }
+
+    fn walk_nested(&mut self, gpa: u64, kind: AccessKind) -> Result<Nested, NestedFault> {
         let (config, root, levels) = (self.config, self.root, self.levels);
         let mut tables = PrivateTables::new(self.pages, self.vcpu, gpa);
         if self.armed {
