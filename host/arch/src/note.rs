@@ -50,6 +50,13 @@ open_enum! {
         ENTRY = 30 => "kvm_entry",
         TDP_SPTE_CHANGED = 31 => "kvm_tdp_mmu_spte_changed",
         MATCH_MMIO = 32 => "vcpu_match_mmio",
+        NESTED_VMRUN = 33 => "kvm_nested_vmrun",
+        NESTED_VMEXIT_INJECT = 34 => "kvm_nested_vmexit_inject",
+        NESTED_INTERCEPTS = 35 => "kvm_nested_intercepts",
+        NESTED_INTR_VMEXIT = 36 => "kvm_nested_intr_vmexit",
+        NESTED_VMENTER_FAILED = 37 => "kvm_nested_vmenter_failed",
+        INVLPGA = 38 => "kvm_invlpga",
+        SKINIT = 39 => "kvm_skinit",
         // From here on: not tracepoints of KVM.
         /// One step of the silicon's own walk: entry gpa, value before, value after, level.
         SILICON_STEP = 64 => "silicon_step",
@@ -314,6 +321,59 @@ pub enum Note {
         gpa: u64,
         write: bool,
         by_gpa: bool,
+    },
+    /// L1 enters L2. `pgd` is its nested CR3 with nested paging (`npt`), else its CR3. Before 6.1 (`old`) the event is
+    /// `kvm_nested_vmrun`, without `pgd`.
+    NestedVmenter {
+        rip: u64,
+        vmcb: u64,
+        nested_rip: u64,
+        int_ctl: u32,
+        event_inj: u32,
+        npt: bool,
+        old: bool,
+        pgd: u64,
+    },
+    /// What L1 intercepts: control registers (writes in the upper half), exceptions, and the words of instructions.
+    NestedIntercepts {
+        cr: u32,
+        exceptions: u32,
+        words: [u32; 3],
+    },
+    /// An exit of L2, as `kvm_exit` would tell it, before it is known whose it is.
+    NestedVmexit {
+        rip: u64,
+        reason: u32,
+        info1: u64,
+        info2: u64,
+        intr_info: u32,
+        error_code: u32,
+    },
+    /// The exit that L1 gets.
+    NestedVmexitInject {
+        code: u32,
+        info1: u64,
+        info2: u64,
+        intr_info: u32,
+        error_code: u32,
+    },
+    /// An interrupt that is L1's takes L2 out.
+    NestedIntrVmexit {
+        rip: u64,
+    },
+    /// A check of KVM's that L1's entry does not pass, by the number that the backend's checks have.
+    NestedVmenterFailed {
+        check: u32,
+        error: u32,
+    },
+    Invlpga {
+        rip: u64,
+        asid: u32,
+        address: u64,
+    },
+    Skinit {
+        rip: u64,
+        slb: u32,
     },
     /// A kind that this build does not know, or one without a decoded form.
     Other(RawNote),

@@ -69,6 +69,8 @@ open_enum! {
         RDPRU = 47 => "RDPRU",
         GETSEC = 48 => "GETSEC",
         ENCLS = 49 => "ENCLS",
+        /// A condition: the guest is left before its first instruction, after what is injected has been delivered.
+        IMMEDIATE_EXIT = 50 => "immediate exit",
         PUSHF = 51 => "PUSHF",
         POPF = 52 => "POPF",
         /// INT n; `number` is the vector.

@@ -61,7 +61,13 @@ pub struct Interruptibility {
     pub smi: bool,
     /// NMIs are blocked until IRET.
     pub nmi: bool,
-    #[bits(28)]
+    /// INIT and SIPI wait: AMD's global interrupt flag is clear. Written by the backend.
+    pub init: bool,
+    /// Interrupts wait whatever RFLAGS.IF says. Written by the backend.
+    pub interrupts: bool,
+    /// Interrupts do not wait for RFLAGS.IF: a guest's guest runs, and they are for the guest. Written by the backend.
+    pub ignores_if: bool,
+    #[bits(25)]
     __: u32,
 }
 
@@ -166,9 +172,11 @@ pub struct VcpuState {
     pub pending_debug: u64,
     pub intercepts: Intercepts,
     pub fpu: Fpu,
+    /// Added to `tsc_offset` while a guest's guest runs.
+    pub nested_tsc_offset: u64,
 }
 
-layout!(VcpuState: 1328, rip: 128, seg: 144, cr0: 304, pdptr: 408, interruptibility: 444, pat: 528, icount: 576, inject: 592, intercepts: 632, fpu: 656);
+layout!(VcpuState: 1336, rip: 128, seg: 144, cr0: 304, pdptr: 408, interruptibility: 444, pat: 528, icount: 576, inject: 592, intercepts: 632, fpu: 656);
 
 impl VcpuState {
     /// The state after RESET: real mode at F000:FFF0. See: SDM vol. 3A Table 9-1. IA-32 and Intel 64 Processor States
@@ -227,12 +235,19 @@ impl VcpuState {
             pending_debug: 0,
             intercepts: Intercepts::default(),
             fpu: Fpu::RESET,
+            nested_tsc_offset: 0,
         }
     }
 
     /// Whether the vCPU runs in IA-32e mode with a 64-bit code segment.
     pub fn is_64bit_code(&self) -> bool {
         Efer::from_bits(self.efer).lma() && self.seg[seg::CS].attr.l()
+    }
+
+    /// Whether an interrupt ends a halt.
+    pub fn takes_interrupts(&self) -> bool {
+        let held = self.interruptibility;
+        !held.interrupts() && (held.ignores_if() || self.rflags().intr())
     }
 
     pub fn cr0(&self) -> Cr0 {

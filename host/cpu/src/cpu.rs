@@ -240,6 +240,9 @@ fn events(core: &mut Core<'_>) -> Result<bool, Stop> {
     if core.state.activity != Activity::ACTIVE {
         return Err(Stop::Halted);
     }
+    if core.state.intercepts.wants(SensitiveKind::IMMEDIATE_EXIT) {
+        window(core, SensitiveKind::IMMEDIATE_EXIT)?;
+    }
     if core.env.kicked() {
         return Err(Stop::Budget);
     }
@@ -250,6 +253,11 @@ fn events(core: &mut Core<'_>) -> Result<bool, Stop> {
     }
     if !shadowed && core.state.rflags & IF != 0 {
         window(core, SensitiveKind::INTERRUPT_WINDOW)?;
+        if core.state.inject.valid.is_set() {
+            // A virtual interrupt that no local APIC knows of.
+            inject(core)?;
+            core.check_events = true;
+        }
         if core.state.intercepts.virtual_interrupts.is_set()
             && let Some(vector) = core.env.virtual_interrupt(core.state)
         {

@@ -366,6 +366,8 @@ typedef struct vt_VcpuState {
     uint64_t pending_debug;
     struct vt_Intercepts intercepts;
     struct vt_Fpu fpu;
+    // Added to `tsc_offset` while a guest's guest runs.
+    uint64_t nested_tsc_offset;
 } vt_VcpuState;
 
 // What KVM's emulator is asked to do (`x86_emulate_instruction`).
@@ -589,6 +591,13 @@ typedef uint32_t vt_NoteKind;
 #define vt_NoteKind_ENTRY 30
 #define vt_NoteKind_TDP_SPTE_CHANGED 31
 #define vt_NoteKind_MATCH_MMIO 32
+#define vt_NoteKind_NESTED_VMRUN 33
+#define vt_NoteKind_NESTED_VMEXIT_INJECT 34
+#define vt_NoteKind_NESTED_INTERCEPTS 35
+#define vt_NoteKind_NESTED_INTR_VMEXIT 36
+#define vt_NoteKind_NESTED_VMENTER_FAILED 37
+#define vt_NoteKind_INVLPGA 38
+#define vt_NoteKind_SKINIT 39
 // One step of the silicon's own walk: entry gpa, value before, value after, level.
 #define vt_NoteKind_SILICON_STEP 64
 // A rule of the backend's table decided the outcome.
@@ -915,6 +924,8 @@ typedef uint8_t vt_SensitiveKind;
 #define vt_SensitiveKind_RDPRU 47
 #define vt_SensitiveKind_GETSEC 48
 #define vt_SensitiveKind_ENCLS 49
+// A condition: the guest is left before its first instruction, after what is injected has been delivered.
+#define vt_SensitiveKind_IMMEDIATE_EXIT 50
 #define vt_SensitiveKind_PUSHF 51
 #define vt_SensitiveKind_POPF 52
 // INT n; `number` is the vector.

@@ -125,6 +125,14 @@ fn failure(
     resume
 }
 
+/// KVM_EXIT_INTERNAL_ERROR about an exit that KVM cannot emulate, without instruction bytes
+/// (`kvm_handle_memory_failure`, `kvm_prepare_emulation_failure_exit`).
+pub fn emulation_error() -> Resume {
+    let mut resume = Resume::new(ResumeKind::INTERNAL_ERROR);
+    (resume.data[0], resume.data[1]) = (SUBERROR_EMULATION, FLAGS_WORDS + EXIT_WORDS);
+    resume
+}
+
 /// What `prepare_emulation_failure_exit` says of the exit, as far as there is room for it: reason, EXITINFO1 or
 /// qualification, and so on.
 pub fn with_exit(mut resume: Resume, exit: &Exit) -> Resume {

@@ -41,7 +41,7 @@ pub(crate) struct QueuedInterrupt {
 }
 
 /// What a vendor answers when KVM asks whether the guest can take something now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Windows {
     /// `interrupt_allowed`.
     pub interrupt: bool,
@@ -49,6 +49,10 @@ pub struct Windows {
     pub nmi: bool,
     /// Interrupts of the local APIC reach the guest by virtual-interrupt delivery.
     pub virtual_interrupts: bool,
+    /// `interrupt_allowed` and `nmi_allowed` say -EBUSY: L2 must get in before it can be left for L1 (`nested_run_pending`).
+    pub busy: bool,
+    /// And `check_nested_events` has said so.
+    pub late: bool,
 }
 
 /// What the vendor has to ask its silicon for.
@@ -58,6 +62,8 @@ pub struct WindowRequests {
     pub nmi: bool,
     /// An NMI is injected: silicon blocks further ones until IRET.
     pub nmi_injected: bool,
+    /// The guest is to be left again at once, before its first instruction.
+    pub immediate_exit: bool,
 }
 
 /// The events of a vCPU.
@@ -71,6 +77,10 @@ pub struct Events {
     pub(crate) nmi_injected: bool,
     /// A third fault: the guest shuts down at the next entry (KVM_REQ_TRIPLE_FAULT).
     pub(crate) triple_fault: bool,
+    /// Exceptions that L1 takes as exits while L2 runs, a bit each (`nested_ops->is_exception_vmexit`).
+    pub wanted_by_l1: u32,
+    /// One of those that was queued, until L2 can be left (`arch.exception_vmexit`).
+    pub exception_vmexit: Option<Exception>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -119,6 +129,10 @@ impl Events {
 
     /// `kvm_queue_exception` and its forms with error code and payload.
     pub fn queue(&mut self, state: &mut VcpuState, exception: &Exception) {
+        if self.wanted_by_l1.checked_shr(exception.vector.0.into()).is_some_and(|bits| bits & 1 != 0) {
+            self.exception_vmexit = Some(*exception);
+            return;
+        }
         deliver_payload(state, exception);
         let new = QueuedException {
             vector: exception.vector.0,
@@ -137,9 +151,17 @@ impl Events {
         let (first, second) = (class(previous.vector), class(new.vector));
         let doubles = first == Class::Contributory && second == Class::Contributory
             || first == Class::PageFault && second != Class::Benign;
-        let double = QueuedException { vector: Vector::DF.0, error_code: Some(0), ..new };
         self.injected = None;
-        self.pending = Some(if doubles { double } else { new });
+        self.pending = (!doubles).then_some(new);
+        if doubles {
+            // Which L1 may want as well.
+            self.queue(state, &Exception::with_code(Vector::DF, 0));
+        }
+    }
+
+    /// Whether an exception waits that is to be delivered, rather than to become an exit.
+    pub fn exception_pending(&self) -> bool {
+        self.pending.is_some()
     }
 
     /// A software exception (#BP, #OF) that KVM's emulator or handler raises for an INT3 or INTO.
@@ -163,13 +185,18 @@ impl Events {
     }
 
     /// `kvm_event_needs_reinjection`.
-    fn needs_reinjection(&self) -> bool {
+    pub fn needs_reinjection(&self) -> bool {
         self.injected.is_some() || self.interrupt.is_some() || self.nmi_injected
     }
 
     /// Drops an interrupt or exception that is queued (`kvm_clear_exception_queue`, `kvm_clear_interrupt_queue`).
     pub fn clear(&mut self) {
-        *self = Self::default();
+        *self = Self { wanted_by_l1: self.wanted_by_l1, ..Self::default() };
+    }
+
+    /// L2 is left: nothing that was meant for it reaches L1.
+    pub fn leave_l2(&mut self) {
+        *self = Self { triple_fault: self.triple_fault, ..Self::default() };
     }
 
     /// After an exit: what was injected has been delivered, unless the exit interrupted its delivery, in which case it is
@@ -216,19 +243,27 @@ impl Events {
         } else if let Some(interrupt) = self.interrupt {
             inject_interrupt(tracer, state, interrupt, true, host);
         }
+        if windows.late {
+            requests.immediate_exit = true;
+            return requests;
+        }
         let mut can_inject = !self.needs_reinjection();
         if let Some(exception) = self.pending.take() {
             if is_fault(exception.vector) {
                 state.rflags = state.rflags().with_rf(true).into_bits();
             }
             if Vector(exception.vector) == Vector::DB {
-                state.dr7 &= !DR7_GD;
+                clear_general_detect(state);
             }
             inject_exception(tracer, state, exception, false, host);
             self.injected = Some(exception);
             can_inject = false;
         }
         if host.nmi(tracer.vcpu, false) {
+            if can_inject && windows.busy {
+                requests.immediate_exit = true;
+                return requests;
+            }
             if can_inject && windows.nmi {
                 host.nmi(tracer.vcpu, true);
                 self.nmi_injected = true;
@@ -240,6 +275,10 @@ impl Events {
         // Silicon delivers the local APIC's interrupts by itself then, but not the PIC's.
         let injectable = |vector: &u8| !windows.virtual_interrupts || *vector == EXTINT;
         if host.interrupt(tracer.vcpu, false).filter(injectable).is_some() {
+            if can_inject && windows.busy {
+                requests.immediate_exit = true;
+                return requests;
+            }
             if can_inject
                 && windows.interrupt
                 && let Some(vector) = host.interrupt(tracer.vcpu, true)
@@ -255,7 +294,7 @@ impl Events {
 }
 
 /// `kvm_deliver_exception_payload`: CR2 and DR6 are written when the exception is queued.
-fn deliver_payload(state: &mut VcpuState, exception: &Exception) {
+pub fn deliver_payload(state: &mut VcpuState, exception: &Exception) {
     match exception.vector {
         Vector::PF => state.cr2 = exception.payload,
         Vector::DB => {
@@ -265,6 +304,11 @@ fn deliver_payload(state: &mut VcpuState, exception: &Exception) {
         }
         _ => {}
     }
+}
+
+/// A #DB ends general detection. See: KVM x86.c kvm_check_and_inject_events()
+pub fn clear_general_detect(state: &mut VcpuState) {
+    state.dr7 &= !DR7_GD;
 }
 
 fn inject_exception(

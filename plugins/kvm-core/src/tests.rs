@@ -220,7 +220,7 @@ fn interrupts() {
     let (mut vcpu, mut state, mut host) = guest();
     let tracer = vcpu.tracer();
     host.interrupt = Some(0x20);
-    let closed = Windows { interrupt: false, nmi: false, virtual_interrupts: false };
+    let closed = Windows::default();
     let requests = vcpu.events.check_and_inject(tracer, &mut state, closed, &mut host);
     assert!(requests.interrupt && !state.inject.valid);
     let open = Windows { interrupt: true, ..closed };
@@ -244,7 +244,7 @@ fn interrupts() {
 #[test]
 fn virtual_interrupts_are_silicon_s() {
     let (mut vcpu, mut state, mut host) = guest();
-    let windows = Windows { interrupt: true, nmi: true, virtual_interrupts: true };
+    let windows = Windows { interrupt: true, nmi: true, virtual_interrupts: true, ..Default::default() };
     let tracer = vcpu.tracer();
     host.interrupt = Some(0x30);
     vcpu.events.check_and_inject(tracer, &mut state, windows, &mut host);

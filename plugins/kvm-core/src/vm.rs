@@ -24,7 +24,7 @@ use vmtape_arch::{
     exit::{Exit, Resume, ResumeKind},
     note::Note,
     paging::bits,
-    sensitive::Sensitive,
+    sensitive::{Sensitive, SensitiveKind},
     state::{MsrEntry, StateKind},
     vcpu::{Activity, Intercepts, VcpuState},
 };
@@ -100,12 +100,56 @@ pub trait Ops {
     fn vcpu_run(
         &mut self,
         vcpu: &mut Self::Vcpu,
-        state: &VcpuState,
+        state: &mut VcpuState,
         host: &mut dyn Host,
     ) -> Result<Intercepts, Resume>;
 
-    /// Interrupts of the local APIC reach the guest by virtual-interrupt delivery.
-    fn virtual_interrupts(&self, _vcpu: &Self::Vcpu) -> bool {
+    /// Silicon refused to enter. `None`: it was L2's entry, L1 has been told, and goes on.
+    fn entry_refused(
+        &mut self,
+        _vcpu: &mut Self::Vcpu,
+        _state: &mut VcpuState,
+        failed: Resume,
+        _host: &mut dyn Host,
+    ) -> Option<Resume> {
+        Some(failed)
+    }
+
+    /// What the guest can take now (`interrupt_allowed`, `nmi_allowed`).
+    fn windows(&self, _vcpu: &Self::Vcpu, state: &VcpuState) -> Windows {
+        Windows {
+            interrupt: events::interrupt_allowed(state),
+            nmi: events::nmi_allowed(state),
+            ..Default::default()
+        }
+    }
+
+    /// An entry that no exit came before: silicon left the guest for a reason of the host's. False: the guest has not run since
+    /// the last entry, and nothing that was put in for it has arrived.
+    fn interrupted(&mut self, _vcpu: &mut Self::Vcpu, _state: &VcpuState) -> bool {
+        true
+    }
+
+    /// `nested_ops->check_events`: an event that L1 wants takes L2 out. True: there is one, but L2 must get in first.
+    fn check_nested_events(
+        &mut self,
+        _vcpu: &mut Self::Vcpu,
+        _state: &mut VcpuState,
+        _host: &mut dyn Host,
+    ) -> bool {
+        false
+    }
+
+    /// `nested_ops->leave_nested`: L2 is forgotten, without an exit to L1.
+    fn leave_nested(&mut self, _vcpu: &mut Self::Vcpu, _state: &mut VcpuState, _host: &mut dyn Host) {}
+
+    /// `nested_ops->triple_fault`: whether L1 takes it as an exit.
+    fn nested_triple_fault(
+        &mut self,
+        _vcpu: &mut Self::Vcpu,
+        _state: &mut VcpuState,
+        _host: &mut dyn Host,
+    ) -> bool {
         false
     }
 
@@ -206,6 +250,54 @@ impl<O: Ops> Vm<O> {
 
     fn parts(&mut self, vcpu: u32) -> (&mut O, &mut O::Vcpu) {
         (&mut self.shared, &mut self.vcpus[vcpu as usize])
+    }
+
+    /// `vcpu_enter_guest` from its requests on. `None`: silicon refused L2, and L1 is to be entered instead.
+    fn try_to_enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Option<Resume> {
+        let (ops, v) = self.parts(vcpu);
+        if v.core_mut().events.take_triple_fault() && !ops.nested_triple_fault(v, state, host) {
+            v.core().note(Note::UserspaceExit { reason: ResumeKind::SHUTDOWN.0, errno: 0 }, host);
+            return Some(Resume::new(ResumeKind::SHUTDOWN));
+        }
+        let core = v.core_mut();
+        core.last_vmentry_cpu = core.cpu.unwrap_or(0) as i32;
+        if state.activity == Activity::HLT {
+            state.activity = Activity::ACTIVE;
+        }
+        let late = v.core().guest_mode && ops.check_nested_events(v, state, host);
+        let windows = Windows { late, ..ops.windows(v, state) };
+        let tracer = v.core().tracer();
+        let requests = v.core_mut().events.check_and_inject(tracer, state, windows, host);
+        if !requests.immediate_exit {
+            ops.request_windows(v, requests);
+        }
+        if let Err(errno) = ops.kvm_mut().mmu.load(vcpu, state, host) {
+            return Some(Resume::errno(errno.0));
+        }
+        let Kvm { mmu, options, .. } = ops.kvm();
+        if mmu.has_invisible_nested_root(vcpu) && !options.on(Switch::NESTED_DUMMY_ROOT) {
+            // See: KVM 6.1 mmu/mmu.c mmu_check_root()
+            v.core_mut().events.request_triple_fault();
+            return None;
+        }
+        let failed = ops.kvm().mmu.fault(vcpu, FaultPoint::FAILED_ENTRY, state.rip, 0, host);
+        let entered = match failed {
+            Some(reason) => Err(fail_entry(reason as u32)),
+            None => ops.vcpu_run(v, state, host),
+        };
+        match entered {
+            Ok(intercepts) => {
+                state.intercepts = intercepts;
+                state.intercepts.set(SensitiveKind::IMMEDIATE_EXIT, requests.immediate_exit);
+                Some(Resume::GUEST)
+            }
+            Err(failed) => {
+                let mut failed = ops.entry_refused(v, state, failed, host)?;
+                v.core().note(Note::UserspaceExit { reason: failed.kind.0, errno: 0 }, host);
+                failed.data[1] = v.core().last_vmentry_cpu as u64;
+                Some(failed)
+            }
+        }
     }
 
     /// `kvm_mmu_after_set_cpuid`: what the guest's CPUID says about its page tables, and roles anew.
@@ -404,6 +496,7 @@ impl<O: Ops> Backend for Vm<O> {
 
     fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) {
         let (ops, v) = self.parts(vcpu);
+        ops.leave_nested(v, state, host);
         let core = v.core_mut();
         // INIT and RESET leave no event behind. See: KVM x86.c kvm_vcpu_reset()
         core.events.clear();
@@ -524,58 +617,18 @@ impl<O: Ops> Backend for Vm<O> {
     fn enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Resume {
         let (ops, v) = self.parts(vcpu);
         ops.kvm_mut().mmu.armed = host.wants_faults();
-        let core = v.core_mut();
-        if !std::mem::take(&mut core.exited) {
-            // No exit since the last entry: what was injected has been delivered, unless the guest did not get to run.
-            core.events.complete(&state.inject);
+        // No exit since the last entry: what was injected has been delivered, unless the guest did not get to run.
+        if !std::mem::take(&mut v.core_mut().exited) && ops.interrupted(v, state) {
+            v.core_mut().events.complete(&state.inject);
         }
         if ops.kvm().mmu.ring_is_full(vcpu) {
             // `kvm_dirty_ring_check_request`: again at each KVM_RUN, until a reset makes room.
-            core.note(Note::UserspaceExit { reason: ResumeKind::DIRTY_RING_FULL.0, errno: 0 }, host);
+            v.core().note(Note::UserspaceExit { reason: ResumeKind::DIRTY_RING_FULL.0, errno: 0 }, host);
             return Resume::new(ResumeKind::DIRTY_RING_FULL);
         }
-        let core = v.core_mut();
-        if core.events.take_triple_fault() {
-            core.note(Note::UserspaceExit { reason: ResumeKind::SHUTDOWN.0, errno: 0 }, host);
-            return Resume::new(ResumeKind::SHUTDOWN);
-        }
-        core.last_vmentry_cpu = core.cpu.unwrap_or(0) as i32;
-        if state.activity == Activity::HLT {
-            state.activity = Activity::ACTIVE;
-        }
-        let windows = Windows {
-            interrupt: events::interrupt_allowed(state),
-            nmi: events::nmi_allowed(state),
-            virtual_interrupts: ops.virtual_interrupts(v),
-        };
-        let tracer = v.core().tracer();
-        let requests = v.core_mut().events.check_and_inject(tracer, state, windows, host);
-        ops.request_windows(v, requests);
-        if let Err(errno) = ops.kvm_mut().mmu.load(vcpu, state, host) {
-            return Resume::errno(errno.0);
-        }
-        let Kvm { mmu, options, .. } = ops.kvm();
-        if mmu.has_invisible_nested_root(vcpu) && !options.on(Switch::NESTED_DUMMY_ROOT) {
-            // See: KVM 6.1 mmu/mmu.c mmu_check_root()
-            let core = v.core_mut();
-            core.events.request_triple_fault();
-            core.exited = true;
-            return self.enter(vcpu, state, host);
-        }
-        let failed = ops.kvm().mmu.fault(vcpu, FaultPoint::FAILED_ENTRY, state.rip, 0, host);
-        let entered = match failed {
-            Some(reason) => Err(fail_entry(reason as u32)),
-            None => ops.vcpu_run(v, state, host),
-        };
-        match entered {
-            Ok(intercepts) => {
-                state.intercepts = intercepts;
-                Resume::GUEST
-            }
-            Err(mut failed) => {
-                v.core().note(Note::UserspaceExit { reason: failed.kind.0, errno: 0 }, host);
-                failed.data[1] = v.core().last_vmentry_cpu as u64;
-                failed
+        loop {
+            if let Some(resume) = self.try_to_enter(vcpu, state, host) {
+                return resume;
             }
         }
     }

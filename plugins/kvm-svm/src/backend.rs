@@ -24,7 +24,7 @@ use vmtape_kvm_core::{
     Kvm, Vcpu,
     cr::MmuEffect,
     emulate::with_exit,
-    events::WindowRequests,
+    events::{WindowRequests, Windows},
     msr::{Refused, Written},
     profile::Switch,
     tracer::Tracer,
@@ -105,23 +105,99 @@ impl Ops for Shared {
     fn vcpu_run(
         &mut self,
         v: &mut SvmVcpu,
-        state: &VcpuState,
+        state: &mut VcpuState,
         _host: &mut dyn Host,
     ) -> Result<Intercepts, Resume> {
         setup::update_cr0_intercept(self, v, state);
+        let first_run = v.is_guest_mode() && v.nested.run_pending;
+        let of_l1 = v.vmcb().control.event_inj;
+        if first_run && !state.inject.valid.is_set() {
+            state.inject = nested::events::of_l1(v);
+        }
         write_state(self, v, state);
+        if first_run {
+            // As L1 wrote it, be it an event or not.
+            v.vmcb_mut().control.event_inj = of_l1;
+            v.nested.entered_at = state.icount;
+        }
         let pa = setup::vmcb_pa(self, v.core.id, v.is_guest_mode());
         let honour = self.kvm.options.on(Switch::AMD_VMCB_CLEAN_BITS);
         let (VmcbInfo { vmcb, .. }, running) = v.current_mut();
         running
             .vmrun(vmcb, pa, &self.kvm.silicon, honour)
             .map_err(|_| fail_entry(vmcb.control.exit_code().0))?;
-        Ok(windows(v, v.running.intercepts()))
+        running.load_kept(vmcb, state);
+        state.interruptibility = v.held(state);
+        let mut intercepts = windows(v, v.running.intercepts());
+        if v.virtualizes_tpr() {
+            intercepts.cr |= CR8;
+            intercepts.set(SensitiveKind::CR_READ, true);
+            intercepts.set(SensitiveKind::CR_WRITE, true);
+        }
+        Ok(intercepts)
+    }
+
+    fn entry_refused(
+        &mut self,
+        v: &mut SvmVcpu,
+        state: &mut VcpuState,
+        failed: Resume,
+        host: &mut dyn Host,
+    ) -> Option<Resume> {
+        if !v.is_guest_mode() {
+            return Some(failed);
+        }
+        nested::exit::sync(self, v);
+        let control = &mut v.nested.vmcb02.vmcb.control;
+        control.set_exit_code(SvmExitCode::ERR);
+        state.inject = Default::default();
+        nested::exit::reflect(&mut Cx { shared: self, vcpu: v, state, exit: &Exit::default(), host });
+        None
+    }
+
+    fn windows(&self, v: &SvmVcpu, state: &VcpuState) -> Windows {
+        SvmVcpu::windows(v, state)
+    }
+
+    /// The physical interrupt that made silicon leave L2 is KVM's.
+    fn interrupted(&mut self, v: &mut SvmVcpu, state: &VcpuState) -> bool {
+        if !v.is_guest_mode() {
+            return true;
+        }
+        if v.nested.run_pending && v.nested.entered_at == state.icount {
+            return false;
+        }
+        let exit = exits::physical_interrupt(state);
+        self.leave_silicon(v, state, &exit);
+        true
+    }
+
+    fn check_nested_events(&mut self, v: &mut SvmVcpu, state: &mut VcpuState, host: &mut dyn Host) -> bool {
+        nested::events::check(&mut Cx { shared: self, vcpu: v, state, exit: &Exit::default(), host })
+    }
+
+    fn nested_triple_fault(&mut self, v: &mut SvmVcpu, state: &mut VcpuState, host: &mut dyn Host) -> bool {
+        let wanted = v.is_guest_mode()
+            && v.nested.vmcb12.control.intercepts.has(SvmExitCode::SHUTDOWN)
+            && self.kvm.options.on(Switch::NESTED_TRIPLE_FAULT);
+        if wanted {
+            let cx = &mut Cx { shared: self, vcpu: v, state, exit: &Exit::default(), host };
+            nested::exit::simple_vmexit(cx, SvmExitCode::SHUTDOWN);
+        }
+        wanted
+    }
+
+    fn leave_nested(&mut self, v: &mut SvmVcpu, state: &mut VcpuState, host: &mut dyn Host) {
+        nested::state::leave(v);
+        v.nested.gif = true;
+        nested::exit::follow_leave(&mut Cx { shared: self, vcpu: v, state, exit: &Exit::default(), host });
     }
 
     fn request_windows(&self, v: &mut SvmVcpu, requests: WindowRequests) {
-        set_vintr(self, v, requests.interrupt);
-        v.nmi_singlestep = requests.nmi && !v.vmcb01.vmcb.control.intercepts.has(SvmExitCode::IRET);
+        // Without GIF it is STGI, VMRUN or #VMEXIT that opens the window, and those exit anyway.
+        set_vintr(self, v, requests.interrupt && v.nested.gif);
+        let masked = v.vmcb01.vmcb.control.intercepts.has(SvmExitCode::IRET);
+        v.nmi_singlestep = requests.nmi && v.nested.gif && !masked;
         if requests.nmi_injected {
             set_intercept(self, v, SvmExitCode::IRET, true);
         }
@@ -134,14 +210,16 @@ impl Ops for Shared {
         exit: &Exit,
         host: &mut dyn Host,
     ) -> Resume {
-        let (VmcbInfo { vmcb, mirror }, running) = v.current_mut();
-        running.vmexit(vmcb, mirror, exit, state, self.kvm.silicon.nrips.is_set());
-        vmcb.mark_all_clean();
+        self.leave_silicon(v, state, exit);
         if std::mem::take(&mut v.debug_registers_owned) {
             // `svm_sync_dirty_debug_regs`.
             setup::set_dr_intercepts(self, v, true);
         }
-        with_exit(kvm::handle(&mut Cx { shared: self, vcpu: v, state, exit, host }), exit)
+        let cx = &mut Cx { shared: self, vcpu: v, state, exit, host };
+        let resume = with_exit(kvm::handle(cx), exit);
+        nested::exit::follow_leave(cx);
+        state.interruptibility = v.held(state);
+        resume
     }
 
     fn get_nested_state(&self, v: &SvmVcpu, state: &VcpuState) -> Vec<u8> {
@@ -229,13 +307,25 @@ impl Ops for Shared {
         _host: &mut dyn Host,
         exit: &mut Exit,
     ) -> Verdict {
-        let vectors = &v.running.vmcb.control.intercepts;
-        let taken = exits::instruction(insn, state, vectors, self.kvm.silicon.decode_assists.is_set());
+        let control = &v.running.vmcb.control;
+        let mut vectors = control.intercepts;
+        if insn.number == 8 && v.virtualizes_tpr() {
+            // L2's own task priority is not modelled: an access to it ends the run.
+            vectors.set(SvmExitCode::READ_CR8, true);
+            vectors.set(SvmExitCode::WRITE_CR8, true);
+        }
+        let taken = exits::instruction(insn, state, &vectors, self.kvm.silicon.decode_assists.is_set());
+        // The map that silicon was told of.
+        let merged = control.msrpm_base_pa == setup::msrpm_pa(self, v.core.id, true);
+        let map = if merged { &v.nested.msrpm } else { &v.msrpm };
         let allowed = match insn.kind {
-            SensitiveKind::RDMSR => !v.msrpm.exits(insn.number, false),
-            SensitiveKind::WRMSR => !v.msrpm.exits(insn.number, true),
+            SensitiveKind::RDMSR => !map.exits(insn.number, false),
+            SensitiveKind::WRMSR => !map.exits(insn.number, true),
             _ => false,
         };
+        if insn.kind == SensitiveKind::INTERRUPT_WINDOW && taken.is_none() {
+            v.running.take_virtual_interrupt(state);
+        }
         match taken {
             Some(taken) if !allowed => {
                 *exit = taken;
@@ -264,6 +354,25 @@ impl Ops for Shared {
             exit.info1 = self.kvm.exit_info(v.core.id, exit.info1, exit.info2, host);
         }
         Verdict::EXIT
+    }
+}
+
+/// CR8's bits in `Intercepts::cr`.
+const CR8: u32 = 1 << 8 | 1 << 24;
+
+impl Shared {
+    /// #VMEXIT, and what `svm_vcpu_run` does after it.
+    fn leave_silicon(&self, v: &mut SvmVcpu, state: &VcpuState, exit: &Exit) {
+        let virtual_tpr = v.virtualizes_tpr();
+        let (VmcbInfo { vmcb, mirror }, running) = v.current_mut();
+        running.vmexit(vmcb, mirror, exit, state, self.kvm.silicon.nrips.is_set());
+        if !virtual_tpr {
+            vmcb.control.int_ctl.set_v_tpr(state.cr8 as u8 & 0xf);
+        }
+        vmcb.mark_all_clean();
+        if v.is_guest_mode() {
+            nested::exit::sync(self, v);
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use vmtape_kvm_core::{
     Kvm, Vcpu,
     cr::MmuEffect,
     emulate::with_exit,
-    events::WindowRequests,
+    events::{WindowRequests, Windows, interrupt_allowed, nmi_allowed},
     msr::{Refused, Written},
     vm::{Ops, VendorVcpu, fail_entry},
 };
@@ -106,7 +106,7 @@ impl Ops for Shared {
     fn vcpu_run(
         &mut self,
         v: &mut VmxVcpu,
-        state: &VcpuState,
+        state: &mut VcpuState,
         _host: &mut dyn Host,
     ) -> Result<Intercepts, Resume> {
         write_state(self, v, state);
@@ -121,9 +121,12 @@ impl Ops for Shared {
         Ok(v.controls.intercepts())
     }
 
-    fn virtual_interrupts(&self, v: &VmxVcpu) -> bool {
+    fn windows(&self, v: &VmxVcpu, state: &VcpuState) -> Windows {
         let secondary = v.vmcs01.secondary();
-        secondary.interrupt_delivery() && (secondary.x2apic_mode() || secondary.apic_accesses())
+        let virtual_interrupts =
+            secondary.interrupt_delivery() && (secondary.x2apic_mode() || secondary.apic_accesses());
+        let (interrupt, nmi) = (interrupt_allowed(state), nmi_allowed(state));
+        Windows { interrupt, nmi, virtual_interrupts, ..Default::default() }
     }
 
     fn request_windows(&self, v: &mut VmxVcpu, requests: WindowRequests) {

@@ -2,7 +2,10 @@
 
 use super::tables::{ACCESS, ApicRegister, MmioKind, UserspaceReason, pferr};
 use std::fmt::{self, Display, Write};
-use vmtape_arch::note::{EmulateMode, Note, PageRole};
+use vmtape_arch::{
+    exit::SvmExitCode,
+    note::{EmulateMode, Note, PageRole},
+};
 
 /// A note's text after `event: `, or `None` where it is no tracepoint of KVM. `vcpu` and `rip` are those of the exit that
 /// it belongs to.
@@ -131,8 +134,52 @@ fn write(f: &mut String, note: &Note, vcpu: u32, rip: u64) -> fmt::Result {
             let (kind, by) = (if write { "Write" } else { "Read" }, if by_gpa { "GPA" } else { "GVA" });
             write!(f, "gva {gva:#x} gpa {gpa:#x} {kind} {by}")
         }
+        Note::NestedVmenter { rip, vmcb, nested_rip, int_ctl, event_inj, npt, old: true, .. } => write!(
+            f,
+            "rip: {rip:#018x} vmcb: {vmcb:#018x} nrip: {nested_rip:#018x} int_ctl: {int_ctl:#010x} event_inj: \
+             {event_inj:#010x} npt: {}",
+            if npt { "on" } else { "off" }
+        ),
+        Note::NestedVmenter { rip, vmcb, nested_rip, int_ctl, event_inj, npt, pgd, .. } => write!(
+            f,
+            "rip: {rip:#018x} vmcb: {vmcb:#018x} nested_rip: {nested_rip:#018x} int_ctl: {int_ctl:#010x} event_inj: \
+             {event_inj:#010x} nested_npt={} {}: {pgd:#018x}",
+            if npt { "y" } else { "n" },
+            if npt { "nested_cr3" } else { "guest_cr3" }
+        ),
+        Note::NestedIntercepts { cr, exceptions, words: [a, b, c] } => write!(
+            f,
+            "cr_read: {:04x} cr_write: {:04x} excp: {exceptions:08x} intercepts: {a:08x} {b:08x} {c:08x}",
+            cr as u16,
+            cr >> 16
+        ),
+        Note::NestedVmexit { rip, reason, info1, info2, intr_info, error_code } => write!(
+            f,
+            "vcpu {vcpu} reason {} rip {rip:#x} info1 {info1:#018x} info2 {info2:#018x} intr_info {intr_info:#010x} \
+             error_code {error_code:#010x}",
+            svm_reason(reason)
+        ),
+        Note::NestedVmexitInject { code, info1, info2, intr_info, error_code } => write!(
+            f,
+            "reason: {} ext_inf1: {info1:#018x} ext_inf2: {info2:#018x} ext_int: {intr_info:#010x} ext_int_err: \
+             {error_code:#010x}",
+            svm_reason(code)
+        ),
+        Note::NestedIntrVmexit { rip } => write!(f, "rip: {rip:#018x}"),
+        Note::NestedVmenterFailed { check, error } => {
+            write!(f, "check {check}{}", optional(error != 0, " error"))
+        }
+        Note::Invlpga { rip, asid, address } => {
+            write!(f, "rip: {rip:#018x} asid: {asid} address: {address:#018x}")
+        }
+        Note::Skinit { rip, slb } => write!(f, "rip: {rip:#018x} slb: {slb:#010x}"),
         Note::SiliconStep { .. } | Note::Rule { .. } | Note::Warning { .. } | Note::Other(_) => Ok(()),
     }
+}
+
+/// An exit of L2, which only SVM has here.
+fn svm_reason(code: u32) -> impl Display {
+    named(SvmExitCode(code).name(), code)
 }
 
 /// A shadow page. Parts of the role that the kernel does not print follow its text.

@@ -103,6 +103,39 @@ impl Note {
             Self::MatchMmio { gva, gpa, write, by_gpa } => {
                 raw(K::MATCH_MMIO, &[gva, gpa, pack(&[(write.into(), 1), (by_gpa.into(), 1)])])
             }
+            Self::NestedVmenter { rip, vmcb, nested_rip, int_ctl, event_inj, npt, old, pgd } => raw(
+                if old { K::NESTED_VMRUN } else { K::NESTED_VMENTER },
+                &[
+                    rip,
+                    vmcb,
+                    nested_rip,
+                    pack(&[(int_ctl.into(), 32), (event_inj.into(), 32)]),
+                    npt.into(),
+                    pgd,
+                ],
+            ),
+            Self::NestedIntercepts { cr, exceptions, words: [a, b, c] } => raw(
+                K::NESTED_INTERCEPTS,
+                &[
+                    pack(&[(cr.into(), 32), (exceptions.into(), 32)]),
+                    pack(&[(a.into(), 32), (b.into(), 32)]),
+                    c.into(),
+                ],
+            ),
+            Self::NestedVmexit { rip, reason, info1, info2, intr_info, error_code } => raw(
+                K::NESTED_VMEXIT,
+                &[reason.into(), info1, info2, pack(&[(intr_info.into(), 32), (error_code.into(), 32)]), rip],
+            ),
+            Self::NestedVmexitInject { code, info1, info2, intr_info, error_code } => raw(
+                K::NESTED_VMEXIT_INJECT,
+                &[code.into(), info1, info2, pack(&[(intr_info.into(), 32), (error_code.into(), 32)])],
+            ),
+            Self::NestedIntrVmexit { rip } => raw(K::NESTED_INTR_VMEXIT, &[rip]),
+            Self::NestedVmenterFailed { check, error } => {
+                raw(K::NESTED_VMENTER_FAILED, &[check.into(), error.into()])
+            }
+            Self::Invlpga { rip, asid, address } => raw(K::INVLPGA, &[rip, asid.into(), address]),
+            Self::Skinit { rip, slb } => raw(K::SKINIT, &[rip, slb.into()]),
             Self::Other(note) => note,
         }
     }
@@ -140,6 +173,40 @@ impl Note {
                 count: (a[0] >> 32) as u32,
                 value: a[1],
             },
+            K::NESTED_VMENTER | K::NESTED_VMRUN => Self::NestedVmenter {
+                rip: a[0],
+                vmcb: a[1],
+                nested_rip: a[2],
+                int_ctl: a[3] as u32,
+                event_inj: (a[3] >> 32) as u32,
+                npt: bit(a[4], 0),
+                old: raw.kind == K::NESTED_VMRUN,
+                pgd: a[5],
+            },
+            K::NESTED_INTERCEPTS => Self::NestedIntercepts {
+                cr: a[0] as u32,
+                exceptions: (a[0] >> 32) as u32,
+                words: [a[1] as u32, (a[1] >> 32) as u32, a[2] as u32],
+            },
+            K::NESTED_VMEXIT => Self::NestedVmexit {
+                reason: a[0] as u32,
+                info1: a[1],
+                info2: a[2],
+                intr_info: a[3] as u32,
+                error_code: (a[3] >> 32) as u32,
+                rip: a[4],
+            },
+            K::NESTED_VMEXIT_INJECT => Self::NestedVmexitInject {
+                code: a[0] as u32,
+                info1: a[1],
+                info2: a[2],
+                intr_info: a[3] as u32,
+                error_code: (a[3] >> 32) as u32,
+            },
+            K::NESTED_INTR_VMEXIT => Self::NestedIntrVmexit { rip: a[0] },
+            K::NESTED_VMENTER_FAILED => Self::NestedVmenterFailed { check: a[0] as u32, error: a[1] as u32 },
+            K::INVLPGA => Self::Invlpga { rip: a[0], asid: a[1] as u32, address: a[2] },
+            K::SKINIT => Self::Skinit { rip: a[0], slb: a[1] as u32 },
             K::MMIO => Self::Mmio { gpa: a[0], value: a[1], kind: a[2] as u8, len: (a[2] >> 8) as u8 },
             K::INJ_EXCEPTION => Self::InjException {
                 vector: Vector(a[0] as u8),

@@ -37,7 +37,10 @@ pub(super) fn wrmsr(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted>
 impl Core<'_> {
     /// The time-stamp counter as the guest reads it.
     pub(super) fn guest_tsc(&mut self) -> u64 {
-        self.env.tsc(self.state).wrapping_add(self.state.tsc_offset)
+        self.env
+            .tsc(self.state)
+            .wrapping_add(self.state.tsc_offset)
+            .wrapping_add(self.state.nested_tsc_offset)
     }
 
     /// The value of an MSR that the vCPU state holds.

@@ -12,7 +12,7 @@ impl Machine {
     pub(super) fn wake(&mut self, n: u32) -> bool {
         self.accept_init_and_sipi(n);
         let vcpu = &mut self.vcpus[n as usize];
-        let takes_interrupts = vcpu.state.rflags().intr();
+        let takes_interrupts = vcpu.state.takes_interrupts();
         match vcpu.state.activity {
             Activity::ACTIVE => true,
             Activity::HLT if self.services.devices.can_wake(n, takes_interrupts) => {
@@ -27,6 +27,9 @@ impl Machine {
     fn accept_init_and_sipi(&mut self, n: u32) {
         let apic = &mut self.services.devices.lapics[n as usize];
         let state = &mut self.vcpus[n as usize].state;
+        if state.interruptibility.init() {
+            return;
+        }
         let mut changed = false;
         if std::mem::take(&mut apic.init_pending) {
             apic.reset();

@@ -131,7 +131,9 @@ pub fn get_common(
     let cpuid = &vcpu.cpuid;
     let need = |has: bool| if has || host_initiated { Ok(()) } else { Err(Refused) };
     Ok(match Msr(index) {
-        Msr::IA32_TSC => state.tsc.wrapping_add(state.tsc_offset),
+        // A VMM saves and restores L1's. See: KVM x86.c kvm_get_msr_common()
+        Msr::IA32_TSC if host_initiated => state.tsc.wrapping_add(state.tsc_offset),
+        Msr::IA32_TSC => state.tsc.wrapping_add(state.tsc_offset).wrapping_add(state.nested_tsc_offset),
         Msr::IA32_APIC_BASE => vcpu.apic_base,
         Msr::IA32_TSC_DEADLINE | Msr(0x800..=0x8ff) => bus_read(vcpu.id, index, host)?,
         Msr::IA32_TSC_ADJUST => {

@@ -89,6 +89,8 @@ pub fn set<O: Ops>(
         interrupt: (new.interrupt_injected != 0).then_some(interrupt),
         nmi_injected: new.nmi_injected != 0,
         triple_fault,
+        wanted_by_l1: core.events.wanted_by_l1,
+        exception_vmexit: None,
     };
     // They are for the next entry, as after an exit.
     core.exited = true;

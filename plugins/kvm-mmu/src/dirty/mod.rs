@@ -19,7 +19,7 @@ use crate::mmu::Mmu;
 
 impl Mmu {
     /// `kvm_vcpu_mark_page_dirty`.
-    pub(crate) fn mark_dirty(&mut self, vcpu: u32, gfn: u64) {
+    pub fn mark_dirty(&mut self, vcpu: u32, gfn: u64) {
         self.dirty.mark(&self.slots, vcpu, gfn);
     }
 

@@ -32,9 +32,22 @@ pub struct Cx<'a> {
     pub host: &'a mut dyn Host,
 }
 
-/// `svm_handle_exit`, `svm_invoke_exit_handler`.
+/// `svm_handle_exit`.
 pub fn handle(cx: &mut Cx<'_>) -> Resume {
     complete_interrupts(cx);
+    if !cx.vcpu.is_guest_mode() {
+        return dispatch(cx);
+    }
+    if nested::exit::reflect(cx) {
+        return Resume::GUEST;
+    }
+    let resume = dispatch(cx);
+    nested::exit::after_handler(cx);
+    resume
+}
+
+/// `svm_invoke_exit_handler`.
+fn dispatch(cx: &mut Cx<'_>) -> Resume {
     use SvmExitCode as C;
     match cx.control().exit_code() {
         C::NPF => npf(cx),
@@ -78,7 +91,7 @@ pub fn handle(cx: &mut Cx<'_>) -> Resume {
 /// `svm_complete_interrupts`: software exceptions are not queued, the instruction is executed again.
 fn complete_interrupts(cx: &mut Cx<'_>) {
     let mut delivering = cx.exit.access.delivering;
-    if delivering.kind == EventKind::SOFTWARE_EXCEPTION {
+    if delivering.kind == EventKind::SOFTWARE_EXCEPTION && !cx.vcpu.is_guest_mode() {
         delivering.valid = false.into();
     }
     cx.vcpu.core.events.complete(&delivering);
@@ -100,6 +113,16 @@ impl Cx<'_> {
     pub fn inject(&mut self, exception: Exception) -> Resume {
         self.vcpu.core.inject(self.state, &exception);
         Resume::GUEST
+    }
+
+    /// #GP(0).
+    pub fn gp(&mut self) -> Resume {
+        self.inject(Exception::gp(0))
+    }
+
+    /// Whether KVM has this change.
+    pub fn on(&self, switch: Switch) -> bool {
+        self.shared.kvm.options.on(switch)
     }
 
     /// `kvm_emulate_instruction`.
@@ -290,6 +313,10 @@ fn hlt(cx: &mut Cx<'_>) -> Resume {
 
 /// `kvm_emulate_hypercall`.
 fn vmmcall(cx: &mut Cx<'_>) -> Resume {
+    // L2's, and L1 does not want it. See: KVM svm/svm.c vmmcall_interception()
+    if cx.vcpu.is_guest_mode() {
+        return cx.inject(Exception::ud());
+    }
     if cx.shared.nrips() {
         return hypercall::hypercall(&mut cx.vcpu.core, cx.state, cx.exit.insn.len, cx.host);
     }

@@ -81,7 +81,7 @@ pub fn create(shared: &Shared, id: u32) -> SvmVcpu {
         vmcb.set_intercept(*code, true);
     }
     let control = &mut vmcb.control;
-    (control.iopm_base_pa, control.msrpm_base_pa) = (iopm_pa(shared), msrpm_pa(shared, id));
+    (control.iopm_base_pa, control.msrpm_base_pa) = (iopm_pa(shared), msrpm_pa(shared, id, false));
     control.int_ctl.set_v_intr_masking(true);
     control.nested_ctl.set_np_enable(npt);
     control.asid = id + 1;
@@ -107,13 +107,14 @@ fn iopm_pa(shared: &Shared) -> u64 {
     (1 << shared.kvm.silicon.phys_bits) - IOPM_SIZE.next_power_of_two()
 }
 
-fn msrpm_pa(shared: &Shared, id: u32) -> u64 {
-    iopm_pa(shared) - MSRPM_SIZE * (u64::from(id) + 1)
+/// The address of a vCPU's MSR permission map: L0's, or the one that is merged for L2.
+pub fn msrpm_pa(shared: &Shared, id: u32, merged: bool) -> u64 {
+    iopm_pa(shared) - MSRPM_SIZE * (2 * u64::from(id) + 1 + u64::from(merged))
 }
 
 /// The address of a vCPU's `vmcb01` or `vmcb02`: below the vCPUs' permission maps.
 pub fn vmcb_pa(shared: &Shared, id: u32, guest_mode: bool) -> u64 {
-    msrpm_pa(shared, MAX_VCPUS) - PAGE_SIZE * (2 * u64::from(id) + 1 + u64::from(guest_mode))
+    msrpm_pa(shared, MAX_VCPUS, true) - PAGE_SIZE * (2 * u64::from(id) + 1 + u64::from(guest_mode))
 }
 
 /// `set_dr_intercepts`, `clr_dr_intercepts`.

@@ -5,16 +5,17 @@
 use super::nested::intercepts;
 use crate::{
     silicon::{
-        vmcb::{Clean, Vmcb},
+        vmcb::{Clean, IntCtl, Vmcb},
         vmrun::int_state,
     },
-    vm::{Shared, SvmVcpu},
+    vm::{Shared, SvmVcpu, VmcbInfo},
 };
 use vmtape_arch::{
     exit::SvmExitCode,
     regs::{Cr0, Cr4, Efer},
     vcpu::{VcpuState, gpr},
 };
+use vmtape_kvm_core::profile::Switch;
 
 /// V_INTR_PRIO of the interrupt that only opens a window.
 const WINDOW_PRIORITY: u8 = 0xf;
@@ -42,17 +43,38 @@ pub fn set_intercept(shared: &Shared, vcpu: &mut SvmVcpu, code: SvmExitCode, on:
     }
 }
 
-/// `svm_set_vintr`, `svm_clear_vintr`.
+/// `svm_set_vintr`, `svm_clear_vintr`. In L2 the virtual interrupt that only opens a window takes the place of one of L1's.
 pub fn set_vintr(shared: &Shared, vcpu: &mut SvmVcpu, on: bool) {
     if vcpu.vmcb01.vmcb.control.intercepts.has(SvmExitCode::VINTR) == on {
         return;
     }
     set_intercept(shared, vcpu, SvmExitCode::VINTR, on);
+    if !on && vcpu.is_guest_mode() {
+        let without = virtual_interrupt(vcpu.vmcb01.vmcb.control.int_ctl, IntCtl::new());
+        vcpu.vmcb01.vmcb.control.int_ctl = without;
+    }
+    // With V_INTR_MASKING and L1's RFLAGS.IF clear no window would ever open.
+    let pointless = on && !vcpu.vmcb().control.intercepts.has(SvmExitCode::VINTR);
+    if pointless && shared.kvm.options.on(Switch::NESTED_WINDOW_KEPT) {
+        return;
+    }
+    let (wanted, vector) = match on {
+        true => (IntCtl::new().with_v_irq(true).with_v_intr_prio(WINDOW_PRIORITY), 0),
+        false if vcpu.is_guest_mode() => {
+            let l1 = &vcpu.nested.vmcb12.control;
+            (l1.int_ctl, l1.int_vector)
+        }
+        false => (IntCtl::new(), 0),
+    };
     let control = &mut vcpu.vmcb_mut().control;
-    let priority = if on { WINDOW_PRIORITY } else { 0 };
-    control.int_ctl = control.int_ctl.with_v_irq(on).with_v_intr_prio(priority).with_v_ign_tpr(false);
-    control.int_vector = 0;
+    control.int_ctl = virtual_interrupt(control.int_ctl, wanted);
+    control.int_vector = vector;
     control.clean.set_tpr(false);
+}
+
+/// With V_IRQ_INJECTION_BITS of another value.
+fn virtual_interrupt(of: IntCtl, wanted: IntCtl) -> IntCtl {
+    of.with_v_irq(wanted.v_irq()).with_v_intr_prio(wanted.v_intr_prio()).with_v_ign_tpr(wanted.v_ign_tpr())
 }
 
 /// CR0 that silicon runs with: under shadow paging with PG and WP, and never with CD or NW (KVM_X86_QUIRK_CD_NW_CLEARED).
@@ -90,6 +112,7 @@ pub fn write_state(shared: &Shared, vcpu: &mut SvmVcpu, state: &VcpuState) {
     let root = shared.kvm.mmu.context(vcpu.core.id).root.map_or(0, |root| root.hpa);
     // L2's is gPAT, or was written with L1's.
     let own_pat = npt && !vcpu.core.guest_mode;
+    let virtual_tpr = vcpu.virtualizes_tpr();
     let info = vcpu.current_mut().0;
     let Vmcb { control, save } = &mut info.vmcb;
     // No clean bit covers these.
@@ -97,10 +120,13 @@ pub fn write_state(shared: &Shared, vcpu: &mut SvmVcpu, state: &VcpuState) {
         (state.gpr[gpr::RAX], state.gpr[gpr::RSP], state.rip, state.rflags);
     (control.event_inj, control.event_inj_err) = ((&state.inject).into(), state.inject.error_code);
     control.int_state = int_state(state);
-    control.int_ctl.set_v_tpr(state.cr8 as u8 & 0xf);
+    if !virtual_tpr {
+        control.int_ctl.set_v_tpr(state.cr8 as u8 & 0xf);
+    }
     let clean = &mut control.clean;
     save.cr2 = state.cr2;
-    if put(&mut control.tsc_offset, state.tsc_offset) {
+    let tsc_offset = state.tsc_offset.wrapping_add(state.nested_tsc_offset);
+    if put(&mut control.tsc_offset, tsc_offset) {
         clean.set_intercepts(false);
     }
     let nested = if npt { root } else { 0 };
@@ -119,13 +145,19 @@ pub fn write_state(shared: &Shared, vcpu: &mut SvmVcpu, state: &VcpuState) {
     if put(&mut save.dr6, state.dr6) | put(&mut save.dr7, state.dr7) {
         clean.set_drx(false);
     }
-    let (segments, tables) = info.mirror.update(state);
+    write_segments(info, state);
+}
+
+/// Brings segments, GDTR and IDTR of a VMCB up to date, and marks dirty what differs.
+pub fn write_segments(info: &mut VmcbInfo, state: &VcpuState) {
+    let VmcbInfo { vmcb: Vmcb { control, save }, mirror } = info;
+    let (segments, tables) = mirror.update(state);
     if tables {
-        save.store_tables(&info.mirror);
-        clean.set_dt(false);
+        save.store_tables(mirror);
+        control.clean.set_dt(false);
     }
     if segments {
-        save.store_segments(&info.mirror);
-        clean.set_seg(false);
+        save.store_segments(mirror);
+        control.clean.set_seg(false);
     }
 }

@@ -106,6 +106,11 @@ pub fn host_nmi(state: &VcpuState) -> Exit {
     base(SvmExitCode::NMI, state, StimulusKind::HOST)
 }
 
+/// The exit for an interrupt of the host's.
+pub fn physical_interrupt(state: &VcpuState) -> Exit {
+    base(SvmExitCode::INTR, state, StimulusKind::HOST)
+}
+
 fn one_hot(bytes: u8) -> u8 {
     bytes & 7
 }
@@ -160,6 +165,8 @@ pub fn instruction(
         K::SVM => (svm_code(number)?, 0, 0),
         K::TASK_SWITCH => (C::TASK_SWITCH, insn.value, insn.aux),
         K::INTERRUPT_WINDOW => (C::VINTR, 0, 0),
+        // A physical interrupt that was pending at VMRUN.
+        K::IMMEDIATE_EXIT => (C::INTR, 0, 0),
         // KVM steps over what holds NMIs back with RFLAGS.TF. See: KVM svm/svm.c svm_enable_nmi_window()
         K::NMI_WINDOW => (C::EXCP_DB, 0, 0),
         K::TRIPLE_FAULT => (C::SHUTDOWN, 0, 0),

@@ -4,10 +4,11 @@
 
 use super::{
     checks::{self, Invalid},
-    vmcb::{Clean, EventInfo, IntState, Mirror, Vmcb, VmcbSegment},
+    vmcb::{Clean, ControlArea, EventInfo, IntState, Mirror, Vmcb, VmcbSegment},
 };
 use serde::{Deserialize, Serialize};
 use vmtape_arch::{
+    event::{Event, EventKind},
     exit::{Exit, SvmExitCode},
     host::Silicon,
     regs::Cr4,
@@ -23,6 +24,8 @@ pub struct Running {
     pub vmcb: Vmcb,
     /// What crosses the boundary under its intercepts.
     published: Intercepts,
+    /// Bases were not canonical in memory.
+    canonicalized: bool,
 }
 
 /// The groups that the checks look at.
@@ -70,18 +73,54 @@ impl Running {
         Ok(())
     }
 
+    /// Registers that silicon did not load because the VMCB calls them clean: the guest goes on with what silicon kept.
+    pub fn load_kept(&self, vmcb: &Vmcb, state: &mut VcpuState) {
+        let clean = vmcb.control.clean;
+        let (kept, memory) = (&self.vmcb.save, &vmcb.save);
+        if clean.drx() && (kept.dr6, kept.dr7) != (memory.dr6, memory.dr7) {
+            (state.dr6, state.dr7) = (kept.dr6, kept.dr7);
+        }
+        let tables = clean.dt() && (kept.gdtr, kept.idtr) != (memory.gdtr, memory.idtr);
+        let segments = clean.seg()
+            && (kept.es, kept.cs, kept.ss, kept.ds, kept.cpl)
+                != (memory.es, memory.cs, memory.ss, memory.ds, memory.cpl);
+        if tables || segments || self.canonicalized {
+            kept.load_segments(state);
+        }
+    }
+
+    /// A virtual interrupt is pending that the guest may take now: delivers it.
+    /// See: APM 15.21.4 Injecting Virtual (INTR) Interrupts
+    pub fn take_virtual_interrupt(&mut self, state: &mut VcpuState) {
+        let control = &mut self.vmcb.control;
+        if !has_virtual_interrupt(control) {
+            return;
+        }
+        control.int_ctl.set_v_irq(false);
+        state.intercepts.set(SensitiveKind::INTERRUPT_WINDOW, false);
+        state.inject = Event {
+            valid: true.into(),
+            kind: EventKind::EXTERNAL_INTERRUPT,
+            vector: control.int_vector as u8,
+            ..Default::default()
+        };
+    }
+
     /// Bases that are loaded are sign-extended. See: APM 15.5.1 Canonicalization and Consistency Checks
     fn canonicalize(&mut self) {
         let save = &mut self.vmcb.save;
-        let unused = if Cr4::from_bits(save.cr4).la57() { 64 - 57 } else { 64 - 48 };
-        let extend = |segment: &mut VmcbSegment| {
-            segment.base = ((segment.base << unused) as i64 >> unused) as u64;
+        let la57 = Cr4::from_bits(save.cr4).la57();
+        let mut changed = false;
+        let mut extend = |segment: &mut VmcbSegment| {
+            let base = sign_extended(segment.base, la57);
+            changed |= std::mem::replace(&mut segment.base, base) != base;
         };
         for segment in
             [&mut save.es, &mut save.cs, &mut save.ss, &mut save.ds, &mut save.gdtr, &mut save.idtr]
         {
             extend(segment);
         }
+        self.canonicalized = changed;
     }
 
     /// What crosses the boundary while this VMCB runs.
@@ -110,7 +149,7 @@ impl Running {
         control.next_rip = if saves_next_rip { state.rip.wrapping_add(exit.insn.len.into()) } else { 0 };
         (control.event_inj, control.event_inj_err) = (EventInfo::new(), 0);
         control.int_state = int_state(state);
-        control.int_ctl.set_v_tpr(state.cr8 as u8 & 0xf);
+        control.int_ctl.set_v_irq(self.vmcb.control.int_ctl.v_irq());
         let np = control.nested_ctl.np_enable();
         let (segments, tables) = mirror.update(state);
         // Silicon keeps what it stores: the clean bits of the next VMRUN speak of that.
@@ -126,9 +165,21 @@ impl Running {
     }
 }
 
-/// See: APM 15.21.4 Injecting Virtual (INTR) Interrupts
+/// An address in canonical form, as silicon loads it into a segment's base.
+pub fn sign_extended(address: u64, la57: bool) -> u64 {
+    let unused = if la57 { 64 - 57 } else { 64 - 48 };
+    ((address << unused) as i64 >> unused) as u64
+}
+
+/// Whether V_IRQ is above the virtual task priority. See: APM 15.21.4 Injecting Virtual (INTR) Interrupts
+fn has_virtual_interrupt(control: &ControlArea) -> bool {
+    let int_ctl = control.int_ctl;
+    int_ctl.v_irq() && (int_ctl.v_ign_tpr() || int_ctl.v_intr_prio() > int_ctl.v_tpr() & 0xf)
+}
+
+/// Whether the guest is asked when it can take an interrupt: to exit, or to take a virtual one.
 fn opens_window(vmcb: &Vmcb) -> bool {
-    vmcb.control.intercepts.has(SvmExitCode::VINTR) && vmcb.control.int_ctl.v_irq()
+    has_virtual_interrupt(&vmcb.control)
 }
 
 /// The interrupt shadow. AMD has one, whatever instruction began it.

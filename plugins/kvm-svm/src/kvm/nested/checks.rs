@@ -40,6 +40,9 @@ open_enum! {
         VNMI_WITHOUT_NMI = 27 =>
             "(control->int_ctl & V_NMI_ENABLE_MASK) && !vmcb12_is_intercept(control, INTERCEPT_NMI)",
         EVENT_INJ_INVALID = 28 => "!nested_svm_check_event_inj(vcpu, control->event_inj)",
+        // Not of the VMCB, but of CR3 when it is loaded.
+        CR3_NOT_LEGAL = 40 => "!kvm_vcpu_is_legal_cr3(vcpu, cr3)",
+        PDPTES_NOT_LOADED = 41 => "!load_pdptrs(vcpu, cr3)",
     }
 }
 

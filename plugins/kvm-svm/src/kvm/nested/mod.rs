@@ -48,6 +48,8 @@ pub struct Nested {
     pub run_pending: bool,
     /// The global interrupt flag as L1 has it.
     pub gif: bool,
+    /// The instruction count when L2 was entered first.
+    pub entered_at: u64,
     /// MSR_AMD64_TSC_RATIO: L2's clock by L1's, a fixed-point number of 8.32 bits.
     pub tsc_ratio: u64,
     /// gPAT follows IA32_PAT until KVM_RUN (`legacy_gpat_semantics` of the series' third version).
@@ -70,6 +72,7 @@ impl Default for Nested {
             last_vmcb12_gpa: INVALID_GPA,
             run_pending: false,
             gif: true,
+            entered_at: 0,
             tsc_ratio: TSC_RATIO_DEFAULT,
             legacy_gpat: false,
             restore_gpat: false,

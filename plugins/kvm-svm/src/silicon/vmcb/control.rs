@@ -7,6 +7,7 @@ use bitfield_struct::bitfield;
 use std::mem::offset_of;
 use vmtape_arch::{
     event::{Event, EventKind},
+    exception::Vector,
     exit::SvmExitCode,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -175,6 +176,31 @@ impl From<&Event> for EventInfo {
             .with_kind(kind.0)
             .with_error_valid(event.has_error_code.is_set())
             .with_valid(true)
+    }
+}
+
+impl EventInfo {
+    /// The event that VMRUN delivers for EVENTINJ. `next_rip`: how far behind RIP a software interrupt or exception returns to.
+    /// See: APM 15.20 Event Injection
+    pub fn event(self, error_code: u32, next_rip: u64) -> Event {
+        if !self.valid() {
+            return Event::default();
+        }
+        let trap = matches!(Vector(self.vector()), Vector::BP | Vector::OF);
+        let kind = match EventKind(self.kind()) {
+            EventKind::HARDWARE_EXCEPTION if trap => EventKind::SOFTWARE_EXCEPTION,
+            kind => kind,
+        };
+        let soft = matches!(kind, EventKind::SOFTWARE_EXCEPTION | EventKind::SOFTWARE_INTERRUPT);
+        Event {
+            valid: true.into(),
+            kind,
+            vector: self.vector(),
+            has_error_code: self.error_valid().into(),
+            error_code: if self.error_valid() { error_code } else { 0 },
+            insn_len: if soft { u8::try_from(next_rip).unwrap_or(0) } else { 0 },
+            ..Default::default()
+        }
     }
 }
 

@@ -15,7 +15,7 @@ mod save;
 mod sparse;
 
 pub use clean::Clean;
-pub use control::{ControlArea, EventInfo, IntState};
+pub use control::{ControlArea, EventInfo, IntCtl, IntState};
 pub use intercept::InterceptVector;
 pub use save::{Mirror, SaveArea, VmcbSegment};
 

@@ -115,6 +115,12 @@ impl From<&TableReg> for VmcbSegment {
     }
 }
 
+impl From<&VmcbSegment> for TableReg {
+    fn from(table: &VmcbSegment) -> Self {
+        Self { base: table.base, limit: table.limit as u16, ..Default::default() }
+    }
+}
+
 impl VmcbSegment {
     /// The attributes as a segment register holds them.
     pub fn attr(&self) -> SegAttr {
@@ -139,6 +145,22 @@ impl SaveArea {
     /// Writes GDTR and IDTR.
     pub fn store_tables(&mut self, mirror: &Mirror) {
         (self.gdtr, self.idtr) = ((&mirror.gdtr).into(), (&mirror.idtr).into());
+    }
+
+    /// Loads ES, CS, SS, DS, CPL, GDTR and IDTR. Real mode has CPL 0, virtual-8086 mode CPL 3.
+    /// See: APM 15.5.1 Basic Operation, Loading Guest State
+    pub fn load_segments(&self, state: &mut VcpuState) {
+        for (to, from) in
+            state.seg[seg::ES..=seg::DS].iter_mut().zip([&self.es, &self.cs, &self.ss, &self.ds])
+        {
+            *to = from.into();
+        }
+        (state.gdtr, state.idtr) = ((&self.gdtr).into(), (&self.idtr).into());
+        state.cpl = match (state.cr0().pe(), state.rflags().vm()) {
+            (false, _) => 0,
+            (true, true) => 3,
+            (true, false) => u32::from(self.cpl) & 3,
+        };
     }
 
     /// Writes ES, CS, SS, DS and CPL.

@@ -18,7 +18,7 @@ use vmtape_arch::{
 use zerocopy::IntoBytes;
 
 /// The profiles that stand for the four kernels that were read.
-const RELEASES: [&str; 4] = ["v5.10", "v6.1", "v6.12", "v7.2"];
+pub const RELEASES: [&str; 4] = ["v5.10", "v6.1", "v6.12", "v7.2"];
 /// L1's MAXPHYADDR, and the host's.
 const WIDTH: u32 = 36;
 const HOST_WIDTH: u32 = 46;
@@ -46,7 +46,7 @@ fn cpuid() -> Vec<CpuidEntry> {
 }
 
 /// An L1 that has turned SVM on.
-fn l1(options: &[(&str, &str)], npt: bool) -> Bench {
+pub fn l1(options: &[(&str, &str)], npt: bool) -> Bench {
     let mut bench = Setup { options, npt, ..Default::default() }.build();
     bench.vm.set_cpuid(0, &mut bench.states[0], &cpuid(), &mut bench.host).unwrap_or_else(|_| {
         // Releases that refuse a table after KVM_RUN.
@@ -65,7 +65,7 @@ impl Bench {
 }
 
 /// A `vmcb12` of an L2 in long mode under nested paging, which every release runs.
-fn vmcb12() -> Vmcb {
+pub fn vmcb12() -> Vmcb {
     let mut vmcb = Vmcb::default();
     let (control, save) = (&mut vmcb.control, &mut vmcb.save);
     control.intercepts.set(C::VMRUN, true);
