@@ -1115,12 +1115,12 @@ typedef struct vt_BackendTable {
     vt_Status (*supported_cpuid)(struct vt_Vm *vm,
                                  struct vt_Slice_CpuidEntry silicon,
                                  struct vt_Sink_CpuidEntry out);
+    // KVM_ENABLE_CAP of the VM, with its first argument.
+    vt_Status (*enable_cap)(struct vt_Vm *vm, uint32_t cap, uint32_t flags, uint64_t arg);
     // KVM_SET_USER_MEMORY_REGION.
     vt_Status (*set_memory_region)(struct vt_Vm *vm,
                                    const struct vt_MemoryRegion *region,
                                    struct vt_HostRef host);
-    // KVM_ENABLE_CAP of the VM, with its first argument.
-    vt_Status (*enable_cap)(struct vt_Vm *vm, uint32_t cap, uint32_t flags, uint64_t arg);
     // KVM_GET_DIRTY_LOG: a bit for each page of the slot, whose address space is in the upper half of `slot`.
     vt_Status (*get_dirty_log)(struct vt_Vm *vm, uint32_t slot, struct vt_HostRef host, struct vt_Sink_u64 out);
     // KVM_CLEAR_DIRTY_LOG; bit 0 of `bits` is the page `first`.

@@ -9,6 +9,7 @@
 //! ```
 
 /// Turns the body of a trait into entries; see the module's text.
+#[macro_export]
 macro_rules! each_call {
     // All are read.
     ($then:ident ($($fixed:tt)*) [$($done:tt)*]) => { $then! { ($($fixed)*) $($done)* } };
@@ -54,6 +55,33 @@ macro_rules! each_call {
     ($then:ident $fixed:tt $done:tt $(#[doc = $doc:literal])* fn $name:ident $args:tt
         { $($default:tt)* } $($rest:tt)*) => {
         each_call! { @split $then $fixed $done [$($doc)*] $name $args [()] [] [{ $($default)* }] $($rest)* }
+    };
+}
+
+/// The calls of all sections of a body.
+macro_rules! every_section {
+    (($then:ident! $($before:tt)*) $($section:ident { $($calls:tt)* })*) => {
+        $then! { $($before)* $($($calls)*)* }
+    };
+}
+
+/// The calls of one section of the backend's. Whoever hands a whole section on, unchanged, need not name its calls:
+///
+/// ```text
+/// backend_sections! { section! (memory each_call! handed_on () []) }
+/// ```
+#[macro_export]
+macro_rules! section {
+    ((memory $then:ident! $($before:tt)*) control $control:tt memory { $($calls:tt)* } $($rest:tt)*) => {
+        $then! { $($before)* $($calls)* }
+    };
+    ((state $then:ident! $($before:tt)*) control $control:tt memory $memory:tt vcpu $vcpu:tt
+        state { $($calls:tt)* } $($rest:tt)*) => {
+        $then! { $($before)* $($calls)* }
+    };
+    ((silicon $then:ident! $($before:tt)*) control $control:tt memory $memory:tt vcpu $vcpu:tt state $state:tt
+        checkpoint $checkpoint:tt cpus $cpus:tt silicon { $($calls:tt)* } $($rest:tt)*) => {
+        $then! { $($before)* $($calls)* }
     };
 }
 

@@ -291,11 +291,13 @@ pub struct DirtyGfn {
 
 layout!(DirtyGfn: 16, slot: 4, offset: 8);
 
-/// The calls of [`Backend`].
-macro_rules! backend_calls {
+/// The calls of [`Backend`], by who answers them; `backend_calls!` are all of them.
+#[macro_export]
+macro_rules! backend_sections {
     ($then:ident! $($before:tt)*) => {
         $then! { $($before)*
-            // --- control, in the words of the KVM ioctls ---
+            // In the words of the KVM ioctls, down to `cpus`.
+            control {
 
             /// The options as resolved: profile, every patch and parameter, so that a tape never depends on a default.
             fn resolved(&self) -> Vec<(String, String)>;
@@ -306,14 +308,17 @@ macro_rules! backend_calls {
             /// KVM_GET_SUPPORTED_CPUID, given what the silicon's own CPUID says.
             fn supported_cpuid(&self, silicon: &[CpuidEntry]) -> Vec<CpuidEntry>;
 
-            /// KVM_SET_USER_MEMORY_REGION.
-            fn set_memory_region(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno>;
-
             /// KVM_ENABLE_CAP of the VM, with its first argument.
             fn enable_cap(&mut self, cap: u32, flags: u32, arg: u64) -> Result<(), Errno> {
                 let _ = (cap, flags, arg);
                 Err(Errno::EINVAL)
             }
+
+            }
+            memory {
+
+            /// KVM_SET_USER_MEMORY_REGION.
+            fn set_memory_region(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno>;
 
             /// KVM_GET_DIRTY_LOG: a bit for each page of the slot, whose address space is in the upper half of `slot`.
             fn get_dirty_log(&mut self, slot: u32, host: &mut dyn Host) -> Result<Vec<u64>, Errno> {
@@ -347,6 +352,9 @@ macro_rules! backend_calls {
                 Err(Errno::EINVAL)
             }
 
+            }
+            vcpu {
+
             /// KVM_CREATE_VCPU.
             fn create_vcpu(&mut self, vcpu: u32) -> Result<(), Errno>;
 
@@ -373,6 +381,9 @@ macro_rules! backend_calls {
             fn msr_feature_index_list(&self) -> Vec<u32> {
                 Vec::new()
             }
+
+            }
+            state {
 
             /// KVM_GET_MSRS: reads registers in order, up to the first that is refused; gives how many were read.
             /// -E2BIG: 256 and more.
@@ -420,6 +431,9 @@ macro_rules! backend_calls {
                 Err(Errno::ENOTTY)
             }
 
+            }
+            checkpoint {
+
             /// The host changed the state from outside (reset, INIT, SIPI, restored registers).
             fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host);
 
@@ -429,7 +443,8 @@ macro_rules! backend_calls {
             /// The inverse of `save`, on a VM created with the same configuration, slots and vCPUs.
             fn restore(&mut self, saved: &[u8]) -> Result<(), Errno>;
 
-            // --- physical CPUs ---
+            }
+            cpus {
 
             /// `hardware_enable` on a physical CPU: VMXON or EFER.SVME. It comes before a vCPU is loaded there; with an error
             /// the CPU stays out of use.
@@ -474,7 +489,8 @@ macro_rules! backend_calls {
                 Err(Errno::ENOTTY)
             }
 
-            // --- silicon ---
+            }
+            silicon {
 
             /// Translates an access that missed the host's TLB. EXIT fills in `exit`.
             fn access(
@@ -508,7 +524,8 @@ macro_rules! backend_calls {
                 exit: &mut Exit,
             ) -> Verdict;
 
-            // --- KVM ---
+            }
+            kvm {
 
             /// Before the guest runs: at the first entry, after each exit, and when the host has an interrupt to deliver.
             /// Sets `state.inject` and asks for windows (`vcpu_enter_guest`). Anything but RESUME keeps the vCPU out.
@@ -517,7 +534,9 @@ macro_rules! backend_calls {
             /// Handles an exit (`vmx_handle_exit`, `svm_handle_exit`).
             fn handle_exit(&mut self, vcpu: u32, state: &mut VcpuState, exit: &Exit, host: &mut dyn Host) -> Resume;
 
-            // --- what a backend may do without; a new call stands here, at the end ---
+            }
+            // What a backend may do without; a new call stands here, at the end.
+            appended {
 
             /// A value that an ioctl, an MSR of the host or debugfs would show. What is not about one vCPU ignores `vcpu`.
             /// -ENOTTY: this backend does not have it.
@@ -525,8 +544,14 @@ macro_rules! backend_calls {
                 let _ = (vcpu, what);
                 Err(Errno::ENOTTY)
             }
+            }
         }
     };
+}
+
+/// All calls of [`Backend`].
+macro_rules! backend_calls {
+    ($($then:tt)*) => { backend_sections! { every_section! ($($then)*) } };
 }
 
 backend_calls! { contract_trait! (

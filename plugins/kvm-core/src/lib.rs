@@ -6,6 +6,8 @@
 //! Names of functions are those of Linux 6.12's arch/x86/kvm unless a line says otherwise.
 #![forbid(unsafe_code)]
 
+#[macro_use]
+mod calls;
 pub mod caps;
 pub mod cpuid;
 pub mod cr;

@@ -16,7 +16,9 @@ use crate::{
     warning,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use vmtape_abi::{Backend, DirtyGfn, Errno, FlushScope, Host, MemoryRegion, Query};
+use vmtape_abi::{
+    Backend, DirtyGfn, Errno, FlushScope, Host, MemoryRegion, Query, backend_sections, each_call, section,
+};
 use vmtape_arch::{
     access::{Access, Answer, Verdict},
     cpuid::CpuidEntry,
@@ -205,32 +207,7 @@ pub trait Ops {
     /// The exit for an NMI of the host's.
     fn host_nmi(&self, state: &VcpuState) -> Exit;
 
-    fn access(
-        &mut self,
-        vcpu: &mut Self::Vcpu,
-        state: &mut VcpuState,
-        access: &Access,
-        host: &mut dyn Host,
-        exit: &mut Exit,
-    ) -> Answer;
-
-    fn sensitive(
-        &mut self,
-        vcpu: &mut Self::Vcpu,
-        state: &mut VcpuState,
-        insn: &Sensitive,
-        host: &mut dyn Host,
-        exit: &mut Exit,
-    ) -> Verdict;
-
-    fn exception(
-        &mut self,
-        vcpu: &mut Self::Vcpu,
-        state: &mut VcpuState,
-        exception: &Exception,
-        host: &mut dyn Host,
-        exit: &mut Exit,
-    ) -> Verdict;
+    backend_sections! { section! (silicon each_call! ops_calls () []) }
 }
 
 /// A VM.
@@ -358,10 +335,6 @@ impl<O: Ops> Backend for Vm<O> {
         supported::supported_cpuid(silicon, &kvm.silicon, &kvm.options, tdp_levels)
     }
 
-    fn set_memory_region(&mut self, region: &MemoryRegion, host: &mut dyn Host) -> Result<(), Errno> {
-        self.shared.kvm_mut().mmu.set_memory_region(region, host)
-    }
-
     /// See: KVM virt/kvm/kvm_main.c kvm_vm_ioctl_enable_cap_generic()
     fn enable_cap(&mut self, cap: u32, flags: u32, arg: u64) -> Result<(), Errno> {
         let Kvm { mmu, options, .. } = self.shared.kvm_mut();
@@ -377,28 +350,7 @@ impl<O: Ops> Backend for Vm<O> {
         }
     }
 
-    fn get_dirty_log(&mut self, slot: u32, host: &mut dyn Host) -> Result<Vec<u64>, Errno> {
-        self.shared.kvm_mut().mmu.get_dirty_log(slot, host)
-    }
-
-    fn clear_dirty_log(
-        &mut self,
-        slot: u32,
-        first: u64,
-        pages: u32,
-        bits: &[u64],
-        host: &mut dyn Host,
-    ) -> Result<(), Errno> {
-        self.shared.kvm_mut().mmu.clear_dirty_log(slot, first, pages, bits, host)
-    }
-
-    fn harvest_dirty_ring(&mut self, vcpu: u32) -> Result<Vec<DirtyGfn>, Errno> {
-        self.shared.kvm_mut().mmu.harvest_dirty_ring(vcpu)
-    }
-
-    fn reset_dirty_rings(&mut self, host: &mut dyn Host) -> Result<u32, Errno> {
-        self.shared.kvm_mut().mmu.reset_dirty_rings(host)
-    }
+    backend_sections! { section! (memory each_call! ask_mmu () []) }
 
     fn create_vcpu(&mut self, vcpu: u32) -> Result<(), Errno> {
         if vcpu as usize != self.vcpus.len() {
@@ -453,46 +405,7 @@ impl<O: Ops> Backend for Vm<O> {
         msr::list::Lists { host, options, silicon: &[], supported: &[] }.features()
     }
 
-    fn get_msrs(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        entries: &mut [MsrEntry],
-        host: &mut dyn Host,
-    ) -> Result<u32, Errno> {
-        state::msrs::get(self.parts(vcpu), state, entries, host)
-    }
-
-    fn set_msrs(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        entries: &[MsrEntry],
-        host: &mut dyn Host,
-    ) -> Result<u32, Errno> {
-        state::msrs::set(self.parts(vcpu), state, entries, host)
-    }
-
-    fn get_state(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        kind: StateKind,
-        host: &mut dyn Host,
-    ) -> Result<Vec<u8>, Errno> {
-        state::get(self.parts(vcpu), state, kind, host)
-    }
-
-    fn set_state(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        kind: StateKind,
-        bytes: &[u8],
-        host: &mut dyn Host,
-    ) -> Result<(), Errno> {
-        state::set(self.parts(vcpu), state, kind, bytes, host)
-    }
+    backend_sections! { section! (state each_call! ask_state () []) }
 
     fn state_changed(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) {
         let (ops, v) = self.parts(vcpu);
@@ -570,48 +483,7 @@ impl<O: Ops> Backend for Vm<O> {
         self.disable_cpu(cpu, host)
     }
 
-    fn access(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        access: &Access,
-        host: &mut dyn Host,
-        exit: &mut Exit,
-    ) -> Answer {
-        let (ops, v) = self.parts(vcpu);
-        let answer = ops.access(v, state, access, host, exit);
-        exit.level = v.core().level();
-        answer
-    }
-
-    fn sensitive(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        insn: &Sensitive,
-        host: &mut dyn Host,
-        exit: &mut Exit,
-        _fault: &mut Exception,
-    ) -> Verdict {
-        let (ops, v) = self.parts(vcpu);
-        let verdict = ops.sensitive(v, state, insn, host, exit);
-        exit.level = v.core().level();
-        verdict
-    }
-
-    fn exception(
-        &mut self,
-        vcpu: u32,
-        state: &mut VcpuState,
-        exception: &Exception,
-        host: &mut dyn Host,
-        exit: &mut Exit,
-    ) -> Verdict {
-        let (ops, v) = self.parts(vcpu);
-        let verdict = ops.exception(v, state, exception, host, exit);
-        exit.level = v.core().level();
-        verdict
-    }
+    backend_sections! { section! (silicon each_call! ask_silicon () []) }
 
     /// `vcpu_enter_guest`.
     fn enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Resume {

@@ -306,6 +306,7 @@ impl Ops for Shared {
         insn: &Sensitive,
         _host: &mut dyn Host,
         exit: &mut Exit,
+        _fault: &mut Exception,
     ) -> Verdict {
         let control = &v.running.vmcb.control;
         let mut vectors = control.intercepts;

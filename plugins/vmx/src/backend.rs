@@ -226,6 +226,7 @@ impl Ops for Shared {
         insn: &Sensitive,
         host: &mut dyn Host,
         exit: &mut Exit,
+        _fault: &mut Exception,
     ) -> Verdict {
         let controls = &v.controls;
         if controls.virtualizes_eoi(insn)

@@ -1,10 +1,12 @@
 //! A vCPU's state as KVM's ioctls get and set it, one file for each that does more than copy.
 
 mod events;
-pub mod msrs;
+mod msrs;
 pub mod nested;
 mod sregs;
 mod xcrs;
+
+pub use msrs::{get_msrs, set_msrs};
 
 use crate::{
     Vcpu,
@@ -17,9 +19,9 @@ use vmtape_arch::{
 };
 
 /// KVM_GET_*.
-pub fn get<O: Ops>(
+pub fn get_state<O: Ops>(
     (ops, v): (&mut O, &mut O::Vcpu),
-    state: &VcpuState,
+    state: &mut VcpuState,
     kind: StateKind,
     host: &mut dyn Host,
 ) -> Result<Vec<u8>, Errno> {
@@ -41,7 +43,7 @@ pub fn get<O: Ops>(
 }
 
 /// KVM_SET_*.
-pub fn set<O: Ops>(
+pub fn set_state<O: Ops>(
     (ops, v): (&mut O, &mut O::Vcpu),
     state: &mut VcpuState,
     kind: StateKind,

@@ -15,9 +15,9 @@ use vmtape_arch::{
 use vmtape_kvm_mmu::fault_points::FaultPoint;
 
 /// KVM_GET_MSRS; gives how many registers were read.
-pub fn get<O: Ops>(
+pub fn get_msrs<O: Ops>(
     (ops, v): (&mut O, &mut O::Vcpu),
-    state: &VcpuState,
+    state: &mut VcpuState,
     entries: &mut [MsrEntry],
     host: &mut dyn Host,
 ) -> Result<u32, Errno> {
@@ -36,7 +36,7 @@ pub fn get<O: Ops>(
 }
 
 /// KVM_SET_MSRS; gives how many registers were written.
-pub fn set<O: Ops>(
+pub fn set_msrs<O: Ops>(
     (ops, v): (&mut O, &mut O::Vcpu),
     state: &mut VcpuState,
     entries: &[MsrEntry],
