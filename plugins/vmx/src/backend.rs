@@ -110,14 +110,20 @@ impl Ops for Shared {
         _host: &mut dyn Host,
     ) -> Result<Intercepts, Resume> {
         write_state(self, v, state);
-        v.controls = entry::enter(&mut v.vmcs01, v.launched, &self.kvm.silicon).map_err(|refused| {
+        if self.emulation_required(v) {
+            // KVM emulates up to a state that silicon can enter; the interpreter runs it.
+            v.controls = Controls::load(&v.vmcs01);
+            return Ok(v.controls.intercepts());
+        }
+        let silicon = &self.kvm.silicon;
+        v.controls = entry::enter(&mut v.vmcs01, v.vmcs.launched, silicon).map_err(|refused| {
             let field = match refused {
                 NotEntered::Guest(_) => VmcsField::VM_EXIT_REASON,
                 _ => VmcsField::VM_INSTRUCTION_ERROR,
             };
             fail_entry(v.vmcs01.read32(field))
         })?;
-        v.launched = true;
+        v.vmcs.launched = true;
         Ok(v.controls.intercepts())
     }
 
@@ -130,8 +136,6 @@ impl Ops for Shared {
     }
 
     fn request_windows(&self, v: &mut VmxVcpu, requests: WindowRequests) {
-        // The VMLAUNCH or VMRESUME that follows.
-        v.vmcs.launched = true;
         let controls = v.vmcs01.cpu_based();
         let controls = controls.with_interrupt_window_exiting(requests.interrupt);
         v.vmcs01.set_cpu_based(controls.with_nmi_window_exiting(requests.nmi));

@@ -3,7 +3,7 @@
 use crate::{
     kvm::cpus::LoadedVmcs,
     rules::Rule,
-    silicon::{controls::Controls, vmcs::Vmcs},
+    silicon::{controls::Controls, entry::segments_are_legal, vmcs::Vmcs},
 };
 use serde::{Deserialize, Serialize};
 use vmtape_abi::VmConfig;
@@ -31,14 +31,12 @@ pub const APIC_DEFAULT_BASE: u64 = 0xfee0_0000;
 pub struct VmxVcpu {
     pub core: Vcpu,
     pub vmcs01: Vmcs,
-    /// `loaded_vmcs->launched`: the next VM entry is a VMRESUME.
-    pub launched: bool,
     /// What silicon loaded from it at the last VM entry.
     pub controls: Controls,
     pub msrs: VmxMsrs,
     /// MOV DR runs without exits until the next exit (KVM_DEBUGREG_WONT_EXIT).
     pub debug_registers_owned: bool,
-    /// Where its VMCS is active.
+    /// Where its VMCS is active, and how it is entered.
     pub vmcs: LoadedVmcs,
 }
 
@@ -114,6 +112,13 @@ fn hardware_setup(silicon: &Silicon, options: &mut Options) {
 }
 
 impl Shared {
+    /// `vmx->emulation_required`: without unrestricted guests, a guest on its way between modes may be in a state that no VM entry
+    /// takes. See: KVM vmx/vmx.c vmx_guest_state_valid()
+    pub fn emulation_required(&self, vcpu: &VmxVcpu) -> bool {
+        !self.kvm.options.on(Switch::UNRESTRICTED_GUEST)
+            && !segments_are_legal(&vcpu.vmcs01, &self.kvm.silicon)
+    }
+
     /// The rule by which EPT refused an access.
     pub fn ept_rule(&mut self, vcpu: u32, stop: &NestedStop) -> Rule {
         let wide = stop.gpa & bits(48, 51) != 0 && self.kvm.mmu.tdp_level(vcpu) == 4;

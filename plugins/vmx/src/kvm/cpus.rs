@@ -53,7 +53,7 @@ pub fn enable(number: u32, cpu: &mut Cpu, host: &mut dyn Host) -> Result<(), Err
 /// `hardware_disable`: `vmclear_local_loaded_vmcss`, then VMXOFF.
 pub fn disable(cpu: &mut Cpu, vcpus: &mut [VmxVcpu]) -> Result<(), Errno> {
     for vcpu in std::mem::take(&mut cpu.loaded) {
-        vcpus[vcpu as usize].vmcs = LoadedVmcs::default();
+        vmclear(&mut vcpus[vcpu as usize]);
     }
     // VMXOFF faults outside VMX operation; CR4.VMXE is cleared all the same.
     let left = if cpu.vmxon { Ok(()) } else { Err(Errno::EIO) };
@@ -81,6 +81,12 @@ fn clear(vcpu: &mut VmxVcpu, cpus: &mut [Cpu]) {
         cpu.current = None;
     }
     cpu.loaded.retain(|id| *id != vcpu.core.id);
+    vmclear(vcpu);
+}
+
+/// VMCLEAR, and `loaded_vmcs_init`.
+fn vmclear(vcpu: &mut VmxVcpu) {
+    vcpu.vmcs01.launched = false;
     vcpu.vmcs = LoadedVmcs::default();
 }
 

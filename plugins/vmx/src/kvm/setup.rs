@@ -7,12 +7,17 @@ use crate::{
     kvm::cpus::LoadedVmcs,
     silicon::{
         controls::{Controls, cr0_guest_owned, cr4_guest_owned},
-        vmcs::{CpuBased, PinBased, Secondary, Vmcs, VmcsField as F},
+        vmcs::{CpuBased, ExitControls, PinBased, Secondary, Vmcs, VmcsField as F},
     },
     vm::{Shared, VmxVcpu, apic_access_hpa},
 };
 use vmtape_abi::{FlushScope, Host};
-use vmtape_arch::{PAGE_SIZE, exception::Vector, vcpu::VcpuState};
+use vmtape_arch::{
+    PAGE_SIZE,
+    exception::Vector,
+    regs::{Cr0, Cr4, Efer},
+    vcpu::VcpuState,
+};
 use vmtape_kvm_core::{
     Vcpu,
     cpuid::{Feature, GuestCpuid},
@@ -27,6 +32,16 @@ const RDSEED: Feature = Feature(7, 0, vmtape_kvm_core::cpuid::Reg::Ebx, 18);
 const X2APIC: u64 = 1 << 10;
 const ENABLE: u64 = 1 << 11;
 
+/// __KERNEL_CS, __KERNEL_DS and GDT_ENTRY_TSS of Linux. See: arch/x86/include/asm/segment.h
+const KERNEL_CS: u16 = 0x10;
+const KERNEL_DS: u16 = 0x18;
+const KERNEL_TSS: u16 = 0x40;
+/// See: Documentation/arch/x86/x86_64/mm.rst
+const CPU_ENTRY_AREA: u64 = 0xffff_fe00_0000_0000;
+const KERNEL_TEXT: u64 = 0xffff_ffff_8100_0000;
+/// WB, WP, UC-, UC, WB, WC, UC-, WT. See: Linux arch/x86/mm/pat/memtype.c pat_bp_init()
+const HOST_PAT: u64 = 0x0407_0506_0007_0106;
+
 /// IA32_VMX_BASIC[30:0] of our silicon.
 const REVISION_ID: u32 = 1;
 
@@ -36,13 +51,13 @@ pub fn create(shared: &Shared, id: u32) -> VmxVcpu {
     let mut vcpu = VmxVcpu {
         core,
         vmcs01: Vmcs::new(REVISION_ID),
-        launched: false,
         controls: Controls::default(),
         msrs: Default::default(),
         debug_registers_owned: false,
         vmcs: LoadedVmcs::default(),
     };
     init_vmcs(shared, &mut vcpu.vmcs01, id);
+    set_constant_host_state(&mut vcpu.vmcs01);
     after_set_cpuid(shared, &mut vcpu);
     update_apic_mode(shared, &mut vcpu);
     vcpu
@@ -88,6 +103,33 @@ fn init_vmcs(shared: &Shared, vmcs: &mut Vmcs, id: u32) {
     if access_page {
         vmcs.write(F::APIC_ACCESS_ADDR, apic_access_hpa(&shared.kvm.silicon));
     }
+}
+
+/// `vmx_set_constant_host_state`, `vmx_prepare_switch_to_guest`, `vmx_vcpu_load_vmcs`: the registers of a 64-bit Linux as far as VM
+/// entry checks them. Which values they have among the legal ones nobody sees.
+fn set_constant_host_state(vmcs: &mut Vmcs) {
+    let exit = ExitControls::new()
+        .with_save_debug_controls(true)
+        .with_host_address_space_size(true)
+        .with_acknowledge_interrupt(true)
+        .with_load_pat(true)
+        .with_load_efer(true);
+    vmcs.write(F::VM_EXIT_CONTROLS, exit.into_bits());
+    let cr0 = Cr0::new().with_pe(true).with_mp(true).with_et(true).with_ne(true).with_wp(true).with_am(true);
+    vmcs.write(F::HOST_CR0, cr0.with_pg(true).into_bits());
+    let cr4 = Cr4::new().with_pse(true).with_pae(true).with_mce(true).with_pge(true).with_vmxe(true);
+    vmcs.write(F::HOST_CR4, cr4.with_osfxsr(true).with_osxsave(true).into_bits());
+    vmcs.write(F::HOST_IA32_PAT, HOST_PAT);
+    let efer = Efer::new().with_sce(true).with_lme(true).with_lma(true).with_nxe(true);
+    vmcs.write(F::HOST_IA32_EFER, efer.into_bits());
+    vmcs.write(F::HOST_CS_SELECTOR, KERNEL_CS);
+    vmcs.write(F::HOST_SS_SELECTOR, KERNEL_DS);
+    vmcs.write(F::HOST_TR_SELECTOR, KERNEL_TSS);
+    for field in [F::HOST_GDTR_BASE, F::HOST_IDTR_BASE, F::HOST_TR_BASE, F::HOST_IA32_SYSENTER_ESP] {
+        vmcs.write(field, CPU_ENTRY_AREA);
+    }
+    vmcs.write(F::HOST_IA32_SYSENTER_EIP, KERNEL_TEXT);
+    vmcs.write(F::HOST_RIP, KERNEL_TEXT);
 }
 
 /// `vmx_vcpu_after_set_cpuid` and what else follows the guest's CPUID.

@@ -5,14 +5,15 @@
 use crate::{
     silicon::{
         capabilities::Eptp,
-        entry,
-        vmcs::{EntryControls, VmcsField as F},
+        entry::{self, SegmentRights},
+        vmcs::{EntryControls, Vmcs, VmcsField as F},
     },
     vm::{Shared, VmxVcpu},
 };
 use vmtape_arch::{
-    regs::{Cr0, Cr4, Efer},
-    vcpu::VcpuState,
+    descriptor::SystemType,
+    regs::{Cr0, Cr4, Efer, SegAttr},
+    vcpu::{Segment, VcpuState, seg},
 };
 use vmtape_kvm_core::profile::Switch;
 
@@ -51,10 +52,66 @@ pub fn write_state(shared: &Shared, vcpu: &mut VmxVcpu, state: &VcpuState) {
     }
     // Without unrestricted guests KVM emulates the delivery in real mode (`kvm_inject_realmode_interrupt`).
     let emulated = !unrestricted && !state.cr0().pe();
+    write_segments(vmcs, state, emulated);
     let info = if emulated { 0 } else { state.inject.vmx_info() };
     vmcs.write(F::VM_ENTRY_INTR_INFO_FIELD, info);
     vmcs.write(F::VM_ENTRY_EXCEPTION_ERROR_CODE, state.inject.error_code);
     vmcs.write(F::VM_ENTRY_INSTRUCTION_LEN, state.inject.insn_len);
+}
+
+/// Segment and descriptor-table registers, and the MSRs beside them. `rmode`: a real-mode guest without unrestricted guests,
+/// which KVM runs in virtual-8086 mode.
+/// See: vmx_set_segment(), vmx_segment_access_rights(), enter_rmode(), fix_rmode_seg(), enter_lmode()
+fn write_segments(vmcs: &mut Vmcs, state: &VcpuState, rmode: bool) {
+    let lma = state.efer().lma();
+    for (register, segment) in state.seg.iter().enumerate() {
+        let (segment, rights) = match register {
+            seg::LDTR => (*segment, rights(segment.attr)),
+            seg::TR if rmode => (RMODE_TSS, rights(RMODE_TSS.attr)),
+            seg::TR if lma => (*segment, rights(segment.attr.with_typ(SystemType::TSS_BUSY.0))),
+            seg::TR => (*segment, rights(segment.attr)),
+            _ if rmode => {
+                let segment = Segment::real((segment.base >> 4) as u16, 3);
+                (segment, rights(segment.attr))
+            }
+            seg::SS => (*segment, accessed(segment.attr).with_dpl(state.cpl as u8)),
+            _ => (*segment, accessed(segment.attr)),
+        };
+        vmcs.write(F::GUEST_ES_SELECTOR.of_segment(register), segment.selector);
+        vmcs.write(F::GUEST_ES_BASE.of_segment(register), segment.base);
+        vmcs.write(F::GUEST_ES_LIMIT.of_segment(register), segment.limit);
+        vmcs.write(F::GUEST_ES_AR_BYTES.of_segment(register), rights.into_bits());
+    }
+    if rmode {
+        let flags = state.rflags().with_vm(true).with_iopl(3);
+        vmcs.write(F::GUEST_RFLAGS, flags.into_bits());
+    }
+    vmcs.write(F::GUEST_GDTR_BASE, state.gdtr.base);
+    vmcs.write(F::GUEST_GDTR_LIMIT, state.gdtr.limit);
+    vmcs.write(F::GUEST_IDTR_BASE, state.idtr.base);
+    vmcs.write(F::GUEST_IDTR_LIMIT, state.idtr.limit);
+    vmcs.write(F::GUEST_SYSENTER_ESP, state.sysenter_esp);
+    vmcs.write(F::GUEST_SYSENTER_EIP, state.sysenter_eip);
+    // `ept_load_pdptrs`.
+    let pdptes = [F::GUEST_PDPTR0, F::GUEST_PDPTR1, F::GUEST_PDPTR2, F::GUEST_PDPTR3];
+    pdptes.into_iter().zip(state.pdptr).for_each(|(field, pdpte)| vmcs.write(field, pdpte));
+}
+
+/// KVM's own TSS for virtual-8086 mode. See: init_rmode_tss()
+const RMODE_TSS: Segment = Segment {
+    base: 0xfeff_d000,
+    limit: 0x2068 - 1,
+    selector: 0,
+    attr: SegAttr::new().with_typ(SystemType::TSS_BUSY.0).with_present(true),
+};
+
+fn rights(attr: SegAttr) -> SegmentRights {
+    SegmentRights::from_bits(attr.into_bits().into()).with_unusable(!attr.present())
+}
+
+/// Software that restores a segment from its descriptor alone may have left the bit out.
+fn accessed(attr: SegAttr) -> SegmentRights {
+    rights(attr.with_typ(attr.typ() | 1))
 }
 
 /// CR0 that silicon runs with.

@@ -1,7 +1,7 @@
 //! VM-execution and VM-entry controls, bit by bit.
 //!
-//! Manual: Intel SDM volume 3C, doc 325384-087, 25.6.1 Pin-Based, 25.6.2 Processor-Based VM-Execution Controls, 25.8.1
-//! VM-Entry Controls.
+//! Manual: Intel SDM volume 3C, doc 325384-087, 25.6.1 Pin-Based, 25.6.2 Processor-Based VM-Execution Controls, 25.7.1
+//! VM-Exit Controls, 25.8.1 VM-Entry Controls.
 
 use super::{Vmcs, VmcsField as F};
 use bitfield_struct::bitfield;
@@ -104,6 +104,29 @@ pub struct EntryControls {
     pub load_efer: bool,
     #[bits(16)]
     __: u32,
+}
+
+/// Primary VM-exit controls.
+#[bitfield(u32)]
+#[derive(PartialEq, Eq)]
+pub struct ExitControls {
+    #[bits(2)]
+    __: u8,
+    pub save_debug_controls: bool,
+    #[bits(6)]
+    __: u8,
+    pub host_address_space_size: bool,
+    #[bits(5)]
+    __: u8,
+    pub acknowledge_interrupt: bool,
+    #[bits(2)]
+    __: u8,
+    pub save_pat: bool,
+    pub load_pat: bool,
+    pub save_efer: bool,
+    pub load_efer: bool,
+    #[bits(10)]
+    __: u16,
 }
 
 impl Vmcs {

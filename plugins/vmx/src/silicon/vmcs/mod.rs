@@ -2,16 +2,15 @@
 //! VM-exit information fields.
 //!
 //! The register file of a vCPU is `VcpuState`, of the host and of KVM alike. The guest-state area mirrors it where VM entry
-//! looks at single registers: RIP, RSP, RFLAGS, CR0, CR3, CR4, DR7, EFER, PAT, DEBUGCTL, interruptibility and activity,
-//! written by KVM's half before each VM entry, and by silicon at each VM exit but for what is silicon's own (CR0, CR4, EFER).
-//! Segments and descriptor tables are in no VMCS; what a VM entry would check of them is not checked.
+//! looks: KVM's half writes it before each VM entry, and silicon writes at each VM exit what a guest changes without one.
+//! The host-state area holds what a Linux host has there, as far as VM entry checks it.
 //!
 //! Manual: Intel SDM volume 3C, doc 325384-087, chapter 25 Virtual Machine Control Structures.
 
 mod controls;
 mod field;
 
-pub use controls::{CpuBased, EntryControls, PinBased, Secondary};
+pub use controls::{CpuBased, EntryControls, ExitControls, PinBased, Secondary};
 pub use field::VmcsField;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
