@@ -139,7 +139,9 @@ fn silicon_cr4(state: &VcpuState, ept: bool, unrestricted: bool) -> Cr4 {
     if paged { cr4 } else { cr4.with_smep(false).with_smap(false).with_pke(false) }
 }
 
-/// EFER that silicon runs with: what only AMD's has does not reach it.
+/// EFER that silicon runs with: what only AMD's has does not reach it, and LME not before LMA, because silicon may page where the
+/// guest does not. See: update_transition_efer()
 fn silicon_efer(guest: Efer) -> Efer {
-    guest.with_svme(false).with_lmsle(false).with_ffxsr(false).with_tce(false)
+    let efer = guest.with_svme(false).with_lmsle(false).with_ffxsr(false).with_tce(false);
+    efer.with_lme(guest.lme() && guest.lma())
 }

@@ -6,6 +6,7 @@ use vmtape_abi::Backend;
 use vmtape_arch::{
     event::{Event, EventKind},
     exit::{Resume, ResumeKind},
+    regs::{Cr0, Efer},
     vcpu::seg,
 };
 
@@ -427,4 +428,17 @@ fn a_vmm_that_sets_an_illegal_segment() {
     machine.state.seg[seg::SS].selector = 3;
     let resume = machine.vm.enter(0, &mut machine.state, &mut machine.host);
     assert_eq!(resume, Resume::GUEST);
+}
+
+/// Without unrestricted guests silicon pages where the guest, on its way to long mode, does not yet.
+#[test]
+fn on_the_way_to_long_mode() {
+    for options in [&[][..], &[("unrestricted_guest", "off")], &[("ept", "off")]] {
+        let mut machine = Machine::new(silicon(46), 46, options);
+        machine.state.cr0 = Cr0::new().with_pe(true).with_et(true).into_bits();
+        machine.state.efer = Efer::new().with_lme(true).into_bits();
+        machine.vm.state_changed(0, &mut machine.state, &mut machine.host);
+        let resume = machine.vm.enter(0, &mut machine.state, &mut machine.host);
+        assert_eq!(resume, Resume::GUEST, "{options:?}");
+    }
 }
