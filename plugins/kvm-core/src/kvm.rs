@@ -163,7 +163,8 @@ impl Kvm {
                 Resume::GUEST
             }
             Handled::Emulate | Handled::EmulateOrRetry => {
-                let mmio = self.tdp() && self.mmu.slots.find(address).is_none();
+                let gpa = self.mmu.l1_gpa(id, state, address, host);
+                let mmio = self.tdp() && gpa.is_some_and(|gpa| self.mmu.slots.find(gpa).is_none());
                 self.note(vcpu, if mmio { Decided::Mmio } else { Decided::Emulated }, host);
                 self.emulate_at(vcpu, state, address, code, host)
             }

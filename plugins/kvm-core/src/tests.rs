@@ -9,7 +9,7 @@ use crate::{
     profile::{Options, Scope},
     slots::Slots,
 };
-use vmtape_abi::MemoryRegion;
+use vmtape_abi::{Errno, MemoryRegion};
 use vmtape_arch::{
     cpuid::CpuidEntry,
     event::{Event, EventKind},
@@ -263,5 +263,27 @@ fn notes_say_who_runs() {
         host.places.clear();
         crate::cpuid::emulate(&vcpu, &mut state, &mut host);
         assert_eq!((vcpu.level(), &host.places[..]), (level, &[Place { level, ..Place::L1 }][..]));
+    }
+}
+
+/// KVM_SET_CPUID2 of a vCPU that has not run but has L2 active (by KVM_SET_NESTED_STATE).
+#[test]
+fn cpuid_while_l2_is_active() {
+    for (release, changed) in
+        [("v5.10", Ok(())), ("v6.1", Ok(())), ("v6.12", Ok(())), ("v7.2", Err(Errno::EINVAL))]
+    {
+        let options = Options::parse(Scope::NPT, "", &[("kvm".into(), release.into())]).unwrap();
+        let mut vcpu = Vcpu::new(0, UCODE_REV);
+        let state = VcpuState::reset();
+        vcpu.set_cpuid(&options, &state, &cpuid()).unwrap();
+        vcpu.guest_mode = true;
+        let mut narrow = cpuid();
+        narrow.last_mut().unwrap().eax = 0x3024;
+        assert_eq!(vcpu.set_cpuid(&options, &state, &narrow).map(|_| ()), changed, "{release}");
+        let width = if changed.is_ok() { 36 } else { 40 };
+        assert_eq!(vcpu.cpuid.maxphyaddr(), width);
+        // What it has already is taken anyhow.
+        let same = if changed.is_ok() { narrow } else { cpuid() };
+        assert!(vcpu.set_cpuid(&options, &state, &same).is_ok());
     }
 }

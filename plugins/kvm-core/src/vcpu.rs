@@ -89,7 +89,7 @@ impl Vcpu {
         entries: &[CpuidEntry],
     ) -> Result<SetCpuid, Errno> {
         let late = self.has_run();
-        let frozen = late && options.on(Switch::FORBID_CPUID_AFTER_RUN);
+        let frozen = self.is_frozen(options, Switch::FORBID_CPUID_AFTER_RUN);
         // See: KVM x86.c kvm_arch_vcpu_ioctl(), commit feb627e8d6f6: refused before the table is looked at.
         if frozen && !options.on(Switch::ALLOW_SAME_CPUID) {
             return Err(Errno::EINVAL);
@@ -110,6 +110,12 @@ impl Vcpu {
         self.cpuid = new;
         let warns = late && options.on(Switch::WARN_CPUID_AFTER_RUN);
         Ok(if warns { SetCpuid::Late } else { SetCpuid::Done })
+    }
+
+    /// `!kvm_can_set_cpuid_and_feature_msrs`: what the vCPU is may no longer change, by the rule of `after_run` or because L2 is active.
+    pub fn is_frozen(&self, options: &Options, after_run: Switch) -> bool {
+        let in_l2 = self.guest_mode && options.on(Switch::FORBID_CPUID_IN_GUEST_MODE);
+        in_l2 || self.has_run() && options.on(after_run)
     }
 
     /// What KVM_SET_CPUID2 leaves behind when the table is refused.

@@ -79,6 +79,10 @@ impl WalkFault {
                 let stage = NpfInfo::new().with_final_page(info.final_page()).with_table(info.table());
                 (stage.with_code(code), self.address)
             }
+            // KVM warns and takes it for a final one.
+            Some((_, address)) if address == self.address => {
+                (NpfInfo::new().with_final_page(true).with_code(code), self.address)
+            }
             _ if by_walker => (self.npf_info(), self.address),
             _ => (NpfInfo::new().with_final_page(true).with_code(code), self.address),
         }

@@ -265,6 +265,14 @@ impl Mmu {
             _ => (Stage::GUEST, Dimension::GUEST),
         };
         let noted = self.noted(vcpu, &paging, dimension, host);
+        if self.is_beyond_32_bits(vcpu, &paging, address) {
+            return Err(WalkFault {
+                stage,
+                address,
+                error: paging.describe(access),
+                qualification: EptQualification::new(),
+            });
+        }
         let illegal = self.illegal_gpa_bits(paging);
         let mut tables = self.slot_tables(vcpu, noted, illegal, host);
         walk_slots(&paging, address, access, pferr, stage, AdPolicy::AfterTranslation, &mut tables)
@@ -285,6 +293,13 @@ impl Mmu {
             return self.walk_addr(vcpu, state, gva, access, pferr, host);
         }
         self.walk_nested(vcpu, state, gva, access, pferr, AdPolicy::AfterTranslation, true, host)
+    }
+
+    /// Whether an address of L2's has more bits than a nested table of L1's 32-bit modes. KVM's walk drops them and silicon's does not,
+    /// so that under KVM the access faults for ever; here L1 hears of it.
+    fn is_beyond_32_bits(&self, vcpu: u32, paging: &Paging, address: u64) -> bool {
+        let narrow = matches!(paging.mode, Mode::Pae | Mode::Bits32 { .. });
+        narrow && address >> 32 != 0 && self.vcpus[vcpu as usize].mmu == ContextId::Guest
     }
 
     /// Both dimensions: L2's tables, whose every address L1's nested tables translate.
@@ -370,6 +385,20 @@ impl Mmu {
         let mut tables = self.slot_tables(vcpu, None, 0, host);
         let mut steps = Steps::default();
         walk::walk(&paging, gva, access, AdPolicy::None, &mut tables, &mut steps).ok().map(|walk| walk.gpa)
+    }
+
+    /// The address in L1's memory that a fault's address stands for, without a trace of looking.
+    pub fn l1_gpa(&mut self, vcpu: u32, state: &VcpuState, address: u64, host: &mut dyn Host) -> Option<u64> {
+        let id = self.vcpu(vcpu).mmu;
+        if id != ContextId::Guest {
+            return Some(address);
+        }
+        let paging = self.tables(vcpu, id, state, host);
+        let access = WalkAccess { user: true, ..Default::default() };
+        let (mut tables, mut steps) = (self.slot_tables(vcpu, None, 0, host), Steps::default());
+        walk::walk(&paging, address, &access, AdPolicy::None, &mut tables, &mut steps)
+            .ok()
+            .map(|walk| walk.gpa)
     }
 
     /// Up to 15 bytes of the instruction at RIP, without a trace of looking.

@@ -352,7 +352,7 @@ pub const CPUID_AFTER_RUN: &[Entry] = &[
     Entry::patch(
         Switch::FORBID_CPUID_IN_GUEST_MODE,
         Scope::ALL,
-        "The same rule while L2 is active, even before KVM_RUN (nested guests are not modelled: no effect yet)",
+        "The same rule while L2 is active, even before KVM_RUN",
     )
     .commit("b47b93c15b12", "KVM: x86: Disallow setting CPUID and/or feature MSRs if L2 is active")
     .source("x86.h kvm_can_set_cpuid_and_feature_msrs()")

@@ -61,7 +61,7 @@ fn set_one<O: Ops>(
     if FaultPoint::SET_MSR_REFUSED.poll(v.core().id, index.into(), data, host).is_some() {
         return Err(Refused);
     }
-    let frozen = v.core().has_run() && ops.kvm().options.on(Switch::IMMUTABLE_FEATURE_MSRS);
+    let frozen = v.core().is_frozen(&ops.kvm().options, Switch::IMMUTABLE_FEATURE_MSRS);
     if frozen && msr::is_immutable_feature(index) {
         let same = ops.get_msr(v, state, index, true, host) == Ok(data);
         return if same { Ok(()) } else { Err(Refused) };

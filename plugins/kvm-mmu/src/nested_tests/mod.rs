@@ -4,6 +4,7 @@
 //! Expected error codes: KVM 6.12.117 under kvm-unit-tests' svm_npt, as L1 sees them in EXITINFO1.
 
 mod differential;
+mod levels;
 mod shadowed;
 mod tracking;
 

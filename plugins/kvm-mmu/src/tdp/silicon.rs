@@ -282,7 +282,9 @@ impl Mmu {
         let mut steps = Steps::default();
         let outcome = match walk::walk(&paging, gva, access, policy, &mut tables, &mut steps) {
             Ok(walk) => {
-                let kind = mapping_kind(&self.slots, walk.gpa);
+                // KVM's own slots are at L1's addresses.
+                let nested = self.vcpus[vcpu as usize].is_nested();
+                let kind = if nested { MappingKind::RAM } else { mapping_kind(&self.slots, walk.gpa) };
                 GuestAccess::Mapped(combine(&paging, access, &walk, &tables.last, kind))
             }
             Err(Failure::Fault(error)) => GuestAccess::Fault(error),
