@@ -8,6 +8,7 @@ use crate::{
     caps::{self, Cap},
     cpuid::feature,
     cr::MmuEffect,
+    emulate,
     events::{self, WindowRequests, Windows},
     msr::{self, Refused},
     profile::Switch,
@@ -142,6 +143,16 @@ pub trait Ops {
         false
     }
 
+    /// `nested_ops->get_nested_state_pages`: what restored state needs of the guest's memory. False: it cannot be read.
+    fn get_nested_state_pages(
+        &mut self,
+        _vcpu: &mut Self::Vcpu,
+        _state: &mut VcpuState,
+        _host: &mut dyn Host,
+    ) -> bool {
+        true
+    }
+
     /// `nested_ops->leave_nested`: L2 is forgotten, without an exit to L1.
     fn leave_nested(&mut self, _vcpu: &mut Self::Vcpu, _state: &mut VcpuState, _host: &mut dyn Host) {}
 
@@ -232,6 +243,14 @@ impl<O: Ops> Vm<O> {
     /// `vcpu_enter_guest` from its requests on. `None`: silicon refused L2, and L1 is to be entered instead.
     fn try_to_enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Option<Resume> {
         let (ops, v) = self.parts(vcpu);
+        if v.core().guest_mode && !ops.get_nested_state_pages(v, state, host) {
+            let failed = Resume {
+                data: [emulate::SUBERROR_EMULATION, 0, 0, 0, 0, 0],
+                ..Resume::new(ResumeKind::INTERNAL_ERROR)
+            };
+            v.core().note(Note::UserspaceExit { reason: failed.kind.0, errno: 0 }, host);
+            return Some(failed);
+        }
         if v.core_mut().events.take_triple_fault() && !ops.nested_triple_fault(v, state, host) {
             v.core().note(Note::UserspaceExit { reason: ResumeKind::SHUTDOWN.0, errno: 0 }, host);
             return Some(Resume::new(ResumeKind::SHUTDOWN));

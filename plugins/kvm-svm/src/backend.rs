@@ -108,6 +108,7 @@ impl Ops for Shared {
         state: &mut VcpuState,
         _host: &mut dyn Host,
     ) -> Result<Intercepts, Resume> {
+        nested::pat::pre_run(v, state.pat);
         setup::update_cr0_intercept(self, v, state);
         let first_run = v.is_guest_mode() && v.nested.run_pending;
         let of_l1 = v.vmcb().control.event_inj;
@@ -187,6 +188,15 @@ impl Ops for Shared {
         wanted
     }
 
+    fn get_nested_state_pages(
+        &mut self,
+        v: &mut SvmVcpu,
+        state: &mut VcpuState,
+        host: &mut dyn Host,
+    ) -> bool {
+        nested::state::get_pages(&mut Cx { shared: self, vcpu: v, state, exit: &Exit::default(), host })
+    }
+
     fn leave_nested(&mut self, v: &mut SvmVcpu, state: &mut VcpuState, host: &mut dyn Host) {
         nested::state::leave(v);
         v.nested.gif = true;
@@ -233,7 +243,8 @@ impl Ops for Shared {
         bytes: &[u8],
         host: &mut dyn Host,
     ) -> Result<(), Errno> {
-        nested::state::set(self, v, state, bytes, host)
+        let cx = &mut Cx { shared: self, vcpu: v, state, exit: &Exit::default(), host };
+        nested::state::set(cx, bytes)
     }
 
     fn nested_state_size(&self) -> usize {

@@ -23,6 +23,8 @@ open_enum! {
         UNMAPPABLE_EXIT = 14 => "unmappable-exit",
         NPT4_ALIAS = 15 => "npt4-alias",
         HYPERCALL_PATCHED = 16 => "hypercall-patched",
+        SHARED_PAT = 30 => "shared-pat",
+        GUEST_PAT = 31 => "guest-pat",
     }
 }
 
@@ -157,6 +159,19 @@ const ROWS: &[(Rule, Of, &str, &str)] = &[
         Of::Both,
         "VMCALL is #UD on AMD: KVM writes VMMCALL over it, which the guest executes instead",
         "KVM x86.c emulator_fix_hypercall(); quirk since commit f1a9761fbb00",
+    ),
+    (
+        Rule::SHARED_PAT,
+        Of::Both,
+        "L1 and L2 share one PAT: IA32_PAT of L2 is L1's",
+        "KVM svm/svm.c svm_set_msr() MSR_IA32_CR_PAT, and since v7.2 the quirk KVM_X86_QUIRK_NESTED_SVM_SHARED_PAT; right where \
+         L1 does not use nested paging (APM vol. 2 15.25.2)",
+    ),
+    (
+        Rule::GUEST_PAT,
+        Of::Npt,
+        "Under nested paging IA32_PAT of L2 is gPAT, which VMRUN loads from vmcb12 and #VMEXIT stores there",
+        "APM vol. 2 15.25.4; KVM svm/svm.c svm_get_pat(), svm_set_pat()",
     ),
 ];
 

@@ -25,6 +25,8 @@ enum Owner {
     /// The software CPU, whatever the vendor.
     Everyone,
     Amd,
+    /// AMD's with next-RIP save.
+    NextRip,
     /// Only where a model asks for it by name.
     OnRequest,
     /// Hosts with 5-level paging.
@@ -49,6 +51,8 @@ const fn feature(name: &'static str, leaf: u32, register: Register, bit: u32, ow
 }
 
 const EXTENDED: u32 = 0x8000_0001;
+/// SVM's own leaf, which is there where `svm` is.
+pub(super) const SVM: u32 = 0x8000_000a;
 
 /// Every feature that a model can have. What the interpreter does not execute is not here.
 pub static FEATURES: &[Feature] = &{
@@ -125,6 +129,11 @@ pub static FEATURES: &[Feature] = &{
         feature("cr8legacy", EXTENDED, Ecx, 4, Amd),
         feature("abm", EXTENDED, Ecx, 5, Everyone),
         feature("3dnowprefetch", EXTENDED, Ecx, 8, Everyone),
+        feature("npt", SVM, Edx, 0, Amd),
+        feature("nrip-save", SVM, Edx, 3, NextRip),
+        feature("vmcb-clean", SVM, Edx, 5, Amd),
+        feature("flushbyasid", SVM, Edx, 6, Amd),
+        feature("svme-addr-chk", SVM, Edx, 28, Amd),
     ]
 };
 
@@ -164,6 +173,7 @@ impl FeatureSet {
         Self::of(|feature| match feature.owner {
             Owner::Baseline | Owner::Everyone => true,
             Owner::Amd => silicon.vendor == Vendor::AMD,
+            Owner::NextRip => silicon.vendor == Vendor::AMD && silicon.nrips.is_set(),
             Owner::OnRequest => false,
             Owner::FiveLevel => silicon.host_levels == 5,
             Owner::GbPages => silicon.gbpages.is_set(),

@@ -2,7 +2,7 @@
 
 use super::{
     features::{
-        Feature, FeatureSet,
+        self, Feature, FeatureSet,
         Register::{Eax, Ebx, Ecx, Edx},
     },
     qemu::Identity,
@@ -19,6 +19,8 @@ const INTEL_SIGNATURE: u32 = 0x706e5;
 const AMD_SIGNATURE: u32 = 0x80_0f12;
 /// CLFLUSH line size in units of 8 bytes, and one logical processor.
 const CLFLUSH_AND_COUNT: u32 = 0x0001_0800;
+/// Address-space identifiers of SVM, as QEMU counts them.
+const SVM_ASIDS: u32 = 0x10;
 /// Bits of linear addresses.
 const LINEAR_BITS: u32 = 48;
 const LINEAR_BITS_LA57: u32 = 57;
@@ -87,7 +89,8 @@ pub fn table(
     }
     // Duplicates of leaf 1 EDX are AMD's habit. See: APM vol. 3 E.4.2 Function 8000_0001h
     let duplicates = if silicon.vendor == Vendor::AMD { bits(1, Edx) & AMD_DUPLICATED_EDX } else { 0 };
-    entries.push(plain(0x8000_0000, [0x8000_0008, vendor[0], vendor[1], vendor[2]]));
+    let last = if set.has("svm") { features::SVM } else { 0x8000_0008 };
+    entries.push(plain(0x8000_0000, [last, vendor[0], vendor[1], vendor[2]]));
     entries.push(plain(
         0x8000_0001,
         [signature, 0, bits(0x8000_0001, Ecx), bits(0x8000_0001, Edx) | duplicates],
@@ -102,6 +105,9 @@ pub fn table(
     let linear = if set.has("la57") { LINEAR_BITS_LA57 } else { LINEAR_BITS };
     let widths = u32::from(phys_bits) | linear << 8 | u32::from(guest_phys_bits) << 16;
     entries.push(plain(0x8000_0008, [widths, 0, 0, 0]));
+    if set.has("svm") {
+        entries.push(plain(features::SVM, [1, SVM_ASIDS, 0, bits(features::SVM, Edx)]));
+    }
     entries
 }
 

@@ -279,6 +279,16 @@ mod tests {
         assert_eq!((vmx("max"), vmx("max,+vmx")), (0, 1));
     }
 
+    /// SVM's leaf comes with SVM; what silicon has of it is a feature each.
+    #[test]
+    fn svm_has_a_leaf_of_its_own() {
+        let leaf = |text| find(&table(text, "amd-48"), 0x8000_000a, 0).copied();
+        assert_eq!(leaf("max"), None);
+        let edx = |text| leaf(text).expect("a leaf").edx;
+        assert_eq!((edx("max,+svm"), edx("max,+svm,-npt")), (0x1000_0069, 0x1000_0068));
+        assert_eq!(find(&table("max,+svm", "amd-48"), 0x8000_0000, 0).expect("leaf").eax, 0x8000_000a);
+    }
+
     #[test]
     fn nonsense_is_refused_with_its_name() {
         for (text, mentions) in [

@@ -58,7 +58,7 @@ pub const GPAT: &[Entry] = &[
     Entry::patch(
         Switch::PAT_ACCESS_WARNS,
         Scope::AMD,
-        "A host-initiated access of IA32_PAT warns once while the vCPU wants to run",
+        "A host-initiated access of IA32_PAT warns once while the vCPU wants to run (no VMM's call comes then: no effect here)",
     )
     .commit("posted 7 Apr 2026", "KVM: x86: nSVM: Redirect IA32_PAT accesses to either hPAT or gPAT")
     .source("svm/svm.c svm_set_pat()")

@@ -116,11 +116,11 @@ impl Options {
             let asked = self.on(Switch::ALLOW_SMALLER_MAXPHYADDR);
             self.on.set(Switch::ALLOW_SMALLER_MAXPHYADDR, variable && (asked || !parameter));
         }
-        for quirk in [Switch::FIX_HYPERCALL_INSN, Switch::NESTED_SVM_SHARED_PAT] {
-            let entry = entries_of(self.scope).find(|e| e.switch == quirk);
-            if entry.is_some_and(|e| !e.has_come(self.profile.release)) {
-                self.on.set(quirk, true);
-            }
+        let is_quirk = |e: &&Entry| e.switch == Switch::FIX_HYPERCALL_INSN;
+        let optional =
+            entries_of(self.scope).find(is_quirk).is_some_and(|e| e.has_come(self.profile.release));
+        if !optional {
+            self.on.set(Switch::FIX_HYPERCALL_INSN, true);
         }
     }
 

@@ -76,7 +76,7 @@ pub const PARAMETERS: &[Entry] = &[
         Scope::NPT,
         true,
         "L1 and L2 share one PAT under nested paging too; off: L2 has its own. A quirk of the VM (KVM_CAP_DISABLE_QUIRKS2); \
-         releases before it always share",
+         releases before it always share, whatever is asked",
     )
     .commit("822790ab0149", "KVM: x86: Define KVM_X86_QUIRK_NESTED_SVM_SHARED_PAT")
     .source("svm/nested.h l2_has_separate_pat()")

@@ -2,12 +2,19 @@
 //!
 //! See: KVM arch/x86/kvm/svm/svm.c svm_get_msr(), svm_set_msr()
 
-use super::nested::{pat, patches::L1, state::leave};
-use crate::vm::{Shared, SvmVcpu, VmCr};
+use super::nested::{
+    pat::{self, Pat},
+    patches::L1,
+    state::leave,
+};
+use crate::{
+    rules::Rule,
+    vm::{Shared, SvmVcpu, VmCr},
+};
 use bitfield_struct::bitfield;
 use std::ops::RangeInclusive;
 use vmtape_abi::Host;
-use vmtape_arch::{PAGE_SIZE, msr::Msr, regs::Efer, vcpu::VcpuState};
+use vmtape_arch::{PAGE_SIZE, msr::Msr, note::NoteKind, regs::Efer, vcpu::VcpuState};
 use vmtape_kvm_core::{
     cpuid::{GuestCpuid, feature},
     msr::{self, Refused, Written},
@@ -46,6 +53,7 @@ pub fn get(
         }
         Msr::IA32_PAT => {
             let access = pat::Access { l1, npt: shared.kvm.tdp(), host_initiated };
+            note_pat(vcpu, &access, host);
             pat::get(&access, vcpu.core.guest_mode, &vcpu.nested, state.pat)
         }
         // Without LBR virtualization nothing records branches.
@@ -78,6 +86,7 @@ pub fn set(
         Msr::IA32_PAT => {
             let access =
                 pat::Access { l1: L1::new(shared, &vcpu.core.cpuid), npt: shared.kvm.tdp(), host_initiated };
+            note_pat(vcpu, &access, host);
             let vmcbs = (&mut vcpu.vmcb01.vmcb, &mut vcpu.nested);
             pat::set(&access, vcpu.core.guest_mode, vmcbs, &mut state.pat, data)?;
         }
@@ -158,6 +167,18 @@ fn set_efer(
         vcpu.nested.gif |= l2 || !shutdown;
     }
     Ok(written)
+}
+
+/// Which PAT L2 has reached, for the tape.
+fn note_pat(vcpu: &SvmVcpu, access: &pat::Access<'_>, host: &mut dyn Host) {
+    if !vcpu.core.guest_mode || access.host_initiated || !host.wants(NoteKind::RULE) {
+        return;
+    }
+    let rule = match pat::reached(&access.l1, true, &vcpu.nested.vmcb12.control, false) {
+        Pat::Guest => Rule::GUEST_PAT,
+        Pat::Host => Rule::SHARED_PAT,
+    };
+    vcpu.core.note(rule.note(), host);
 }
 
 /// `svm_set_vm_cr`: once SVM is disabled, neither SVMDIS nor its lock changes.

@@ -17,18 +17,18 @@ use vmtape_arch::{
 };
 use zerocopy::IntoBytes;
 
-const VMCB12: u64 = 0x10_0000;
+pub const VMCB12: u64 = 0x10_0000;
 const L1_RIP: u64 = 0x40_1464;
-const AFTER: u64 = L1_RIP + 3;
-const L2_RIP: u64 = 0x40_0dcc;
+pub const AFTER: u64 = L1_RIP + 3;
+pub const L2_RIP: u64 = 0x40_0dcc;
 
 /// An L1 before a VMRUN of this `vmcb12`.
-struct World {
-    bench: Bench,
+pub struct World {
+    pub bench: Bench,
 }
 
 impl World {
-    fn new(options: &[(&str, &str)], npt: bool, edit: impl FnOnce(&mut Vmcb)) -> Self {
+    pub fn new(options: &[(&str, &str)], npt: bool, edit: impl FnOnce(&mut Vmcb)) -> Self {
         let mut bench = l1(options, npt);
         bench.vm.set_msr(0, &mut bench.states[0], Msr::VM_HSAVE_PA.0, 0x7000, &mut bench.host).unwrap();
         let mut vmcb = vmcb12();
@@ -48,14 +48,14 @@ impl World {
         self.bench.host.write(VMCB12, vmcb.as_bytes());
     }
 
-    fn vmcb12(&mut self) -> Vmcb {
+    pub fn vmcb12(&mut self) -> Vmcb {
         let mut vmcb = Vmcb::default();
         assert!(self.bench.host.read(VMCB12, vmcb.as_mut_bytes()));
         vmcb
     }
 
     /// An instruction or condition on silicon, and KVM's turn if it exits.
-    fn step(&mut self, insn: Sensitive) -> Option<Resume> {
+    pub fn step(&mut self, insn: Sensitive) -> Option<Resume> {
         let Bench { vm, states, host } = &mut self.bench;
         let (mut exit, mut fault) = (Exit::default(), Exception::default());
         match vm.sensitive(0, &mut states[0], &insn, host, &mut exit, &mut fault) {
@@ -67,26 +67,26 @@ impl World {
         }
     }
 
-    fn svm(&mut self, number: u32) -> Resume {
+    pub fn svm(&mut self, number: u32) -> Resume {
         let insn = Sensitive { kind: SensitiveKind::SVM, number, len: 3, ..Default::default() };
         self.step(insn).expect("it always exits")
     }
 
-    fn vmrun(&mut self) {
+    pub fn vmrun(&mut self) {
         assert_eq!(self.svm(0xd8), Resume::GUEST);
     }
 
-    fn vmmcall(&mut self) {
+    pub fn vmmcall(&mut self) {
         let insn = Sensitive { kind: SensitiveKind::VMMCALL, len: 3, ..Default::default() };
         assert_eq!(self.step(insn), Some(Resume::GUEST));
     }
 
-    fn enter(&mut self) {
+    pub fn enter(&mut self) {
         // What was injected has been delivered.
         self.bench.enter(0);
     }
 
-    fn in_l2(&self) -> bool {
+    pub fn in_l2(&self) -> bool {
         self.bench.vm.vcpus[0].is_guest_mode()
     }
 

@@ -4,7 +4,7 @@
 pub mod bench;
 mod cpuid;
 mod hypercall;
-mod l2;
+pub mod l2;
 mod modes;
 mod msr;
 mod nested;

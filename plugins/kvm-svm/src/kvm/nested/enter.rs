@@ -253,6 +253,25 @@ fn load_cr3(cx: &mut Cx<'_>, cr3: u64, l1: &VcpuState, reload: bool) -> bool {
     true
 }
 
+/// Into L2 from restored state: the controls of `vmcb02`, and the MMU by L1's saved registers. False: CR3 of L2 is not legal, and
+/// guest mode stays on. Neither PDPTEs nor L1's map are read yet.
+pub fn restore(cx: &mut Cx<'_>) -> bool {
+    cx.vcpu.core.events.wanted_by_l1 = cx.vcpu.nested.vmcb12.control.intercepts.exceptions();
+    prepare_control(cx);
+    let save = &cx.vcpu.vmcb01.vmcb.save;
+    let l1 = VcpuState { cr0: save.cr0, cr4: save.cr4, efer: save.efer, ..*cx.state };
+    let control = &cx.vcpu.nested.vmcb12.control;
+    let (npt, ncr3, id) = (control.nested_ctl.np_enable(), control.nested_cr3, cx.vcpu.core.id);
+    let mmu = &mut cx.shared.kvm.mmu;
+    if npt {
+        mmu.enter_npt(id, &l1, ncr3, cx.state, cx.host);
+    } else {
+        mmu.enter_shared(id, cx.state, cx.host);
+    }
+    let cr3 = cx.state.cr3;
+    !cx.on(Switch::NESTED_SET_CHECKS_L1) || check_cr3(cx, cr3, npt, false).is_ok()
+}
+
 /// What `nested_svm_load_cr3` checks, in either direction.
 pub fn check_cr3(cx: &mut Cx<'_>, cr3: u64, npt: bool, reload: bool) -> Result<(), checks::Check> {
     if cr3 & cx.vcpu.core.cpuid.reserved_gpa_bits() != 0 {

@@ -149,7 +149,7 @@ pub fn vmexit(cx: &mut Cx<'_>) {
     let stored = mapped.ok().map(|mapped| store(cx, mapped));
     let state = (cx.state.cr3, cx.state.cr4());
     cx.vcpu.core.guest_mode = false;
-    cx.vcpu.nested.vmcb12_gpa = 0;
+    (cx.vcpu.nested.vmcb12_gpa, cx.vcpu.nested.pages_wanted) = (0, false);
     restore_l1(cx);
     if let Some(mapped) = stored {
         note_injected(cx, &mapped);

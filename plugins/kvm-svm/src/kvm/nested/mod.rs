@@ -4,9 +4,6 @@
 //!
 //! See: KVM arch/x86/kvm/svm/nested.c, svm.h struct svm_nested_state
 
-// VMRUN and #VMEXIT, which use them, come with `enter` and `exit`.
-#![allow(dead_code)]
-
 pub mod checks;
 pub mod enter;
 pub mod events;
@@ -52,6 +49,8 @@ pub struct Nested {
     pub entered_at: u64,
     /// MSR_AMD64_TSC_RATIO: L2's clock by L1's, a fixed-point number of 8.32 bits.
     pub tsc_ratio: u64,
+    /// KVM_REQ_GET_NESTED_STATE_PAGES: L1's map is read before the next entry, since its memory may have come after the state.
+    pub pages_wanted: bool,
     /// gPAT follows IA32_PAT until KVM_RUN (`legacy_gpat_semantics` of the series' third version).
     pub legacy_gpat: bool,
     /// KVM_RUN gives gPAT the value of IA32_PAT (`restore_gpat_from_pat` of its second version).
@@ -74,6 +73,7 @@ impl Default for Nested {
             gif: true,
             entered_at: 0,
             tsc_ratio: TSC_RATIO_DEFAULT,
+            pages_wanted: false,
             legacy_gpat: false,
             restore_gpat: false,
         }

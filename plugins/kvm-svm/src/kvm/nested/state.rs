@@ -5,12 +5,13 @@
 //!
 //! See: KVM arch/x86/kvm/svm/nested.c svm_get_nested_state(), svm_set_nested_state(), svm_copy_vmrun_state()
 
-use super::{INVALID_GPA, checks, intercepts, patches::L1, vmcb12};
+use super::{INVALID_GPA, checks, enter, exit, patches::L1, vmcb12};
 use crate::{
+    kvm::handlers::Cx,
     silicon::vmcb::{SaveArea, Vmcb, VmcbSegment},
-    vm::{Shared, SvmVcpu},
+    vm::SvmVcpu,
 };
-use vmtape_abi::{Errno, Host};
+use vmtape_abi::Errno;
 use vmtape_arch::{
     PAGE_SIZE,
     regs::{Cr0, Efer, Rflags},
@@ -216,28 +217,35 @@ fn check_gpat(l1: &L1<'_>, header: &Header, np: bool) -> Result<(), Errno> {
 }
 
 /// KVM_SET_NESTED_STATE.
-pub fn set(
-    shared: &mut Shared,
-    vcpu: &mut SvmVcpu,
-    state: &mut VcpuState,
-    bytes: &[u8],
-    host: &mut dyn Host,
-) -> Result<(), Errno> {
-    let l1 = L1::new(shared, &vcpu.core.cpuid);
+pub fn set(cx: &mut Cx<'_>, bytes: &[u8]) -> Result<(), Errno> {
+    let l1 = L1::new(cx.shared, &cx.vcpu.core.cpuid);
     if !l1.on(Switch::NESTED) && l1.on(Switch::NESTED_STATE_NEEDS_NESTED) {
         return Err(Errno::EINVAL);
     }
-    match check(&l1, shared.kvm.tdp(), state, bytes)? {
+    match check(&l1, cx.shared.kvm.tdp(), cx.state, bytes)? {
         Wanted::Leave { gif } => {
-            leave(vcpu);
-            vcpu.nested.gif = gif;
+            leave(cx.vcpu);
+            exit::follow_leave(cx);
+            cx.vcpu.nested.gif = gif;
+            Ok(())
         }
         Wanted::Enter(entered) => {
-            enter(shared, vcpu, state, &entered);
-            resume(shared, vcpu, state, host)?;
+            put(cx, &entered);
+            // KVM refuses late, and stays in guest mode.
+            if enter::restore(cx) { Ok(()) } else { Err(Errno::EINVAL) }
         }
     }
-    Ok(())
+}
+
+/// KVM_REQ_GET_NESTED_STATE_PAGES: L1's map, whose memory may have come after the state. PDPTEs came with KVM_SET_SREGS2. False:
+/// the map cannot be read, KVM_RUN ends; older releases forget it then, and L2 runs with L0's map the next time.
+pub fn get_pages(cx: &mut Cx<'_>) -> bool {
+    if !std::mem::take(&mut cx.vcpu.nested.pages_wanted) {
+        return true;
+    }
+    let done = enter::merge_msrpm(cx);
+    cx.vcpu.nested.pages_wanted = !done && cx.on(Switch::NESTED_PAGES_REQUESTED_AGAIN);
+    done
 }
 
 /// KVM_CAP_NESTED_STATE.
@@ -248,6 +256,7 @@ pub fn size(options: &Options) -> usize {
 
 /// `svm_leave_nested`: L1's VMCB runs again, whatever is in the registers.
 pub fn leave(vcpu: &mut SvmVcpu) {
+    vcpu.nested.pages_wanted = false;
     if std::mem::take(&mut vcpu.core.guest_mode) {
         vcpu.nested.run_pending = false;
         vcpu.nested.vmcb12_gpa = INVALID_GPA;
@@ -255,29 +264,12 @@ pub fn leave(vcpu: &mut SvmVcpu) {
     }
 }
 
-/// What follows from restored state: the controls of `vmcb02`, and CR3.
-fn resume(
-    shared: &mut Shared,
-    vcpu: &mut SvmVcpu,
-    state: &mut VcpuState,
-    host: &mut dyn Host,
-) -> Result<(), Errno> {
-    let l1 = L1::new(shared, &vcpu.core.cpuid);
-    let legal = !l1.on(Switch::NESTED_SET_CHECKS_L1) || l1.is_legal_gpa(state.cr3);
-    intercepts::recalc(shared, vcpu);
-    // KVM refuses late, and stays in guest mode.
-    if !legal {
-        return Err(Errno::EINVAL);
-    }
-    shared.kvm.mmu.reset_context(vcpu.core.id, state, host);
-    Ok(())
-}
-
 /// Puts checked state in place; the vCPU is in guest mode afterwards. What is made of it (`vmcb02`'s controls, the MMU) follows.
-fn enter(shared: &Shared, vcpu: &mut SvmVcpu, state: &mut VcpuState, entered: &Entered) {
+fn put(cx: &mut Cx<'_>, entered: &Entered) {
     let Entered { header, control, save } = entered;
-    let cpuid = vcpu.core.cpuid.clone();
-    let l1 = &L1::new(shared, &cpuid);
+    let cpuid = cx.vcpu.core.cpuid.clone();
+    let l1 = &L1::new(cx.shared, &cpuid);
+    let (vcpu, state) = (&mut *cx.vcpu, &mut *cx.state);
     let was_in = vcpu.core.guest_mode;
     leave(vcpu);
     let nested = &mut vcpu.nested;
@@ -291,7 +283,10 @@ fn enter(shared: &Shared, vcpu: &mut SvmVcpu, state: &mut VcpuState, entered: &E
     }
     nested.run_pending = header.flags.run_pending();
     nested.vmcb12_gpa = header.vmcb_pa;
-    nested.vmcb12 = control.clone();
+    // Of the save area KVM's copy has nothing: L2's registers are in the vCPU.
+    nested.vmcb12 = Vmcb { control: control.control.clone(), save: SaveArea::new_zeroed() };
+    nested.vmcb12.save.rip = state.rip;
+    nested.pages_wanted = true;
     copy_vmrun_state(l1, &mut vcpu.vmcb01.vmcb.save, save);
     vcpu.core.guest_mode = true;
     if l1.on(Switch::NESTED_RESTORE_ALL_DIRTY) {

@@ -4,6 +4,7 @@
 mod checks;
 mod maps;
 mod pat;
+mod resume;
 mod state;
 mod vmcb12;
 

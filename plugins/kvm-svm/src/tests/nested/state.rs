@@ -234,3 +234,57 @@ fn legacy_gpat_semantics() {
         assert_eq!((gpat(&bench), bench.state().pat), (LATER, L1_PAT), "{kvm}");
     }
 }
+
+/// The forms that saved state has, by who saves it.
+const FORMS: [(&str, &[(&str, &str)]); 8] = [
+    ("5.10", &[("kvm", "v5.10")]),
+    ("6.1", &[("kvm", "v6.1")]),
+    ("6.12", &[("kvm", "v6.12")]),
+    ("7.2", &[("kvm", "v7.2")]),
+    ("7.2 without the quirk", MERGED),
+    ("v1", &[("kvm", "gpat-v1-series")]),
+    ("v2", &[("kvm", "gpat-v2-series")]),
+    ("v3", &[("kvm", "gpat-v3-series")]),
+];
+
+/// From each form to each: every one takes the others' state, and these are the pairs after which L2 has another PAT than before.
+#[test]
+fn every_pair() {
+    // gPAT that L2 finds, by rows of who saved it; the VMM restores IA32_PAT as it read it.
+    let kept = |from: usize, to: usize| match (from, to) {
+        // Who shares the PAT has none of L2's to save, and none to lose.
+        (0..=3, 0..=3) => Some(L1_PAT),
+        // Bytes 16 to 23 are zero, and mean gPAT.
+        (0..=3, 4) => Some(0),
+        // No flag: IA32_PAT, which v2 takes at KVM_RUN.
+        (0..=3, 5..) => Some(L1_PAT),
+        // The header's second word means nothing, and IA32_PAT is L1's; of v1 it is L2's.
+        (4 | 6 | 7, 0..=3) => Some(L1_PAT),
+        (5, 0..=3) => Some(L2_PAT),
+        (4, 4) | (5, 5) | (6, 6) | (7, 7) => Some(L2_PAT),
+        // The flag, taken for gPAT.
+        (5..=7, 4) => Some(1),
+        // gPAT, taken for flags: bit 0 of this one is clear, so it is lost.
+        (4, _) => Some(L1_PAT),
+        // The flag is there and gPAT is elsewhere: L1's PAT or L2's in the saved VMCB, or none in the header.
+        (5, 6) | (7, 6) => Some(L1_PAT),
+        (5 | 6, 7) => Some(0),
+        // v1 takes IA32_PAT for gPAT, and L1's PAT from the saved VMCB, where v2 has L2's.
+        (6 | 7, 5) => Some(L1_PAT),
+        _ => None,
+    };
+    for (from, (saver, options)) in FORMS.iter().enumerate() {
+        let mut old = in_l2(options);
+        let state = old.nested_state();
+        let pat = old.vm.get_msr(0, &mut old.states[0], 0x277, &mut old.host).unwrap();
+        for (to, (restorer, options)) in FORMS.iter().enumerate() {
+            let mut new = l1(options, true);
+            new.vm.set_msr(0, &mut new.states[0], 0x277, pat, &mut new.host).unwrap();
+            assert_eq!(new.set_nested_state(&state), Ok(()), "{saver} to {restorer}");
+            let hpat = new.state().pat;
+            pat::pre_run(&mut new.vm.vcpus[0], hpat);
+            let gpat = new.vm.vcpus[0].nested.vmcb02.vmcb.save.g_pat;
+            assert_eq!(Some(gpat), kept(from, to), "{saver} to {restorer}");
+        }
+    }
+}
