@@ -31,6 +31,7 @@ pub mod regs;
 pub mod sensitive;
 pub mod state;
 pub mod vcpu;
+pub mod vmrun_check;
 
 /// Guest physical page size, and the unit of every frame number.
 pub const PAGE_SHIFT: u32 = 12;

@@ -361,7 +361,7 @@ pub enum Note {
     NestedIntrVmexit {
         rip: u64,
     },
-    /// A check of KVM's that L1's entry does not pass, by the number that the backend's checks have.
+    /// A check of KVM's that L1's entry does not pass: [`VmrunCheck`](crate::vmrun_check::VmrunCheck).
     NestedVmenterFailed {
         check: u32,
         error: u32,

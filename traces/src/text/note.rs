@@ -5,6 +5,7 @@ use std::fmt::{self, Display, Write};
 use vmtape_arch::{
     exit::SvmExitCode,
     note::{EmulateMode, Note, PageRole},
+    vmrun_check::VmrunCheck,
 };
 
 /// A note's text after `event: `, or `None` where it is no tracepoint of KVM. `vcpu` and `rip` are those of the exit that
@@ -167,7 +168,7 @@ fn write(f: &mut String, note: &Note, vcpu: u32, rip: u64) -> fmt::Result {
         ),
         Note::NestedIntrVmexit { rip } => write!(f, "rip: {rip:#018x}"),
         Note::NestedVmenterFailed { check, error } => {
-            write!(f, "check {check}{}", optional(error != 0, " error"))
+            write!(f, "{}{}", named(VmrunCheck(check).name(), check), optional(error != 0, " error"))
         }
         Note::Invlpga { rip, asid, address } => {
             write!(f, "rip: {rip:#018x} asid: {asid} address: {address:#018x}")

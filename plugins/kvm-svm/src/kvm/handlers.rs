@@ -355,6 +355,9 @@ fn write_cr(cx: &mut Cx<'_>) -> Resume {
         SensitiveKind::LMSW => cr::lmsw(cx.state.cr0, insn.value),
         _ => insn.value,
     };
+    if insn.number == 0 && nested::exit::cr0_vmexit(cx) {
+        return Resume::GUEST;
+    }
     if cx.shared.kvm.silicon.decode_assists.is_set() && insn.kind == SensitiveKind::CR_WRITE {
         cx.note(Note::Cr { write: true, number: insn.number as u8, value });
         let result = set_cr(cx, insn.number, value);

@@ -66,7 +66,8 @@ pub fn vmrun(cx: &mut Cx<'_>) -> Resume {
 /// `kvm_nested_vmenter_failed`.
 fn note_failure(cx: &mut Cx<'_>, why: checks::Check) {
     if cx.on(Switch::NESTED_ENTRIES_TRACED) {
-        cx.note(Note::NestedVmenterFailed { check: why.0, error: 0 });
+        let check = checks::worded(why, &L1::new(cx.shared, &cx.vcpu.core.cpuid));
+        cx.note(Note::NestedVmenterFailed { check: check.0, error: 0 });
     }
 }
 

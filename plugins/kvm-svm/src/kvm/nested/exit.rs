@@ -5,7 +5,7 @@
 use super::{
     enter::{check_cr3, update_runtime},
     events,
-    intercepts::{self, Exited, Owner},
+    intercepts::{self, Cr0Write, Exited, Owner},
     pat,
     patches::L1,
     vmcb12::{self, Mapped},
@@ -20,6 +20,7 @@ use vmtape_arch::{
     exit::{NpfInfo, SvmExitCode as C},
     note::{Note, NoteKind},
     regs::{Cr0, DR7_INIT},
+    sensitive::SensitiveKind,
     vcpu::{Activity, gpr},
 };
 use vmtape_kvm_core::{
@@ -101,6 +102,23 @@ fn synthesize(cx: &mut Cx<'_>, code: C) {
     let control = &mut cx.vcpu.nested.vmcb02.vmcb.control;
     let high = if clears { 0 } else { control.exit_code & !u64::from(u32::MAX) };
     control.exit_code = high | u64::from(code.0);
+}
+
+/// A CR0 write of L2 that is L0's exit, and that L1 wants too by its selective intercept (`check_selective_cr0_intercepted`,
+/// and the emulator's `svm_check_intercept`). True: L1 has got it.
+pub fn cr0_vmexit(cx: &mut Cx<'_>) -> bool {
+    let insn = &cx.exit.insn;
+    let write = match insn.kind {
+        SensitiveKind::CLTS => Cr0Write::Clts,
+        SensitiveKind::LMSW => Cr0Write::Lmsw,
+        _ => Cr0Write::Mov,
+    };
+    let l1 = L1::new(cx.shared, &cx.vcpu.core.cpuid);
+    let code = intercepts::cr0_write(&l1, &cx.vcpu.nested.vmcb12, write, cx.state.cr0, insn.value);
+    let Some(code) = code.filter(|_| cx.vcpu.is_guest_mode()) else { return false };
+    synthesize(cx, code);
+    vmexit(cx);
+    true
 }
 
 /// `nested_svm_inject_exception_vmexit`. What is not said of an exception keeps the value of the last exit.

@@ -7,7 +7,7 @@ use vmtape_kvm_core::{
 };
 
 /// L1 as KVM sees it. Questions about features are `guest_cpu_cap_has`, or the `*_enabled` of 6.1: the parameter, the release
-/// and L1's CPUID together.
+/// and L1's CPUID together. Virtual GIF, virtual NMI and the pause filter are not asked for: the modelled silicon has none.
 #[derive(Clone, Copy)]
 pub struct L1<'a> {
     pub options: &'a Options,
@@ -50,22 +50,5 @@ impl<'a> L1<'a> {
     /// Not for a guest that thinks it is an Intel CPU.
     pub fn vls(&self) -> bool {
         self.may(Switch::VLS, Switch::NESTED_VLS, feature::V_VMSAVE_VMLOAD) && self.cpuid.amd_compatible()
-    }
-
-    pub fn vgif(&self) -> bool {
-        self.may(Switch::VGIF, Switch::NESTED_VGIF, feature::VGIF)
-    }
-
-    /// Needs `vgif` too.
-    pub fn vnmi(&self) -> bool {
-        self.on(Switch::VGIF) && self.may(Switch::VNMI, Switch::NESTED_VNMI, feature::VNMI)
-    }
-
-    pub fn pause_filter(&self) -> bool {
-        self.on(Switch::NESTED_PAUSE_FILTER) && self.cpuid.has(feature::PAUSEFILTER)
-    }
-
-    pub fn pause_threshold(&self) -> bool {
-        self.on(Switch::NESTED_PAUSE_FILTER) && self.cpuid.has(feature::PFTHRESHOLD)
     }
 }
