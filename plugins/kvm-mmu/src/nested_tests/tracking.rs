@@ -115,6 +115,25 @@ fn l1_changes_an_upper_entry_and_kvm_emulates_it() {
     assert_eq!(bench.l2_access(GVA, &WalkAccess::default()), Ok(OTHER + 0x123));
 }
 
+/// A table of L1's that is no table any more takes the shadows below it along; where the role does not say that it is for L2, they stay.
+#[test]
+fn pages_below_a_zapped_one_go_too() {
+    for (guest_mode_first, zapped) in [(true, 2), (false, 1)] {
+        let mut bench = Bench::of(Format::X86 { width: 46 }, |config| {
+            config.npt_rules.guest_mode_first = guest_mode_first
+        });
+        bench.in_l1(|_| ());
+        assert!(bench.l2_access(GVA, &WalkAccess::default()).is_ok());
+        bench.host.notes.clear();
+        // A write that is no entry: the directory and the table below it.
+        bench.mmu.track_write(0, NESTED[2] + 2, 2, &mut bench.host);
+        let zaps = bench.host.notes.iter().filter(|note| matches!(note, Note::ZapPage { .. })).count();
+        assert_eq!(zaps, zapped);
+        bench.in_l1(|_| ());
+        assert!(bench.l2_access(GVA, &WalkAccess::default()).is_ok());
+    }
+}
+
 /// Without nested tables L2 uses L1's addresses, through a root of its own.
 #[test]
 fn l2_without_nested_tables_has_a_root_of_its_own() {

@@ -2,7 +2,7 @@
 //!
 //! See: KVM arch/x86/kvm/mmu/mmu.c __kvm_mmu_prepare_zap_page(), make_mmu_pages_available(), as of 6.12
 
-use super::{Shadow, table_of};
+use super::{Shadow, ShadowPage, table_of};
 use crate::{
     large::round_gfn,
     mmu::Mmu,
@@ -38,7 +38,14 @@ impl Mmu {
             }
         }
         for index in 0..ENTRIES {
-            self.zap_entry(entry_address(table, index as u64));
+            let sptep = entry_address(table, index as u64);
+            let child = self.child_of(sptep);
+            self.zap_entry(sptep);
+            if let Some(child) = child
+                && self.is_parentless_nested(child)
+            {
+                self.prepare_zap(vcpu, child, host);
+            }
         }
         for parent in std::mem::take(&mut self.shadow.sp_mut(table).parents) {
             self.pages.write(parent, NONPRESENT);
@@ -63,6 +70,20 @@ impl Mmu {
             self.shadow.obsolete_roots |= !role.invalid();
         }
         self.shadow.flush = true;
+    }
+
+    /// The page that an entry links to.
+    fn child_of(&self, sptep: u64) -> Option<u64> {
+        let (format, spte) = (self.config.format, self.pages.read(sptep));
+        let level = self.shadow.sp(table_of(sptep).0).role.level();
+        (format.is_present(spte) && !format.is_last(spte, level)).then(|| format.address(spte))
+    }
+
+    /// "Recursively zap nested TDP SPs, parentless SPs are unlikely to be used again in the near future." See: mmu.c
+    /// mmu_page_zap_pte()
+    fn is_parentless_nested(&self, table: u64) -> bool {
+        let orphan = |sp: &ShadowPage| sp.role.guest_mode() && sp.root_count == 0 && sp.parents.is_empty();
+        self.config.tdp && self.shadow.get(table).is_some_and(orphan)
     }
 
     fn unhash(&mut self, table: u64) {
