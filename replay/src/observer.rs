@@ -2,7 +2,7 @@
 //! the guest's tables that lead to no exit, and exceptions that silicon gives the guest itself, stand nowhere else.
 
 use std::{cell::RefCell, rc::Rc};
-use vmtape_abi::{Backend, BackendObserver, Errno, Host, HostObserver, MemoryRegion};
+use vmtape_abi::{Backend, BackendObserver, Errno, Host, HostObserver, MemoryRegion, MemoryStatus};
 use vmtape_arch::{
     access::{Access, Answer, Verdict},
     event::{Event as GuestEvent, EventKind},
@@ -203,9 +203,9 @@ impl HostObserver for ObservedHost<'_> {
         self.inner
     }
 
-    fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
-        let done = self.inner.read(hpa, buf);
-        if done && matches!(buf.len(), 4 | 8) {
+    fn try_read(&mut self, hpa: u64, buf: &mut [u8]) -> MemoryStatus {
+        let done = self.inner.try_read(hpa, buf);
+        if done == MemoryStatus::READY && matches!(buf.len(), 4 | 8) {
             let mut word = [0; 8];
             word[..buf.len()].copy_from_slice(buf);
             let value = u64::from_le_bytes(word);
@@ -214,9 +214,9 @@ impl HostObserver for ObservedHost<'_> {
         done
     }
 
-    fn cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> Option<bool> {
-        let done = self.inner.cmpxchg(hpa, old, new, size);
-        if done == Some(true)
+    fn try_cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> MemoryStatus {
+        let done = self.inner.try_cmpxchg(hpa, old, new, size);
+        if done == MemoryStatus::READY
             && let Some((.., after)) = self.reads.iter_mut().rev().find(|(read, ..)| *read == hpa)
         {
             *after = new;

@@ -7,7 +7,7 @@ use vmtape_arch::{
 use vmtape_traces::{
     Event, ExitGroup, Metadata,
     event::End,
-    text::{fault_text, note_text, pcpu_text, place_text},
+    text::{fault_in_text, fault_text, note_text, pcpu_text, place_text},
 };
 
 /// The name of an exit's reason.
@@ -112,6 +112,7 @@ pub fn event_kind(event: &Event) -> String {
         Event::Read { .. } => "read".into(),
         Event::Input { source, .. } => source.to_string(),
         Event::Fault(_) => "fault".into(),
+        Event::FaultIn(_) => "fault-in".into(),
         Event::Pcpu(_) => "pcpu".into(),
         Event::Control { .. } => "control".into(),
         Event::StateHash { .. } => "state-hash".into(),
@@ -147,6 +148,7 @@ pub fn named_event_text(event: &Event, names: &Metadata) -> String {
         Event::Devices { icount, accesses, hash } => {
             format!("what devices saw in {icount} instructions: {accesses} accesses, hash {hash:016x}")
         }
+        Event::FaultIn(page) => fault_in_text(page),
         Event::Pcpu(event) => pcpu_text(event),
         Event::Fault(fault) => format!("fault {}", fault_text(fault, names)),
         Event::End { icount, end, .. } => format!("after {icount} instructions, {}", end_text(end)),

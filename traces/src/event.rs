@@ -9,8 +9,8 @@ pub use crate::ioctl::Control;
 use serde::Serialize;
 use std::fmt;
 use vmtape_arch::{
-    event::Event as Injected, exit::Exit, exit::Resume, level::Place, note::Note, sensitive::SensitiveKind,
-    vcpu::VcpuState,
+    event::Event as Injected, exit::Exit, exit::Resume, level::Place, memory::MemoryStatus, note::Note,
+    sensitive::SensitiveKind, vcpu::VcpuState,
 };
 
 /// One event of a run.
@@ -32,6 +32,8 @@ pub enum Event {
     Input { icount: u64, source: InputSource, value: u64 },
     /// A fault point answered.
     Fault(Fault),
+    /// A page was needed that was not there.
+    FaultIn(FaultIn),
     /// A physical CPU begins or ceases to run VMs, or a vCPU moves to it.
     Pcpu(PcpuEvent),
     /// An ioctl of the VMM while the guest was stopped.
@@ -68,6 +70,16 @@ pub struct Fault {
     pub a: u64,
     pub b: u64,
     pub answer: u64,
+}
+
+/// A page of the guest's memory that the host did not have was waited for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FaultIn {
+    pub icount: u64,
+    /// The page's guest physical address.
+    pub gpa: u64,
+    /// What came of it: READY from here on, MISSING or REFUSED.
+    pub answer: MemoryStatus,
 }
 
 vmtape_arch::open_enum! {

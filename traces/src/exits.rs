@@ -3,7 +3,7 @@
 use crate::{
     codec::Decoder,
     error::Result,
-    event::{Control, Data, EntryEvent, Event, ExitEvent, Fault, NO_VCPU, PcpuKind, Registers},
+    event::{Control, Data, EntryEvent, Event, ExitEvent, Fault, FaultIn, NO_VCPU, PcpuKind, Registers},
     flat::tag,
 };
 use std::collections::{BTreeMap, VecDeque};
@@ -26,6 +26,8 @@ pub struct ExitGroup {
     pub controls_before: Vec<Control>,
     /// Faults since the entry before this exit: of silicon, of what the VMM did, or of entries of their own.
     pub faults_before: Vec<Fault>,
+    /// Pages that were waited for since the exit before.
+    pub pages_before: Vec<FaultIn>,
     /// The CPUs that the vCPU moved to since then.
     pub cpus_before: Vec<u32>,
     pub exit: ExitEvent,
@@ -41,6 +43,8 @@ pub struct ExitGroup {
     pub controls: Vec<Control>,
     /// Faults from the exit up to the entry.
     pub faults: Vec<Fault>,
+    /// Pages that were waited for in its handling and the entry.
+    pub pages: Vec<FaultIn>,
     /// The CPUs that the vCPU moved to before its entry.
     pub cpus: Vec<u32>,
     /// The end of the handling, unless the tape ends before it.
@@ -112,6 +116,8 @@ pub(crate) struct Grouping {
     controls: Vec<Control>,
     /// Likewise faults outside exits.
     faults: Vec<Fault>,
+    /// Likewise pages.
+    pages: Vec<FaultIn>,
     /// Groups whose memory may be used again.
     pub(crate) spare: Batch,
     /// Likewise the values of registers.
@@ -137,6 +143,7 @@ impl Grouping {
             current: NO_VCPU,
             controls: Vec::new(),
             faults: Vec::new(),
+            pages: Vec::new(),
             spare: Vec::new(),
             values: Vec::new(),
         }
@@ -161,6 +168,7 @@ impl Grouping {
             }
             Event::Control { control, .. } => self.control(control),
             Event::Fault(fault) => self.fault(fault),
+            Event::FaultIn(page) => self.page(page),
             Event::Pcpu(event) if event.kind == PcpuKind::LOAD => {
                 let group = self.open.entry(event.vcpu).or_default();
                 group.exit.as_mut().map_or(&mut group.cpus, |exit| &mut exit.cpus).push(event.cpu);
@@ -206,6 +214,7 @@ impl Grouping {
         std::mem::swap(&mut new.entries, &mut group.entries);
         std::mem::swap(&mut new.controls_before, &mut self.controls);
         std::mem::swap(&mut new.faults_before, &mut self.faults);
+        std::mem::swap(&mut new.pages_before, &mut self.pages);
         group.exit = Some(new);
         self.number += 1;
     }
@@ -251,6 +260,11 @@ impl Grouping {
         open.map_or(&mut self.faults, |exit| &mut exit.faults).push(fault);
     }
 
+    fn page(&mut self, page: FaultIn) {
+        let open = self.open.get_mut(&self.current).and_then(|group| group.exit.as_mut());
+        open.map_or(&mut self.pages, |exit| &mut exit.pages).push(page);
+    }
+
     fn close(&mut self, vcpu: u32) {
         let exit = self.open.get_mut(&vcpu).and_then(|group| group.exit.take());
         self.done.extend(exit);
@@ -283,6 +297,8 @@ impl ExitGroup {
         self.controls.clear();
         self.faults_before.clear();
         self.faults.clear();
+        self.pages_before.clear();
+        self.pages.clear();
         self.cpus_before.clear();
         self.cpus.clear();
     }

@@ -118,6 +118,10 @@ fn object(event: &Event, exit: Option<u64>, metadata: &Metadata) -> Value {
             put(value(fault));
             put(json!({ "name": metadata.fault_point(fault.point) }));
         }
+        Event::FaultIn(page) => {
+            put(value(page));
+            put(json!({ "answer": page.answer.to_string() }));
+        }
         Event::Pcpu(event) => {
             put(value(event));
             put(json!({ "kind": event.kind.to_string() }));

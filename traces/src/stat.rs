@@ -86,6 +86,7 @@ impl Event {
             Self::Entry(_) => "entry".into(),
             Self::Input { .. } => "input".into(),
             Self::Fault(_) => "fault".into(),
+            Self::FaultIn(_) => "fault_in".into(),
             Self::Pcpu(_) => "pcpu".into(),
             Self::Control { .. } => "control".into(),
             Self::StateHash { .. } => "state_hash".into(),

@@ -22,6 +22,7 @@ pub mod flag;
 pub mod fpu;
 pub mod host;
 pub mod level;
+pub mod memory;
 pub mod msr;
 pub mod note;
 pub mod paging;

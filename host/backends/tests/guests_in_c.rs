@@ -5,7 +5,8 @@ mod common;
 mod guest;
 
 use std::{fs, path::PathBuf};
-use vmtape_arch::exit::ResumeKind;
+use vmtape_arch::{exit::ResumeKind, memory::Supply};
+use vmtape_machine::vmm::{Action, Step, When};
 use vmtape_traces::event::End;
 
 /// Runs a guest to its end and gives that and what it printed.
@@ -35,6 +36,40 @@ fn setjmp_of_kvm_unit_tests() {
     let (end, text) = run("setjmp.flat", fs::read(PathBuf::from(folder).join("setjmp.flat")).unwrap(), &[]);
     assert_eq!(end, End::DebugExit { status: 1 }, "{text}");
     assert!(text.contains("SUMMARY: 10 tests"), "{text}");
+}
+
+/// Pages of the guest's first megabytes that are not there.
+fn missing(supply: Supply) -> Vec<Step> {
+    let action = Action::TakePages { supply, gpa: 0, size: 16 << 20 };
+    vec![Step { at: When::Start, action }]
+}
+
+#[test]
+fn pages_that_a_backend_asks_for_arrive() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = common::compile(folder.path(), "libidentity.so", &[]);
+    let image = || vmtape_guests::image("io").unwrap();
+    let (end, text) = guest::run_scripted(&library, "io", image(), missing(Supply::DEMAND));
+    assert_eq!(end, End::DebugExit { status: 1 }, "{text}");
+}
+
+#[test]
+fn a_backend_that_does_not_look_whether_memory_is_there_ends_its_guest_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = common::compile(folder.path(), "libidentity.so", &["-DVARIANT_IGNORES_STATUS"]);
+    for (supply, errno) in [(Supply::NEVER, -4), (Supply::REFUSED, -14), (Supply::DEMAND, 0)] {
+        let (end, _) =
+            guest::run_scripted(&library, "io", vmtape_guests::image("io").unwrap(), missing(supply));
+        // Entries of tables that are not there read as nothing: the guest may get lost, and its host does not.
+        match end {
+            End::Fatal { resume, reason, .. } => {
+                assert_eq!(resume.errno, errno);
+                assert!(reason.contains("without asking"), "{reason}");
+            }
+            End::DebugExit { .. } => assert_eq!(supply, Supply::DEMAND),
+            _ => {}
+        }
+    }
 }
 
 #[test]

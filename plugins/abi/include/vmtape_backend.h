@@ -190,19 +190,23 @@ typedef struct vt_SliceMut_u8 {
     size_t len;
 } vt_SliceMut_u8;
 
+// What became of a read or a write of memory.
+typedef uint32_t vt_MemoryStatus;
+// It is done; of `HostTable.fault_in`: the pages are there.
+#define vt_MemoryStatus_READY 0
+// A page has not arrived yet (post-copy), and nothing was done. Whoever may sleep asks `HostTable.fault_in`, and then
+// again. From `fault_in` itself: the wait was interrupted, and the page is still not there.
+#define vt_MemoryStatus_MISSING 1
+// The address is no RAM, or the host does not give the page, and nothing was done: -EFAULT in the kernel.
+#define vt_MemoryStatus_REFUSED 2
+// Memory holds something else than was compared with.
+#define vt_MemoryStatus_CHANGED 3
+
 // A list that the callee reads.
 typedef struct vt_Slice_u8 {
     const uint8_t *ptr;
     size_t len;
 } vt_Slice_u8;
-
-// A value that may be absent; then it is zero.
-typedef struct vt_Maybe {
-    uint64_t value;
-    // 1: `value` is there.
-    uint8_t there;
-    uint8_t pad[7];
-} vt_Maybe;
 
 // How much of a host TLB to drop.
 typedef uint32_t vt_FlushScope;
@@ -533,6 +537,14 @@ typedef struct vt_BusOp {
     uint64_t data;
 } vt_BusOp;
 
+// A value that may be absent; then it is zero.
+typedef struct vt_Maybe {
+    uint64_t value;
+    // 1: `value` is there.
+    uint8_t there;
+    uint8_t pad[7];
+} vt_Maybe;
+
 // The level of virtualization that was running: a guest, or a guest's own guest.
 typedef uint8_t vt_Level;
 #define vt_Level_L1 0
@@ -624,17 +636,22 @@ typedef struct vt_HostTable {
     uint32_t pad;
     // The host's structures. It takes and gives all of them in the backend's sizes; what the host does not have is zero.
     const struct vt_Sizes *sizes;
-    // Reads host physical memory. False: not RAM. Reads are the exit's stimulus, so they go through this call.
-    vt_Status (*read)(void *ctx, uint64_t hpa, struct vt_SliceMut_u8 buf, uint8_t *out);
-    // Writes host physical memory, drops decoded code and marks the page dirty. False: not RAM.
-    vt_Status (*write)(void *ctx, uint64_t hpa, struct vt_Slice_u8 data, uint8_t *out);
-    // Compares and exchanges `size` (4 or 8) bytes. `None`: not RAM; `Some(false)`: memory held something else.
-    vt_Status (*cmpxchg)(void *ctx,
-                         uint64_t hpa,
-                         uint64_t old,
-                         uint64_t new,
-                         uint8_t size,
-                         struct vt_Maybe *out);
+    // Reads host physical memory if all of it is there. Reads are the exit's stimulus, so they go through this call.
+    vt_Status (*try_read)(void *ctx, uint64_t hpa, struct vt_SliceMut_u8 buf, vt_MemoryStatus *out);
+    // Writes host physical memory if all of it is there, drops decoded code and marks the page dirty.
+    vt_Status (*try_write)(void *ctx, uint64_t hpa, struct vt_Slice_u8 data, vt_MemoryStatus *out);
+    // Compares and exchanges `size` (4 or 8) bytes if they are there.
+    vt_Status (*try_cmpxchg)(void *ctx,
+                             uint64_t hpa,
+                             uint64_t old,
+                             uint64_t new,
+                             uint8_t size,
+                             vt_MemoryStatus *out);
+    // Waits until every page of a range is there, as `get_user_pages` does. It is asked before a page is mapped for
+    // the guest: a mapping leads to memory that is there.
+    vt_Status (*fault_in)(void *ctx, uint64_t hpa, uint64_t size, vt_MemoryStatus *out);
+    // How many bytes from `hpa` on are there without a wait, `size` at most (`get_user_pages_fast_only`).
+    vt_Status (*resident)(void *ctx, uint64_t hpa, uint64_t size, uint64_t *out);
     // Drops translations of one vCPU or of `ALL_VCPUS`.
     vt_Status (*flush_tlb)(void *ctx, uint32_t vcpu, vt_FlushScope scope, uint64_t address);
     // KVM's instruction emulator, with the interpreter doing the work and `mmu` translating every access.
@@ -1248,6 +1265,9 @@ typedef struct vt_BackendTable {
                              const struct vt_Exit *exit,
                              struct vt_HostRef host,
                              struct vt_Resume *out);
+    // The host takes pages back: no mapping of the range survives (`mmu_notifier_invalidate_range_start`,
+    // `kvm_unmap_gfn_range`). From here on they are there only once `HostTable.fault_in` says so.
+    vt_Status (*invalidate_range)(struct vt_Vm *vm, uint64_t hpa, uint64_t size, struct vt_HostRef host);
     // A value that an ioctl, an MSR of the host or debugfs would show. What is not about one vCPU ignores `vcpu`.
     // -ENOTTY: this backend does not have it.
     vt_Status (*query)(struct vt_Vm *vm, uint32_t vcpu, vt_Query what, uint64_t *out);

@@ -15,7 +15,7 @@ use vmtape_arch::{
     vcpu::VcpuState,
 };
 
-pub use vmtape_arch::query::Query;
+pub use vmtape_arch::{memory::MemoryStatus, query::Query};
 
 /// A negative errno with the kernel's number, as an ioctl returns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,7 @@ pub struct Errno(pub i32);
 
 impl Errno {
     pub const ENOENT: Self = Self(-2);
+    pub const EINTR: Self = Self(-4);
     pub const EIO: Self = Self(-5);
     pub const ENXIO: Self = Self(-6);
     pub const E2BIG: Self = Self(-7);
@@ -188,14 +189,21 @@ mmu_calls! { contract_trait! (
 macro_rules! host_calls {
     ($then:ident! $($before:tt)*) => {
         $then! { $($before)*
-            /// Reads host physical memory. False: not RAM. Reads are the exit's stimulus, so they go through this call.
-            fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool;
+            /// Reads host physical memory if all of it is there. Reads are the exit's stimulus, so they go through this call.
+            fn try_read(&mut self, hpa: u64, buf: &mut [u8]) -> MemoryStatus;
 
-            /// Writes host physical memory, drops decoded code and marks the page dirty. False: not RAM.
-            fn write(&mut self, hpa: u64, data: &[u8]) -> bool;
+            /// Writes host physical memory if all of it is there, drops decoded code and marks the page dirty.
+            fn try_write(&mut self, hpa: u64, data: &[u8]) -> MemoryStatus;
 
-            /// Compares and exchanges `size` (4 or 8) bytes. `None`: not RAM; `Some(false)`: memory held something else.
-            fn cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> Option<bool>;
+            /// Compares and exchanges `size` (4 or 8) bytes if they are there.
+            fn try_cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> MemoryStatus;
+
+            /// Waits until every page of a range is there, as `get_user_pages` does. It is asked before a page is mapped for
+            /// the guest: a mapping leads to memory that is there.
+            fn fault_in(&mut self, hpa: u64, size: u64) -> MemoryStatus;
+
+            /// How many bytes from `hpa` on are there without a wait, `size` at most (`get_user_pages_fast_only`).
+            fn resident(&self, hpa: u64, size: u64) -> u64;
 
             /// Drops translations of one vCPU or of [`ALL_VCPUS`].
             fn flush_tlb(&mut self, vcpu: u32, scope: FlushScope, address: u64);
@@ -245,6 +253,43 @@ host_calls! { contract_trait! (
         /// Puts a note of L1's own on the tape.
         fn note(&mut self, vcpu: u32, note: Note) {
             self.note_at(vcpu, Place::L1, note);
+        }
+
+        /// Reads host physical memory, waiting for what has not arrived (`copy_from_user`). False: -EFAULT.
+        fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
+            let mut status = self.try_read(hpa, buf);
+            if status == MemoryStatus::MISSING && self.fault_in(hpa, buf.len() as u64) == MemoryStatus::READY {
+                status = self.try_read(hpa, buf);
+            }
+            status == MemoryStatus::READY
+        }
+
+        /// Writes host physical memory, waiting for what has not arrived (`copy_to_user`). False: -EFAULT.
+        fn write(&mut self, hpa: u64, data: &[u8]) -> bool {
+            let mut status = self.try_write(hpa, data);
+            if status == MemoryStatus::MISSING && self.fault_in(hpa, data.len() as u64) == MemoryStatus::READY {
+                status = self.try_write(hpa, data);
+            }
+            status == MemoryStatus::READY
+        }
+
+        /// Compares and exchanges `size` (4 or 8) bytes, waiting for what has not arrived (`try_cmpxchg_user`). `None`:
+        /// -EFAULT; `Some(false)`: memory held something else.
+        fn cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> Option<bool> {
+            let mut status = self.try_cmpxchg(hpa, old, new, size);
+            if status == MemoryStatus::MISSING && self.fault_in(hpa, size.into()) == MemoryStatus::READY {
+                status = self.try_cmpxchg(hpa, old, new, size);
+            }
+            match status {
+                MemoryStatus::READY => Some(true),
+                MemoryStatus::CHANGED => Some(false),
+                _ => None,
+            }
+        }
+
+        /// Whether any page of the host's memory may not be there.
+        fn is_sparse(&self) -> bool {
+            self.resident(0, u64::MAX) != u64::MAX
         }
 
         /// 64 bits at a host physical address.
@@ -537,6 +582,12 @@ macro_rules! backend_sections {
             }
             // What a backend may do without; a new call stands here, at the end.
             appended {
+
+            /// The host takes pages back: no mapping of the range survives (`mmu_notifier_invalidate_range_start`,
+            /// `kvm_unmap_gfn_range`). From here on they are there only once [`Host::fault_in`] says so.
+            fn invalidate_range(&mut self, hpa: u64, size: u64, host: &mut dyn Host) {
+                let _ = (hpa, size, host);
+            }
 
             /// A value that an ioctl, an MSR of the host or debugfs would show. What is not about one vCPU ignores `vcpu`.
             /// -ENOTTY: this backend does not have it.

@@ -132,6 +132,7 @@ results! {
     // A broken backend exits, so that the run ends at `handle_exit`.
     Answer => Answer { verdict: Verdict::EXIT, ..Default::default() },
     Verdict => Verdict::EXIT,
+    MemoryStatus => MemoryStatus::REFUSED,
     Resume => Resume::new(ResumeKind::BACKEND_FAILED),
     Emulated => Emulated { status: EmulateStatus::UNHANDLEABLE, ..Default::default() },
 }

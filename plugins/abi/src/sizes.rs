@@ -54,7 +54,7 @@ macro_rules! numbers {
     )*};
 }
 
-numbers!(u8, u32, u64, i64, FlushScope, NoteKind, Place, Query, Verdict);
+numbers!(u8, u32, u64, i64, FlushScope, MemoryStatus, NoteKind, Place, Query, Verdict);
 
 /// Makes everything that follows from the list of structures.
 macro_rules! structures {

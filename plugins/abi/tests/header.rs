@@ -12,6 +12,7 @@ const SOURCES: &[&str] = &[
     "../../host/arch/src/event.rs",
     "../../host/arch/src/exception.rs",
     "../../host/arch/src/level.rs",
+    "../../host/arch/src/memory.rs",
     "../../host/arch/src/exit.rs",
     "../../host/arch/src/flag.rs",
     "../../host/arch/src/fpu.rs",

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, ffi::c_void};
 use vmtape_abi::{
     Backend, BusOp, Description, DirtyGfn, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Errno,
-    FlushScope, Host, MemoryRegion, Plugin, Query, TableRow, Translation, VmConfig,
+    FlushScope, Host, MemoryRegion, MemoryStatus, Plugin, Query, TableRow, Translation, VmConfig,
     import::Backends,
     table::{BackendTable, HostTable, RawConfig, STATUS_REFUSED, Sink},
 };
@@ -324,22 +324,31 @@ struct FakeHost {
 }
 
 impl Host for FakeHost {
-    fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
+    fn try_read(&mut self, hpa: u64, buf: &mut [u8]) -> MemoryStatus {
         assert!(!self.panics, "the host panics");
-        let from = self.ram.get(hpa as usize..hpa as usize + buf.len());
-        from.is_some_and(|bytes| {
-            buf.copy_from_slice(bytes);
-            true
-        })
+        let Some(from) = self.ram.get(hpa as usize..hpa as usize + buf.len()) else {
+            return MemoryStatus::REFUSED;
+        };
+        buf.copy_from_slice(from);
+        MemoryStatus::READY
     }
 
-    fn write(&mut self, _: u64, _: &[u8]) -> bool {
-        false
+    fn try_write(&mut self, _: u64, _: &[u8]) -> MemoryStatus {
+        MemoryStatus::REFUSED
     }
 
-    fn cmpxchg(&mut self, hpa: u64, _: u64, new: u64, size: u8) -> Option<bool> {
+    fn try_cmpxchg(&mut self, hpa: u64, _: u64, new: u64, size: u8) -> MemoryStatus {
         self.ram[hpa as usize..][..size as usize].copy_from_slice(&new.to_le_bytes());
-        Some(true)
+        MemoryStatus::READY
+    }
+
+    fn fault_in(&mut self, hpa: u64, size: u64) -> MemoryStatus {
+        self.told.borrow_mut().push(format!("fault in {hpa:#x} {size:#x}"));
+        MemoryStatus::MISSING
+    }
+
+    fn resident(&self, _: u64, size: u64) -> u64 {
+        size / 2
     }
 
     fn flush_tlb(&mut self, vcpu: u32, scope: FlushScope, address: u64) {
@@ -469,9 +478,9 @@ fn a_host_without_what_the_backend_needs_is_refused() {
     for size in [0, 8, 24] {
         let small = table(2, size);
         let said = refusal_of(small.as_ptr().cast());
-        assert!(said.contains(&format!("its table of {size} bytes ends before `read`")), "{said}");
+        assert!(said.contains(&format!("its table of {size} bytes ends before `try_read`")), "{said}");
     }
-    assert!(refusal_of(table(2, 32).as_ptr().cast()).contains("`read` of its table is null"));
+    assert!(refusal_of(table(2, 32).as_ptr().cast()).contains("`try_read` of its table is null"));
     assert!(refusal_of(std::ptr::null()).contains("the host does not fit this backend"));
 }
 

@@ -504,6 +504,10 @@ impl<O: Ops> Backend for Vm<O> {
 
     backend_sections! { section! (silicon each_call! ask_silicon () []) }
 
+    fn invalidate_range(&mut self, hpa: u64, size: u64, host: &mut dyn Host) {
+        self.shared.kvm_mut().mmu.unmap_range(hpa, size, host);
+    }
+
     /// `vcpu_enter_guest`.
     fn enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Resume {
         let (ops, v) = self.parts(vcpu);

@@ -5,6 +5,7 @@
 use crate::{config::Unmappable, slots::Slot};
 use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
+use vmtape_abi::Errno;
 use vmtape_arch::{
     exception::{Exception, PageFaultError},
     exit::{EptQualification, NpfInfo},
@@ -104,6 +105,8 @@ pub enum RetPf {
     Invalid,
     Fixed,
     Spurious,
+    /// A negative errno, with which KVM_RUN fails.
+    Failed(Errno),
 }
 
 /// `struct kvm_page_fault`.

@@ -14,6 +14,7 @@ mod large;
 mod mmio_cache;
 pub mod mmu;
 mod nested;
+mod notifier;
 mod page_fault;
 pub mod pages;
 pub mod role;

@@ -13,8 +13,17 @@ use crate::{
     spte::MMIO_GENERATION_MASK,
     walk::Acc,
 };
-use vmtape_abi::{Errno, Host, MemoryRegion};
-use vmtape_arch::{level::Stage, note::Note, vcpu::VcpuState};
+use vmtape_abi::{Errno, Host, MemoryRegion, MemoryStatus};
+use vmtape_arch::{PAGE_SIZE, level::Stage, note::Note, vcpu::VcpuState};
+
+/// `kvm_handle_error_pfn`, for what a wait for a page ends with: a signal (`is_sigpending_pfn`), or no page.
+fn error_pfn(status: MemoryStatus) -> Option<Errno> {
+    match status {
+        MemoryStatus::READY => None,
+        MemoryStatus::MISSING => Some(Errno::EINTR),
+        _ => Some(Errno::EFAULT),
+    }
+}
 
 impl Mmu {
     // --- the vCPU's MMIO cache ---
@@ -102,6 +111,7 @@ impl Mmu {
         }
         match result {
             RetPf::Emulate => Handled::Emulate,
+            RetPf::Failed(errno) => Handled::Errno(errno.0),
             RetPf::WriteProtected => self.write_protect_fault(vcpu, state, address, code, host),
             _ => Handled::Resume,
         }
@@ -200,7 +210,7 @@ impl Mmu {
         if self.vcpu(vcpu).guest_mode { Handled::Emulate } else { Handled::EmulateOrRetry }
     }
 
-    /// `kvm_faultin_pfn`, for memory that is always there.
+    /// `kvm_faultin_pfn`. Guests have no asynchronous page faults: KVM waits for a page that is not there.
     pub(crate) fn faultin_pfn(
         &mut self,
         vcpu: u32,
@@ -218,7 +228,13 @@ impl Mmu {
             // See: mmu.c kvm_handle_error_pfn(), KVM_PFN_ERR_RO_FAULT
             return RetPf::Emulate;
         }
-        fault.pfn = slot.hpa(fault.gfn << 12) >> 12;
+        let hpa = slot.hpa(fault.gfn << 12);
+        if slot.id < PRIVATE_SLOT
+            && let Some(errno) = error_pfn(host.fault_in(hpa, PAGE_SIZE))
+        {
+            return RetPf::Failed(errno);
+        }
+        fault.pfn = hpa >> 12;
         fault.map_writable = !slot.readonly();
         RetPf::Continue
     }

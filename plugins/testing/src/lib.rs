@@ -2,8 +2,10 @@
 //! operand lies, and does no more.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use vmtape_abi::{
-    BusOp, BusSpace, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, FlushScope, Host, Translation,
+    BusOp, BusSpace, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, FlushScope, Host, MemoryStatus,
+    Translation,
 };
 use vmtape_arch::{
     access::{Access, AccessKind},
@@ -48,6 +50,8 @@ pub struct TestHost {
     pub access: Access,
     /// Fault points that answer, once each, with their answers.
     pub faults: Vec<(u32, u64)>,
+    /// Pages (host physical addresses) that are not there, and whether they arrive when they are waited for.
+    pub absent: BTreeMap<u64, MemoryStatus>,
     /// What the last emulation was told of its operand.
     pub emulated: Option<Result<Translation, Exception>>,
 }
@@ -58,29 +62,56 @@ impl TestHost {
         Self { memory: vec![0; memory], insn: MOV, ..Self::default() }
     }
 
-    fn at(&mut self, hpa: u64, len: usize) -> Option<&mut [u8]> {
-        let start = usize::try_from(hpa).ok()?;
-        self.memory.get_mut(start..start.checked_add(len)?)
+    fn at(&mut self, hpa: u64, len: usize) -> Result<&mut [u8], MemoryStatus> {
+        if let Some((_, answer)) = self.first_absent(hpa, len as u64) {
+            return Err(if answer == MemoryStatus::REFUSED { answer } else { MemoryStatus::MISSING });
+        }
+        let start = usize::try_from(hpa).unwrap_or(usize::MAX);
+        let bytes = self.memory.get_mut(start..start.saturating_add(len));
+        bytes.ok_or(MemoryStatus::REFUSED)
+    }
+
+    fn first_absent(&self, hpa: u64, size: u64) -> Option<(u64, MemoryStatus)> {
+        let range = hpa & !0xfff..hpa.saturating_add(size.max(1));
+        self.absent.range(range).next().map(|(page, answer)| (*page, *answer))
     }
 }
 
 impl Host for TestHost {
-    fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
-        self.at(hpa, buf.len()).map(|bytes| buf.copy_from_slice(bytes)).is_some()
+    fn try_read(&mut self, hpa: u64, buf: &mut [u8]) -> MemoryStatus {
+        let done = self.at(hpa, buf.len()).map(|bytes| buf.copy_from_slice(bytes));
+        done.err().unwrap_or(MemoryStatus::READY)
     }
 
-    fn write(&mut self, hpa: u64, data: &[u8]) -> bool {
-        self.at(hpa, data.len()).map(|bytes| bytes.copy_from_slice(data)).is_some()
+    fn try_write(&mut self, hpa: u64, data: &[u8]) -> MemoryStatus {
+        let done = self.at(hpa, data.len()).map(|bytes| bytes.copy_from_slice(data));
+        done.err().unwrap_or(MemoryStatus::READY)
     }
 
-    fn cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> Option<bool> {
+    fn try_cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> MemoryStatus {
         let size = usize::from(size);
-        let bytes = self.at(hpa, size)?;
-        let same = *bytes == old.to_le_bytes()[..size];
-        if same {
-            bytes.copy_from_slice(&new.to_le_bytes()[..size]);
+        match self.at(hpa, size) {
+            Err(status) => status,
+            Ok(bytes) if *bytes != old.to_le_bytes()[..size] => MemoryStatus::CHANGED,
+            Ok(bytes) => {
+                bytes.copy_from_slice(&new.to_le_bytes()[..size]);
+                MemoryStatus::READY
+            }
         }
-        Some(same)
+    }
+
+    fn fault_in(&mut self, hpa: u64, size: u64) -> MemoryStatus {
+        while let Some((page, answer)) = self.first_absent(hpa, size) {
+            if answer != MemoryStatus::READY {
+                return answer;
+            }
+            self.absent.remove(&page);
+        }
+        MemoryStatus::READY
+    }
+
+    fn resident(&self, hpa: u64, size: u64) -> u64 {
+        self.first_absent(hpa, size).map_or(size, |(page, _)| page.saturating_sub(hpa))
     }
 
     fn flush_tlb(&mut self, _vcpu: u32, _scope: FlushScope, _address: u64) {}

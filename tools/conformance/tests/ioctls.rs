@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, anyhow, ensure};
 use vmtape_abi::{
-    Backend, BusOp, EmulateRequest, Emulated, EmulatorMmu, Errno, FlushScope, Host, MemoryRegion, Query,
-    VmConfig,
+    Backend, BusOp, EmulateRequest, Emulated, EmulatorMmu, Errno, FlushScope, Host, MemoryRegion,
+    MemoryStatus, Query, VmConfig,
 };
 use vmtape_arch::{
     cpuid::CpuidEntry,
@@ -29,14 +29,20 @@ struct Nobody {
 }
 
 impl Host for Nobody {
-    fn read(&mut self, _: u64, _: &mut [u8]) -> bool {
-        false
+    fn try_read(&mut self, _: u64, _: &mut [u8]) -> MemoryStatus {
+        MemoryStatus::REFUSED
     }
-    fn write(&mut self, _: u64, _: &[u8]) -> bool {
-        false
+    fn try_write(&mut self, _: u64, _: &[u8]) -> MemoryStatus {
+        MemoryStatus::REFUSED
     }
-    fn cmpxchg(&mut self, _: u64, _: u64, _: u64, _: u8) -> Option<bool> {
-        None
+    fn try_cmpxchg(&mut self, _: u64, _: u64, _: u64, _: u8) -> MemoryStatus {
+        MemoryStatus::REFUSED
+    }
+    fn fault_in(&mut self, _: u64, _: u64) -> MemoryStatus {
+        MemoryStatus::REFUSED
+    }
+    fn resident(&self, _: u64, size: u64) -> u64 {
+        size
     }
     fn flush_tlb(&mut self, _: u32, _: FlushScope, _: u64) {}
     fn emulate(

@@ -8,7 +8,10 @@ mod exit;
 pub(crate) use end::{cpuid_bytes, cpuid_entry};
 
 use crate::{
-    event::{Control, Data, Event, ExitEvent, Fault, InputSource, Milestone, PcpuEvent, PcpuKind, Registers},
+    event::{
+        Control, Data, Event, ExitEvent, Fault, FaultIn, InputSource, Milestone, PcpuEvent, PcpuKind,
+        Registers,
+    },
     ioctl::{Packed, Unpacked},
 };
 use end::{end_words, read_end};
@@ -17,6 +20,7 @@ use exit::{exit_words, read_exit};
 use vmtape_arch::{
     exit::{Resume, ResumeKind},
     level::Place,
+    memory::MemoryStatus,
     note::{Note, NoteKind, RawNote},
 };
 
@@ -40,6 +44,7 @@ pub mod tag {
     pub const MOMENT: u64 = 15;
     pub const FAULT: u64 = 16;
     pub const PCPU: u64 = 17;
+    pub const FAULT_IN: u64 = 18;
     pub const NOTE: u64 = 0x100;
 }
 
@@ -152,6 +157,10 @@ impl Flat {
                 self.words.extend([icount, join(vcpu, point), occurrence, since_exit, a, b, answer]);
                 tag::FAULT
             }
+            Event::FaultIn(FaultIn { icount, gpa, answer }) => {
+                self.words.extend([clock.forward(*icount), *gpa, answer.0.into()]);
+                tag::FAULT_IN
+            }
             Event::Pcpu(PcpuEvent { icount, kind, cpu, vcpu, result }) => {
                 let icount = clock.forward(*icount);
                 self.words.extend([icount, kind.0.into(), join(*cpu, *vcpu), u64::from(*result as u32)]);
@@ -217,6 +226,11 @@ impl Flat {
                 Event::Input { icount: clock.at(w.next()?), source: InputSource(w.u32()?), value: w.next()? }
             }
             tag::FAULT => Event::Fault(read_fault(&mut w, clock)?),
+            tag::FAULT_IN => Event::FaultIn(FaultIn {
+                icount: clock.at(w.next()?),
+                gpa: w.next()?,
+                answer: MemoryStatus(w.u32()?),
+            }),
             tag::PCPU => {
                 let (icount, kind, place) = (clock.at(w.next()?), PcpuKind(w.u32()?), w.next()?);
                 let (cpu, vcpu, result) = (low(place), high(place), w.u32()? as i32);

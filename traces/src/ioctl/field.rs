@@ -7,6 +7,7 @@ use crate::flat::{cpuid_bytes, cpuid_entry, high, join, low};
 use std::fmt;
 use vmtape_arch::{
     cpuid::{CpuidEntry, maxphyaddr},
+    memory::Supply,
     query::Query,
 };
 
@@ -149,6 +150,16 @@ impl Field for Query {
     }
 }
 
+impl Field for Supply {
+    fn pack(&self, to: &mut Packed<'_>) {
+        self.0.pack(to);
+    }
+
+    fn unpack(from: &mut Unpacked<'_>) -> Result<Self, &'static str> {
+        u32::unpack(from).map(Self)
+    }
+}
+
 impl Field for Vec<CpuidEntry> {
     fn pack(&self, to: &mut Packed<'_>) {
         to.bytes(self.iter().flat_map(cpuid_bytes));
@@ -185,6 +196,7 @@ plain! {
     u64: |value| (*value).try_into().ok(),
     i64: |value| (*value).try_into().ok(),
     Query: |value| Some(value.0),
+    Supply: |value| Some(value.0),
     String: |_value| None,
 }
 
@@ -221,8 +233,9 @@ pub struct Errno(pub i64);
 impl fmt::Display for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         /// See: Linux include/uapi/asm-generic/errno-base.h
-        const NAMES: [(i64, &str); 10] = [
+        const NAMES: [(i64, &str); 11] = [
             (-2, "ENOENT"),
+            (-4, "EINTR"),
             (-5, "EIO"),
             (-6, "ENXIO"),
             (-7, "E2BIG"),

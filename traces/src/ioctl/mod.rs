@@ -17,7 +17,7 @@ pub use spelling::Spelling;
 use field::{Errno, Shown};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use vmtape_arch::{cpuid::CpuidEntry, query::Query};
+use vmtape_arch::{cpuid::CpuidEntry, memory::Supply, query::Query};
 
 /// Whether an ioctl changes the VM or only asks.
 const CHANGES: bool = true;
@@ -195,6 +195,30 @@ ioctls! {
         help: "KVM_RESET_DIRTY_RINGS: WHEN",
         args: {},
         asks: "",
+        gives: { result: i32 } "{result}",
+    }
+
+    /// The VMM takes pages of guest memory away, which come back in one way or another when they are needed: MADV_DONTNEED in a
+    /// range that userfaultfd handles, or memory that is unmapped. KVM hears of it by its MMU notifier.
+    13 => TakePages {
+        name: "missing pages",
+        effect: CHANGES,
+        option: "missing" = "PAGES",
+        help: "Memory that has not arrived (post-copy): gpa=A,size=S[,supply=demand,WHEN]. supply=demand: a page arrives once it \
+               is waited for; never: the wait is interrupted; refused: the host does not give it (-EFAULT)",
+        args: { supply: Supply = supply("supply"), gpa: u64 = bytes_or_zero("gpa"), size: u64 = bytes("size") },
+        asks: "gpa {gpa:#x} size {size:#x}, supply {supply}",
+        gives: { result: i32 } "{result}",
+    }
+
+    /// UFFDIO_COPY: pages arrive before anybody waits for them.
+    14 => SupplyPages {
+        name: "UFFDIO_COPY",
+        effect: CHANGES,
+        option: "supply" = "PAGES",
+        help: "Memory that arrives, whether it is waited for or not: gpa=A,size=S[,WHEN]",
+        args: { gpa: u64 = bytes_or_zero("gpa"), size: u64 = bytes("size") },
+        asks: "gpa {gpa:#x} size {size:#x}",
         gives: { result: i32 } "{result}",
     }
 }

@@ -1,7 +1,7 @@
 //! How the command line spells an ioctl's arguments: words with commas between them.
 
 use super::Pages;
-use vmtape_arch::query::Query;
+use vmtape_arch::{memory::Supply, query::Query};
 
 /// The words of one option that nobody has taken yet.
 pub struct Spelling<'a> {
@@ -74,6 +74,15 @@ impl<'a> Spelling<'a> {
     /// `key=BYTES`; zero without.
     pub(super) fn bytes_or_zero(&mut self, key: &str) -> Result<u64, String> {
         self.value(key).map_or(Ok(0), bytes)
+    }
+
+    /// `key=SUPPLY`; on demand without.
+    pub(super) fn supply(&mut self, key: &str) -> Result<Supply, String> {
+        let Some(name) = self.value(key) else { return Ok(Supply::DEMAND) };
+        Supply::from_name(name).ok_or_else(|| {
+            let names: Vec<_> = Supply::NAMED.iter().map(|(_, name)| *name).collect();
+            format!("`{key}={name}`: one of {} is needed", names.join(", "))
+        })
     }
 
     /// A word that is a number.

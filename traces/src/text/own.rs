@@ -2,7 +2,7 @@
 
 use crate::{
     Metadata,
-    event::{Data, Event, Fault, NO_VCPU, PcpuEvent, Registers},
+    event::{Data, Event, Fault, FaultIn, NO_VCPU, PcpuEvent, Registers},
     flat::{Clock, Flat, tag},
 };
 use std::fmt::Write;
@@ -42,6 +42,7 @@ pub fn text(event: &Event, names: &Metadata) -> (String, String) {
         Event::Resume { resume, .. } => ("resume", resume_text(resume)),
         Event::Entry(entry) => ("entry", entry.outcome.to_string()),
         Event::Input { source, value, .. } => ("input", format!("{source} {value:#x}")),
+        Event::FaultIn(page) => ("fault_in", fault_in_text(page)),
         Event::Pcpu(event) => ("pcpu", pcpu_text(event)),
         Event::Control { control, .. } => ("control", control.to_string()),
         Event::StateHash { exits, hash, .. } => ("state_hash", format!("after {exits} exits {hash:016x}")),
@@ -119,6 +120,11 @@ pub fn fault_text(fault: &Fault, names: &Metadata) -> String {
     let name = names.fault_point(point).map_or_else(|| format!("point {point:#x}"), str::to_owned);
     let whose = if vcpu == NO_VCPU { String::new() } else { format!(" of vcpu {vcpu}") };
     format!("{name} #{occurrence}{whose} a {a:#x} b {b:#x}: {answer:#x}")
+}
+
+/// A page that was waited for in words.
+pub fn fault_in_text(page: &FaultIn) -> String {
+    format!("page {:#x}: {}", page.gpa, page.answer)
 }
 
 /// An event of a physical CPU in words.

@@ -3,7 +3,7 @@
 use super::{LOST, STIMULUS, note::note_text, own, place_text, tables::reason};
 use crate::{
     Metadata,
-    event::{End, Event, ExitEvent, Fault, Milestone, NO_VCPU, PcpuEvent},
+    event::{End, Event, ExitEvent, Fault, FaultIn, Milestone, NO_VCPU, PcpuEvent},
     import,
 };
 use std::{
@@ -124,6 +124,7 @@ impl<W: Write> Printer<W> {
             | Event::Milestone(Milestone { icount, .. })
             | Event::Devices { icount, .. }
             | Event::Fault(Fault { icount, .. })
+            | Event::FaultIn(FaultIn { icount, .. })
             | Event::Pcpu(PcpuEvent { icount, .. })
             | Event::End { icount, .. } => {
                 self.icount = *icount;

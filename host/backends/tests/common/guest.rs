@@ -7,6 +7,7 @@ use vmtape_backends::LoadedPlugin;
 use vmtape_machine::{
     GuestImage, Limits, Live, Machine, MachineSpec,
     model::{CpuOption, silicon_cpuid},
+    vmm::Step,
 };
 use vmtape_traces::event::End;
 
@@ -26,6 +27,11 @@ impl Write for Serial {
 
 /// Runs a guest under a library to its end and gives that and what it printed.
 pub fn run(library: &Path, name: &str, bytes: Vec<u8>) -> (End, String) {
+    run_scripted(library, name, bytes, Vec::new())
+}
+
+/// As [`run`], with what the VMM does meanwhile.
+pub fn run_scripted(library: &Path, name: &str, bytes: Vec<u8>, script: Vec<Step>) -> (End, String) {
     let plugin = LoadedPlugin::load(library).unwrap();
     let silicon = intel();
     let backend = plugin.create(&VmConfig { silicon, options: Vec::new() }).unwrap();
@@ -46,7 +52,7 @@ pub fn run(library: &Path, name: &str, bytes: Vec<u8>) -> (End, String) {
         options: Vec::new(),
         seed: 0,
         checkpoint_every: 0,
-        script: Vec::new(),
+        script,
         milestone_every: 0,
         cpu_revision: vmtape_machine::CPU_REVISION,
         fault_points: Vec::new(),

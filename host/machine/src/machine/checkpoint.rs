@@ -7,7 +7,7 @@ use super::{Machine, configuration::cpu_config};
 use crate::{
     Error,
     devices::Devices,
-    memory::is_zero,
+    memory::{Absent, is_zero},
     time::{Clock, Counts, Milestones, Taken},
     vcpu::{Placement, Progress, Turn, Vcpu, flush_handles},
 };
@@ -40,6 +40,7 @@ struct Saved<D> {
     milestones: Milestones,
     fault_counts: Counts,
     placement: Placement,
+    absent: Absent,
     /// The vCPU whose exit the tape tells, up to its entry.
     exited: Option<u32>,
 }
@@ -92,6 +93,7 @@ impl Machine {
             milestones: self.milestones,
             fault_counts: self.services.inputs.counts().clone(),
             placement: self.placement.clone(),
+            absent: self.services.memory.absent.clone(),
             exited: self.services.tape.exited(),
         };
         let state =
@@ -202,6 +204,7 @@ impl Machine {
         self.milestones = saved.milestones;
         self.services.inputs.resume(saved.taken, saved.fault_counts);
         self.placement = saved.placement;
+        self.services.memory.absent = saved.absent;
         self.services.devices = saved.devices;
         self.services.clock = saved.clock;
         self.turn = Turn { vcpu: saved.current, ends: saved.turn_ends };

@@ -5,8 +5,9 @@ use crate::{
     model::{CpuidChange, silicon_cpuid},
     vmm::{Action, Step},
 };
+use std::ops::Range;
 use vmtape_abi::{DirtyGfn, Errno, MemoryRegion};
-use vmtape_arch::{PAGE_SIZE, cpuid::CpuidEntry};
+use vmtape_arch::{PAGE_SIZE, cpuid::CpuidEntry, memory::Supply};
 use vmtape_traces::{
     event::{Control, Event},
     ioctl::{Pages, RingEntry},
@@ -154,6 +155,15 @@ impl Machine {
                     Err(errno) => *result = errno.0,
                 }
             }
+            Control::TakePages { supply, gpa, size, result } => {
+                *result = code(&self.take_pages(*gpa, *size, *supply));
+            }
+            Control::SupplyPages { gpa, size, result } => {
+                let found = self.page_ranges(*gpa, *size);
+                *result = code(&found.map(|ranges| {
+                    ranges.into_iter().for_each(|range| self.services.memory.absent.put(range));
+                }));
+            }
             Control::ResetDirtyRings { result } => {
                 *result = match self.backend.reset_dirty_rings(&mut self.services) {
                     Ok(count) => count.try_into().unwrap_or(i32::MAX),
@@ -185,6 +195,24 @@ impl Machine {
         self.services.memory.set_slot(region);
         self.vcpus.iter_mut().for_each(|vcpu| vcpu.needs_entry = true);
         Ok(())
+    }
+
+    /// Pages go, and KVM's MMU notifier hears of it.
+    fn take_pages(&mut self, gpa: u64, size: u64, supply: Supply) -> Result<(), Errno> {
+        for range in self.page_ranges(gpa, size)? {
+            self.services.take_pages(range.clone(), supply);
+            self.backend.invalidate_range(range.start, range.end - range.start, &mut self.services);
+        }
+        Ok(())
+    }
+
+    /// Where whole pages of RAM lie. -EINVAL: they are none, or not all of them are RAM.
+    fn page_ranges(&self, gpa: u64, size: u64) -> Result<Vec<Range<u64>>, Errno> {
+        let whole = size != 0 && (gpa | size).is_multiple_of(PAGE_SIZE);
+        if !whole || !self.services.memory.covers(gpa, size) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(self.services.memory.ranges(gpa, size))
     }
 
     /// What the VMM has done so far, each with the number of exits before it.

@@ -6,7 +6,7 @@ use crate::{
     time::HostPoint,
     vcpu::{describe, no_progress},
 };
-use vmtape_abi::Host;
+use vmtape_abi::{Errno, Host, MemoryStatus};
 use vmtape_arch::{
     access::Verdict,
     exit::{Exit, Resume, ResumeKind, StimulusKind},
@@ -97,6 +97,14 @@ impl Machine {
             Ok(()) => ended,
             Err(error) => Some(self.failed(&error)),
         }
+    }
+
+    /// The backend has mapped a page for the guest without asking whether it is there.
+    pub(super) fn mapped_unasked(&self, n: u32, status: MemoryStatus) -> End {
+        let errno = if status == MemoryStatus::MISSING { Errno::EINTR } else { Errno::EFAULT };
+        let rip = self.vcpus[n as usize].state.rip;
+        let reason = format!("the backend maps a page that is {status} without asking for it, rip {rip:#x}");
+        End::Fatal { vcpu: n, resume: Resume::errno(errno.0), reason }
     }
 
     /// Acts on how the backend came back. True: the guest may run.

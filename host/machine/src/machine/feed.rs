@@ -35,7 +35,9 @@ impl Machine {
         *self.exit = group.exit.exit;
         self.handle_fed(n).or_else(|| {
             group.cpus.iter().for_each(|cpu| self.load_on(n, *cpu));
-            self.enter_fed(n, &group.controls)
+            let ended = self.enter_fed(n, &group.controls);
+            self.services.follow_pages(&group.pages);
+            ended
         })
     }
 
@@ -53,6 +55,7 @@ impl Machine {
     }
 
     fn copy_memory(&mut self, other: &Self) {
+        self.services.memory.absent = other.services.memory.absent.clone();
         let pages: Vec<u64> = self.written_pages().chain(other.written_pages()).collect();
         let (mut own, mut wanted) = ([0; PAGE_SIZE as usize], [0; PAGE_SIZE as usize]);
         for hpa in pages.into_iter().map(|page| page << PAGE_SHIFT) {
@@ -73,6 +76,7 @@ impl Machine {
         if let Some(fed) = &mut self.services.fed {
             fed.faults.begin(&group.faults_before, &group.faults);
         }
+        self.services.follow_pages(&group.pages_before);
         self.load_fed(n);
         group.cpus_before.iter().for_each(|cpu| self.load_on(n, *cpu));
         group.controls_before.iter().for_each(|control| self.control_fed(control));

@@ -53,6 +53,7 @@ impl Machine {
         let resolved = self.resolve_stimulus(n, group, &mut controls);
         // The VMM has done them all the same where there is no exit to do them after.
         controls.iter().for_each(|control| self.control_fed(control));
+        self.services.follow_pages(&group.pages);
         resolved
     }
 

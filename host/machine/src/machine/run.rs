@@ -140,6 +140,9 @@ impl Machine {
             match if nmi { Stop::Exit } else { self.interpret(n, until) } {
                 Stop::Budget => {}
                 Stop::Exit => {
+                    if let Some(status) = self.services.unmapped.take() {
+                        return Some(self.mapped_unasked(n, status));
+                    }
                     if let Some(end) = self.handle_exit(n, limits) {
                         return Some(end);
                     }

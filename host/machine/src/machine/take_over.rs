@@ -65,6 +65,7 @@ impl Machine {
                 .map_err(|errno| Error::Backend { what: format!("memory slot {}", region.slot), errno })?;
             self.services.memory.set_slot(&region);
         }
+        self.services.memory.absent = source.services.memory.absent.clone();
         if self.services.ram().len() != source.services.ram().len() {
             return Err(Error::Checkpoint("its memory is laid out otherwise".to_owned()));
         }

@@ -1,17 +1,19 @@
 //! Guest memory: one arena of host physical memory, and the slots through which a guest sees it.
 
+mod absent;
 mod hashes;
 mod layout;
 
+pub(crate) use absent::Absent;
 pub use hashes::{PageHashes, is_zero};
 pub use layout::Layout;
 
 use crate::Error;
 use layout::{MAX_MEMORY, MIB, TOO_LARGE, reserve, slots};
-use std::cell::Cell;
+use std::{cell::Cell, ops::Range};
 use vm_memory::MmapRegion;
 use vmtape_abi::MemoryRegion;
-use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE};
+use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, memory::MemoryStatus};
 use vmtape_cpu::{Mark, Ram};
 
 /// Guest RAM and its slots.
@@ -21,6 +23,8 @@ pub struct Memory {
     slots: Vec<MemoryRegion>,
     /// Every slot that it may ever have, at the size and the place in the arena that are kept for it.
     backing: Vec<MemoryRegion>,
+    /// Pages that the host does not have.
+    pub(crate) absent: Absent,
 }
 
 impl Memory {
@@ -49,7 +53,7 @@ impl Memory {
         let common = base..always.last().map_or(base, |slot| range(slot).end);
         let elsewhere = scripted.iter().map(range).collect();
         let ram = Ram::placed(cells(&arena), Box::new(arena), common, elsewhere);
-        Ok(Self { ram, slots, backing })
+        Ok(Self { ram, slots, backing, absent: Absent::default() })
     }
 
     /// Host physical memory.
@@ -90,6 +94,22 @@ impl Memory {
             let at = self.slots.partition_point(|slot| slot.gpa < region.gpa);
             self.slots.insert(at, *region);
         }
+    }
+
+    /// Host physical ranges behind a guest physical one, which is RAM throughout (see [`Memory::covers`]).
+    pub(crate) fn ranges(&self, gpa: u64, size: u64) -> Vec<Range<u64>> {
+        let end = gpa + size;
+        let parts = self.slots.iter().map(|slot| (slot, gpa.max(slot.gpa), end.min(slot.gpa + slot.size)));
+        let parts = parts.filter(|(_, first, end)| first < end);
+        parts.map(|(slot, first, end)| slot.hpa + (first - slot.gpa)..slot.hpa + (end - slot.gpa)).collect()
+    }
+
+    /// What an access to a host physical range finds without a wait.
+    pub(crate) fn at_once(&self, hpa: u64, size: u64) -> MemoryStatus {
+        if !self.contains_hpa(hpa, size) {
+            return MemoryStatus::REFUSED;
+        }
+        self.absent.first_in(hpa, size).map_or(MemoryStatus::READY, |(_, supply)| supply.at_once())
     }
 
     /// Sets a mark that [`Memory::written_since`] takes.

@@ -5,7 +5,9 @@
 use super::Services;
 use crate::tape::{fpu, registers};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess};
-use vmtape_abi::{BusOp, BusSpace, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Host, emultype};
+use vmtape_abi::{
+    BusOp, BusSpace, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Host, MemoryStatus, emultype,
+};
 use vmtape_arch::{
     PAGE_SIZE,
     access::{Access, AccessKind, Mapping, MappingKind},
@@ -257,6 +259,11 @@ impl EmulatorEnv<'_> {
         self.services.note(self.vcpu, note);
     }
 
+    /// Whether RAM can be copied from or to, after a wait if need be.
+    fn is_there(&mut self, hpa: u64, size: u8) -> bool {
+        !self.services.is_sparse() || self.services.fault_in(hpa, size.into()) == MemoryStatus::READY
+    }
+
     fn userspace(&mut self, reason: ResumeKind) {
         self.note(Note::UserspaceExit { reason: reason.0, errno: 0 });
     }
@@ -275,10 +282,12 @@ impl Env for EmulatorEnv<'_> {
     fn access(&mut self, state: &mut VcpuState, access: &Access) -> Result<Mapping, Interrupted> {
         let translation = self.mmu.translate(state, access, self.services).map_err(Interrupted::Fault)?;
         let page = |address: u64| address & !(PAGE_SIZE - 1);
-        let kind = if translation.ram.is_set() { MappingKind::RAM } else { MappingKind::DEVICE };
-        if translation.ram.is_set() && access.kind == AccessKind::WRITE {
+        // What KVM cannot copy it takes for MMIO. See: KVM x86.c emulator_read_write_onepage()
+        let ram = translation.ram.is_set() && self.is_there(translation.hpa, access.size);
+        let kind = if ram { MappingKind::RAM } else { MappingKind::DEVICE };
+        if ram && access.kind == AccessKind::WRITE {
             self.writes.push((translation.gpa, translation.hpa, access.size));
-        } else if translation.ram.is_set() && access.kind == AccessKind::READ {
+        } else if ram && access.kind == AccessKind::READ {
             // An operand in memory is part of the exit's stimulus: the tape is told of it, as of a backend's reads.
             let mut operand = [0; 64];
             let len = usize::from(access.size).min(operand.len());

@@ -66,7 +66,10 @@ impl Env for GuestEnv<'_> {
         self.services.tape.begin_walk();
         let answer = self.backend.access(self.vcpu, state, access, self.services, self.exit);
         match answer.verdict {
-            Verdict::NATIVE => Ok(answer.mapping),
+            Verdict::NATIVE if self.services.may_map(answer.mapping.kind, answer.mapping.hpa) => {
+                Ok(answer.mapping)
+            }
+            Verdict::NATIVE => Err(Interrupted::Exit),
             Verdict::FAULT => Err(Interrupted::Fault(answer.fault)),
             _ => {
                 self.exit.stimulus = StimulusKind::ACCESS;

@@ -1,7 +1,7 @@
 //! What a backend calls: memory, TLB flushes, devices, the emulator, the tape.
 
 use super::{Services, emulator};
-use vmtape_abi::{ALL_VCPUS, BusOp, EmulateRequest, Emulated, EmulatorMmu, FlushScope, Host};
+use vmtape_abi::{ALL_VCPUS, BusOp, EmulateRequest, Emulated, EmulatorMmu, FlushScope, Host, MemoryStatus};
 use vmtape_arch::{
     level::Place,
     note::{Note, NoteKind},
@@ -10,39 +10,56 @@ use vmtape_arch::{
 use vmtape_cpu::Flush;
 
 impl Host for Services {
-    fn read(&mut self, hpa: u64, buf: &mut [u8]) -> bool {
-        let done = self.memory.contains_hpa(hpa, buf.len() as u64) && self.ram().read(hpa, buf);
-        if done {
-            self.tape.read(hpa, buf);
-            if let Some(fed) = &mut self.fed {
-                fed.read(hpa, buf.len() as u64);
-            }
+    fn try_read(&mut self, hpa: u64, buf: &mut [u8]) -> MemoryStatus {
+        let status = self.memory.at_once(hpa, buf.len() as u64);
+        if status != MemoryStatus::READY {
+            return status;
         }
-        done
+        if !self.ram().read(hpa, buf) {
+            return MemoryStatus::REFUSED;
+        }
+        self.tape.read(hpa, buf);
+        if let Some(fed) = &mut self.fed {
+            fed.read(hpa, buf.len() as u64);
+        }
+        status
     }
 
-    fn write(&mut self, hpa: u64, data: &[u8]) -> bool {
+    fn try_write(&mut self, hpa: u64, data: &[u8]) -> MemoryStatus {
+        let status = self.memory.at_once(hpa, data.len() as u64);
+        if status != MemoryStatus::READY {
+            return status;
+        }
         let icount = self.clock.icount;
-        let done = self.memory.contains_hpa(hpa, data.len() as u64) && self.ram().write_at(hpa, data, icount);
-        if done {
-            self.tape.wrote(hpa, data);
-            if let Some(fed) = &mut self.fed {
-                fed.knowledge.memory.learn(hpa, data.len() as u64);
-            }
+        if !self.ram().write_at(hpa, data, icount) {
+            return MemoryStatus::REFUSED;
         }
-        done
+        self.tape.wrote(hpa, data);
+        if let Some(fed) = &mut self.fed {
+            fed.knowledge.memory.learn(hpa, data.len() as u64);
+        }
+        status
     }
 
-    fn cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> Option<bool> {
+    fn try_cmpxchg(&mut self, hpa: u64, old: u64, new: u64, size: u8) -> MemoryStatus {
         let len = usize::from(size.min(8));
         let mut current = [0; 8];
-        if !self.read(hpa, &mut current[..len]) {
-            return None;
+        match self.try_read(hpa, &mut current[..len]) {
+            MemoryStatus::READY if current[..len] != old.to_le_bytes()[..len] => MemoryStatus::CHANGED,
+            MemoryStatus::READY => self.try_write(hpa, &new.to_le_bytes()[..len]),
+            status => status,
         }
-        if current[..len] != old.to_le_bytes()[..len] {
-            return Some(false);
+    }
+
+    fn fault_in(&mut self, hpa: u64, size: u64) -> MemoryStatus {
+        if !self.memory.contains_hpa(hpa, size) {
+            return MemoryStatus::REFUSED;
         }
-        Some(self.write(hpa, &new.to_le_bytes()[..len]))
+        self.wait_for(hpa, size)
+    }
+
+    fn resident(&self, hpa: u64, size: u64) -> u64 {
+        self.memory.absent.first_in(hpa, size).map_or(size, |(page, _)| page.saturating_sub(hpa))
     }
 
     fn flush_tlb(&mut self, vcpu: u32, scope: FlushScope, address: u64) {

@@ -6,6 +6,7 @@ mod faults;
 mod guest_env;
 mod host;
 mod outcomes;
+mod pages;
 
 pub(crate) use guest_env::GuestEnv;
 
@@ -16,7 +17,7 @@ use crate::{
     time::{Clock, InputStream, Inputs},
 };
 use outcomes::Outcomes;
-use vmtape_abi::{BusOp, BusSpace, Host};
+use vmtape_abi::{BusOp, BusSpace, Host, MemoryStatus};
 use vmtape_arch::{cpuid::CpuidEntry, vcpu::VcpuState};
 use vmtape_cpu::{Cpu, FlushHandle, Ram};
 use vmtape_traces::event::{Event, InputSource};
@@ -41,6 +42,8 @@ pub(crate) struct Services {
     pub(crate) watching: bool,
     /// The rules that the backend named there.
     pub(crate) rules: Vec<u32>,
+    /// The backend has led the guest to a page that is not there, and that does not come.
+    pub(crate) unmapped: Option<MemoryStatus>,
     /// What a machine that is fed from a tape knows.
     pub(crate) fed: Option<Feeding>,
 }
@@ -68,6 +71,7 @@ impl Services {
             emulated: false,
             watching: false,
             rules: Vec::new(),
+            unmapped: None,
             fed: None,
         }
     }

@@ -65,10 +65,22 @@ static bool page_fault(const vt_Access *access, uint32_t code, vt_Exception *fau
     return false;
 }
 
+static bool fault_in(vt_HostRef host, uint64_t hpa, uint64_t size) {
+    vt_MemoryStatus status = vt_MemoryStatus_REFUSED;
+    host.table->fault_in(host.ctx, hpa, size, &status);
+    return status == vt_MemoryStatus_READY;
+}
+
 static bool read_entry(vt_HostRef host, uint64_t hpa, uint64_t *entry) {
-    uint8_t done = false;
+    vt_MemoryStatus status = vt_MemoryStatus_REFUSED;
     vt_SliceMut_u8 buffer = {.ptr = (uint8_t *)entry, .len = sizeof *entry};
-    return host.table->read(host.ctx, hpa, buffer, &done) == vt_STATUS_OK && done;
+    host.table->try_read(host.ctx, hpa, buffer, &status);
+#ifdef VARIANT_IGNORES_STATUS
+    return true;
+#endif
+    if (status == vt_MemoryStatus_MISSING && fault_in(host, hpa, sizeof *entry))
+        host.table->try_read(host.ctx, hpa, buffer, &status);
+    return status == vt_MemoryStatus_READY;
 }
 
 static bool walk(const vt_Vm *vm, const vt_VcpuState *state, const vt_Access *access, vt_HostRef host,
@@ -82,8 +94,8 @@ static bool walk(const vt_Vm *vm, const vt_VcpuState *state, const vt_Access *ac
     uint32_t allowed = W | U;
     for (int level = 4; level >= 1; level--) {
         int shift = 12 + 9 * (level - 1);
-        uint64_t hpa, entry;
-        vt_Maybe exchanged;
+        uint64_t hpa, entry = 0;
+        vt_MemoryStatus exchanged;
         if (!find_slot(vm, table + 8 * (access->gva >> shift & 511), &hpa) ||
             !read_entry(host, hpa, &entry) || !(entry & P))
             return page_fault(access, 0, fault);
@@ -95,7 +107,7 @@ static bool walk(const vt_Vm *vm, const vt_VcpuState *state, const vt_Access *ac
 
         uint64_t touched = entry | A | (leaf && write ? D : 0);
         if (touched != entry)
-            host.table->cmpxchg(host.ctx, hpa, entry, touched, sizeof entry, &exchanged);
+            host.table->try_cmpxchg(host.ctx, hpa, entry, touched, sizeof entry, &exchanged);
         if (leaf) {
             uint64_t offset = ((uint64_t)1 << shift) - 1;
             out->gpa = (entry & FRAME & ~offset) | (access->gva & offset);
@@ -210,8 +222,8 @@ static vt_Status enter(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, vt_HostRef
 static vt_HostRef outer;
 
 static vt_Status read_byte(vt_HostRef host, uint64_t hpa, uint8_t *data) {
-    uint8_t done;
-    return host.table->read(host.ctx, hpa, (vt_SliceMut_u8){.ptr = data, .len = 1}, &done);
+    vt_MemoryStatus status;
+    return host.table->try_read(host.ctx, hpa, (vt_SliceMut_u8){.ptr = data, .len = 1}, &status);
 }
 #endif
 

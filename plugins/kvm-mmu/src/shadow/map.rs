@@ -12,7 +12,7 @@ use crate::{
     walk::Acc,
 };
 use vmtape_abi::Host;
-use vmtape_arch::note::Note;
+use vmtape_arch::{PAGE_SIZE, note::Note};
 
 /// PTE_PREFETCH_NUM.
 pub(crate) const PREFETCH: usize = 8;
@@ -256,7 +256,7 @@ impl Mmu {
 
     /// `direct_map`.
     fn direct_map(&mut self, vcpu: u32, fault: &mut PageFault, host: &mut dyn Host) -> RetPf {
-        self.hugepage_adjust(fault);
+        self.hugepage_adjust(fault, host);
         self.note_requested(vcpu, fault, host);
         let Some(mut at) = self.shadow_start(vcpu, fault.addr) else { return RetPf::Retry };
         while at.level != fault.goal_level {
@@ -313,11 +313,14 @@ impl Mmu {
         if slot.readonly() || acc.write() && slot.logs_dirty() || end > slot.gpa + slot.size {
             return false;
         }
-        for index in from..to {
+        // Nobody waits for a page that is only prefetched. See: KVM kvm_main.c gfn_to_page_many_atomic()
+        let size = (to - from) as u64 * PAGE_SIZE;
+        let there = (host.resident(slot.hpa(gfn << 12), size) / PAGE_SIZE) as usize;
+        for index in from..from + there {
             let gfn = self.entry_gfn(table, index);
             let pfn = slot.hpa(gfn << 12) >> 12;
             self.set_leaf(vcpu, entry_address(table, index as u64), acc, gfn, pfn, None, host);
         }
-        true
+        there != 0
     }
 }

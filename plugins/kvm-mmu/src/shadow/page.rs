@@ -92,6 +92,11 @@ impl Shadow {
         self.get(table_of(sptep).0).is_some_and(|sp| sp.role.guest_mode())
     }
 
+    /// Addresses of the leaves at a level that map frames up to `end`.
+    pub(crate) fn leaves_within(&self, level: u8, first_gfn: u64, end: u64) -> Vec<u64> {
+        self.rmap.range((level, first_gfn)..(level, end)).flat_map(|(_, sptes)| sptes).copied().collect()
+    }
+
     /// The leaf entries at a level that map a frame.
     pub(crate) fn leaves(&self, level: u8, gfn: u64) -> &[u64] {
         self.rmap.get(&(level, round_gfn(gfn, level))).map_or(&[], Vec::as_slice)

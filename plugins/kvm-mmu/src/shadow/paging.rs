@@ -12,8 +12,9 @@ use crate::{
     role::PageRole,
     walk::{Acc, Mode, Paging, Step, Steps, Walk, WalkAccess},
 };
-use vmtape_abi::Host;
+use vmtape_abi::{Host, MemoryStatus};
 use vmtape_arch::{
+    PAGE_SIZE,
     access::AccessKind,
     paging::{Pte, bits},
     vcpu::VcpuState,
@@ -105,7 +106,7 @@ impl Mmu {
             let Some(next) = self.shadow_next(at, fault.addr) else { return RetPf::Retry };
             at = next;
         }
-        self.hugepage_adjust(fault);
+        self.hugepage_adjust(fault, host);
         self.note_requested(vcpu, fault, host);
         while at.level != fault.goal_level {
             self.validate_direct(at.sptep, walk.acc, host);
@@ -169,7 +170,8 @@ impl Mmu {
         let hpa = self.slots.hpa(first)?;
         let mut bytes = [0; 8 * PREFETCH];
         let bytes = &mut bytes[..PREFETCH * size as usize];
-        if !host.read(hpa, bytes) {
+        // `kvm_vcpu_read_guest_atomic`
+        if host.try_read(hpa, bytes) != MemoryStatus::READY {
             return None;
         }
         let mut gptes = [Pte::new(); PREFETCH];
@@ -199,7 +201,12 @@ impl Mmu {
         if slot.readonly() || acc.write() && slot.logs_dirty() {
             return false;
         }
-        self.set_leaf(vcpu, sptep, acc, gfn, slot.hpa(gfn << 12) >> 12, None, host);
+        // Nobody waits for a page that is only prefetched. See: KVM kvm_main.c gfn_to_pfn_memslot_atomic()
+        let hpa = slot.hpa(gfn << 12);
+        if host.resident(hpa, PAGE_SIZE) == 0 {
+            return false;
+        }
+        self.set_leaf(vcpu, sptep, acc, gfn, hpa >> 12, None, host);
         true
     }
 

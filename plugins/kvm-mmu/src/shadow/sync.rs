@@ -9,7 +9,7 @@ use crate::{
     spte::{Leaf, NONPRESENT},
     walk::Acc,
 };
-use vmtape_abi::Host;
+use vmtape_abi::{Host, MemoryStatus};
 use vmtape_arch::{note::Note, paging::Pte};
 
 /// What synchronizing one entry did.
@@ -194,12 +194,15 @@ impl Mmu {
     fn read_gpte(&self, table: u64, index: usize, host: &mut dyn Host) -> Option<Pte> {
         let sp = self.shadow.sp(table);
         let hpa = self.slots.hpa(sp.gfn << 12)?;
-        let value = if sp.role.has_4_byte_gpte() {
+        let (at, size) = if sp.role.has_4_byte_gpte() {
             let first = u64::from(sp.role.quadrant()) * ENTRIES as u64;
-            u64::from(host.read_u32(hpa + 4 * (first + index as u64))?)
+            (hpa + 4 * (first + index as u64), 4)
         } else {
-            host.read_u64(hpa + 8 * index as u64)?
+            (hpa + 8 * index as u64, 8)
         };
-        Some(Pte::from_bits(value))
+        // `kvm_vcpu_read_guest_atomic`
+        let mut entry = [0; 8];
+        let status = host.try_read(at, &mut entry[..size]);
+        (status == MemoryStatus::READY).then(|| Pte::from_bits(u64::from_le_bytes(entry)))
     }
 }

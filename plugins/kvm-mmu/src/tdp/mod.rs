@@ -127,6 +127,21 @@ impl Mmu {
         leaves.into_iter()
     }
 
+    /// `kvm_tdp_mmu_unmap_gfn_range`: no leaf maps these frames any more.
+    pub(crate) fn tdp_unmap(&mut self, start: u64, end: u64) {
+        let format = self.config.format;
+        for (role, root) in self.tdp.roots.clone() {
+            let mut gfn = start;
+            while gfn < end {
+                let entry = self.tdp_last(root, role.level(), gfn);
+                if format.is_present(entry.spte) {
+                    self.pages.write(entry.address, NONPRESENT);
+                }
+                gfn = round_gfn(gfn, entry.level) + (1 << frames_shift(entry.level));
+            }
+        }
+    }
+
     /// The lowest entry for a frame.
     pub(crate) fn tdp_find(&self, vcpu: u32, gfn: u64) -> u64 {
         let mmu = self.context(vcpu);
@@ -185,7 +200,7 @@ impl Mmu {
 
     /// `kvm_tdp_mmu_map`.
     fn tdp_map(&mut self, vcpu: u32, fault: &mut PageFault, host: &mut dyn Host) -> RetPf {
-        self.hugepage_adjust(fault);
+        self.hugepage_adjust(fault, host);
         self.note_requested(vcpu, fault, host);
         let Some(root) = self.context(vcpu).root else { return RetPf::Retry };
         let role = self.context(vcpu).root_role;

@@ -7,7 +7,7 @@ use crate::{
     spte::Format,
     walk::WalkAccess,
 };
-use vmtape_abi::{Host, MemoryRegion};
+use vmtape_abi::{Host, MemoryRegion, MemoryStatus};
 use vmtape_arch::{
     access::AccessKind,
     exception::{Exception, PageFaultError},
@@ -297,4 +297,47 @@ fn a_page_fault_is_corrected_only_where_a_walk_faults_too() {
             "{silicon:#x}"
         );
     }
+}
+
+/// KVM mmu.c kvm_faultin_pfn(), kvm_handle_error_pfn(): KVM waits for a page that is on its way, is interrupted by a signal, and
+/// gives up what the host refuses. A page that is taken back is mapped no more.
+#[test]
+fn a_page_that_is_not_there_is_waited_for() {
+    for (absent, handled) in [
+        (MemoryStatus::READY, Handled::Resume),
+        (MemoryStatus::MISSING, Handled::Errno(-4)),
+        (MemoryStatus::REFUSED, Handled::Errno(-14)),
+    ] {
+        for format in [EPT, NPT] {
+            let mut bench = Bench::new(format, SETTLED);
+            bench.host.absent.insert(DATA, absent);
+            bench.mmu.unmap_range(DATA, 0x1000, &mut bench.host);
+            assert_eq!(bench.stop(READ).gpa & !0xfff, DATA);
+            assert_eq!(
+                bench.mmu.page_fault(0, &bench.state, DATA, FaultCode::new(), &mut bench.host),
+                handled
+            );
+            let mapped = matches!(bench.access(READ), GuestAccess::Mapped(_));
+            assert_eq!(mapped, absent == MemoryStatus::READY, "{absent}");
+        }
+    }
+}
+
+#[test]
+fn large_pages_hold_only_what_is_there() {
+    let mut bench = Bench::new(EPT, SETTLED);
+    bench.mmu.config.backing_shift = 21;
+    bench.host.absent.insert(DATA + 0x5000, MemoryStatus::READY);
+    let size_of = |bench: &mut Bench| {
+        bench.mmu.unmap_range(DATA, 0x20_0000, &mut bench.host);
+        bench.host.notes.clear();
+        bench.settle();
+        bench.host.notes.iter().find_map(|note| match note {
+            Note::SetSpte { level, .. } => Some(*level),
+            _ => None,
+        })
+    };
+    assert_eq!(size_of(&mut bench), Some(1));
+    bench.host.absent.clear();
+    assert_eq!(size_of(&mut bench), Some(2));
 }
