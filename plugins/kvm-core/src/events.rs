@@ -159,9 +159,14 @@ impl Events {
         }
     }
 
-    /// Whether an exception waits that is to be delivered, rather than to become an exit.
-    pub fn exception_pending(&self) -> bool {
-        self.pending.is_some()
+    /// The exception that waits to be delivered, rather than to become an exit. Its payload is in CR2 or DR6 by now.
+    pub fn pending_exception(&self, state: &VcpuState) -> Option<Exception> {
+        let pending = self.pending?;
+        let plain = match pending.error_code {
+            Some(code) => Exception::with_code(Vector(pending.vector), code),
+            None => Exception::new(Vector(pending.vector)),
+        };
+        Some(Exception { payload: if plain.vector == Vector::PF { state.cr2 } else { 0 }, ..plain })
     }
 
     /// A software exception (#BP, #OF) that KVM's emulator or handler raises for an INT3 or INTO.

@@ -79,7 +79,8 @@ fn dispatch(cx: &mut Cx<'_>) -> Resume {
         C::INVD | C::WBINVD | C::MONITOR | C::MWAIT | C::PAUSE => cx.skip(),
         C::XSETBV => xsetbv(cx),
         C::VMMCALL => vmmcall(cx),
-        C::RDPRU | C::RDTSCP => cx.inject(Exception::ud()),
+        // RSM: there is no SMM to leave.
+        C::RDPRU | C::RDTSCP | C::RSM => cx.inject(Exception::ud()),
         code @ (C::VMRUN | C::VMLOAD | C::VMSAVE | C::STGI | C::CLGI | C::INVLPGA | C::SKINIT) => {
             nested::instructions::handle(cx, code)
         }

@@ -90,10 +90,10 @@ pub fn exception_code(vector: Vector) -> SvmExitCode {
     SvmExitCode(SvmExitCode::EXCP_DE.0 + u32::from(vector.0))
 }
 
-/// The exit of an instruction that writes this to CR0. What changes no more than TS and MP is free of the selective intercept.
-/// See: APM 15.9 Instruction Intercepts, CR0 write and selective CR0 write
-fn cr0_write(old: Cr0, new: Cr0, vectors: &InterceptVector) -> Option<SvmExitCode> {
-    let changes = old != new.with_ts(old.ts()).with_mp(old.mp());
+/// The exit of an instruction that writes this to CR0. What changes no more than TS and MP is free of the selective intercept,
+/// but for LMSW (`always`). See: APM 15.9 Instruction Intercepts, CR0 write and selective CR0 write
+fn cr0_write(old: Cr0, new: Cr0, always: bool, vectors: &InterceptVector) -> Option<SvmExitCode> {
+    let changes = always || old != new.with_ts(old.ts()).with_mp(old.mp());
     match () {
         () if vectors.has(SvmExitCode::WRITE_CR0) => Some(SvmExitCode::WRITE_CR0),
         () if changes => Some(SvmExitCode::CR0_SEL_WRITE),
@@ -130,14 +130,14 @@ pub fn instruction(
         K::RDMSR => (C::MSR, 0, 0),
         K::WRMSR => (C::MSR, 1, 0),
         K::CR_WRITE if number == 0 => {
-            let code = cr0_write(state.cr0(), Cr0::from_bits(insn.value), vectors)?;
+            let code = cr0_write(state.cr0(), Cr0::from_bits(insn.value), false, vectors)?;
             (code, mov_info(insn, true, decode_assists), 0)
         }
         K::CR_WRITE => (SvmExitCode(C::WRITE_CR0.0 + number), mov_info(insn, true, decode_assists), 0),
-        K::CLTS => (cr0_write(state.cr0(), state.cr0().with_ts(false), vectors)?, 0, 0),
+        K::CLTS => (cr0_write(state.cr0(), state.cr0().with_ts(false), false, vectors)?, 0, 0),
         K::LMSW => {
             let new = Cr0::from_bits(cr::lmsw(state.cr0, insn.value));
-            (cr0_write(state.cr0(), new, vectors)?, 0, 0)
+            (cr0_write(state.cr0(), new, true, vectors)?, 0, 0)
         }
         K::CR_READ | K::SMSW => {
             (SvmExitCode(C::READ_CR0.0 + number), mov_info(insn, insn.kind == K::CR_READ, decode_assists), 0)
@@ -150,6 +150,11 @@ pub fn instruction(
         K::IN | K::OUT | K::INS | K::OUTS => {
             (C::IOIO, io_info(insn), state.rip.wrapping_add(insn.len.into()))
         }
+        K::RDTSC => (C::RDTSC, 0, 0),
+        K::PUSHF => (C::PUSHF, 0, 0),
+        K::POPF => (C::POPF, 0, 0),
+        K::INTN => (C::SWINT, if decode_assists { number.into() } else { 0 }, 0),
+        K::ICEBP => (C::ICEBP, 0, 0),
         K::RDTSCP => (C::RDTSCP, 0, 0),
         K::RDPMC => (C::RDPMC, 0, 0),
         K::WBINVD => (C::WBINVD, 0, 0),

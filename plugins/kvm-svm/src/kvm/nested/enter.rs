@@ -103,7 +103,7 @@ pub fn enter_guest_mode(cx: &mut Cx<'_>, gpa: u64, vmcb12: Option<&Vmcb>) -> boo
     let spec_ctrl = cx.vcpu.vmcb01.vmcb.save.spec_ctrl;
     cx.vcpu.nested.vmcb02.vmcb.save.spec_ctrl = spec_ctrl;
     cx.vcpu.core.guest_mode = true;
-    cx.vcpu.core.events.wanted_by_l1 = cx.vcpu.nested.vmcb12.control.intercepts.exceptions();
+    watch_exceptions(cx);
     prepare_control(cx);
     if let Some(vmcb12) = vmcb12 {
         prepare_save(cx, vmcb12);
@@ -114,6 +114,13 @@ pub fn enter_guest_mode(cx: &mut Cx<'_>, gpa: u64, vmcb12: Option<&Vmcb>) -> boo
         events::set_gif(cx, true);
     }
     legal
+}
+
+/// From 6.1 on exceptions that L1 intercepts are told apart when KVM queues them.
+fn watch_exceptions(cx: &mut Cx<'_>) {
+    let wanted = cx.vcpu.nested.vmcb12.control.intercepts.exceptions();
+    let apart = cx.on(Switch::NESTED_EXCEPTIONS_APART);
+    cx.vcpu.core.events.wanted_by_l1 = if apart { wanted } else { 0 };
 }
 
 /// `kvm_nested_vmenter` or its ancestor, and `kvm_nested_intercepts`.
@@ -257,7 +264,7 @@ fn load_cr3(cx: &mut Cx<'_>, cr3: u64, l1: &VcpuState, reload: bool) -> bool {
 /// Into L2 from restored state: the controls of `vmcb02`, and the MMU by L1's saved registers. False: CR3 of L2 is not legal, and
 /// guest mode stays on. Neither PDPTEs nor L1's map are read yet.
 pub fn restore(cx: &mut Cx<'_>) -> bool {
-    cx.vcpu.core.events.wanted_by_l1 = cx.vcpu.nested.vmcb12.control.intercepts.exceptions();
+    watch_exceptions(cx);
     prepare_control(cx);
     let save = &cx.vcpu.vmcb01.vmcb.save;
     let l1 = VcpuState { cr0: save.cr0, cr4: save.cr4, efer: save.efer, ..*cx.state };

@@ -16,7 +16,7 @@ use vmtape_arch::{
     regs::Rflags,
     vcpu::{Interruptibility, VcpuState},
 };
-use vmtape_kvm_core::events::Windows;
+use vmtape_kvm_core::{events::Windows, profile::Switch};
 
 /// `svm_set_gif`. A window that was asked for under the old value is asked for again at the entry, if it is needed.
 pub fn set_gif(cx: &mut Cx<'_>, on: bool) {
@@ -87,10 +87,18 @@ pub fn check(cx: &mut Cx<'_>) -> bool {
         }
         return pending;
     }
-    if cx.vcpu.core.events.exception_pending() {
-        return pending;
-    }
     let busy = pending || cx.vcpu.core.events.needs_reinjection();
+    if let Some(exception) = cx.vcpu.core.events.pending_exception(cx.state) {
+        if cx.on(Switch::NESTED_EXCEPTIONS_APART) {
+            return pending;
+        }
+        // 5.10 decides here, when exceptions have become #DF as they do in L1.
+        let code = C(C::EXCP_DE.0 + u32::from(exception.vector.0));
+        if !busy && cx.vcpu.exits_for(code) {
+            exit::exception_vmexit(cx, &exception);
+        }
+        return busy;
+    }
     let id = cx.vcpu.core.id;
     if cx.host.nmi(id, false) && !cx.vcpu.nmi_blocked(cx.state) {
         if !busy && cx.vcpu.exits_for(C::NMI) {
