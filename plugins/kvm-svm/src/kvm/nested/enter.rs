@@ -43,6 +43,10 @@ pub fn vmrun(cx: &mut Cx<'_>) -> Resume {
     if checked.is_err() {
         vmcb12::store_invalid(&l1, &mut mapped.vmcb);
     }
+    // Up to 6.12 the page stays mapped for writing until VMRUN is done.
+    if checked.is_err() || !cx.on(Switch::NESTED_EXIT_UNMAPPED_SHUTDOWN) {
+        cx.shared.kvm.mmu.mark_dirty(cx.vcpu.core.id, gpa >> 12);
+    }
     if checks_first {
         cx.state.rip = cx.state.rip.wrapping_add(cx.exit.insn.len.into());
         clear_shadow(cx.state);

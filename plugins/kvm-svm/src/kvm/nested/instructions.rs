@@ -88,10 +88,12 @@ fn lost(cx: &Cx<'_>) -> bool {
 
 /// `vmload_vmsave_interception`. Silicon makes bases canonical when it loads them.
 fn vmload(cx: &mut Cx<'_>) -> Resume {
-    let mapped = match vmcb(cx, vmcb12::vmload_failure) {
-        Ok(found) => found.mapped,
+    let VmcbAddress { gpa, mapped } = match vmcb(cx, vmcb12::vmload_failure) {
+        Ok(found) => found,
         Err(resume) => return resume,
     };
+    // KVM maps for writing whatever it does with the page.
+    cx.shared.kvm.mmu.mark_dirty(cx.vcpu.core.id, gpa >> 12);
     let resume = cx.skip();
     if lost(cx) {
         cx.vcpu.nested.vmcb02.vmcb.save.copy_vmload(&mapped.vmcb.save);

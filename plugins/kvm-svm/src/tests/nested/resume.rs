@@ -1,8 +1,12 @@
 //! L2 on another machine, under the same and other releases: its state by KVM's ioctls, and that it goes on to its next exit.
 
 use super::{RELEASES, l1};
-use crate::tests::l2::{AFTER, L2_RIP, VMCB12, World};
-use vmtape_abi::Backend;
+use crate::tests::{
+    bench::{Bench, RAM},
+    l2::{AFTER, L2_RIP, VMCB12, World},
+};
+use proptest::prelude::*;
+use vmtape_abi::{Backend, Errno, MemoryRegion};
 use vmtape_arch::{
     exit::{ResumeKind, SvmExitCode as C},
     state::StateKind,
@@ -22,8 +26,9 @@ const LAST: [StateKind; 4] =
 /// A machine that takes over what the other has, in this order of kinds.
 fn moved(from: &mut World, options: &[(&str, &str)], npt: bool, order: [StateKind; 4]) -> World {
     let mut bench = l1(options, npt);
-    let memory = from.bench.host.memory.clone();
-    bench.host.memory = memory;
+    // Of memory what KVM looks at: vmcb12.
+    let page = VMCB12 as usize..VMCB12 as usize + 0x1000;
+    bench.host.memory[page.clone()].copy_from_slice(&from.bench.host.memory[page]);
     let old = &mut from.bench;
     let pat = old.vm.get_msr(0, &mut old.states[0], PAT, &mut old.host).unwrap();
     let saved = order.map(|kind| old.vm.get_state(0, &mut old.states[0], kind, &mut old.host).unwrap());
@@ -130,3 +135,85 @@ fn a_map_that_cannot_be_read() {
         assert_eq!(run().kind == ResumeKind::INTERNAL_ERROR, again, "{kvm}");
     }
 }
+
+/// Pages that KVM writes for L1 are in the dirty log: a `vmcb12` is from VMRUN on, until 7.2 writes it at #VMEXIT only.
+#[test]
+fn dirty_pages() {
+    for (kvm, by_vmrun) in [("v6.1", true), ("v6.12", true), ("v7.2", false)] {
+        let mut world = World::new(&[("kvm", kvm)], true, |_| ());
+        let Bench { vm, host, .. } = &mut world.bench;
+        let logged = MemoryRegion { slot: 0, flags: 1, gpa: 0, size: RAM, hpa: 0 };
+        vm.set_memory_region(&logged, host).unwrap();
+        let dirty = |world: &mut World| {
+            let Bench { vm, host, .. } = &mut world.bench;
+            let bits = vm.get_dirty_log(0, host).unwrap();
+            bits[(VMCB12 >> 12) as usize / 64] >> (VMCB12 >> 12 & 63) & 1 != 0
+        };
+        assert!(!dirty(&mut world));
+        world.vmrun();
+        assert_eq!(dirty(&mut world), by_vmrun, "{kvm}");
+        world.enter();
+        world.vmmcall();
+        assert!(dirty(&mut world), "{kvm}");
+        // One that fails is told at once.
+        let mut refused = World::new(&[("kvm", kvm)], true, |vmcb| vmcb.control.asid = 0);
+        let Bench { vm, host, .. } = &mut refused.bench;
+        vm.set_memory_region(&logged, host).unwrap();
+        refused.vmrun();
+        assert!(dirty(&mut refused), "{kvm}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..Default::default() })]
+
+    /// Damaged nested state is taken or refused, and what is taken runs, fails or exits: no panic, no hang.
+    #[test]
+    fn damaged_state(
+        release in prop::sample::select(&RELEASES[..]),
+        damage in prop::collection::vec((prop::sample::select(&PLACES[..]), any::<u64>(), 0..65_u32), 1..6),
+        len in prop::sample::select(&[0_usize, 1, 127, 128, 129, 4223, 4224, 4224, 4224, 8192][..]),
+    ) {
+        let mut old = World::new(&[("kvm", release)], true, |_| ());
+        old.vmrun();
+        let bench = &mut old.bench;
+        let kind = StateKind::NESTED_STATE;
+        let mut state = bench.vm.get_state(0, &mut bench.states[0], kind, &mut bench.host).unwrap();
+        for (at, value, shift) in damage {
+            let word = u64::from_le_bytes(state[at..at + 8].try_into().unwrap());
+            let changed = word ^ value.checked_shl(shift).unwrap_or(0);
+            state[at..at + 8].copy_from_slice(&changed.to_le_bytes());
+        }
+        state.resize(len, 0xff);
+        let set = bench.vm.set_state(0, &mut bench.states[0], kind, &state, &mut bench.host);
+        prop_assert!(matches!(set, Ok(()) | Err(Errno::EINVAL | Errno::EFAULT)), "{:?}", set);
+        let again = bench.vm.get_state(0, &mut bench.states[0], kind, &mut bench.host).unwrap();
+        prop_assert!(again.len() == 128 || again.len() == 4224);
+        bench.vm.enter(0, &mut bench.states[0], &mut bench.host);
+        bench.vm.enter(0, &mut bench.states[0], &mut bench.host);
+    }
+}
+
+/// Words of the header, of the controls, and of L1's registers, by their offset in the state.
+const PLACES: [usize; 20] = [
+    0,
+    8,
+    16,
+    24,
+    128,
+    128 + 0x10,
+    128 + 0x40,
+    128 + 0x48,
+    128 + 0x50,
+    128 + 0x58,
+    128 + 0x60,
+    128 + 0x90,
+    128 + 0xa8,
+    128 + 0xb0,
+    128 + 0xb8,
+    128 + 0x4d0,
+    128 + 0x548,
+    128 + 0x550,
+    128 + 0x558,
+    128 + 0x578,
+];
