@@ -111,14 +111,16 @@ pub fn is_of_silicon_between_exits(event: &Event) -> bool {
 
 pub const DIRTY_PAGES: Exemption = Exemption {
     name: "dirty pages",
-    what: "between backends: which pages a dirty log tells, and when a full ring is emptied and how many entries that frees",
+    what: "between backends, and between parameters of one: which pages a dirty log tells, and when a full ring is emptied and \
+           how many entries that frees",
     why: "a log may tell of pages that were not written, and each backend has others; that it tells of each that was written \
-          is no question of one run being like another",
+          is no question of one run being like another. Releases and patches under the same parameters are compared",
 };
 
-/// An ioctl as it is compared between backends ([`DIRTY_PAGES`]). `None`: it is exempt.
-pub fn comparable_control(mut control: Control) -> Option<Control> {
+/// An ioctl as it is compared ([`DIRTY_PAGES`]). `logs_alike`: both sides see writes in the same way. `None`: it is exempt.
+pub fn comparable_control(mut control: Control, logs_alike: bool) -> Option<Control> {
     match &mut control {
+        _ if logs_alike => {}
         Control::GetDirtyLog { pages, .. } => *pages = Default::default(),
         Control::HarvestDirtyRing { .. } | Control::ResetDirtyRings { .. } => return None,
         _ => {}

@@ -105,7 +105,7 @@ impl Feeder {
     /// Compares an exit. False: it is unknown.
     fn take(&mut self, group: &ExitGroup, report: &mut Report) -> bool {
         let last = Last::of(&mut self.replayed, group);
-        let (changes, questions) = compare_controls(taped(group), last.controls.clone());
+        let (changes, questions) = compare_controls(taped(group), last.controls.clone(), false);
         report.answers.extend(questions.iter().map(Difference::row));
         if let Some(question) = questions.into_iter().next() {
             self.asked.get_or_insert_with(|| Found::of_differences(group, vec![question]));

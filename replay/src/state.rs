@@ -175,16 +175,27 @@ impl Difference {
     }
 }
 
-/// Ioctls that both VMMs made, with other results: those that change the VM, and those that only ask.
-pub fn compare_ioctls(expected: &Machine, actual: &Machine) -> (Vec<Difference>, Vec<Difference>) {
+/// Ioctls that both VMMs made, with other results: those that change the VM, and those that only ask. `logs_alike`: both sides
+/// see writes in the same way, so that dirty logs are to tell the same pages.
+pub fn compare_ioctls(
+    expected: &Machine,
+    actual: &Machine,
+    logs_alike: bool,
+) -> (Vec<Difference>, Vec<Difference>) {
     let controls =
         |machine: &Machine| machine.controls().iter().map(|(_, control)| control.clone()).collect();
-    compare_controls(controls(expected), controls(actual))
+    compare_controls(controls(expected), controls(actual), logs_alike)
 }
 
 /// As [`compare_ioctls`], for ioctls by themselves.
-pub fn compare_controls(expected: Vec<Control>, actual: Vec<Control>) -> (Vec<Difference>, Vec<Difference>) {
-    let comparable = |controls: Vec<Control>| controls.into_iter().filter_map(exempt::comparable_control);
+pub fn compare_controls(
+    expected: Vec<Control>,
+    actual: Vec<Control>,
+    logs_alike: bool,
+) -> (Vec<Difference>, Vec<Difference>) {
+    let comparable = |controls: Vec<Control>| {
+        controls.into_iter().filter_map(move |control| exempt::comparable_control(control, logs_alike))
+    };
     let pairs = comparable(expected).zip(comparable(actual)).filter(|(expected, actual)| expected != actual);
     pairs.map(|(expected, actual)| Difference::Ioctl { expected, actual }).partition(|difference| {
         match difference {

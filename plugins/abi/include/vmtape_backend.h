@@ -1149,7 +1149,10 @@ typedef struct vt_BackendTable {
                                  struct vt_HostRef host);
     // What userspace does with a vCPU's dirty ring that it has mapped: it takes the entries that it has not seen, and
     // marks them. -EINVAL: there is no ring.
-    vt_Status (*harvest_dirty_ring)(struct vt_Vm *vm, uint32_t vcpu, struct vt_Sink_DirtyGfn out);
+    vt_Status (*harvest_dirty_ring)(struct vt_Vm *vm,
+                                    uint32_t vcpu,
+                                    struct vt_HostRef host,
+                                    struct vt_Sink_DirtyGfn out);
     // KVM_RESET_DIRTY_RINGS: the number of harvested entries that are free again.
     vt_Status (*reset_dirty_rings)(struct vt_Vm *vm, struct vt_HostRef host, uint32_t *out);
     // KVM_CREATE_VCPU.
@@ -1271,6 +1274,9 @@ typedef struct vt_BackendTable {
     // A value that an ioctl, an MSR of the host or debugfs would show. What is not about one vCPU ignores `vcpu`.
     // -ENOTTY: this backend does not have it.
     vt_Status (*query)(struct vt_Vm *vm, uint32_t vcpu, vt_Query what, uint64_t *out);
+    // Numbers, in decimal, and names of the fault points in the table of `describe`: a tape of another build, or of
+    // another backend, knows the same points by other numbers. Empty: they are taken by number.
+    vt_Status (*fault_points)(struct vt_Vm *vm, struct vt_Sink_RawOption out);
 } vt_BackendTable;
 
 // Basic VMX exit reasons with the kernel's names. See: SDM vol. 3D appendix C VMX Basic Exit Reasons

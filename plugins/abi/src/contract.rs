@@ -386,8 +386,12 @@ macro_rules! backend_sections {
 
             /// What userspace does with a vCPU's dirty ring that it has mapped: it takes the entries that it has not seen, and
             /// marks them. -EINVAL: there is no ring.
-            fn harvest_dirty_ring(&mut self, vcpu: u32) -> Result<Vec<DirtyGfn>, Errno> {
-                let _ = vcpu;
+            fn harvest_dirty_ring(
+                &mut self,
+                vcpu: u32,
+                host: &mut dyn Host,
+            ) -> Result<Vec<DirtyGfn>, Errno> {
+                let _ = (vcpu, host);
                 Err(Errno::EINVAL)
             }
 
@@ -595,6 +599,13 @@ macro_rules! backend_sections {
                 let _ = (vcpu, what);
                 Err(Errno::ENOTTY)
             }
+
+            /// Numbers, in decimal, and names of the fault points in the table of `describe`: a tape of another build, or of
+            /// another backend, knows the same points by other numbers. Empty: they are taken by number.
+            fn fault_points(&self) -> Vec<(String, String)> {
+                Vec::new()
+            }
+
             }
         }
     };

@@ -158,7 +158,7 @@ impl Backend for Probe {
         if (slot, first, pages, bits) == (3, 64, 65, &[5, 1]) { Ok(()) } else { Err(Errno::EINVAL) }
     }
 
-    fn harvest_dirty_ring(&mut self, vcpu: u32) -> Result<Vec<DirtyGfn>, Errno> {
+    fn harvest_dirty_ring(&mut self, vcpu: u32, _host: &mut dyn Host) -> Result<Vec<DirtyGfn>, Errno> {
         Ok(vec![DirtyGfn { flags: 2, slot: vcpu, offset: 1 << 40 }])
     }
 
@@ -505,7 +505,7 @@ fn control_calls_cross() {
     assert_eq!(vm.get_dirty_log(4, &mut host), Err(Errno::ENOENT));
     assert_eq!(vm.clear_dirty_log(3, 64, 65, &[5, 1], &mut host), Ok(()));
     let harvested = DirtyGfn { flags: 2, slot: 1, offset: 1 << 40 };
-    assert_eq!(vm.harvest_dirty_ring(1), Ok(vec![harvested]));
+    assert_eq!(vm.harvest_dirty_ring(1, &mut host), Ok(vec![harvested]));
     assert_eq!(vm.reset_dirty_rings(&mut host), Ok(u32::MAX));
     assert_eq!(vm.create_vcpu(1), Err(Errno::EBUSY));
     assert_eq!(vm.get_msr(0, &mut state, 0x1b, &mut host), Ok(0xfff0));

@@ -20,6 +20,7 @@ use vmtape_arch::{
     vcpu::{Intercepts, VcpuState},
 };
 use vmtape_kvm_mmu::{
+    dirty::DirtyRules,
     fault::{FaultCode, Handled},
     fault_points::FaultPoint,
     insn::writes_page_tables,
@@ -67,7 +68,7 @@ pub fn mmu_config(silicon: &Silicon, options: &Options, table_width: u8) -> Conf
         max_tdp_level: 0,
         forced_tdp_level: false,
         pml: false,
-        pml_in_write_order: options.on(Switch::PML_IN_WRITE_ORDER),
+        dirty: dirty_rules(options),
         mmio_caching: options.on(Switch::MMIO_CACHING),
         amd: silicon.vendor == Vendor::AMD,
         wide_gpa_faults: false,
@@ -79,6 +80,21 @@ pub fn mmu_config(silicon: &Silicon, options: &Options, table_width: u8) -> Conf
         mmio_read_forgotten: options.on(Switch::ACC_READ_MASK),
         unmappable: options.unmappable(),
         npt_rules: options.npt_rules(),
+    }
+}
+
+fn dirty_rules(options: &Options) -> DirtyRules {
+    DirtyRules {
+        pml_in_write_order: options.on(Switch::PML_IN_WRITE_ORDER),
+        eager_page_split: options.on(Switch::EAGER_PAGE_SPLIT),
+        splits_last: options.on(Switch::SPLIT_TO_LAST_PAGE),
+        recovers_in_place: options.on(Switch::RECOVER_HUGE_PAGES),
+        atomics_unmarked: options.on(Switch::CMPXCHG_BY_UACCESS) && !options.on(Switch::CMPXCHG_MARKS_DIRTY),
+        clears_to_end: options.on(Switch::CLEAR_LOG_TO_SLOT_END),
+        drops_large: options.on(Switch::DROP_READ_ONLY_LARGE),
+        wp_before_page: options.on(Switch::WP_BEFORE_SHADOW_PAGE),
+        protects_for_l2: options.on(Switch::WRITE_PROTECT_FOR_L2),
+        pml_off_for_l2: options.on(Switch::PML_OFF_FOR_L2),
     }
 }
 

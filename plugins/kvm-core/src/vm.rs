@@ -327,6 +327,10 @@ impl<O: Ops> Backend for Vm<O> {
         self.shared.kvm().options.resolved()
     }
 
+    fn fault_points(&self) -> Vec<(String, String)> {
+        FaultPoint::NAMED.iter().map(|(point, name)| (point.0.to_string(), (*name).to_owned())).collect()
+    }
+
     fn check_extension(&self, cap: u32) -> i64 {
         let kvm = self.shared.kvm();
         match Cap(cap) {

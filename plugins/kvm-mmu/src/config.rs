@@ -1,6 +1,6 @@
 //! What an MMU is made for, and what a guest's CPUID says about its page tables.
 
-use crate::spte::Format;
+use crate::{dirty::DirtyRules, spte::Format};
 use serde::{Deserialize, Serialize};
 
 /// What the MMU is made for.
@@ -26,8 +26,8 @@ pub struct Config {
     pub mmio_caching: bool,
     /// Silicon logs writes to pages whose dirty bit KVM clears (page-modification logging).
     pub pml: bool,
-    /// KVM drains that log oldest entry first.
-    pub pml_in_write_order: bool,
+    /// What of dirty logging changed between releases.
+    pub dirty: DirtyRules,
     /// Silicon is AMD's.
     pub amd: bool,
     /// With 4 levels, address bits 51:48 fault instead of being ignored.

@@ -24,7 +24,7 @@ impl Mmu {
     }
 
     /// `kvm_mmu_max_mapping_level`.
-    fn max_mapping_level(&self, slot: &Slot, gfn: u64, max_level: u8, host: &dyn Host) -> u8 {
+    pub(crate) fn max_mapping_level(&self, slot: &Slot, gfn: u64, max_level: u8, host: &dyn Host) -> u8 {
         let host_level =
             ((self.config.backing_shift - 12) / 9 + 1).min(if self.config.gbpages { 3 } else { 2 });
         let allowed = |level: &u8| self.large.allowed(slot, gfn, *level) && is_whole(slot, gfn, *level, host);

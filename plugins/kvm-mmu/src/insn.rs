@@ -21,6 +21,11 @@ pub fn is_locked(insn: &[u8]) -> bool {
     split(insn).0.contains(&0xf0)
 }
 
+/// Whether its operand in memory is exchanged as a whole: a LOCK prefix, or XCHG, which implies it.
+pub fn is_atomic(insn: &[u8]) -> bool {
+    is_locked(insn) || matches!(opcode(insn), [0x86 | 0x87, ..])
+}
+
 /// `emulator_can_use_gpa`, inverted: repeated string instructions, and those with the TwoMemOp flag.
 pub fn has_two_operands_in_memory(insn: &[u8]) -> bool {
     let (prefixes, opcode) = split(insn);

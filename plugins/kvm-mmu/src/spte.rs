@@ -271,6 +271,14 @@ impl Format {
         }
     }
 
+    /// The entry with its dirty bit.
+    pub fn with_dirty(self, spte: u64) -> u64 {
+        match self {
+            Self::Ept { ad } => Ept::from_bits(spte).with_d(ad).into_bits(),
+            Self::X86 { .. } => X86::from_bits(spte).with_d(true).into_bits(),
+        }
+    }
+
     /// The entry without its dirty bit.
     pub fn without_dirty(self, spte: u64) -> u64 {
         match self {
@@ -284,6 +292,12 @@ impl Format {
         let entry = X86::from_bits(spte);
         let frame = entry.frame() + (index << crate::large::frames_shift(level));
         entry.with_frame(frame).with_ps(level > 1).into_bits()
+    }
+
+    /// `make_huge_spte`: the large entry at `level` that holds what a smaller one maps.
+    pub fn huge_of(self, spte: u64, level: u8) -> u64 {
+        let entry = X86::from_bits(spte);
+        entry.with_frame(crate::large::round_gfn(entry.frame(), level)).with_ps(true).into_bits()
     }
 
     /// The entry with write access given back.

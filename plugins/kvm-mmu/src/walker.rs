@@ -3,7 +3,7 @@
 //! See: KVM arch/x86/kvm/mmu/paging_tmpl.h walk_addr_generic(); x86.c emulator_read_write_onepage()
 
 use crate::{
-    dirty::DirtyLog,
+    dirty::{DirtyLog, Source},
     fault::WalkFault,
     fault_points::FaultPoint,
     insn::{self, has_two_operands_in_memory, reads_before_write},
@@ -82,7 +82,7 @@ impl Tables for SlotTables<'_> {
         Ok(match self.host.cmpxchg(slot.hpa(address), old, new, size) {
             Some(true) => {
                 // `update_accessed_dirty_bits`
-                self.dirty.mark(self.slots, self.vcpu, address >> 12);
+                self.dirty.mark(self.slots, self.vcpu, address >> 12, Source::Walk, self.host);
                 Update::Done
             }
             Some(false) => Update::Changed,
@@ -428,6 +428,7 @@ impl Mmu {
             exit_gpa,
             use_gpa: Cell::new(true),
             reads_first: Cell::new(false),
+            atomic: Cell::new(false),
             skips: false,
         }
     }
@@ -442,6 +443,8 @@ pub struct EmulatorView<'a> {
     use_gpa: Cell<bool>,
     /// The operand that is written is read before, by an access of its own.
     reads_first: Cell<bool>,
+    /// The operand is written by `emulator_cmpxchg_emulated`.
+    atomic: Cell<bool>,
     /// Nothing is executed: the length is all that counts.
     skips: bool,
 }
@@ -542,14 +545,19 @@ impl EmulatorMmu for EmulatorView<'_> {
 
     fn wrote(&mut self, gpa: u64, len: u8, host: &mut dyn Host) {
         // `kvm_vcpu_write_guest_page`
-        let last = gpa + u64::from(len.max(1)) - 1;
-        (gpa >> 12..=last >> 12).for_each(|gfn| self.mmu.mark_dirty(self.vcpu, gfn));
+        let (first, last) = (gpa >> 12, (gpa + u64::from(len.max(1)) - 1) >> 12);
+        // Within a page and of a size that the host's CMPXCHG has; all else is emulated as a plain write.
+        let exchanged = self.atomic.get() && first == last && len.is_power_of_two() && len <= 8;
+        if !(exchanged && self.mmu.config.dirty.atomics_unmarked) {
+            (first..=last).for_each(|gfn| self.mmu.mark(self.vcpu, gfn, Source::Emulator, host));
+        }
         self.mmu.track_write(self.vcpu, gpa, len, host);
     }
 
     fn knows(&self, insn: &[u8]) -> bool {
         self.use_gpa.set(!has_two_operands_in_memory(insn));
         self.reads_first.set(reads_before_write(insn));
+        self.atomic.set(insn::is_atomic(insn));
         self.skips || insn::is_known(insn)
     }
 }

@@ -165,7 +165,7 @@ impl Ops for Shared {
             // `vmx_sync_dirty_debug_regs`.
             v.vmcs01.set_mov_dr_exiting(true);
         }
-        self.kvm.mmu.flush_pml(v.core.id);
+        self.kvm.mmu.flush_pml(v.core.id, host);
         with_exit(kvm::handle(&mut Cx { shared: self, vcpu: v, state, exit, host }), exit)
     }
 

@@ -173,7 +173,7 @@ fn try_out(
     };
     let mut differences = state::compare(&expected.machine, &actual.machine);
     differences.extend(end_difference(expected, actual));
-    let (changes, questions) = state::compare_ioctls(&expected.machine, &actual.machine);
+    let (changes, questions) = state::compare_ioctls(&expected.machine, &actual.machine, pair.logs_alike);
     differences.extend(changes);
     differences.extend(questions.into_iter().filter(|_| pair.questions));
     if differences.is_empty() {

@@ -177,7 +177,7 @@ fn cause(sides: &Sides, method: Method, at: &At, found: &Found, case: &Case) -> 
             ),
         };
         if found.is_ioctl() {
-            let (changes, questions) = compare_controls(asked, answered);
+            let (changes, questions) = compare_controls(asked, answered, false);
             return Ok(if changes.is_empty() && questions.is_empty() {
                 Finding::Equal
             } else {

@@ -272,3 +272,35 @@ fn the_result_is_json_with_a_schema() -> Result<()> {
     }
     Ok(())
 }
+
+/// What a dirty log tells, and what its ioctls answer, by release: the commit is found that changed it.
+#[test]
+fn what_changed_a_dirty_log_is_named() -> Result<()> {
+    const LOG: &str = "--memory-region=slot=0,gpa=0,size=64M,flags=1";
+    // Once all pages are mapped.
+    const LATE: &str = "--memory-region=slot=0,gpa=0,size=64M,flags=1,insn=10000";
+    const GET: &str = "--get-dirty-log=0,insn=20000";
+    const AGAIN: &str = "--get-dirty-log=0,insn=40000";
+    const SET: &str = "--enable-cap=168,arg=3";
+    const RING: &str = "--enable-cap=192,arg=0x4000,create";
+    const HARVEST: &str = "--harvest-dirty-ring=insn=20000";
+    const TABLE: &str = "builtin:dirty,by=table,pages=1,rounds=6000";
+    const PAGES: &str = "builtin:dirty,pages=9,rounds=600";
+    let folder = tempfile::tempdir()?;
+    // The tape's backend and release, its ioctls and guest, the other release.
+    let cases: [(&str, &str, [&str; 3], &str, &str, &str); 5] = [
+        ("svm", "v6.12", [LOG, GET, AGAIN], TABLE, "v6.7", "first good: v6.8 910c57dfa4d1 "),
+        ("svm", "v5.18", [LOG, GET, AGAIN], TABLE, "v6.1", "first bad: v5.19 1c2361f667f3 "),
+        ("vmx", "v6.12", [RING, LATE, HARVEST], PAGES, "v7.2", "first bad: v6.14 37c3ddfe5238 "),
+        ("svm-npt", "v6.12", [SET, LOG, GET], PAGES, "v5.6", "first good: v5.7 3c9bd4006bfc "),
+        ("svm-npt", "v6.12", [RING, LOG, GET], PAGES, "v5.10", "first good: v5.11 fb04a1eddb1a "),
+    ];
+    for (backend, release, options, guest, bad, expected) in cases {
+        let mut line = vec!["-b", backend, "--kvm", release, "--backing", "4K"];
+        line.extend(options);
+        record(folder.path(), &line, guest)?;
+        let text = bisect(folder.path(), &["--axis", "kvm", "--bad", bad])?;
+        assert!(first_line(&text).starts_with(expected), "{backend} {release} {bad}: {text}");
+    }
+    Ok(())
+}

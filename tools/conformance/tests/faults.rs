@@ -23,6 +23,32 @@ struct Reached {
 const READ: Reached =
     Reached { guest: "builtin:matrix", options: &["--backing=4K"], backend: "", n: 10, value: 1 };
 
+/// Writes three pages in each of its rounds, and a VMM that fetches a log twice.
+const LOG: Reached = Reached {
+    guest: "builtin:dirty,pages=3,rounds=6000",
+    options: &[
+        "--backing=4K",
+        "--memory-region=slot=0,gpa=0,size=64M,flags=1",
+        "--get-dirty-log=0,insn=20000",
+        "--get-dirty-log=0,insn=40000",
+    ],
+    ..READ
+};
+
+/// The same with a ring.
+const RING: Reached = Reached {
+    options: &[
+        "--backing=4K",
+        "--enable-cap=192,arg=0x4000,create",
+        "--memory-region=slot=0,gpa=0,size=64M,flags=1",
+        "--harvest-dirty-ring=insn=20000",
+        "--reset-dirty-rings=insn=20000",
+        "--harvest-dirty-ring=insn=40000",
+        "--reset-dirty-rings=insn=40000",
+    ],
+    ..LOG
+};
+
 /// How the run comes there that shows the point.
 fn reached(point: &str, backend: &str) -> Reached {
     let shadow = if backend == "vmx" { ",ept=0" } else { "" };
@@ -55,6 +81,18 @@ fn reached(point: &str, backend: &str) -> Reached {
         // Once for the machine's own call, and then the script's.
         "set-cpuid-refused" => Reached { options: &["--set-cpuid=same,insn=1000"], n: 2, value: 22, ..READ },
         "insn-bytes-lost" => Reached { guest: "builtin:io", n: 1, ..READ },
+        // A page that is not marked again.
+        "dirty-mark-lost" => Reached { n: 6, ..LOG },
+        // The exit after the first fetch, in whose round all pages are written.
+        "pml-not-drained" => Reached { n: 784, ..LOG },
+        "protect-before-snapshot" => Reached { n: 1, value: 9216, ..LOG },
+        "protect-flush-skipped" => Reached { n: 1, ..LOG },
+        // 64 pages from 9216 on.
+        "dirty-word-dropped" => Reached { n: 9216 / 64 + 1, ..LOG },
+        "get-dirty-log-efault" => Reached { n: 1, value: 14, ..LOG },
+        "ring-entry-lost" => Reached { n: 2, ..RING },
+        // A page that is written again.
+        "ring-slot-gone" => Reached { n: 1, value: if backend == "svm" { 5 } else { 7 }, ..RING },
         // The first CPU must come.
         "vmxon-fault" | "enable-busy" => Reached { options: &["--pcpus=2"], n: 2, value: 13, ..READ },
         _ => READ,
@@ -104,6 +142,8 @@ fn fires(folder: &Path, backend: &str, point: &str) -> Result<()> {
     // Points that are about no vCPU have none.
     let whose = match point {
         "vmxon-fault" | "enable-busy" | "slot-update-enomem" => "",
+        "protect-before-snapshot" | "protect-flush-skipped" | "dirty-word-dropped" => "",
+        "get-dirty-log-efault" | "ring-slot-gone" => "",
         _ => ",vcpu=0",
     };
     let fault = format!("{point},n={},value={:#x}{whose}", reached.n, reached.value);

@@ -1,6 +1,7 @@
 //! Writes pages, in one of the ways in which a page can become dirty, for logs of dirty pages.
 
 use crate::{
+    boot::layout,
     kernel::Kernel,
     parameters::{Kind, Parameter, Values},
 };
@@ -13,6 +14,11 @@ const DEFAULT_PAGES: u64 = 64;
 const MOST_PAGES: u64 = 7168;
 /// A linear congruential generator. See: Knuth, The Art of Computer Programming, vol. 2 3.3.4, line 26
 const FACTOR: u64 = 6_364_136_223_846_793_005;
+/// The ways of `by=all`.
+const WAYS: [&str; 4] = ["mov", "cmpxchg", "edge", "ins"];
+/// An entry of the boot's tables that every access needs, and one of its bits that silicon ignores.
+const ENTRY: u64 = layout::PDPT;
+const IGNORED_BIT: i32 = 1 << 9;
 /// A port of the chipset, which KVM answers itself.
 const PORT: u32 = 0x61;
 
@@ -22,9 +28,10 @@ pub const PARAMETERS: &[Parameter] = &[
     Parameter::new("order", Kind::Choice(&["ascending", "random"]), "ascending", "in which order"),
     Parameter::new(
         "by",
-        Kind::Choice(&["mov", "cmpxchg", "edge", "ins", "all"]),
+        Kind::Choice(&["mov", "cmpxchg", "edge", "ins", "all", "table"]),
         "mov",
-        "a store, a locked exchange, a store across the page's end, a string from a port, or all",
+        "a store, a locked exchange, a store across the page's end, a string from a port, all of these; or a locked exchange in a \
+         page table instead",
     ),
 ];
 
@@ -53,8 +60,11 @@ pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
     k.a.shl(rbx, 12)?;
     k.a.add(rbx, BASE as i32)?;
     let by = values.word("by").unwrap_or("mov");
-    for way in ["mov", "cmpxchg", "edge", "ins"].into_iter().filter(|way| [way, "all"].contains(&by)) {
+    for way in WAYS.into_iter().filter(|way| [way, "all"].contains(&by)) {
         write(k, way)?;
+    }
+    if by == "table" {
+        write(k, by)?;
     }
     k.a.dec(r13d)?;
     k.a.jnz(page)?;
@@ -72,6 +82,12 @@ fn write(k: &mut Kernel, way: &str) -> Result<(), IcedError> {
         "cmpxchg" => {
             k.a.xor(eax, eax)?;
             k.a.lock().cmpxchg(qword_ptr(rbx + 16), r13)
+        }
+        "table" => {
+            k.a.mov(rax, qword_ptr(ENTRY))?;
+            k.a.mov(rcx, rax)?;
+            k.a.xor(rcx, IGNORED_BIT)?;
+            k.a.lock().cmpxchg(qword_ptr(ENTRY), rcx)
         }
         "edge" => k.a.mov(qword_ptr(rbx + 0xffc), r13),
         "ins" => {

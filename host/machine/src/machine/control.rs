@@ -150,7 +150,7 @@ impl Machine {
             }
             Control::HarvestDirtyRing { vcpu, entries, result } => {
                 let entry = |gfn: DirtyGfn| RingEntry { slot: gfn.slot, offset: gfn.offset };
-                match self.backend.harvest_dirty_ring(*vcpu) {
+                match self.backend.harvest_dirty_ring(*vcpu, &mut self.services) {
                     Ok(harvested) => *entries = harvested.into_iter().map(entry).collect(),
                     Err(errno) => *result = errno.0,
                 }

@@ -26,7 +26,7 @@ use crate::{
     services::Services,
     spec::MachineSpec,
     tape::{Recorder, Tape},
-    time::{Inputs, Milestones},
+    time::{FaultNumbers, Inputs, Milestones},
     vcpu::{Placement, Turn, Vcpu, flush_handles},
     vmm::{self, Script},
 };
@@ -103,6 +103,7 @@ impl Machine {
             (0..spec.vcpus).map(|n| model::for_vcpu(&spec.cpuid, n, spec.vcpus)).collect(),
         );
         services.flushes = flush_handles(&vcpus);
+        services.fault_numbers = FaultNumbers::new(&backend.fault_points(), &spec.fault_points);
         let placement = Placement::new(spec.vcpus);
         let next_checkpoint = spec.checkpoint_every;
         let milestones = Milestones::new(spec.milestone_every);

@@ -135,6 +135,7 @@ impl Host for Services {
     }
 
     fn fault_point(&mut self, vcpu: u32, id: u32, a: u64, b: u64) -> Option<u64> {
-        self.fault(vcpu, id, a, b)
+        let point = self.fault_numbers.of(id)?;
+        self.fault(vcpu, point, a, b)
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     devices::Devices,
     memory::Memory,
     tape::{Feeding, Tape},
-    time::{Clock, InputStream, Inputs},
+    time::{Clock, FaultNumbers, InputStream, Inputs},
 };
 use outcomes::Outcomes;
 use vmtape_abi::{BusOp, BusSpace, Host, MemoryStatus};
@@ -28,6 +28,8 @@ pub(crate) struct Services {
     pub(crate) devices: Devices,
     pub(crate) clock: Clock,
     pub(crate) inputs: InputStream,
+    /// What the tape calls the backend's fault points.
+    pub(crate) fault_numbers: FaultNumbers,
     pub(crate) outcomes: Outcomes,
     pub(crate) tape: Tape,
     /// One per vCPU.
@@ -63,6 +65,7 @@ impl Services {
             devices,
             clock: Clock::default(),
             inputs: InputStream::new(inputs),
+            fault_numbers: FaultNumbers::default(),
             outcomes: Outcomes::default(),
             tape,
             flushes: Vec::new(),

@@ -27,6 +27,9 @@ vmtape_arch::open_enum! {
 }
 
 impl HostPoint {
+    /// Numbers from here on are the host's.
+    pub(crate) const FIRST: u32 = 0x8000_0000;
+
     /// Numbers and names of all.
     pub fn names() -> Vec<(u32, String)> {
         let points = [Self::NMI, Self::SERIAL, Self::CLOCK_JUMP];

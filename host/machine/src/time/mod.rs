@@ -1,11 +1,13 @@
 //! What time it is, and what comes from outside at which time.
 
 mod clock;
+mod fault_names;
 mod faults;
 mod inputs;
 mod milestones;
 
 pub use clock::{Clock, NS_PER_SECOND, NS_PER_TICK};
+pub(crate) use fault_names::FaultNumbers;
 pub(crate) use faults::Counts;
 pub use faults::{Faults, HostPoint, Scripted};
 pub(crate) use inputs::InputStream;

@@ -116,6 +116,11 @@ impl Options {
             let asked = self.on(Switch::ALLOW_SMALLER_MAXPHYADDR);
             self.on.set(Switch::ALLOW_SMALLER_MAXPHYADDR, variable && (asked || !parameter));
         }
+        let is_split = |e: &&Entry| e.switch == Switch::EAGER_PAGE_SPLIT;
+        let splits = entries_of(self.scope).find(is_split).is_some_and(|e| e.has_come(self.profile.release));
+        if !splits || !self.on(Switch::TDP_MMU) {
+            self.on.set(Switch::EAGER_PAGE_SPLIT, false);
+        }
         let is_quirk = |e: &&Entry| e.switch == Switch::FIX_HYPERCALL_INSN;
         let optional =
             entries_of(self.scope).find(is_quirk).is_some_and(|e| e.has_come(self.profile.release));

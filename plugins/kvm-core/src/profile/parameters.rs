@@ -57,6 +57,16 @@ pub const PARAMETERS: &[Entry] = &[
         "Page-modification logging for dirty logging; off, or without EPT's accessed and dirty bits: write protection",
     )
     .source("vmx/vmx.c vmx_hardware_setup()"),
+    Entry::parameter(
+        Switch::EAGER_PAGE_SPLIT,
+        Scope::TDP,
+        true,
+        "Large pages of a slot are split when its dirty logging begins, or is cleared for the first time; off, without the \
+         two-dimensional MMU of its own, and before v5.18: each is split by the first write to it",
+    )
+    .commit("a3fe5dbda0a4", "KVM: x86/mmu: Split huge pages mapped by the TDP MMU when dirty logging is enabled")
+    .source("x86.c kvm_mmu_slot_apply_flags(), mmu/mmu.c kvm_mmu_slot_try_split_huge_pages(); not in 5.10, there in 6.1")
+    .since("v5.18"),
     Entry::parameter(Switch::NPT, Scope::SVM, false, "Nested paging; the backend implies it")
         .source("svm/svm.c"),
     Entry::parameter(Switch::NPT, Scope::NPT, true, "Nested paging; the backend implies it")

@@ -264,6 +264,83 @@ pub const DIRTY_LOGGING: &[Entry] = &[
     .commit("17601bfed909", "KVM: Add KVM_CAP_DIRTY_LOG_RING_ACQ_REL capability and config option")
     .source("kvm_main.c kvm_vm_ioctl_check_extension_generic()")
     .since("v6.1"),
+    Entry::patch(
+        Switch::RECOVER_HUGE_PAGES,
+        Scope::TDP,
+        "When logging ends small pages become large ones at once, with the rights of the first; without this they are dropped, \
+         and the next fault maps a large one",
+    )
+    .commit("c59de1413391", "KVM x86 MMU changes for 6.13")
+    .source("mmu/tdp_mmu.c recover_huge_pages_range(), tdp_mmu_make_huge_spte(); in 6.12 zap_collapsible_spte_range()")
+    .since("v6.13"),
+    Entry::patch(
+        Switch::SPLIT_TO_LAST_PAGE,
+        Scope::TDP,
+        "KVM_CLEAR_DIRTY_LOG of an initially set log splits large pages up to its last page; without this one page that begins a large one does not split it",
+    )
+    .commit("7f26fea9bc08", "KVM x86 MMU changes for 6.8")
+    .source("mmu/mmu.c kvm_arch_mmu_enable_log_dirty_pt_masked(): `end` in 6.1, `end + 1` in 6.12")
+    .since("v6.8"),
+    Entry::patch(
+        Switch::CMPXCHG_BY_UACCESS,
+        Scope::ALL,
+        "A locked instruction that KVM emulates exchanges memory through the VMM's mapping, which marks no page",
+    )
+    .commit("1c2361f667f3", "KVM: x86: Use __try_cmpxchg_user() to emulate atomic accesses")
+    .source("x86.c emulator_cmpxchg_emulated(); 5.10 maps the page, and marks it when it unmaps it")
+    .since("v5.19"),
+    Entry::patch(
+        Switch::CMPXCHG_MARKS_DIRTY,
+        Scope::ALL,
+        "... and marks it: without this the write is in no dirty log",
+    )
+    .commit("910c57dfa4d1", "KVM: x86: Mark target gfn of emulated atomic instruction as dirty")
+    .source("x86.c emulator_cmpxchg_emulated(); of February 2024, its first release by that date")
+    .since("v6.8"),
+    Entry::patch(
+        Switch::CLEAR_LOG_TO_SLOT_END,
+        Scope::ALL,
+        "KVM_CLEAR_DIRTY_LOG may end with its slot; without this the last pages of a slot of another size than a multiple \
+         of 64 pages can never be cleared",
+    )
+    .commit("76d58e0f07ec", "KVM: fix KVM_CLEAR_DIRTY_LOG for memory slots of unaligned size")
+    .source("kvm_main.c kvm_clear_dirty_log_protect(), with 65c4189de8c1; since v5.2, so in all releases here")
+    .since("v5.6"),
+    Entry::patch(
+        Switch::DROP_READ_ONLY_LARGE,
+        Scope::ALL,
+        "A large shadow page that may not be written gives way to small ones; without this a write in a slot that logs faults \
+         for ever",
+    )
+    .commit("404381c5839d", "KVM: MMU: drop read-only large sptes when creating lower level sptes")
+    .source("mmu/mmu.c __link_shadow_page(); of 2013, so in all releases here")
+    .since("v5.6"),
+    Entry::patch(
+        Switch::WP_BEFORE_SHADOW_PAGE,
+        Scope::ALL,
+        "The rights that CR0.WP=0 adds are those of the shadow page too; without this a read-only page gets an entry that can \
+         be written, by which another guest entry's dirty bit is missed",
+    )
+    .commit("c22885050e65", "KVM: MMU: fix Dirty bit missed if CR0.WP = 0")
+    .source("mmu/paging_tmpl.h page_fault(); of 2013, so in all releases here")
+    .since("v5.6"),
+    Entry::patch(
+        Switch::WRITE_PROTECT_FOR_L2,
+        Scope::VMX,
+        "What maps memory for L2 is write-protected for dirty logging; without this silicon logs L2's addresses as if they \
+         were L1's, as long as it logs while L2 runs (no guest has L2 under vmx yet)",
+    )
+    .commit("1f4e5fc83a42", "KVM: x86: fix nested guest live migration with PML")
+    .source("mmu/mmu_internal.h kvm_mmu_page_ad_need_write_protect(); since v5.4, so in all releases here")
+    .since("v5.6"),
+    Entry::patch(
+        Switch::PML_OFF_FOR_L2,
+        Scope::VMX,
+        "Silicon logs no page modifications while L2 runs (no guest has L2 under vmx yet)",
+    )
+    .commit("c3bb9a20834f", "KVM: nVMX: Disable PML in hardware when running L2")
+    .source("vmx/nested.c prepare_vmcs02_early()")
+    .since("v5.12"),
 ];
 
 /// KVM_GET_MSR_INDEX_LIST. What lies between 6.1 and 6.12 was read in these two only.

@@ -18,6 +18,7 @@ open_enum! {
         PML = 14 => "pml",
         NPT = 15 => "npt",
         NRIPS = 16 => "nrips",
+        EAGER_PAGE_SPLIT = 40 => "eager_page_split",
         // A quirk of the VM (KVM_CAP_DISABLE_QUIRKS2), without its prefix KVM_X86_QUIRK.
         FIX_HYPERCALL_INSN = 17 => "fix_hypercall_insn",
         NESTED = 18 => "nested",
@@ -75,6 +76,15 @@ open_enum! {
         DIRTY_LOG_INITIALLY_SET = 171 => "dirty-log-initially-set",
         DIRTY_LOG_RING = 172 => "dirty-log-ring",
         DIRTY_LOG_RING_ACQ_REL = 173 => "dirty-log-ring-acq-rel",
+        RECOVER_HUGE_PAGES = 174 => "recover-huge-pages",
+        SPLIT_TO_LAST_PAGE = 175 => "split-to-last-page",
+        CMPXCHG_BY_UACCESS = 176 => "cmpxchg-by-uaccess",
+        CMPXCHG_MARKS_DIRTY = 177 => "cmpxchg-marks-dirty",
+        CLEAR_LOG_TO_SLOT_END = 178 => "clear-log-to-slot-end",
+        DROP_READ_ONLY_LARGE = 179 => "drop-read-only-large",
+        WP_BEFORE_SHADOW_PAGE = 180 => "wp-before-shadow-page",
+        WRITE_PROTECT_FOR_L2 = 181 => "write-protect-for-l2",
+        PML_OFF_FOR_L2 = 182 => "pml-off-for-l2",
         /// What KVM tells a VMM to save.
         NESTED_TSC_SCALING = 190 => "nested-tsc-scaling",
         PMU_MSRS_APART = 191 => "pmu-msrs-apart",

@@ -7,6 +7,7 @@ use super::{
     ring::{Entry, Ring},
 };
 use crate::{
+    fault_points::FaultPoint,
     mmu::Mmu,
     slots::{Slot, USER_SLOTS},
 };
@@ -42,11 +43,11 @@ impl Mmu {
     }
 
     /// What userspace takes from a vCPU's ring. It has kicked the vCPU, so that nothing is left in the log of silicon.
-    pub fn harvest_dirty_ring(&mut self, vcpu: u32) -> Result<Vec<DirtyGfn>, Errno> {
+    pub fn harvest_dirty_ring(&mut self, vcpu: u32, host: &mut dyn Host) -> Result<Vec<DirtyGfn>, Errno> {
         if self.dirty.ring_entries == 0 {
             return Err(Errno::EINVAL);
         }
-        self.flush_pml(vcpu);
+        self.flush_pml(vcpu, host);
         let ring = self.dirty.rings.get_mut(vcpu as usize).ok_or(Errno::EINVAL)?;
         let gfn = |entry: Entry| DirtyGfn { flags: HARVESTED, slot: entry.slot, offset: entry.offset };
         Ok(ring.harvest().into_iter().map(gfn).collect())
@@ -58,7 +59,8 @@ impl Mmu {
             return Err(Errno::EINVAL);
         }
         let reset: Vec<Entry> = self.dirty.rings.iter_mut().flat_map(Ring::reset).collect();
-        for entry in &reset {
+        let gone = self.fault(ALL_VCPUS, FaultPoint::RING_SLOT_GONE, 0, 0, host);
+        for (_, entry) in (0..).zip(&reset).filter(|(at, _)| Some(*at) != gone) {
             // Of a slot that is gone or has shrunk nothing is said.
             let slot = self.slots.iter().find(|slot| slot.id == entry.slot).copied();
             if let Some(slot) = slot.filter(|slot| entry.offset < slot.size >> 12) {
@@ -92,7 +94,8 @@ impl Mmu {
     pub fn get_dirty_log(&mut self, slot: u32, host: &mut dyn Host) -> Result<Vec<u64>, Errno> {
         self.check_dirty_ioctl(slot)?;
         let slot = self.logged_slot(slot)?;
-        self.sync_dirty_log();
+        self.sync_dirty_log(host);
+        let raced = self.race_with_snapshot(&slot, host);
         let bits = self.dirty.bitmaps[&slot.id].0.clone();
         if self.dirty.manual != 0 {
             return Ok(bits);
@@ -101,7 +104,10 @@ impl Mmu {
             bitmap.0.fill(0);
         }
         self.protect_logged(&slot, 0, &bits, host);
-        Ok(bits)
+        if let Some(page) = raced {
+            self.unprotect(&slot, page);
+        }
+        self.copy_to_user(&slot, bits, host)
     }
 
     /// KVM_CLEAR_DIRTY_LOG: clears and protects the pages from `first` on whose bit is set both in `bits` and here.
@@ -120,14 +126,15 @@ impl Mmu {
         let slot = self.logged_slot(slot)?;
         let pages = u64::from(pages);
         let left = (slot.size >> 12).checked_sub(first).ok_or(Errno::EINVAL)?;
-        if pages > left || pages < left && !pages.is_multiple_of(64) {
+        let whole = pages.is_multiple_of(64) || pages == left && self.config.dirty.clears_to_end;
+        if pages > left || !whole {
             return Err(Errno::EINVAL);
         }
         let words = pages.div_ceil(64) as usize;
         if bits.len() < words {
             return Err(Errno::EFAULT);
         }
-        self.sync_dirty_log();
+        self.sync_dirty_log(host);
         let Some(bitmap) = self.dirty.bitmaps.get_mut(&slot.id) else { return Err(Errno::ENOENT) };
         let known = bitmap.0[(first / 64) as usize..].iter_mut();
         let cleared: Vec<u64> = known
@@ -143,15 +150,17 @@ impl Mmu {
     }
 
     /// `kvm_arch_sync_dirty_log`: every vCPU is kicked, and its exit drains what silicon logged.
-    fn sync_dirty_log(&mut self) {
-        (0..self.vcpus.len() as u32).for_each(|vcpu| self.flush_pml(vcpu));
+    fn sync_dirty_log(&mut self, host: &mut dyn Host) {
+        (0..self.vcpus.len() as u32).for_each(|vcpu| self.flush_pml(vcpu, host));
     }
 
     fn protect_logged(&mut self, slot: &Slot, first: u64, words: &[u64], host: &mut dyn Host) {
         for (at, mask) in words.iter().enumerate().filter(|(_, mask)| **mask != 0) {
             self.protect_dirty(slot, first + 64 * at as u64, *mask);
         }
-        if words.iter().any(|mask| *mask != 0) {
+        let id = slot.id.into();
+        let skipped = self.fault(ALL_VCPUS, FaultPoint::PROTECT_FLUSH_SKIPPED, id, first, host).is_some();
+        if !skipped && words.iter().any(|mask| *mask != 0) {
             self.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0, host);
         }
     }

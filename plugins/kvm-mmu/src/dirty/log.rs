@@ -1,13 +1,31 @@
 //! What a VM keeps for dirty logging.
 
 use super::{bitmap::Bitmap, ring::Ring};
-use crate::{slots::Slots, tdp::pml::Pml};
+use crate::{fault_points::FaultPoint, slots::Slots, tdp::pml::Pml};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use vmtape_abi::Host;
 
 /// KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE and KVM_DIRTY_LOG_INITIALLY_SET.
 pub const MANUAL_ENABLE: u64 = 1;
 pub const INITIALLY_SET: u64 = 2;
+
+/// Why a page counts as written. The order of numbers is that of `dirty-mark-lost`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// An entry that allows writes was made, by a read fault too.
+    Mapped,
+    /// `fast_page_fault` gave write access back.
+    FastPageFault,
+    /// Silicon's log had it.
+    Pml,
+    /// `kvm_vcpu_write_guest`: the emulator.
+    Emulator,
+    /// `update_accessed_dirty_bits` of KVM's own walk.
+    Walk,
+    /// `kvm_vcpu_unmap`: a VMCB or VMCS of L1's.
+    Unmapped,
+}
 
 /// What a VM keeps for dirty logging.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,14 +76,23 @@ impl DirtyLog {
     }
 
     /// `mark_page_dirty_in_slot`: a page that KVM lets the vCPU write, or wrote itself on its behalf.
-    pub(crate) fn mark(&mut self, slots: &Slots, vcpu: u32, gfn: u64) {
+    pub(crate) fn mark(&mut self, slots: &Slots, vcpu: u32, gfn: u64, source: Source, host: &mut dyn Host) {
         if !self.active {
             return;
         }
         let Some(slot) = slots.find(gfn << 12).filter(|slot| slot.logs_dirty()) else { return };
+        // What silicon logged has a point of its own, which is asked without silicon too.
+        let silicon = source == Source::Pml;
+        let lost =
+            |point: FaultPoint, a, b, host: &mut dyn Host| !silicon && point.poll(vcpu, a, b, host).is_some();
+        if lost(FaultPoint::DIRTY_MARK_LOST, gfn, source as u64, host) {
+            return;
+        }
         let offset = gfn - (slot.gpa >> 12);
         if self.ring_entries != 0 {
-            self.rings[vcpu as usize].push(slot.id, offset);
+            if !lost(FaultPoint::RING_ENTRY_LOST, slot.id.into(), offset, host) {
+                self.rings[vcpu as usize].push(slot.id, offset);
+            }
         } else if let Some(bitmap) = self.bitmaps.get_mut(&slot.id) {
             bitmap.set(offset);
         }

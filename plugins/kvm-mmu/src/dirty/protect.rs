@@ -2,6 +2,7 @@
 //!
 //! See: KVM arch/x86/kvm/mmu/mmu.c kvm_arch_mmu_enable_log_dirty_pt_masked(), x86.c kvm_mmu_slot_apply_flags(), as of 6.12
 
+use super::huge::frames;
 use crate::{large::round_gfn, mmu::Mmu, slots::Slot};
 use vmtape_abi::{ALL_VCPUS, FlushScope, Host};
 
@@ -27,17 +28,16 @@ impl Mmu {
             return;
         }
         if !new.logs_dirty() {
-            // `kvm_mmu_zap_collapsible_sptes`, of which all is more than enough: large pages are mapped anew.
-            return self.zap_all(host);
+            return self.collapse(new, host);
         }
         if self.dirty.initially_set() {
             return;
         }
+        let (start, end) = frames(new);
+        self.split_huge_pages(start, end);
         let arm = self.arm();
-        for gfn in new.gpa >> 12..(new.gpa + new.size) >> 12 {
-            self.arm_gfn(gfn, 1, arm);
-        }
-        self.arm_large(new.gpa >> 12, (new.gpa + new.size) >> 12, Arm::Protect);
+        (start..end).for_each(|gfn| self.arm_gfn(gfn, 1, arm));
+        self.arm_large(start, end, Arm::Protect);
         self.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0, host);
     }
 
@@ -45,12 +45,26 @@ impl Mmu {
     pub(crate) fn protect_dirty(&mut self, slot: &Slot, offset: u64, mask: u64) {
         let base = (slot.gpa >> 12) + offset;
         if self.dirty.initially_set() {
-            let (first, last) = (mask.trailing_zeros(), 63 - mask.leading_zeros());
-            self.arm_large(base + u64::from(first), base + u64::from(last) + 1, Arm::ProtectLarge);
+            let first = base + u64::from(mask.trailing_zeros());
+            let last = base + u64::from(63 - mask.leading_zeros());
+            self.split_huge_pages(first, last + u64::from(self.config.dirty.splits_last));
+            self.arm_large(first, last + 1, Arm::ProtectLarge);
         }
         let arm = self.arm();
         for bit in (0..64).filter(|bit| mask >> bit & 1 != 0) {
             self.arm_gfn(base + bit, 1, arm);
+        }
+    }
+
+    /// A page can be written again without anybody hearing of it.
+    pub(super) fn unprotect(&mut self, slot: &Slot, offset: u64) {
+        let (format, gfn) = (self.config.format, (slot.gpa >> 12) + offset);
+        let shadowed = self.shadow.leaves(1, gfn).to_vec();
+        for sptep in self.tdp_leaves(gfn, 1).chain(shadowed) {
+            let spte = self.pages.read(sptep);
+            if format.is_mmu_writable(spte) {
+                self.pages.write(sptep, format.with_dirty(format.made_writable(spte)));
+            }
         }
     }
 
@@ -67,12 +81,15 @@ impl Mmu {
     /// Every leaf at this level that maps the frame.
     fn arm_gfn(&mut self, gfn: u64, level: u8, arm: Arm) {
         let format = self.config.format;
+        let protects_for_l2 = self.config.dirty.protects_for_l2;
         let shadowed = self.shadow.leaves(level, gfn).to_vec();
         for sptep in self.tdp_leaves(gfn, level).chain(shadowed) {
             let spte = self.pages.read(sptep);
             let armed = match arm {
                 // Silicon does not log for L2. See: KVM mmu/mmu_internal.h kvm_mmu_page_ad_need_write_protect()
-                Arm::ClearDirty if self.shadow.is_guest_mode(sptep) => format.write_protected(spte, true),
+                Arm::ClearDirty if protects_for_l2 && self.shadow.is_guest_mode(sptep) => {
+                    format.write_protected(spte, true)
+                }
                 Arm::ClearDirty => format.without_dirty(spte),
                 Arm::Protect => format.write_protected(spte, true),
                 Arm::ProtectLarge => format.write_protected(spte, false),

@@ -1,8 +1,9 @@
 //! Dirty logging in KVM's words, on nested tables of both formats. Errnos: KVM Documentation/virt/kvm/api.rst 4.8, 4.117, 8.29.
 
-use super::Ring;
+use super::{DirtyRules, Ring};
 use crate::{
     fault::{FaultCode, Handled},
+    fault_points::FaultPoint,
     mmu::{Config, Mmu, Unmappable},
     spte::Format,
     tdp::silicon::{GuestAccess, NestedFault},
@@ -47,7 +48,7 @@ impl Bench {
             forced_tdp_level: true,
             mmio_caching: true,
             pml,
-            pml_in_write_order: true,
+            dirty: DirtyRules { pml_in_write_order: true, ..DirtyRules::V6_12 },
             amd: !matches!(format, Format::Ept { .. }),
             wide_gpa_faults: true,
             accessed_before_nested_fault: true,
@@ -88,7 +89,7 @@ impl Bench {
                 GuestAccess::Nested(stop) => stop,
                 GuestAccess::Fault(error) => panic!("the guest has no tables: {error:?}"),
             };
-            self.mmu.flush_pml(0);
+            self.mmu.flush_pml(0, &mut self.host);
             if stop.fault == NestedFault::LogFull {
                 first.get_or_insert(Wrote::LogFull);
                 continue;
@@ -201,22 +202,148 @@ fn initially_set_protects_at_the_first_clear() {
     }
 }
 
+/// A VM whose memory is backed by pages of 2 MiB, with one of them mapped and written.
+fn large(format: Format, pml: bool, rules: DirtyRules) -> Bench {
+    let mut bench = Bench::new(format, pml);
+    bench.mmu.config.backing_shift = 21;
+    bench.mmu.config.dirty = rules;
+    let mut bench = bench.start(0);
+    bench.write(5);
+    assert_eq!(bench.write(6), Wrote::AtOnce, "one large page");
+    bench
+}
+
+const LAZY: DirtyRules = DirtyRules { eager_page_split: false, ..DirtyRules::V6_12 };
+
 #[test]
-fn large_pages_are_split_by_the_first_write() {
+fn large_pages_are_split_when_logging_begins_or_by_the_first_write() {
     for (format, pml) in WAYS {
-        let mut bench = Bench::new(format, pml);
-        bench.mmu.config.backing_shift = 21;
-        let mut bench = bench.start(0);
-        bench.write(5);
-        assert_eq!(bench.write(6), Wrote::AtOnce, "one large page");
-        bench.slot(1);
-        for gfn in [5, 6, 511] {
-            assert_eq!(bench.write(gfn), Wrote::Fault, "{format:?} pml {pml}");
+        for eager_page_split in [false, true] {
+            let mut bench = large(format, pml, DirtyRules { eager_page_split, ..LAZY });
+            bench.slot(1);
+            let first = if pml && eager_page_split { Wrote::AtOnce } else { Wrote::Fault };
+            for gfn in [5, 6, 511] {
+                assert_eq!(bench.write(gfn), first, "{format:?} pml {pml} eager {eager_page_split}");
+            }
+            assert_eq!(bench.get(), [5, 6, 511]);
+            bench.write(6);
+            assert_eq!(bench.get(), [6]);
         }
-        assert_eq!(bench.get(), [5, 6, 511]);
-        bench.write(6);
-        assert_eq!(bench.get(), [6]);
     }
+}
+
+#[test]
+fn the_first_clear_of_a_log_that_begins_set_splits_what_it_names() {
+    let levels = |splits_last| {
+        let mut bench = large(NPT, false, DirtyRules { splits_last, ..DirtyRules::V6_12 });
+        bench.mmu.enable_manual_protect(0, 3, true).unwrap();
+        bench.slot(1);
+        let level = |bench: &Bench| if bench.mmu.tdp_leaves(5, 1).count() == 1 { 1 } else { 2 };
+        let before = level(&bench);
+        // The first page of a large one, which begins no earlier than what is split ends.
+        bench.clear(0, 64, &[1]).unwrap();
+        let after = level(&bench);
+        bench.write(0);
+        assert_eq!(bench.get()[0], 0);
+        [before, after]
+    };
+    assert_eq!([levels(false), levels(true)], [[2, 2], [2, 1]]);
+}
+
+#[test]
+fn large_pages_come_back_when_logging_ends() {
+    for (format, pml) in WAYS {
+        for recovers_in_place in [false, true] {
+            let mut bench = large(format, pml, DirtyRules { recovers_in_place, ..DirtyRules::V6_12 });
+            bench.slot(1);
+            (0..512).for_each(|gfn| _ = bench.write(gfn));
+            assert_eq!(bench.mmu.tdp_leaves(5, 1).count(), 1);
+            bench.slot(0);
+            let what = format!("{format:?} pml {pml} in place {recovers_in_place}");
+            let first = if recovers_in_place { Wrote::AtOnce } else { Wrote::Fault };
+            assert_eq!((bench.write(9), bench.write(300)), (first, Wrote::AtOnce), "{what}");
+            assert_eq!(bench.mmu.tdp_leaves(5, 2).count(), 1, "{what}");
+        }
+        // The first page's rights are the large one's.
+        let mut bench = large(format, false, DirtyRules { recovers_in_place: true, ..DirtyRules::V6_12 });
+        bench.slot(1);
+        bench.write(9);
+        bench.slot(0);
+        assert_eq!((bench.write(9), bench.write(300)), (Wrote::Fault, Wrote::AtOnce));
+    }
+}
+
+#[test]
+fn small_pages_of_the_host_stay_small_when_logging_ends() {
+    for (format, pml) in WAYS {
+        let mut bench = Bench::new(format, pml).start(1);
+        bench.write(9);
+        bench.slot(0);
+        assert_eq!(bench.write(9), Wrote::AtOnce, "{format:?} pml {pml}");
+    }
+}
+
+/// What may go wrong between a write and the VMM that hears of it.
+#[test]
+fn faults_lose_pages() {
+    let lossy = |format, pml, point: FaultPoint, answer| {
+        let mut bench = Bench::new(format, pml).start(0);
+        bench.write(3);
+        bench.slot(1);
+        bench.mmu.armed = true;
+        bench.host.faults = vec![(point.0, answer)];
+        bench.write(3);
+        let first = bench.mmu.get_dirty_log(0, &mut bench.host).map(|bits| bits[0]);
+        assert!(bench.host.faults.is_empty(), "{point}");
+        bench.write(3);
+        (first, bench.get())
+    };
+    for (format, pml) in WAYS {
+        assert_eq!(lossy(format, pml, FaultPoint::DIRTY_WORD_DROPPED, 1), (Ok(0), vec![3]));
+        assert_eq!(lossy(format, pml, FaultPoint::GET_DIRTY_LOG_EFAULT, 14), (Err(Errno::EFAULT), vec![3]));
+        assert_eq!(lossy(format, pml, FaultPoint::PROTECT_BEFORE_SNAPSHOT, 3), (Ok(8), vec![]));
+        assert_eq!(lossy(format, pml, FaultPoint::PROTECT_FLUSH_SKIPPED, 1), (Ok(8), vec![3]));
+        if !pml {
+            assert_eq!(lossy(format, pml, FaultPoint::DIRTY_MARK_LOST, 1), (Ok(0), vec![]));
+        }
+    }
+    assert_eq!(lossy(EPT, true, FaultPoint::PML_NOT_DRAINED, 0), (Ok(0), vec![3]));
+    assert_eq!(lossy(EPT, true, FaultPoint::PML_NOT_DRAINED, 1), (Ok(0), vec![]));
+}
+
+#[test]
+fn faults_lose_entries_of_rings() {
+    let lossy = |point: FaultPoint, answer| {
+        let mut bench = Bench::new(NPT, false);
+        bench.mmu.enable_dirty_ring(RING).unwrap();
+        let mut bench = bench.start(1);
+        bench.mmu.armed = true;
+        bench.host.faults = vec![(point.0, answer)];
+        let mut told = Vec::new();
+        for _ in 0..2 {
+            bench.write(3);
+            told.push(bench.mmu.harvest_dirty_ring(0, &mut bench.host).unwrap().len());
+            bench.mmu.reset_dirty_rings(&mut bench.host).unwrap();
+        }
+        assert!(bench.host.faults.is_empty(), "{point}");
+        told
+    };
+    assert_eq!(lossy(FaultPoint::RING_ENTRY_LOST, 1), [0, 0]);
+    assert_eq!(lossy(FaultPoint::RING_SLOT_GONE, 0), [1, 0]);
+}
+
+#[test]
+fn a_ring_and_a_log_that_begins_set_lose_what_was_mapped_before() {
+    let mut bench = Bench::new(NPT, false);
+    bench.mmu.enable_manual_protect(0, 3, true).unwrap();
+    bench.mmu.enable_dirty_ring(RING).unwrap();
+    let mut bench = bench.start(0);
+    bench.write(3);
+    bench.slot(1);
+    assert_eq!(bench.write(3), Wrote::AtOnce, "nothing was protected");
+    bench.write(4);
+    let harvest = bench.mmu.harvest_dirty_ring(0, &mut bench.host).unwrap();
+    assert_eq!(harvest.iter().map(|entry| entry.offset).collect::<Vec<_>>(), [4]);
 }
 
 #[test]
@@ -241,6 +368,10 @@ fn errnos_are_those_of_the_ioctls() {
     for (first, pages, errno) in clears {
         assert_eq!(bench.clear(first, pages, &[0; 2]).err(), errno, "{first} {pages}");
     }
+    assert_eq!(bench.clear(0, 128, &[0]).err(), Some(Errno::EFAULT), "a bitmap that is too short");
+    bench.mmu.config.dirty.clears_to_end = false;
+    assert_eq!(bench.clear(1024, tail, &[0]).err(), Some(Errno::EINVAL), "the tail can never be cleared");
+    bench.mmu.config.dirty.clears_to_end = true;
     for (arg, errno) in [(2, Some(Errno::EINVAL)), (4, Some(Errno::EINVAL)), (0, None), (1, None), (3, None)]
     {
         assert_eq!(bench.mmu.enable_manual_protect(0, arg, true).err(), errno, "{arg}");
@@ -281,11 +412,15 @@ fn a_ring_fills_is_harvested_and_reset() {
         assert_eq!(before.count(), limit - 1, "{format:?} pml {pml}");
         assert_eq!(bench.mmu.reset_dirty_rings(&mut bench.host), Ok(0), "nothing is harvested");
         assert!(bench.mmu.ring_is_full(0), "until a reset makes room");
-        let harvest = bench.mmu.harvest_dirty_ring(0).unwrap();
+        let harvest = bench.mmu.harvest_dirty_ring(0, &mut bench.host).unwrap();
         assert!(harvest.iter().map(|entry| entry.offset).eq(0..limit as u64));
         assert_eq!(bench.mmu.reset_dirty_rings(&mut bench.host), Ok(limit as u32));
         assert!(!bench.mmu.ring_is_full(0));
         bench.write(3);
-        assert_eq!(bench.mmu.harvest_dirty_ring(0).unwrap().len(), 1, "the page was armed again");
+        assert_eq!(
+            bench.mmu.harvest_dirty_ring(0, &mut bench.host).unwrap().len(),
+            1,
+            "the page was armed again"
+        );
     }
 }

@@ -33,6 +33,15 @@ open_enum! {
         PAGE_FAULT_RETRY = 25 => "page-fault-retry",
         SLOT_INVALID = 26 => "slot-invalid",
         SLOT_UPDATE_ENOMEM = 27 => "slot-update-enomem",
+        // --- dirty logging ---
+        DIRTY_MARK_LOST = 40 => "dirty-mark-lost",
+        RING_ENTRY_LOST = 41 => "ring-entry-lost",
+        PML_NOT_DRAINED = 42 => "pml-not-drained",
+        PROTECT_BEFORE_SNAPSHOT = 43 => "protect-before-snapshot",
+        PROTECT_FLUSH_SKIPPED = 44 => "protect-flush-skipped",
+        DIRTY_WORD_DROPPED = 45 => "dirty-word-dropped",
+        GET_DIRTY_LOG_EFAULT = 46 => "get-dirty-log-efault",
+        RING_SLOT_GONE = 47 => "ring-slot-gone",
         // --- the rest of KVM ---
         FAILED_ENTRY = 60 => "failed-entry",
         RDMSR_REFUSED = 61 => "rdmsr-refused",

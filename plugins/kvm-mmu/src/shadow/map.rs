@@ -4,6 +4,7 @@
 
 use super::table_of;
 use crate::{
+    dirty::Source,
     fault::{PFN_NOSLOT, PageFault, RetPf},
     large::{frames_shift, round_gfn},
     mmu::Mmu,
@@ -95,7 +96,7 @@ impl Mmu {
         }
         let new = format.leaf(&leaf);
         if format.is_writable(new) {
-            self.mark_dirty(vcpu, gfn);
+            self.mark(vcpu, gfn, Source::Mapped, host);
         }
         (new, protected)
     }
@@ -240,7 +241,7 @@ impl Mmu {
             () if format.allows(spte, fault.code.fetch(), true) => RetPf::Spurious,
             () if format.is_mmu_writable(spte) && !(at.level > 1 && logs_dirty) => {
                 self.pages.write(at.sptep, format.made_writable(spte));
-                self.mark_dirty(vcpu, fault.gfn);
+                self.mark(vcpu, fault.gfn, Source::FastPageFault, host);
                 RetPf::Fixed
             }
             () => RetPf::Invalid,

@@ -189,7 +189,8 @@ impl Mmu {
         host: &mut dyn Host,
     ) -> Option<u64> {
         let (format, spte) = (self.config.format, self.pages.read(sptep));
-        if format.is_present(spte) && !format.is_large(spte) {
+        let stays = !self.config.dirty.drops_large && !format.is_writable(spte);
+        if format.is_present(spte) && (stays || !format.is_large(spte)) {
             return None;
         }
         let role = self.child_role(sptep, direct, acc);

@@ -51,15 +51,16 @@ impl Mmu {
         if result != RetPf::Continue {
             return Ok(result);
         }
-        if code.w() && !walk.acc.write() && !wp && !code.u() && fault.slot.is_some() {
+        let mut leaf = walk.acc;
+        if code.w() && !leaf.write() && !wp && !code.u() && fault.slot.is_some() {
             // CR0.WP=0: the kernel may write where users may not go meanwhile, nor the kernel execute under SMEP.
-            walk.acc = walk.acc.with_write(true).with_user(false);
-            if smep {
-                walk.acc.set_exec(false);
-            }
+            leaf = leaf.with_write(true).with_user(false).with_exec(leaf.exec() && !smep);
+        }
+        if self.config.dirty.wp_before_page {
+            walk.acc = leaf;
         }
         self.make_pages_available(vcpu, host);
-        Ok(self.fetch(vcpu, fault, &walk, &steps, host))
+        Ok(self.fetch(vcpu, fault, &walk, leaf, &steps, host))
     }
 
     /// `protect_clean_gpte`: a page whose dirty bit is clear is mapped read-only, so that the first write is seen.
@@ -80,12 +81,13 @@ impl Mmu {
         }
     }
 
-    /// `FNAME(fetch)`: mirrors the guest's tables down to the leaf, then maps it.
+    /// `FNAME(fetch)`: mirrors the guest's tables down to the leaf, then maps it with the rights `leaf`.
     fn fetch(
         &mut self,
         vcpu: u32,
         fault: &mut PageFault,
         walk: &Walk,
+        leaf: Acc,
         steps: &Steps,
         host: &mut dyn Host,
     ) -> RetPf {
@@ -118,7 +120,7 @@ impl Mmu {
             at = next;
         }
         let gfn = round_gfn(fault.gfn, at.level);
-        let result = self.set_leaf(vcpu, at.sptep, walk.acc, gfn, fault.pfn, Some(fault), host);
+        let result = self.set_leaf(vcpu, at.sptep, leaf, gfn, fault.pfn, Some(fault), host);
         if result != RetPf::Spurious {
             self.prefetch(vcpu, at.sptep, steps, host);
         }

@@ -17,6 +17,7 @@ pub use roots::Tdp;
 
 use crate::{
     context::Root,
+    dirty::Source,
     fault::{Alias, PageFault, RetPf},
     large::{frames_shift, round_gfn},
     mmu::Mmu,
@@ -92,7 +93,7 @@ impl Mmu {
         }
     }
 
-    fn tdp_release(&mut self, table: u64, level: u8) {
+    pub(crate) fn tdp_release(&mut self, table: u64, level: u8) {
         let format = self.config.format;
         for i in 0..512 {
             let spte = self.pages.read(entry_address(table, i));
@@ -142,6 +143,27 @@ impl Mmu {
         }
     }
 
+    /// Addresses of the entries at a level that lead to a table for a frame, in all roots.
+    pub(crate) fn tdp_tables(&self, gfn: u64, level: u8) -> Vec<u64> {
+        let table = |(role, root): &(PageRole, u64)| {
+            let format = self.config.format;
+            let mut table = *root;
+            for at in (level..=role.level()).rev() {
+                let address = entry_address(table, index(gfn, at));
+                let spte = self.pages.read(address);
+                if !format.is_present(spte) || format.is_last(spte, at) {
+                    return None;
+                }
+                if at == level {
+                    return Some(address);
+                }
+                table = format.address(spte);
+            }
+            None
+        };
+        self.tdp.roots.iter().filter_map(table).collect()
+    }
+
     /// The lowest entry for a frame.
     pub(crate) fn tdp_find(&self, vcpu: u32, gfn: u64) -> u64 {
         let mmu = self.context(vcpu);
@@ -184,7 +206,7 @@ impl Mmu {
             spte if format.allows(spte, fetch, write) => RetPf::Spurious,
             spte if write && format.is_mmu_writable(spte) && !(entry.level > 1 && logs_dirty) => {
                 self.pages.write(entry.address, format.made_writable(spte));
-                self.mark_dirty(vcpu, fault.gfn);
+                self.mark(vcpu, fault.gfn, Source::FastPageFault, host);
                 RetPf::Fixed
             }
             _ => RetPf::Invalid,
@@ -229,15 +251,23 @@ impl Mmu {
         let gfn = round_gfn(gfn, entry.level);
         let child = role.with_level(entry.level - 1);
         host.note_at(vcpu, self.place(vcpu), Note::GetPage { gfn, role: child.into_bits(), created: true });
-        let table = self.pages.alloc(NONPRESENT);
-        if format.is_present(entry.spte) {
-            for i in 0..512 {
-                let spte = format.huge_split(entry.spte, i, entry.level - 1);
-                self.pages.write(entry_address(table, i), spte);
-            }
+        let table = if format.is_present(entry.spte) {
             self.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0, host);
-        }
+            self.tdp_split(entry.spte, entry.level)
+        } else {
+            self.pages.alloc(NONPRESENT)
+        };
         self.tdp_set(vcpu, gfn, entry, format.nonleaf(table), host);
+        table
+    }
+
+    /// A table of small pages that map what a large page at `level` maps (`tdp_mmu_split_huge_page`).
+    pub(crate) fn tdp_split(&mut self, huge: u64, level: u8) -> u64 {
+        let table = self.pages.alloc(NONPRESENT);
+        for i in 0..512 {
+            let spte = self.config.format.huge_split(huge, i, level - 1);
+            self.pages.write(entry_address(table, i), spte);
+        }
         table
     }
 

@@ -266,7 +266,8 @@ impl Mmu {
         };
         let levels = mmu.root_role.level();
         // vmcs02 has no log. See: KVM vmx/nested.c prepare_vmcs02_early(), commit c3bb9a20834f
-        let logs = config.pml && !self.vcpus[vcpu as usize].is_nested();
+        let in_l2 = self.vcpus[vcpu as usize].is_nested();
+        let logs = config.pml && !(in_l2 && config.dirty.pml_off_for_l2);
         let mut tables = GuestTables {
             pages: &mut self.pages,
             config: &config,

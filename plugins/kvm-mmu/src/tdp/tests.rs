@@ -42,7 +42,7 @@ impl Bench {
             forced_tdp_level: true,
             mmio_caching: true,
             pml: false,
-            pml_in_write_order: false,
+            dirty: crate::dirty::DirtyRules::V6_12,
             amd: !matches!(format, Format::Ept { .. }),
             wide_gpa_faults: true,
             accessed_before_nested_fault: true,

@@ -172,7 +172,7 @@ pub fn vmexit(cx: &mut Cx<'_>) {
     if let Some(mapped) = stored {
         note_injected(cx, &mapped);
         mapped.write_back(cx.host);
-        cx.shared.kvm.mmu.mark_dirty(cx.vcpu.core.id, gpa >> 12);
+        cx.shared.kvm.mmu.mark_dirty(cx.vcpu.core.id, gpa >> 12, cx.host);
     } else {
         cx.vcpu.core.events.request_triple_fault();
     }

@@ -115,7 +115,7 @@ fn vmsave(cx: &mut Cx<'_>) -> Resume {
         mapped.vmcb.save.vmsave(cx.state);
     }
     mapped.write_back(cx.host);
-    cx.shared.kvm.mmu.mark_dirty(cx.vcpu.core.id, gpa >> 12);
+    cx.shared.kvm.mmu.mark_dirty(cx.vcpu.core.id, gpa >> 12, cx.host);
     resume
 }
 
