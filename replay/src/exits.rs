@@ -235,6 +235,7 @@ fn divergence(sides: &Sides, found: &Found) -> Result<Divergence, Error> {
         vcpu: exit.vcpu,
         icount: exit.icount,
         rip: exit.rip,
+        nested: text::nested(exit),
         expected_exit: Some(found.group.number),
         actual_exit: None,
         rows: found.rows.clone(),

@@ -95,6 +95,7 @@ fn divergence(checker: &Checker, mismatch: Mismatch, widths: Widths, reproduce: 
         vcpu: last.map_or(0, |group| group.exit.vcpu),
         icount: last.map_or(0, |group| group.exit.icount),
         rip: last.map_or(0, |group| group.exit.rip),
+        nested: last.and_then(|group| text::nested(&group.exit)),
         expected_exit: last.map(|group| group.number),
         actual_exit: actual.last().map(|group| group.number),
         rows: vec![Row::new("event", words(&mismatch.expected), words(&mismatch.actual))],

@@ -93,6 +93,9 @@ pub struct Divergence {
     /// Instructions retired before the one that differs.
     pub icount: u64,
     pub rip: u64,
+    /// Where a guest's guest ran: its level.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nested: Option<String>,
     /// Number of the exit on each side, where there is one.
     pub expected_exit: Option<u64>,
     pub actual_exit: Option<u64>,

@@ -362,6 +362,7 @@ fn divergence(
         vcpu: place.map_or(0, |exit| exit.vcpu),
         icount: place.map_or(0, |exit| exit.icount),
         rip,
+        nested: place.and_then(text::nested),
         expected_exit: sides.0.recent.back().map(|group| group.number),
         actual_exit: sides.1.recent.back().map(|group| group.number),
         rows: vec![row],

@@ -2,17 +2,28 @@
 
 use vmtape_arch::{
     exit::{Exit, Isa, Resume, ResumeKind, reason_name},
+    level::Level,
     note::Note,
 };
 use vmtape_traces::{
     Event, ExitGroup, Metadata,
-    event::End,
+    event::{End, ExitEvent},
     text::{fault_in_text, fault_text, note_text, pcpu_text, place_text},
 };
 
 /// The name of an exit's reason.
 pub fn reason(exit: &Exit) -> String {
     reason_name(exit.isa, exit.reason).map_or_else(|| format!("reason {:#x}", exit.reason), str::to_owned)
+}
+
+/// ` of L2`, or nothing for L1.
+pub fn of_level(level: Level) -> String {
+    if level == Level::L1 { String::new() } else { format!(" of {level}") }
+}
+
+/// The level that an exit left, unless it is L1.
+pub fn nested(exit: &ExitEvent) -> Option<String> {
+    (exit.exit.level != Level::L1).then(|| exit.exit.level.to_string())
 }
 
 /// An exit with where and why.
@@ -24,7 +35,7 @@ pub fn exit_line(group: &ExitGroup) -> String {
         e.vcpu,
         e.icount,
         e.rip,
-        reason(&e.exit),
+        reason(&e.exit) + &of_level(e.exit.level),
         e.exit.info1,
         e.exit.info2
     );

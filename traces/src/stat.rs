@@ -99,8 +99,8 @@ impl Event {
     }
 }
 
-/// Counts what is on a tape.
-pub fn stat(tape: &Tape) -> Result<Stat> {
+/// Counts what is on a tape: everything, or what belongs to one level.
+pub fn stat(tape: &Tape, only: Option<Level>) -> Result<Stat> {
     let mut stat =
         Stat { bytes: tape.size(), damage: tape.damage().map(ToString::to_string), ..Default::default() };
     for chunk in tape.chunks() {
@@ -114,6 +114,15 @@ pub fn stat(tape: &Tape) -> Result<Stat> {
     let mut reasons = BTreeMap::new();
     for event in tape.events() {
         let event = event?;
+        let level = match &event {
+            Event::Exit(exit) => exit.exit.level,
+            Event::Note { place, .. } => place.level,
+            Event::End { .. } => only.unwrap_or_default(),
+            _ => Level::L1,
+        };
+        if only.is_some_and(|only| only != level) {
+            continue;
+        }
         stat.events += 1;
         *names.entry(event.name()).or_default() += 1;
         match event {

@@ -19,7 +19,7 @@ fn imported(recording: &str) -> (tempfile::TempDir, Tape) {
 #[test]
 fn counts_of_a_recording() {
     let (_folder, tape) = imported("ept1/setjmp");
-    let stat = stat(&tape).unwrap();
+    let stat = stat(&tape, None).unwrap();
     assert_eq!((stat.exits, stat.exits_by_reason["IO_INSTRUCTION"]), (770, 732));
     assert_eq!((stat.events_by_kind["kvm_exit"], stat.events_by_kind["kvm_fpu"]), (770, 1460));
     assert_eq!(stat.ports.values().map(|p| p.reads + p.writes).sum::<u64>(), 732);

@@ -129,7 +129,7 @@ fn where_everything_is_l1s_nothing_is_said() {
     let tape = Tape::from_bytes(tape_of(&events)).unwrap();
     export::json_lines(&tape, &mut out).unwrap();
     assert!(!String::from_utf8(out).unwrap().contains("dimension"));
-    assert!(stat(&tape).unwrap().exits_by_nested_level.is_empty());
+    assert!(stat(&tape, None).unwrap().exits_by_nested_level.is_empty());
 }
 
 #[test]
@@ -140,5 +140,5 @@ fn json_and_counts_say_the_level() {
         String::from_utf8(out).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let element = lines.iter().find(|line| line["event"] == "kvm_mmu_paging_element").unwrap();
     assert_eq!((&element["of"], &element["dimension"]), (&"L2".into(), &"nested".into()));
-    assert_eq!(stat(&tape()).unwrap().exits_by_nested_level["L2"], 1);
+    assert_eq!(stat(&tape(), None).unwrap().exits_by_nested_level["L2"], 1);
 }

@@ -63,6 +63,7 @@ pub(super) fn explain(
         vcpu,
         icount: before.icount,
         rip,
+        nested: groups.last().or(others.last()).and_then(|group| text::nested(&group.exit)),
         expected_exit: number(&groups),
         actual_exit: number(&others),
         rows: differences.iter().flat_map(Difference::rows).collect(),

@@ -311,7 +311,7 @@ fn exit_text(exit: &Exit) -> String {
         (Isa::VMX, _) => format!("qualification {:#x}, guest physical address {:#x}", exit.info1, exit.gpa),
         _ => format!("info1 {:#x}, info2 {:#x}", exit.info1, exit.info2),
     };
-    format!("exit {}: {details}", text::reason(exit))
+    format!("exit {}{}: {details}", text::reason(exit), text::of_level(exit.level))
 }
 
 /// A walk of KVM's, as its tracepoints tell it.

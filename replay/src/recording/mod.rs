@@ -195,6 +195,7 @@ impl Comparison<'_> {
             vcpu: 0,
             icount: place.map_or(0, |exit| exit.icount),
             rip: place.map_or(0, |exit| exit.rip),
+            nested: place.and_then(text::nested),
             expected_exit: theirs.map(|group| group.number),
             actual_exit: own.map(|group| group.number),
             rows,

@@ -10,10 +10,10 @@ use crate::{
     event::{Event, ExitEvent, NO_VCPU},
     text::{OWN, STIMULUS, lost_text, merge_stimulus, parse_own},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use vmtape_arch::{
     exit::{Isa, Resume},
-    level::Place,
+    level::{Level, Place},
     note::Note,
 };
 
@@ -24,6 +24,8 @@ pub struct Groups {
     open: BTreeMap<u32, Group>,
     /// The vCPU that each task runs.
     tasks: BTreeMap<u32, u32>,
+    /// vCPUs that run their guest's guest.
+    nested: BTreeSet<u32>,
     /// The architecture of the last exit.
     isa: Isa,
     exits: u64,
@@ -48,6 +50,7 @@ impl Groups {
         Self {
             open: BTreeMap::new(),
             tasks: survey.tasks.clone(),
+            nested: BTreeSet::new(),
             isa: survey.isa,
             exits: 0,
             in_order: survey.in_order,
@@ -74,6 +77,7 @@ impl Groups {
             self.isa = exit.isa;
             self.exits += 1;
             self.close(vcpu, !self.in_order, sink)?;
+            self.nested.remove(&vcpu);
             let exit = Event::Exit(Box::new(ExitEvent { vcpu, icount, rip, exit }));
             self.open.insert(vcpu, Group { events: vec![exit], exit: true, resumed: false, cpu: record.cpu });
             return Ok(true);
@@ -94,7 +98,9 @@ impl Groups {
             }
         }
         self.outside(vcpu, icount, record, sink)?;
+        let level = if self.in_order { Level::L1 } else { self.level(vcpu, record.event) };
         if let Some((place, note)) = record.note() {
+            let place = if self.in_order { place } else { Place { level, ..place } };
             self.note(vcpu, place, note, sink)?;
             return Ok(true);
         }
@@ -133,6 +139,25 @@ impl Groups {
         }
         self.push(vcpu, Event::Note { vcpu, place, note }, sink)?;
         if entry { self.close(vcpu, false, sink) } else { Ok(()) }
+    }
+
+    /// The level at an event, and after it. The kernel says with an exit of L2 at once that it is one, and names entries to
+    /// L2 and what it gives to L1. See: KVM svm.c svm_handle_exit(), nested.c enter_svm_guest_mode(), nested_svm_vmexit()
+    fn level(&mut self, vcpu: u32, event: &str) -> Level {
+        if event == "kvm_nested_vmexit" {
+            self.nested.insert(vcpu);
+            let exit = self.open.get_mut(&vcpu).and_then(|group| group.events.first_mut());
+            if let Some(Event::Exit(event)) = exit {
+                event.exit.level = Level::L2;
+            }
+        }
+        let level = if self.nested.contains(&vcpu) { Level::L2 } else { Level::L1 };
+        match event {
+            "kvm_nested_vmenter" | "kvm_nested_vmrun" => _ = self.nested.insert(vcpu),
+            "kvm_nested_vmexit_inject" => _ = self.nested.remove(&vcpu),
+            _ => {}
+        }
+        level
     }
 
     /// An entry: the handling of an open exit has ended.

@@ -12,6 +12,7 @@ use vmtape_arch::{
 };
 
 /// Takes a text apart from the left.
+#[derive(Clone, Copy)]
 struct Scan<'a>(&'a str);
 
 impl<'a> Scan<'a> {
@@ -176,8 +177,74 @@ fn kernel_note(event: &str, text: &str) -> Option<Note> {
             nr: s.hex("nr ")?,
             args: [s.hex("a0 ")?, s.hex("a1 ")?, s.hex("a2 ")?, s.hex("a3 ")?],
         },
-        _ => mmu_note(event, s)?,
+        _ => return nested_note(event, s).or_else(|| mmu_note(event, s)),
     })
+}
+
+/// Of guests of AMD's guests. What Intel's say has other words and stays text.
+fn nested_note(event: &str, mut s: Scan<'_>) -> Option<Note> {
+    Some(match event {
+        "kvm_nested_vmrun" => Note::NestedVmenter {
+            rip: s.hex("rip: ")?,
+            vmcb: s.hex("vmcb: ")?,
+            nested_rip: s.hex("nrip: ")?,
+            int_ctl: s.hex("int_ctl: ")?,
+            event_inj: s.hex("event_inj: ")?,
+            npt: s.has("npt: on"),
+            old: true,
+            pgd: 0,
+        },
+        "kvm_nested_vmenter" => {
+            let (rip, vmcb) = (s.hex("rip: ")?, s.hex("vmcb: ")?);
+            let nested_rip = s.hex("nested_rip: ")?;
+            let (int_ctl, event_inj) = (s.hex("int_ctl: ")?, s.hex("event_inj: ")?);
+            let npt = s.has("nested_npt=y");
+            let pgd = s.hex(if npt { "nested_cr3: " } else { "guest_cr3: " })?;
+            Note::NestedVmenter { rip, vmcb, nested_rip, int_ctl, event_inj, npt, old: false, pgd }
+        }
+        "kvm_nested_intercepts" => {
+            let (read, write): (u32, u32) = (s.hex("cr_read: ")?, s.hex("cr_write: ")?);
+            let exceptions = s.hex("excp: ")?;
+            Note::NestedIntercepts {
+                cr: read | write << 16,
+                exceptions,
+                words: [s.hex("intercepts: ")?, s.hex(" ")?, s.hex(" ")?],
+            }
+        }
+        "kvm_nested_vmexit" => {
+            s.until("reason ")?;
+            let reason = svm_reason(s.until(" rip ")?)?;
+            Note::NestedVmexit {
+                reason,
+                rip: s.hex("")?,
+                info1: s.hex(" info1 ")?,
+                info2: s.hex(" info2 ")?,
+                intr_info: s.hex(" intr_info ")?,
+                error_code: s.hex(" error_code ")?,
+            }
+        }
+        "kvm_nested_vmexit_inject" => {
+            s.until("reason: ")?;
+            Note::NestedVmexitInject {
+                code: svm_reason(s.until(" ext_inf1: ")?)?,
+                info1: s.hex("")?,
+                info2: s.hex("ext_inf2: ")?,
+                intr_info: s.hex("ext_int: ")?,
+                error_code: s.hex("ext_int_err: ")?,
+            }
+        }
+        "kvm_nested_intr_vmexit" => Note::NestedIntrVmexit { rip: s.hex("rip: ")? },
+        "kvm_invlpga" => {
+            Note::Invlpga { rip: s.hex("rip: ")?, asid: s.dec("asid: ")?, address: s.hex("address: ")? }
+        }
+        "kvm_skinit" => Note::Skinit { rip: s.hex("rip: ")?, slb: s.hex("slb: ")? },
+        _ => return None,
+    })
+}
+
+fn svm_reason(text: &str) -> Option<u32> {
+    let (isa, reason) = parse_reason(text, Isa::SVM)?;
+    (isa == Isa::SVM).then_some(reason)
 }
 
 fn mmu_note(event: &str, mut s: Scan<'_>) -> Option<Note> {

@@ -131,4 +131,5 @@ pub const ALL: &[GuestInfo] = &[
     nested::TOUCH,
     nested::NPF,
     nested::PAT,
+    nested::RANDOM,
 ];

@@ -94,7 +94,8 @@ pub fn write_divergence(out: &mut impl Write, d: &Divergence) -> io::Result<()> 
         None => writeln!(out, "  cause: unexplained")?,
     }
     writeln!(out, "  signature: {}", d.signature)?;
-    writeln!(out, "  after {} instructions, vCPU {}, rip {:#x}", d.icount, d.vcpu, d.rip)?;
+    let nested = d.nested.as_ref().map_or(String::new(), |level| format!(", in {level}"));
+    writeln!(out, "  after {} instructions, vCPU {}, rip {:#x}{nested}", d.icount, d.vcpu, d.rip)?;
     /// Rows that are printed; JSON has all.
     const ROWS: usize = 8;
     for row in d.rows.iter().take(ROWS) {

@@ -1,3 +1,4 @@
+use super::stat::level;
 use crate::output::{ExitCode, tell, usage};
 use anyhow::Result;
 use clap::ValueHint;
@@ -5,6 +6,7 @@ use std::{
     io::{self, BufWriter, Write},
     path::PathBuf,
 };
+use vmtape_arch::level::Level;
 use vmtape_traces::{Event, Tape, flat::tag, text::Printer};
 
 /// Print a tape, every exit in the words of the kernel's tracepoints
@@ -20,6 +22,9 @@ pub struct Args {
     /// Stop after so many exits
     #[arg(long, value_name = "N")]
     count: Option<u64>,
+    /// Only exits of a level, and what was done about them: L2 is a guest's guest
+    #[arg(long, value_name = "L1|L2", value_parser = level, conflicts_with = "ioctls")]
+    level: Option<Level>,
     /// Only what the VMM did beside running the guest
     #[arg(long, conflicts_with_all = ["from", "count"])]
     ioctls: bool,
@@ -37,7 +42,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.ioctls {
         print_ioctls(&tape, &mut out)?;
     } else {
-        print(&tape, args.from, args.count, &mut out)?;
+        print_of(&tape, args.level, args.from, args.count, &mut out)?;
     }
     out.flush()?;
     Ok(match tape.damage() {
@@ -51,18 +56,27 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 /// Prints exits of a tape with everything around them.
 pub fn print(tape: &Tape, from: u64, count: Option<u64>, out: impl Write) -> Result<()> {
+    print_of(tape, None, from, count, out)
+}
+
+/// Prints exits of one level, or all.
+fn print_of(tape: &Tape, only: Option<Level>, from: u64, count: Option<u64>, out: impl Write) -> Result<()> {
+    let mut shown = only.is_none();
     let mut printer = Printer::of_tape(out, tape.metadata())?;
     let mut left = count.unwrap_or(u64::MAX);
     let events = if from == 0 { tape.events() } else { tape.events_from_exit(from)? };
     for event in events {
         let event = event?;
-        if matches!(event, Event::Exit(_)) {
-            if left == 0 {
+        if let Event::Exit(exit) = &event {
+            shown = only.is_none_or(|only| only == exit.exit.level);
+            if shown && left == 0 {
                 break;
             }
-            left -= 1;
+            left -= u64::from(shown);
         }
-        printer.event(&event)?;
+        if shown {
+            printer.event(&event)?;
+        }
     }
     printer.finish()?;
     Ok(())

@@ -7,6 +7,7 @@ use std::{
     io::{self, Write},
     path::PathBuf,
 };
+use vmtape_arch::level::Level;
 use vmtape_replay::text;
 use vmtape_traces::{
     Tape,
@@ -21,9 +22,17 @@ pub struct Args {
     /// The tape to count
     #[arg(value_hint = ValueHint::FilePath)]
     tape: PathBuf,
+    /// Count only what belongs to a level: L2 is a guest's guest
+    #[arg(long, value_name = "L1|L2", value_parser = level)]
+    level: Option<Level>,
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Reads the name of a level.
+pub fn level(text: &str) -> Result<Level, String> {
+    Level::from_name(text).ok_or_else(|| format!("`{text}` is neither L1 nor L2"))
 }
 
 #[derive(Serialize)]
@@ -44,7 +53,7 @@ struct Report {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let tape = Tape::open(&args.tape)?;
-    let report = count(&tape)?;
+    let report = count(&tape, args.level)?;
     if args.json {
         print_json(&report)?;
     } else {
@@ -53,9 +62,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if report.stat.damage.is_some() { ExitCode::COULD_NOT_TEST } else { ExitCode::SAME })
 }
 
-fn count(tape: &Tape) -> Result<Report> {
+fn count(tape: &Tape, level: Option<Level>) -> Result<Report> {
     let meta = tape.metadata();
-    let stat = stat(tape)?;
+    let stat = stat(tape, level)?;
     Ok(Report {
         tape: tape.name().to_owned(),
         format_version: tape.version(),

@@ -4,6 +4,7 @@ mod exits;
 mod hypervisor;
 mod npf;
 mod pat;
+mod random;
 mod report;
 mod tables;
 mod touch;
@@ -45,4 +46,13 @@ pub const EXITS: GuestInfo = GuestInfo {
     default_memory: 64,
     default_smp: 1,
     program: Program::Long(exits::program),
+};
+
+pub const RANDOM: GuestInfo = GuestInfo {
+    name: "nested-random",
+    summary: "a hypervisor whose VMCBs are nearly valid, or nearly not",
+    parameters: random::PARAMETERS,
+    default_memory: 64,
+    default_smp: 1,
+    program: Program::Long(random::program),
 };

@@ -21,6 +21,7 @@ pub const GUEST_ASID: Field = field(0x058, 4);
 pub const TLB_CONTROL: Field = field(0x05c, 1);
 pub const INT_CTL: Field = field(0x060, 4);
 pub const INT_VECTOR: Field = field(0x064, 4);
+pub const INT_STATE: Field = field(0x068, 4);
 pub const EXITCODE: Field = field(0x070, 8);
 pub const EXITINFO1: Field = field(0x078, 8);
 pub const EXITINFO2: Field = field(0x080, 8);
@@ -29,6 +30,7 @@ pub const NP_ENABLE: Field = field(0x090, 8);
 pub const EVENTINJ: Field = field(0x0a8, 4);
 pub const EVENTINJ_ERROR: Field = field(0x0ac, 4);
 pub const N_CR3: Field = field(0x0b0, 8);
+pub const VIRT_EXT: Field = field(0x0b8, 8);
 pub const CLEAN: Field = field(0x0c0, 4);
 
 // See: Table B-2. VMCB Layout, State Save Area, which begins at 0x400
