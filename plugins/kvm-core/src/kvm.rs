@@ -80,6 +80,7 @@ pub fn mmu_config(silicon: &Silicon, options: &Options, table_width: u8) -> Conf
         mmio_read_forgotten: options.on(Switch::ACC_READ_MASK),
         unmappable: options.unmappable(),
         npt_rules: options.npt_rules(),
+        tdp_splits_on_fault: options.on(Switch::TDP_SPLITS_ON_FAULT),
     }
 }
 

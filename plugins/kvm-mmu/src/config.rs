@@ -48,6 +48,8 @@ pub struct Config {
     pub unmappable: Unmappable,
     /// How the walk of L1's nested page table is set up.
     pub npt_rules: NptRules,
+    /// A fault that needs a small page splits a large one of the TDP MMU, instead of dropping it.
+    pub tdp_splits_on_fault: bool,
 }
 
 /// What KVM does about a fault in a memory slot whose address the nested tables cannot translate.

@@ -237,6 +237,15 @@ pub const MAPPABLE_WIDTH: &[Entry] = &[
 /// Dirty logging.
 pub const DIRTY_LOGGING: &[Entry] = &[
     Entry::patch(
+        Switch::TDP_SPLITS_ON_FAULT,
+        Scope::TDP,
+        "A fault that needs a small page where the TDP MMU has a large one splits it; before, the large page goes, and each of its \
+         small ones faults again",
+    )
+    .commit("unverified", "KVM: x86/mmu: Split huge pages mapped by the TDP MMU on fault")
+    .source("mmu/tdp_mmu.c kvm_tdp_mmu_map(): 6.1 and 6.12 were read, the release between them is not verified")
+    .since("v6.2"),
+    Entry::patch(
         Switch::PML_IN_WRITE_ORDER,
         Scope::VMX,
         "The log of page modifications is drained in the order in which silicon wrote it, instead of newest first",

@@ -85,6 +85,7 @@ open_enum! {
         WP_BEFORE_SHADOW_PAGE = 180 => "wp-before-shadow-page",
         WRITE_PROTECT_FOR_L2 = 181 => "write-protect-for-l2",
         PML_OFF_FOR_L2 = 182 => "pml-off-for-l2",
+        TDP_SPLITS_ON_FAULT = 188 => "tdp-splits-on-fault",
         /// What KVM tells a VMM to save.
         NESTED_TSC_SCALING = 190 => "nested-tsc-scaling",
         PMU_MSRS_APART = 191 => "pmu-msrs-apart",

@@ -59,6 +59,7 @@ impl Bench {
             mmio_read_forgotten: false,
             unmappable: Unmappable::Map,
             npt_rules: Default::default(),
+            tdp_splits_on_fault: true,
         });
         Self { mmu, state: VcpuState::reset(), host: TestHost::new((PAGES << 12) as usize), faults: 0 }
     }

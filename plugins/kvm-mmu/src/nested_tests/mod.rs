@@ -82,6 +82,7 @@ impl Bench {
             mmio_read_forgotten: false,
             unmappable: Unmappable::Map,
             npt_rules: Default::default(),
+            tdp_splits_on_fault: true,
         };
         adjust(&mut config);
         let mut mmu = Mmu::new(config);

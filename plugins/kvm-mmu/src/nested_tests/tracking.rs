@@ -134,6 +134,30 @@ fn pages_below_a_zapped_one_go_too() {
     }
 }
 
+/// A large page of L1's with a table in it, that L1 maps for itself: split where the release splits, gone where it does not.
+#[test]
+fn a_large_page_that_holds_a_table() {
+    for (splits, faults_again) in [(true, false), (false, true)] {
+        let mut bench = Bench::of(Format::X86 { width: 46 }, |config| {
+            (config.backing_shift, config.tdp_splits_on_fault) = (21, splits);
+        });
+        let other = 0x1f_0000;
+        bench.in_l1(|bench| bench.l1_store(other, 1));
+        assert!(bench.l2_access(GVA, &WalkAccess::default()).is_ok());
+        let leaf = bench.nested_leaf(L2_PAGE);
+        let link = bench.link(OTHER);
+        assert_eq!(bench.in_l1(|bench| bench.l1_store(leaf, link)), Some(Handled::Resume));
+        let l1 = bench.l1;
+        let again = bench.in_l1(|bench| {
+            bench.mmu.reload(0, &l1, &mut bench.host);
+            let read = WalkAccess::default();
+            matches!(bench.mmu.tdp_access(0, &l1, other, &read, &mut bench.host).0, GuestAccess::Nested(_))
+        });
+        assert_eq!(again, faults_again);
+        assert_eq!(bench.l2_access(GVA, &WalkAccess::default()), Ok(OTHER + 0x123));
+    }
+}
+
 /// Without nested tables L2 uses L1's addresses, through a root of its own.
 #[test]
 fn l2_without_nested_tables_has_a_root_of_its_own() {

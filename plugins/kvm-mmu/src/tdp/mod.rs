@@ -246,9 +246,22 @@ impl Mmu {
 
     /// Puts a new table below an entry that is absent or a large page, which is split.
     /// See: tdp_mmu.c tdp_mmu_link_sp(), tdp_mmu_split_huge_page()
-    fn tdp_link(&mut self, vcpu: u32, gfn: u64, role: PageRole, entry: Entry, host: &mut dyn Host) -> u64 {
+    fn tdp_link(
+        &mut self,
+        vcpu: u32,
+        gfn: u64,
+        role: PageRole,
+        mut entry: Entry,
+        host: &mut dyn Host,
+    ) -> u64 {
         let format = self.config.format;
         let gfn = round_gfn(gfn, entry.level);
+        if format.is_present(entry.spte) && !self.config.tdp_splits_on_fault {
+            // See: KVM 6.1 mmu/tdp_mmu.c tdp_mmu_zap_spte_atomic()
+            self.tdp_set(vcpu, gfn, entry, NONPRESENT, host);
+            self.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0, host);
+            entry.spte = NONPRESENT;
+        }
         let child = role.with_level(entry.level - 1);
         host.note_at(vcpu, self.place(vcpu), Note::GetPage { gfn, role: child.into_bits(), created: true });
         let table = if format.is_present(entry.spte) {

@@ -53,6 +53,7 @@ impl Bench {
             mmio_read_forgotten: false,
             unmappable: Unmappable::Map,
             npt_rules: Default::default(),
+            tdp_splits_on_fault: true,
         });
         let mut host = TestHost::new(RAM);
         let entries = [TABLES[1] | 0x27, TABLES[2] | 0x27, TABLES[3] | 0x27, DATA | flags];
