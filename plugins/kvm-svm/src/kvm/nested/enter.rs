@@ -45,7 +45,7 @@ pub fn vmrun(cx: &mut Cx<'_>) -> Resume {
     }
     // Up to 6.12 the page stays mapped for writing until VMRUN is done.
     if checked.is_err() || !cx.on(Switch::NESTED_EXIT_UNMAPPED_SHUTDOWN) {
-        cx.shared.kvm.mmu.mark_dirty(cx.vcpu.core.id, gpa >> 12);
+        cx.shared.kvm.mmu.mark_dirty(cx.vcpu.core.id, gpa >> 12, cx.host);
     }
     if checks_first {
         cx.state.rip = cx.state.rip.wrapping_add(cx.exit.insn.len.into());

@@ -93,7 +93,7 @@ fn vmload(cx: &mut Cx<'_>) -> Resume {
         Err(resume) => return resume,
     };
     // KVM maps for writing whatever it does with the page.
-    cx.shared.kvm.mmu.mark_dirty(cx.vcpu.core.id, gpa >> 12);
+    cx.shared.kvm.mmu.mark_dirty(cx.vcpu.core.id, gpa >> 12, cx.host);
     let resume = cx.skip();
     if lost(cx) {
         cx.vcpu.nested.vmcb02.vmcb.save.copy_vmload(&mapped.vmcb.save);
