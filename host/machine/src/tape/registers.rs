@@ -3,6 +3,7 @@
 use std::ops::Range;
 use vmtape_arch::{
     exit::{Exit, StimulusKind},
+    level::Level,
     regs::SegAttr,
     sensitive::SensitiveKind,
     vcpu::{Interruptibility, VcpuState, gpr, seg},
@@ -100,8 +101,16 @@ pub(crate) fn set(state: &mut VcpuState, mut mask: u32, values: &Values) {
     }
 }
 
-/// The registers that the handling of an exit reads, beyond [`ALWAYS`].
+/// What a switch between a guest and its guest keeps in memory, as far as it has a bit.
+const SWITCHED: u32 = 1 << gpr::RAX | 1 << gpr::RCX | 1 << gpr::RSP | RFLAGS | CR2 | GDTR | IDTR | DR7;
+
+/// The registers that the handling of an exit reads, beyond [`ALWAYS`]. An exit of a guest's guest may become one of the guest's.
 pub(crate) fn used(exit: &Exit) -> u32 {
+    let saved = if exit.level == Level::L2 { SWITCHED } else { 0 };
+    saved | used_in_place(exit)
+}
+
+fn used_in_place(exit: &Exit) -> u32 {
     let one = |n: usize| 1 << n;
     if exit.stimulus != StimulusKind::SENSITIVE {
         return RFLAGS | PKRU | CR2;
@@ -123,6 +132,7 @@ pub(crate) fn used(exit: &Exit) -> u32 {
         }
         SensitiveKind::HLT | SensitiveKind::INTERRUPT_WINDOW | SensitiveKind::NMI_WINDOW => RFLAGS,
         SensitiveKind::GDTR_IDTR | SensitiveKind::LDTR_TR => GDTR | IDTR,
+        SensitiveKind::SVM => SWITCHED,
         SensitiveKind::APIC_READ | SensitiveKind::APIC_WRITE => CR8,
         _ => RFLAGS | XCR0,
     }
