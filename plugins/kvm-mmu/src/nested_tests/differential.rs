@@ -176,7 +176,7 @@ fn told(
 ) -> Result<u64, (Stage, u64, u32)> {
     match ended {
         Ok(hpa) => Ok(hpa),
-        Err(Ended::Mmio) => naive.clone().map(|gpa| if gpa >= RAM as u64 { gpa } else { u64::MAX }),
+        Err(Ended::Mmio) => (*naive).map(|gpa| if gpa >= RAM as u64 { gpa } else { u64::MAX }),
         Err(Ended::Fault(error)) => Err((Stage::GUEST, gva, error.into_bits())),
         Err(Ended::Nested(fault)) => Err((fault.stage, fault.address, fault.error.into_bits())),
     }
