@@ -19,6 +19,10 @@ pub enum Error {
         "{tape}: nothing on it could be compared: it has no exits, or none that can be judged without its guest"
     )]
     NothingCompared { tape: String },
+    #[error(
+        "{tape}: nothing differs of what could be compared, but that is no answer: unknown are {unknown}"
+    )]
+    PartlyCompared { tape: String, unknown: String },
     #[error("the backend `{backend}` refuses the machine: {reason}")]
     Refused { backend: String, reason: String },
     #[error("the backend `{backend}` broke after {exits} exits; what it said stands in the log")]

@@ -2,12 +2,13 @@
 //!
 //! The tape's own machine (another build of its backend, maybe) gets the exit itself and must do the same about it, event by
 //! event. For any other machine the stimulus is resolved again by its own silicon, which may take other exits or none; what
-//! the guest and the VMM see of the outcome is compared. What depends on memory that the tape does not have, and what the
-//! other machine alone would exit for, is unknown: counted, never guessed.
+//! the guest and the VMM see of the outcome is compared. What depends on memory that the tape does not have, and everything
+//! that the guest did between its exits ([`crate::native`]), is unknown: counted, never guessed.
 //!
 //! A comparison can go on after a difference: the tape's own machine replays beside the other one, which takes its registers
 //! and memory whenever it did something else. What KVM keeps for itself stays the other machine's.
 
+mod events;
 mod explain;
 mod found;
 mod replayed;
@@ -17,17 +18,16 @@ pub use replayed::Method;
 pub use view::View;
 
 use crate::{
-    Error, exempt,
-    report::{Class, Divergence, Level, Occurrence, Report, Row},
+    Error, exempt, native,
+    report::{Class, Divergence, Level, Occurrence, Report},
     sides::Sides,
     state::{Difference, compare_controls},
-    text::{self, event_kind, event_text},
+    text,
 };
 use explain::{At, Last};
 use found::{Found, taped};
 use replayed::Replayed;
-use vmtape_arch::{exit::ResumeKind, level::Place, note::Note};
-use vmtape_traces::{Event, ExitGroup, Metadata, Tape, ahead};
+use vmtape_traces::{ExitGroup, Metadata, Tape, ahead};
 
 /// Feeds the whole tape, or all of it up to the first difference.
 pub fn replay(
@@ -44,23 +44,29 @@ pub fn replay(
         names: sides.tape.metadata().clone(),
         asked: None,
         found: Vec::new(),
+        retired: 0,
     };
-    ahead::with_exits(sides.tape, 0, 0, |exits| -> Result<_, Error> {
+    let reached = ahead::with_exits(sides.tape, 0, 0, |exits| -> Result<_, Error> {
         while let Some(group) = exits.next_exit()? {
             if feeder.take(group, report) {
                 report.compared.exits += 1;
                 report.compared.events += group.notes.len() as u64;
-                report.compared.instructions = group.exit.icount;
+                report.compared.instructions += u64::from(native::retired(group));
             }
+            feeder.retired += u64::from(native::retired(group));
             if group.number.is_multiple_of(PROGRESS) {
                 progress(group.number);
             }
             if !feeder.found.is_empty() && !method.go_on {
-                break;
+                return Ok(group.exit.icount);
             }
         }
-        Ok(())
+        Ok(sides.tape.totals()?.icount)
     })?;
+    match method.same {
+        true => report.compared.instructions = reached,
+        false => report.leave_open(native::UNKNOWN, reached.saturating_sub(feeder.retired)),
+    }
     // A question that is answered otherwise is a difference, but nothing follows from it.
     if feeder.found.is_empty() {
         feeder.found.extend(feeder.asked.take().map(|found| (found, 1)));
@@ -99,6 +105,8 @@ struct Feeder {
     asked: Option<Found>,
     /// The first divergence of each signature, and how often it was there.
     found: Vec<(Found, u64)>,
+    /// Instructions of the tape that its exits' handling completed.
+    retired: u64,
 }
 
 impl Feeder {
@@ -121,25 +129,33 @@ impl Feeder {
         let mut known = true;
         if last.unknown {
             known = false;
-            *report.unknown.entry(UNKNOWN.into()).or_default() += 1;
+            report.leave_open(UNKNOWN, 1);
         } else if let Some(fault) = last.missed.first().filter(|_| self.method.same) {
             let found = Found::of_missed_fault(group, fault, &self.names);
             self.keep(found, report);
         } else if self.method.same {
-            let found = same_events(&self.replayed, group, handling.has_ended(), report);
-            found.into_iter().for_each(|found| self.keep(found, report));
+            let compared = events::compare(group, &self.replayed.answer(), handling.has_ended());
+            match compared {
+                events::Compared::Equal => {}
+                events::Compared::Exempt => {
+                    *report.exempted.entry(exempt::SILICON_BITS.name).or_default() += 1;
+                }
+                events::Compared::Different(expected, actual) => {
+                    self.keep(Found::of_events(group, expected.as_ref(), actual.as_ref()), report);
+                }
+            }
         } else if handling.is_untold(group) {
             // Silicon executes what the other one exited for; its result is not on any tape.
             known = false;
-            *report.unknown.entry(NOT_TAKEN.into()).or_default() += 1;
+            report.leave_open(NOT_TAKEN, 1);
         } else if !self.replayed.is_alike(group, handling) {
             let (expected, actual) =
                 (View::of_tape(&self.replayed, group), View::of_replayed(&self.replayed, group, handling));
             let found = Found::of_views(&self.replayed, group, &expected, &actual);
             found.into_iter().for_each(|found| self.keep(found, report));
         }
-        if !self.method.same && !last.missed.is_empty() {
-            *report.unknown.entry(MISSED.into()).or_default() += last.missed.len() as u64;
+        if !self.method.same {
+            report.leave_open(MISSED, last.missed.len() as u64);
         }
         self.last = Some(last);
         known
@@ -150,78 +166,9 @@ impl Feeder {
         match self.found.iter().position(|(other, _)| other.signature() == signature) {
             Some(known) => self.found[known].1 += 1,
             None if self.found.len() < LISTED => self.found.push((found, 1)),
-            None => {
-                *report.unknown.entry(format!("divergences beyond the first {LISTED} kinds")).or_default() +=
-                    1
-            }
+            None => report.leave_open(format!("divergences beyond the first {LISTED} kinds"), 1),
         }
     }
-}
-
-/// The same machine: every event of the exit must be equal. `ended`: so has the replayed machine's run.
-fn same_events(replayed: &Replayed, group: &ExitGroup, ended: bool, report: &mut Report) -> Option<Found> {
-    // A vCPU that halts enters when it is woken, which is after other vCPUs' exits; a tape may end before an entry.
-    let halted = group.resume.is_some_and(|resume| HALTED.contains(&resume.kind));
-    let entered = group.notes.last().is_some_and(|note| matches!(note, Note::Entry { .. }));
-    let open = ended || halted || !entered;
-    let answer = replayed.answer();
-    if answer.notes == group.notes && answer.places == group.places && answer.resume == group.resume {
-        return None;
-    }
-    let kept = if halted { group.handled } else { group.notes.len() };
-    let expected = events(group, &group.notes[..kept], &group.places, group.handled, group.resume);
-    let actual = events(group, &answer.notes, &answer.places, answer.handled, answer.resume);
-    let (first, other) = first_difference(&expected, &actual, open)?;
-    let told = |events: &[Event]| {
-        let told = events.iter().filter(|event| !exempt::is_of_silicon_between_exits(event));
-        told.cloned().collect::<Vec<_>>()
-    };
-    if first_difference(&told(&expected), &told(&actual), open).is_none() {
-        *report.exempted.entry(exempt::SILICON_BITS.name).or_default() += 1;
-        return None;
-    }
-    let words = |event: Option<&Event>| event.map_or("nothing".to_owned(), event_text);
-    let kind = |event: Option<&Event>| event.map_or("nothing".to_owned(), event_kind);
-    let (expected, actual) = (words(first), words(other));
-    Some(Found {
-        group: group.clone(),
-        what: (format!("{}>{}", kind(first), kind(other)), format!("{actual} instead of {expected}")),
-        rows: vec![Row::new("event", expected, actual)],
-        difference: None,
-    })
-}
-
-/// Ends of handling after which the vCPU waits for an event.
-const HALTED: [ResumeKind; 2] = [ResumeKind::BLOCKED, ResumeKind::HLT];
-
-/// What was done about an exit, in order.
-fn events(
-    group: &ExitGroup,
-    notes: &[Note],
-    places: &[(usize, Place)],
-    handled: usize,
-    resume: Option<vmtape_arch::exit::Resume>,
-) -> Vec<Event> {
-    let vcpu = group.exit.vcpu;
-    let place = |index| places.iter().find(|(of, _)| *of == index).map_or(Place::L1, |(_, place)| *place);
-    let note = |(index, note): (usize, &Note)| Event::Note { vcpu, place: place(index), note: *note };
-    let mut events: Vec<_> = notes.iter().enumerate().map(note).collect();
-    if let Some(resume) = resume {
-        events.insert(handled.min(events.len()), Event::Resume { vcpu, resume });
-    }
-    events
-}
-
-/// The first events that differ. `open`: the entry that would have followed is on one side only.
-fn first_difference<'e>(
-    expected: &'e [Event],
-    actual: &'e [Event],
-    open: bool,
-) -> Option<(Option<&'e Event>, Option<&'e Event>)> {
-    let differ = expected.iter().zip(actual).position(|(a, b)| a != b);
-    let lengths = expected.len() != actual.len() && !open;
-    let at = differ.or_else(|| lengths.then(|| expected.len().min(actual.len())))?;
-    Some((expected.get(at), actual.get(at)))
 }
 
 fn divergence(sides: &Sides, found: &Found) -> Result<Divergence, Error> {

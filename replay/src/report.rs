@@ -14,8 +14,11 @@ use std::collections::BTreeMap;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
+    /// Everything was compared, and nothing differs.
     Same,
     Different,
+    /// Nothing differs of what was compared, but not everything could be: [`Report::unknown`] says what.
+    Unknown,
     /// Nothing could be compared, so there is nothing to judge by.
     Nothing,
 }
@@ -189,13 +192,21 @@ impl Report {
         self.divergence.get_or_insert(divergence);
     }
 
-    /// The comparison is over. Without a difference the verdict goes by whether there was anything to compare.
+    /// The comparison is over. Without a difference the verdict goes by how much of it could be compared.
     pub fn conclude(&mut self) {
-        self.verdict = match (&self.divergence, self.compared.is_nothing()) {
-            (Some(_), _) => Verdict::Different,
-            (None, true) => Verdict::Nothing,
-            (None, false) => Verdict::Same,
+        self.verdict = match () {
+            () if self.divergence.is_some() => Verdict::Different,
+            () if self.compared.is_nothing() => Verdict::Nothing,
+            () if !self.unknown.is_empty() => Verdict::Unknown,
+            () => Verdict::Same,
         };
+    }
+
+    /// Counts what could not be decided.
+    pub fn leave_open(&mut self, what: impl Into<String>, count: u64) {
+        if count > 0 {
+            *self.unknown.entry(what.into()).or_default() += count;
+        }
     }
 }
 
@@ -212,5 +223,17 @@ mod tests {
         report.compared.events = 1;
         report.conclude();
         assert_eq!(report.verdict, Verdict::Same);
+    }
+
+    #[test]
+    fn what_is_unknown_is_not_the_same() {
+        let mut report = Report::new("", "", "");
+        report.compared.exits = 1;
+        report.leave_open("instructions", 0);
+        report.conclude();
+        assert_eq!(report.verdict, Verdict::Same);
+        report.leave_open("instructions", 1);
+        report.conclude();
+        assert_eq!(report.verdict, Verdict::Unknown);
     }
 }

@@ -144,6 +144,7 @@ impl<'a> Bench<'a> {
                 divergence: Some(Box::new(divergence)),
             },
             None if report.verdict == Verdict::Same => Show::Same,
+            None if report.verdict == Verdict::Unknown => Show::Unable(unknown(&report)),
             None => Show::Unable("nothing could be compared".into()),
         })
     }
@@ -268,10 +269,26 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// The finding of a search that had nothing to look for.
+    /// The finding of a search that had nothing to look for. What could not be tried may be what it looked for.
     pub fn nothing(&mut self, axis: &'static str, line: impl Into<String>) -> Finding {
-        Finding { trials: std::mem::take(&mut self.trials), ..Finding::same(axis, line) }
+        let trials = std::mem::take(&mut self.trials);
+        let skipped = trials.iter().filter(|trial| trial.mark == Mark::Skip).count();
+        let mut finding = Finding { trials, ..Finding::same(axis, line) };
+        if skipped > 0 {
+            finding.verdict = Verdict::Unknown;
+            finding.notes.push(format!("that is not certain: {skipped} could not be judged"));
+        }
+        finding
     }
+}
+
+/// Why nothing is known though nothing differs.
+fn unknown(report: &Report) -> String {
+    let counts = report.unknown.iter().map(|(what, count)| format!("{count} {what}"));
+    format!(
+        "nothing differs of what could be compared, but unknown are {}",
+        counts.collect::<Vec<_>>().join(", ")
+    )
 }
 
 /// Whether an error is a machine's, that its backend refuses or breaks under, and not the tape's.

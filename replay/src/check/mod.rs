@@ -105,6 +105,12 @@ pub fn check(
         Ok(ran) if ran.report.verdict == crate::report::Verdict::Nothing => {
             return Err(Error::NothingCompared { tape: guest.tape.name().to_owned() });
         }
+        Ok(ran) if ran.report.verdict == crate::report::Verdict::Unknown && ran.findings.is_empty() => {
+            return Err(Error::PartlyCompared {
+                tape: guest.tape.name().to_owned(),
+                unknown: ran.report.unknown.into_keys().collect::<Vec<_>>().join(", "),
+            });
+        }
         Ok(ran) => {
             findings.extend(ran.findings);
             Some(ran.report)

@@ -5,9 +5,10 @@ use crate::{
     report::Row,
     signature::{self, Signature},
     state::Difference,
+    text::{event_kind, event_text},
 };
 use vmtape_traces::{
-    ExitGroup, Metadata,
+    Event, ExitGroup, Metadata,
     event::{Control, EntryOutcome, Fault},
     text::fault_text,
 };
@@ -30,6 +31,20 @@ impl Found {
             group: group.clone(),
             what: ("entry>entry".into(), format!("the entry before it: {actual} instead of {expected}")),
             rows: vec![Row::new("entry", expected, actual)],
+            difference: None,
+        }
+    }
+
+    /// Events of the tape's own machine that it does not repeat.
+    pub fn of_events(group: &ExitGroup, expected: Option<&Event>, actual: Option<&Event>) -> Self {
+        let words = |event: Option<&Event>| event.map_or("nothing".to_owned(), event_text);
+        let kind = |event: Option<&Event>| event.map_or("nothing".to_owned(), event_kind);
+        let what = format!("{}>{}", kind(expected), kind(actual));
+        let (expected, actual) = (words(expected), words(actual));
+        Self {
+            group: group.clone(),
+            what: (what, format!("{actual} instead of {expected}")),
+            rows: vec![Row::new("event", expected, actual)],
             difference: None,
         }
     }

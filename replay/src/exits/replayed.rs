@@ -1,5 +1,6 @@
 //! A machine that replays taped exits, and what it did about the last one.
 
+use super::events;
 use crate::{
     Error,
     explain::{self, Widths},
@@ -157,7 +158,10 @@ impl Replayed {
         }
         let handling = self.give(group);
         self.diverged = match self.same {
-            true => self.answer().notes != group.notes || self.answer().places != group.places,
+            true => {
+                let compared = events::compare(group, &self.answer(), handling.has_ended());
+                matches!(compared, events::Compared::Different(..))
+            }
             false => !self.is_alike(group, &handling),
         };
         handling

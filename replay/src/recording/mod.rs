@@ -135,9 +135,7 @@ impl Comparison<'_> {
             return Ok(());
         }
         let left = ours.count_rest()?;
-        if left > 0 {
-            self.report.unknown.insert("exits after the end of the recording".into(), left);
-        }
+        self.exempt(exempt::AFTER_RECORDING, left);
         Ok(())
     }
 

@@ -475,12 +475,13 @@ fn what_only_the_host_notices_is_no_divergence() -> Result<()> {
         let recorded = vmtape(folder.path(), &[&record, guest].concat())?;
         assert!(recorded.status.success(), "{}", tail(&recorded));
         for elsewhere in [&["--host", "intel-52"][..], &["-b", "vmx,ept=off"], &["--kvm", "v5.10"]] {
-            for mode in ["run", "exits"] {
+            // Exits alone do not tell what the guest did between them.
+            for (mode, code) in [("run", 0), ("exits", 125)] {
                 let replay = [&["replay", "a.tape", "--mode", mode], elsewhere].concat();
                 let replayed = vmtape(folder.path(), &replay)?;
                 assert_eq!(
                     replayed.status.code(),
-                    Some(0),
+                    Some(code),
                     "{guest:?} {elsewhere:?} {mode}: {}",
                     tail(&replayed)
                 );
@@ -505,7 +506,8 @@ fn fed_exits_find_as_much_whatever_the_checkpoints() -> Result<()> {
         let text = String::from_utf8(vmtape(folder.path(), &replay)?.stdout)?;
         let listed: Vec<_> =
             text.lines().filter(|line| line.contains(" x entry:")).map(str::to_owned).collect();
-        assert!(!listed.is_empty() && !text.contains("unknown"), "{text}");
+        let unknown: Vec<_> = text.lines().filter(|line| line.contains("unknown: ")).collect();
+        assert!(!listed.is_empty() && unknown.len() == 1 && unknown[0].contains("between exits"), "{text}");
         all.push(listed);
     }
     assert!(all.iter().all(|listed| *listed == all[0]), "{all:#?}");

@@ -6,7 +6,8 @@ Exit codes:
     0  same, safe, pass; a run that ended, whatever the guest says (but see `run --guest-status`)
     1  different, unsafe, fail: a divergence, a run that cannot go on, a cause that `bisect` found
     2  the command line makes no sense: an option, a host, a CPU model, a release of KVM
-  125  could not test: a file that cannot be read, a plugin that does not load or that broke
+  125  could not test: a file that cannot be read, a plugin that does not load or that broke; and no
+       difference was found, but not everything could be compared (verdict `unknown`)
   128  the same as 2 under `replay --bisect`, so that `git bisect run` stops
   141  whoever read the output went away first
 
@@ -52,7 +53,11 @@ Examples:
   vmtape run -b svm-npt --check-extension 185 --query shadow-pages,exit=100 --json builtin:matrix";
 
 pub const REPLAY: &str = "\
-Exit codes: 0 same, 1 different, 2 usage, 125 could not test.
+`--mode exits` gives the taped exits to handlers, and the guest does not run. What it did between
+them is known only for the tape's own machine (backend, options, host): with another one, no
+difference at exits is the verdict `unknown`, never `same`.
+
+Exit codes: 0 same, 1 different, 2 usage, 125 could not test, or unknown.
 
 Examples:
   vmtape replay a.tape
@@ -61,7 +66,10 @@ Examples:
   git bisect run sh -c 'make || exit 125; vmtape replay --bisect --plugin ./mine.so a.tape'";
 
 pub const DIFF: &str = "\
-Exit codes: 0 same, 1 different, 2 usage, 125 could not test.
+Tapes that are not equal event by event tell nothing of what their guests did between exits: where
+no difference shows, the verdict is `unknown`.
+
+Exit codes: 0 same, 1 different, 2 usage, 125 could not test, or unknown.
 
 Examples:
   vmtape diff a.tape b.tape
@@ -80,7 +88,8 @@ pub const BISECT: &str = "\
 The tape's own machine is the good end. The result is one line (`first bad: ...`) and its evidence.
 A trial that shows another divergence first is skipped, never taken for the one that is looked for.
 
-Exit codes: 1 something is bad and was found, 0 nothing is, 2 usage, 125 could not test.
+Exit codes: 1 something is bad and was found, 0 nothing is, 2 usage, 125 could not test, or nothing
+was found and some trials could not be judged.
 
 Examples:
   vmtape bisect a.tape --axis exits -b svm-npt

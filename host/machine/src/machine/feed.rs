@@ -49,8 +49,11 @@ impl Machine {
         }
         for (n, (vcpu, other)) in (0..).zip(self.vcpus.iter_mut().zip(&other.vcpus)) {
             let VcpuState { inject, delivering, intercepts, .. } = vcpu.state;
-            vcpu.state = VcpuState { inject, delivering, intercepts, ..other.state };
-            self.backend.state_changed(n, &mut vcpu.state, &mut self.services);
+            let state = VcpuState { inject, delivering, intercepts, ..other.state };
+            if vcpu.state != state {
+                vcpu.state = state;
+                self.backend.state_changed(n, &mut vcpu.state, &mut self.services);
+            }
         }
     }
 

@@ -2,11 +2,13 @@
 
 use super::Machine;
 use crate::services::GuestEnv;
+use vmtape_abi::MemoryRegion;
 use vmtape_arch::{
     access::{Access, AccessKind, Verdict},
     exception::{Exception, PageFaultError, Vector},
     exit::{Exit, StimulusKind},
     note::Note,
+    paging::Pte,
     regs::Cr0,
     sensitive::SensitiveKind,
     vcpu::VcpuState,
@@ -30,6 +32,8 @@ pub enum Resolved {
     Endless,
 }
 
+const ACCESSED_DIRTY: u32 = Pte::new().with_a(true).with_d(true).into_bits() as u32;
+
 /// Exits that one stimulus may take: a page fault per level, and then some.
 const MOST_EXITS: u32 = 16;
 
@@ -44,6 +48,9 @@ enum Ran {
 impl Machine {
     /// Gives the backend's silicon what caused the taped exit, for a backend of another kind.
     pub fn resolve(&mut self, group: &ExitGroup) -> Result<Resolved, End> {
+        if group.before.iter().any(|step| self.is_rewritten(step)) {
+            self.forget_translations();
+        }
         let Some(n) = self.bring_to(group) else { return Ok(Resolved::Native) };
         if group.exit.exit.stimulus == StimulusKind::HOST {
             // Nothing that the guest did: the other silicon leaves it too, and nobody sees a difference.
@@ -55,6 +62,29 @@ impl Machine {
         controls.iter().for_each(|control| self.control_fed(control));
         self.services.follow_pages(&group.pages);
         resolved
+    }
+
+    /// Whether silicon walked an entry that the guest has written since this machine had it. On the tape's machine it wrote
+    /// without an exit; a backend that keeps tables of its own in step with the guest's would have left it for that.
+    fn is_rewritten(&self, step: &Note) -> bool {
+        let Note::SiliconStep { gpa, before, .. } = *step else { return false };
+        let Some(hpa) = self.services.memory.hpa(gpa) else { return false };
+        // Both bits, which silicon sets by itself, are in the low half of an entry, which may be all of it.
+        let mut entry = [0; 4];
+        let known = self.services.ram().read(hpa, &mut entry);
+        let (had, has) = (u32::from_le_bytes(entry), before as u32);
+        known && (had & !has != 0 || has & !had & !ACCESSED_DIRTY != 0)
+    }
+
+    /// The backend forgets what it made of the guest's tables, as a VMM makes KVM do that changes a memory slot.
+    fn forget_translations(&mut self) {
+        for slot in self.services.memory.slots().to_vec() {
+            let gone = MemoryRegion { size: 0, ..slot };
+            for region in [gone, slot] {
+                // It took the same slot before.
+                let _ = self.backend.set_memory_region(&region, &mut self.services);
+            }
+        }
     }
 
     fn resolve_stimulus(

@@ -337,7 +337,7 @@ fn print(finding: &Finding, json: bool) -> Result<ExitCode> {
     Ok(match finding.verdict {
         Verdict::Same => ExitCode::SAME,
         Verdict::Different => ExitCode::DIFFERENT,
-        Verdict::Nothing => ExitCode::COULD_NOT_TEST,
+        Verdict::Unknown | Verdict::Nothing => ExitCode::COULD_NOT_TEST,
     })
 }
 

@@ -18,7 +18,7 @@ pub fn print(report: &Report, json: bool) -> Result<ExitCode> {
     Ok(match report.verdict {
         Verdict::Same => ExitCode::SAME,
         Verdict::Different => ExitCode::DIFFERENT,
-        Verdict::Nothing => ExitCode::COULD_NOT_TEST,
+        Verdict::Unknown | Verdict::Nothing => ExitCode::COULD_NOT_TEST,
     })
 }
 
@@ -29,6 +29,7 @@ pub fn write(out: &mut impl Write, report: &Report) -> io::Result<()> {
     let word = match report.verdict {
         Verdict::Same => "SAME",
         Verdict::Different => "DIFFERENT",
+        Verdict::Unknown => "NO DIFFERENCE FOUND, BUT NOT ALL IS KNOWN",
         Verdict::Nothing => "NOTHING COULD BE COMPARED",
     };
     writeln!(

@@ -1,0 +1,75 @@
+//! The events of an exit's handling, as one machine told them twice.
+
+use super::replayed::Answer;
+use crate::exempt;
+use vmtape_arch::{
+    exit::{Resume, ResumeKind},
+    level::Place,
+    note::Note,
+};
+use vmtape_traces::{Event, ExitGroup};
+
+/// What is to be said of two tellings.
+pub(super) enum Compared {
+    Equal,
+    /// Only by what silicon did between exits ([`exempt::SILICON_BITS`]).
+    Exempt,
+    /// The first events that differ.
+    Different(Option<Event>, Option<Event>),
+}
+
+/// Ends of handling after which the vCPU waits for an event.
+const HALTED: [ResumeKind; 2] = [ResumeKind::BLOCKED, ResumeKind::HLT];
+
+/// The same machine: every event of the exit must be equal. `ended`: so has the replayed machine's run.
+pub(super) fn compare(group: &ExitGroup, answer: &Answer, ended: bool) -> Compared {
+    if answer.notes == group.notes && answer.places == group.places && answer.resume == group.resume {
+        return Compared::Equal;
+    }
+    // A vCPU that halts enters when it is woken, which is after other vCPUs' exits; a tape may end before an entry.
+    let halted = group.resume.is_some_and(|resume| HALTED.contains(&resume.kind));
+    let entered = group.notes.last().is_some_and(|note| matches!(note, Note::Entry { .. }));
+    let open = ended || halted || !entered;
+    let kept = if halted { group.handled } else { group.notes.len() };
+    let expected = events(group, &group.notes[..kept], &group.places, group.handled, group.resume);
+    let actual = events(group, &answer.notes, &answer.places, answer.handled, answer.resume);
+    let Some((first, other)) = first_difference(&expected, &actual, open) else { return Compared::Equal };
+    let told = |events: &[Event]| {
+        let told = events.iter().filter(|event| !exempt::is_of_silicon_between_exits(event));
+        told.cloned().collect::<Vec<_>>()
+    };
+    if first_difference(&told(&expected), &told(&actual), open).is_none() {
+        return Compared::Exempt;
+    }
+    Compared::Different(first.cloned(), other.cloned())
+}
+
+/// What was done about an exit, in order.
+fn events(
+    group: &ExitGroup,
+    notes: &[Note],
+    places: &[(usize, Place)],
+    handled: usize,
+    resume: Option<Resume>,
+) -> Vec<Event> {
+    let vcpu = group.exit.vcpu;
+    let place = |index| places.iter().find(|(of, _)| *of == index).map_or(Place::L1, |(_, place)| *place);
+    let note = |(index, note): (usize, &Note)| Event::Note { vcpu, place: place(index), note: *note };
+    let mut events: Vec<_> = notes.iter().enumerate().map(note).collect();
+    if let Some(resume) = resume {
+        events.insert(handled.min(events.len()), Event::Resume { vcpu, resume });
+    }
+    events
+}
+
+/// The first events that differ. `open`: the entry that would have followed is on one side only.
+fn first_difference<'e>(
+    expected: &'e [Event],
+    actual: &'e [Event],
+    open: bool,
+) -> Option<(Option<&'e Event>, Option<&'e Event>)> {
+    let differ = expected.iter().zip(actual).position(|(a, b)| a != b);
+    let lengths = expected.len() != actual.len() && !open;
+    let at = differ.or_else(|| lengths.then(|| expected.len().min(actual.len())))?;
+    Some((expected.get(at), actual.get(at)))
+}
