@@ -64,11 +64,19 @@ pub struct Cpu {
     tlb: Tlb,
     blocks: Blocks,
     model: Model,
+    /// Where [`Cpu::run`] stops before any event.
+    pause: u64,
 }
 
 impl Cpu {
     pub fn new(config: CpuConfig) -> Self {
-        Self { tlb: Tlb::new(), blocks: Blocks::new(config.features), model: config.model }
+        Self { tlb: Tlb::new(), blocks: Blocks::new(config.features), model: config.model, pause: u64::MAX }
+    }
+
+    /// At this instruction count a run that ends there leaves traps and interrupts to the next one: the state is the
+    /// instruction's own outcome.
+    pub fn pause_at(&mut self, icount: u64) {
+        self.pause = icount;
     }
 
     /// Changes the instruction-set extensions (KVM_SET_CPUID2).
@@ -91,7 +99,7 @@ impl Cpu {
     pub fn run(&mut self, state: &mut VcpuState, env: &mut dyn Env, until_icount: u64) -> Stop {
         let mut core = Core::new(&mut self.tlb, self.model, state, env);
         core.tlb.sync(core.ram.epoch());
-        match run(&mut core, &mut self.blocks, until_icount) {
+        match run(&mut core, &mut self.blocks, until_icount, self.pause) {
             Ok(never) => match never {},
             Err(stop) => stop,
         }
@@ -125,11 +133,20 @@ impl Cpu {
 }
 
 /// Runs until something stops it, which is the error.
-fn run(core: &mut Core<'_>, blocks: &mut Blocks, until: u64) -> Result<std::convert::Infallible, Stop> {
+fn run(
+    core: &mut Core<'_>,
+    blocks: &mut Blocks,
+    until: u64,
+    pause: u64,
+) -> Result<std::convert::Infallible, Stop> {
     inject(core)?;
     loop {
         let mut one_by_one = false;
         if core.check_events {
+            if core.state.icount == pause {
+                core.state.pending_debug |= std::mem::take(&mut core.debug_traps);
+                return Err(Stop::Budget);
+            }
             one_by_one = events(core)?;
         }
         let left = until.saturating_sub(core.state.icount);

@@ -3,10 +3,12 @@
 //! The tape's own machine is run again beside the other one. It must repeat the tape event by event, so what is compared
 //! is the tape; and it has what no tape holds, every register and every byte of memory after each instruction. Both
 //! stand still at the same count of retired instructions, where registers, memory and serial output must be equal, and so
-//! must the digests of all that happened since the beginning, in which a difference stays when it heals. A
+//! must the digests of all that happened since the beginning, in which a difference stays when it heals: each write of memory,
+//! and the registers after each event, each sensitive instruction, and each that left the guest on either side. A
 //! stretch that ends unequal is run again in smaller steps, down to the one instruction.
 
 mod instruction;
+mod pair;
 
 pub use crate::sides::{Sides, names};
 
@@ -21,13 +23,14 @@ use crate::{
     state::{self, Difference},
     text::{self, event_text},
 };
-use vmtape_arch::vcpu::VcpuState;
-use vmtape_machine::{Digest, MachineSpec, vmm::When};
+use pair::{LastEqual, Pair};
+use vmtape_machine::{MachineSpec, vmm::When};
 use vmtape_traces::{Event, event::End};
 
-/// What a comparison looks at, in words. Between events and sensitive instructions registers follow from memory, unless KVM's
-/// emulator computes otherwise than silicon: they are compared once more at the end of each stretch.
-pub const COMPARED: &str = "memory and device accesses are compared instruction by instruction, registers after each event and sensitive instruction";
+/// What a comparison looks at, in words. After every other instruction registers follow from what they and memory were before,
+/// but where two vendors' silicon computes otherwise: they are compared once more at the end of each stretch.
+pub const COMPARED: &str = "memory and device accesses are compared instruction by instruction, registers after each event, each \
+     sensitive instruction and each that left the guest";
 
 /// Instructions per stretch, at first and at most: a comparison looks at every page that was ever written.
 const FIRST_STRETCH: u64 = 1 << 16;
@@ -36,25 +39,6 @@ const LONGEST_STRETCH: u64 = 1 << 24;
 const MOST_EVENTS: usize = 1 << 18;
 /// How a stretch that ends unequal is divided.
 const DIVISION: u64 = 64;
-
-/// Both machines, at the same instruction.
-struct Pair {
-    expected: Player,
-    actual: Player,
-    /// Whether answers to the VMM's questions count as differences.
-    questions: bool,
-    /// Both see writes in the same way: dirty logs are to tell the same pages.
-    logs_alike: bool,
-    /// What happened before the comparison began, on each side: a guest that moves brings along its memory, not how it came to be.
-    before: [Digest; 2],
-}
-
-/// Where both machines were equal, just before the instruction after which they are not.
-struct LastEqual {
-    icount: u64,
-    /// The registers of each vCPU.
-    states: Vec<VcpuState>,
-}
 
 /// What was found at the end of a stretch.
 struct Found {
@@ -89,13 +73,6 @@ impl Sides<'_> {
         }
         report.conclude();
         Ok(())
-    }
-
-    fn pair(&self, listen: bool) -> Result<Pair, Error> {
-        let mut expected = self.player(&self.expected, listen)?;
-        let actual = self.moved(&self.actual, &mut expected, listen)?;
-        let before = [&expected, &actual].map(|player| player.machine.digest());
-        Ok(Pair { expected, actual, questions: false, before, logs_alike: self.log_alike() })
     }
 
     /// Whether both see writes in the same way: one backend under the same parameters, of whatever release.
@@ -212,7 +189,8 @@ impl Sides<'_> {
         while found.stretch > DIVISION {
             found = self.narrow(found, questions)?;
         }
-        let mut pair = Pair { questions, ..self.pair(false)? };
+        let mut pair = self.pair(false)?;
+        pair.questions = questions;
         pair.advance_to(found.equal_at)?;
         pair.listen(true);
         loop {
@@ -228,7 +206,8 @@ impl Sides<'_> {
     /// Divides a stretch that ends unequal.
     fn narrow(&self, found: Found, questions: bool) -> Result<Found, Error> {
         let step = found.stretch.div_ceil(DIVISION);
-        let mut pair = Pair { questions, ..self.pair(false)? };
+        let mut pair = self.pair(false)?;
+        pair.questions = questions;
         pair.advance_to(found.equal_at)?;
         loop {
             let equal_at = pair.expected.machine.icount();
@@ -256,92 +235,6 @@ impl Sides<'_> {
             true => budget,
             false => spec::Budget { exits: u64::MAX, ..budget },
         }
-    }
-}
-
-impl Pair {
-    /// Runs both to the same instruction count; the second one no further than the first.
-    fn advance_to(&mut self, instructions: u64) -> Result<(), Error> {
-        self.drive(instructions, &mut |player, _, instructions| player.advance(instructions, u64::MAX))
-    }
-
-    /// As [`Pair::advance_to`], with a way to run one of them to an instruction count.
-    fn drive(
-        &mut self,
-        instructions: u64,
-        run: &mut dyn FnMut(&mut Player, Side, u64) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        run(&mut self.expected, Side::Expected, instructions)?;
-        let Some(end) = &self.expected.end else { return run(&mut self.actual, Side::Actual, instructions) };
-        let icount = self.expected.machine.icount();
-        run(&mut self.actual, Side::Actual, icount)?;
-        if !matches!(end, End::Limit { .. }) {
-            // What ended the first one (a triple fault, say) may come after the last instruction that retired.
-            run(&mut self.actual, Side::Actual, icount + 1)?;
-        }
-        Ok(())
-    }
-
-    fn listen(&self, on: bool) {
-        self.expected.listen(on);
-        self.actual.listen(on);
-    }
-
-    fn is_over(&self) -> bool {
-        self.expected.end.is_some() || self.actual.end.is_some()
-    }
-
-    /// Where both stand, before the next instruction.
-    fn last_equal(&self) -> LastEqual {
-        self.expected.take_observations();
-        self.actual.take_observations();
-        let machine = &self.expected.machine;
-        LastEqual {
-            icount: machine.icount(),
-            states: (0..machine.spec().vcpus).filter_map(|vcpu| machine.state(vcpu).copied()).collect(),
-        }
-    }
-
-    /// Every difference that the guest or, by an ioctl that changes the VM, the VMM can observe.
-    fn differences(&self) -> Vec<Difference> {
-        let mut differences = state::compare(&self.expected.machine, &self.actual.machine);
-
-        differences.extend(end_difference(&self.expected, &self.actual));
-        let (expected, actual) = (&self.expected.machine, &self.actual.machine);
-        let (changes, questions) = state::compare_ioctls(expected, actual, self.logs_alike);
-        differences.extend(changes);
-        differences.extend(questions.into_iter().filter(|_| self.questions));
-        differences.extend(self.page_faults());
-        let (expected, actual) = (self.expected.take_serial(), self.actual.take_serial());
-        if expected != actual {
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            differences.push(Difference::Output { expected: text(&expected), actual: text(&actual) });
-        }
-        if differences.is_empty() {
-            differences.extend(self.healed());
-        }
-        differences
-    }
-}
-
-impl Pair {
-    /// What was different since the comparison began, though nothing is any more.
-    fn healed(&self) -> Option<Difference> {
-        let [expected, actual] = [(&self.expected, self.before[0]), (&self.actual, self.before[1])]
-            .map(|(player, before)| player.machine.digest().since(&before));
-        match () {
-            () if expected.memory != actual.memory => Some(Difference::Healed("memory")),
-            () if expected.outcomes != actual.outcomes => Some(Difference::Healed("registers")),
-            () if expected.devices != actual.devices => Some(Difference::Healed("what devices saw")),
-            () => None,
-        }
-    }
-
-    /// A guest may have forgotten by now that it took another page fault.
-    fn page_faults(&self) -> Option<Difference> {
-        let (expected, actual) = (self.expected.take_page_faults(), self.actual.take_page_faults());
-        let first = (0..expected.len().max(actual.len())).find(|n| expected.get(*n) != actual.get(*n))?;
-        Some(Difference::Fault { expected: expected.get(first).copied(), actual: actual.get(first).copied() })
     }
 }
 

@@ -32,6 +32,7 @@ impl Machine {
         let vcpu = &mut self.vcpus[n as usize];
         vcpu.state.icount = self.services.clock.icount;
         let ram = self.services.ram().clone();
+        vcpu.cpu.pause_at(self.services.outcomes.next_sample(vcpu.state.icount));
         let mut env = GuestEnv {
             vcpu: n,
             backend: &mut *self.backend,
@@ -42,6 +43,7 @@ impl Machine {
         };
         let stop = vcpu.cpu.run(&mut vcpu.state, &mut env, until);
         self.services.sync_clock(&mut vcpu.state);
+        self.services.outcomes.sample(n, &vcpu.state);
         stop
     }
 
@@ -71,6 +73,7 @@ impl Machine {
         let vcpu = &mut self.vcpus[n as usize];
         let exit = std::mem::take(&mut *self.exit);
         let icount = self.services.clock.icount;
+        self.services.outcomes.leaves(vcpu.state.icount);
         self.services.jump_clock(n);
         self.services.tape.begin_exit(n, icount, &vcpu.state, &exit);
         self.services.inputs.begin_exit(n);
@@ -82,6 +85,7 @@ impl Machine {
         if retired && exit.stimulus == StimulusKind::SENSITIVE && exit.insn.kind.has_outcome() {
             self.services.outcomes.add(n, &vcpu.state);
         }
+        self.services.outcomes.sample(n, &vcpu.state);
         self.services.tape.end_exit(n, &resume);
         vcpu.needs_entry = true;
         let stuck = vcpu.progress.stuck(&vcpu.state, icount, &exit, limits.no_progress);

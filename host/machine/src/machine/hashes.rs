@@ -19,7 +19,8 @@ use xxhash_rust::xxh3::xxh3_64;
 pub struct Digest {
     /// See [`vmtape_cpu::Ram::changes`].
     pub memory: u128,
-    /// Registers after each sensitive instruction and each event, with the instruction count.
+    /// Registers after each sensitive instruction, each event and each instruction that left the guest, with the instruction
+    /// count.
     pub outcomes: u64,
     /// What devices saw.
     pub devices: Seen,
@@ -41,6 +42,18 @@ impl Machine {
     pub fn keep_digest(&mut self) {
         self.services.ram().keep_changes();
         self.services.outcomes.keep();
+    }
+
+    /// Looks at registers also where another machine's guest left: at instruction counts in order, of [`Machine::take_left`].
+    /// Two machines' digests are comparable where each has been told of the other's, in time.
+    pub fn sample_at(&mut self, counts: impl Iterator<Item = u64>) {
+        let icount = self.icount();
+        self.services.outcomes.sample_at(icount, counts);
+    }
+
+    /// The instruction counts that the instructions completed that left the guest since the last call.
+    pub fn take_left(&mut self) -> Vec<u64> {
+        self.services.outcomes.take_left()
     }
 
     /// Everything that happened to the guest since [`Machine::keep_digest`].

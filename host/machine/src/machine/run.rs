@@ -163,6 +163,7 @@ impl Machine {
         let nmi = self.services.next_nmi();
         let turn = self.takes_turns().then_some(self.turn.ends);
         let most = limits.instructions.min(self.script.next_insn()).min(self.milestones.next());
+        let most = most.min(self.services.outcomes.next_sample(self.services.clock.icount));
         [timer, serial, nmi, turn].into_iter().flatten().fold(most, u64::min)
     }
 }

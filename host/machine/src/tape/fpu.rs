@@ -10,6 +10,8 @@ const YMM_HIGH: usize = 32;
 /// FCW, FSW, FTW and FOP, 16 bits each, and MXCSR; FIP and FDP.
 const CONTROL: usize = 24;
 const POINTERS: usize = 25;
+/// How many numbers there are.
+pub(crate) const COUNT: usize = YMM_HIGH + 16;
 
 /// The registers, or the state, that an instruction uses.
 pub(crate) fn used_by(insn: &Instruction) -> Vec<usize> {

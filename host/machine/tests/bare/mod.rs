@@ -1,13 +1,15 @@
 //! A backend without virtualization: guest physical memory is the host's, page tables are walked as bare silicon does
 //! in its simplest form, and nothing is intercepted. For tests of the machine alone.
 
-use vmtape_abi::{Backend, BusOp, BusSpace, Errno, Host, MemoryRegion};
+use vmtape_abi::{
+    Backend, BusOp, BusSpace, EmulateRequest, EmulatorMmu, Errno, Host, MemoryRegion, Translation,
+};
 use vmtape_arch::host::{Silicon, Vendor};
 use vmtape_arch::{
     access::{Access, AccessKind, Answer, Mapping, MappingKind, Verdict},
     cpuid::{CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry},
     exception::{Exception, PageFaultError},
-    exit::{Exit, Resume, ResumeKind},
+    exit::{Exit, Resume, ResumeKind, StimulusKind},
     sensitive::{Sensitive, SensitiveKind},
     state::MsrEntry,
     vcpu::VcpuState,
@@ -22,6 +24,26 @@ pub struct Bare {
     cpuid: Vec<Vec<CpuidEntry>>,
     /// IN and OUT leave the guest.
     intercepts_ports: bool,
+    /// Reads of this page leave the guest, and KVM's emulator executes the instruction.
+    emulated_page: Option<u64>,
+    /// What the emulator makes of it then is changed by this.
+    after_emulation: Option<fn(&mut VcpuState)>,
+}
+
+/// Guest memory as the emulator finds it.
+struct Flat(u64);
+
+impl EmulatorMmu for Flat {
+    fn translate(
+        &mut self,
+        _state: &VcpuState,
+        access: &Access,
+        _host: &mut dyn Host,
+    ) -> Result<Translation, Exception> {
+        Ok(Translation { gpa: access.gva, hpa: access.gva + self.0, ram: true.into(), pad: [0; 7] })
+    }
+
+    fn wrote(&mut self, _gpa: u64, _len: u8, _host: &mut dyn Host) {}
 }
 
 impl Bare {
@@ -29,6 +51,21 @@ impl Bare {
     #[allow(dead_code, reason = "not every test file uses it")]
     pub fn with_exits() -> Self {
         Self { intercepts_ports: true, ..Self::default() }
+    }
+
+    /// One whose guest leaves where it reads a page, for an emulator that gets the registers wrong in a way.
+    #[allow(dead_code, reason = "not every test file uses it")]
+    pub fn emulating(page: u64, wrong: Option<fn(&mut VcpuState)>) -> Self {
+        Self { emulated_page: Some(page), after_emulation: wrong, ..Self::default() }
+    }
+
+    fn emulate(&self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Resume {
+        let mut flat = Flat(self.hpa(0).unwrap_or(0));
+        host.emulate(vcpu, state, &EmulateRequest::default(), &mut flat);
+        if let Some(wrong) = self.after_emulation {
+            wrong(state);
+        }
+        Resume::GUEST
     }
 
     fn hpa(&self, gpa: u64) -> Option<u64> {
@@ -169,8 +206,12 @@ impl Backend for Bare {
         state: &mut VcpuState,
         access: &Access,
         host: &mut dyn Host,
-        _exit: &mut Exit,
+        exit: &mut Exit,
     ) -> Answer {
+        if access.kind == AccessKind::READ && self.emulated_page == Some(access.gva & !(PAGE - 1)) {
+            *exit = Exit::default();
+            return Answer { verdict: Verdict::EXIT, ..Answer::default() };
+        }
         let (gpa, shift, write) = match self.walk(state, access, host) {
             Ok(found) => found,
             Err(error) => {
@@ -222,6 +263,9 @@ impl Backend for Bare {
     }
 
     fn handle_exit(&mut self, vcpu: u32, state: &mut VcpuState, exit: &Exit, host: &mut dyn Host) -> Resume {
+        if exit.stimulus == StimulusKind::ACCESS {
+            return self.emulate(vcpu, state, host);
+        }
         let insn = &exit.insn;
         let write = match insn.kind {
             SensitiveKind::IN => false,
