@@ -48,7 +48,7 @@ pub fn replay(
     };
     let reached = ahead::with_exits(sides.tape, 0, 0, |exits| -> Result<_, Error> {
         while let Some(group) = exits.next_exit()? {
-            if feeder.take(group, report) {
+            if feeder.take(group, report)? {
                 report.compared.exits += 1;
                 report.compared.events += group.notes.len() as u64;
                 report.compared.instructions += u64::from(native::retired(group));
@@ -111,8 +111,8 @@ struct Feeder {
 
 impl Feeder {
     /// Compares an exit. False: it is unknown.
-    fn take(&mut self, group: &ExitGroup, report: &mut Report) -> bool {
-        let last = Last::of(&mut self.replayed, group);
+    fn take(&mut self, group: &ExitGroup, report: &mut Report) -> Result<bool, Error> {
+        let last = Last::of(&mut self.replayed, group)?;
         let (changes, questions) = compare_controls(taped(group), last.controls.clone(), false);
         report.answers.extend(questions.iter().map(Difference::row));
         if let Some(question) = questions.into_iter().next() {
@@ -158,7 +158,7 @@ impl Feeder {
             report.leave_open(MISSED, last.missed.len() as u64);
         }
         self.last = Some(last);
-        known
+        Ok(known)
     }
 
     fn keep(&mut self, found: Found, report: &mut Report) {

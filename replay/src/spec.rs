@@ -6,6 +6,7 @@ use crate::{
     Error,
     player::{Create, Player},
 };
+use tempfile::NamedTempFile;
 use vmtape_machine::{
     MachineSpec, Recorded,
     vmm::{Step, When},
@@ -162,15 +163,16 @@ pub fn chosen(machine: &MachineSpec, create: Create) -> Result<Vec<(String, Stri
     Ok(chosen)
 }
 
-/// Runs a machine with another tape's inputs and tapes it, in memory.
+/// Runs a machine with another tape's inputs and tapes it, in a temporary file that goes when the tape does.
 pub fn record(
     machine: &MachineSpec,
     inputs_of: &Tape,
     budget: &Budget,
     create: Create,
 ) -> Result<Tape, Error> {
-    let mut bytes = Vec::new();
-    let mut stream = Stream::new(&mut bytes, "(memory)", Options::default())?;
+    let no_file = |cause| Error::Other(format!("a recording needs a temporary file: {cause}"));
+    let file = NamedTempFile::new().map_err(no_file)?;
+    let mut stream = Stream::new(&file, "a temporary recording", Options::default())?;
     stream.metadata(&metadata(machine, budget)?)?;
     for (name, data) in images(machine) {
         stream.image(name, data)?;
@@ -181,5 +183,6 @@ pub fn record(
         events.iter().try_for_each(|event| stream.event(event)).map_err(Error::from)
     })?;
     stream.finish()?;
-    Ok(Tape::from_bytes(bytes)?)
+    // The tape keeps the file open, whose name goes here.
+    Ok(Tape::open(file.path())?)
 }

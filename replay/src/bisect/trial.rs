@@ -178,7 +178,7 @@ impl<'a> Bench<'a> {
         };
         match (mode, same) {
             (Mode::Exits, same) => {
-                exits::replay(&sides, exits::Method { same, go_on: false }, &mut report, nobody)?;
+                exits::replay(&sides, exits::Method { same, ..Default::default() }, &mut report, nobody)?;
             }
             (Mode::Run, true) => {
                 let machine = sides.actual.clone();

@@ -38,12 +38,12 @@ pub(super) struct Last {
 
 impl Last {
     /// Gives the machine an exit.
-    pub fn of(replayed: &mut Replayed, group: &ExitGroup) -> Self {
+    pub fn of(replayed: &mut Replayed, group: &ExitGroup) -> Result<Self, Error> {
         let (unknown, done) = (replayed.machine.unknown_reads(), replayed.machine.controls().len());
-        let handling = replayed.take(group);
+        let handling = replayed.take(group)?;
         let unknown = replayed.machine.unknown_reads() != unknown;
         let missed = replayed.machine.missed_faults();
-        Self { number: group.number, handling, controls: replayed.controls(done), unknown, missed }
+        Ok(Self { number: group.number, handling, controls: replayed.controls(done), unknown, missed })
     }
 }
 
@@ -122,7 +122,7 @@ fn feed_to(sides: &Sides, machine: &MachineSpec, method: Method, number: u64) ->
             let wanted = group.number == number;
             log.clear();
             log.switch(wanted);
-            let last = Last::of(&mut replayed, group);
+            let last = Last::of(&mut replayed, group)?;
             if wanted {
                 return Ok(Some(At::new(replayed, last, log.take())));
             }

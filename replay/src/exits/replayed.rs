@@ -5,6 +5,7 @@ use crate::{
     Error,
     explain::{self, Widths},
     observer::{Log, Observation, Observer},
+    player::Player,
     seen::visible,
     sides::Sides,
     spec,
@@ -28,6 +29,9 @@ pub struct Method {
     pub same: bool,
     /// Go on after a difference, and list them all.
     pub go_on: bool,
+    /// The guest runs beside, on the tape's own machine, which lends its registers and memory before each exit: what the tape
+    /// does not tell is known then. It shows whether tapes tell enough.
+    pub beside: bool,
 }
 
 /// A replayed machine.
@@ -36,6 +40,8 @@ pub(super) struct Replayed {
     answer: Rc<RefCell<Answer>>,
     /// The tape's own machine, from which this one takes what it has not done.
     guide: Option<Box<Self>>,
+    /// The tape's own machine, running the guest.
+    beside: Option<Player>,
     /// It is the tape's own machine itself.
     same: bool,
     /// It has done something else about the last exit.
@@ -130,9 +136,19 @@ impl Replayed {
         method: Method,
         log: Option<Log>,
     ) -> Result<Self, Error> {
-        let own = Method { same: true, go_on: false };
+        let own = Method { same: true, ..Method::default() };
         let guide = match method.go_on {
             true => Some(Box::new(Self::new(&sides.expected, sides, own, None)?)),
+            false => None,
+        };
+        let beside = match method.beside {
+            true => Some(Player::new(
+                sides.expected.clone(),
+                Box::new(spec::inputs(sides.tape)?),
+                spec::budget(sides.tape),
+                sides.create,
+                false,
+            )?),
             false => None,
         };
         let answer = Rc::new(RefCell::new(Answer::default()));
@@ -144,18 +160,19 @@ impl Replayed {
         let inputs = Box::new(spec::inputs(sides.tape)?);
         let mut machine = Machine::new(machine.clone(), backend, inputs, Some(Box::new(listener)))?;
         machine.start_feeding(sides.tape.schema());
-        Ok(Self { machine, answer, guide, same: method.same, diverged: false })
+        Ok(Self { machine, answer, guide, beside, same: method.same, diverged: false })
     }
 
     /// Gives the machine an exit, or if it is not the tape's own what caused the exit.
-    pub fn take(&mut self, group: &ExitGroup) -> Handling {
+    pub fn take(&mut self, group: &ExitGroup) -> Result<Handling, Error> {
         if let Some(mut guide) = self.guide.take() {
             if self.diverged {
                 self.machine.resynchronize(&guide.machine);
             }
-            guide.take(group);
+            guide.take(group)?;
             self.guide = Some(guide);
         }
+        self.look_beside(group)?;
         let handling = self.give(group);
         self.diverged = match self.same {
             true => {
@@ -164,7 +181,19 @@ impl Replayed {
             }
             false => !self.is_alike(group, &handling),
         };
-        handling
+        Ok(handling)
+    }
+
+    /// The guest that runs beside comes to the exit. Where an event's delivery exits it may be beyond.
+    fn look_beside(&mut self, group: &ExitGroup) -> Result<(), Error> {
+        let Some(player) = &mut self.beside else { return Ok(()) };
+        player.advance(u64::MAX, group.number)?;
+        player.advance(group.exit.icount, u64::MAX)?;
+        let state = player.machine.state(group.exit.vcpu);
+        let is_there =
+            player.machine.exits() == group.number && state.is_some_and(|state| state.rip == group.exit.rip);
+        self.machine.know_all_of(is_there.then_some(&player.machine));
+        Ok(())
     }
 
     fn give(&mut self, group: &ExitGroup) -> Handling {

@@ -57,6 +57,20 @@ impl Machine {
         }
     }
 
+    /// Takes all registers and memory of a machine that runs the guest and stands before the exit to be fed: nothing about the
+    /// exit is unknown then. `None`: it stands elsewhere, and this exit is known by the tape alone.
+    pub fn know_all_of(&mut self, running: Option<&Self>) {
+        if let Some(fed) = &mut self.services.fed {
+            fed.knowledge.memory.know_all(running.is_some());
+        }
+        let Some(running) = running else { return };
+        self.copy_memory(running);
+        for (vcpu, other) in self.vcpus.iter_mut().zip(&running.vcpus) {
+            let VcpuState { inject, delivering, intercepts, .. } = vcpu.state;
+            vcpu.state = VcpuState { inject, delivering, intercepts, ..other.state };
+        }
+    }
+
     fn copy_memory(&mut self, other: &Self) {
         self.services.memory.absent = other.services.memory.absent.clone();
         let pages: Vec<u64> = self.written_pages().chain(other.written_pages()).collect();
@@ -108,7 +122,8 @@ impl Machine {
                 fed.knowledge.learn(registers, state);
                 told |= registers.mask;
             }
-            fed.knowledge.apply(n, state, if fed.keeps() { told } else { u32::MAX });
+            let others_hold = fed.keeps() || fed.knowledge.memory.is_all();
+            fed.knowledge.apply(n, state, if others_hold { told } else { u32::MAX });
         }
         // The low half of the task priority is not in CR8.
         if u64::from(self.services.devices.tpr(n)) >> 4 != state.cr8 {

@@ -110,9 +110,20 @@ pub(crate) struct Bytes {
     pages: Vec<Option<Box<[u64; QUADWORDS]>>>,
     /// The words of those bits that may not be zero.
     touched: Vec<(u32, u8)>,
+    /// All of memory.
+    all: bool,
 }
 
 impl Bytes {
+    /// Every byte is in the set, or only those that were learned.
+    pub(crate) fn know_all(&mut self, all: bool) {
+        self.all = all;
+    }
+
+    pub(crate) fn is_all(&self) -> bool {
+        self.all
+    }
+
     pub(crate) fn forget(&mut self) {
         for (page, at) in self.touched.drain(..) {
             if let Some(bits) = &mut self.pages[page as usize] {
@@ -136,7 +147,8 @@ impl Bytes {
     }
 
     pub(crate) fn holds(&self, hpa: u64, len: u64) -> bool {
-        places(hpa, len).all(|(page, at, mask)| {
+        self.all
+            || places(hpa, len).all(|(page, at, mask)| {
             let bits = self.pages.get(page as usize).and_then(Option::as_ref);
             bits.is_some_and(|bits| bits[usize::from(at)] & mask == mask)
         })

@@ -246,7 +246,7 @@ fn compare(
         };
         report = Report::new(method, tape.name(), actual_name);
         let mut tick = |exits| bar.set_message(format!("{exits} exits"));
-        let method = exits::Method { same: alike, go_on: args.go_on };
+        let method = exits::Method { same: alike, go_on: args.go_on, ..Default::default() };
         exits::replay(&sides, method, &mut report, &mut tick)?;
     } else if alike {
         let method = "the same backend runs the guest again; every event is compared";
