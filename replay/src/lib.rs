@@ -7,6 +7,7 @@
 //! function that makes a VM ([`player::Create`]): this crate loads no plugin.
 
 pub mod across;
+mod aligned;
 pub mod bisect;
 pub mod causes;
 pub mod check;

@@ -7,6 +7,7 @@
 
 use crate::{
     Error, across,
+    aligned::{Ahead, Aligned},
     causes::configuration,
     checker::Checker,
     exempt,
@@ -113,12 +114,15 @@ impl<'t> ObservedExits<'t> {
         observed.advance()?;
         Ok(observed)
     }
+}
 
-    fn icount(&self) -> u64 {
-        self.ahead.as_ref().map_or(u64::MAX, |observed| observed.group.exit.icount)
+impl Ahead for ObservedExits<'_> {
+    type Exit = ObservedExit;
+
+    fn ahead(&self) -> Option<&ExitGroup> {
+        self.ahead.as_ref().map(|observed| &observed.group)
     }
 
-    /// Takes the one at hand and looks for the next one.
     fn advance(&mut self) -> Result<Option<ObservedExit>, Error> {
         let now = self.ahead.take();
         while let Some(group) = self.exits.next().transpose()? {
@@ -166,20 +170,18 @@ impl ObservedExit {
 }
 
 fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str) -> Result<(), Error> {
-    let (mut a, mut b) = (ObservedExits::new(expected)?, ObservedExits::new(actual)?);
+    let mut both = Aligned { expected: ObservedExits::new(expected)?, actual: ObservedExits::new(actual)? };
     let ioctl = first_ioctl(expected, actual)?;
     let mut devices = DeviceMarks::default();
-    while a.icount() != u64::MAX || b.icount() != u64::MAX {
-        let at = a.icount().min(b.icount());
+    while let Some(at) = both.icount() {
         if ioctl.as_ref().is_some_and(|(icount, _)| *icount <= at) {
             break;
         }
-        devices.compare(&mut a, &mut b, at);
+        devices.compare(&mut both, at);
         if devices.different.is_some() {
             break;
         }
-        let left = if a.icount() == at { a.advance()? } else { None };
-        let right = if b.icount() == at { b.advance()? } else { None };
+        let [left, right] = both.advance()?;
         let (what, seen) = match compare_observed(left.as_ref(), right.as_ref()) {
             Compared::Equal => {
                 report.compared.instructions = at;
@@ -196,35 +198,36 @@ fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str
         };
         let groups = [left, right].map(|observed| observed.map(|observed| observed.group));
         let [expected, actual] = groups.each_ref().map(|group| View::of_group(group.as_ref()));
-        let guest = Widths::of_machine(&a.machine).guest;
+        let guest = Widths::of_machine(&both.expected.machine).guest;
         let differences = expected.differences(&actual, guest);
         let (name, _) = signature::what(&differences, &expected.outcome, &actual.outcome, guest);
         let row = Row::new(what, Seen::line(&seen[0]), Seen::line(&seen[1]));
-        report.diverge(divergence(groups, &name, row, (&a, &b), reproduce));
+        report.diverge(divergence(groups, &name, row, &both, reproduce));
         return Ok(());
     }
     let until = ioctl.as_ref().map_or(u64::MAX, |(icount, _)| *icount);
-    devices.compare(&mut a, &mut b, until);
+    devices.compare(&mut both, until);
     report.compared.events += devices.equal;
     if let Some([left, right]) = devices.different {
-        let groups = [&a, &b].map(|observed| observed.recent.back().cloned());
+        let groups = last_exits(&both);
         let text = |mark: Mark| format!("{} accesses, hash {:016x}", mark.accesses, mark.hash);
         let what = format!("what devices saw, between {} and {} instructions", devices.equal_at, left.icount);
         let row = Row::new(what, text(left), text(right));
-        let found = divergence(groups, "devices", row, (&a, &b), reproduce);
+        let found = divergence(groups, "devices", row, &both, reproduce);
         let signature = Signature::new("devices", signature::NOWHERE);
         report.diverge(Divergence { signature, icount: devices.equal_at, ..found });
         return Ok(());
     }
     if let Some((_, ioctl)) = ioctl {
-        let groups = [&a, &b].map(|observed| observed.recent.back().cloned());
-        let found = divergence(groups, &ioctl.name, ioctl.row, (&a, &b), reproduce);
+        let groups = last_exits(&both);
+        let found = divergence(groups, &ioctl.name, ioctl.row, &both, reproduce);
         let signature = Signature::new(&ioctl.name, signature::NOWHERE);
         report.diverge(Divergence { level: Level::VmmVisible, signature, ..found });
         return Ok(());
     }
-    finish(&a, &b, report, reproduce);
-    report.leave_open(native::UNKNOWN, expected.totals()?.icount.saturating_sub(a.retired));
+    finish(&both, report, reproduce);
+    let between = expected.totals()?.icount.saturating_sub(both.expected.retired);
+    report.leave_open(native::UNKNOWN, between);
     Ok(())
 }
 
@@ -240,7 +243,8 @@ struct DeviceMarks {
 
 impl DeviceMarks {
     /// Compares the marks that both tapes have, up to an instruction.
-    fn compare(&mut self, a: &mut ObservedExits, b: &mut ObservedExits, until: u64) {
+    fn compare(&mut self, both: &mut Aligned<ObservedExits>, until: u64) {
+        let Aligned { expected: a, actual: b } = both;
         while let (Some(left), Some(right)) = (a.marks.front().copied(), b.marks.front().copied())
             && left.icount.min(right.icount) <= until
             && self.different.is_none()
@@ -324,8 +328,14 @@ fn controls(tape: &Tape) -> impl Iterator<Item = Result<(u64, Control), Error>> 
     })
 }
 
+/// The last exit of each that was read.
+fn last_exits(both: &Aligned<ObservedExits>) -> [Option<ExitGroup>; 2] {
+    [&both.expected, &both.actual].map(|observed| observed.recent.back().cloned())
+}
+
 /// Ends and costs.
-fn finish(a: &ObservedExits, b: &ObservedExits, report: &mut Report, reproduce: &str) {
+fn finish(both: &Aligned<ObservedExits>, report: &mut Report, reproduce: &str) {
+    let Aligned { expected: a, actual: b } = both;
     report.expected_end = a.end.as_ref().map(text::end_text);
     report.actual_end = b.end.as_ref().map(text::end_text);
     for (reason, count) in &a.counts {
@@ -336,9 +346,9 @@ fn finish(a: &ObservedExits, b: &ObservedExits, report: &mut Report, reproduce: 
     }
     if a.end != b.end {
         let end = |observed: &ObservedExits| observed.end.as_ref().map_or("nothing".into(), text::end_text);
-        let groups = [a, b].map(|observed| observed.recent.back().cloned());
+        let groups = last_exits(both);
         let difference = Difference::End { expected: end(a), actual: end(b) };
-        report.diverge(divergence(groups, &difference.name(), difference.row(), (a, b), reproduce));
+        report.diverge(divergence(groups, &difference.name(), difference.row(), both, reproduce));
     }
 }
 
@@ -346,13 +356,13 @@ fn divergence(
     groups: [Option<ExitGroup>; 2],
     what: &str,
     row: Row,
-    sides: (&ObservedExits, &ObservedExits),
+    both: &Aligned<ObservedExits>,
     reproduce: &str,
 ) -> Divergence {
     let context = |observed: &ObservedExits| text::context(observed.recent.iter(), CONTEXT);
     let place = groups.iter().flatten().next().map(|group| &group.exit);
     let rip = place.map_or(0, |exit| exit.rip);
-    let machines = [&sides.0.machine, &sides.1.machine];
+    let machines = [&both.expected.machine, &both.actual.machine];
     let names = across::names(machines[0], machines[1]);
     let (stories, known) = explain::groups(groups.each_ref().map(Option::as_ref), machines, &names, what);
     let cause = match configuration::find(machines[0], machines[1], what) {
@@ -369,12 +379,12 @@ fn divergence(
         icount: place.map_or(0, |exit| exit.icount),
         rip,
         nested: place.and_then(text::nested),
-        expected_exit: sides.0.recent.back().map(|group| group.number),
-        actual_exit: sides.1.recent.back().map(|group| group.number),
+        expected_exit: both.expected.recent.back().map(|group| group.number),
+        actual_exit: both.actual.recent.back().map(|group| group.number),
         rows: vec![row],
         stories,
-        expected_context: context(sides.0),
-        actual_context: context(sides.1),
+        expected_context: context(&both.expected),
+        actual_context: context(&both.actual),
         rules: Vec::new(),
         reproduce: reproduce.to_owned(),
     }

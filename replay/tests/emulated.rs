@@ -37,7 +37,8 @@ fn create(machine: &MachineSpec) -> Result<Box<dyn Backend>, vmtape_replay::Erro
 /// Reads the page and forgets at once what it read, and all that could have been changed by it; 32-bit code at 1 MiB.
 fn machine(backend: &str) -> MachineSpec {
     // mov eax, cr4; or ah, 2 (OSFXSR); mov cr4, eax; pxor xmm5, xmm5; mov ebx, 0x200000; mov eax, [ebx]
-    let mut code = b"\x0f\x20\xe0\x80\xcc\x02\x0f\x22\xe0\x66\x0f\xef\xed\xbb\x00\x00\x20\x00\x8b\x03".to_vec();
+    let mut code =
+        b"\x0f\x20\xe0\x80\xcc\x02\x0f\x22\xe0\x66\x0f\xef\xed\xbb\x00\x00\x20\x00\x8b\x03".to_vec();
     // xor eax, eax; xor ebx, ebx; pxor xmm5, xmm5; out 0xf4, eax
     code.extend(b"\x31\xc0\x31\xdb\x66\x0f\xef\xed\xe7\xf4");
     let mut spec = bare::spec("reads", bare::multiboot(&code), 1);

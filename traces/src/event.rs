@@ -182,12 +182,9 @@ impl EntryOutcome {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Registers {
     pub vcpu: u32,
-    /// Bits 0-15 general registers, 16 RFLAGS, 17 CR0, 18 CR2, 19 CR3, 20 CR4, 21 CR8, 22 EFER, 23 CPL, 24 PKRU,
-    /// 25 XCR0, 26 interruptibility, 27 CS attributes and base, 28 GDTR base, 29 IDTR base, 30 DR7, 31 an XMM
-    /// or (numbered from 16 on) MMX register.
+    /// Bits of [`Register`](crate::registers::Register).
     pub mask: u32,
-    /// One value per set bit, low bit first (bit 27 takes two: attributes, base; bit 31 three: number, low
-    /// and high half).
+    /// As many values per set bit as the register takes, low bit first.
     pub values: Vec<u64>,
 }
 

@@ -19,6 +19,7 @@ pub mod import;
 pub mod ioctl;
 pub mod metadata;
 pub mod reader;
+pub mod registers;
 pub mod stat;
 pub mod text;
 pub mod writer;

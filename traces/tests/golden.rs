@@ -19,8 +19,8 @@ use vmtape_arch::{
 use vmtape_traces::{
     Event, Metadata, Options, Tape,
     event::{
-        Control, Data, End, EntryEvent, EntryOutcome, ExitEvent, Fault, InputSource, Milestone, NO_VCPU, PcpuEvent,
-        PcpuKind, Registers,
+        Control, Data, End, EntryEvent, EntryOutcome, ExitEvent, Fault, InputSource, Milestone, NO_VCPU,
+        PcpuEvent, PcpuKind, Registers,
     },
     format,
     ioctl::{Pages, RingEntries, RingEntry},
@@ -108,7 +108,16 @@ fn schema_3() -> Golden {
         control(Control::HarvestDirtyRing { vcpu: 0, entries: ring(), result: 0 }),
         control(Control::ResetDirtyRings { result: 2 }),
         Event::Pcpu(PcpuEvent { icount, kind: PcpuKind::LOAD, cpu: 2, vcpu: 0, result: -16 }),
-        Event::Fault(Fault { icount, vcpu: 0, point: 7, occurrence: 9, since_exit: 2, a: 1, b: u64::MAX, answer: 3 }),
+        Event::Fault(Fault {
+            icount,
+            vcpu: 0,
+            point: 7,
+            occurrence: 9,
+            since_exit: 2,
+            a: 1,
+            b: u64::MAX,
+            answer: 3,
+        }),
         Event::Exit(Box::new(ExitEvent {
             icount,
             rip: 0x10_0000,

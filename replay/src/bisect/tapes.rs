@@ -5,10 +5,16 @@
 //! Only the chunks around the first difference are read, and compared exit by exit.
 
 use super::{Finding, Trial, exits::AXIS, search::Mark};
-use crate::{Error, report::Verdict, seen::Seen, signature::Signature, spec, text};
-use std::cmp::Ordering;
+use crate::{
+    Error,
+    aligned::{Aligned, AllExits},
+    report::Verdict,
+    seen::Seen,
+    signature::Signature,
+    spec, text,
+};
 use vmtape_machine::MachineSpec;
-use vmtape_traces::{ExitGroup, Exits, Tape, event::Milestone, reader::Events};
+use vmtape_traces::{ExitGroup, Tape, event::Milestone};
 
 /// An exit at which the tapes part, as each of them has it.
 struct Parted {
@@ -18,14 +24,6 @@ struct Parted {
     what: String,
     expected: String,
     actual: String,
-}
-
-/// The exits of two tapes from some moment on, brought together by the instructions before them.
-struct Pairs<'t> {
-    expected: Exits<Events<'t>>,
-    actual: Exits<Events<'t>>,
-    ahead: (Option<ExitGroup>, Option<ExitGroup>),
-    kind: Kind,
 }
 
 /// What two tapes can be compared in.
@@ -61,8 +59,15 @@ pub fn bisect(expected: &Tape, actual: &Tape) -> Result<Finding, Error> {
     let over = chunk >= expected.chunks().len() && chunk >= actual.chunks().len();
     let parted = match (kind, good) {
         (Kind::Same, _) if over => None,
-        (Kind::Same, None) => from_chunk(expected, actual, chunk)?.part(bad)?,
-        _ => from_icount(expected, actual, good.map_or(0, |good| good.icount), kind)?.part(bad)?,
+        // All before the chunk is equal on both tapes.
+        (Kind::Same, None) => {
+            let from = |tape| AllExits::from_chunk(tape, chunk);
+            part(Aligned { expected: from(expected)?, actual: from(actual)? }, kind, bad)?
+        }
+        _ => {
+            let from = |tape| AllExits::from_icount(tape, good.map_or(0, |good| good.icount));
+            part(Aligned { expected: from(expected)?, actual: from(actual)? }, kind, bad)?
+        }
     };
     let longer = expected.totals()?.icount != actual.totals()?.icount;
     if parted.is_none() && bad.is_none() && !longer {
@@ -119,66 +124,24 @@ fn finding(mut found: Finding, tape: &Tape, (good, bad): (Option<Milestone>, Opt
     found
 }
 
-/// From a chunk on: all before it is equal on both tapes.
-fn from_chunk<'t>(expected: &'t Tape, actual: &'t Tape, chunk: usize) -> Result<Pairs<'t>, Error> {
-    let exits = |tape: &'t Tape| {
-        let first = tape.chunks().get(chunk).map_or(0, |chunk| chunk.first_exit);
-        Exits::new(tape.events_from(chunk), first)
-    };
-    Pairs::new(exits(expected), exits(actual), Kind::Same)
-}
-
-fn from_icount<'t>(
-    expected: &'t Tape,
-    actual: &'t Tape,
-    icount: u64,
+/// The first difference before a milestone.
+fn part(
+    mut pairs: Aligned<AllExits<'_>>,
     kind: Kind,
-) -> Result<Pairs<'t>, Error> {
-    let exits = |tape: &'t Tape| -> Result<_, Error> {
-        let events = tape.events_from_icount(icount)?;
-        let first = events.clock().exits;
-        Ok(Exits::new(events, first))
-    };
-    Pairs::new(exits(expected)?, exits(actual)?, kind)
-}
-
-impl<'t> Pairs<'t> {
-    fn new(
-        mut expected: Exits<Events<'t>>,
-        mut actual: Exits<Events<'t>>,
-        kind: Kind,
-    ) -> Result<Self, Error> {
-        let ahead = (expected.next().transpose()?, actual.next().transpose()?);
-        Ok(Self { expected, actual, ahead, kind })
-    }
-
-    /// The first difference before a milestone.
-    fn part(&mut self, bad: Option<Milestone>) -> Result<Option<Parted>, Error> {
-        let until = bad.map_or(u64::MAX, |bad| bad.icount);
-        let moment = |group: &Option<ExitGroup>| {
-            group.as_ref().map_or((u64::MAX, 0), |group| (group.exit.icount, group.exit.vcpu))
+    bad: Option<Milestone>,
+) -> Result<Option<Parted>, Error> {
+    let until = bad.map_or(u64::MAX, |bad| bad.icount);
+    while pairs.icount().is_some_and(|icount| icount < until) {
+        let [ours, theirs] = pairs.advance()?;
+        let parted = match kind {
+            Kind::Unlike => seen_otherwise(ours.as_ref(), theirs.as_ref()),
+            kind => unequal(ours.as_ref(), theirs.as_ref(), kind),
         };
-        loop {
-            let (ours, theirs) = (moment(&self.ahead.0), moment(&self.ahead.1));
-            if ours.0.min(theirs.0) >= until || ours.0.min(theirs.0) == u64::MAX {
-                return Ok(None);
-            }
-            let mut pair = (None, None);
-            if ours.cmp(&theirs) != Ordering::Greater {
-                pair.0 = std::mem::replace(&mut self.ahead.0, self.expected.next().transpose()?);
-            }
-            if ours.cmp(&theirs) != Ordering::Less {
-                pair.1 = std::mem::replace(&mut self.ahead.1, self.actual.next().transpose()?);
-            }
-            let parted = match self.kind {
-                Kind::Unlike => seen_otherwise(pair.0.as_ref(), pair.1.as_ref()),
-                kind => unequal(pair.0.as_ref(), pair.1.as_ref(), kind),
-            };
-            if parted.is_some() {
-                return Ok(parted);
-            }
+        if parted.is_some() {
+            return Ok(parted);
         }
     }
+    Ok(None)
 }
 
 /// Two exits of one kind of backend at one moment, if anything differs.

@@ -137,7 +137,10 @@ fn disagreement(told: &Report, known: &Report, run: &Report) -> Option<String> {
     // Where exits could not be judged, fewer of them show something, and not more.
     let missing: u64 = all.values().sum::<u64>().saturating_sub(few.values().sum());
     if missing > unjudged(told) {
-        return Some(format!("by the tape {few:?} with {} unknown, beside the guest {all:?}", unjudged(told)));
+        return Some(format!(
+            "by the tape {few:?} with {} unknown, beside the guest {all:?}",
+            unjudged(told)
+        ));
     }
     let first = |report: &Report| report.divergence.as_ref().map_or(u64::MAX, |found| found.icount);
     (first(told) < first(run)).then(|| {

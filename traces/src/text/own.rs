@@ -4,6 +4,7 @@ use crate::{
     Metadata,
     event::{Data, Event, Fault, FaultIn, NO_VCPU, PcpuEvent, Registers},
     flat::{Clock, Flat, tag},
+    registers::Register,
 };
 use std::fmt::Write;
 use vmtape_arch::{
@@ -12,17 +13,6 @@ use vmtape_arch::{
     level::Level,
     note::Note,
 };
-
-/// Names of the bits of `Registers::mask`.
-const REGISTERS: [&str; 31] = [
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
-    "r15", "rflags", "cr0", "cr2", "cr3", "cr4", "cr8", "efer", "cpl", "pkru", "xcr0", "blocking", "cs.attr",
-    "gdt", "idt", "dr7",
-];
-/// The bit with two values: attributes and base.
-const CS: usize = 27;
-/// The bit with three: number, low and high half.
-const VECTOR: u32 = 31;
 
 /// The first of an exit's words that `kvm_exit` does not show.
 const BEYOND_KVM_EXIT: usize = 8;
@@ -136,19 +126,18 @@ pub fn pcpu_text(event: &PcpuEvent) -> String {
 }
 
 fn registers_text(registers: &Registers) -> String {
-    let mut values = registers.values.iter();
+    let mut values = registers.values.iter().copied();
+    let mut next = || values.next().unwrap_or(0);
     let mut words = Vec::new();
-    for (bit, name) in REGISTERS.iter().enumerate().filter(|(bit, _)| registers.mask >> bit & 1 != 0) {
-        let value = values.next().copied().unwrap_or(0);
-        words.push(format!("{name}={value:x}"));
-        if bit == CS {
-            words.push(format!("cs.base={:x}", values.next().copied().unwrap_or(0)));
-        }
-    }
-    if registers.mask >> VECTOR & 1 != 0 {
-        let mut next = || values.next().copied().unwrap_or(0);
-        let (number, low, high) = (next(), next(), next());
-        words.push(format!("vector{number}={high:016x}{low:016x}"));
+    for &(register, name) in Register::NAMED.iter().filter(|(bit, _)| registers.mask & bit.mask() != 0) {
+        words.push(match register {
+            Register::CS => format!("{name}={:x} cs.base={:x}", next(), next()),
+            Register::FPU => {
+                let (number, low, high) = (next(), next(), next());
+                format!("{name}{number}={high:016x}{low:016x}")
+            }
+            _ => format!("{name}={:x}", next()),
+        });
     }
     words.join(" ")
 }

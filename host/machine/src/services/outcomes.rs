@@ -48,7 +48,8 @@ impl Outcomes {
 
     /// Also sample at these counts, which are in order and lie after `icount`.
     pub(crate) fn sample_at(&mut self, icount: u64, counts: impl Iterator<Item = u64>) {
-        let mut all: Vec<u64> = self.samples.drain(..).chain(counts.filter(|count| *count > icount)).collect();
+        let mut all: Vec<u64> =
+            self.samples.drain(..).chain(counts.filter(|count| *count > icount)).collect();
         all.sort_unstable();
         all.dedup();
         self.samples = all.into();

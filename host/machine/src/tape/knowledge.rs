@@ -149,9 +149,9 @@ impl Bytes {
     pub(crate) fn holds(&self, hpa: u64, len: u64) -> bool {
         self.all
             || places(hpa, len).all(|(page, at, mask)| {
-            let bits = self.pages.get(page as usize).and_then(Option::as_ref);
-            bits.is_some_and(|bits| bits[usize::from(at)] & mask == mask)
-        })
+                let bits = self.pages.get(page as usize).and_then(Option::as_ref);
+                bits.is_some_and(|bits| bits[usize::from(at)] & mask == mask)
+            })
     }
 }
 

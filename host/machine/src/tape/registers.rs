@@ -1,4 +1,4 @@
-//! The registers that a tape tells by mask (`Registers::mask`): which bit is which, and what an exit's handling uses.
+//! The registers that a tape tells by mask: where a vCPU has them, and what an exit's handling uses.
 
 use std::ops::Range;
 use vmtape_arch::{
@@ -8,26 +8,25 @@ use vmtape_arch::{
     sensitive::SensitiveKind,
     vcpu::{Interruptibility, VcpuState, gpr, seg},
 };
+use vmtape_traces::registers::Register;
 
 // Bits 0 to 15 are the general registers.
-pub(crate) const RFLAGS: u32 = 1 << 16;
-pub(crate) const CR0: u32 = 1 << 17;
-pub(crate) const CR2: u32 = 1 << 18;
-pub(crate) const CR3: u32 = 1 << 19;
-pub(crate) const CR4: u32 = 1 << 20;
-pub(crate) const CR8: u32 = 1 << 21;
-pub(crate) const EFER: u32 = 1 << 22;
-pub(crate) const CPL: u32 = 1 << 23;
-pub(crate) const PKRU: u32 = 1 << 24;
-pub(crate) const XCR0: u32 = 1 << 25;
-pub(crate) const INTERRUPTIBILITY: u32 = 1 << 26;
-/// Attributes and base.
-pub(crate) const CS: u32 = 1 << 27;
-pub(crate) const GDTR: u32 = 1 << 28;
-pub(crate) const IDTR: u32 = 1 << 29;
-pub(crate) const DR7: u32 = 1 << 30;
-/// One of the FPU, by its number: see [`crate::fpu`].
-pub(crate) const FPU: u32 = 1 << 31;
+pub(crate) const RFLAGS: u32 = Register::RFLAGS.mask();
+pub(crate) const CR0: u32 = Register::CR0.mask();
+pub(crate) const CR2: u32 = Register::CR2.mask();
+pub(crate) const CR3: u32 = Register::CR3.mask();
+pub(crate) const CR4: u32 = Register::CR4.mask();
+pub(crate) const CR8: u32 = Register::CR8.mask();
+pub(crate) const EFER: u32 = Register::EFER.mask();
+pub(crate) const CPL: u32 = Register::CPL.mask();
+pub(crate) const PKRU: u32 = Register::PKRU.mask();
+pub(crate) const XCR0: u32 = Register::XCR0.mask();
+pub(crate) const INTERRUPTIBILITY: u32 = Register::INTERRUPTIBILITY.mask();
+pub(crate) const CS: u32 = Register::CS.mask();
+pub(crate) const GDTR: u32 = Register::GDTR.mask();
+pub(crate) const IDTR: u32 = Register::IDTR.mask();
+pub(crate) const DR7: u32 = Register::DR7.mask();
+pub(crate) const FPU: u32 = Register::FPU.mask();
 
 /// What every exit's handling may look at. CR8 is the local APIC's task priority, which a guest may have changed without an
 /// exit.
