@@ -30,7 +30,7 @@ impl<S: Ahead> Aligned<S> {
         let moments = self.moments();
         let next = moments.into_iter().flatten().min();
         let [ours, theirs] = moments.map(|moment| moment.is_some() && moment == next);
-        let mut take = |side: &mut S, is_next: bool| if is_next { side.advance() } else { Ok(None) };
+        let take = |side: &mut S, is_next: bool| if is_next { side.advance() } else { Ok(None) };
         Ok([take(&mut self.expected, ours)?, take(&mut self.actual, theirs)?])
     }
 

@@ -18,7 +18,7 @@ pub mod exempt;
 pub mod exits;
 pub mod explain;
 pub mod identical;
-mod native;
+pub mod native;
 pub mod observer;
 pub mod player;
 pub mod recording;

@@ -11,8 +11,7 @@
 //!   Two tapes do not tell where entries lie, and go by the outcome.
 //! - Notes tell what a device answered, not which register or memory it went to, by which a run is named: without a run it is
 //!   `seen:NOTE>NOTE`.
-//! - A run is compared at the ends of stretches of instructions. An entry that differs in between, and that the guest writes
-//!   anew before the end, is seen by fed exits alone.
+//! - What the guest does between its exits only a run compares ([`crate::native`]).
 
 use crate::{explain::Outcome, state::Difference};
 use serde::{Deserialize, Serialize};

@@ -3,10 +3,11 @@
 
 use crate::circles::Crate;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
+use vmtape_abi::{Description, Plugin};
 
 /// Lines beyond which a file is surely two files.
 const LINES_MAX: usize = 800;
@@ -34,8 +35,20 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const ANYTHING: &[&str] =
     &["vmtape", "vmtape_bench", "vmtape_conformance", "xtask", "vmtape_traces_fuzz", "vmtape_machine_fuzz"];
 
-/// Folders in which no concrete backend may be named: a third party can write one that they never heard of.
+/// Folders in which no concrete backend and no option of one may be named: a third party can write one that they never heard of.
 const BACKEND_BLIND: &[&str] = &["host", "traces/src", "replay/src"];
+
+/// Names out of the plugins' tables that mean something else above the boundary, too.
+const ALSO: &[(&str, &str)] = &[
+    ("vmx", "an instruction set, and the CPUID feature that shows it"),
+    ("svm", "an instruction set, and the CPUID feature that shows it"),
+    ("guest-phys-bits", "a property of CPU models"),
+];
+
+/// Files that still name options which no table describes by what they do: whether there are tables below the guest, and whether
+/// /proc/cpuinfo has a flag.
+const NAMES_OPTIONS: &[&str] =
+    &["host/machine/src/hosts/enumeration.rs", "replay/src/causes/configuration.rs"];
 
 /// Crates whose files still import each other in a circle.
 const CIRCULAR: &[&str] = &[
@@ -58,6 +71,7 @@ pub fn repository_root() -> PathBuf {
 pub fn check(root: &Path) -> Vec<String> {
     let mut findings = Vec::new();
     let mut crates: BTreeMap<String, Crate> = BTreeMap::new();
+    let names = Names::of(&plugins());
     for file in files(root) {
         let relative = file.strip_prefix(root).unwrap_or(&file).to_string_lossy().into_owned();
         let Ok(text) = fs::read_to_string(&file) else { continue };
@@ -66,6 +80,7 @@ pub fn check(root: &Path) -> Vec<String> {
         }
         if relative.ends_with(".rs") {
             findings.extend(source(&relative, &text));
+            findings.extend(names.in_source(&relative, &text));
             if let Some((krate, module)) = relative.split_once("/src/") {
                 crates.entry(krate.to_owned()).or_default().add(Path::new(module), &text);
             }
@@ -127,18 +142,44 @@ fn source(path: &str, text: &str) -> Vec<String> {
     if lines > LINES_MAX {
         findings.push(format!("{path}: {lines} lines; what is it really made of?"));
     }
-    if BACKEND_BLIND.iter().any(|folder| path.starts_with(folder)) && !path.contains("/tests/") {
-        for backend in ["vmtape_vmx", "vmtape_svm", "\"svm-npt\""] {
-            if text.contains(backend) {
-                findings.push(format!("{path}: names the backend {backend}"));
-            }
-        }
-    }
     let opts_in = ["allow(unsafe_code", "expect(unsafe_code"].iter().any(|word| text.contains(word));
     if opts_in && !text.contains("UNSAFETY:") && !path.starts_with("tools/xtask") {
         findings.push(format!("{path}: opts in to unsafe code without an UNSAFETY: sentence"));
     }
     findings
+}
+
+/// What the plugins of this repository say of themselves.
+fn plugins() -> [Description; 3] {
+    let svm = vmtape_kvm_svm::describe::description;
+    [vmtape_vmx::Vmx::describe(), svm(false), svm(true)]
+}
+
+/// What no file above the boundary may name.
+struct Names(BTreeSet<String>);
+
+impl Names {
+    /// Backends, their crates, their module parameters and patches.
+    fn of(plugins: &[Description]) -> Self {
+        let mut names = BTreeSet::new();
+        for plugin in plugins {
+            names.insert(format!("vmtape_{}", plugin.name.replace('-', "_")));
+            let options = plugin.parameters.iter().chain(&plugin.patches).map(|row| &row.name);
+            let named =
+                options.chain([&plugin.name]).filter(|name| ALSO.iter().all(|(also, _)| also != name));
+            names.extend(named.map(|name| format!("\"{name}\"")));
+        }
+        Self(names)
+    }
+
+    fn in_source(&self, path: &str, text: &str) -> Vec<String> {
+        let blind = BACKEND_BLIND.iter().any(|folder| path.starts_with(folder)) && !path.contains("/tests/");
+        if !blind || NAMES_OPTIONS.contains(&path) {
+            return Vec::new();
+        }
+        let found = self.0.iter().filter(|name| text.contains(name.as_str()));
+        found.map(|name| format!("{path}: names {name}, which a backend's tables have")).collect()
+    }
 }
 
 #[cfg(test)]
@@ -157,5 +198,16 @@ mod tests {
         assert_eq!(manifest("vmtape_cpu", "vmtape_arch"), Vec::<String>::new());
         assert_eq!(manifest("vmtape_arch", "vmtape_cpu").len(), 1);
         assert_eq!(manifest("vmtape_new", "serde").len(), 1, "no table knows it");
+    }
+
+    #[test]
+    fn no_backend_and_no_option_is_named_above_the_boundary() {
+        let names = Names::of(&plugins());
+        let in_source = |path, text| names.in_source(path, text).len();
+        for named in ["\"svm-npt\"", "use vmtape_vmx::Vmx;", "has(\"npt\")", "\"pf-fixup\"", "\"eptad\""] {
+            assert_eq!(in_source("replay/src/spec.rs", named), 1, "{named}");
+            assert_eq!(in_source("tools/vmtape/src/main.rs", named), 0, "{named}");
+        }
+        assert_eq!(in_source("host/arch/src/exit.rs", "VMX = 1 => \"vmx\", ept"), 0, "other words");
     }
 }
