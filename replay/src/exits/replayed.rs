@@ -192,7 +192,7 @@ impl Replayed {
         let state = player.machine.state(group.exit.vcpu);
         let is_there =
             player.machine.exits() == group.number && state.is_some_and(|state| state.rip == group.exit.rip);
-        self.machine.know_all_of(is_there.then_some(&player.machine));
+        self.machine.know_all_of(group, is_there.then_some(&player.machine));
         Ok(())
     }
 

@@ -59,7 +59,9 @@ impl Machine {
 
     /// Takes all registers and memory of a machine that runs the guest and stands before the exit to be fed: nothing about the
     /// exit is unknown then. `None`: it stands elsewhere, and this exit is known by the tape alone.
-    pub fn know_all_of(&mut self, running: Option<&Self>) {
+    pub fn know_all_of(&mut self, group: &ExitGroup, running: Option<&Self>) {
+        // Before its memory is the other's.
+        self.forget_rewritten(group);
         if let Some(fed) = &mut self.services.fed {
             fed.knowledge.memory.know_all(running.is_some());
         }

@@ -48,9 +48,7 @@ enum Ran {
 impl Machine {
     /// Gives the backend's silicon what caused the taped exit, for a backend of another kind.
     pub fn resolve(&mut self, group: &ExitGroup) -> Result<Resolved, End> {
-        if group.before.iter().any(|step| self.is_rewritten(step)) {
-            self.forget_translations();
-        }
+        self.forget_rewritten(group);
         let Some(n) = self.bring_to(group) else { return Ok(Resolved::Native) };
         if group.exit.exit.stimulus == StimulusKind::HOST {
             // Nothing that the guest did: the other silicon leaves it too, and nobody sees a difference.
@@ -62,6 +60,13 @@ impl Machine {
         controls.iter().for_each(|control| self.control_fed(control));
         self.services.follow_pages(&group.pages);
         resolved
+    }
+
+    /// What the backend made of entries that the guest has rewritten is not to be gone by.
+    pub(super) fn forget_rewritten(&mut self, group: &ExitGroup) {
+        if group.before.iter().any(|step| self.is_rewritten(step)) {
+            self.forget_translations();
+        }
     }
 
     /// Whether silicon walked an entry that the guest has written since this machine had it. On the tape's machine it wrote
