@@ -23,9 +23,9 @@ use crate::{
     state::{self, Difference},
     text::{self, event_text},
 };
-use pair::{LastEqual, Pair};
+use pair::{LastEqual, Pair, end_difference};
 use vmtape_machine::{MachineSpec, vmm::When};
-use vmtape_traces::{Event, event::End};
+use vmtape_traces::Event;
 
 /// What a comparison looks at, in words. After every other instruction registers follow from what they and memory were before,
 /// but where two vendors' silicon computes otherwise: they are compared once more at the end of each stretch.
@@ -236,16 +236,6 @@ impl Sides<'_> {
             false => spec::Budget { exits: u64::MAX, ..budget },
         }
     }
-}
-
-fn end_difference(expected: &Player, actual: &Player) -> Option<Difference> {
-    let by_limit = matches!(expected.end, Some(End::Limit { .. }));
-    if expected.end != actual.end && !by_limit {
-        let words = |player: &Player| player.end.as_ref().map_or("goes on".to_owned(), text::end_text);
-        return Some(Difference::End { expected: words(expected), actual: words(actual) });
-    }
-    let (expected, actual) = (expected.machine.icount(), actual.machine.icount());
-    (expected != actual).then_some(Difference::Progress { expected, actual })
 }
 
 /// Counts exits by reason.

@@ -3,12 +3,13 @@
 //! An instruction that leaves the guest on one side may be silicon's on the other. Both sides look at the registers after it:
 //! the other machine is told where the tape has exits, so it runs first, and then tells where it has exits of its own.
 
-use super::{Sides, end_difference};
 use crate::{
     Error,
     causes::Side,
     player::{PIECE_INSTRUCTIONS, Player},
+    sides::Sides,
     state::{self, Difference},
+    text,
 };
 use std::iter::Peekable;
 use vmtape_arch::vcpu::VcpuState;
@@ -135,6 +136,17 @@ impl<'t> Pair<'t> {
         let first = (0..expected.len().max(actual.len())).find(|n| expected.get(*n) != actual.get(*n))?;
         Some(Difference::Fault { expected: expected.get(first).copied(), actual: actual.get(first).copied() })
     }
+}
+
+/// What differs in how the runs ended, or how far they got.
+pub(super) fn end_difference(expected: &Player, actual: &Player) -> Option<Difference> {
+    let by_limit = matches!(expected.end, Some(End::Limit { .. }));
+    if expected.end != actual.end && !by_limit {
+        let words = |player: &Player| player.end.as_ref().map_or("goes on".to_owned(), text::end_text);
+        return Some(Difference::End { expected: words(expected), actual: words(actual) });
+    }
+    let (expected, actual) = (expected.machine.icount(), actual.machine.icount());
+    (expected != actual).then_some(Difference::Progress { expected, actual })
 }
 
 impl Sides<'_> {

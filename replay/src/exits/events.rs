@@ -1,6 +1,5 @@
 //! The events of an exit's handling, as one machine told them twice.
 
-use super::replayed::Answer;
 use crate::exempt;
 use vmtape_arch::{
     exit::{Resume, ResumeKind},
@@ -8,6 +7,19 @@ use vmtape_arch::{
     note::Note,
 };
 use vmtape_traces::{Event, ExitGroup};
+
+/// What the handlers did about the last exit.
+#[derive(Default)]
+pub(super) struct Answer {
+    /// What came before the last exit began: silicon's walk, entries, other exits.
+    pub before: Vec<Note>,
+    pub notes: Vec<Note>,
+    /// As `ExitGroup::places`.
+    pub places: Vec<(usize, Place)>,
+    /// How many of them came before the end of the handling.
+    pub handled: usize,
+    pub resume: Option<Resume>,
+}
 
 /// What is to be said of two tellings.
 pub(super) enum Compared {

@@ -1,6 +1,6 @@
 //! A machine that replays taped exits, and what it did about the last one.
 
-use super::events;
+use super::events::{self, Answer};
 use crate::{
     Error,
     explain::{self, Widths},
@@ -46,19 +46,6 @@ pub(super) struct Replayed {
     same: bool,
     /// It has done something else about the last exit.
     diverged: bool,
-}
-
-/// What the handlers did about the last exit.
-#[derive(Default)]
-pub(super) struct Answer {
-    /// What came before the last exit began: silicon's walk, entries, other exits.
-    before: Vec<Note>,
-    pub notes: Vec<Note>,
-    /// As `ExitGroup::places`.
-    pub places: Vec<(usize, Place)>,
-    /// How many of them came before the end of the handling.
-    pub handled: usize,
-    pub resume: Option<Resume>,
 }
 
 /// How the machine dealt with what it was given.
