@@ -42,6 +42,8 @@ const BACKEND_BLIND: &[&str] = &["host", "traces/src", "replay/src"];
 const ALSO: &[(&str, &str)] = &[
     ("vmx", "an instruction set, and the CPUID feature that shows it"),
     ("svm", "an instruction set, and the CPUID feature that shows it"),
+    ("npt", "a CPUID feature"),
+    ("nested", "a dimension of a walk"),
     ("guest-phys-bits", "a property of CPU models"),
 ];
 
@@ -204,7 +206,7 @@ mod tests {
     fn no_backend_and_no_option_is_named_above_the_boundary() {
         let names = Names::of(&plugins());
         let in_source = |path, text| names.in_source(path, text).len();
-        for named in ["\"svm-npt\"", "use vmtape_vmx::Vmx;", "has(\"npt\")", "\"pf-fixup\"", "\"eptad\""] {
+        for named in ["\"svm-npt\"", "use vmtape_vmx::Vmx;", "has(\"ept\")", "\"pf-fixup\"", "\"eptad\""] {
             assert_eq!(in_source("replay/src/spec.rs", named), 1, "{named}");
             assert_eq!(in_source("tools/vmtape/src/main.rs", named), 0, "{named}");
         }
