@@ -23,7 +23,7 @@ pub(super) struct Pair<'t> {
     /// Whether answers to the VMM's questions count as differences.
     pub questions: bool,
     /// Both see writes in the same way: dirty logs are to tell the same pages.
-    logs_alike: bool,
+    pub logs_alike: bool,
     /// What happened before the comparison began, on each side: a guest that moves brings along its memory, not how it came to be.
     before: [Digest; 2],
     taped: Taped<'t>,
