@@ -7,7 +7,7 @@
 use vmtape_arch::{
     PAGE_SIZE,
     exit::{Exit, Isa, ResumeKind, SvmExitCode, VmxReason},
-    msr::Msr,
+    msr::{Msr, ReachedPat},
     note::{Note, NoteKind},
 };
 use vmtape_traces::{Event, event::Control};
@@ -219,12 +219,19 @@ pub fn comparable(note: &Note) -> Option<Note> {
     }
     Some(match *note {
         Note::SpteRequested { gfn, level, .. } => Note::SpteRequested { gfn, pfn: 0, level },
-        Note::Msr { write, index, exception, host_initiated, passed, .. } if is_time(Msr(index)) => {
-            Note::Msr { write, index, data: 0, exception, host_initiated, passed }
+        Note::Msr { .. } if !is_traced(note) => return None,
+        Note::Msr { write, index, data, exception, host_initiated, passed, .. } => {
+            let (data, pat) = (if is_time(Msr(index)) { 0 } else { data }, ReachedPat::ONLY);
+            Note::Msr { write, index, data, exception, host_initiated, passed, pat }
         }
         Note::Pio { write, port, size, count, .. } => Note::Pio { write, port, size, count, value: 0 },
         other => other,
     })
+}
+
+/// Whether KVM's own tracepoint shows an access to an MSR: it has only those that exits brought to KVM's emulation.
+pub fn is_traced(note: &Note) -> bool {
+    matches!(note, Note::Msr { host_initiated: false, passed: false, .. })
 }
 
 fn is_time(msr: Msr) -> bool {

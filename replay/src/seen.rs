@@ -1,7 +1,7 @@
 //! What a guest sees of the notes that an exit's handling left.
 
 use crate::{exempt, text};
-use vmtape_arch::{exception::Vector, note::Note};
+use vmtape_arch::{exception::Vector, msr::ReachedPat, note::Note};
 
 /// What a guest sees of an exit's handling.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,12 @@ impl Seen {
         match *note {
             Note::InjException { vector, has_error, error_code, .. } if is_visible(note) => {
                 Some(Self::exception(vector, has_error, error_code))
+            }
+            // Which PAT it is a guest learns from what it reads.
+            Note::Msr { write, index, data, exception, host_initiated, passed, .. } if is_visible(note) => {
+                let pat = ReachedPat::ONLY;
+                let note = Note::Msr { write, index, data, exception, host_initiated, passed, pat };
+                Some(Self::Note(text::note_line(&note, 0, 0)))
             }
             _ => is_visible(note).then(|| Self::Note(text::note_line(note, 0, 0))),
         }
@@ -58,7 +64,8 @@ fn is_visible(note: &Note) -> bool {
     match *note {
         Note::InjException { reinjected, .. } => !reinjected,
         Note::Mmio { kind, .. } => kind != UNSATISFIED_READ,
-        Note::Cpuid { .. } | Note::Msr { .. } | Note::Pio { .. } => true,
+        Note::Msr { .. } => exempt::is_traced(note),
+        Note::Cpuid { .. } | Note::Pio { .. } => true,
         _ => false,
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use vmtape_arch::{
     exit::{Exit, Isa, SvmExitCode, VmxReason},
     level::Place,
+    msr::ReachedPat,
     note::Note,
 };
 use vmtape_replay::{Report, recording, report::Verdict};
@@ -62,8 +63,15 @@ fn npf(gpa: u64, level: u8) -> Step {
 
 fn msr(isa: Isa, data: u64) -> Step {
     let reason = if isa == Isa::VMX { VmxReason::MSR_READ.0 } else { SvmExitCode::MSR.0 };
-    let note =
-        Note::Msr { write: false, index: 0x1b, data, exception: false, host_initiated: false, passed: false };
+    let note = Note::Msr {
+        write: false,
+        index: 0x1b,
+        data,
+        exception: false,
+        host_initiated: false,
+        passed: false,
+        pat: ReachedPat::ONLY,
+    };
     (Exit { isa, reason, ..Exit::default() }, 0x40_1000, vec![note])
 }
 

@@ -63,6 +63,15 @@ pub struct Accesses {
     pub writes: u64,
     /// Of MSRs: those that gave #GP.
     pub faults: u64,
+    /// Of MSRs: those that silicon let through, and the host's.
+    #[serde(skip_serializing_if = "is_none")]
+    pub passed: u64,
+    #[serde(skip_serializing_if = "is_none")]
+    pub by_host: u64,
+}
+
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Accesses {
@@ -169,10 +178,12 @@ pub fn stat(tape: &Tape, only: Option<Level>) -> Result<Stat> {
 impl Stat {
     fn note(&mut self, note: &Note) {
         match *note {
-            Note::Msr { write, index, exception, .. } => {
+            Note::Msr { write, index, exception, passed, host_initiated, .. } => {
                 let msr = self.msrs.entry(format!("{index:#x}")).or_default();
                 msr.count(write);
                 msr.faults += u64::from(exception);
+                msr.passed += u64::from(passed);
+                msr.by_host += u64::from(host_initiated);
             }
             Note::Pio { write, port, .. } => {
                 self.ports.entry(format!("{port:#x}")).or_default().count(write);

@@ -6,7 +6,7 @@ use common::{PageTableTest, tape_of};
 use vmtape_arch::{
     exit::{Isa, NpfInfo, Resume, StimulusKind, SvmExitCode},
     level::{Dimension, Level, Place},
-    msr::MsrAccess,
+    msr::{MsrAccess, ReachedPat},
     note::Note,
 };
 use vmtape_traces::{
@@ -33,6 +33,7 @@ fn events() -> Vec<Event> {
         exception: false,
         host_initiated,
         passed,
+        pat: if host_initiated { ReachedPat::HPAT } else { ReachedPat::GPAT },
     };
     let mut event = ExitEvent { vcpu: 0, icount: 1000, rip: 0x40_1000, ..Default::default() };
     event.exit.isa = Isa::SVM;
@@ -96,7 +97,8 @@ fn groups_know_where_each_note_belongs() {
         host_initiated: false,
         passed: true,
         level: Level::L2,
-        pad: [0; 7],
+        pat: ReachedPat::GPAT,
+        pad: [0; 6],
     };
     assert_eq!(group.notes[7].msr_access(group.place(7).level), Some(access));
     assert!(

@@ -6,7 +6,19 @@ use serde::{Deserialize, Serialize};
 /// IA32_PAT after reset. See: SDM vol. 3A 12.12.4 Programming the PAT
 pub const PAT_POWER_ON: u64 = 0x0007_0406_0007_0406;
 
-/// One access to an MSR: whose, and who let it through.
+open_enum! {
+    /// Which page-attribute table an access to IA32_PAT reached.
+    pub struct ReachedPat(u8) {
+        /// The one that there is, whichever level runs; or the access was to another MSR.
+        ONLY = 0 => "PAT",
+        /// L1's, where L2 has one of its own.
+        HPAT = 1 => "hPAT",
+        /// L2's own.
+        GPAT = 2 => "gPAT",
+    }
+}
+
+/// One access to an MSR: whose, who let it through, and what it reached.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MsrAccess {
@@ -22,7 +34,8 @@ pub struct MsrAccess {
     pub passed: bool,
     /// Who was running.
     pub level: Level,
-    pub pad: [u8; 7],
+    pub pat: ReachedPat,
+    pub pad: [u8; 6],
 }
 
 open_enum! {

@@ -8,7 +8,7 @@ use crate::{
     exception::Vector,
     layout,
     level::{Level, Place},
-    msr::MsrAccess,
+    msr::{MsrAccess, ReachedPat},
     open_enum,
 };
 use bitfield_struct::bitfield;
@@ -138,8 +138,18 @@ impl Note {
     /// The access to an MSR that a note with this level tells of.
     pub fn msr_access(&self, level: Level) -> Option<MsrAccess> {
         match *self {
-            Self::Msr { write, index, data: value, exception, host_initiated, passed } => {
-                Some(MsrAccess { value, index, write, exception, host_initiated, passed, level, pad: [0; 7] })
+            Self::Msr { write, index, data: value, exception, host_initiated, passed, pat } => {
+                Some(MsrAccess {
+                    value,
+                    index,
+                    write,
+                    exception,
+                    host_initiated,
+                    passed,
+                    level,
+                    pat,
+                    pad: [0; 6],
+                })
             }
             _ => None,
         }
@@ -165,6 +175,10 @@ pub enum Note {
         found: bool,
         used_max_basic: bool,
     },
+    /// `kvm_msr`, and what that tracepoint does not show: accesses of the host's and those that silicon passed, which comparisons
+    /// with the real KVM leave out, and which PAT was reached. Together with the note's level this is an [`MsrAccess`]. A backend
+    /// tells each access of L2's once: where KVM emulates it, where silicon passes it (kvm-core does both), and where a switch
+    /// of worlds reads or writes the register in L2's place (`host_initiated`).
     Msr {
         write: bool,
         index: u32,
@@ -174,6 +188,7 @@ pub enum Note {
         host_initiated: bool,
         /// The guest's access was not intercepted: silicon did it.
         passed: bool,
+        pat: ReachedPat,
     },
     Cr {
         write: bool,

@@ -25,6 +25,7 @@ use vmtape_arch::{
     cpuid::CpuidEntry,
     exception::Exception,
     exit::{Exit, Resume, ResumeKind},
+    msr::ReachedPat,
     note::Note,
     paging::bits,
     sensitive::{Sensitive, SensitiveKind},
@@ -89,6 +90,11 @@ pub trait Ops {
         host_initiated: bool,
         host: &mut dyn Host,
     ) -> msr::Written;
+
+    /// Which PAT an access to IA32_PAT reaches.
+    fn reached_pat(&self, _vcpu: &Self::Vcpu, _host_initiated: bool) -> ReachedPat {
+        ReachedPat::ONLY
+    }
 
     /// Does to MMU and TLB what a control-register write asks for.
     fn apply(&mut self, vcpu: &mut Self::Vcpu, state: &VcpuState, effect: MmuEffect, host: &mut dyn Host);

@@ -3,7 +3,11 @@
 use crate::{
     kvm::{
         self, Cx, cpus, msr,
-        nested::{self, patches::L1},
+        nested::{
+            self,
+            pat::{self, Pat},
+            patches::L1,
+        },
         setup,
         vmcb::{set_intercept, set_vintr, write_state},
     },
@@ -16,6 +20,7 @@ use vmtape_arch::{
     access::{Access, Answer, Mapping, Verdict},
     exception::{Exception, PageFaultError, Vector},
     exit::{Exit, Resume, SvmExitCode},
+    msr::ReachedPat,
     note::NoteKind,
     sensitive::{Sensitive, SensitiveKind},
     vcpu::{Intercepts, VcpuState},
@@ -25,7 +30,7 @@ use vmtape_kvm_core::{
     cr::MmuEffect,
     emulate::with_exit,
     events::{WindowRequests, Windows},
-    msr::{Refused, Written},
+    msr::{Refused, Written, note_passed},
     profile::Switch,
     tracer::Tracer,
     vm::{Ops, VendorVcpu, fail_entry},
@@ -310,12 +315,22 @@ impl Ops for Shared {
         }
     }
 
+    fn reached_pat(&self, v: &SvmVcpu, host_initiated: bool) -> ReachedPat {
+        let l1 = L1::new(self, &v.core.cpuid);
+        let reached = |host| pat::reached(&l1, v.core.guest_mode, &v.nested.vmcb12.control, host);
+        match (reached(false), reached(host_initiated)) {
+            (Pat::Host, _) => ReachedPat::ONLY,
+            (_, Pat::Guest) => ReachedPat::GPAT,
+            (_, Pat::Host) => ReachedPat::HPAT,
+        }
+    }
+
     fn sensitive(
         &mut self,
         v: &mut SvmVcpu,
         state: &mut VcpuState,
         insn: &Sensitive,
-        _host: &mut dyn Host,
+        host: &mut dyn Host,
         exit: &mut Exit,
         _fault: &mut Exception,
     ) -> Verdict {
@@ -343,7 +358,12 @@ impl Ops for Shared {
                 *exit = taken;
                 Verdict::EXIT
             }
-            _ => Verdict::NATIVE,
+            _ => {
+                if allowed {
+                    note_passed(self, v, state, insn, host);
+                }
+                Verdict::NATIVE
+            }
         }
     }
 

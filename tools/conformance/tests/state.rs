@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use std::{cell::RefCell, path::Path};
 use vmtape_abi::{Errno, VmConfig};
 use vmtape_arch::state::{
-    ClockData, DebugRegs, LapicState, Layout, MpState, NestedState, Regs, Sregs2, StateKind, VcpuEvents,
-    Xcrs, Xsave,
+    ClockData, Compared, DebugRegs, LapicState, Layout, MpState, MsrEntry, NestedState, STATE, Sregs2,
+    StateKind, VcpuEvents, Xcrs, Xsave, msrs_to_bytes,
 };
 use vmtape_backends::LoadedPlugin;
 use vmtape_conformance::{BACKENDS, program, tail, vmtape};
@@ -149,21 +149,10 @@ fn a_guest_moves_by_its_state() -> Result<()> {
     Ok(())
 }
 
+/// As many bytes as the structure has, or some.
 fn size_of_kind(kind: StateKind) -> usize {
-    match kind {
-        StateKind::REGS => size_of::<Regs>(),
-        StateKind::SREGS2 => size_of::<Sregs2>(),
-        StateKind::DEBUGREGS => size_of::<DebugRegs>(),
-        StateKind::XCRS => size_of::<Xcrs>(),
-        StateKind::XSAVE => size_of::<Xsave>(),
-        StateKind::VCPU_EVENTS => size_of::<VcpuEvents>(),
-        StateKind::MP_STATE => size_of::<MpState>(),
-        StateKind::LAPIC => size_of::<LapicState>(),
-        StateKind::NESTED_STATE => size_of::<NestedState>(),
-        StateKind::TSC_OFFSET => 8,
-        StateKind::CLOCK => size_of::<ClockData>(),
-        _ => 8 + 4 * 16,
-    }
+    let fixed = kind.row().and_then(|row| row.size);
+    fixed.unwrap_or(if kind == StateKind::MSRS { 8 + 4 * 16 } else { size_of::<NestedState>() })
 }
 
 /// Any bytes get an answer: success or an errno. What was taken can be got again.
@@ -306,6 +295,92 @@ fn what_is_refused() -> Result<()> {
                 "{backend} {kind:?}: {what}"
             );
             ensure!(player.machine.get_state(0, kind) == before, "{backend} {kind:?}: {what}: it changed");
+        }
+    }
+    Ok(())
+}
+
+/// Kinds that cannot differ between two machines of one kind: the frequency is the same everywhere, and there is no nested state.
+const ALIKE: [StateKind; 2] = [StateKind::TSC_KHZ, StateKind::NESTED_STATE];
+
+/// Changes a kind of a vCPU's state.
+fn change<T: Layout>(player: &mut Player, kind: StateKind, change: impl Fn(&mut T)) -> Result<()> {
+    let bytes = player.machine.get_state(0, kind).map_err(|errno| anyhow!("{kind}: {errno:?}"))?;
+    let mut state = T::from_bytes(&bytes).context("of this size")?;
+    change(&mut state);
+    player.machine.set_state(0, kind, &state.to_bytes()).map_err(|errno| anyhow!("{kind}: {errno:?}"))
+}
+
+/// A guest on its way, whose every kind of state holds something that a fresh machine's does not.
+fn unlike_a_fresh_one(bench: &Bench) -> Result<Player> {
+    const SYSENTER_CS: MsrEntry = MsrEntry::new(0x174, 0x10);
+    let mut player = bench.player()?;
+    player.advance(u64::MAX, 40)?;
+    ensure!(player.rest()?, "the guest has ended");
+    change(&mut player, StateKind::DEBUGREGS, |regs: &mut DebugRegs| regs.db[1] = 0x1234)?;
+    change(&mut player, StateKind::XCRS, |xcrs: &mut Xcrs| xcrs.xcrs[0].value = 3)?;
+    change(&mut player, StateKind::XSAVE, |xsave: &mut Xsave| xsave.xmm[3] = [5, 6])?;
+    change(&mut player, StateKind::TSC_OFFSET, |offset: &mut u64| *offset = 0x5555)?;
+    change(&mut player, StateKind::LAPIC, |page: &mut LapicState| page.set(0x3e0, 0xb))?;
+    let msrs = msrs_to_bytes(&[SYSENTER_CS]);
+    player.machine.set_state(0, StateKind::MSRS, &msrs).map_err(|errno| anyhow!("MSRs: {errno:?}"))?;
+    change(&mut player, StateKind::MP_STATE, |state: &mut MpState| *state = MpState::HALTED)?;
+    change(&mut player, StateKind::VCPU_EVENTS, |events: &mut VcpuEvents| events.nmi_masked = 1)?;
+    Ok(player)
+}
+
+/// A move that left out any kind would show: what it carries is there, and not without it.
+#[test]
+fn every_kind_moves() -> Result<()> {
+    for backend in BACKENDS {
+        let folder = tempfile::tempdir()?;
+        let bench = Bench::new(folder.path(), backend, "late")?;
+        let mut source = unlike_a_fresh_one(&bench)?;
+        let wanted = get_all(&mut source, 0)?;
+        let held = |player: &mut Player, kind: StateKind| {
+            player.machine.get_state(0, kind).map_err(|errno| anyhow!("{kind}: {errno:?}"))
+        };
+        for omitted in StateKind::ALL.into_iter().filter(|kind| !ALIKE.contains(kind)) {
+            let mut without = bench.player()?;
+            for (kind, bytes) in StateKind::ALL.into_iter().zip(&wanted).filter(|(kind, _)| *kind != omitted)
+            {
+                without
+                    .machine
+                    .set_state(0, kind, bytes)
+                    .map_err(|errno| anyhow!("{backend} {kind}: {errno:?}"))?;
+            }
+            let at = StateKind::ALL.iter().position(|kind| *kind == omitted).context("it is in the list")?;
+            ensure!(
+                held(&mut without, omitted)? != wanted[at],
+                "{backend}: {omitted} is there without being set"
+            );
+        }
+        let mut target = bench.player()?;
+        target.machine.take_over(&mut source.machine)?;
+        for (kind, bytes) in StateKind::ALL.into_iter().zip(&wanted) {
+            ensure!(held(&mut target, kind)? == *bytes, "{backend}: {kind} has not moved");
+        }
+    }
+    Ok(())
+}
+
+/// The hash over a machine's state has of each kind what its row says.
+#[test]
+fn the_hash_has_what_the_list_says() -> Result<()> {
+    for backend in BACKENDS {
+        let folder = tempfile::tempdir()?;
+        let bench = Bench::new(folder.path(), backend, "late")?;
+        let mut source = unlike_a_fresh_one(&bench)?;
+        let fresh = bench.player()?.machine.state_hash()?;
+        for row in STATE.iter().filter(|row| !ALIKE.contains(&row.kind)) {
+            let bytes = source.machine.get_state(0, row.kind).map_err(|errno| anyhow!("{errno:?}"))?;
+            let mut changed = bench.player()?;
+            changed
+                .machine
+                .set_state(0, row.kind, &bytes)
+                .map_err(|errno| anyhow!("{backend} {}: {errno:?}", row.kind))?;
+            let seen = changed.machine.state_hash()? != fresh;
+            ensure!(seen != matches!(row.compared, Compared::Nothing(_)), "{backend}: {}", row.kind);
         }
     }
     Ok(())

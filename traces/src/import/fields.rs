@@ -6,6 +6,7 @@ use super::note;
 use vmtape_arch::{
     exception::Vector,
     exit::{Exit, Isa},
+    msr::ReachedPat,
     note::{Note, PageRole},
 };
 
@@ -88,6 +89,7 @@ pub fn note(event: &str, f: &dyn Fields) -> Option<Note> {
             exception: yes("exception")?,
             host_initiated: false,
             passed: false,
+            pat: ReachedPat::ONLY,
         },
         "kvm_cr" => Note::Cr { write: yes("rw")?, number: small("cr")?, value: get("val")? },
         "kvm_pio" => Note::Pio {

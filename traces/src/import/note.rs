@@ -8,6 +8,7 @@ use crate::text::tables::{ACCESS, ApicRegister, MmioKind, parse_pferr, parse_rea
 use vmtape_arch::{
     exception::Vector,
     exit::{Exit, Isa, VmxReason},
+    msr::ReachedPat,
     note::{EmulateMode, Note, PageRole},
 };
 
@@ -135,6 +136,11 @@ fn kernel_note(event: &str, text: &str) -> Option<Note> {
                 exception: s.has("(#GP)"),
                 host_initiated: s.has("(host)"),
                 passed: s.has("(passed)"),
+                pat: match (s.has("(hPAT)"), s.has("(gPAT)")) {
+                    (true, _) => ReachedPat::HPAT,
+                    (_, true) => ReachedPat::GPAT,
+                    _ => ReachedPat::ONLY,
+                },
             }
         }
         "kvm_cr" => {

@@ -4,6 +4,7 @@ use super::tables::{ACCESS, ApicRegister, MmioKind, UserspaceReason, pferr};
 use std::fmt::{self, Display, Write};
 use vmtape_arch::{
     exit::SvmExitCode,
+    msr::ReachedPat,
     note::{EmulateMode, Note, PageRole},
     vmrun_check::VmrunCheck,
 };
@@ -40,13 +41,18 @@ fn write(f: &mut String, note: &Note, vcpu: u32, rip: u64) -> fmt::Result {
             if found { "found" } else { "not found" },
             optional(used_max_basic, ", used max basic"),
         ),
-        Note::Msr { write, index, data, exception, host_initiated, passed } => write!(
+        Note::Msr { write, index, data, exception, host_initiated, passed, pat } => write!(
             f,
-            "msr_{} {index:x} = {data:#x}{}{}{}",
+            "msr_{} {index:x} = {data:#x}{}{}{}{}",
             rw(write),
             optional(exception, " (#GP)"),
             optional(host_initiated, " (host)"),
             optional(passed, " (passed)"),
+            match pat {
+                ReachedPat::ONLY => "",
+                ReachedPat::HPAT => " (hPAT)",
+                _ => " (gPAT)",
+            },
         ),
         Note::Cr { write, number, value } => write!(f, "cr_{} {number:x} = {value:#x}", rw(write)),
         Note::Pio { write, port, size, count, value } => write!(

@@ -1,7 +1,7 @@
 //! Notes as they cross the ABI, and back.
 
 use super::{Note, NoteKind, RawNote};
-use crate::exception::Vector;
+use crate::{exception::Vector, msr::ReachedPat};
 
 /// Two or more small fields packed in one argument, low bits first.
 const fn pack(fields: &[(u64, u32)]) -> u64 {
@@ -34,9 +34,10 @@ impl Note {
                     pack(&[(found.into(), 1), (used_max_basic.into(), 1)]),
                 ],
             ),
-            Self::Msr { write, index, data, exception, host_initiated, passed } => {
-                let bits = [write, exception, host_initiated, passed].map(|bit| (bit.into(), 1));
-                raw(K::MSR, &[index.into(), data, pack(&bits)])
+            Self::Msr { write, index, data, exception, host_initiated, passed, pat } => {
+                let [write, exception, host, passed] =
+                    [write, exception, host_initiated, passed].map(|bit| (bit.into(), 1));
+                raw(K::MSR, &[index.into(), data, pack(&[write, exception, host, passed, (pat.0.into(), 8)])])
             }
             Self::Cr { write, number, value } => {
                 raw(K::CR, &[value, pack(&[(write.into(), 1), (number.into(), 8)])])
@@ -164,6 +165,7 @@ impl Note {
                 exception: bit(a[2], 1),
                 host_initiated: bit(a[2], 2),
                 passed: bit(a[2], 3),
+                pat: ReachedPat((a[2] >> 4) as u8),
             },
             K::CR => Self::Cr { value: a[0], write: bit(a[1], 0), number: (a[1] >> 1) as u8 },
             K::PIO => Self::Pio {

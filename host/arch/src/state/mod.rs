@@ -20,7 +20,7 @@ mod xsave;
 pub use clock::{ClockData, clock_flags};
 pub use debugregs::DebugRegs;
 pub use events::{VcpuEvents, VcpuEventsFlags, interrupt_shadow};
-pub use kind::{Owner, StateKind};
+pub use kind::{BackendState, Compared, MachineState, Owner, STATE, StateKind, StateRow};
 pub use lapic::LapicState;
 pub use mp_state::MpState;
 pub use msrs::{MAX_IO_MSRS, MsrEntry, msrs_from_bytes, msrs_to_bytes};

@@ -10,6 +10,7 @@ use crate::{
     memory::{Absent, is_zero},
     time::{Clock, Counts, Milestones, Taken},
     vcpu::{Placement, Progress, Turn, Vcpu, flush_handles},
+    vmm::Carried,
 };
 use serde::{Deserialize, Serialize};
 use vmtape_abi::MemoryRegion;
@@ -41,6 +42,7 @@ struct Saved<D> {
     fault_counts: Counts,
     placement: Placement,
     absent: Absent,
+    carried: Carried,
     /// The vCPU whose exit the tape tells, up to its entry.
     exited: Option<u32>,
 }
@@ -94,6 +96,7 @@ impl Machine {
             fault_counts: self.services.inputs.counts().clone(),
             placement: self.placement.clone(),
             absent: self.services.memory.absent.clone(),
+            carried: self.carried.clone(),
             exited: self.services.tape.exited(),
         };
         let state =
@@ -205,6 +208,7 @@ impl Machine {
         self.services.inputs.resume(saved.taken, saved.fault_counts);
         self.placement = saved.placement;
         self.services.memory.absent = saved.absent;
+        self.carried = saved.carried;
         self.services.devices = saved.devices;
         self.services.clock = saved.clock;
         self.turn = Turn { vcpu: saved.current, ends: saved.turn_ends };

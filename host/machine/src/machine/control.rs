@@ -136,7 +136,11 @@ impl Machine {
             }
             Control::GetDirtyLog { slot, pages, result } => {
                 match self.backend.get_dirty_log(*slot, &mut self.services) {
-                    Ok(bits) => *pages = Pages::of_bitmap(&bits),
+                    Ok(mut bits) => {
+                        let cleared = !self.script.protects_manually();
+                        self.carried.add_log(*slot, &mut bits, cleared);
+                        *pages = Pages::of_bitmap(&bits);
+                    }
                     Err(errno) => *result = errno.0,
                 }
             }
@@ -146,12 +150,18 @@ impl Machine {
                 let bits = set.bitmap(*first_page, most.min((*num_pages).into()));
                 let done =
                     self.backend.clear_dirty_log(*slot, *first_page, *num_pages, &bits, &mut self.services);
+                if done.is_ok() {
+                    self.carried.clear_log(*slot, *first_page, &bits);
+                }
                 *result = code(&done);
             }
             Control::HarvestDirtyRing { vcpu, entries, result } => {
                 let entry = |gfn: DirtyGfn| RingEntry { slot: gfn.slot, offset: gfn.offset };
                 match self.backend.harvest_dirty_ring(*vcpu, &mut self.services) {
-                    Ok(harvested) => *entries = harvested.into_iter().map(entry).collect(),
+                    Ok(harvested) => {
+                        *entries = harvested.into_iter().map(entry).collect();
+                        self.carried.add_ring(*vcpu, entries);
+                    }
                     Err(errno) => *result = errno.0,
                 }
             }

@@ -28,7 +28,7 @@ use crate::{
     tape::{Recorder, Tape},
     time::{FaultNumbers, Inputs, Milestones},
     vcpu::{Placement, Turn, Vcpu, flush_handles},
-    vmm::{self, Script},
+    vmm::{self, Carried, Script},
 };
 use configuration::{cpu_config, device_config, emulator_config};
 use std::io::Write;
@@ -54,6 +54,8 @@ pub struct Machine {
     placement: Placement,
     services: Services,
     script: Script,
+    /// Dirty pages of the machine that this one took over.
+    carried: Carried,
     serial: Option<Box<dyn Write>>,
     exits: u64,
     /// The exit that the backend fills in.
@@ -116,6 +118,7 @@ impl Machine {
             placement,
             services,
             script,
+            carried: Carried::default(),
             serial: None,
             exits: 0,
             exit: Box::default(),

@@ -4,26 +4,33 @@
 //! pending NMI, a latched INIT and the SIPI vector.
 
 use super::Machine;
-use crate::{model::silicon_cpuid, time::NS_PER_TICK, vcpu::Msrs};
+use crate::{
+    model::silicon_cpuid,
+    time::{NS_PER_SECOND, NS_PER_TICK},
+    vcpu::Msrs,
+};
 use vmtape_abi::Errno;
 use vmtape_arch::state::{
-    ClockData, LapicState, Layout, MpState, Owner, StateKind, VcpuEvents, clock_flags, msrs_from_bytes,
-    msrs_to_bytes,
+    ClockData, LapicState, Layout, MachineState, MpState, Owner, StateKind, VcpuEvents, clock_flags,
+    msrs_from_bytes, msrs_to_bytes,
 };
+
+/// What KVM_GET_TSC_KHZ gives.
+const TSC_KHZ: u32 = (NS_PER_SECOND / NS_PER_TICK / 1000) as u32;
 
 impl Machine {
     /// KVM_GET_* of a vCPU, or of the VM.
     /// -ENOTTY: the backend does not have it. -ENOENT: no such vCPU.
     pub fn get_state(&mut self, vcpu: u32, kind: StateKind) -> Result<Vec<u8>, Errno> {
         let v = self.vcpus.get_mut(vcpu as usize).ok_or(Errno::ENOENT)?;
-        match kind.owner() {
-            Owner::Machine => self.own_state(vcpu, kind),
+        match kind.owner().ok_or(Errno::ENOTTY)? {
+            Owner::Machine(own) => Ok(self.own_state(vcpu, own)),
             Owner::Msrs => {
                 let mut msrs = self.msrs(vcpu);
                 let listed = msrs.list();
                 Ok(msrs_to_bytes(&msrs.get(&listed)))
             }
-            Owner::Backend => {
+            Owner::Backend(_) => {
                 let bytes = self.backend.get_state(vcpu, &mut v.state, kind, &mut self.services)?;
                 Ok(if kind == StateKind::VCPU_EVENTS { self.with_signals(vcpu, bytes) } else { bytes })
             }
@@ -34,14 +41,14 @@ impl Machine {
     pub fn set_state(&mut self, vcpu: u32, kind: StateKind, bytes: &[u8]) -> Result<(), Errno> {
         let v = self.vcpus.get_mut(vcpu as usize).ok_or(Errno::ENOENT)?;
         v.needs_entry = true;
-        match kind.owner() {
-            Owner::Machine => self.set_own_state(vcpu, kind, bytes),
+        match kind.owner().ok_or(Errno::ENOTTY)? {
+            Owner::Machine(own) => self.set_own_state(vcpu, own, bytes),
             Owner::Msrs => {
                 let entries = msrs_from_bytes(bytes).ok_or(Errno::EINVAL)?;
                 let done = self.backend.set_msrs(vcpu, &mut v.state, &entries, &mut self.services)?;
                 if done as usize == entries.len() { Ok(()) } else { Err(Errno::EINVAL) }
             }
-            Owner::Backend => {
+            Owner::Backend(_) => {
                 self.backend.set_state(vcpu, &mut v.state, kind, bytes, &mut self.services)?;
                 match kind {
                     StateKind::SREGS2 => self.services.devices.set_cr8(vcpu, v.state.cr8 as u8),
@@ -64,27 +71,27 @@ impl Machine {
         Msrs { backend: &mut *self.backend, vcpu, state, host: &mut self.services, silicon }
     }
 
-    fn own_state(&self, vcpu: u32, kind: StateKind) -> Result<Vec<u8>, Errno> {
+    fn own_state(&self, vcpu: u32, kind: MachineState) -> Vec<u8> {
         let clock = self.services.clock;
         match kind {
-            StateKind::LAPIC => Ok(self.services.devices.lapics[vcpu as usize].state(clock.now()).to_bytes()),
-            StateKind::CLOCK => {
+            MachineState::Lapic => self.services.devices.lapics[vcpu as usize].state(clock.now()).to_bytes(),
+            MachineState::Clock => {
                 let flags = clock_flags::TSC_STABLE | clock_flags::HOST_TSC;
                 let host_tsc = clock.tsc_at(clock.icount);
-                Ok(ClockData { clock: clock.now(), flags, host_tsc, ..ClockData::default() }.to_bytes())
+                ClockData { clock: clock.now(), flags, host_tsc, ..ClockData::default() }.to_bytes()
             }
-            _ => Err(Errno::ENOTTY),
+            MachineState::TscKhz => TSC_KHZ.to_bytes(),
         }
     }
 
-    fn set_own_state(&mut self, vcpu: u32, kind: StateKind, bytes: &[u8]) -> Result<(), Errno> {
+    fn set_own_state(&mut self, vcpu: u32, kind: MachineState, bytes: &[u8]) -> Result<(), Errno> {
         match kind {
-            StateKind::LAPIC => {
+            MachineState::Lapic => {
                 let page = LapicState::from_bytes(bytes).ok_or(Errno::EINVAL)?;
                 let now = self.services.clock.now();
                 self.services.devices.set_lapic(vcpu, &page, now);
             }
-            StateKind::CLOCK => {
+            MachineState::Clock => {
                 let data = ClockData::from_bytes(bytes).ok_or(Errno::EINVAL)?;
                 // Time is a function of retired instructions: it cannot be before them. There is no time of day.
                 let legal = data.flags & !clock_flags::ALL == 0;
@@ -92,7 +99,9 @@ impl Machine {
                     return Err(Errno::EINVAL);
                 }
             }
-            _ => return Err(Errno::ENOTTY),
+            // Silicon has no other frequency, and none to scale it to. See: KVM x86.c kvm_set_tsc_khz()
+            MachineState::TscKhz if u32::from_bytes(bytes) != Some(TSC_KHZ) => return Err(Errno::EINVAL),
+            MachineState::TscKhz => {}
         }
         Ok(())
     }

@@ -14,6 +14,8 @@ use vmtape_arch::{
 };
 
 const PAGE: usize = PAGE_SIZE as usize;
+/// KVM_MEM_LOG_DIRTY_PAGES.
+const LOG_DIRTY_PAGES: u32 = 1;
 
 impl Machine {
     /// Whether the guest can move: no vCPU is between an exit and its entry, where its backend may hold an event that the
@@ -37,7 +39,9 @@ impl Machine {
         if self.vcpus.len() != source.vcpus.len() {
             return Err(Error::Checkpoint("it is of a machine with another number of vCPUs".to_owned()));
         }
+        self.take_capabilities(source)?;
         self.take_memory(source)?;
+        self.take_dirty_logs(source);
         let devices =
             postcard::to_stdvec(&source.services.devices).and_then(|bytes| postcard::from_bytes(&bytes));
         self.services.devices = devices.map_err(|error| Error::Checkpoint(error.to_string()))?;
@@ -52,6 +56,41 @@ impl Machine {
         self.drop_caches();
         self.services.tape.forget();
         Ok(())
+    }
+
+    /// Capabilities that the source's VMM has enabled, but for those that this one has enabled already: some have a meaning before
+    /// there are vCPUs only, so they are part of how a machine is built.
+    fn take_capabilities(&mut self, source: &Self) -> Result<(), Error> {
+        let mut own: Vec<_> = self.script.enabled_caps().collect();
+        for enabled in source.script.enabled_caps() {
+            if let Some(at) = own.iter().position(|own| *own == enabled) {
+                own.swap_remove(at);
+                continue;
+            }
+            let (cap, flags, arg) = enabled;
+            self.backend
+                .enable_cap(cap, flags, arg)
+                .map_err(|errno| Error::Backend { what: format!("capability {cap}"), errno })?;
+        }
+        Ok(())
+    }
+
+    /// What the source's kernel has logged, read as its VMM reads it before it lets the guest go. What lies in the log of silicon
+    /// is in it, because both ioctls kick the vCPUs.
+    fn take_dirty_logs(&mut self, source: &mut Self) {
+        let logging = source.services.memory.slots().iter().filter(|slot| slot.flags & LOG_DIRTY_PAGES != 0);
+        let slots: Vec<_> = logging.map(|slot| slot.slot).collect();
+        self.carried = source.carried.clone();
+        for slot in slots {
+            if let Ok(bits) = source.backend.get_dirty_log(slot, &mut source.services) {
+                self.carried.log(slot, &bits);
+            }
+        }
+        for vcpu in 0..source.spec.vcpus {
+            if let Ok(entries) = source.backend.harvest_dirty_ring(vcpu, &mut source.services) {
+                self.carried.ring(vcpu, entries.into_iter().map(|entry| (entry.slot, entry.offset)));
+            }
+        }
     }
 
     /// Slots as a script has changed them, and what is in memory.
@@ -93,7 +132,7 @@ impl Machine {
             self.services.cpuid[index] = cpuid;
         }
         for kind in StateKind::ALL {
-            if kind.owner() == Owner::Msrs {
+            if kind.owner() == Some(Owner::Msrs) {
                 self.take_msrs(source, n);
                 continue;
             }

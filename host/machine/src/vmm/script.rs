@@ -144,6 +144,22 @@ impl Script {
         self.steps.iter().any(empties)
     }
 
+    /// Whether KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 is enabled: getting a log does not clear it then.
+    pub(crate) fn protects_manually(&self) -> bool {
+        const MANUAL_DIRTY_LOG_PROTECT2: u32 = 168;
+        let enabled = self.enabled_caps().filter(|(cap, ..)| *cap == MANUAL_DIRTY_LOG_PROTECT2).last();
+        enabled.is_some_and(|(.., arg)| arg & 1 != 0)
+    }
+
+    /// Capabilities that were enabled, in order: number, flags, argument.
+    pub(crate) fn enabled_caps(&self) -> impl Iterator<Item = (u32, u32, u64)> {
+        let enabled = |control: &Control| match *control {
+            Control::EnableCap { cap, flags, arg, result: 0 } => Some((cap, flags, arg)),
+            _ => None,
+        };
+        self.log.iter().map(|(_, control)| control).chain(&self.created).filter_map(enabled)
+    }
+
     /// Takes note of what was done.
     pub(crate) fn log(&mut self, exits: u64, control: Control) {
         self.log.push((exits, control));

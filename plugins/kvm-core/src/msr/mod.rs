@@ -20,8 +20,10 @@ use std::{collections::BTreeMap, ops::RangeInclusive};
 use vmtape_abi::{BusOp, BusSpace, Host};
 use vmtape_arch::{
     exception::Exception,
-    msr::Msr,
-    note::Note,
+    level::Level,
+    msr::{Msr, ReachedPat},
+    note::{Note, NoteKind},
+    sensitive::{Sensitive, SensitiveKind},
     vcpu::{VcpuState, gpr, seg},
 };
 use vmtape_kvm_mmu::fault_points::FaultPoint;
@@ -81,9 +83,39 @@ impl Msrs {
     }
 }
 
-/// The note of a guest's access that came to KVM.
-fn intercepted(write: bool, index: u32, data: u64, exception: bool) -> Note {
-    Note::Msr { write, index, data, exception, host_initiated: false, passed: false }
+/// The note of a guest's access. `passed`: it did not come to KVM.
+fn accessed<O: Ops>(
+    ops: &O,
+    v: &O::Vcpu,
+    (write, index, data): (bool, u32, u64),
+    exception: bool,
+    passed: bool,
+) -> Note {
+    let is_pat = Msr(index) == Msr::IA32_PAT;
+    let pat = if is_pat { ops.reached_pat(v, false) } else { ReachedPat::ONLY };
+    Note::Msr { write, index, data, exception, host_initiated: false, passed, pat }
+}
+
+/// Tells an access of L2's that silicon is about to execute, where somebody listens. x2APIC registers are the local APIC's.
+pub fn note_passed<O: Ops>(
+    ops: &O,
+    v: &mut O::Vcpu,
+    state: &VcpuState,
+    insn: &Sensitive,
+    host: &mut dyn Host,
+) {
+    let x2apic = Msr::X2APIC_FIRST.0..=Msr::X2APIC_LAST.0;
+    let write = insn.kind == SensitiveKind::WRMSR;
+    let nested = v.core().level() != Level::L1;
+    let is_access = write || insn.kind == SensitiveKind::RDMSR;
+    if !nested || !is_access || x2apic.contains(&insn.number) || !host.wants(NoteKind::MSR) {
+        return;
+    }
+    let index = insn.number;
+    let read = |v: &mut O::Vcpu, host: &mut dyn Host| ops.get_msr(v, state, index, false, host).unwrap_or(0);
+    let data = if write { insn.value } else { read(v, host) };
+    let note = accessed(ops, v, (write, index, data), false, true);
+    v.core().note(note, host);
 }
 
 /// `kvm_emulate_rdmsr` without the skip.
@@ -97,7 +129,8 @@ pub fn emulate_rdmsr<O: Ops>(
     let refused = FaultPoint::RDMSR_REFUSED.poll(vcpu.core().id, index.into(), 0, host).is_some();
     let result = if refused { Err(Refused) } else { ops.get_msr(vcpu, state, index, false, host) };
     let data = result.unwrap_or(0);
-    vcpu.core().note(intercepted(false, index, data, result.is_err()), host);
+    let note = accessed(ops, vcpu, (false, index, data), result.is_err(), false);
+    vcpu.core().note(note, host);
     result.map_err(|Refused| Exception::gp(0))?;
     state.gpr[gpr::RAX] = data & 0xffff_ffff;
     state.gpr[gpr::RDX] = data >> 32;
@@ -115,7 +148,8 @@ pub fn emulate_wrmsr<O: Ops>(
     let data = state.gpr[gpr::RAX] & 0xffff_ffff | state.gpr[gpr::RDX] << 32;
     let refused = FaultPoint::WRMSR_REFUSED.poll(vcpu.core().id, index.into(), data, host).is_some();
     let result = if refused { Err(Refused) } else { ops.set_msr(vcpu, state, index, data, false, host) };
-    vcpu.core().note(intercepted(true, index, data, result.is_err()), host);
+    let note = accessed(ops, vcpu, (true, index, data), result.is_err(), false);
+    vcpu.core().note(note, host);
     result.map_err(|Refused| Exception::gp(0))
 }
 

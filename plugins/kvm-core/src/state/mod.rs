@@ -14,7 +14,7 @@ use crate::{
 };
 use vmtape_abi::{Errno, Host};
 use vmtape_arch::{
-    state::{DebugRegs, Layout, MpState, Regs, StateKind, Xsave},
+    state::{BackendState, DebugRegs, Layout, MpState, Owner, Regs, StateKind, Xsave},
     vcpu::VcpuState,
 };
 
@@ -25,20 +25,16 @@ pub fn get_state<O: Ops>(
     kind: StateKind,
     host: &mut dyn Host,
 ) -> Result<Vec<u8>, Errno> {
-    if kind == StateKind::NESTED_STATE {
-        return Ok(ops.get_nested_state(v, state));
-    }
-    let core = v.core_mut();
-    Ok(match kind {
-        StateKind::REGS => Regs::of(state).to_bytes(),
-        StateKind::SREGS2 => sregs::get(core, state, host).to_bytes(),
-        StateKind::DEBUGREGS => DebugRegs::of(state).to_bytes(),
-        StateKind::XCRS => xcrs::get(state).to_bytes(),
-        StateKind::XSAVE => Xsave::of(state, core.cpuid.supported_xcr0()).to_bytes(),
-        StateKind::VCPU_EVENTS => events::get(core, state, host).to_bytes(),
-        StateKind::MP_STATE => MpState::of(state.activity).to_bytes(),
-        StateKind::TSC_OFFSET => state.tsc_offset.to_bytes(),
-        _ => return Err(Errno::ENOTTY),
+    Ok(match of_backend(kind)? {
+        BackendState::Regs => Regs::of(state).to_bytes(),
+        BackendState::Sregs2 => sregs::get(v.core_mut(), state, host).to_bytes(),
+        BackendState::DebugRegs => DebugRegs::of(state).to_bytes(),
+        BackendState::Xcrs => xcrs::get(state).to_bytes(),
+        BackendState::Xsave => Xsave::of(state, v.core_mut().cpuid.supported_xcr0()).to_bytes(),
+        BackendState::VcpuEvents => events::get(v.core_mut(), state, host).to_bytes(),
+        BackendState::MpState => MpState::of(state.activity).to_bytes(),
+        BackendState::NestedState => ops.get_nested_state(v, state),
+        BackendState::TscOffset => state.tsc_offset.to_bytes(),
     })
 }
 
@@ -50,23 +46,30 @@ pub fn set_state<O: Ops>(
     bytes: &[u8],
     host: &mut dyn Host,
 ) -> Result<(), Errno> {
-    match kind {
-        StateKind::REGS => set_regs(v.core_mut(), state, &read(bytes)?),
-        StateKind::SREGS2 => sregs::set(ops, v, state, &read(bytes)?, host)?,
-        StateKind::DEBUGREGS => set_debugregs(state, &read(bytes)?)?,
-        StateKind::XCRS => xcrs::set(v.core_mut(), state, &read(bytes)?)?,
-        StateKind::XSAVE => set_xsave(ops, state, &read(bytes)?)?,
-        StateKind::VCPU_EVENTS => events::set(ops, v, state, &read(bytes)?)?,
-        StateKind::MP_STATE => {
+    match of_backend(kind)? {
+        BackendState::Regs => set_regs(v.core_mut(), state, &read(bytes)?),
+        BackendState::Sregs2 => sregs::set(ops, v, state, &read(bytes)?, host)?,
+        BackendState::DebugRegs => set_debugregs(state, &read(bytes)?)?,
+        BackendState::Xcrs => xcrs::set(v.core_mut(), state, &read(bytes)?)?,
+        BackendState::Xsave => set_xsave(ops, state, &read(bytes)?)?,
+        BackendState::VcpuEvents => events::set(ops, v, state, &read(bytes)?)?,
+        BackendState::MpState => {
             let wanted: MpState = read(bytes)?;
             state.activity = wanted.activity().ok_or(Errno::EINVAL)?;
         }
-        StateKind::NESTED_STATE => ops.set_nested_state(v, state, bytes, host)?,
-        StateKind::TSC_OFFSET => state.tsc_offset = read(bytes)?,
-        _ => return Err(Errno::ENOTTY),
+        BackendState::NestedState => ops.set_nested_state(v, state, bytes, host)?,
+        BackendState::TscOffset => state.tsc_offset = read(bytes)?,
     }
     state.intercepts = ops.intercepts(v, state);
     Ok(())
+}
+
+/// -ENOTTY: the machine keeps it, or nobody.
+fn of_backend(kind: StateKind) -> Result<BackendState, Errno> {
+    match kind.owner() {
+        Some(Owner::Backend(kind)) => Ok(kind),
+        _ => Err(Errno::ENOTTY),
+    }
 }
 
 /// The ioctl's number says how many bytes its structure has; one with another size is unknown.

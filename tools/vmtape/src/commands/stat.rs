@@ -136,8 +136,11 @@ fn print_accesses(out: &mut impl Write, title: &str, by: &BTreeMap<String, Acces
         writeln!(out, "  {title}:")?;
     }
     for (name, accesses) in sorted {
-        let faults = if accesses.faults > 0 { format!(", {} #GP", accesses.faults) } else { String::new() };
-        writeln!(out, "    {name:18} {} reads, {} writes{faults}", accesses.reads, accesses.writes)?;
+        let counts =
+            [(accesses.faults, "#GP"), (accesses.passed, "passed"), (accesses.by_host, "by the host")];
+        let counts = counts.iter().filter(|(count, _)| *count > 0);
+        let rest: String = counts.map(|(count, what)| format!(", {count} {what}")).collect();
+        writeln!(out, "    {name:18} {} reads, {} writes{rest}", accesses.reads, accesses.writes)?;
     }
     Ok(())
 }
