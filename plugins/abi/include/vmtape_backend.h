@@ -861,12 +861,8 @@ typedef uint32_t vt_StateKind;
 #define vt_StateKind_MSRS 10
 // KVM_GET_CLOCK, KVM_SET_CLOCK: `struct kvm_clock_data`. The VM's, not a vCPU's.
 #define vt_StateKind_CLOCK 11
-// All of them, in an order in which they can be set.
-//
-// CPUID comes before everything. Then time, which timers are set by; the mode before what is checked against it
-// (LAPIC, nested state); general registers before events, which setting them drops; the LAPIC's timer mode before the
-// MSR with its deadline; events before nested state, which entering or leaving SMM drops.
-#define vt_StateKind_ALL { vt_StateKind_CLOCK, vt_StateKind_SREGS2, vt_StateKind_REGS, vt_StateKind_DEBUGREGS, vt_StateKind_XCRS, vt_StateKind_XSAVE, vt_StateKind_TSC_OFFSET, vt_StateKind_LAPIC, vt_StateKind_MSRS, vt_StateKind_MP_STATE, vt_StateKind_VCPU_EVENTS, vt_StateKind_NESTED_STATE, }
+// KVM_GET_TSC_KHZ, KVM_SET_TSC_KHZ: a u32.
+#define vt_StateKind_TSC_KHZ 12
 
 // What a backend was asked when it answered with an exit.
 typedef uint32_t vt_StimulusKind;
