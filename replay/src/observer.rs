@@ -9,6 +9,7 @@ use vmtape_arch::{
     exception::{Exception, Vector},
     exit::{Exit, Resume, StimulusKind},
     note::Note,
+    paging::PagingMode,
     sensitive::Sensitive,
     vcpu::VcpuState,
 };
@@ -102,11 +103,9 @@ impl Entry {
 
 /// The level of the first entry that a walk reads: PAE's four pointers are cached. Zero without paging.
 pub fn top_level(state: &VcpuState) -> u8 {
-    match (state.cr0().pg(), state.efer().lma(), state.cr4().la57()) {
-        (false, ..) => 0,
-        (_, true, true) => 5,
-        (_, true, false) => 4,
-        _ => 2,
+    match state.paging_mode() {
+        PagingMode::Pae => 2,
+        mode => mode.levels(),
     }
 }
 

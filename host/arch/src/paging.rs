@@ -1,5 +1,6 @@
 //! Paging-structure entries.
 
+use crate::regs::{Cr0, Cr4, Efer};
 use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,15 @@ pub struct Pte {
 }
 
 impl Pte {
+    /// Which entry of the PAT the bits of a leaf at this level select.
+    /// See: SDM vol. 3A 4.9.2 Paging and Memory Typing When the PAT is Supported
+    pub const fn pat_index(self, level: u8) -> u8 {
+        /// Where a large page has its PAT bit.
+        const LARGE: u64 = 1 << 12;
+        let pat = if level == 1 { self.ps() } else { self.into_bits() & LARGE != 0 };
+        (pat as u8) << 2 | (self.pcd() as u8) << 1 | self.pwt() as u8
+    }
+
     /// The physical address in bits 51:12.
     pub const fn address(self) -> u64 {
         self.frame() << crate::PAGE_SHIFT
@@ -83,6 +93,42 @@ pub struct Eptp {
     pub frame: u64,
     #[bits(12)]
     __: u16,
+}
+
+/// Paging modes. See: SDM vol. 3A 4.1.1 Four Paging Modes
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PagingMode {
+    /// Linear addresses are physical.
+    None,
+    /// Entries of 4 bytes.
+    Bits32,
+    Pae,
+    Level4,
+    Level5,
+}
+
+impl PagingMode {
+    /// The mode that these registers select.
+    pub const fn of(cr0: Cr0, cr4: Cr4, efer: Efer) -> Self {
+        match (cr0.pg(), cr4.pae(), efer.lma(), cr4.la57()) {
+            (false, ..) => Self::None,
+            (_, false, ..) => Self::Bits32,
+            (.., false, _) => Self::Pae,
+            (.., true) => Self::Level5,
+            _ => Self::Level4,
+        }
+    }
+
+    /// Levels, of which PAE's third is held in registers. Zero: there are no tables.
+    pub const fn levels(self) -> u8 {
+        match self {
+            Self::None => 0,
+            Self::Bits32 => 2,
+            Self::Pae => 3,
+            Self::Level4 => 4,
+            Self::Level5 => 5,
+        }
+    }
 }
 
 /// Bits `high` down to `low` of an address, the mask that reserved-bit rules are written with (`rsvd_bits` in KVM).

@@ -1,6 +1,9 @@
 //! The state of a vCPU: one structure that the interpreter runs on and that every backend sees.
 
-use crate::{event::Event, flag::Flag, fpu::Fpu, layout, open_enum, regs::*, sensitive::SensitiveKind};
+use crate::{
+    event::Event, flag::Flag, fpu::Fpu, layout, open_enum, paging::PagingMode, regs::*,
+    sensitive::SensitiveKind,
+};
 use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
 
@@ -260,6 +263,11 @@ impl VcpuState {
 
     pub fn efer(&self) -> Efer {
         Efer::from_bits(self.efer)
+    }
+
+    /// The paging mode that the registers select.
+    pub fn paging_mode(&self) -> PagingMode {
+        PagingMode::of(self.cr0(), self.cr4(), self.efer())
     }
 
     pub fn rflags(&self) -> Rflags {

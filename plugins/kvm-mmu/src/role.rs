@@ -60,15 +60,9 @@ impl CpuRole {
         if !cr0.pg() {
             return Self { base: base.with_direct(true), ..Default::default() };
         }
-        let level = match () {
-            () if efer.lma() && cr4.la57() => Mode::Level5.levels(),
-            () if efer.lma() => Mode::Level4.levels(),
-            () if cr4.pae() => Mode::Pae.levels(),
-            () => 2,
-        };
         Self {
             base: base
-                .with_level(level)
+                .with_level(state.paging_mode().levels())
                 .with_efer_nx(efer.nxe())
                 .with_cr0_wp(cr0.wp())
                 .with_smep_andnot_wp(cr4.smep() && !cr0.wp())

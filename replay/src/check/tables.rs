@@ -3,7 +3,10 @@
 //! See: SDM vol. 3A 4.4 PAE Paging, 4.5 4-Level Paging and 5-Level Paging
 
 use std::collections::BTreeSet;
-use vmtape_arch::{paging::Pte, vcpu::VcpuState};
+use vmtape_arch::{
+    paging::{PagingMode, Pte},
+    vcpu::VcpuState,
+};
 use vmtape_machine::{Machine, Memory};
 
 /// A present entry.
@@ -22,11 +25,9 @@ const ENTRIES: u64 = 512;
 /// The top of a vCPU's tables: their gpa and level; `None` without paging, and for 32-bit paging, whose entries hold no
 /// address that any host has not.
 fn root(state: &VcpuState) -> Option<(u64, u8)> {
-    let level = match (state.cr0().pg(), state.efer().lma(), state.cr4().pae()) {
-        (true, true, _) if state.cr4().la57() => 5,
-        (true, true, _) => 4,
-        (true, false, true) => 3,
-        _ => return None,
+    let level = match state.paging_mode() {
+        PagingMode::None | PagingMode::Bits32 => return None,
+        mode => mode.levels(),
     };
     /// CR3 of PAE paging is aligned to 32 bytes, otherwise to a page. Bits from 52 on are no address.
     const PAE_TABLE: u64 = 0xffff_ffe0;

@@ -4,7 +4,7 @@
 use crate::observer::Entry;
 use vmtape_arch::{
     PAGE_SHIFT, PAGE_SIZE,
-    paging::Pte,
+    paging::{PagingMode, Pte},
     vcpu::{VcpuState, seg},
 };
 use vmtape_machine::Machine;
@@ -17,12 +17,12 @@ fn levels(state: &VcpuState) -> (&'static [Level], u64) {
     const LEVEL5: [Level; 5] = [(5, 48, 9), (4, 39, 9), (3, 30, 9), (2, 21, 9), (1, 12, 9)];
     const PAE: [Level; 3] = [(3, 30, 2), (2, 21, 9), (1, 12, 9)];
     const TWO: [Level; 2] = [(2, 22, 10), (1, 12, 10)];
-    match (state.cr0().pg(), state.efer().lma(), state.cr4().la57(), state.cr4().pae()) {
-        (false, ..) => (&[], 8),
-        (_, true, true, _) => (&LEVEL5, 8),
-        (_, true, false, _) => (&LEVEL5[1..], 8),
-        (.., true) => (&PAE, 8),
-        _ => (&TWO, 4),
+    match state.paging_mode() {
+        PagingMode::None => (&[], 8),
+        PagingMode::Bits32 => (&TWO, 4),
+        PagingMode::Pae => (&PAE, 8),
+        PagingMode::Level4 => (&LEVEL5[1..], 8),
+        PagingMode::Level5 => (&LEVEL5, 8),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `struct kvm_sregs2`: segments, tables, control registers, and PAE's page-directory pointers.
 
 use crate::{
+    paging::PagingMode,
     regs::SegAttr,
     vcpu::{Segment, TableReg, VcpuState, seg},
 };
@@ -112,7 +113,7 @@ impl Sregs2 {
 
 /// `is_pae_paging`.
 pub fn is_pae_paging(state: &VcpuState) -> bool {
-    state.cr0().pg() && state.cr4().pae() && !state.efer().lma()
+    state.paging_mode() == PagingMode::Pae
 }
 
 impl KernelSegment {

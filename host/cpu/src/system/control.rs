@@ -5,7 +5,7 @@
 use super::model::Model;
 use vmtape_arch::{
     exception::Exception,
-    paging::bits,
+    paging::{PagingMode, bits},
     regs::{Cr0, Cr4, Efer, SegAttr},
     vcpu::{VcpuState, seg},
 };
@@ -31,7 +31,7 @@ fn gp_if(condition: bool) -> Result<(), Exception> {
 
 /// Whether paging with 8-byte entries but without IA-32e mode is on.
 pub fn is_pae_paging(cr0: Cr0, cr4: Cr4, efer: Efer) -> bool {
-    cr0.pg() && cr4.pae() && !efer.lma()
+    PagingMode::of(cr0, cr4, efer) == PagingMode::Pae
 }
 
 /// The value that MOV to CR0 (CLTS, LMSW) gives CR0, or #GP. `true`: PDPTEs have to be loaded.

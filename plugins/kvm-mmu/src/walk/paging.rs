@@ -6,7 +6,7 @@ use super::Acc;
 use vmtape_arch::{
     access::AccessKind,
     exception::PageFaultError,
-    paging::{EptEntry, Eptp, Pte, bits},
+    paging::{EptEntry, Eptp, PagingMode, Pte, bits},
     vcpu::VcpuState,
 };
 
@@ -31,6 +31,17 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// A guest's mode; `pse` is its CR4.PSE.
+    pub const fn of(mode: PagingMode, pse: bool) -> Self {
+        match mode {
+            PagingMode::None => Self::None,
+            PagingMode::Bits32 => Self::Bits32 { pse },
+            PagingMode::Pae => Self::Pae,
+            PagingMode::Level4 => Self::Level4,
+            PagingMode::Level5 => Self::Level5,
+        }
+    }
+
     /// Levels, of which PAE's third is held in registers.
     pub const fn levels(self) -> u8 {
         match self {
@@ -134,13 +145,7 @@ impl Paging {
     /// The guest's own paging as its registers say, walked with the given width.
     pub fn of(state: &VcpuState, maxphyaddr: u8, gbpages: bool, amd: bool) -> Self {
         let (cr0, cr4, efer) = (state.cr0(), state.cr4(), state.efer());
-        let mode = match () {
-            () if !cr0.pg() => Mode::None,
-            () if !cr4.pae() => Mode::Bits32 { pse: cr4.pse() },
-            () if !efer.lma() => Mode::Pae,
-            () if cr4.la57() => Mode::Level5,
-            () => Mode::Level4,
-        };
+        let mode = Mode::of(state.paging_mode(), cr4.pse());
         let nx = efer.nxe() && !matches!(mode, Mode::Bits32 { .. });
         Self {
             mode,
