@@ -5,6 +5,7 @@ use crate::{
     report::{Compared, Report},
 };
 use std::collections::VecDeque;
+use vmtape_arch::note::Note;
 use vmtape_traces::{Event, ExitGroup, Exits, Metadata, Tape, reader::Events};
 
 /// The events of a tape, held against those of a machine.
@@ -59,7 +60,11 @@ impl<'t> Checker<'t> {
         self.tells_reads
             || !matches!(
                 event,
-                Event::Registers(_) | Event::Read { .. } | Event::Devices { .. } | Event::Entry(_)
+                Event::Registers(_)
+                    | Event::Read { .. }
+                    | Event::Devices { .. }
+                    | Event::Entry(_)
+                    | Event::Note { note: Note::MemoryType { .. }, .. }
             )
     }
 

@@ -25,7 +25,7 @@ pub struct Exemption {
 pub const READS_SCHEMA: u32 = 3;
 pub const OLDER_READS: Exemption = Exemption {
     name: "registers and reads of an older tape",
-    what: "registers and reads on tapes of schemas 1 and 2, where a machine repeats its own tape",
+    what: "registers, reads and memory types on tapes of schemas 1 and 2, where a machine repeats its own tape",
     why: "those tapes left out what an earlier exit had told, today's do not; everything else is compared",
 };
 

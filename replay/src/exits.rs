@@ -27,6 +27,7 @@ use crate::{
 use explain::{At, Last};
 use found::{Found, taped};
 use replayed::Replayed;
+use vmtape_arch::note::Note;
 use vmtape_traces::{ExitGroup, Metadata, Tape, ahead};
 
 /// Feeds the whole tape, or all of it up to the first difference.
@@ -90,6 +91,8 @@ pub fn replay(
 const PROGRESS: u64 = 4096;
 const UNKNOWN: &str = "exits whose handling reads memory or registers that the tape does not have";
 const NOT_TAKEN: &str = "exits that the other silicon does not take";
+/// No exit tells them: the other silicon would have to walk what the tape does not have.
+const TYPES: &str = "memory types of accesses that do not exit";
 pub(crate) const MISSED: &str = "faults of the tape that the other machine does not reach";
 /// Divergences of different signatures that are listed; more would each take runs of their own to explain.
 const LISTED: usize = 16;
@@ -156,6 +159,10 @@ impl Feeder {
         }
         if !self.method.same {
             report.leave_open(MISSED, last.missed.len() as u64);
+        }
+        let types = group.before.iter().filter(|note| matches!(note, Note::MemoryType { .. })).count() as u64;
+        if !self.method.same && types > 0 {
+            *report.unknown.entry(TYPES.into()).or_default() += types;
         }
         self.last = Some(last);
         Ok(known)

@@ -2,8 +2,8 @@
 
 use crate::{cpuid::Change, exempt, explain, observer::PageFault, row::Row, seen::Seen};
 use std::{collections::BTreeSet, fmt::Write};
-use vmtape_arch::{PAGE_SIZE, cpuid::CpuidEntry, paging::Pte, vcpu::VcpuState};
-use vmtape_machine::Machine;
+use vmtape_arch::{PAGE_SIZE, cpuid::CpuidEntry, memory_type::MemoryType, paging::Pte, vcpu::VcpuState};
+use vmtape_machine::{Machine, Typed, TypedPage};
 use vmtape_traces::event::Control;
 
 /// One difference between two machines.
@@ -13,6 +13,8 @@ pub enum Difference {
     Register { vcpu: u32, name: String, expected: u64, actual: u64 },
     /// An aligned quadword of memory.
     Memory { gpa: u64, expected: u64, actual: u64 },
+    /// A page that the guest accesses with another memory type.
+    MemoryType { page: TypedPage, expected: Typed, actual: Typed },
     /// What was not the same at some instruction since the comparison began, though nothing differs any more.
     Healed(&'static str),
     /// One of the two got further.
@@ -41,6 +43,11 @@ impl Difference {
             Self::Memory { gpa, expected, actual } => {
                 Row::new(format!("memory at {gpa:#x}"), format!("{expected:#x}"), format!("{actual:#x}"))
             }
+            Self::MemoryType { page, expected, actual } => Row::new(
+                format!("memory type of {:#x} (gpa {:#x})", page.gva, page.gpa),
+                typed_text(expected),
+                typed_text(actual),
+            ),
             Self::Healed(what) => Row::new(*what, "one way", "another, and no difference is left"),
             Self::Progress { expected, actual } => {
                 Row::new("instructions retired", expected.to_string(), actual.to_string())
@@ -95,6 +102,9 @@ impl Difference {
                 format!("entry:{}", bits.concat())
             }
             Self::Memory { .. } => "memory".into(),
+            Self::MemoryType { expected, actual, .. } => {
+                format!("memory-type:{}>{}", expected.memory_type, actual.memory_type)
+            }
             Self::Healed(what) => format!("healed:{what}"),
             Self::Progress { .. } => "progress".into(),
             Self::End { .. } => "end".into(),
@@ -122,6 +132,16 @@ impl Difference {
         }
         if let Self::Healed(what) = self {
             return format!("{what} differed at this instruction, and after it no more");
+        }
+        if let Self::MemoryType { page, expected, actual } = self {
+            let (was, is) = (expected.memory_type, actual.memory_type);
+            return format!(
+                "the page at {:#x} (gpa {:#x}) was accessed as {was} and is {is}: expected {}; here {}",
+                page.gva,
+                page.gpa,
+                typed_text(expected),
+                typed_text(actual)
+            );
         }
         format!("{} is {} instead of {}", row.what, row.actual, row.expected)
     }
@@ -166,11 +186,12 @@ impl Difference {
             Self::Fault { .. } => 3,
             Self::End { .. } => 4,
             Self::Register { .. } => 5,
-            Self::Progress { .. } => 6,
-            Self::Output { .. } => 7,
-            Self::Memory { .. } => 8,
-            Self::Healed(_) => 9,
-            Self::Seen { .. } => 10,
+            Self::MemoryType { .. } => 6,
+            Self::Progress { .. } => 7,
+            Self::Output { .. } => 8,
+            Self::Memory { .. } => 9,
+            Self::Healed(_) => 10,
+            Self::Seen { .. } => 11,
         }
     }
 }
@@ -216,6 +237,7 @@ fn table(control: &Control) -> Option<&[CpuidEntry]> {
 /// Compares registers, and memory that either machine has ever written.
 pub fn compare(expected: &Machine, actual: &Machine) -> Vec<Difference> {
     let mut differences = registers(expected, actual);
+    differences.extend(memory_types(expected, actual));
     // The same memory may lie elsewhere on another host.
     let written = |machine: &Machine| -> Vec<u64> {
         machine.written_pages().filter_map(|page| machine.memory().gpa(page)).collect()
@@ -265,6 +287,27 @@ fn registers(expected: &Machine, actual: &Machine) -> Vec<Difference> {
         }
     }
     differences
+}
+
+/// The first page that the two guests access with other memory types. Of a side that does not tell them nothing is said.
+fn memory_types(expected: &Machine, actual: &Machine) -> Option<Difference> {
+    let (expected, actual) = (expected.memory_types(), actual.memory_types());
+    if !expected.is_told() || !actual.is_told() {
+        return None;
+    }
+    let mut pages = expected.pages().keys().chain(actual.pages().keys());
+    let page = *pages.find(|page| expected.of(page).memory_type != actual.of(page).memory_type)?;
+    Some(Difference::MemoryType { page, expected: expected.of(&page), actual: actual.of(&page) })
+}
+
+/// A memory type, and who decided it.
+fn typed_text(typed: &Typed) -> String {
+    let Typed { memory_type, guest } = typed;
+    match *guest {
+        MemoryType::UNTOLD => format!("{memory_type}, whatever the guest's tables say"),
+        guest if guest == *memory_type => format!("{memory_type}, as the guest's tables and PAT say"),
+        _ => format!("{memory_type} by the tables below, where the guest's tables and PAT say {guest}"),
+    }
 }
 
 /// Whether a guest observes the same of two states.

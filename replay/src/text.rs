@@ -90,6 +90,9 @@ pub fn note_line(note: &Note, vcpu: u32, rip: u64) -> String {
         Note::SiliconStep { gpa, before, after, level } => {
             format!("level {level} at {gpa:#x}: {before:#x} -> {after:#x}")
         }
+        Note::MemoryType { gva, gpa, memory_type, guest, icount } => {
+            format!("{memory_type} at {gva:#x} (gpa {gpa:#x}), guest {guest}, from instruction {icount}")
+        }
         Note::Rule { id } => id.to_string(),
         ref other => {
             let raw = other.to_raw();

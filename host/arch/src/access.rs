@@ -1,6 +1,6 @@
 //! One linear access that missed the host's TLB, and what a backend answers.
 
-use crate::{event::Event, exception::Exception, flag::Flag, layout, open_enum};
+use crate::{event::Event, exception::Exception, flag::Flag, layout, memory_type::MemoryType, open_enum};
 use serde::{Deserialize, Serialize};
 
 open_enum! {
@@ -58,10 +58,13 @@ pub struct Mapping {
     pub kind: MappingKind,
     /// log2 of the guest's page, so that INVLPG of any address in it flushes this entry.
     pub guest_page_shift: u8,
-    pub pad: [u8; 2],
+    /// How silicon caches the access, by all tables and registers together; `UNTOLD` where the backend has no idea of it.
+    pub memory_type: MemoryType,
+    /// How it would be cached by the guest's own tables and PAT alone; `UNTOLD` where silicon does not walk them.
+    pub guest_memory_type: MemoryType,
 }
 
-layout!(Mapping: 24, hpa: 8, read: 16, kind: 20);
+layout!(Mapping: 24, hpa: 8, read: 16, kind: 20, memory_type: 22);
 
 open_enum! {
     /// How a backend answers at the boundary.

@@ -23,6 +23,7 @@ pub mod fpu;
 pub mod host;
 pub mod level;
 pub mod memory;
+pub mod memory_type;
 pub mod msr;
 pub mod note;
 pub mod paging;

@@ -8,6 +8,7 @@ use crate::{
     exception::Vector,
     layout,
     level::{Level, Place},
+    memory_type::MemoryType,
     msr::{MsrAccess, ReachedPat},
     open_enum,
 };
@@ -64,6 +65,9 @@ open_enum! {
         RULE = 65 => "rule",
         /// KVM_EXIT_MEMORY_FAULT or another named end that carries words.
         WARNING = 66 => "warning",
+        /// Put on the tape by the host: from this access on the page has another memory type than the tape's reader knows. A page
+        /// of which nothing is told is write-back.
+        MEMORY_TYPE = 67 => "memory_type",
     }
 }
 
@@ -329,6 +333,15 @@ pub enum Note {
         level: u8,
         old: u64,
         new: u64,
+    },
+    /// The page of `gva`, at `gpa`, is accessed at instruction `icount` with this memory type.
+    MemoryType {
+        gva: u64,
+        gpa: u64,
+        memory_type: MemoryType,
+        /// By the guest's own tables and PAT alone.
+        guest: MemoryType,
+        icount: u64,
     },
     /// `by_gpa`: the cache matched the guest physical address, not the linear one.
     MatchMmio {

@@ -33,6 +33,7 @@ pub use loader::load as load_image;
 pub use machine::{Digest, Limits, Machine, Resolved};
 pub use memory::{Layout, Memory};
 pub use model::CpuidChange;
+pub use services::{MemoryTypes, Typed, TypedPage};
 pub use spec::{GuestImage, MILESTONE_EVERY, MachineSpec};
 pub use tape::Recorder;
 pub use time::{Faults, HostPoint, Inputs, Live, NS_PER_SECOND, NS_PER_TICK, Recorded, Scripted, Taken};

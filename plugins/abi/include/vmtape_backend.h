@@ -616,6 +616,9 @@ typedef uint32_t vt_NoteKind;
 #define vt_NoteKind_RULE 65
 // KVM_EXIT_MEMORY_FAULT or another named end that carries words.
 #define vt_NoteKind_WARNING 66
+// Put on the tape by the host: from this access on the page has another memory type than the tape's reader knows. A page
+// of which nothing is told is write-back.
+#define vt_NoteKind_MEMORY_TYPE 67
 
 // A note as it crosses the ABI. The meaning of `args` per kind is that of `Note`'s fields, in order.
 typedef struct vt_RawNote {
@@ -1021,6 +1024,17 @@ typedef uint8_t vt_MappingKind;
 // No RAM: every access goes to the device bus (only KVM's emulator sees such mappings).
 #define vt_MappingKind_DEVICE 2
 
+// A memory type: the manual's encoding plus one, so that zero says that nobody told it.
+typedef uint8_t vt_MemoryType;
+#define vt_MemoryType_UNTOLD 0
+#define vt_MemoryType_UC 1
+#define vt_MemoryType_WC 2
+#define vt_MemoryType_WT 5
+#define vt_MemoryType_WP 6
+#define vt_MemoryType_WB 7
+// Only in the PAT: uncacheable, but an MTRR may make it write combining.
+#define vt_MemoryType_UC_MINUS 8
+
 // A translation for the host's TLB, valid for accesses with the same privilege (user or supervisor, RFLAGS.AC).
 typedef struct vt_Mapping {
     // Guest physical address of the 4 KiB page that holds the access.
@@ -1035,7 +1049,10 @@ typedef struct vt_Mapping {
     vt_MappingKind kind;
     // log2 of the guest's page, so that INVLPG of any address in it flushes this entry.
     uint8_t guest_page_shift;
-    uint8_t pad[2];
+    // How silicon caches the access, by all tables and registers together; `UNTOLD` where the backend has no idea of it.
+    vt_MemoryType memory_type;
+    // How it would be cached by the guest's own tables and PAT alone; `UNTOLD` where silicon does not walk them.
+    vt_MemoryType guest_memory_type;
 } vt_Mapping;
 
 // The answer to an access: which field counts is told by `verdict`.

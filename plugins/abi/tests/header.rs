@@ -13,6 +13,7 @@ const SOURCES: &[&str] = &[
     "../../host/arch/src/exception.rs",
     "../../host/arch/src/level.rs",
     "../../host/arch/src/memory.rs",
+    "../../host/arch/src/memory_type.rs",
     "../../host/arch/src/exit.rs",
     "../../host/arch/src/flag.rs",
     "../../host/arch/src/fpu.rs",

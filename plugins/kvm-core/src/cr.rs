@@ -33,6 +33,8 @@ pub struct MmuEffect {
     pub flush_guest: bool,
     /// KVM_REQ_TLB_FLUSH_CURRENT, or `kvm_invalidate_pcid`: without global entries.
     pub flush_current: bool,
+    /// An MTRR changed.
+    pub mtrrs: bool,
 }
 
 /// The outcome of a write: what to do, or the guest's #GP.
@@ -152,6 +154,7 @@ pub fn set_cr4(
         flush_guest,
         flush_current: !flush_guest && (changed.pae() || new.smep() && !old.smep()),
         new_pgd: false,
+        mtrrs: false,
     })
 }
 

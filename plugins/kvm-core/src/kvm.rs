@@ -78,6 +78,7 @@ pub fn mmu_config(silicon: &Silicon, options: &Options, table_width: u8) -> Conf
         gfn_track_on_demand: options.on(Switch::GFN_TRACK_ON_DEMAND),
         translate_gpa_check: options.translate_gpa_check(),
         mmio_read_forgotten: options.on(Switch::ACC_READ_MASK),
+        ept_types: options.ept_types(),
         unmappable: options.unmappable(),
         npt_rules: options.npt_rules(),
         tdp_splits_on_fault: options.on(Switch::TDP_SPLITS_ON_FAULT),

@@ -315,6 +315,7 @@ impl<O: Ops> Vm<O> {
             amd: cpuid.amd_compatible(),
         };
         kvm.mmu.vcpu(vcpu).set_width(width);
+        kvm.mmu.set_mtrrs(vcpu, msr::mtrrs(self.vcpus[vcpu as usize].core()), host);
         kvm.mmu.reset_context(vcpu, state, host);
     }
 

@@ -1,6 +1,6 @@
 //! What an MMU is made for, and what a guest's CPUID says about its page tables.
 
-use crate::{dirty::DirtyRules, spte::Format};
+use crate::{dirty::DirtyRules, memory_type::EptTypes, spte::Format};
 use serde::{Deserialize, Serialize};
 
 /// What the MMU is made for.
@@ -44,6 +44,8 @@ pub struct Config {
     pub translate_gpa_check: bool,
     /// Of the last MMIO page of shadow paging KVM does not know that it can be read.
     pub mmio_read_forgotten: bool,
+    /// How KVM chooses the memory type of EPT entries.
+    pub ept_types: EptTypes,
     /// What becomes of memory that the nested tables have too few levels for.
     pub unmappable: Unmappable,
     /// How the walk of L1's nested page table is set up.
@@ -83,6 +85,36 @@ impl Default for NptRules {
 }
 
 impl Config {
+    /// What unit tests have in common: four levels below a guest on a host of 46 bits, in small pages.
+    #[cfg(test)]
+    pub(crate) fn for_tests(format: Format) -> Self {
+        Self {
+            tdp: true,
+            tdp_mmu: true,
+            format,
+            host_width: 46,
+            gbpages: true,
+            backing_shift: 12,
+            max_tdp_level: 4,
+            forced_tdp_level: true,
+            mmio_caching: true,
+            pml: false,
+            dirty: DirtyRules::V6_12,
+            amd: !matches!(format, Format::Ept { .. }),
+            wide_gpa_faults: true,
+            accessed_before_nested_fault: true,
+            dirty_before_nested_fault: true,
+            role_has_cpuid: false,
+            gfn_track_on_demand: true,
+            translate_gpa_check: false,
+            mmio_read_forgotten: false,
+            ept_types: EptTypes::default(),
+            npt_rules: Default::default(),
+            tdp_splits_on_fault: true,
+            unmappable: Unmappable::Map,
+        }
+    }
+
     /// The bits of an address in KVM's own tables that silicon takes, all others being reserved.
     pub fn table_width(&self) -> u8 {
         match self.format {

@@ -5,6 +5,7 @@
 use crate::{
     config::{GuestWidth, NptRules},
     fault::WalkFault,
+    memory_type::GuestTypes,
     mmio_cache::MmioCache,
     role::{CpuRole, PageRole},
     walk::{Acc, Mode, Paging},
@@ -163,6 +164,7 @@ pub struct VcpuMmu {
     /// KVM_REQ_MMU_SYNC and KVM_REQ_TLB_FLUSH_CURRENT of a nested transition, for the next entry.
     pub(crate) transition: bool,
     pub mmio: MmioCache,
+    pub types: GuestTypes,
     /// RIP and address for which a page was last unprotected.
     pub last_retry: Option<(u64, u64)>,
     /// The last nested fault of a software walk for KVM's emulator, until someone asks.
@@ -180,6 +182,7 @@ impl Default for VcpuMmu {
             guest_mode: false,
             transition: false,
             mmio: MmioCache::default(),
+            types: GuestTypes::default(),
             last_retry: None,
             nested_fault: None,
         }

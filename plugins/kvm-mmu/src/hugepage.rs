@@ -5,6 +5,7 @@
 use crate::{
     fault::PageFault,
     large::{frames_shift, round_gfn},
+    memory_type::EptTypes,
     mmu::Mmu,
     slots::Slot,
 };
@@ -13,8 +14,15 @@ use vmtape_arch::PAGE_SIZE;
 
 impl Mmu {
     /// `kvm_mmu_hugepage_adjust`: the level at which the fault is mapped.
-    pub(crate) fn hugepage_adjust(&self, fault: &mut PageFault, host: &dyn Host) {
+    pub(crate) fn hugepage_adjust(&self, vcpu: u32, fault: &mut PageFault, host: &dyn Host) {
         let Some(slot) = fault.slot else { return };
+        if self.config.ept_types == EptTypes::GuestMtrrs {
+            // See: kvm_tdp_page_fault(), as of 6.1
+            let mtrrs = &self.vcpus[vcpu as usize].types.mtrrs;
+            while fault.max_level > 1 && !mtrrs.is_uniform(fault.gfn, fault.max_level) {
+                fault.max_level -= 1;
+            }
+        }
         if fault.max_level == 1 || slot.logs_dirty() {
             return;
         }

@@ -6,6 +6,8 @@ use crate::{
     dirty::DirtyLog,
     fault_points::FaultPoint,
     large::LargePages,
+    memory_type::{EptType, EptTypes},
+    mtrr::Mtrrs,
     pages::Pages,
     shadow::Shadow,
     slots::{SlotChange, Slots},
@@ -147,6 +149,21 @@ impl Mmu {
         self.tdp_zap_all();
         self.shadow_zap_all();
         self.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0, host);
+    }
+
+    /// `vmx_get_mt_mask`: the memory type of an EPT entry.
+    pub(crate) fn ept_type(&self, vcpu: u32, gfn: u64) -> EptType {
+        self.config.ept_types.of(gfn, &self.vcpus[vcpu as usize].types)
+    }
+
+    /// The guest has changed its MTRRs. KVM zaps only what lies in the changed range. See: KVM mtrr.c update_mtrr(), as of 6.1
+    pub fn set_mtrrs(&mut self, vcpu: u32, mtrrs: Mtrrs, host: &mut dyn Host) {
+        let types = &mut self.vcpu(vcpu).types;
+        let changed = types.mtrrs != mtrrs;
+        types.mtrrs = mtrrs;
+        if changed && self.config.ept_types == EptTypes::GuestMtrrs {
+            self.zap_all(host);
+        }
     }
 
     /// Asks the host for a flush, which silicon may lose.

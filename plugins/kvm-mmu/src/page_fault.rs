@@ -81,6 +81,7 @@ impl Mmu {
         {
             return Handled::Errno(FaultPoint::errno(answer).0);
         }
+        self.vcpu(vcpu).types.cache_disable = state.cr0().cd();
         let mut result = RetPf::Invalid;
         if code.rsvd() {
             match self.handle_mmio_page_fault(vcpu, address, host) {

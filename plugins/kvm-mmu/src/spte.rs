@@ -2,15 +2,13 @@
 //!
 //! See: KVM arch/x86/kvm/mmu/spte.h and spte.c, as of 6.12
 
-use crate::walk::Acc;
+use crate::{memory_type::EptType, walk::Acc};
 use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
 use vmtape_arch::paging::bits;
 
 /// SHADOW_NONPRESENT_VALUE: suppress-#VE, which is ignored in the other format.
 pub const NONPRESENT: u64 = 1 << 63;
-/// Memory type write-back, as EPT entries hold it.
-const WRITE_BACK: u8 = 6;
 /// VMX_EPT_MISCONFIG_WX_VALUE: writable and executable but not readable.
 const MISCONFIG_WX: u64 = 0b110;
 /// SPTE_TDP_AD_DISABLED.
@@ -105,6 +103,8 @@ pub struct Leaf {
     pub host_writable: bool,
     pub accessed: bool,
     pub dirty: bool,
+    /// In EPT.
+    pub ept_type: EptType,
 }
 
 impl Format {
@@ -139,8 +139,8 @@ impl Format {
                     .with_r(acc.user())
                     .with_w(write)
                     .with_x(acc.exec())
-                    .with_memtype(WRITE_BACK)
-                    .with_ipat(true)
+                    .with_memtype(leaf.ept_type.memory_type.encoding())
+                    .with_ipat(leaf.ept_type.ignore_pat)
                     .with_ps(level > 1)
                     .with_a(ad && leaf.accessed)
                     .with_d(ad && leaf.dirty && write)
@@ -314,7 +314,15 @@ mod tests {
     const EPT: Format = Format::Ept { ad: true };
 
     fn leaf(pfn: u64, level: u8) -> Leaf {
-        Leaf { pfn, level, acc: Acc::ALL, host_writable: true, accessed: true, dirty: true }
+        Leaf {
+            pfn,
+            level,
+            acc: Acc::ALL,
+            host_writable: true,
+            accessed: true,
+            dirty: true,
+            ept_type: EptType::WRITE_BACK,
+        }
     }
 
     #[test]

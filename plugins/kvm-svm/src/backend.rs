@@ -36,7 +36,7 @@ use vmtape_kvm_core::{
     vm::{Ops, VendorVcpu, fail_entry},
 };
 use vmtape_kvm_mmu::{
-    tdp::silicon::{GuestAccess, NestedStop, note_steps},
+    tdp::silicon::{Caching, GuestAccess, NestedStop, note_steps},
     walk::{Steps, WalkAccess},
 };
 
@@ -296,7 +296,8 @@ impl Ops for Shared {
                 GuestAccess::Nested(_) => unreachable!("shadow paging has one dimension"),
             };
         }
-        let (answer, steps) = mmu.tdp_access(vcpu, state, access.gva, &wanted, host);
+        let caching = Caching::of(v.running.vmcb.save.g_pat);
+        let (answer, steps) = mmu.tdp_access(vcpu, state, access.gva, &wanted, caching, host);
         match answer {
             GuestAccess::Mapped(mapping) => native(mapping),
             GuestAccess::Fault(error) => {

@@ -26,11 +26,11 @@ use vmtape_kvm_core::{
     cr::MmuEffect,
     emulate::with_exit,
     events::{WindowRequests, Windows, interrupt_allowed, nmi_allowed},
-    msr::{Refused, Written},
+    msr::{Refused, Written, mtrrs},
     vm::{Ops, VendorVcpu, fail_entry},
 };
 use vmtape_kvm_mmu::{
-    tdp::silicon::{GuestAccess, note_steps},
+    tdp::silicon::{Caching, GuestAccess, note_steps},
     walk::WalkAccess,
 };
 
@@ -92,6 +92,9 @@ impl Ops for Shared {
     }
 
     fn apply(&mut self, v: &mut VmxVcpu, state: &VcpuState, effect: MmuEffect, host: &mut dyn Host) {
+        if effect.mtrrs {
+            self.kvm.mmu.set_mtrrs(v.core.id, mtrrs(&v.core), host);
+        }
         setup::apply(self, v.core.id, state, effect, host);
     }
 
@@ -201,8 +204,9 @@ impl Ops for Shared {
         if !self.kvm.tdp() {
             return shadow_access(self, v, state, access, host);
         }
+        let caching = Caching::of(v.vmcs01.read(VmcsField::GUEST_IA32_PAT));
         let (result, steps) =
-            self.kvm.mmu.tdp_access(vcpu, state, access.gva, &WalkAccess::from(access), host);
+            self.kvm.mmu.tdp_access(vcpu, state, access.gva, &WalkAccess::from(access), caching, host);
         match result {
             GuestAccess::Mapped(mapping) => native(mapping, v.controls.apic),
             GuestAccess::Fault(error) => {

@@ -120,11 +120,16 @@ impl<'t> Pair<'t> {
 
     /// What was different since the comparison began, though nothing is any more.
     fn healed(&self) -> Option<Difference> {
+        let types_told =
+            [&self.expected, &self.actual].iter().all(|player| player.machine.memory_types().is_told());
         let [expected, actual] = [(&self.expected, self.before[0]), (&self.actual, self.before[1])]
             .map(|(player, before)| player.machine.digest().since(&before));
         match () {
             () if expected.memory != actual.memory => Some(Difference::Healed("memory")),
             () if expected.outcomes != actual.outcomes => Some(Difference::Healed("registers")),
+            () if types_told && expected.memory_types != actual.memory_types => {
+                Some(Difference::Healed("memory types"))
+            }
             () if expected.devices != actual.devices => Some(Difference::Healed("what devices saw")),
             () => None,
         }

@@ -180,7 +180,11 @@ fn write(f: &mut String, note: &Note, vcpu: u32, rip: u64) -> fmt::Result {
             write!(f, "rip: {rip:#018x} asid: {asid} address: {address:#018x}")
         }
         Note::Skinit { rip, slb } => write!(f, "rip: {rip:#018x} slb: {slb:#010x}"),
-        Note::SiliconStep { .. } | Note::Rule { .. } | Note::Warning { .. } | Note::Other(_) => Ok(()),
+        Note::SiliconStep { .. }
+        | Note::MemoryType { .. }
+        | Note::Rule { .. }
+        | Note::Warning { .. }
+        | Note::Other(_) => Ok(()),
     }
 }
 

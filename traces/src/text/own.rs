@@ -156,6 +156,11 @@ fn note_text(note: &Note) -> (&'static str, String) {
             let change = if before == after { String::new() } else { format!(" -> {after:x}") };
             ("silicon_step", format!("level {level} at {gpa:x}: {before:x}{change}"))
         }
+        Note::MemoryType { gva, gpa, memory_type, guest, icount } => {
+            let text =
+                format!("{memory_type} at {gva:x} (gpa {gpa:x}), guest {guest}, from instruction {icount}");
+            ("memory_type", text)
+        }
         Note::Rule { id } => ("rule", format!("{id}")),
         Note::Warning { id, value } => ("warning", format!("{id} {value:#x}")),
         other => ("note", format!("{}", other.to_raw().kind)),

@@ -1,7 +1,7 @@
 //! Notes as they cross the ABI, and back.
 
 use super::{Note, NoteKind, RawNote};
-use crate::{exception::Vector, msr::ReachedPat};
+use crate::{exception::Vector, memory_type::MemoryType, msr::ReachedPat};
 
 /// Two or more small fields packed in one argument, low bits first.
 const fn pack(fields: &[(u64, u32)]) -> u64 {
@@ -137,6 +137,10 @@ impl Note {
             }
             Self::Invlpga { rip, asid, address } => raw(K::INVLPGA, &[rip, asid.into(), address]),
             Self::Skinit { rip, slb } => raw(K::SKINIT, &[rip, slb.into()]),
+            Self::MemoryType { gva, gpa, memory_type, guest, icount } => {
+                let types = pack(&[(memory_type.0.into(), 8), (guest.0.into(), 8)]);
+                raw(K::MEMORY_TYPE, &[gva, gpa, types, icount])
+            }
             Self::Other(note) => note,
         }
     }
@@ -252,6 +256,13 @@ impl Note {
             K::TDP_SPTE_CHANGED => {
                 Self::TdpSpteChanged { gfn: a[0], level: a[1] as u8, old: a[2], new: a[3] }
             }
+            K::MEMORY_TYPE => Self::MemoryType {
+                gva: a[0],
+                gpa: a[1],
+                memory_type: MemoryType(a[2] as u8),
+                guest: MemoryType((a[2] >> 8) as u8),
+                icount: a[3],
+            },
             K::MATCH_MMIO => {
                 Self::MatchMmio { gva: a[0], gpa: a[1], write: bit(a[2], 0), by_gpa: bit(a[2], 1) }
             }

@@ -54,7 +54,8 @@ impl Env for Identity {
             global: false.into(),
             kind: MappingKind::RAM,
             guest_page_shift: 12,
-            pad: [0; 2],
+            memory_type: Default::default(),
+            guest_memory_type: Default::default(),
         })
     }
 

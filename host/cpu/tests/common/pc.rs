@@ -275,7 +275,8 @@ impl Env for Pc {
             global: false.into(),
             kind: if ram { MappingKind::RAM } else { MappingKind::DEVICE },
             guest_page_shift: shift,
-            pad: [0; 2],
+            memory_type: Default::default(),
+            guest_memory_type: Default::default(),
         })
     }
 

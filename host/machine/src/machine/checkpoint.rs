@@ -8,6 +8,7 @@ use crate::{
     Error,
     devices::Devices,
     memory::{Absent, is_zero},
+    services::MemoryTypes,
     time::{Clock, Counts, Milestones, Taken},
     vcpu::{Placement, Progress, Turn, Vcpu, flush_handles},
     vmm::Carried,
@@ -45,6 +46,7 @@ struct Saved<D> {
     carried: Carried,
     /// The vCPU whose exit the tape tells, up to its entry.
     exited: Option<u32>,
+    memory_types: MemoryTypes,
 }
 
 impl Machine {
@@ -98,6 +100,7 @@ impl Machine {
             absent: self.services.memory.absent.clone(),
             carried: self.carried.clone(),
             exited: self.services.tape.exited(),
+            memory_types: self.services.memory_types.clone(),
         };
         let state =
             postcard::to_stdvec(&saved).map_err(|cause| Error::Encode { what: "a checkpoint", cause })?;
@@ -216,6 +219,7 @@ impl Machine {
         self.next_checkpoint = saved.next_checkpoint;
         self.drop_caches();
         self.marks.checkpoint = self.services.memory.mark();
+        self.services.memory_types = saved.memory_types;
         self.services.tape.resume(saved.exited);
         Ok(())
     }

@@ -6,7 +6,7 @@ use crate::{
     time::HostPoint,
     vcpu::{describe, no_progress},
 };
-use vmtape_abi::{Errno, Host, MemoryStatus};
+use vmtape_abi::{Errno, FlushScope, Host, MemoryStatus};
 use vmtape_arch::{
     access::Verdict,
     exit::{Exit, Resume, ResumeKind, StimulusKind},
@@ -77,7 +77,7 @@ impl Machine {
         self.services.jump_clock(n);
         self.services.tape.begin_exit(n, icount, &vcpu.state, &exit);
         self.services.inputs.begin_exit(n);
-        let before = Before { rip: vcpu.state.rip, cr8: vcpu.state.cr8 };
+        let before = Before { rip: vcpu.state.rip, cr8: vcpu.state.cr8, pat: vcpu.state.pat };
         self.services.emulated = false;
         let resume = self.backend.handle_exit(n, &mut vcpu.state, &exit, &mut self.services);
         self.services.after_backend(n, &mut vcpu.state, Some(&before));
@@ -136,6 +136,7 @@ impl Machine {
 struct Before {
     rip: u64,
     cr8: u64,
+    pat: u64,
 }
 
 impl Services {
@@ -145,6 +146,10 @@ impl Services {
             // An instruction that the backend skipped retired, like one that the emulator executed.
             if !self.emulated && state.rip != before.rip {
                 state.icount += 1;
+            }
+            if state.pat != before.pat {
+                // The TLB holds types of the old one.
+                self.flush_tlb(n, FlushScope::ALL, 0);
             }
             if state.cr8 != before.cr8 {
                 self.devices.set_tpr(n, (state.cr8 << 4) as u8);

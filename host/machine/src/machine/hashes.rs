@@ -4,6 +4,7 @@ use super::Machine;
 use crate::{
     Error,
     devices::Seen,
+    services::MemoryTypes,
     vcpu::{Vcpu, guest_visible, observable},
 };
 use vmtape_arch::{
@@ -24,6 +25,8 @@ pub struct Digest {
     pub outcomes: u64,
     /// What devices saw.
     pub devices: Seen,
+    /// With which memory types pages were accessed.
+    pub memory_types: u64,
 }
 
 impl Digest {
@@ -33,6 +36,7 @@ impl Digest {
             memory: self.memory.wrapping_sub(then.memory),
             outcomes: self.outcomes.wrapping_sub(then.outcomes),
             devices: self.devices,
+            memory_types: self.memory_types.wrapping_sub(then.memory_types),
         }
     }
 }
@@ -62,7 +66,13 @@ impl Machine {
             memory: self.services.ram().changes(),
             outcomes: self.services.outcomes.sum(),
             devices: self.services.devices.seen(),
+            memory_types: self.services.memory_types.sum(),
         }
+    }
+
+    /// With which memory types pages were last accessed.
+    pub fn memory_types(&self) -> &MemoryTypes {
+        &self.services.memory_types
     }
 
     /// Puts on the tape what devices saw so far.

@@ -53,6 +53,7 @@ impl Machine {
         for n in 0..self.spec.vcpus {
             self.take_vcpu(source, n)?;
         }
+        self.services.memory_types = source.services.memory_types.clone();
         self.drop_caches();
         self.services.tape.forget();
         Ok(())

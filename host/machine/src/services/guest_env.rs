@@ -67,6 +67,7 @@ impl Env for GuestEnv<'_> {
         let answer = self.backend.access(self.vcpu, state, access, self.services, self.exit);
         match answer.verdict {
             Verdict::NATIVE if self.services.may_map(answer.mapping.kind, answer.mapping.hpa) => {
+                self.services.accessed(self.vcpu, access.gva, &answer.mapping);
                 Ok(answer.mapping)
             }
             Verdict::NATIVE => Err(Interrupted::Exit),

@@ -5,10 +5,12 @@ mod emulator;
 mod faults;
 mod guest_env;
 mod host;
+mod memory_types;
 mod outcomes;
 mod pages;
 
 pub(crate) use guest_env::GuestEnv;
+pub use memory_types::{MemoryTypes, Typed, TypedPage};
 
 use crate::{
     devices::Devices,
@@ -31,6 +33,7 @@ pub(crate) struct Services {
     /// What the tape calls the backend's fault points.
     pub(crate) fault_numbers: FaultNumbers,
     pub(crate) outcomes: Outcomes,
+    pub(crate) memory_types: MemoryTypes,
     pub(crate) tape: Tape,
     /// One per vCPU.
     pub(crate) flushes: Vec<FlushHandle>,
@@ -67,6 +70,7 @@ impl Services {
             inputs: InputStream::new(inputs),
             fault_numbers: FaultNumbers::default(),
             outcomes: Outcomes::default(),
+            memory_types: MemoryTypes::default(),
             tape,
             flushes: Vec::new(),
             emulator: Some(emulator),

@@ -26,7 +26,7 @@ use vmtape_arch::{
     sensitive::{Sensitive, SensitiveKind},
     vcpu::{VcpuState, gpr, seg},
 };
-use vmtape_kvm_mmu::fault_points::FaultPoint;
+use vmtape_kvm_mmu::{fault_points::FaultPoint, mtrr::Mtrrs};
 
 /// KVM_MAX_MCE_BANKS, and IA32_MCG_CAP of a vCPU without KVM_X86_SETUP_MCE.
 const MCE_BANKS: u64 = 32;
@@ -233,6 +233,11 @@ fn has_pred_cmd(vcpu: &Vcpu) -> bool {
     [SPEC_CTRL, AMD_IBPB, SBPB].iter().any(|f| vcpu.cpuid.has(*f))
 }
 
+/// A vCPU's MTRRs.
+pub fn mtrrs(vcpu: &Vcpu) -> Mtrrs {
+    other::mtrrs(vcpu)
+}
+
 /// `kvm_set_msr_common`.
 pub fn set_common(
     vcpu: &mut Vcpu,
@@ -311,7 +316,8 @@ fn set_model(vcpu: &mut Vcpu, index: u32, data: u64, host_initiated: bool) -> Wr
         }
         Msr::MTRR_DEF_TYPE => {
             allow(data & !0xcff == 0 && is_valid_mtrr_type(data as u8))?;
-            return vcpu.msrs.store(index, data);
+            let effect = MmuEffect { mtrrs: true, ..Default::default() };
+            return vcpu.msrs.store(index, data).and(Ok(effect));
         }
         Msr::IA32_MCG_STATUS => return vcpu.msrs.store(index, data),
         _ => return other::set(vcpu, index, data, host_initiated),

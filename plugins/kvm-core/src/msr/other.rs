@@ -4,6 +4,8 @@
 
 use super::{PLATFORM_INFO_CPUID_FAULT, Refused, Written, is_valid_mtrr_type};
 use crate::{cpuid::feature, cr::MmuEffect, vcpu::Vcpu};
+use vmtape_arch::msr::Msr;
+use vmtape_kvm_mmu::mtrr::Mtrrs;
 
 const KVM_WALL_CLOCK: u32 = 0x11;
 const KVM_SYSTEM_TIME: u32 = 0x12;
@@ -93,7 +95,8 @@ pub(super) fn get(vcpu: &Vcpu, index: u32, host_initiated: bool) -> Result<u64, 
 
 /// Writes one of them.
 pub(super) fn set(vcpu: &mut Vcpu, index: u32, data: u64, host_initiated: bool) -> Written {
-    let done = Ok(MmuEffect::default());
+    let mut effect = MmuEffect::default();
+    let done = Ok(effect);
     let reserved_gpa = vcpu.cpuid.reserved_gpa_bits();
     let check = |legal: bool| if legal { Ok(()) } else { Err(Refused) };
     match index {
@@ -108,9 +111,11 @@ pub(super) fn set(vcpu: &mut Vcpu, index: u32, data: u64, host_initiated: bool) 
             check(data & !(1 << 18 | 1 << 24) == 0)?;
         }
         _ if MTRR_FIXED.contains(&index) => {
+            effect.mtrrs = true;
             check(data.to_le_bytes().iter().all(|t| is_valid_mtrr_type(*t)))?;
         }
         _ if MTRR_VARIABLE.contains(&index) => {
+            effect.mtrrs = true;
             let mask = index & 1 != 0;
             let reserved = reserved_gpa | if mask { 0x7ff } else { 0xf00 };
             check(data & reserved == 0 && (mask || is_valid_mtrr_type(data as u8)))?;
@@ -147,5 +152,20 @@ pub(super) fn set(vcpu: &mut Vcpu, index: u32, data: u64, host_initiated: bool) 
         _ if OSVW.contains(&index) => check(vcpu.cpuid.has(feature::OSVW))?,
         _ => return Err(Refused),
     }
-    vcpu.msrs.store(index, data)
+    vcpu.msrs.store(index, data).and(Ok(effect))
+}
+
+/// The MTRRs as the MMU looks at them.
+pub(super) fn mtrrs(vcpu: &Vcpu) -> Mtrrs {
+    let stored = |index| vcpu.msrs.stored(index);
+    Mtrrs {
+        present: vcpu.cpuid.has(feature::MTRR),
+        def_type: stored(Msr::MTRR_DEF_TYPE.0),
+        fixed: MTRR_FIXED.map(stored),
+        variable: std::array::from_fn(|n| {
+            let base = MTRR_VARIABLE.start + 2 * n as u32;
+            (stored(base), stored(base + 1))
+        }),
+        maxphyaddr: vcpu.cpuid.maxphyaddr(),
+    }
 }

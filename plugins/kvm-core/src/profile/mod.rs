@@ -22,7 +22,7 @@ use release::position;
 use set::SwitchSet;
 use thiserror::Error;
 use vmtape_abi::TableRow;
-use vmtape_kvm_mmu::{NptRules, Unmappable};
+use vmtape_kvm_mmu::{NptRules, Unmappable, memory_type::EptTypes};
 
 /// THE registry: every switch of every backend.
 pub fn entries() -> impl Iterator<Item = &'static Entry> {
@@ -32,6 +32,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         patches::MAPPABLE_WIDTH,
         patches::CPUID_AFTER_RUN,
         patches::DIRTY_LOGGING,
+        patches::MEMORY_TYPES,
         patches::MSR_LISTS,
         nested::NESTED_OLD,
         nested::NESTED_6_1,
@@ -121,11 +122,11 @@ impl Options {
         if !splits || !self.on(Switch::TDP_MMU) {
             self.on.set(Switch::EAGER_PAGE_SPLIT, false);
         }
-        let is_quirk = |e: &&Entry| e.switch == Switch::FIX_HYPERCALL_INSN;
-        let optional =
-            entries_of(self.scope).find(is_quirk).is_some_and(|e| e.has_come(self.profile.release));
-        if !optional {
-            self.on.set(Switch::FIX_HYPERCALL_INSN, true);
+        for quirk in [Switch::FIX_HYPERCALL_INSN, Switch::IGNORE_GUEST_PAT] {
+            let entry = entries_of(self.scope).find(|e| e.switch == quirk);
+            if entry.is_some_and(|e| !e.has_come(self.profile.release)) {
+                self.on.set(quirk, true);
+            }
         }
     }
 
@@ -154,6 +155,16 @@ impl Options {
     /// KVM's walk refuses addresses beyond the guest's width: posted with the first version, merged with the third, reverted.
     pub fn translate_gpa_check(&self) -> bool {
         self.on(Switch::TRANSLATE_GPA_CHECK) || self.on(Switch::V1_TRANSLATE_GPA_CHECK)
+    }
+
+    /// The memory type of EPT entries. See: KVM vmx/vmx.c vmx_get_mt_mask() of each release
+    pub fn ept_types(&self) -> EptTypes {
+        let noncoherent = self.on(Switch::NONCOHERENT_DMA);
+        match () {
+            () if noncoherent && !self.on(Switch::NO_GUEST_MTRRS) => EptTypes::GuestMtrrs,
+            () if noncoherent || !self.on(Switch::IGNORE_GUEST_PAT) => EptTypes::GuestPat,
+            () => EptTypes::IgnoreGuest,
+        }
     }
 
     /// What becomes of memory that the nested tables cannot map. Of the two exits that were proposed, the more telling one

@@ -100,6 +100,23 @@ pub const PARAMETERS: &[Entry] = &[
     Entry::parameter(Switch::VNMI, Scope::AMD, true, "Virtual NMI; needs vgif").source("svm/svm.c"),
     Entry::parameter(Switch::INTERCEPT_SMI, Scope::AMD, true, "SMIs exit; off: L1's wish for them is ignored too")
         .source("svm/nested.c recalc_intercepts()"),
+    Entry::parameter(
+        Switch::IGNORE_GUEST_PAT,
+        Scope::VMX,
+        true,
+        "Without non-coherent DMA guest memory is write-back whatever the guest's PAT says; off: the guest's PAT counts. A quirk of \
+         the VM (KVM_CAP_DISABLE_QUIRKS2); releases before it always ignore the PAT",
+    )
+    .commit("c9c1e20b4c7d", "KVM: x86: Introduce Intel specific quirk KVM_X86_QUIRK_IGNORE_GUEST_PAT")
+    .source("vmx/vmx.c vmx_get_mt_mask()")
+    .since("v6.16"),
+    Entry::parameter(
+        Switch::NONCOHERENT_DMA,
+        Scope::VMX,
+        false,
+        "A device is assigned whose DMA does not snoop the caches (kvm_arch_register_noncoherent_dma)",
+    )
+    .source("x86.c, vmx/vmx.c vmx_get_mt_mask()"),
     Entry::parameter(Switch::NRIPS, Scope::AMD, true, "Use next-RIP save where silicon has it")
         .source("svm/svm.c"),
 ];

@@ -352,6 +352,17 @@ pub const DIRTY_LOGGING: &[Entry] = &[
     .since("v5.12"),
 ];
 
+/// Memory types of guests with EPT.
+pub const MEMORY_TYPES: &[Entry] = &[Entry::patch(
+    Switch::NO_GUEST_MTRRS,
+    Scope::VMX,
+    "Under non-coherent DMA EPT entries are write-back with the guest's PAT, whatever its MTRRs say and CR0.CD is; off: they have \
+     the type of the guest's MTRRs, and no say of the guest's while it disables its caches",
+)
+.commit("0a7b73559b39", "KVM: x86: Remove VMX support for virtualizing guest MTRR memtypes")
+.source("vmx/vmx.c vmx_get_mt_mask(), mtrr.c")
+.since("v6.11")];
+
 /// KVM_GET_MSR_INDEX_LIST. What lies between 6.1 and 6.12 was read in these two only.
 pub const MSR_LISTS: &[Entry] = &[
     Entry::patch(

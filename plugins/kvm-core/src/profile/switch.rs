@@ -30,6 +30,9 @@ open_enum! {
         INTERCEPT_SMI = 24 => "intercept_smi",
         // Another, without its prefix.
         NESTED_SVM_SHARED_PAT = 25 => "nested_svm_shared_pat",
+        IGNORE_GUEST_PAT = 26 => "ignore_guest_pat",
+        // No parameter, but what a device that is assigned to the VM makes of it.
+        NONCOHERENT_DMA = 27 => "noncoherent_dma",
         /// Numbers from 100 on: patches. First those about guests narrower than their host.
         SMALLER_MAXPHYADDR = 100 => "smaller-maxphyaddr",
         SMALLER_MAXPHYADDR_DEFAULT_OFF = 101 => "smaller-maxphyaddr-default-off",
@@ -86,6 +89,8 @@ open_enum! {
         WRITE_PROTECT_FOR_L2 = 181 => "write-protect-for-l2",
         PML_OFF_FOR_L2 = 182 => "pml-off-for-l2",
         TDP_SPLITS_ON_FAULT = 188 => "tdp-splits-on-fault",
+        /// Memory types.
+        NO_GUEST_MTRRS = 185 => "no-guest-mtrrs",
         /// What KVM tells a VMM to save.
         NESTED_TSC_SCALING = 190 => "nested-tsc-scaling",
         PMU_MSRS_APART = 191 => "pmu-msrs-apart",

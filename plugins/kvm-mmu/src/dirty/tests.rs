@@ -4,13 +4,13 @@ use super::{DirtyRules, Ring};
 use crate::{
     fault::{FaultCode, Handled},
     fault_points::FaultPoint,
-    mmu::{Config, Mmu, Unmappable},
+    mmu::{Config, Mmu},
     spte::Format,
-    tdp::silicon::{GuestAccess, NestedFault},
+    tdp::silicon::{Caching, GuestAccess, NestedFault},
     walk::WalkAccess,
 };
 use vmtape_abi::{Errno, MemoryRegion};
-use vmtape_arch::{access::AccessKind, vcpu::VcpuState};
+use vmtape_arch::{access::AccessKind, msr::PAT_POWER_ON, vcpu::VcpuState};
 use vmtape_testing::TestHost;
 
 const PAGES: u64 = 1030;
@@ -37,30 +37,8 @@ enum Wrote {
 
 impl Bench {
     fn new(format: Format, pml: bool) -> Self {
-        let mmu = Mmu::new(Config {
-            tdp: true,
-            tdp_mmu: true,
-            format,
-            host_width: 46,
-            gbpages: true,
-            backing_shift: 12,
-            max_tdp_level: 4,
-            forced_tdp_level: true,
-            mmio_caching: true,
-            pml,
-            dirty: DirtyRules { pml_in_write_order: true, ..DirtyRules::V6_12 },
-            amd: !matches!(format, Format::Ept { .. }),
-            wide_gpa_faults: true,
-            accessed_before_nested_fault: true,
-            dirty_before_nested_fault: true,
-            role_has_cpuid: false,
-            gfn_track_on_demand: true,
-            translate_gpa_check: false,
-            mmio_read_forgotten: false,
-            unmappable: Unmappable::Map,
-            npt_rules: Default::default(),
-            tdp_splits_on_fault: true,
-        });
+        let dirty = DirtyRules { pml_in_write_order: true, ..DirtyRules::V6_12 };
+        let mmu = Mmu::new(Config { pml, dirty, ..Config::for_tests(format) });
         Self { mmu, state: VcpuState::reset(), host: TestHost::new((PAGES << 12) as usize), faults: 0 }
     }
 
@@ -82,7 +60,11 @@ impl Bench {
         let access = WalkAccess { kind: AccessKind::WRITE, ..Default::default() };
         let mut first = None;
         loop {
-            let stop = match self.mmu.tdp_access(0, &self.state, gfn << 12, &access, &mut self.host).0 {
+            let stop = match self
+                .mmu
+                .tdp_access(0, &self.state, gfn << 12, &access, Caching::of(PAT_POWER_ON), &mut self.host)
+                .0
+            {
                 GuestAccess::Mapped(mapping) => {
                     assert!(mapping.write, "a mapping that allows writes has its dirty bit");
                     return first.unwrap_or(Wrote::AtOnce);

@@ -10,9 +10,9 @@ mod tracking;
 
 use crate::{
     fault::{FaultCode, Handled, WalkFault},
-    mmu::{Config, ContextId, GuestWidth, Mmu, Unmappable},
+    mmu::{Config, ContextId, GuestWidth, Mmu},
     spte::Format,
-    tdp::silicon::GuestAccess,
+    tdp::silicon::{Caching, GuestAccess},
     walk::WalkAccess,
 };
 use vmtape_abi::{Host, MemoryRegion};
@@ -20,6 +20,7 @@ use vmtape_arch::{
     access::AccessKind,
     exception::PageFaultError,
     level::{Dimension, Level, Place, Stage},
+    msr::PAT_POWER_ON,
     note::Note,
     paging::{EptEntry, Eptp, Pte},
     regs::{Cr0, Cr4, Efer},
@@ -60,30 +61,7 @@ impl Bench {
     /// With something else in the MMU's configuration.
     fn of(format: Format, adjust: impl FnOnce(&mut Config)) -> Self {
         let ept = matches!(format, Format::Ept { .. });
-        let mut config = Config {
-            tdp: true,
-            tdp_mmu: true,
-            format,
-            host_width: 46,
-            gbpages: true,
-            backing_shift: 12,
-            max_tdp_level: 4,
-            forced_tdp_level: true,
-            mmio_caching: true,
-            pml: false,
-            dirty: crate::dirty::DirtyRules::V6_12,
-            amd: !ept,
-            wide_gpa_faults: true,
-            accessed_before_nested_fault: true,
-            dirty_before_nested_fault: true,
-            role_has_cpuid: false,
-            gfn_track_on_demand: true,
-            translate_gpa_check: false,
-            mmio_read_forgotten: false,
-            unmappable: Unmappable::Map,
-            npt_rules: Default::default(),
-            tdp_splits_on_fault: true,
-        };
+        let mut config = Config::for_tests(format);
         adjust(&mut config);
         let mut mmu = Mmu::new(config);
         let mut host = TestHost::new(RAM);
@@ -255,7 +233,11 @@ fn l1s_nested_tables_are_shadowed_on_demand() {
         assert!(role.guest_mode() && !role.direct());
         let mut faults = 0;
         let mapping = loop {
-            match bench.mmu.tdp_access(0, &l2, GVA, &WalkAccess::default(), &mut bench.host).0 {
+            match bench
+                .mmu
+                .tdp_access(0, &l2, GVA, &WalkAccess::default(), Caching::of(PAT_POWER_ON), &mut bench.host)
+                .0
+            {
                 GuestAccess::Mapped(mapping) => break mapping,
                 GuestAccess::Nested(stop) => {
                     let write = stop.kind == WRITE;

@@ -12,7 +12,7 @@ impl Bench {
         let access = WalkAccess { kind: WRITE, ..Default::default() };
         let mut handled = None;
         for _ in 0..8 {
-            match self.mmu.tdp_access(0, &l1, gpa, &access, &mut self.host).0 {
+            match self.mmu.tdp_access(0, &l1, gpa, &access, Caching::of(PAT_POWER_ON), &mut self.host).0 {
                 GuestAccess::Mapped(mapping) => {
                     assert!(mapping.write.is_set());
                     assert!(self.host.write(mapping.hpa | gpa & 0xfff, &value.to_le_bytes()));
@@ -49,7 +49,7 @@ impl Bench {
     pub(super) fn l2_access(&mut self, gva: u64, access: &WalkAccess) -> Result<u64, Ended> {
         let l2 = self.l2;
         for _ in 0..64 {
-            match self.mmu.tdp_access(0, &l2, gva, access, &mut self.host).0 {
+            match self.mmu.tdp_access(0, &l2, gva, access, Caching::of(PAT_POWER_ON), &mut self.host).0 {
                 GuestAccess::Mapped(mapping) => return Ok(mapping.hpa | gva & 0xfff),
                 GuestAccess::Fault(error) => return Err(Ended::Fault(error)),
                 GuestAccess::Nested(stop) => {
@@ -151,7 +151,10 @@ fn a_large_page_that_holds_a_table() {
         let again = bench.in_l1(|bench| {
             bench.mmu.reload(0, &l1, &mut bench.host);
             let read = WalkAccess::default();
-            matches!(bench.mmu.tdp_access(0, &l1, other, &read, &mut bench.host).0, GuestAccess::Nested(_))
+            matches!(
+                bench.mmu.tdp_access(0, &l1, other, &read, Caching::of(PAT_POWER_ON), &mut bench.host).0,
+                GuestAccess::Nested(_)
+            )
         });
         assert_eq!(again, faults_again);
         assert_eq!(bench.l2_access(GVA, &WalkAccess::default()), Ok(OTHER + 0x123));

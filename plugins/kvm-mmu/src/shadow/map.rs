@@ -153,6 +153,7 @@ impl Mmu {
             host_writable: fault.is_none_or(|fault| fault.map_writable),
             accessed: fault.is_some(),
             dirty: true,
+            ept_type: self.ept_type(vcpu, gfn),
         };
         let (new, protected) = self.make_leaf(vcpu, leaf, gfn, old, true, fault.is_none(), host);
         let mut result = RetPf::Fixed;
@@ -257,7 +258,7 @@ impl Mmu {
 
     /// `direct_map`.
     fn direct_map(&mut self, vcpu: u32, fault: &mut PageFault, host: &mut dyn Host) -> RetPf {
-        self.hugepage_adjust(fault, host);
+        self.hugepage_adjust(vcpu, fault, host);
         self.note_requested(vcpu, fault, host);
         let Some(mut at) = self.shadow_start(vcpu, fault.addr) else { return RetPf::Retry };
         while at.level != fault.goal_level {

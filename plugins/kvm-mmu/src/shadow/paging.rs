@@ -108,7 +108,7 @@ impl Mmu {
             let Some(next) = self.shadow_next(at, fault.addr) else { return RetPf::Retry };
             at = next;
         }
-        self.hugepage_adjust(fault, host);
+        self.hugepage_adjust(vcpu, fault, host);
         self.note_requested(vcpu, fault, host);
         while at.level != fault.goal_level {
             self.validate_direct(at.sptep, walk.acc, host);

@@ -3,6 +3,7 @@
 use super::table_of;
 use crate::{
     fault_points::FaultPoint,
+    memory_type::{HOST_PAT, with_mtrr},
     mmu::Mmu,
     tdp::{
         private::{PrivateTables, SHADOW_POINTS},
@@ -11,7 +12,11 @@ use crate::{
     walk::{self, AdPolicy, Failure, Mode, Paging, Steps, WalkAccess},
 };
 use vmtape_abi::Host;
-use vmtape_arch::{access::Mapping, vcpu::VcpuState};
+use vmtape_arch::{
+    access::Mapping,
+    memory_type::{MemoryType, Pat},
+    vcpu::VcpuState,
+};
 
 impl Mmu {
     /// The paging that silicon runs with: CR0.PG, CR0.WP, CR4.PAE and EFER.NXE are always on.
@@ -50,6 +55,9 @@ impl Mmu {
         host: &mut dyn Host,
     ) -> GuestAccess {
         let paging = self.shadow_paging(vcpu, state);
+        // Entries of KVM's select entry 0. AMD's silicon has a PAT of the guest's only under nested paging, Intel's always.
+        // See: APM vol. 2 15.25.4 Nested Paging and VMRUN/#VMEXIT; KVM vmx/vmx.c vmx_set_msr(), IA32_PAT
+        let pat = if self.config.amd { HOST_PAT } else { Pat(state.pat) };
         if self.fault(vcpu, FaultPoint::SPURIOUS_FAULT, gva, access.kind.0.into(), host).is_some() {
             return GuestAccess::Fault(paging.describe(access));
         }
@@ -76,7 +84,8 @@ impl Mmu {
                     global: false.into(),
                     kind: mapping_kind(&self.slots, gpa),
                     guest_page_shift: walk.page_shift,
-                    pad: [0; 2],
+                    memory_type: with_mtrr(walk.memory_type(pat), MemoryType::WB),
+                    guest_memory_type: MemoryType::UNTOLD,
                 })
             }
             Err(Failure::Fault(error)) => GuestAccess::Fault(error),

@@ -184,6 +184,7 @@ impl Mmu {
             host_writable,
             accessed: false,
             dirty: true,
+            ept_type: self.ept_type(vcpu, gfn),
         };
         let new = self.make_leaf(vcpu, leaf, gfn, old, false, true, host).0;
         self.pages.write(sptep, new);

@@ -7,9 +7,15 @@ use super::{
     pml::Pml,
     private::PrivateTables,
 };
-use crate::{config::Config, pages::entry_address, spte::Format};
+use crate::{
+    config::Config,
+    memory_type::{self, EptType},
+    pages::entry_address,
+    spte::Format,
+};
 use vmtape_arch::{
     access::AccessKind,
+    memory_type::MemoryType,
     paging::{EptEntry, bits},
 };
 
@@ -91,6 +97,10 @@ pub(super) fn walk_ept(
             read: r,
             write: w && dirty,
             fetch: x,
+            memory_type: memory_type::Nested::Ept(EptType {
+                memory_type: MemoryType::of_encoding(entry.memtype()),
+                ignore_pat: entry.ipat(),
+            }),
         });
     }
 }

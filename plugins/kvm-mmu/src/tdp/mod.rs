@@ -222,7 +222,7 @@ impl Mmu {
 
     /// `kvm_tdp_mmu_map`.
     fn tdp_map(&mut self, vcpu: u32, fault: &mut PageFault, host: &mut dyn Host) -> RetPf {
-        self.hugepage_adjust(fault, host);
+        self.hugepage_adjust(vcpu, fault, host);
         self.note_requested(vcpu, fault, host);
         let Some(root) = self.context(vcpu).root else { return RetPf::Retry };
         let role = self.context(vcpu).root_role;
@@ -315,6 +315,7 @@ impl Mmu {
                     host_writable: fault.map_writable,
                     accessed: true,
                     dirty: true,
+                    ept_type: self.ept_type(vcpu, gfn),
                 };
                 let old = if format.is_present(entry.spte) { entry.spte } else { NONPRESENT };
                 self.make_leaf(vcpu, leaf, gfn, old, true, false, host)

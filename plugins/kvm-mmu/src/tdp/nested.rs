@@ -1,5 +1,6 @@
 //! What a walk of the nested tables gives, in either format.
 
+use crate::memory_type;
 use vmtape_arch::exception::PageFaultError;
 
 /// A guest physical address that the nested tables translate.
@@ -10,6 +11,7 @@ pub struct Nested {
     /// Writable without another walk: the dirty bit, where there is one, is set.
     pub write: bool,
     pub fetch: bool,
+    pub memory_type: memory_type::Nested,
 }
 
 /// Why they do not translate it.

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     config::Config,
+    memory_type::{self, HOST_PAT},
     walk::{self, AdPolicy, Failure, Mode, Paging, Steps, Tables, Update, WalkAccess},
 };
 use std::convert::Infallible;
@@ -49,7 +50,8 @@ pub(super) fn walk_npt(
     match walk::walk(&paging, gpa, &access, AdPolicy::AfterTranslation, tables, &mut steps) {
         Ok(walk) => {
             let [read, write, fetch] = paging.rights(walk.acc, 0, &access);
-            Ok(Nested { hpa: walk.gpa, read, write: write && walk.dirty, fetch })
+            let memory_type = memory_type::Nested::Npt(walk.memory_type(HOST_PAT));
+            Ok(Nested { hpa: walk.gpa, read, write: write && walk.dirty, fetch, memory_type })
         }
         Err(Failure::Fault(error)) => Err(NestedFault::Npf(error)),
         Err(Failure::Stopped(stop)) => match stop {},

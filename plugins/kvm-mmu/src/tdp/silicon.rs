@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     fault_points::FaultPoint,
+    memory_type::two_dimensional,
     mmu::{Config, Mmu},
     pages::Pages,
     slots::Slots,
@@ -25,6 +26,7 @@ use vmtape_arch::{
     exception::PageFaultError,
     exit::{EptQualification, NpfInfo},
     level::Place,
+    memory_type::Pat,
     paging::Pte,
     vcpu::VcpuState,
 };
@@ -219,8 +221,31 @@ pub(crate) fn mapping_kind(slots: &Slots, gpa: u64) -> MappingKind {
     }
 }
 
+/// What silicon runs with that decides how it caches. With nested guests that is not what the guest sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caching {
+    pub pat: Pat,
+    /// CR0.CD.
+    pub disabled: bool,
+}
+
+impl Caching {
+    /// KVM never lets a guest disable the caches (KVM_X86_QUIRK_CD_NW_CLEARED).
+    pub const fn of(pat: u64) -> Self {
+        Self { pat: Pat(pat), disabled: false }
+    }
+}
+
 /// The mapping for the host's TLB that both dimensions allow together.
-fn combine(paging: &Paging, access: &WalkAccess, walk: &Walk, nested: &Nested, kind: MappingKind) -> Mapping {
+fn combine(
+    paging: &Paging,
+    access: &WalkAccess,
+    walk: &Walk,
+    nested: &Nested,
+    kind: MappingKind,
+    caching: Caching,
+) -> Mapping {
+    let guest = walk.memory_type(caching.pat);
     let [read, write, fetch] = paging.rights(walk.acc, walk.pkey, access);
     Mapping {
         gpa: walk.gpa & !0xfff,
@@ -231,7 +256,8 @@ fn combine(paging: &Paging, access: &WalkAccess, walk: &Walk, nested: &Nested, k
         global: walk.global.into(),
         kind,
         guest_page_shift: walk.page_shift,
-        pad: [0; 2],
+        memory_type: two_dimensional(guest, nested.memory_type, caching.disabled),
+        guest_memory_type: guest,
     }
 }
 
@@ -244,6 +270,7 @@ impl Mmu {
         state: &VcpuState,
         gva: u64,
         access: &WalkAccess,
+        caching: Caching,
         host: &mut dyn Host,
     ) -> (GuestAccess, Steps) {
         let config = self.config;
@@ -286,7 +313,7 @@ impl Mmu {
                 // KVM's own slots are at L1's addresses.
                 let nested = self.vcpus[vcpu as usize].is_nested();
                 let kind = if nested { MappingKind::RAM } else { mapping_kind(&self.slots, walk.gpa) };
-                GuestAccess::Mapped(combine(&paging, access, &walk, &tables.last, kind))
+                GuestAccess::Mapped(combine(&paging, access, &walk, &tables.last, kind, caching))
             }
             Err(Failure::Fault(error)) => GuestAccess::Fault(error),
             Err(Failure::Stopped(stop)) => GuestAccess::Nested(stop),

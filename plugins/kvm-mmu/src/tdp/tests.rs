@@ -1,9 +1,9 @@
 //! The codes of nested faults that kvm-unit-tests and the kernel's selftests assert.
 
-use super::silicon::{GuestAccess, NestedStop};
+use super::silicon::{Caching, GuestAccess, NestedStop};
 use crate::{
     fault::{FaultCode, Handled},
-    mmu::{Config, GuestWidth, Mmu, Unmappable},
+    mmu::{Config, GuestWidth, Mmu},
     spte::Format,
     walk::WalkAccess,
 };
@@ -11,6 +11,7 @@ use vmtape_abi::{Host, MemoryRegion, MemoryStatus};
 use vmtape_arch::{
     access::AccessKind,
     exception::{Exception, PageFaultError},
+    msr::PAT_POWER_ON,
     note::Note,
     regs::{Cr0, Cr4, Efer},
     vcpu::VcpuState,
@@ -31,30 +32,7 @@ struct Bench {
 impl Bench {
     /// A 64-bit guest with one page at `GVA`, everything mapped below it in 4 KiB pages. `flags` are the leaf's.
     fn new(format: Format, flags: u64) -> Self {
-        let mut mmu = Mmu::new(Config {
-            tdp: true,
-            tdp_mmu: true,
-            format,
-            host_width: 46,
-            gbpages: true,
-            backing_shift: 12,
-            max_tdp_level: 4,
-            forced_tdp_level: true,
-            mmio_caching: true,
-            pml: false,
-            dirty: crate::dirty::DirtyRules::V6_12,
-            amd: !matches!(format, Format::Ept { .. }),
-            wide_gpa_faults: true,
-            accessed_before_nested_fault: true,
-            dirty_before_nested_fault: true,
-            role_has_cpuid: false,
-            gfn_track_on_demand: true,
-            translate_gpa_check: false,
-            mmio_read_forgotten: false,
-            unmappable: Unmappable::Map,
-            npt_rules: Default::default(),
-            tdp_splits_on_fault: true,
-        });
+        let mut mmu = Mmu::new(Config::for_tests(format));
         let mut host = TestHost::new(RAM);
         let entries = [TABLES[1] | 0x27, TABLES[2] | 0x27, TABLES[3] | 0x27, DATA | flags];
         for (level, (table, entry)) in TABLES.into_iter().zip(entries).enumerate() {
@@ -93,7 +71,7 @@ impl Bench {
 
     fn access(&mut self, kind: AccessKind) -> GuestAccess {
         let access = WalkAccess { kind, ..Default::default() };
-        self.mmu.tdp_access(0, &self.state, GVA, &access, &mut self.host).0
+        self.mmu.tdp_access(0, &self.state, GVA, &access, Caching::of(PAT_POWER_ON), &mut self.host).0
     }
 
     fn stop(&mut self, kind: AccessKind) -> NestedStop {

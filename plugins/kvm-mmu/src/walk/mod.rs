@@ -10,7 +10,12 @@ mod tests;
 pub use paging::{Mode, Paging, WalkAccess};
 
 use bitfield_struct::bitfield;
-use vmtape_arch::{access::AccessKind, exception::PageFaultError, paging::Pte};
+use vmtape_arch::{
+    access::AccessKind,
+    exception::PageFaultError,
+    memory_type::{MemoryType, Pat},
+    paging::Pte,
+};
 
 /// Access rights in KVM's ACC_* bits.
 #[bitfield(u8)]
@@ -151,6 +156,15 @@ pub struct Walk {
     pub global: bool,
     /// The leaf's dirty bit after the walk.
     pub dirty: bool,
+    /// The entry of the PAT that the leaf selects. `None`: paging is off.
+    pub pat: Option<u8>,
+}
+
+impl Walk {
+    /// What this PAT says of the page. See: SDM vol. 3C 29.3.7.2: write-back where paging is off
+    pub fn memory_type(&self, pat: Pat) -> MemoryType {
+        self.pat.map_or(MemoryType::WB, |index| pat.entry(index))
+    }
 }
 
 /// Why a walk did not reach its end.
@@ -242,6 +256,7 @@ impl<'a, T: Tables> Walker<'a, T> {
             pkey: 0,
             global: false,
             dirty: true,
+            pat: None,
         }
     }
 
@@ -322,6 +337,7 @@ impl<'a, T: Tables> Walker<'a, T> {
             pkey,
             global: entry.g() && !matches!(self.paging.mode, Mode::Ept { .. }),
             dirty: Paging::has_all(entry.into_bits(), self.paging.accessed_dirty().1),
+            pat: Some(entry.pat_index(level)),
         })
     }
 

@@ -5,6 +5,7 @@ mod apic;
 mod dirty;
 mod hypercall;
 mod levels;
+mod memory_types;
 mod msr;
 mod series;
 mod state;
