@@ -23,9 +23,16 @@ fn the_list_covers_every_subject() -> Result<()> {
     let output = vmtape(folder.path(), &["scenarios", "--list", "--json"])?;
     let list: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     let rows = list["scenarios"].as_array().context("a list of scenarios")?;
-    for history in
-        ["smaller-maxphyaddr", "guest-width", "ept-5level", "cpuid-after-run", "fleet", "dirty-logging"]
-    {
+    for history in [
+        "smaller-maxphyaddr",
+        "guest-width",
+        "ept-5level",
+        "cpuid-after-run",
+        "nested-pat",
+        "nested-svm",
+        "fleet",
+        "dirty-logging",
+    ] {
         assert!(rows.iter().any(|row| row["history"] == history), "no scenario about {history}");
     }
     for row in rows {
