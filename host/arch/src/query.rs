@@ -17,5 +17,7 @@ open_enum! {
         GFN_TRACK_BYTES = 4 => "gfn-track-bytes",
         /// `last_vmentry_cpu` of the vCPU, an int in two's complement.
         LAST_VMENTRY_CPU = 5 => "last-vmentry-cpu",
+        /// The CPU on which the vCPU's VMCS is active: from there silicon may write to its memory at any time. -ENOENT: on none.
+        VMCS_ACTIVE_ON = 6 => "vmcs-active-on",
     }
 }

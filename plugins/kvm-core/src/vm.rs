@@ -216,8 +216,29 @@ pub trait Ops {
     /// `disable_virtualization_cpu`.
     fn disable_cpu(&self, cpu: &mut Self::Cpu, vcpus: &mut [Self::Vcpu]) -> Result<(), Errno>;
 
-    /// `vcpu_load`.
-    fn vcpu_load(&self, vcpu: &mut Self::Vcpu, cpus: &mut [Self::Cpu], number: u32) -> bool;
+    /// `vcpu_load`. True: the vCPU was not on this CPU. -EIO: the host has crashed meanwhile.
+    fn vcpu_load(
+        &self,
+        vcpu: &mut Self::Vcpu,
+        cpus: &mut [Self::Cpu],
+        number: u32,
+        host: &mut dyn Host,
+    ) -> Result<bool, Errno>;
+
+    /// `emergency_disable_virtualization_cpu`.
+    fn crash(
+        &self,
+        cpu: &mut Self::Cpu,
+        vcpus: &mut [Self::Vcpu],
+        _host: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        self.disable_cpu(cpu, vcpus)
+    }
+
+    /// The CPU on which the vCPU's VMCS is active.
+    fn active_on(&self, _cpus: &[Self::Cpu], _vcpu: u32) -> Result<u64, Errno> {
+        Err(Errno::ENOTTY)
+    }
 
     // --- silicon, as in `Backend` ---
 
@@ -354,6 +375,7 @@ impl<O: Ops> Backend for Vm<O> {
             Query::SHADOW_PAGES => mmu.shadow_pages(),
             Query::GFN_TRACK_BYTES => mmu.gfn_track_bytes(),
             Query::LAST_VMENTRY_CPU => v.ok_or(Errno::ENOENT)?.core().last_vmentry_cpu as u64,
+            Query::VMCS_ACTIVE_ON => self.shared.active_on(&self.cpus, vcpu)?,
             Query::MAX_USABLE_GPA => return Err(Errno::ENOTTY),
             _ => self.shared.query(v, what)?,
         })
@@ -485,7 +507,7 @@ impl<O: Ops> Backend for Vm<O> {
         let v = &mut self.vcpus[vcpu as usize];
         let moves = v.core().cpu.is_some_and(|old| old != cpu);
         // What another CPU has of the guest's translations may be old.
-        if self.shared.vcpu_load(v, &mut self.cpus, cpu) && moves {
+        if self.shared.vcpu_load(v, &mut self.cpus, cpu, host)? && moves {
             self.shared.kvm().mmu.flush_tlb(vcpu, FlushScope::ALL, 0, host);
         }
         self.vcpus[vcpu as usize].core_mut().cpu = Some(cpu);
@@ -510,7 +532,9 @@ impl<O: Ops> Backend for Vm<O> {
     }
 
     fn crash(&mut self, cpu: u32, host: &mut dyn Host) -> Result<(), Errno> {
-        self.disable_cpu(cpu, host)
+        let len = self.cpus.len().max(cpu as usize + 1);
+        self.cpus.resize_with(len, O::Cpu::default);
+        self.shared.crash(&mut self.cpus[cpu as usize], &mut self.vcpus, host)
     }
 
     backend_sections! { section! (silicon each_call! ask_silicon () []) }

@@ -264,8 +264,14 @@ impl Ops for Shared {
         cpus::disable(cpu)
     }
 
-    fn vcpu_load(&self, v: &mut SvmVcpu, cpus: &mut [cpus::Cpu], number: u32) -> bool {
-        cpus::load(v, cpus, number)
+    fn vcpu_load(
+        &self,
+        v: &mut SvmVcpu,
+        cpus: &mut [cpus::Cpu],
+        number: u32,
+        _host: &mut dyn Host,
+    ) -> Result<bool, Errno> {
+        Ok(cpus::load(v, cpus, number))
     }
 
     fn host_nmi(&self, state: &VcpuState) -> Exit {

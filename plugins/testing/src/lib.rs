@@ -52,6 +52,8 @@ pub struct TestHost {
     pub faults: Vec<(u32, u64)>,
     /// Pages (host physical addresses) that are not there, and whether they arrive when they are waited for.
     pub absent: BTreeMap<u64, MemoryStatus>,
+    /// Fault points that answer where their second word is this one.
+    pub faults_at: Vec<(u32, u64)>,
     /// What the last emulation was told of its operand.
     pub emulated: Option<Result<Translation, Exception>>,
 }
@@ -181,10 +183,13 @@ impl Host for TestHost {
     }
 
     fn wants_faults(&self) -> bool {
-        !self.faults.is_empty()
+        !self.faults.is_empty() || !self.faults_at.is_empty()
     }
 
-    fn fault_point(&mut self, _vcpu: u32, id: u32, _a: u64, _b: u64) -> Option<u64> {
+    fn fault_point(&mut self, _vcpu: u32, id: u32, _a: u64, b: u64) -> Option<u64> {
+        if self.faults_at.contains(&(id, b)) {
+            return Some(1);
+        }
         let at = self.faults.iter().position(|(point, _)| *point == id)?;
         Some(self.faults.remove(at).1)
     }

@@ -1,7 +1,12 @@
 //! What `kvm.ko` asks of `kvm_intel`, and what silicon answers.
 
 use crate::{
-    kvm::{self, Cx, cpus, msr, setup, vmcs::write_state},
+    kvm::{
+        self, Cx, cpus,
+        crash::{CrashRules, Nmi},
+        msr, setup,
+        vmcs::write_state,
+    },
     rules::Rule,
     silicon::{
         apic, capabilities,
@@ -173,15 +178,29 @@ impl Ops for Shared {
     }
 
     fn enable_cpu(&self, number: u32, cpu: &mut cpus::Cpu, host: &mut dyn Host) -> Result<(), Errno> {
-        cpus::enable(number, cpu, host)
+        cpus::enable(number, cpu, CrashRules::of(&self.kvm.options), host)
     }
 
     fn disable_cpu(&self, cpu: &mut cpus::Cpu, vcpus: &mut [VmxVcpu]) -> Result<(), Errno> {
         cpus::disable(cpu, vcpus)
     }
 
-    fn vcpu_load(&self, v: &mut VmxVcpu, cpus: &mut [cpus::Cpu], number: u32) -> bool {
-        cpus::load(v, cpus, number)
+    fn vcpu_load(
+        &self,
+        v: &mut VmxVcpu,
+        cpus: &mut [cpus::Cpu],
+        number: u32,
+        host: &mut dyn Host,
+    ) -> Result<bool, Errno> {
+        cpus::load(v, cpus, number, &mut Nmi { rules: CrashRules::of(&self.kvm.options), host })
+    }
+
+    fn crash(&self, cpu: &mut cpus::Cpu, _vcpus: &mut [VmxVcpu], host: &mut dyn Host) -> Result<(), Errno> {
+        Nmi { rules: CrashRules::of(&self.kvm.options), host }.crash(cpu, true)
+    }
+
+    fn active_on(&self, cpus: &[cpus::Cpu], vcpu: u32) -> Result<u64, Errno> {
+        cpus::active_on(cpus, vcpu)
     }
 
     fn host_nmi(&self, state: &VcpuState) -> Exit {

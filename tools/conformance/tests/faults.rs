@@ -93,6 +93,8 @@ fn reached(point: &str, backend: &str) -> Reached {
         "ring-entry-lost" => Reached { n: 2, ..RING },
         // A page that is written again.
         "ring-slot-gone" => Reached { n: 1, value: if backend == "svm" { 5 } else { 7 }, ..RING },
+        // While the VMCS leaves the first CPU.
+        "crash-nmi" => Reached { options: &["--pcpus=2"], n: 7, ..READ },
         // The first CPU must come.
         "vmxon-fault" | "enable-busy" => Reached { options: &["--pcpus=2"], n: 2, value: 13, ..READ },
         _ => READ,

@@ -33,6 +33,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         patches::CPUID_AFTER_RUN,
         patches::DIRTY_LOGGING,
         patches::MEMORY_TYPES,
+        patches::CRASH,
         patches::MSR_LISTS,
         nested::NESTED_OLD,
         nested::NESTED_6_1,

@@ -363,6 +363,35 @@ pub const MEMORY_TYPES: &[Entry] = &[Entry::patch(
 .source("vmx/vmx.c vmx_get_mt_mask(), mtrr.c")
 .since("v6.11")];
 
+/// A crash of the host under kexec, and VMXON.
+pub const CRASH: &[Entry] = &[
+    Entry::patch(
+        Switch::CRASH_ALWAYS_VMCLEARS,
+        Scope::VMX,
+        "A VMCS is cleared before it leaves its CPU's list, and a crash always walks that list; without this a crash while the list \
+         changes leaves every VMCS on it active",
+    )
+    .commit("31603d4fc2bb", "KVM: VMX: Always VMCLEAR in-use VMCSes during crash with kexec support")
+    .source("vmx/vmx.c crash_vmclear_local_loaded_vmcss(), __loaded_vmcs_clear()")
+    .since("v5.7"),
+    Entry::patch(
+        Switch::CRASH_LIST_HEADS_SET,
+        Scope::VMX,
+        "The lists begin empty on every CPU; without this a crash on one where no VM ever was faults again",
+    )
+    .commit("dbef2808af6c", "KVM: VMX: fix crash cleanup when KVM wasn't used")
+    .source("vmx/vmx.c vmx_init()")
+    .since("v5.7"),
+    Entry::patch(
+        Switch::VMXON_FAULT_HANDLED,
+        Scope::VMX,
+        "A fault of VMXON is -EFAULT and a warning, and CR4.VMXE is clear again; without this it is the end of the kernel",
+    )
+    .commit("4f6ea0a87608", "KVM: VMX: Gracefully handle faults on VMXON")
+    .source("vmx/vmx.c kvm_cpu_vmxon()")
+    .since("v5.7"),
+];
+
 /// KVM_GET_MSR_INDEX_LIST. What lies between 6.1 and 6.12 was read in these two only.
 pub const MSR_LISTS: &[Entry] = &[
     Entry::patch(

@@ -91,6 +91,10 @@ open_enum! {
         TDP_SPLITS_ON_FAULT = 188 => "tdp-splits-on-fault",
         /// Memory types.
         NO_GUEST_MTRRS = 185 => "no-guest-mtrrs",
+        /// A crash of the host, and VMXON.
+        CRASH_ALWAYS_VMCLEARS = 183 => "crash-always-vmclears",
+        CRASH_LIST_HEADS_SET = 184 => "crash-list-heads-set",
+        VMXON_FAULT_HANDLED = 189 => "vmxon-fault-handled",
         /// What KVM tells a VMM to save.
         NESTED_TSC_SCALING = 190 => "nested-tsc-scaling",
         PMU_MSRS_APART = 191 => "pmu-msrs-apart",

@@ -53,6 +53,7 @@ open_enum! {
         // --- physical CPUs ---
         VMXON_FAULT = 80 => "vmxon-fault",
         ENABLE_BUSY = 81 => "enable-busy",
+        CRASH_NMI = 82 => "crash-nmi",
     }
 }
 

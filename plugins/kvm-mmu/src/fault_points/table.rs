@@ -262,6 +262,14 @@ const ROWS: &[Row] = &[
         "KVM vmx/vmx.c kvm_cpu_vmxon(), commit 4f6ea0a87608",
     ),
     (
+        P::CRASH_NMI,
+        |reach| reach.vmx,
+        "The host crashes while a CPU's list of loaded VMCSs changes: an NMI stops the CPU, and no vCPU is \
+         loaded anywhere any more",
+        "a: the CPU; b: 0x100 list_add, 0x200 list_del, 0x300 VMCLEAR, and how many of its stores are done (of 4, 2, 1); answer: any",
+        "KVM vmx/vmx.c crash_vmclear_local_loaded_vmcss(), commit 31603d4fc2bb; which VMCSs stay active: `query(VMCS_ACTIVE_ON)`",
+    ),
+    (
         P::ENABLE_BUSY,
         all,
         "Somebody else has virtualization enabled on a physical CPU (CR4.VMXE, EFER.SVME): -EBUSY",

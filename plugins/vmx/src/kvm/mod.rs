@@ -1,6 +1,7 @@
 //! What `kvm_intel` does: exit handlers, and what it writes into the VMCS.
 
 pub mod cpus;
+pub mod crash;
 mod faults;
 mod gpa;
 pub mod handlers;
