@@ -1112,6 +1112,8 @@ typedef uint32_t vt_Query;
 #define vt_Query_GFN_TRACK_BYTES 4
 // `last_vmentry_cpu` of the vCPU, an int in two's complement.
 #define vt_Query_LAST_VMENTRY_CPU 5
+// The CPU on which the vCPU's VMCS is active: from there silicon may write to its memory at any time. -ENOENT: on none.
+#define vt_Query_VMCS_ACTIVE_ON 6
 
 // A backend: how it describes itself, and a VM under it.
 //
@@ -1228,7 +1230,8 @@ typedef struct vt_BackendTable {
     vt_Status (*enable_cpu)(struct vt_Vm *vm, uint32_t cpu, struct vt_HostRef host);
     // `hardware_disable`; no vCPU is loaded there any more.
     vt_Status (*disable_cpu)(struct vt_Vm *vm, uint32_t cpu, struct vt_HostRef host);
-    // `vcpu_load`: the vCPU's thread runs on this CPU from here on.
+    // `vcpu_load`: the vCPU's thread runs on this CPU from here on. -EIO: the host has crashed, and nothing runs any
+    // more; `crash` of the CPUs follows.
     vt_Status (*vcpu_load)(struct vt_Vm *vm, uint32_t vcpu, uint32_t cpu, struct vt_HostRef host);
     // `vcpu_put`: the thread leaves its CPU.
     vt_Status (*vcpu_put)(struct vt_Vm *vm, uint32_t vcpu, struct vt_HostRef host);
@@ -1240,6 +1243,7 @@ typedef struct vt_BackendTable {
                           struct vt_Exit *exit,
                           vt_Verdict *out);
     // The host crashes while it runs on this CPU: the emergency path, which leaves virtualization (`kdump`).
+    // A CPU that has crashed already stays as it is.
     vt_Status (*crash)(struct vt_Vm *vm, uint32_t cpu, struct vt_HostRef host);
     // Translates an access that missed the host's TLB. EXIT fills in `exit`.
     vt_Status (*access)(struct vt_Vm *vm,

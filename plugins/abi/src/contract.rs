@@ -508,7 +508,8 @@ macro_rules! backend_sections {
                 Ok(())
             }
 
-            /// `vcpu_load`: the vCPU's thread runs on this CPU from here on.
+            /// `vcpu_load`: the vCPU's thread runs on this CPU from here on. -EIO: the host has crashed, and nothing runs any
+            /// more; `crash` of the CPUs follows.
             fn vcpu_load(&mut self, vcpu: u32, cpu: u32, host: &mut dyn Host) -> Result<(), Errno> {
                 let _ = (vcpu, cpu, host);
                 Ok(())
@@ -533,6 +534,7 @@ macro_rules! backend_sections {
             }
 
             /// The host crashes while it runs on this CPU: the emergency path, which leaves virtualization (`kdump`).
+            /// A CPU that has crashed already stays as it is.
             fn crash(&mut self, cpu: u32, host: &mut dyn Host) -> Result<(), Errno> {
                 let _ = (cpu, host);
                 Err(Errno::ENOTTY)

@@ -192,18 +192,34 @@ impl Replayed {
             (answer.handled, answer.resume) = (0, None);
         }
         if self.same {
-            return self.machine.feed(group).map_or(Handling::Handled, |_| Handling::Ended { alike: false });
+            return match self.machine.feed(group) {
+                None => Handling::Handled,
+                Some(end) => {
+                    self.is_taken(&end);
+                    Handling::Ended { alike: false }
+                }
+            };
         }
         match self.machine.resolve(group) {
             Ok(Resolved::Native) => Handling::Native,
             Ok(Resolved::Fault(fault)) => Handling::Fault(fault),
             Ok(Resolved::Handled) => Handling::Handled,
             Ok(Resolved::Endless) | Err(End::NoProgress { .. }) => Handling::Endless,
-            Err(_) => {
+            Err(end) => {
                 let goes_on = group.notes.iter().any(|note| matches!(note, Note::Entry { .. }));
-                Handling::Ended { alike: !goes_on }
+                Handling::Ended { alike: self.is_taken(&end) && !goes_on }
             }
         }
+    }
+
+    /// Whether the run ended with the exit, or before: then the end is all the answer that there is.
+    fn is_taken(&self, end: &End) -> bool {
+        let mut answer = self.answer.borrow_mut();
+        if let (None, End::Fatal { resume, .. }) = (answer.resume, end) {
+            answer.resume = Some(*resume);
+            return false;
+        }
+        true
     }
 
     pub fn answer(&self) -> Ref<'_, Answer> {

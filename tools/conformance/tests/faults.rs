@@ -213,6 +213,51 @@ fn an_nmi_and_a_jump_of_the_clock() -> Result<()> {
     Ok(())
 }
 
+/// The run ends with the host, and its end says what the next kernel finds, which is other than up to v5.6.
+// See: KVM commit 31603d4fc2bb
+#[test]
+fn a_crash_ends_the_run() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let crash = Reached { options: &["--pcpus=2", "--kvm=v6.12"], ..READ };
+    let tape = record(folder.path(), "a.tape", "vmx", &crash, Some("crash-nmi,n=7"))?;
+    let mut crashes = 0;
+    for event in tape.events() {
+        crashes += u32::from(matches!(event?, Event::Pcpu(event) if event.kind == PcpuKind::CRASH));
+    }
+    assert_eq!(crashes, 2);
+    let replay = |more: &[&str]| -> Result<String> {
+        let output = vmtape(folder.path(), &[&["replay", "a.tape"], more].concat())?;
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let same = replay(&[])?;
+    assert!(same.contains("SAME") && same.contains("the host has crashed\n"), "{same}");
+    let old = replay(&["--kvm", "v5.6"])?;
+    for words in ["DIFFERENT", "the VMCS of vCPU 0 is still active on CPU 1", "cause: crash-always-vmclears"]
+    {
+        assert!(old.contains(words), "{words}: {old}");
+    }
+    Ok(())
+}
+
+/// A kernel that died of VMXON takes no exit, in either mode.
+// See: KVM commit 4f6ea0a87608
+#[test]
+fn a_dead_host_takes_no_exits() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let vmxon = Reached { options: &["--pcpus=2", "--kvm=v6.12"], ..READ };
+    record(folder.path(), "a.tape", "vmx", &vmxon, Some("vmxon-fault,n=2,value=13"))?;
+    for mode in ["run", "exits"] {
+        let output = vmtape(folder.path(), &["replay", "a.tape", "--kvm", "v5.6", "--mode", mode, "--json"])?;
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        assert_eq!(
+            (&report["verdict"], &report["divergence"]["icount"]),
+            (&"different".into(), &0.into()),
+            "{mode}"
+        );
+    }
+    Ok(())
+}
+
 /// vCPUs that move between CPUs are on the tape, and so is what depends on it.
 #[test]
 fn vcpus_move_between_physical_cpus() -> Result<()> {

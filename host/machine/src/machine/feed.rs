@@ -30,12 +30,15 @@ impl Machine {
 
     /// Gives the backend the taped exit itself, for a backend of the same kind.
     pub fn feed(&mut self, group: &ExitGroup) -> Option<End> {
-        let n = self.bring_to(group)?;
+        let n = match self.bring_to(group) {
+            Ok(vcpu) => vcpu?,
+            Err(end) => return Some(end),
+        };
         self.step_silicon(&group.before);
         *self.exit = group.exit.exit;
         self.handle_fed(n).or_else(|| {
-            group.cpus.iter().for_each(|cpu| self.load_on(n, *cpu));
-            let ended = self.enter_fed(n, &group.controls);
+            let loaded = group.cpus.iter().try_for_each(|cpu| self.load_on(n, *cpu));
+            let ended = loaded.err().or_else(|| self.enter_fed(n, &group.controls));
             self.services.follow_pages(&group.pages);
             ended
         })
@@ -86,9 +89,11 @@ impl Machine {
     }
 
     /// Time, registers and memory as they were at the exit. Gives the vCPU, unless this machine has no such one.
-    pub(super) fn bring_to(&mut self, group: &ExitGroup) -> Option<u32> {
+    pub(super) fn bring_to(&mut self, group: &ExitGroup) -> Result<Option<u32>, End> {
         let n = group.exit.vcpu;
-        self.vcpus.get(n as usize)?;
+        if self.vcpus.get(n as usize).is_none() {
+            return Ok(None);
+        }
         if let Some(fed) = self.services.fed.as_mut().filter(|fed| !fed.keeps()) {
             fed.knowledge.memory.forget();
         }
@@ -96,8 +101,8 @@ impl Machine {
             fed.faults.begin(&group.faults_before, &group.faults);
         }
         self.services.follow_pages(&group.pages_before);
-        self.load_fed(n);
-        group.cpus_before.iter().for_each(|cpu| self.load_on(n, *cpu));
+        self.load_fed(n)?;
+        group.cpus_before.iter().try_for_each(|cpu| self.load_on(n, *cpu))?;
         group.controls_before.iter().for_each(|control| self.control_fed(control));
         self.wake_fed(n);
         if !group.entries.is_empty() {
@@ -135,7 +140,7 @@ impl Machine {
         self.services.sync_clock(state);
         self.learn(&group.reads);
         self.turn.vcpu = n;
-        Some(n)
+        Ok(Some(n))
     }
 
     /// Puts what the exit's handling read into memory. Of several reads of a byte the first one counts: what comes later

@@ -5,7 +5,8 @@
 
 use super::Machine;
 use vmtape_abi::Errno;
-use vmtape_traces::event::{Event, NO_VCPU, PcpuEvent, PcpuKind};
+use vmtape_arch::{exit::Resume, query::Query};
+use vmtape_traces::event::{End, Event, NO_VCPU, PcpuEvent, PcpuKind};
 
 impl Machine {
     fn has_several_cpus(&self) -> bool {
@@ -42,29 +43,46 @@ impl Machine {
     }
 
     /// The vCPU's thread has its turn.
-    pub(super) fn load(&mut self, vcpu: u32) {
-        if let Some(cpu) = self.placement.cpu_of_turn()
-            && !self.placement.is_loaded_on(vcpu, cpu)
-        {
-            self.load_on(vcpu, cpu);
+    pub(super) fn load(&mut self, vcpu: u32) -> Result<(), End> {
+        match self.placement.cpu_of_turn() {
+            Some(cpu) if !self.placement.is_loaded_on(vcpu, cpu) => self.load_on(vcpu, cpu),
+            _ => Ok(()),
         }
     }
 
-    /// The thread runs on this CPU.
-    pub(super) fn load_on(&mut self, vcpu: u32, cpu: u32) {
+    /// The thread runs on this CPU. A thread that cannot has nothing to go on with: the host has crashed.
+    pub(super) fn load_on(&mut self, vcpu: u32, cpu: u32) -> Result<(), End> {
         self.put();
         let moved = self.placement.place(vcpu, cpu);
         let loaded = self.backend.vcpu_load(vcpu, cpu, &mut self.services);
         if moved {
             self.tell(PcpuKind::LOAD, cpu, vcpu, loaded);
         }
+        loaded.map_err(|errno| self.crashed(vcpu, errno))
+    }
+
+    /// The NMI comes to all other CPUs as well. What is active after that is the next kernel's trouble.
+    /// See: KVM arch/x86/kernel/crash.c kdump_nmi_callback()
+    fn crashed(&mut self, vcpu: u32, errno: Errno) -> End {
+        self.placement.take_loaded();
+        for cpu in self.placement.take_enabled() {
+            let crashed = self.backend.crash(cpu, &mut self.services);
+            self.tell(PcpuKind::CRASH, cpu, NO_VCPU, crashed);
+        }
+        let active = (0..self.vcpus.len() as u32).filter_map(|vcpu| {
+            let cpu = self.backend.query(vcpu, Query::VMCS_ACTIVE_ON).ok()?;
+            Some(format!("; the VMCS of vCPU {vcpu} is still active on CPU {cpu}"))
+        });
+        let reason = format!("the host has crashed{}", active.collect::<String>());
+        End::Fatal { vcpu, resume: Resume::errno(errno.0), reason }
     }
 
     /// A vCPU whose exits come from a tape: where it was last.
-    pub(super) fn load_fed(&mut self, vcpu: u32) {
-        if !self.placement.is_loaded(vcpu) {
-            self.load_on(vcpu, self.placement.last_cpu(vcpu));
+    pub(super) fn load_fed(&mut self, vcpu: u32) -> Result<(), End> {
+        if self.placement.is_loaded(vcpu) {
+            return Ok(());
         }
+        self.load_on(vcpu, self.placement.last_cpu(vcpu))
     }
 
     fn put(&mut self) {

@@ -49,7 +49,7 @@ impl Machine {
     /// Gives the backend's silicon what caused the taped exit, for a backend of another kind.
     pub fn resolve(&mut self, group: &ExitGroup) -> Result<Resolved, End> {
         self.forget_rewritten(group);
-        let Some(n) = self.bring_to(group) else { return Ok(Resolved::Native) };
+        let Some(n) = self.bring_to(group)? else { return Ok(Resolved::Native) };
         if group.exit.exit.stimulus == StimulusKind::HOST {
             // Nothing that the guest did: the other silicon leaves it too, and nobody sees a difference.
             return Ok(Resolved::Native);

@@ -115,7 +115,9 @@ impl Machine {
 
     /// Runs one vCPU until its turn is over, a timer is due, or it leaves the guest for good.
     fn take_turn(&mut self, n: u32, limits: &Limits) -> Option<End> {
-        self.load(n);
+        if let Err(end) = self.load(n) {
+            return Some(end);
+        }
         loop {
             if let Err(error) = self.milestone_if_due() {
                 return Some(self.failed(&error));

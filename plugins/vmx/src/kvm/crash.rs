@@ -73,7 +73,9 @@ impl Nmi<'_> {
 
     /// `crash_vmclear_local_loaded_vmcss`, then VMXOFF. `gate`: the list may be walked.
     pub fn crash(&mut self, cpu: &mut Cpu, gate: bool) -> Result<(), Errno> {
-        cpu.crashed = true;
+        if std::mem::replace(&mut cpu.crashed, true) {
+            return Ok(());
+        }
         if !cpu.has_list && self.rules.always_walks && !self.rules.heads_are_set {
             // The walk of a head of zeroes, which faults, and again in the crash that follows. See: commit dbef2808af6c
             let function = "crash_vmclear_local_loaded_vmcss";
