@@ -143,7 +143,8 @@ impl Feeder {
                 events::Compared::Exempt => {
                     *report.exempted.entry(exempt::SILICON_BITS.name).or_default() += 1;
                 }
-                events::Compared::Different(expected, actual) => {
+                events::Compared::Different(differ) => {
+                    let [expected, actual] = *differ;
                     self.keep(Found::of_events(group, expected.as_ref(), actual.as_ref()), report);
                 }
             }

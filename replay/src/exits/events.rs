@@ -26,8 +26,8 @@ pub(super) enum Compared {
     Equal,
     /// Only by what silicon did between exits ([`exempt::SILICON_BITS`]).
     Exempt,
-    /// The first events that differ.
-    Different(Option<Event>, Option<Event>),
+    /// The first events that differ, expected and actual.
+    Different(Box<[Option<Event>; 2]>),
 }
 
 /// Ends of handling after which the vCPU waits for an event.
@@ -53,7 +53,7 @@ pub(super) fn compare(group: &ExitGroup, answer: &Answer, ended: bool) -> Compar
     if first_difference(&told(&expected), &told(&actual), open).is_none() {
         return Compared::Exempt;
     }
-    Compared::Different(first.cloned(), other.cloned())
+    Compared::Different(Box::new([first.cloned(), other.cloned()]))
 }
 
 /// What was done about an exit, in order.

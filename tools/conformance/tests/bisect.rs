@@ -288,8 +288,9 @@ fn what_changed_a_dirty_log_is_named() -> Result<()> {
     const TABLE: &str = "builtin:dirty,by=table,pages=1,rounds=6000";
     const PAGES: &str = "builtin:dirty,pages=9,rounds=600";
     let folder = tempfile::tempdir()?;
-    // The tape's backend and release, its ioctls and guest, the other release.
-    let cases: [(&str, &str, [&str; 3], &str, &str, &str); 5] = [
+    /// The tape's backend and release, its ioctls and guest, the other release, what bisection says first.
+    type Case<'a> = (&'a str, &'a str, [&'a str; 3], &'a str, &'a str, &'a str);
+    let cases: [Case<'_>; 5] = [
         ("svm", "v6.12", [LOG, GET, AGAIN], TABLE, "v6.7", "first good: v6.8 910c57dfa4d1 "),
         ("svm", "v5.18", [LOG, GET, AGAIN], TABLE, "v6.1", "first bad: v5.19 1c2361f667f3 "),
         ("vmx", "v6.12", [RING, LATE, HARVEST], PAGES, "v7.2", "first bad: v6.14 37c3ddfe5238 "),

@@ -406,8 +406,8 @@ static vt_Status clear_dirty_log(vt_Vm *vm, uint32_t slot, uint64_t first, uint3
     return -25; // -ENOTTY
 }
 
-static vt_Status harvest_dirty_ring(vt_Vm *vm, uint32_t vcpu, vt_Sink_DirtyGfn sink) {
-    (void)vm, (void)vcpu, (void)sink;
+static vt_Status harvest_dirty_ring(vt_Vm *vm, uint32_t vcpu, vt_HostRef host, vt_Sink_DirtyGfn sink) {
+    (void)vm, (void)vcpu, (void)host, (void)sink;
     return -22; // -EINVAL
 }
 

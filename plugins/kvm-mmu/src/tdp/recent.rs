@@ -57,7 +57,7 @@ impl Recent {
         let gfn = gpa >> PAGE_SHIFT;
         let entry = self.entries.get(Self::slot(key, gfn))?;
         let known = entry.version == self.changes + 1 && entry.gfn == gfn && entry.key == *key;
-        known.then(|| Nested { hpa: entry.frame.hpa | gpa & OFFSET, ..entry.frame })
+        known.then_some(Nested { hpa: entry.frame.hpa | gpa & OFFSET, ..entry.frame })
     }
 
     pub(crate) fn put(&mut self, key: &Key, gpa: u64, nested: &Nested) {

@@ -115,7 +115,7 @@ const CHANGES: &[(Field, Change)] = &[
 ];
 
 /// Addresses for VMRUN itself.
-const VMCBS: &[u64] = &[layout::VMCB + 8, 0x400_0000, 1 << 48, 1 << 52, 0xfee0_0000, u64::MAX & !0xfff];
+const VMCBS: &[u64] = &[layout::VMCB + 8, 0x400_0000, 1 << 48, 1 << 52, 0xfee0_0000, !0xfff];
 
 pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
     let mut random = Pcg64::seed_from_u64(values.number("seed").unwrap_or(0));

@@ -62,7 +62,7 @@ pub fn check(vmcs: &Vmcs, silicon: &Silicon) -> Result<(), Control> {
 }
 
 /// See: 27.2.1.3 VM-Entry Control Fields
-fn check_event(vmcs: &Vmcs) -> Result<(), Control> {
+pub fn check_event(vmcs: &Vmcs) -> Result<(), Control> {
     let event = EntryEvent::of(vmcs);
     if !event.valid() {
         return Ok(());

@@ -86,17 +86,23 @@ pub fn check(vmcs: &Vmcs, silicon: &Silicon) -> Result<(), Guest> {
         let consistent = efer.lma() == long && (!cr0.pg() || efer.lma() == efer.lme());
         require(consistent, Guest::EferLma)?;
     }
-    let modes = Modes::of(vmcs);
-    segments::check(vmcs, silicon, modes).map_err(|(register, why)| Guest::Segment(register, why))?;
+    segments::check(vmcs, silicon, Modes::of(vmcs))
+        .map_err(|(register, why)| Guest::Segment(register, why))?;
     check_tables(vmcs, silicon)?;
-    // 27.3.1.4: RIP and RFLAGS
-    let code64 = long && modes.code64;
+    check_again(vmcs, silicon)?;
+    check_pdptes(vmcs, silicon)
+}
+
+/// The checks of what changes between two VM entries.
+/// See: 27.3.1.4 Checks on Guest RIP, RFLAGS, and SSP
+pub fn check_again(vmcs: &Vmcs, silicon: &Silicon) -> Result<(), Guest> {
+    let long = EntryControls::from_bits(vmcs.read32(F::VM_ENTRY_CONTROLS)).ia32e_mode_guest();
+    let code64 = long && Modes::of(vmcs).code64;
     // One bit less than canonical addresses have: an instruction may end at the edge.
     let rip = vmcs.read(F::GUEST_RIP);
     let rip = if code64 { is_extended(rip, linear_width(vmcs, silicon) + 1) } else { rip & HIGH == 0 };
     require(rip, Guest::Rip)?;
-    check_non_register(vmcs, long, cr0)?;
-    check_pdptes(vmcs, silicon)
+    check_non_register(vmcs, long, Cr0::from_bits(vmcs.read(F::GUEST_CR0)))
 }
 
 /// See: 27.3.1.4 Checks on Guest RIP, RFLAGS, and SSP, 27.3.1.5 Checks on Guest Non-Register State

@@ -78,10 +78,10 @@ fn is_extended(address: u64, width: u32) -> bool {
 
 /// VMLAUNCH (`resume` false) or VMRESUME.
 pub fn enter(vmcs: &mut Vmcs, resume: bool, silicon: &Silicon) -> Result<Controls, NotEntered> {
-    let entered = check_launch(vmcs, resume)
-        .and_then(|()| controls::check(vmcs, silicon).map_err(NotEntered::Control))
-        .and_then(|()| host::check(vmcs, silicon).map_err(NotEntered::Host))
-        .and_then(|()| guest::check(vmcs, silicon).map_err(NotEntered::Guest));
+    let entered = check_launch(vmcs, resume).and_then(|()| match vmcs.examined {
+        true => check_again(vmcs, silicon),
+        false => check(vmcs, silicon),
+    });
     match entered {
         Ok(()) => {}
         Err(NotEntered::Instruction(error)) => vmcs.write(F::VM_INSTRUCTION_ERROR, error.0),
@@ -103,12 +103,25 @@ pub fn enter(vmcs: &mut Vmcs, resume: bool, silicon: &Silicon) -> Result<Control
         }
     }
     entered?;
-    vmcs.launched = true;
+    (vmcs.launched, vmcs.examined) = (true, true);
     Ok(Controls::load(vmcs))
 }
 
 /// Exit reason, bit 31: the VM entry failed.
 const FAILED_ENTRY: u32 = 1 << 31;
+
+/// All checks.
+fn check(vmcs: &Vmcs, silicon: &Silicon) -> Result<(), NotEntered> {
+    controls::check(vmcs, silicon).map_err(NotEntered::Control)?;
+    host::check(vmcs, silicon).map_err(NotEntered::Host)?;
+    guest::check(vmcs, silicon).map_err(NotEntered::Guest)
+}
+
+/// Those of a VMCS that has been [`Vmcs::examined`].
+fn check_again(vmcs: &Vmcs, silicon: &Silicon) -> Result<(), NotEntered> {
+    controls::check_event(vmcs).map_err(NotEntered::Control)?;
+    guest::check_again(vmcs, silicon).map_err(NotEntered::Guest)
+}
 
 fn check_launch(vmcs: &Vmcs, resume: bool) -> Result<(), NotEntered> {
     match (resume, vmcs.launched) {

@@ -16,11 +16,16 @@ fn legal_vmcs() -> Vmcs {
     machine.vm.vcpus[0].vmcs01.clone()
 }
 
-/// A VMCS with one change.
+/// A VMCS with one change since it was examined, for which it does not matter that it was.
 fn with(edit: fn(&mut Vmcs)) -> (Result<(), NotEntered>, Vmcs) {
     let mut vmcs = legal_vmcs();
+    assert!(vmcs.examined);
     edit(&mut vmcs);
-    (enter(&mut vmcs, true, &silicon(46)).map(drop), vmcs)
+    let mut anew = vmcs.clone();
+    anew.examined = false;
+    let entered = [&mut vmcs, &mut anew].map(|vmcs| enter(vmcs, true, &silicon(46)).map(drop));
+    assert_eq!(entered[0], entered[1]);
+    (entered[0], vmcs)
 }
 
 fn set(vmcs: &mut Vmcs, field: F, bits: u64) {

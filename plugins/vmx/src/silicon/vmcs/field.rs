@@ -3,7 +3,7 @@
 //! Manual: Intel SDM volume 3D, doc 325384-087, appendix B Field Encoding in VMCS; volume 3C 25.11.2 VMREAD, VMWRITE, and
 //! Encodings of VMCS Fields.
 
-use vmtape_arch::open_enum;
+use vmtape_arch::{open_enum, regs::Rflags};
 
 open_enum! {
     /// A VMCS component encoding.
@@ -161,6 +161,23 @@ impl VmcsField {
     /// Bits 9:1 of an encoding. Bit 0, the access type, selects the upper half of a 64-bit field.
     pub const fn index(self) -> usize {
         (self.0 >> 1 & 0x1ff) as usize
+    }
+
+    /// Whether a change of these bits leaves the checks alone that VM entry makes only once, because no check or one of each
+    /// entry looks at them.
+    pub fn is_checked_by_each_entry(self, changed: u64) -> bool {
+        match self {
+            Self::GUEST_RFLAGS => !Rflags::from_bits(changed).vm(),
+            Self::GUEST_RIP
+            | Self::GUEST_RSP
+            | Self::GUEST_INTERRUPTIBILITY_INFO
+            | Self::GUEST_ACTIVITY_STATE
+            | Self::VM_ENTRY_INTR_INFO_FIELD
+            | Self::VM_ENTRY_EXCEPTION_ERROR_CODE
+            | Self::VM_ENTRY_INSTRUCTION_LEN
+            | Self::TSC_OFFSET => true,
+            field => field.field_type() == FieldType::EXIT_INFORMATION,
+        }
     }
 
     /// The field of another segment register, by its encoding number, given the one of ES: the manual numbers them alike.

@@ -20,7 +20,7 @@ const INDICES: usize = 32;
 const FIELDS: usize = 4 * 4 * INDICES;
 
 /// A VMCS. Where a field lies in it is silicon's own affair.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Vmcs {
     /// IA32_VMX_BASIC[30:0]. See: 25.2 Format of the VMCS Region
     pub revision_id: u32,
@@ -28,13 +28,25 @@ pub struct Vmcs {
     pub abort: u32,
     /// VMLAUNCH needs it clear, VMRESUME launched. See: 25.1 Overview
     pub launched: bool,
+    /// VM entry has found it legal, and since then only those fields have changed that each entry checks anew.
+    pub examined: bool,
     fields: Box<[u64; FIELDS]>,
 }
+
+/// What silicon knows of a VMCS is no part of it.
+impl PartialEq for Vmcs {
+    fn eq(&self, other: &Self) -> bool {
+        let region = |vmcs: &Self| (vmcs.revision_id, vmcs.abort, vmcs.launched);
+        region(self) == region(other) && self.fields == other.fields
+    }
+}
+
+impl Eq for Vmcs {}
 
 impl Vmcs {
     /// A region as VMCLEAR leaves it.
     pub fn new(revision_id: u32) -> Self {
-        Self { revision_id, abort: 0, launched: false, fields: Box::new([0; FIELDS]) }
+        Self { revision_id, abort: 0, launched: false, examined: false, fields: Box::new([0; FIELDS]) }
     }
 
     const fn slot(field: VmcsField) -> usize {
@@ -54,7 +66,9 @@ impl Vmcs {
 
     /// VMWRITE, and silicon's own writes.
     pub fn write(&mut self, field: VmcsField, value: impl Into<u64>) {
-        self.fields[Self::slot(field)] = value.into() & field.mask();
+        let (slot, value) = (Self::slot(field), value.into() & field.mask());
+        let changed = std::mem::replace(&mut self.fields[slot], value) ^ value;
+        self.examined &= changed == 0 || field.is_checked_by_each_entry(changed);
     }
 }
 
