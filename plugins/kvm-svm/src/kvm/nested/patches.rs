@@ -12,13 +12,15 @@ use vmtape_kvm_core::{
 pub struct L1<'a> {
     pub options: &'a Options,
     pub cpuid: &'a GuestCpuid,
+    /// The module's parameter `npt`.
+    npt: bool,
     /// Next-RIP save is used.
     nrips: bool,
 }
 
 impl<'a> L1<'a> {
     pub fn new(shared: &'a Shared, cpuid: &'a GuestCpuid) -> Self {
-        Self { options: &shared.kvm.options, cpuid, nrips: shared.nrips() }
+        Self { options: &shared.kvm.options, cpuid, npt: shared.kvm.tdp(), nrips: shared.nrips() }
     }
 
     /// Whether KVM has this change.
@@ -33,6 +35,10 @@ impl<'a> L1<'a> {
 
     fn may(&self, parameter: Switch, change: Switch, told: Feature) -> bool {
         self.on(parameter) && self.on(change) && self.cpuid.has(told)
+    }
+
+    pub fn npt(&self) -> bool {
+        self.npt && self.cpuid.has(feature::NPT)
     }
 
     pub fn nrips(&self) -> bool {

@@ -143,8 +143,7 @@ fn sanitize(l1: &L1<'_>, control: &mut ControlArea) {
     control.intercepts.set(C::SKINIT, false);
     control.intercepts.set(C::RDPRU, false);
     let nested_ctl = control.nested_ctl;
-    control.nested_ctl =
-        nested_ctl.with_np_enable(nested_ctl.np_enable() && l1.cpuid.has(feature::NPT)).with_gmet(false);
+    control.nested_ctl = nested_ctl.with_np_enable(nested_ctl.np_enable() && l1.npt()).with_gmet(false);
     control.tlb_ctl &= 7;
     control.int_vector &= 0xff;
     control.int_state = IntState::new().with_interrupt_shadow(control.int_state.interrupt_shadow());

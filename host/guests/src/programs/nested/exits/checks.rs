@@ -2,19 +2,24 @@
 //!
 //! See: APM vol. 2 (24593, revision 3.42) 15.5.1 Basic Operation, Canonicalization and Consistency Checks
 
-use super::{Emit, Step, nothing, step};
+use super::{Emit, Step, events, nothing, step};
 use crate::{
-    kernel::Kernel,
-    programs::nested::{
-        hypervisor::{self, Hypervisor, at, layout, set},
-        report,
-        vmcb::{self, exit},
+    kernel::{Kernel, vars},
+    programs::{
+        nested::{
+            hypervisor::{self, Hypervisor, at, layout, set},
+            report,
+            vmcb::{self, exit},
+        },
+        smp,
     },
 };
 use iced_x86::{IcedError, code_asm::*};
 
 /// Beyond every width.
 const NO_ADDRESS: u64 = 1 << 55;
+/// Within every width, and neither memory nor a device.
+const NO_MEMORY: u64 = 0x4000_0000;
 const EFER: u32 = 0xc000_0080;
 const VM_HSAVE_PA: u32 = 0xc001_0117;
 
@@ -46,6 +51,66 @@ const INJECTIONS: &[Step] = &[
 
 pub fn injections(k: &mut Kernel, hypervisor: &Hypervisor) -> Result<(), IcedError> {
     INJECTIONS.iter().try_for_each(|step| super::run(k, hypervisor, step))
+}
+
+/// What a VMRUN that fails leaves: the event that it was to inject, and GIF, by an interrupt that is pending.
+pub fn failures(k: &mut Kernel, hypervisor: &Hypervisor) -> Result<(), IcedError> {
+    let entry = hypervisor::guest(k, nothing)?;
+    hypervisor.reset(k, entry)?;
+    set(k, vmcb::GUEST_ASID, 0)?;
+    event(k, vmcb::EVENT_EXCEPTION | 6)?;
+    k.print("event of a vmrun that fails:")?;
+    hypervisor.run(k)?;
+    report::print_exit(k)?;
+    report::print_field(k, " left 0x", vmcb::EVENTINJ)?;
+    k.print("\n")?;
+    smp::enable_apic(k)?;
+    events::interrupt_self(k)?;
+    with_rax(k, layout::VMCB, |k| k.a.vmrun())?;
+    k.print("interrupts after a vmrun that fails:")?;
+    for text in [" taken ", ", after stgi "] {
+        k.a.sti()?;
+        k.a.nop()?;
+        k.a.cli()?;
+        k.print(text)?;
+        k.print_variable(vars::INTERRUPTS)?;
+        k.a.stgi()?;
+    }
+    k.print("\n")
+}
+
+/// A VMCB where there is no memory, which may be the end of the machine.
+pub fn no_memory(k: &mut Kernel, _: &Hypervisor) -> Result<(), IcedError> {
+    faults(k, "vmrun, no memory", |k| with_rax(k, NO_MEMORY, |k| k.a.vmrun()))
+}
+
+/// The guest's guest turns SVM off under itself.
+pub fn svme_cleared(k: &mut Kernel, hypervisor: &Hypervisor) -> Result<(), IcedError> {
+    let entry = hypervisor::guest(k, |k| {
+        toggle_svme(k)?;
+        k.print("svme cleared: the guest goes on\n")?;
+        k.a.xor(eax, eax)?;
+        k.exit()
+    })?;
+    hypervisor.reset(k, entry)?;
+    hypervisor.run(k)
+}
+
+/// VMMCALL that the hypervisor does not intercept.
+pub fn vmmcall(k: &mut Kernel, hypervisor: &Hypervisor) -> Result<(), IcedError> {
+    let entry = hypervisor::guest(k, |k| {
+        k.attempt(|k| k.a.vmmcall())?;
+        k.print("vmmcall not intercepted:")?;
+        report::print_vector(k)?;
+        k.a.hlt()
+    })?;
+    hypervisor.reset(k, entry)?;
+    let (word, bit) = vmcb::intercept(exit::VMMCALL);
+    k.a.and(dword_ptr(at(word)), !bit as i32)?;
+    hypervisor::intercept(k, exit::HLT)?;
+    hypervisor.run(k)?;
+    report::print_exit(k)?;
+    k.print("\n")
 }
 
 pub fn list(k: &mut Kernel, hypervisor: &Hypervisor) -> Result<(), IcedError> {

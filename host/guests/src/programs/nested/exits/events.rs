@@ -64,7 +64,7 @@ pub fn list(k: &mut Kernel, hypervisor: &Hypervisor) -> Result<(), IcedError> {
     STEPS.iter().try_for_each(|step| super::run(k, hypervisor, step))?;
     smp::enable_apic(k)?;
     for Interrupt { step, taken } in INTERRUPTS {
-        send(k, SELF)?;
+        interrupt_self(k)?;
         k.a.mov(dword_ptr(hypervisor::var::TAKES_INTERRUPTS), u32::from(*taken))?;
         super::run(k, hypervisor, step)?;
         k.a.sti()?;
@@ -102,6 +102,11 @@ fn nmi(k: &mut Kernel, hypervisor: &Hypervisor) -> Result<(), IcedError> {
     k.a.push(rax)?;
     k.a.iretq()?;
     k.here(&mut after)
+}
+
+/// An interrupt of the processor by itself, once its APIC is enabled.
+pub fn interrupt_self(k: &mut Kernel) -> Result<(), IcedError> {
+    send(k, SELF)
 }
 
 fn send(k: &mut Kernel, command: u32) -> Result<(), IcedError> {

@@ -1,5 +1,5 @@
-//! A list of the exits of a guest's guest, in four parts: what instructions do, what events do, what
-//! VMRUN refuses, and which injected events it refuses.
+//! A list of the exits of a guest's guest, in parts: what instructions do, what events do, what VMRUN refuses, which injected
+//! events it refuses, and what it leaves then. Parts that may be the end of the machine run by name only.
 
 mod checks;
 mod events;
@@ -19,12 +19,23 @@ pub const PARAMETERS: &[Parameter] = &[
     Parameter::new("npt", Kind::Flag, "1", "nested paging"),
     Parameter::new(
         "part",
-        Kind::Choice(&["all", "instructions", "events", "checks", "injections"]),
+        Kind::Choice(&[
+            "all",
+            "instructions",
+            "events",
+            "checks",
+            "injections",
+            "failures",
+            "no-memory",
+            "svme",
+            "vmmcall",
+        ]),
         "all",
-        "which part of the list",
+        "which part of the list; the last three, which may end the machine, by name only",
     ),
 ];
 
+type Part = fn(&mut Kernel, &Hypervisor) -> Result<(), IcedError>;
 type Emit = fn(&mut Kernel) -> Result<(), IcedError>;
 
 /// One line of the list.
@@ -61,13 +72,17 @@ fn nothing(_: &mut Kernel) -> Result<(), IcedError> {
 pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
     let hypervisor = Hypervisor::start(k, values.flag("npt"))?;
     let part = values.word("part").unwrap_or("all");
-    for (name, emit) in [
-        ("instructions", instructions::list as fn(&mut Kernel, &Hypervisor) -> Result<(), IcedError>),
-        ("events", events::list),
-        ("checks", checks::list),
-        ("injections", checks::injections),
+    for (name, emit, in_all) in [
+        ("instructions", instructions::list as Part, true),
+        ("events", events::list, true),
+        ("checks", checks::list, true),
+        ("injections", checks::injections, true),
+        ("failures", checks::failures, true),
+        ("no-memory", checks::no_memory, false),
+        ("svme", checks::svme_cleared, false),
+        ("vmmcall", checks::vmmcall, false),
     ] {
-        if part == name || part == "all" {
+        if part == name || part == "all" && in_all {
             emit(k, &hypervisor)?;
         }
     }
