@@ -111,8 +111,8 @@ fn groups_know_where_each_note_belongs() {
 fn text_says_the_level_where_it_is_not_l1_and_reads_back() {
     let text = text(&events());
     assert!(text.contains("kvm_mmu_paging_element: pte 81007 level 4 @L2 nested\n"), "{text}");
-    assert!(text.contains("kvm_msr: msr_read c0000080 = 0x1d01 (passed) @L2\n"), "{text}");
-    assert!(text.contains("kvm_msr: msr_read c0000080 = 0x1d01 (host)\n"), "{text}");
+    assert!(text.contains("kvm_msr: msr_read c0000080 = 0x1d01 (passed) (gPAT) @L2\n"), "{text}");
+    assert!(text.contains("kvm_msr: msr_read c0000080 = 0x1d01 (host) (hPAT)\n"), "{text}");
     assert!(text.contains(" of L2 "), "{text}");
     let mut back = Vec::new();
     let summary = import::events(&Source::Text(text.clone()), &mut |event| {
