@@ -135,7 +135,10 @@ fn an_older_kvm() -> Result<()> {
 }
 
 /// Whose every exit is told by the recording as ours is.
-const SAME_EXITS: [Guest; 9] = [
+const SAME_EXITS: [Guest; 12] = [
+    ("nested-npf", "nested-npf"),
+    ("nested-npf-smep", "nested-npf,nx=0,smep=1"),
+    ("nested-npf-guest-nx", "nested-npf,guest-nx=0"),
     ("nested-pat", "nested-pat,rounds=2"),
     ("nested-pat-np0", "nested-pat,npt=0,rounds=2"),
     ("nested-touch", "nested-touch"),
@@ -154,7 +157,8 @@ fn exit_by_exit() -> Result<()> {
 
 #[test]
 fn exit_by_exit_under_an_older_kvm() -> Result<()> {
-    let guests = OLDER.into_iter().filter(|(name, _)| ["nested-pat", "nested-touch"].contains(name));
+    let guests =
+        OLDER.into_iter().filter(|(name, _)| ["nested-npf", "nested-pat", "nested-touch"].contains(name));
     compare_all("npt1-nested-6.1", "svm-npt", "v6.1", &guests.collect::<Vec<_>>(), Scope::Exits)
 }
 
