@@ -1,7 +1,7 @@
 //! A VM under `kvm_intel`: what its vCPUs share, and what each has.
 
 use crate::{
-    kvm::cpus::LoadedVmcs,
+    kvm::{cpus::LoadedVmcs, vmcs::SegmentCache},
     rules::Rule,
     silicon::{controls::Controls, entry::segments_are_legal, vmcs::Vmcs},
 };
@@ -38,6 +38,8 @@ pub struct VmxVcpu {
     pub debug_registers_owned: bool,
     /// Where its VMCS is active, and how it is entered.
     pub vmcs: LoadedVmcs,
+    #[serde(skip)]
+    pub segment_cache: SegmentCache,
 }
 
 /// MSRs that neither `VcpuState` nor the VMCS holds.

@@ -4,7 +4,7 @@
 
 use super::msr;
 use crate::{
-    kvm::cpus::LoadedVmcs,
+    kvm::{cpus::LoadedVmcs, vmcs::SegmentCache},
     silicon::{
         controls::{Controls, cr0_guest_owned, cr4_guest_owned},
         vmcs::{CpuBased, ExitControls, PinBased, Secondary, Vmcs, VmcsField as F},
@@ -55,6 +55,7 @@ pub fn create(shared: &Shared, id: u32) -> VmxVcpu {
         msrs: Default::default(),
         debug_registers_owned: false,
         vmcs: LoadedVmcs::default(),
+        segment_cache: SegmentCache::default(),
     };
     init_vmcs(shared, &mut vcpu.vmcs01, id);
     set_constant_host_state(&mut vcpu.vmcs01);

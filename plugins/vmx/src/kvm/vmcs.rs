@@ -13,7 +13,7 @@ use crate::{
 use vmtape_arch::{
     descriptor::SystemType,
     regs::{Cr0, Cr4, Efer, SegAttr},
-    vcpu::{Segment, VcpuState, seg},
+    vcpu::{Segment, TableReg, VcpuState, seg},
 };
 use vmtape_kvm_core::profile::Switch;
 
@@ -52,11 +52,63 @@ pub fn write_state(shared: &Shared, vcpu: &mut VmxVcpu, state: &VcpuState) {
     }
     // Without unrestricted guests KVM emulates the delivery in real mode (`kvm_inject_realmode_interrupt`).
     let emulated = !unrestricted && !state.cr0().pe();
-    write_segments(vmcs, state, emulated);
+    if vcpu.segment_cache.update(state, emulated) {
+        write_segments(vmcs, state, emulated);
+    }
+    if emulated {
+        let flags = state.rflags().with_vm(true).with_iopl(3);
+        vmcs.write(F::GUEST_RFLAGS, flags.into_bits());
+    }
     let info = if emulated { 0 } else { state.inject.vmx_info() };
     vmcs.write(F::VM_ENTRY_INTR_INFO_FIELD, info);
     vmcs.write(F::VM_ENTRY_EXCEPTION_ERROR_CODE, state.inject.error_code);
     vmcs.write(F::VM_ENTRY_INSTRUCTION_LEN, state.inject.insn_len);
+}
+
+/// What segments and tables in the VMCS were last written from, so that they are written only if that changes. It is no part of
+/// the vCPU's state: all are equal.
+#[derive(Clone, Debug, Default)]
+pub struct SegmentCache(Option<Box<Written>>);
+
+#[derive(Clone, Debug, PartialEq)]
+struct Written {
+    segments: [Segment; 8],
+    tables: [TableReg; 2],
+    sysenter: [u64; 2],
+    pdptr: [u64; 4],
+    cpl: u32,
+    lma: bool,
+    rmode: bool,
+}
+
+impl PartialEq for SegmentCache {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for SegmentCache {}
+
+impl SegmentCache {
+    /// Whether they are to be written.
+    fn update(&mut self, state: &VcpuState, rmode: bool) -> bool {
+        let written = Written {
+            segments: state.seg,
+            tables: [state.gdtr, state.idtr],
+            sysenter: [state.sysenter_esp, state.sysenter_eip],
+            pdptr: state.pdptr,
+            cpl: state.cpl,
+            lma: state.efer().lma(),
+            rmode,
+        };
+        match &mut self.0 {
+            Some(last) if **last == written => false,
+            last => {
+                *last = Some(Box::new(written));
+                true
+            }
+        }
+    }
 }
 
 /// Segment and descriptor-table registers, and the MSRs beside them. `rmode`: a real-mode guest without unrestricted guests,
@@ -81,10 +133,6 @@ fn write_segments(vmcs: &mut Vmcs, state: &VcpuState, rmode: bool) {
         vmcs.write(F::GUEST_ES_BASE.of_segment(register), segment.base);
         vmcs.write(F::GUEST_ES_LIMIT.of_segment(register), segment.limit);
         vmcs.write(F::GUEST_ES_AR_BYTES.of_segment(register), rights.into_bits());
-    }
-    if rmode {
-        let flags = state.rflags().with_vm(true).with_iopl(3);
-        vmcs.write(F::GUEST_RFLAGS, flags.into_bits());
     }
     vmcs.write(F::GUEST_GDTR_BASE, state.gdtr.base);
     vmcs.write(F::GUEST_GDTR_LIMIT, state.gdtr.limit);
