@@ -30,7 +30,7 @@ pub fn vmrun(cx: &mut Cx<'_>) -> Resume {
     if cx.on(Switch::HSAVE_PA_REQUIRED) && cx.vcpu.msrs.hsave_pa == 0 {
         return cx.gp();
     }
-    let VmcbAddress { gpa, mut mapped } = match instructions::vmcb(cx, vmcb12::vmrun_failure) {
+    let VmcbAddress { gpa, mut mapped } = match instructions::vmcb(cx, vmcb12::VMRUN, vmcb12::vmrun_failure) {
         Ok(found) => found,
         Err(resume) => return resume,
     };

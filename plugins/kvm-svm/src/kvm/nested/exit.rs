@@ -154,7 +154,7 @@ pub fn npf_vmexit(cx: &mut Cx<'_>, fault: &WalkFault) {
 /// `nested_svm_vmexit`: #VMEXIT to L1 with what `vmcb02` says.
 pub fn vmexit(cx: &mut Cx<'_>) {
     let gpa = cx.vcpu.nested.vmcb12_gpa;
-    let mapped = Mapped::read(&cx.shared.kvm.mmu.slots, gpa, cx.host);
+    let mapped = Mapped::read(&cx.shared.kvm.mmu.slots, gpa, vmcb12::VMRUN, cx.host);
     if mapped.is_err() && !cx.on(Switch::NESTED_EXIT_UNMAPPED_SHUTDOWN) {
         // L2 goes on, whatever made it exit.
         cx.gp();

@@ -6,7 +6,7 @@
 use super::{
     enter, events,
     patches::L1,
-    vmcb12::{self, Failure, Mapped, Unmapped},
+    vmcb12::{self, Failure, Fields, Mapped, Unmapped},
 };
 use crate::{
     kvm::handlers::Cx,
@@ -62,11 +62,15 @@ pub struct VmcbAddress {
 }
 
 /// Maps it; otherwise how the instruction ends.
-pub fn vmcb(cx: &mut Cx<'_>, failure: fn(&L1<'_>, Unmapped) -> Failure) -> Result<VmcbAddress, Resume> {
+pub fn vmcb(
+    cx: &mut Cx<'_>,
+    fields: Fields,
+    failure: fn(&L1<'_>, Unmapped) -> Failure,
+) -> Result<VmcbAddress, Resume> {
     let l1 = L1::new(cx.shared, &cx.vcpu.core.cpuid);
     let address = vmcb12::address(&l1, cx.state.gpr[gpr::RAX], cx.state.is_64bit_code());
     let Some(gpa) = address else { return Err(cx.gp()) };
-    let why = match Mapped::read(&cx.shared.kvm.mmu.slots, gpa, cx.host) {
+    let why = match Mapped::read(&cx.shared.kvm.mmu.slots, gpa, fields, cx.host) {
         Ok(mapped) => return Ok(VmcbAddress { gpa, mapped }),
         Err(why) => failure(&l1, why),
     };
@@ -88,7 +92,7 @@ fn lost(cx: &Cx<'_>) -> bool {
 
 /// `vmload_vmsave_interception`. Silicon makes bases canonical when it loads them.
 fn vmload(cx: &mut Cx<'_>) -> Resume {
-    let VmcbAddress { gpa, mapped } = match vmcb(cx, vmcb12::vmload_failure) {
+    let VmcbAddress { gpa, mapped } = match vmcb(cx, vmcb12::VMLOAD, vmcb12::vmload_failure) {
         Ok(found) => found,
         Err(resume) => return resume,
     };
@@ -104,7 +108,7 @@ fn vmload(cx: &mut Cx<'_>) -> Resume {
 }
 
 fn vmsave(cx: &mut Cx<'_>) -> Resume {
-    let VmcbAddress { gpa, mut mapped } = match vmcb(cx, vmcb12::vmload_failure) {
+    let VmcbAddress { gpa, mut mapped } = match vmcb(cx, vmcb12::VMLOAD, vmcb12::vmload_failure) {
         Ok(found) => found,
         Err(resume) => return resume,
     };
@@ -121,7 +125,7 @@ fn vmsave(cx: &mut Cx<'_>) -> Resume {
 
 impl SaveArea {
     /// What VMLOAD and VMSAVE move. See: APM 15.5.2 VMSAVE and VMLOAD Instructions
-    fn copy_vmload(&mut self, from: &Self) {
+    pub(crate) fn copy_vmload(&mut self, from: &Self) {
         (self.fs, self.gs, self.tr, self.ldtr) = (from.fs, from.gs, from.tr, from.ldtr);
         (self.kernel_gs_base, self.star, self.lstar) = (from.kernel_gs_base, from.star, from.lstar);
         (self.cstar, self.sfmask) = (from.cstar, from.sfmask);

@@ -7,6 +7,7 @@
 
 use super::patches::L1;
 use crate::silicon::vmcb::{Clean, ControlArea, EventInfo, IntState, Vmcb};
+use std::ops::Range;
 use vmtape_abi::Host;
 use vmtape_arch::{
     PAGE_SIZE,
@@ -20,6 +21,9 @@ use vmtape_kvm_core::{
     slots::Slots,
 };
 use zerocopy::{FromZeros, IntoBytes};
+
+/// Bytes that are read and written at once.
+const WORD: usize = size_of::<u64>();
 
 /// KVM's copy: `svm->nested.ctl` and `svm->nested.save`.
 pub type Vmcb12 = Vmcb;
@@ -70,31 +74,67 @@ pub fn address(l1: &L1<'_>, rax: u64, is_64bit: bool) -> Option<u64> {
     (gpa.is_multiple_of(PAGE_SIZE) && l1.is_legal_gpa(gpa)).then_some(gpa)
 }
 
+/// What VMRUN, VMLOAD and VMSAVE use of a VMCB, as offsets in whole words.
+pub type Fields = &'static [Range<usize>];
+
+/// What KVM copies at VMRUN; what #VMEXIT stores lies within.
+pub const VMRUN: Fields = &[
+    // Intercepts; pause filter to NESTED_CTL; EVENTINJ to NEXT_RIP.
+    0x000..0x018,
+    0x038..0x098,
+    0x0a8..0x0d0,
+    // ES, CS, SS, DS; GDTR; IDTR; CPL and EFER.
+    0x400..0x440,
+    0x460..0x470,
+    0x480..0x490,
+    0x4c8..0x4d8,
+    // CR4, CR3, CR0, DR7, DR6, RFLAGS, RIP; RSP; RAX; CR2; G_PAT to LASTEXCP_TO.
+    0x548..0x580,
+    0x5d8..0x5e0,
+    0x5f8..0x600,
+    0x640..0x648,
+    0x668..0x698,
+];
+
+/// FS, GS; LDTR; TR; STAR to SYSENTER_EIP. See: APM 15.5.2 VMSAVE and VMLOAD Instructions
+pub const VMLOAD: Fields = &[0x440..0x460, 0x470..0x480, 0x490..0x4a0, 0x600..0x640];
+
 /// A VMCB of L1's, read from its page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapped {
     /// The page.
     hpa: u64,
+    fields: Fields,
+    /// As it was read.
+    memory: Vmcb,
+    /// All but its fields is zero.
     pub vmcb: Vmcb,
 }
 
-/// Bytes of the page that KVM writes: EXITCODE's neighbours up to the next RIP, and the save area up to the last LBR.
-const WRITTEN: [std::ops::Range<usize>; 2] = [0x58..0xd0, 0x400..0x698];
-
 impl Mapped {
-    /// `kvm_vcpu_map`. The low bits of the address mean nothing.
-    pub fn read(slots: &Slots, gpa: u64, host: &mut dyn Host) -> Result<Self, Unmapped> {
+    /// `kvm_vcpu_map`. The low bits of the address mean nothing. Only `fields` is read, so that a recording has no more than
+    /// what KVM looks at.
+    pub fn read(slots: &Slots, gpa: u64, fields: Fields, host: &mut dyn Host) -> Result<Self, Unmapped> {
         let page = gpa & !(PAGE_SIZE - 1);
         let slot = slots.find(page).filter(|slot| !slot.readonly()).ok_or(Unmapped::NoSlot)?;
         let hpa = slot.hpa(page);
         let mut vmcb = Vmcb::new_zeroed();
-        if host.read(hpa, vmcb.as_mut_bytes()) { Ok(Self { hpa, vmcb }) } else { Err(Unmapped::NoMemory) }
+        for range in fields {
+            if !host.read(hpa + range.start as u64, &mut vmcb.as_mut_bytes()[range.clone()]) {
+                return Err(Unmapped::NoMemory);
+            }
+        }
+        Ok(Self { hpa, fields, memory: vmcb.clone(), vmcb })
     }
 
-    /// Writes what #VMEXIT and a failed VMRUN may have changed. The caller marks the page dirty, as `kvm_vcpu_unmap` does.
+    /// Writes the words that have changed. The caller marks the page dirty, as `kvm_vcpu_unmap` does.
     pub fn write_back(&self, host: &mut dyn Host) {
-        for range in WRITTEN {
-            host.write(self.hpa + range.start as u64, &self.vmcb.as_bytes()[range]);
+        let (old, new) = (self.memory.as_bytes(), self.vmcb.as_bytes());
+        for at in self.fields.iter().flat_map(|range| range.clone().step_by(WORD)) {
+            let word = at..at + WORD;
+            if old[word.clone()] != new[word.clone()] {
+                host.write(self.hpa + at as u64, &new[word]);
+            }
         }
     }
 }

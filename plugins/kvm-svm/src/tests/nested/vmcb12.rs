@@ -1,7 +1,13 @@
 //! vmcb12: where it lies, KVM's copy of it, and what L1 finds in it afterwards.
 
 use super::*;
-use crate::kvm::nested::vmcb12::{self, Exit, Failure, Mapped, Unmapped};
+use crate::{
+    kvm::nested::{
+        pat,
+        vmcb12::{self, Exit, Failure, Mapped, Unmapped},
+    },
+    silicon::vmcb::Clean,
+};
 use vmtape_arch::vcpu::VcpuState;
 use vmtape_kvm_core::events::Events;
 
@@ -28,9 +34,9 @@ fn addresses() {
 fn unmapped() {
     let mut bench = l1(&[], true);
     let (slots, host) = (&bench.vm.shared.kvm.mmu.slots, &mut bench.host);
-    assert_eq!(Mapped::read(slots, 1 << 35, host), Err(Unmapped::NoSlot));
+    assert_eq!(Mapped::read(slots, 1 << 35, vmcb12::VMRUN, host), Err(Unmapped::NoSlot));
     host.memory.truncate(0x1000);
-    assert_eq!(Mapped::read(slots, 0x1fff, host), Err(Unmapped::NoMemory));
+    assert_eq!(Mapped::read(slots, 0x1fff, vmcb12::VMRUN, host), Err(Unmapped::NoMemory));
     for (kvm, no_slot, no_memory, vmload) in [
         ("v5.10", Failure::GeneralProtection, Failure::Nothing, Failure::Nothing),
         ("v6.1", Failure::GeneralProtection, Failure::GeneralProtection, Failure::Nothing),
@@ -155,12 +161,58 @@ fn written_back() {
     let mut bench = l1(&[], true);
     let (slots, host) = (&bench.vm.shared.kvm.mmu.slots, &mut bench.host);
     const AT: u64 = 0x10_0000;
-    let mut mapped = Mapped::read(slots, AT + 0x123, host).unwrap();
+    let mut mapped = Mapped::read(slots, AT + 0x123, vmcb12::VMRUN, host).unwrap();
     put_word(&mut mapped.vmcb, 0x70, 0x81);
     put_word(&mut mapped.vmcb, 0x668, 0x0606);
     // L1 wrote here meanwhile.
     host.memory[(AT + 0x8) as usize] = 1;
     mapped.write_back(host);
-    let page = Mapped::read(slots, AT, host).unwrap().vmcb;
+    let page = Mapped::read(slots, AT, vmcb12::VMRUN, host).unwrap().vmcb;
     assert_eq!([0x8, 0x70, 0x668].map(|offset| word(&page, offset)), [1, 0x81, 0x0606]);
+}
+
+/// A VMCB without a zero in it.
+fn full(seed: u8) -> Vmcb {
+    let mut vmcb = Vmcb::default();
+    vmcb.as_mut_bytes().iter_mut().enumerate().for_each(|(n, byte)| *byte = seed.wrapping_add(n as u8 % 11));
+    vmcb
+}
+
+/// The fields that are read of the page hold all that VMRUN, VMLOAD and #VMEXIT use: with them it goes as with the whole page.
+#[test]
+fn fields() {
+    const AT: u64 = 0x10_0000;
+    const PAGE: std::ops::Range<usize> = AT as usize..AT as usize + 0x1000;
+    for kvm in RELEASES {
+        let mut bench = l1(&[("kvm", kvm)], true);
+        let mut whole = full(0x41);
+        bench.host.memory[PAGE].copy_from_slice(whole.as_bytes());
+        let slots = &bench.vm.shared.kvm.mmu.slots;
+        let mut mapped = Mapped::read(slots, AT, vmcb12::VMRUN, &mut bench.host).unwrap();
+        let moved = Mapped::read(slots, AT, vmcb12::VMLOAD, &mut bench.host).unwrap().vmcb;
+        let view = bench.as_l1();
+        assert_eq!(vmcb12::cache(&view, &mapped.vmcb).control, vmcb12::cache(&view, &whole).control, "{kvm}");
+        // What silicon loads is what KVM loads, but for AVIC and CET, which L1 does not have.
+        let loaded = |from: &Vmcb| {
+            let mut vmcb = Vmcb::default();
+            vmcb.load(from, Clean::new().with_avic(true).with_cet(true));
+            vmcb
+        };
+        assert_eq!(loaded(&mapped.vmcb), loaded(&whole), "{kvm}");
+        let area = |vmcb: &Vmcb| {
+            let mut area = Vmcb::default().save;
+            area.copy_vmload(&vmcb.save);
+            area
+        };
+        assert_eq!(area(&moved), area(&whole), "{kvm}");
+
+        let (vmcb02, cached, state) = (full(0x81), full(0xa1), VcpuState::reset());
+        let exit = Exit { vmcb02: &vmcb02, cached: &cached, state: &state, events: &Events::default() };
+        for vmcb in [&mut mapped.vmcb, &mut whole] {
+            vmcb12::store_exit(&view, vmcb, &exit);
+            pat::store(&view, vmcb, &cached, &vmcb02);
+        }
+        mapped.write_back(&mut bench.host);
+        assert_eq!(&bench.host.memory[PAGE], whole.as_bytes(), "{kvm}");
+    }
 }
