@@ -70,7 +70,9 @@ pub struct Interruptibility {
     pub interrupts: bool,
     /// Interrupts do not wait for RFLAGS.IF: a guest's guest runs, and they are for the guest. Written by the backend.
     pub ignores_if: bool,
-    #[bits(25)]
+    /// CR8 is V_TPR, a guest's guest's own, and not the local APIC's. Written by the backend.
+    pub virtual_tpr: bool,
+    #[bits(24)]
     __: u32,
 }
 

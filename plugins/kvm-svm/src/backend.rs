@@ -133,14 +133,8 @@ impl Ops for Shared {
             .vmrun(vmcb, pa, &self.kvm.silicon, honour)
             .map_err(|_| fail_entry(vmcb.control.exit_code().0))?;
         running.load_kept(vmcb, state);
-        state.interruptibility = v.held(state);
-        let mut intercepts = windows(v, v.running.intercepts());
-        if v.virtualizes_tpr() {
-            intercepts.cr |= CR8;
-            intercepts.set(SensitiveKind::CR_READ, true);
-            intercepts.set(SensitiveKind::CR_WRITE, true);
-        }
-        Ok(intercepts)
+        state.interruptibility = v.held(state).with_virtual_tpr(v.virtualizes_tpr());
+        Ok(windows(v, v.running.intercepts()))
     }
 
     fn entry_refused(
@@ -341,14 +335,12 @@ impl Ops for Shared {
         exit: &mut Exit,
         _fault: &mut Exception,
     ) -> Verdict {
-        let control = &v.running.vmcb.control;
-        let mut vectors = control.intercepts;
-        if insn.number == 8 && v.virtualizes_tpr() {
-            // L2's own task priority is not modelled: an access to it ends the run.
-            vectors.set(SvmExitCode::READ_CR8, true);
-            vectors.set(SvmExitCode::WRITE_CR8, true);
+        if insn.kind == SensitiveKind::INTERRUPT_WINDOW && !v.running.has_virtual_interrupt(state) {
+            return Verdict::NATIVE;
         }
-        let taken = exits::instruction(insn, state, &vectors, self.kvm.silicon.decode_assists.is_set());
+        let control = &v.running.vmcb.control;
+        let decode_assists = self.kvm.silicon.decode_assists.is_set();
+        let taken = exits::instruction(insn, state, &control.intercepts, decode_assists);
         // The map that silicon was told of.
         let merged = control.msrpm_base_pa == setup::msrpm_pa(self, v.core.id, true);
         let map = if merged { &v.nested.msrpm } else { &v.msrpm };
@@ -396,16 +388,14 @@ impl Ops for Shared {
     }
 }
 
-/// CR8's bits in `Intercepts::cr`.
-const CR8: u32 = 1 << 8 | 1 << 24;
-
 impl Shared {
     /// #VMEXIT, and what `svm_vcpu_run` does after it.
     fn leave_silicon(&self, v: &mut SvmVcpu, state: &VcpuState, exit: &Exit) {
-        let virtual_tpr = v.virtualizes_tpr();
+        // Tapes whose CR8 is always the local APIC's do not tell V_TPR.
+        let is_v_tpr = v.virtualizes_tpr() == state.interruptibility.virtual_tpr();
         let (VmcbInfo { vmcb, mirror }, running) = v.current_mut();
         running.vmexit(vmcb, mirror, exit, state, self.kvm.silicon.nrips.is_set());
-        if !virtual_tpr {
+        if is_v_tpr {
             vmcb.control.int_ctl.set_v_tpr(state.cr8 as u8 & 0xf);
         }
         vmcb.mark_all_clean();

@@ -19,7 +19,7 @@ use pic::PicPair;
 use pit::Pit;
 pub use seen::Seen;
 use serde::{Deserialize, Serialize};
-use vmtape_arch::state::LapicState;
+use vmtape_arch::{state::LapicState, vcpu::VcpuState};
 use vmtape_traces::event::End;
 
 /// Local APIC identifiers must fit xAPIC mode's eight bits, without the broadcast.
@@ -247,6 +247,25 @@ impl Devices {
             self.kicked |= tpr < apic.tpr();
             apic.set_tpr(tpr);
         }
+    }
+
+    /// The task priority after a MOV CR8, where CR8 is the local APIC's.
+    pub fn tpr_from_cr8(&mut self, vcpu: u32, state: &VcpuState) {
+        if !state.interruptibility.virtual_tpr() {
+            self.set_tpr(vcpu, (state.cr8 << 4) as u8);
+        }
+    }
+
+    /// CR8 after the task priority may have changed, where CR8 is the local APIC's.
+    pub fn tpr_to_cr8(&self, vcpu: u32, state: &mut VcpuState) {
+        if !state.interruptibility.virtual_tpr() {
+            state.cr8 = self.cr8(vcpu);
+        }
+    }
+
+    /// The task priority as CR8 shows it.
+    pub fn cr8(&self, vcpu: u32) -> u64 {
+        u64::from(self.tpr(vcpu)) >> 4
     }
 
     /// The task priority's upper half, if it is another one. See: KVM lapic.c kvm_lapic_set_tpr()

@@ -77,7 +77,9 @@ impl Machine {
         self.services.jump_clock(n);
         self.services.tape.begin_exit(n, icount, &vcpu.state, &exit);
         self.services.inputs.begin_exit(n);
-        let before = Before { rip: vcpu.state.rip, cr8: vcpu.state.cr8, pat: vcpu.state.pat };
+        let own_cr8 = !vcpu.state.interruptibility.virtual_tpr();
+        let before =
+            Before { rip: vcpu.state.rip, cr8: own_cr8.then_some(vcpu.state.cr8), pat: vcpu.state.pat };
         self.services.emulated = false;
         let resume = self.backend.handle_exit(n, &mut vcpu.state, &exit, &mut self.services);
         self.services.after_backend(n, &mut vcpu.state, Some(&before));
@@ -135,7 +137,8 @@ impl Machine {
 /// What the handling of an exit found.
 struct Before {
     rip: u64,
-    cr8: u64,
+    /// Where it is the local APIC's.
+    cr8: Option<u64>,
     pat: u64,
 }
 
@@ -151,12 +154,12 @@ impl Services {
                 // The TLB holds types of the old one.
                 self.flush_tlb(n, FlushScope::ALL, 0);
             }
-            if state.cr8 != before.cr8 {
-                self.devices.set_tpr(n, (state.cr8 << 4) as u8);
+            if before.cr8.is_some_and(|cr8| cr8 != state.cr8) {
+                self.devices.tpr_from_cr8(n, state);
             }
         }
         let now = self.sync_clock(state);
-        state.cr8 = u64::from(self.devices.tpr(n)) >> 4;
+        self.devices.tpr_to_cr8(n, state);
         self.devices.lapics[n as usize].timer.set_tsc_offset(state.tsc_offset, now);
     }
 }

@@ -133,8 +133,8 @@ impl Machine {
             fed.knowledge.apply(n, state, if others_hold { told } else { u32::MAX });
         }
         // The low half of the task priority is not in CR8.
-        if u64::from(self.services.devices.tpr(n)) >> 4 != state.cr8 {
-            self.services.devices.set_tpr(n, (state.cr8 << 4) as u8);
+        if self.services.devices.cr8(n) != state.cr8 {
+            self.services.devices.tpr_from_cr8(n, state);
         }
         state.inject = Default::default();
         self.services.sync_clock(state);

@@ -31,7 +31,11 @@ impl Machine {
                 Ok(msrs_to_bytes(&msrs.get(&listed)))
             }
             Owner::Backend(_) => {
-                let bytes = self.backend.get_state(vcpu, &mut v.state, kind, &mut self.services)?;
+                // `kvm_get_cr8` asks the local APIC, whosever CR8 is loaded.
+                let loaded = std::mem::replace(&mut v.state.cr8, self.services.devices.cr8(vcpu));
+                let got = self.backend.get_state(vcpu, &mut v.state, kind, &mut self.services);
+                v.state.cr8 = loaded;
+                let bytes = got?;
                 Ok(if kind == StateKind::VCPU_EVENTS { self.with_signals(vcpu, bytes) } else { bytes })
             }
         }
@@ -49,9 +53,15 @@ impl Machine {
                 if done as usize == entries.len() { Ok(()) } else { Err(Errno::EINVAL) }
             }
             Owner::Backend(_) => {
-                self.backend.set_state(vcpu, &mut v.state, kind, bytes, &mut self.services)?;
+                let loaded = std::mem::replace(&mut v.state.cr8, self.services.devices.cr8(vcpu));
+                let done = self.backend.set_state(vcpu, &mut v.state, kind, bytes, &mut self.services);
+                let cr8 = std::mem::replace(&mut v.state.cr8, loaded);
+                done?;
                 match kind {
-                    StateKind::SREGS2 => self.services.devices.set_cr8(vcpu, v.state.cr8 as u8),
+                    StateKind::SREGS2 => {
+                        self.services.devices.set_cr8(vcpu, cr8 as u8);
+                        self.services.devices.tpr_to_cr8(vcpu, &mut v.state);
+                    }
                     StateKind::VCPU_EVENTS => self.set_signals(vcpu, bytes),
                     StateKind::MP_STATE if MpState::from_bytes(bytes) == Some(MpState::SIPI_RECEIVED) => {
                         let vector = &mut self.services.devices.lapics[vcpu as usize].sipi_vector;

@@ -374,6 +374,6 @@ impl Env for EmulatorEnv<'_> {
     }
 
     fn tpr_changed(&mut self, state: &mut VcpuState) {
-        self.services.devices.set_tpr(self.vcpu, (state.cr8 << 4) as u8);
+        self.services.devices.tpr_from_cr8(self.vcpu, state);
     }
 }

@@ -146,7 +146,7 @@ impl Env for GuestEnv<'_> {
             devices.silicon_apic_write(self.vcpu, register, value as u32, now);
         }
         if register == reg::TPR {
-            state.cr8 = u64::from(devices.tpr(self.vcpu)) >> 4;
+            devices.tpr_to_cr8(self.vcpu, state);
         }
         Ok(0)
     }
@@ -183,7 +183,7 @@ impl Env for GuestEnv<'_> {
         }
         // Silicon virtualizes these registers without KVM's tracepoints.
         let claimed = self.services.devices.msr(self.vcpu, &mut op, now).claimed;
-        state.cr8 = u64::from(self.services.devices.tpr(self.vcpu)) >> 4;
+        self.services.devices.tpr_to_cr8(self.vcpu, state);
         if claimed { Ok(op.data) } else { Err(Exception::gp(0)) }
     }
 
@@ -196,7 +196,7 @@ impl Env for GuestEnv<'_> {
     }
 
     fn tpr_changed(&mut self, state: &mut VcpuState) {
-        self.services.devices.set_tpr(self.vcpu, (state.cr8 << 4) as u8);
+        self.services.devices.tpr_from_cr8(self.vcpu, state);
     }
 
     fn virtual_interrupt(&mut self, state: &mut VcpuState) -> Option<u8> {

@@ -4,7 +4,7 @@
 
 use super::{
     checks::{self, Invalid},
-    vmcb::{Clean, ControlArea, EventInfo, IntState, Mirror, Vmcb, VmcbSegment},
+    vmcb::{Clean, EventInfo, IntState, Mirror, Vmcb, VmcbSegment},
 };
 use serde::{Deserialize, Serialize};
 use vmtape_arch::{
@@ -73,9 +73,11 @@ impl Running {
         Ok(())
     }
 
-    /// Registers that silicon did not load because the VMCB calls them clean: the guest goes on with what silicon kept.
+    /// CR8 is V_TPR. Registers that silicon did not load because the VMCB calls them clean: the guest goes on with what silicon
+    /// kept. See: APM 15.21.1 Interrupt Masking in RFLAGS and CR8
     pub fn load_kept(&self, vmcb: &Vmcb, state: &mut VcpuState) {
         let clean = vmcb.control.clean;
+        state.cr8 = (self.vmcb.control.int_ctl.v_tpr() & 0xf).into();
         let (kept, memory) = (&self.vmcb.save, &vmcb.save);
         if clean.drx() && (kept.dr6, kept.dr7) != (memory.dr6, memory.dr7) {
             (state.dr6, state.dr7) = (kept.dr6, kept.dr7);
@@ -89,13 +91,16 @@ impl Running {
         }
     }
 
+    /// Whether V_IRQ is above the virtual task priority. See: APM 15.21.4 Injecting Virtual (INTR) Interrupts
+    pub fn has_virtual_interrupt(&self, state: &VcpuState) -> bool {
+        let int_ctl = self.vmcb.control.int_ctl;
+        int_ctl.v_irq() && (int_ctl.v_ign_tpr() || u64::from(int_ctl.v_intr_prio()) > state.cr8)
+    }
+
     /// A virtual interrupt is pending that the guest may take now: delivers it.
     /// See: APM 15.21.4 Injecting Virtual (INTR) Interrupts
     pub fn take_virtual_interrupt(&mut self, state: &mut VcpuState) {
         let control = &mut self.vmcb.control;
-        if !has_virtual_interrupt(control) {
-            return;
-        }
         control.int_ctl.set_v_irq(false);
         state.intercepts.set(SensitiveKind::INTERRUPT_WINDOW, false);
         state.inject = Event {
@@ -171,15 +176,10 @@ pub fn sign_extended(address: u64, la57: bool) -> u64 {
     ((address << unused) as i64 >> unused) as u64
 }
 
-/// Whether V_IRQ is above the virtual task priority. See: APM 15.21.4 Injecting Virtual (INTR) Interrupts
-fn has_virtual_interrupt(control: &ControlArea) -> bool {
-    let int_ctl = control.int_ctl;
-    int_ctl.v_irq() && (int_ctl.v_ign_tpr() || int_ctl.v_intr_prio() > int_ctl.v_tpr() & 0xf)
-}
-
-/// Whether the guest is asked when it can take an interrupt: to exit, or to take a virtual one.
+/// Whether the guest is asked when it can take an interrupt: to exit, or to take a virtual one. The priority is compared then,
+/// since a guest may change its CR8 without an exit.
 fn opens_window(vmcb: &Vmcb) -> bool {
-    has_virtual_interrupt(&vmcb.control)
+    vmcb.control.int_ctl.v_irq()
 }
 
 /// The interrupt shadow. AMD has one, whatever instruction began it.

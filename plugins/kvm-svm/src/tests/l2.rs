@@ -287,6 +287,50 @@ fn a_virtual_interrupt() {
     assert!(!world.vmcb12().control.int_ctl.v_irq());
 }
 
+/// L2's CR8 under V_INTR_MASKING is V_TPR: no access exits, it holds virtual interrupts back, L1 finds it at #VMEXIT, and L1's own
+/// stays.
+#[test]
+fn l2_has_a_task_priority_of_its_own() {
+    let mut world = World::new(&[], true, |vmcb| {
+        let int_ctl = vmcb.control.int_ctl.with_v_irq(true).with_v_intr_prio(8).with_v_intr_masking(true);
+        (vmcb.control.int_ctl, vmcb.control.int_vector) = (int_ctl.with_v_tpr(10), 0xf1);
+    });
+    world.bench.state().cr8 = 3;
+    world.enter();
+    world.vmrun();
+    world.enter();
+    let state = world.bench.state();
+    assert_eq!((state.cr8, state.interruptibility.virtual_tpr()), (10, true));
+    assert_eq!(state.intercepts.cr & (1 << 8 | 1 << 24), 0);
+    let window = Sensitive { kind: SensitiveKind::INTERRUPT_WINDOW, ..Default::default() };
+    for (cr8, taken) in [(10, false), (8, false), (7, true)] {
+        world.bench.state().cr8 = cr8;
+        assert_eq!(world.step(window), None);
+        let event = std::mem::take(&mut world.bench.state().inject);
+        assert_eq!(event.valid.is_set(), taken, "{cr8}");
+    }
+    world.bench.state().cr8 = 12;
+    world.vmmcall();
+    let int_ctl = world.vmcb12().control.int_ctl;
+    assert_eq!((int_ctl.v_tpr(), int_ctl.v_irq()), (12, false));
+    let state = world.bench.state();
+    assert_eq!((state.cr8, state.interruptibility.virtual_tpr()), (3, false));
+}
+
+/// Without V_INTR_MASKING it is L1's.
+#[test]
+fn l2_shares_the_task_priority() {
+    let mut world = World::new(&[], true, |vmcb| vmcb.control.int_ctl.set_v_tpr(10));
+    world.bench.state().cr8 = 3;
+    world.enter();
+    world.vmrun();
+    world.enter();
+    assert_eq!(world.bench.state().cr8, 3);
+    world.bench.state().cr8 = 5;
+    world.vmmcall();
+    assert_eq!((world.bench.state().cr8, world.vmcb12().control.int_ctl.v_tpr()), (5, 5));
+}
+
 /// A clean bit that lies: the tables of the last run stay, as silicon's own would.
 #[test]
 fn clean_bits_of_l1_count() {

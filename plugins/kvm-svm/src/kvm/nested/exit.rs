@@ -226,7 +226,10 @@ fn restore_l1(cx: &mut Cx<'_>) {
     state.dr7 = DR7_INIT;
     save.load_segments(state);
     let shadow = state.interruptibility;
-    state.interruptibility = shadow.with_sti(false).with_mov_ss(false);
+    if shadow.virtual_tpr() {
+        state.cr8 = (vmcb01.control.int_ctl.v_tpr() & 0xf).into();
+    }
+    state.interruptibility = shadow.with_sti(false).with_mov_ss(false).with_virtual_tpr(false);
     setup::update_cr0_intercept(cx.shared, cx.vcpu, cx.state);
 }
 
