@@ -105,6 +105,9 @@ impl<I: Iterator<Item = Result<Event>>> Iterator for Exits<I> {
 /// Exits that move from hand to hand: they are large.
 pub(crate) type Batch = Vec<Box<ExitGroup>>;
 
+/// Ends of an exit's handling after which the vCPU waits for an event.
+const HALTED: [ResumeKind; 2] = [ResumeKind::BLOCKED, ResumeKind::HLT];
+
 /// Exits being put together.
 pub(crate) struct Grouping {
     open: BTreeMap<u32, Group>,
@@ -205,6 +208,7 @@ impl Grouping {
     fn exit(&mut self, exit: ExitEvent) {
         self.current = exit.vcpu;
         self.close(exit.vcpu);
+        self.close_halted();
         let group = self.open.entry(exit.vcpu).or_default();
         let mut new = self.spare.pop().unwrap_or_default();
         self.values.extend(new.registers.drain(..).map(|registers| registers.values));
@@ -217,6 +221,16 @@ impl Grouping {
         std::mem::swap(&mut new.pages_before, &mut self.pages);
         group.exit = Some(new);
         self.number += 1;
+    }
+
+    /// A halted vCPU lets the others go on, and is complete where one of them exits: what comes when it wakes stands before its
+    /// own next exit. So exits come in their order.
+    fn close_halted(&mut self) {
+        for group in self.open.values_mut() {
+            let halted =
+                |exit: &mut Box<ExitGroup>| exit.resume.is_some_and(|resume| HALTED.contains(&resume.kind));
+            self.done.extend(group.exit.take_if(halted));
+        }
     }
 
     fn note(&mut self, vcpu: u32, place: Place, note: Note) {
@@ -247,8 +261,7 @@ impl Grouping {
     /// halted, what it did comes before the next exit.
     fn control(&mut self, control: Control) {
         let open = self.open.get_mut(&self.current).and_then(|group| group.exit.as_mut());
-        let halted = [ResumeKind::BLOCKED, ResumeKind::HLT];
-        match open.filter(|exit| exit.resume.is_some_and(|resume| !halted.contains(&resume.kind))) {
+        match open.filter(|exit| exit.resume.is_some_and(|resume| !HALTED.contains(&resume.kind))) {
             Some(exit) => exit.controls.push(control),
             None => self.controls.push(control),
         }
