@@ -43,14 +43,15 @@ fn a_reader_that_goes_away_is_no_crash() -> Result<()> {
         "replay a.tape -b svm",
         "run -b vmx --check-extension 185 builtin:hello",
     ] {
-        let mut child = std::process::Command::new(program()?)
+        // Gone before the program starts: a short text would otherwise fit into the pipe in time.
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let output = std::process::Command::new(program()?)
             .current_dir(folder.path())
             .args(line.split(' '))
-            .stdout(Stdio::piped())
+            .stdout(writer)
             .stderr(Stdio::piped())
-            .spawn()?;
-        drop(child.stdout.take());
-        let output = child.wait_with_output()?;
+            .output()?;
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(!stderr.contains("panicked"), "{line}: {stderr}");
         let expected = if line.starts_with("help") { 0 } else { 141 };
