@@ -227,9 +227,7 @@ impl Grouping {
     /// own next exit. So exits come in their order.
     fn close_halted(&mut self) {
         for group in self.open.values_mut() {
-            let halted =
-                |exit: &mut Box<ExitGroup>| exit.resume.is_some_and(|resume| HALTED.contains(&resume.kind));
-            self.done.extend(group.exit.take_if(halted));
+            self.done.extend(group.exit.take_if(|exit| exit.is_halted()));
         }
     }
 
@@ -261,7 +259,7 @@ impl Grouping {
     /// halted, what it did comes before the next exit.
     fn control(&mut self, control: Control) {
         let open = self.open.get_mut(&self.current).and_then(|group| group.exit.as_mut());
-        match open.filter(|exit| exit.resume.is_some_and(|resume| !HALTED.contains(&resume.kind))) {
+        match open.filter(|exit| exit.resume.is_some() && !exit.is_halted()) {
             Some(exit) => exit.controls.push(control),
             None => self.controls.push(control),
         }
@@ -291,6 +289,11 @@ impl Grouping {
 }
 
 impl ExitGroup {
+    /// Whether the vCPU waits for an event after it.
+    pub fn is_halted(&self) -> bool {
+        self.resume.is_some_and(|resume| HALTED.contains(&resume.kind))
+    }
+
     /// Where one of `notes` belongs.
     pub fn place(&self, note: usize) -> Place {
         let found = self.places.binary_search_by_key(&note, |(index, _)| *index);

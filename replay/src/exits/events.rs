@@ -1,11 +1,7 @@
 //! The events of an exit's handling, as one machine told them twice.
 
 use crate::exempt;
-use vmtape_arch::{
-    exit::{Resume, ResumeKind},
-    level::Place,
-    note::Note,
-};
+use vmtape_arch::{exit::Resume, level::Place, note::Note};
 use vmtape_traces::{Event, ExitGroup};
 
 /// What the handlers did about the last exit.
@@ -30,16 +26,13 @@ pub(super) enum Compared {
     Different(Box<[Option<Event>; 2]>),
 }
 
-/// Ends of handling after which the vCPU waits for an event.
-const HALTED: [ResumeKind; 2] = [ResumeKind::BLOCKED, ResumeKind::HLT];
-
 /// The same machine: every event of the exit must be equal. `ended`: so has the replayed machine's run.
 pub(super) fn compare(group: &ExitGroup, answer: &Answer, ended: bool) -> Compared {
     if answer.notes == group.notes && answer.places == group.places && answer.resume == group.resume {
         return Compared::Equal;
     }
     // A vCPU that halts enters when it is woken, which is after other vCPUs' exits; a tape may end before an entry.
-    let halted = group.resume.is_some_and(|resume| HALTED.contains(&resume.kind));
+    let halted = group.is_halted();
     let entered = group.notes.last().is_some_and(|note| matches!(note, Note::Entry { .. }));
     let open = ended || halted || !entered;
     let kept = if halted { group.handled } else { group.notes.len() };

@@ -53,7 +53,6 @@ fn under_shadow_paging() {
 }
 
 #[test]
-#[ignore = "pending: VMRUN, fed without its guest, lacks registers that tapes do not have"]
 fn exit_by_exit() {
     all_hold("svm-npt", "exits");
 }
