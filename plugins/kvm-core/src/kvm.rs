@@ -81,6 +81,7 @@ pub fn mmu_config(silicon: &Silicon, options: &Options, table_width: u8) -> Conf
         ept_types: options.ept_types(),
         unmappable: options.unmappable(),
         npt_rules: options.npt_rules(),
+        gfn_within_host: options.on(Switch::GFN_WITHIN_HOST),
         tdp_splits_on_fault: options.on(Switch::TDP_SPLITS_ON_FAULT),
     }
 }

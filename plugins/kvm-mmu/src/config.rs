@@ -50,6 +50,8 @@ pub struct Config {
     pub unmappable: Unmappable,
     /// How the walk of L1's nested page table is set up.
     pub npt_rules: NptRules,
+    /// Slots and entries stay within the host's width (`kvm_mmu_max_gfn`); otherwise nobody looks.
+    pub gfn_within_host: bool,
     /// A fault that needs a small page splits a large one of the TDP MMU, instead of dropping it.
     pub tdp_splits_on_fault: bool,
 }
@@ -110,6 +112,7 @@ impl Config {
             mmio_read_forgotten: false,
             ept_types: EptTypes::default(),
             npt_rules: Default::default(),
+            gfn_within_host: true,
             tdp_splits_on_fault: true,
             unmappable: Unmappable::Map,
         }

@@ -102,8 +102,11 @@ impl Mmu {
         Place { level: self.vcpus[vcpu as usize].level(), dimension: Dimension::GUEST }
     }
 
-    /// `kvm_mmu_max_gfn`.
+    /// `kvm_mmu_max_gfn`, or no limit before there was one.
     pub fn max_gfn(&self) -> u64 {
+        if !self.config.gfn_within_host {
+            return u64::MAX;
+        }
         let width = if self.config.tdp { self.config.host_width } else { 52 };
         bits(0, u32::from(width) - 13)
     }

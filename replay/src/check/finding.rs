@@ -34,6 +34,8 @@ pub enum Subject {
     State,
     /// Addresses that devices cannot reach.
     Iommu,
+    /// Addresses that the host keeps for something else.
+    Reserved,
     Vendor,
     /// Nested virtualization, which is not judged.
     Nested,
@@ -53,6 +55,8 @@ pub enum Pin {
     GuestPhysBits(u8),
     /// Without CPUID features, by QEMU's names.
     Without(Vec<String>),
+    /// Memory and BARs lie outside of these addresses, both ends included.
+    KeepOut { first: u64, last: u64 },
     /// KVM on this host has to hide its width from narrower guests (KVM_CAP_SMALLER_MAXPHYADDR).
     HideWidth(String),
 }

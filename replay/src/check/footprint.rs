@@ -12,6 +12,7 @@ use std::{
     fmt,
 };
 use vmtape_arch::{
+    PAGE_SIZE,
     cpuid::{CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry, maxphyaddr},
     note::Note,
     paging::Pte,
@@ -139,6 +140,8 @@ pub struct Footprint {
     pub entries: Reach,
     pub devices: Reach,
     pub slots: Reach,
+    /// Slots by where they begin, and pages of devices: all of them.
+    pub ranges: BTreeMap<u64, Place>,
     /// CPUID leaves (with their index) that the guest has read, and the first exit at which it did.
     pub cpuid: BTreeMap<(u32, u32), u64>,
     /// Model-specific registers that it has read.
@@ -182,7 +185,7 @@ impl Footprint {
     /// What is there now, without anybody having to look at it.
     fn state(&mut self, player: &Player, exit: Option<u64>) {
         for slot in player.machine.memory().slots() {
-            self.slots.add(Place::slot(slot.gpa, slot.size));
+            self.slot(slot.gpa, slot.size);
         }
         for vcpu in 0..player.machine.spec().vcpus {
             self.xcr0 |= player.machine.state(vcpu).map_or(0, |state| state.xcr0);
@@ -203,7 +206,7 @@ impl Footprint {
             Event::Control { control: Control::SetMemoryRegion { gpa, size, result: 0, .. }, icount }
                 if *size > 0 && *icount >= self.moves_at_instruction =>
             {
-                self.slots.add(Place::slot(*gpa, *size));
+                self.slot(*gpa, *size);
             }
             Event::Control { control: Control::SetCpuid { entries, result: 0, .. }, .. } => {
                 self.widths.insert(maxphyaddr(entries));
@@ -232,7 +235,7 @@ impl Footprint {
                         self.entries.add(Place { at, ..place });
                     }
                 }
-                Note::Mmio { gpa, .. } if moved => self.devices.add(Place::device(gpa, exit)),
+                Note::Mmio { gpa, .. } if moved => self.device(Place::device(gpa, exit)),
                 Note::Cpuid { function, index, .. } => {
                     self.cpuid.entry((function, index)).or_insert(exit);
                 }
@@ -243,6 +246,20 @@ impl Footprint {
                 _ => {}
             }
         }
+    }
+
+    fn slot(&mut self, gpa: u64, size: u64) {
+        let place = Place::slot(gpa, size);
+        let known = self.ranges.entry(gpa).or_insert_with(|| place.clone());
+        if known.address < place.address {
+            known.clone_from(&place);
+        }
+        self.slots.add(place);
+    }
+
+    fn device(&mut self, place: Place) {
+        self.ranges.entry(place.address & !(PAGE_SIZE - 1)).or_insert_with(|| place.clone());
+        self.devices.add(place);
     }
 
     fn step(&mut self, entry: Entry, exit: u64) {

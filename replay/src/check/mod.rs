@@ -12,6 +12,7 @@ pub mod finding;
 pub mod footprint;
 pub mod pins;
 pub mod rerun;
+pub mod reserved;
 pub mod rules;
 pub mod tables;
 

@@ -11,6 +11,9 @@ pub struct Pins {
     pub guest_phys_bits: Option<u8>,
     /// Features to switch off, by QEMU's names.
     pub without: BTreeSet<String>,
+    /// Addresses, both ends included, that memory and BARs have to keep out of: no setting of the CPU's, but of who places them.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub keep_out: BTreeSet<(u64, u64)>,
     /// Hosts whose KVM has to hide its width.
     pub hide_width: BTreeSet<String>,
     /// What cannot be had, in words.
@@ -29,6 +32,9 @@ impl Pins {
                 Pin::AtLeastPhysBits(bits) => at_least = at_least.max(*bits),
                 Pin::GuestPhysBits(bits) => lower(&mut pins.guest_phys_bits, *bits),
                 Pin::Without(names) => pins.without.extend(names.iter().cloned()),
+                Pin::KeepOut { first, last } => {
+                    pins.keep_out.insert((*first, *last));
+                }
                 Pin::HideWidth(host) => {
                     pins.hide_width.insert(host.clone());
                 }

@@ -4,6 +4,7 @@ use super::{
     Guest, Host,
     finding::{Finding, Pin, Severity, Subject},
     footprint::Place,
+    reserved,
 };
 use vmtape_arch::{
     cpuid::{CpuidEntry, find, maxphyaddr},
@@ -18,7 +19,7 @@ const MAPPABLE: &str = "KVM commit b628cb523c65: GuestPhysBits is the widest add
 const RESERVED: &str = "KVM commit 3edd68399dc1: KVM_CAP_SMALLER_MAXPHYADDR";
 const FEATURE: &str = "SDM vol. 2A CPUID; APM vol. 3 appendix E";
 const STATE: &str = "KVM arch/x86/kvm/x86.c kvm_vcpu_ioctl_x86_set_xsave(), __kvm_set_xcr()";
-const DMA: &str = "Linux drivers/vfio/vfio_iommu_type1.c vfio_iommu_iova_dma_valid()";
+pub(super) const DMA: &str = "Linux drivers/vfio/vfio_iommu_type1.c vfio_iommu_iova_dma_valid()";
 const NESTED: &str = "vmtape runs no second level of guests yet";
 /// Features that a VMM adds itself, whatever the host has.
 const ADDED_BY_VMM: [&str; 2] = ["hypervisor", "tsc-deadline"];
@@ -34,6 +35,7 @@ pub fn findings(guest: &Guest, host: &Host) -> Vec<Finding> {
     mappable(guest, host, &widths, &mut findings);
     reserved_bits(guest, host, &widths, &mut findings);
     iommu(guest, host, &widths, &mut findings);
+    reserved::findings(guest, host, &mut findings);
     vendor(guest, host, &mut findings);
     features(guest, host, &mut findings);
     vmx_capabilities(guest, host, &mut findings);

@@ -19,8 +19,8 @@ type Guest = (&'static str, &'static str, &'static str);
 const GUESTS: [Guest; 17] = [
     ("hello", "hello", WIDE),
     ("cpuid", "cpuid", RECORDED),
-    ("bar", "bar", RECORDED),
-    ("bar-pb36", "bar", RECORDED),
+    ("bar", "bar,size=0x40000000", RECORDED),
+    ("bar-pb36", "bar,size=0x40000000", RECORDED),
     ("legacy", "legacy", WIDE),
     ("illegal", "illegal", RECORDED),
     ("illegal-pb36", "illegal", RECORDED),

@@ -466,6 +466,25 @@ fn memory_slots_end_at_the_host_s_width() -> Result<()> {
     Ok(())
 }
 
+/// Before commit 86931ff7207b nobody looked at the width; bisecting releases finds it.
+#[test]
+fn slots_beyond_the_host_s_width_by_release() -> Result<()> {
+    for (backend, host, release, expected) in [
+        ("vmx", "intel-46", "v5.6", Ok(())),
+        ("vmx", "intel-39", "v5.17", Ok(())),
+        ("vmx", "intel-46", "v5.18", Err(Errno::EINVAL)),
+        ("svm-npt", "amd-40", "v5.17", Ok(())),
+        ("svm-npt", "amd-40", "v5.18", Err(Errno::EINVAL)),
+        ("vmx,-gfn-within-host", "intel-46", "v6.12", Ok(())),
+        ("vmx,+gfn-within-host", "intel-46", "v5.15", Err(Errno::EINVAL)),
+    ] {
+        let region = MemoryRegion { slot: 3, gpa: 1 << 46, size: 4096, ..Default::default() };
+        let said = vm(backend, host, release)?.set_memory_region(&region, &mut Nobody::default());
+        ensure!(said == expected, "{backend} on {host}, {release}: {said:?}");
+    }
+    Ok(())
+}
+
 /// The ioctl that was proposed and never merged: there with its patch only.
 #[test]
 fn the_largest_usable_address() -> Result<()> {

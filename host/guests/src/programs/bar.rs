@@ -17,6 +17,9 @@ use iced_x86::{IcedError, code_asm::*};
 /// Present, writable, not cached, 2 MiB.
 const DEVICE_PAGE: i32 = 0x9b;
 const PROBE_VALUE: i32 = 0x1357_9bdf;
+/// Below the 12 GiB at the top of 40 bits and of the address space that AMD's hosts keep for HyperTransport.
+/// See: Linux drivers/iommu/amd/amd_iommu_types.h HT_RANGE_START
+const BELOW_RESERVED: u64 = 16 << 30;
 
 pub const PARAMETERS: &[Parameter] = &[
     Parameter::new(
@@ -25,7 +28,12 @@ pub const PARAMETERS: &[Parameter] = &[
         "both",
         "which width this firmware goes by",
     ),
-    Parameter::new("size", Kind::Number, "0x40000000", "the BAR lies so much below the top"),
+    Parameter::new(
+        "size",
+        Kind::Number,
+        "",
+        "the BAR lies so much below the top (default: 16 GiB, or a quarter of the address space where that is less)",
+    ),
     Parameter::new("at", Kind::Number, "", "the BAR's address instead, 2 MiB aligned")
         .excludes(&["by", "size"]),
     Parameter::new("ram", Kind::Number, "0x2000000", "the page of RAM that is looked at before and after"),
@@ -44,7 +52,7 @@ pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
             k.a.mov(rax, address)?;
             probe(k, "BAR at 0x")?;
         }
-        None => probe_tops(k, by, values.number("size").unwrap_or(0))?,
+        None => probe_tops(k, by, values.number("size"))?,
     }
     paging::set_entry(k, PDE, PTE | P_W_U)?;
     k.a.mov(rbx, GVA)?;
@@ -56,7 +64,7 @@ pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
 }
 
 /// Probes the top of the address space by each width.
-fn probe_tops(k: &mut Kernel, by: &str, size: u64) -> Result<(), IcedError> {
+fn probe_tops(k: &mut Kernel, by: &str, size: Option<u64>) -> Result<(), IcedError> {
     let mut promised = k.a.create_label();
     paging::address_widths(k)?;
     k.a.mov(r12d, eax)?;
@@ -79,7 +87,13 @@ fn probe_tops(k: &mut Kernel, by: &str, size: u64) -> Result<(), IcedError> {
         k.a.mov(ecx, width)?;
         k.a.mov(eax, 1)?;
         k.a.shl(rax, cl)?;
-        k.a.mov(rbx, size)?;
+        k.a.mov(rbx, size.unwrap_or(BELOW_RESERVED))?;
+        if size.is_none() {
+            k.a.mov(rdx, rax)?;
+            k.a.shr(rdx, 2)?;
+            k.a.cmp(rbx, rdx)?;
+            k.a.cmova(rbx, rdx)?;
+        }
         k.a.sub(rax, rbx)?;
         probe(k, &format!("BAR at the top by {text}: 0x"))?;
     }

@@ -1,6 +1,9 @@
 //! Passports: hosts described as data, in TOML.
 
-use super::named::{self, Host, PHYS_BITS};
+use super::{
+    named::{self, Host, PHYS_BITS},
+    reserved::{self, Reserved},
+};
 use crate::model::{self, Feature};
 use serde::{Deserialize, Serialize};
 use vmtape_arch::{
@@ -24,6 +27,8 @@ pub struct Passport {
     pub iommu_bits: Option<u8>,
     /// The widest guest that the VMM starts there (QEMU's `host-phys-bits-limit`).
     pub phys_bits_limit: Option<u8>,
+    /// Addresses that no device reaches; `None`: what silicon of this kind is known to keep.
+    pub reserved: Option<Vec<Reserved>>,
     /// Features by QEMU's names that other hosts of this vendor have and this one does not.
     pub without: Vec<String>,
     /// The backend that virtualizes like this host.
@@ -42,6 +47,7 @@ impl Passport {
             guest_levels: silicon.host_levels,
             iommu_bits: None,
             phys_bits_limit: None,
+            reserved: None,
             without: Vec::new(),
             backend: None,
             kvm: None,
@@ -54,6 +60,11 @@ impl Passport {
         let without = self.without.iter().filter_map(|name| model::named(name).ok());
         let changes: Vec<(&Feature, bool)> = la57.into_iter().chain(without.map(|f| (f, false))).collect();
         model::silicon_cpuid_with(&self.silicon, &changes)
+    }
+
+    /// Addresses that no device of this host reaches.
+    pub fn reserved(&self) -> Vec<Reserved> {
+        self.reserved.clone().unwrap_or_else(|| reserved::of_silicon(&self.silicon))
     }
 
     /// Missing features that are bits of the VMX capability MSRs.
@@ -104,6 +115,7 @@ struct File {
     iommu_bits: Option<u8>,
     encryption_bits: Option<u8>,
     phys_bits_limit: Option<u8>,
+    reserved: Option<Vec<Reserved>>,
     gbpages: Option<bool>,
     ept_ad: Option<bool>,
     ept_advanced: Option<bool>,
@@ -129,6 +141,7 @@ impl File {
             guest_levels: self.guest_levels.unwrap_or(silicon.host_levels),
             iommu_bits: self.iommu_bits,
             phys_bits_limit: self.phys_bits_limit,
+            reserved: self.reserved,
             without: self.without,
             backend: self.backend,
             kvm: self.kvm,
@@ -192,6 +205,7 @@ impl File {
             iommu_bits: passport.iommu_bits,
             encryption_bits: Some(s.encryption_bits),
             phys_bits_limit: passport.phys_bits_limit,
+            reserved: passport.reserved.clone(),
             gbpages: Some(s.gbpages.is_set()),
             ept_ad: intel.then_some(s.ept_ad.is_set()),
             ept_advanced: intel.then_some(s.ept_advanced.is_set()),
@@ -289,6 +303,7 @@ mod tests {
             passport.iommu_bits = Some(39);
             passport.without = vec!["pku".into(), "vmx-rdrand-exit".into()];
             passport.kvm = Some("v6.12".into());
+            passport.reserved = Some(vec!["0x7b800000-0x7fffffff RMRR".parse().unwrap()]);
             assert_eq!(
                 Passport::parse("", &passport.to_toml().unwrap()),
                 Ok(passport.clone()),
@@ -313,6 +328,7 @@ mod tests {
             ("vendor = 'amd'\nencryption-bits = 40", "encryption-bits=40"),
             ("vendor = 'amd'\nname = \"a\\u001b[31m\"", "control"),
             ("vendor = 'amd'\nname = ''", "empty"),
+            ("vendor = 'amd'\nreserved = ['1T']", "1T"),
         ] {
             let cause = Passport::parse("file", text).expect_err(text);
             assert!(cause.contains(mentions), "{text}: {cause}");

@@ -170,6 +170,14 @@ pub const SMALLER_MAXPHYADDR: &[Entry] = &[
 /// Guest physical addresses that the level below cannot map.
 pub const MAPPABLE_WIDTH: &[Entry] = &[
     Entry::patch(
+        Switch::GFN_WITHIN_HOST,
+        Scope::ALL,
+        "A memory slot beyond the host's width is refused, and MMIO up there gets no entry; without this both are taken",
+    )
+    .commit("86931ff7207b", "KVM: x86/mmu: Do not create SPTEs for GFNs that exceed host.MAXPHYADDR")
+    .source("x86.c kvm_arch_prepare_memory_region(), mmu/mmu.c handle_abnormal_pfn(); stable kernels have it too")
+    .since("v5.18"),
+    Entry::patch(
         Switch::GUEST_PHYS_BITS,
         Scope::ALL,
         "KVM_GET_SUPPORTED_CPUID says in 0x80000008 EAX[23:16] how wide an address the level below can map",

@@ -141,8 +141,10 @@ pub fn pin_lines(host: &Assessment) -> Vec<String> {
     let hide = pins.hide_width.iter().map(|host| {
         format!("to pin: KVM on {host} has to hide its width (kvm_intel: allow_smaller_maxphyaddr=1; kvm_amd: npt=0)")
     });
+    let out = pins.keep_out.iter();
+    let out = out.map(|(first, last)| format!("to pin: keep memory and BARs out of {first:#x}-{last:#x}"));
     let conflicts = pins.conflicts.iter().map(|conflict| format!("cannot be had: {conflict}"));
-    guest.into_iter().chain(hide).chain(conflicts).collect()
+    guest.into_iter().chain(hide).chain(out).chain(conflicts).collect()
 }
 
 fn print_matrix(out: &mut impl Write, matrix: &Matrix) -> Result<()> {

@@ -26,6 +26,8 @@ A passport is TOML; every key but `vendor` (or `base`, a named host to start fro
   ept-levels, npt-levels, host-levels   of EPT, of NPT (those of the host's kernel), of the kernel
   iommu-bits        the address width of devices
   phys-bits-limit   the widest guest that the VMM starts there
+  reserved          addresses that devices do not reach: [\"0xfd00000000-0xffffffffff HyperTransport\"]; by default
+                    those of the vendor
   without           features that the host lacks, by QEMU's names: [\"pku\", \"vmx-rdrand-exit\"]
   backend, kvm      what virtualizes like its KVM: kvm = \"v6.12,allow_smaller_maxphyaddr=on\"
   gbpages, ept-ad, ept-advanced, apicv, nrips, decode-assists, backing   details of its silicon";
@@ -133,6 +135,12 @@ fn probe(sources: &Sources, releases: &dyn Fn(&str) -> Vec<String>) -> (Passport
     passport.iommu_bits = sources.iommu_bits();
     if passport.iommu_bits.is_none() {
         remarks.push("no IOMMU says how many address bits devices reach".into());
+    }
+    let mut reserved = passport.reserved();
+    let own = sources.reserved(&reserved);
+    if !own.is_empty() {
+        reserved.extend(own);
+        passport.reserved = Some(reserved);
     }
     kvm(sources, &mut passport, &mut remarks, releases);
     (passport, remarks)
@@ -250,6 +258,7 @@ mod tests {
             ],
             vtd_capabilities: vec!["2f0000\n".into(), "260000\n".into()],
             amd_features: Vec::new(),
+            reserved_regions: Vec::new(),
             supported: None,
             hides_width: None,
         }

@@ -6,6 +6,7 @@ use vmtape_arch::{
     cpuid::{CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry, find},
     host::Vendor,
 };
+use vmtape_machine::hosts::Reserved;
 
 /// Leaves that a passport is made from.
 const LEAVES: [(u32, Option<u32>); 9] = [
@@ -36,6 +37,8 @@ pub struct Sources {
     /// What sysfs shows of the IOMMUs: Intel's capability registers, AMD's extended features.
     pub vtd_capabilities: Vec<String>,
     pub amd_features: Vec<String>,
+    /// What their groups of devices do not reach, as sysfs shows it.
+    pub reserved_regions: Vec<String>,
     /// KVM_GET_SUPPORTED_CPUID and KVM_CAP_SMALLER_MAXPHYADDR, where /dev/kvm opens.
     pub supported: Option<Vec<CpuidEntry>>,
     pub hides_width: Option<bool>,
@@ -61,6 +64,7 @@ impl Sources {
             cpuinfo,
             vtd_capabilities: iommus("intel-iommu/cap"),
             amd_features: iommus("amd-iommu/features"),
+            reserved_regions: files("/sys/kernel/iommu_groups", "reserved_regions"),
             supported,
             hides_width,
         }
@@ -119,6 +123,24 @@ impl Sources {
         let amd = self.amd_features.iter().filter_map(|text| amd_bits(text));
         intel.chain(amd).min().filter(|bits| *bits >= 32)
     }
+
+    /// Ranges that some device does not reach, beside those that every host of this kind has.
+    // See: Linux Documentation/ABI/testing/sysfs-kernel-iommu_groups
+    pub fn reserved(&self, known: &[Reserved]) -> Vec<Reserved> {
+        let lines = self.reserved_regions.iter().flat_map(|text| text.lines());
+        let mut ranges: Vec<Reserved> = lines.filter_map(region).collect();
+        ranges.sort_by_key(|range| (range.first, range.last));
+        ranges.dedup_by_key(|range| (range.first, range.last));
+        ranges.retain(|range| !known.iter().any(|k| k.first <= range.first && range.last <= k.last));
+        ranges
+    }
+}
+
+/// `0x000000007b800000 0x000000007fffffff direct`; VFIO lets go of what is relaxable.
+fn region(line: &str) -> Option<Reserved> {
+    let mut words = line.split_whitespace();
+    let (first, last, what) = (hex(words.next()?)?, hex(words.next()?)?, words.next()?);
+    (what != "direct-relaxable" && first <= last).then(|| Reserved { first, last, what: what.to_owned() })
 }
 
 fn hex(text: &str) -> Option<u64> {
@@ -207,7 +229,12 @@ fn parameters(module: &str) -> Vec<(String, String)> {
 
 /// One file of every IOMMU that has it.
 fn iommus(file: &str) -> Vec<String> {
-    let Ok(entries) = fs::read_dir("/sys/class/iommu") else { return Vec::new() };
+    files("/sys/class/iommu", file)
+}
+
+/// A file of every folder that has it.
+fn files(folder: &str, file: &str) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let read = |entry: fs::DirEntry| fs::read_to_string(entry.path().join(file)).ok();
     let mut found: Vec<_> = entries.flatten().filter_map(read).collect();
     found.sort_unstable();
@@ -234,6 +261,23 @@ mod tests {
         assert_eq!(iommu(&["38080c"], &[]), Some(57));
         assert_eq!(iommu(&["8d2008c10ef0466", "1c0000c40660462"], &[]), Some(39), "the narrowest");
         assert_eq!(iommu(&["none"], &[]), None);
+    }
+
+    /// As a server shows it whose firmware keeps memory for its graphics device, in two groups.
+    #[test]
+    fn regions_of_sysfs_are_reserved_once() {
+        let group =
+            "0x000000007b800000 0x000000007fffffff direct\n0x00000000fee00000 0x00000000feefffff msi\n";
+        let relaxed = "0x0000000000001000 0x0000000000001fff direct-relaxable\nnonsense\n";
+        let sources = Sources {
+            reserved_regions: [group, relaxed, group].map(String::from).to_vec(),
+            ..Sources::default()
+        };
+        let msi: Reserved = "0xfee00000-0xfeefffff".parse().unwrap();
+        let texts =
+            |known: &[Reserved]| sources.reserved(known).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(&[msi]), ["0x7b800000-0x7fffffff direct"]);
+        assert_eq!(texts(&[]), ["0x7b800000-0x7fffffff direct", "0xfee00000-0xfeefffff msi"]);
     }
 
     #[test]
