@@ -70,6 +70,24 @@ pub struct Fault {
     pub a: u64,
     pub b: u64,
     pub answer: u64,
+    /// The rule of a plan that gave it, from one on; zero: none.
+    pub rule: u32,
+    /// Why it did not happen though it was due.
+    pub skipped: Skip,
+}
+
+vmtape_arch::open_enum! {
+    /// Why a fault that was due did not happen.
+    pub struct Skip(u32) {
+        /// It happened.
+        NONE = 0 => "none",
+        /// Its rule has no part in this run.
+        INACTIVE = 1 => "inactive",
+        /// Another rule answered.
+        OVERRULED = 2 => "overruled",
+        /// The time of faults is over: the guest shall recover.
+        HEALING = 3 => "healing",
+    }
 }
 
 /// A page of the guest's memory that the host did not have was waited for.

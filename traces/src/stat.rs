@@ -3,7 +3,7 @@
 use crate::{
     Tape,
     error::Result,
-    event::{End, Event},
+    event::{End, Event, Skip},
     format::{
         align,
         header::{ChunkHeader, ChunkKind, Sealed},
@@ -148,7 +148,10 @@ pub fn stat(tape: &Tape, only: Option<Level>) -> Result<Stat> {
             Event::Note { note, .. } => stat.note(&note),
             Event::Fault(fault) => {
                 let name = tape.metadata().fault_point(fault.point);
-                let name = name.map_or_else(|| format!("point {:#x}", fault.point), str::to_owned);
+                let mut name = name.map_or_else(|| format!("point {:#x}", fault.point), str::to_owned);
+                if fault.skipped != Skip::NONE {
+                    name += " (skipped)";
+                }
                 *stat.faults.entry(name).or_default() += 1;
             }
             Event::End { icount, end, .. } => {

@@ -117,6 +117,7 @@ fn schema_3() -> Golden {
             a: 1,
             b: u64::MAX,
             answer: 3,
+            ..Fault::default()
         }),
         Event::Exit(Box::new(ExitEvent {
             icount,

@@ -36,5 +36,8 @@ pub use model::CpuidChange;
 pub use services::{MemoryTypes, Typed, TypedPage};
 pub use spec::{GuestImage, MILESTONE_EVERY, MachineSpec};
 pub use tape::Recorder;
-pub use time::{Faults, HostPoint, Inputs, Live, NS_PER_SECOND, NS_PER_TICK, Recorded, Scripted, Taken};
+pub use time::{
+    Asked, Decision, Exited, Faults, HostPoint, Inputs, Live, NS_PER_SECOND, NS_PER_TICK, Phase, Recorded,
+    Scripted, Taken,
+};
 pub use vmtape_cpu::revision::REVISION as CPU_REVISION;

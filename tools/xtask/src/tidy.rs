@@ -28,7 +28,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vmtape_svm_npt", &["vmtape_arch", "vmtape_abi", "vmtape_kvm_mmu", "vmtape_kvm_core", "vmtape_kvm_svm"]),
     ("vmtape_machine", &["vmtape_arch", "vmtape_cpu", "vmtape_abi", "vmtape_traces"]),
     ("vmtape_backends", &["vmtape_arch", "vmtape_abi", "vmtape_machine"]),
-    ("vmtape_replay", &["vmtape_arch", "vmtape_abi", "vmtape_machine", "vmtape_traces"]),
+    ("vmtape_faults", &["vmtape_arch", "vmtape_traces", "vmtape_machine"]),
+    ("vmtape_replay", &["vmtape_arch", "vmtape_abi", "vmtape_machine", "vmtape_traces", "vmtape_faults"]),
 ];
 
 /// Crates of people's own tools, which may depend on everything and on which nothing depends, and fuzz targets.

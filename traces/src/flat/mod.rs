@@ -10,7 +10,7 @@ pub(crate) use end::{cpuid_bytes, cpuid_entry};
 use crate::{
     event::{
         Control, Data, Event, ExitEvent, Fault, FaultIn, InputSource, Milestone, PcpuEvent, PcpuKind,
-        Registers,
+        Registers, Skip,
     },
     ioctl::{Packed, Unpacked},
 };
@@ -152,9 +152,11 @@ impl Flat {
                 tag::INPUT
             }
             Event::Fault(fault) => {
-                let Fault { icount, vcpu, point, occurrence, since_exit, a, b, answer } = *fault;
+                let Fault { icount, vcpu, point, occurrence, since_exit, a, b, answer, rule, skipped } =
+                    *fault;
                 let icount = clock.forward(icount);
                 self.words.extend([icount, join(vcpu, point), occurrence, since_exit, a, b, answer]);
+                self.words.extend(Some(join(rule, skipped.0)).filter(|plan| *plan != 0));
                 tag::FAULT
             }
             Event::FaultIn(FaultIn { icount, gpa, answer }) => {
@@ -354,7 +356,7 @@ fn text(blob: &[u8]) -> Result<String, &'static str> {
 
 fn read_fault(w: &mut Words<'_>, clock: &mut Clock) -> Result<Fault, &'static str> {
     let (icount, place) = (clock.at(w.next()?), w.next()?);
-    Ok(Fault {
+    let mut fault = Fault {
         icount,
         vcpu: low(place),
         point: high(place),
@@ -363,7 +365,16 @@ fn read_fault(w: &mut Words<'_>, clock: &mut Clock) -> Result<Fault, &'static st
         a: w.next()?,
         b: w.next()?,
         answer: w.next()?,
-    })
+        ..Fault::default()
+    };
+    if !w.0.is_empty() {
+        let plan = w.next()?;
+        if plan == 0 {
+            return Err("a fault of a plan that has no rule");
+        }
+        (fault.rule, fault.skipped) = (low(plan), Skip(high(plan)));
+    }
+    Ok(fault)
 }
 
 fn resume_words(resume: &Resume, out: &mut Vec<u64>) {
@@ -378,4 +389,23 @@ fn read_resume(w: &mut Words<'_>) -> Result<Resume, &'static str> {
         *word = w.next()?;
     }
     Ok(Resume { kind: ResumeKind(low(first)), errno: high(first) as i32, data })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_has_its_rule_where_there_is_one() {
+        let bare = Fault { icount: 9, vcpu: 1, point: 20, occurrence: 3, answer: 1, ..Fault::default() };
+        for (fault, words) in [(bare, 7), (Fault { rule: 2, skipped: Skip::HEALING, ..bare }, 8)] {
+            let mut flat = Flat::default();
+            flat.set(&Event::Fault(fault), &mut Clock::default());
+            assert_eq!(flat.words.len(), words);
+            assert_eq!(flat.event(&mut Clock::default()), Ok(Event::Fault(fault)));
+        }
+        let words = vec![0; 8];
+        let flat = Flat { tag: tag::FAULT, words, blob: Vec::new() };
+        assert!(flat.event(&mut Clock::default()).is_err(), "a rule that is none");
+    }
 }

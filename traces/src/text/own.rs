@@ -2,7 +2,7 @@
 
 use crate::{
     Metadata,
-    event::{Data, Event, Fault, FaultIn, NO_VCPU, PcpuEvent, Registers},
+    event::{Data, Event, Fault, FaultIn, NO_VCPU, PcpuEvent, Registers, Skip},
     flat::{Clock, Flat, tag},
     registers::Register,
 };
@@ -106,10 +106,15 @@ pub fn parse(text: &str) -> Option<Event> {
 
 /// A fault in words.
 pub fn fault_text(fault: &Fault, names: &Metadata) -> String {
-    let Fault { vcpu, point, occurrence, a, b, answer, .. } = *fault;
+    let Fault { vcpu, point, occurrence, a, b, answer, rule, skipped, .. } = *fault;
     let name = names.fault_point(point).map_or_else(|| format!("point {point:#x}"), str::to_owned);
     let whose = if vcpu == NO_VCPU { String::new() } else { format!(" of vcpu {vcpu}") };
-    format!("{name} #{occurrence}{whose} a {a:#x} b {b:#x}: {answer:#x}")
+    let by = if rule == 0 { String::new() } else { format!(" (rule {rule})") };
+    let answer = match skipped {
+        Skip::NONE => format!("{answer:#x}"),
+        why => format!("skipped, {why}"),
+    };
+    format!("{name} #{occurrence}{whose} a {a:#x} b {b:#x}: {answer}{by}")
 }
 
 /// A page that was waited for in words.

@@ -76,7 +76,7 @@ impl Machine {
         self.services.outcomes.leaves(vcpu.state.icount);
         self.services.jump_clock(n);
         self.services.tape.begin_exit(n, icount, &vcpu.state, &exit);
-        self.services.inputs.begin_exit(n);
+        self.services.inputs.begin_exit(n, icount, &exit);
         let own_cr8 = !vcpu.state.interruptibility.virtual_tpr();
         let before =
             Before { rip: vcpu.state.rip, cr8: own_cr8.then_some(vcpu.state.cr8), pat: vcpu.state.pat };

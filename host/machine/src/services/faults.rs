@@ -1,8 +1,8 @@
 //! A fault point is asked.
 
 use super::Services;
-use crate::time::{HostPoint, NS_PER_SECOND};
-use vmtape_traces::event::{Event, Fault, NO_VCPU};
+use crate::time::{Asked, Decision, HostPoint, NS_PER_SECOND, Phase};
+use vmtape_traces::event::{Event, Fault, NO_VCPU, Skip};
 
 impl Services {
     /// What a fault point answers; it goes on the tape.
@@ -10,14 +10,18 @@ impl Services {
         if !self.inputs.has_faults() {
             return None;
         }
-        let mut fault = Fault { icount: self.clock.icount, vcpu, point, a, b, ..Fault::default() };
+        let icount = self.clock.icount;
+        let mut fault = Fault { icount, vcpu, point, a, b, ..Fault::default() };
         self.inputs.count_fault(&mut fault);
-        fault.answer = match &mut self.fed {
+        let Decision { rule, skipped, answer } = match &mut self.fed {
             Some(fed) => fed.faults.take(&fault),
-            None => self.inputs.fault(&fault),
+            None => {
+                let occurrence = fault.occurrence;
+                self.inputs.fault(&Asked { icount, vcpu, point, occurrence, a, b, phase: Phase::NONE })
+            }
         }?;
-        self.tape.event(Event::Fault(fault));
-        Some(fault.answer)
+        self.tape.event(Event::Fault(Fault { rule, skipped, answer, ..fault }));
+        (skipped == Skip::NONE).then_some(answer)
     }
 
     /// How often a byte that is typed arrives.

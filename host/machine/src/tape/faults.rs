@@ -1,7 +1,8 @@
 //! The faults of a tape whose exits are replayed without their guest.
 
+use crate::time::Decision;
 use std::collections::VecDeque;
-use vmtape_traces::event::Fault;
+use vmtape_traces::event::{Fault, Skip};
 
 /// The faults of the exit that a fed machine is at.
 #[derive(Debug, Default)]
@@ -17,7 +18,7 @@ impl TapedFaults {
         self.within = within.iter().copied().collect();
     }
 
-    pub(crate) fn take(&mut self, asked: &Fault) -> Option<u64> {
+    pub(crate) fn take(&mut self, asked: &Fault) -> Option<Decision> {
         let key = |fault: &Fault| (fault.vcpu, fault.point, fault.since_exit, fault.a, fault.b);
         let mut found = None;
         for list in [&mut self.before, &mut self.within] {
@@ -25,12 +26,12 @@ impl TapedFaults {
                 found = found.or_else(|| list.remove(at));
             }
         }
-        found.map(|fault| fault.answer)
+        found.map(|Fault { rule, skipped, answer, .. }| Decision { rule, skipped, answer })
     }
 
     /// Those of the exit that were not asked for.
     pub(crate) fn missed(&self) -> impl Iterator<Item = &Fault> {
-        self.within.iter()
+        self.within.iter().filter(|fault| fault.skipped == Skip::NONE)
     }
 }
 
@@ -46,7 +47,8 @@ mod tests {
         assert_eq!(taped.take(&Fault { a: 2, ..fault }), None);
         assert_eq!(taped.take(&Fault { since_exit: 1, ..fault }), None);
         assert_eq!(taped.missed().count(), 1);
-        assert_eq!(taped.take(&Fault { icount: 5, occurrence: 7, ..fault }), Some(9));
+        let answer = Decision { answer: 9, ..Decision::default() };
+        assert_eq!(taped.take(&Fault { icount: 5, occurrence: 7, ..fault }), Some(answer));
         assert_eq!((taped.take(&fault), taped.missed().count()), (None, 0));
     }
 }

@@ -2,26 +2,87 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use vmtape_arch::{exit::Isa, level::Level};
+use vmtape_traces::event::Skip;
+
+/// What a fault point asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Instructions retired by all vCPUs.
+    pub icount: u64,
+    /// [`NO_VCPU`](vmtape_traces::event::NO_VCPU) or all of them where it is about none.
+    pub vcpu: u32,
+    pub point: u32,
+    /// How often the vCPU has asked the point, this time included.
+    pub occurrence: u64,
+    /// Two words of detail, which the point's row in its table describes.
+    pub a: u64,
+    pub b: u64,
+    /// Of the migration that asks.
+    pub phase: Phase,
+}
+
+/// What comes of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// The plan's rule, from one on; zero: none.
+    pub rule: u32,
+    /// Why the fault does not happen though it was due.
+    pub skipped: Skip,
+    pub answer: u64,
+}
+
+/// An exit, as far as a plan may wait for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exited {
+    /// Instructions retired by all vCPUs.
+    pub icount: u64,
+    pub vcpu: u32,
+    pub isa: Isa,
+    pub reason: u32,
+    pub level: Level,
+}
 
 /// Decides what a fault point answers. What it decides is on the tape, so a replay needs it no more.
 pub trait Faults {
-    /// What the point answers the `occurrence`-th time (from one on) that the vCPU asks; `None`: nothing happens.
-    fn decide(&mut self, vcpu: u32, point: u32, occurrence: u64, a: u64, b: u64) -> Option<u64>;
+    /// What comes of it that a point asks; `None`: nothing.
+    fn decide(&mut self, asked: &Asked) -> Option<Decision>;
 
-    /// The instruction count at which [`HostPoint::NMI`] is to be asked next, after so many of its occurrences.
+    /// A vCPU leaves the guest.
+    fn exited(&mut self, _exit: &Exited) {}
+
+    /// The instruction count at which [`HostPoint::NMI`] is to be asked next, after so many of its occurrences. What it is asked
+    /// then has a [`Decision`], be it that the fault is skipped.
     fn next_nmi(&self, _occurrences: u64) -> Option<u64> {
         None
     }
 }
 
 vmtape_arch::open_enum! {
+    /// How far a migration is.
+    pub struct Phase(u32) {
+        NONE = 0 => "none",
+        /// The two ends agree on what is to move.
+        SETUP = 1 => "setup",
+        /// Memory moves while the guest runs.
+        PRE_COPY = 2 => "pre-copy",
+        /// The guest has stopped: the rest of its memory.
+        STOP = 3 => "stop",
+        /// Its state is saved, sent and loaded.
+        STATE = 4 => "state",
+        /// It is decided who goes on.
+        HAND_OVER = 5 => "hand-over",
+        /// It runs at the destination, and its memory follows.
+        POST_COPY = 6 => "post-copy",
+        DONE = 7 => "done",
+    }
+}
+
+vmtape_arch::open_enum! {
     /// The host's own fault points. Their numbers are a space of their own.
     pub struct HostPoint(u32) {
-        /// An NMI reaches the CPU while the guest runs. `a`: RIP; `b`: 0; answer: any.
         NMI = 0x8000_0001 => "host-nmi",
-        /// A byte is typed on the serial port. `a`: the byte; `b`: when it was due; answer: 0 lost, else typed twice.
         SERIAL = 0x8000_0002 => "host-serial",
-        /// The clock at an exit. `a`: nanoseconds; `b`: 0; answer: nanoseconds by which it jumps forward.
         CLOCK_JUMP = 0x8000_0003 => "host-clock-jump",
     }
 }
@@ -30,10 +91,36 @@ impl HostPoint {
     /// Numbers from here on are the host's.
     pub(crate) const FIRST: u32 = 0x8000_0000;
 
+    /// Each point with its name, what goes wrong, and what its words and its answer mean.
+    pub fn table() -> Vec<(Self, &'static str, &'static str, &'static str)> {
+        let said = |point| match point {
+            Self::NMI => {
+                ("An NMI reaches the CPU while the guest runs", "a: the guest's RIP; b: 0; answer: any")
+            }
+            Self::SERIAL => (
+                "A byte that is typed on the serial port does not arrive as it should",
+                "a: the byte; b: 0; answer: 0 it is lost, else it comes twice",
+            ),
+            Self::CLOCK_JUMP => {
+                ("The host's clock jumps at an exit", "a: nanoseconds; b: 0; answer: nanoseconds forward")
+            }
+            _ => ("", ""),
+        };
+        let row = |(point, name): &(Self, &'static str)| {
+            let (text, words) = said(*point);
+            (*point, *name, text, words)
+        };
+        Self::NAMED.iter().map(row).collect()
+    }
+
+    /// Whether nothing else comes of it than that time passes otherwise, or that an input or an interrupt comes, or does not.
+    pub fn is_timing(self) -> bool {
+        matches!(self, Self::SERIAL | Self::CLOCK_JUMP)
+    }
+
     /// Numbers and names of all.
     pub fn names() -> Vec<(u32, String)> {
-        let points = [Self::NMI, Self::SERIAL, Self::CLOCK_JUMP];
-        points.iter().filter_map(|point| Some((point.0, point.name()?.to_owned()))).collect()
+        Self::NAMED.iter().map(|(point, name)| (point.0, (*name).to_owned())).collect()
     }
 }
 
@@ -50,12 +137,13 @@ pub struct Scripted {
 }
 
 impl Faults for Vec<Scripted> {
-    fn decide(&mut self, vcpu: u32, point: u32, occurrence: u64, _a: u64, _b: u64) -> Option<u64> {
+    fn decide(&mut self, asked: &Asked) -> Option<Decision> {
         let wanted = |fault: &&Scripted| {
-            (fault.point, fault.occurrence) == (point, occurrence)
-                && fault.vcpu.is_none_or(|wanted| wanted == vcpu)
+            (fault.point, fault.occurrence) == (asked.point, asked.occurrence)
+                && fault.vcpu.is_none_or(|wanted| wanted == asked.vcpu)
         };
-        self.iter().find(wanted).map(|fault| fault.answer)
+        let found = self.iter().find(wanted)?;
+        Some(Decision { answer: found.answer, ..Decision::default() })
     }
 
     fn next_nmi(&self, occurrences: u64) -> Option<u64> {
@@ -98,7 +186,11 @@ mod tests {
     fn a_script_answers_at_its_occurrence() {
         let mut faults = vec![Scripted { point: 7, vcpu: Some(1), occurrence: 2, answer: 5, insn: 0 }];
         let mut counts = Counts::default();
-        let mut ask = |vcpu, point| faults.decide(vcpu, point, counts.count(vcpu, point)[0], 0, 0);
+        let mut ask = |vcpu, point| {
+            let occurrence = counts.count(vcpu, point)[0];
+            let asked = Asked { vcpu, point, occurrence, ..Asked::default() };
+            faults.decide(&asked).map(|decision| decision.answer)
+        };
         assert_eq!(
             [ask(1, 7), ask(0, 7), ask(1, 8), ask(1, 7), ask(1, 7)],
             [None, None, None, Some(5), None]

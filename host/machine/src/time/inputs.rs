@@ -1,11 +1,12 @@
 //! The only source of nondeterminism.
 
-use super::faults::{Counts, Faults, HostPoint};
+use super::faults::{Asked, Counts, Decision, Exited, Faults, HostPoint};
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use vmtape_traces::event::{Fault, InputSource};
+use vmtape_arch::exit::Exit;
+use vmtape_traces::event::{Fault, InputSource, Skip};
 
 /// What a run takes from outside: a live run draws it, a replay reads it from the tape, a fault plan disturbs it.
 pub trait Inputs {
@@ -25,10 +26,13 @@ pub trait Inputs {
         false
     }
 
-    /// What a fault point answers, given everything else of the event; `None`: it goes on.
-    fn fault(&mut self, _asked: &Fault) -> Option<u64> {
+    /// What comes of it that a fault point asks; `None`: it goes on.
+    fn fault(&mut self, _asked: &Asked) -> Option<Decision> {
         None
     }
+
+    /// A vCPU leaves the guest.
+    fn exited(&mut self, _exit: &Exited) {}
 
     /// The instruction count of the host's next NMI, after so many.
     fn next_nmi(&self, _occurrences: u64) -> Option<u64> {
@@ -95,10 +99,10 @@ impl InputStream {
     }
 
     /// As [`Inputs::fault`].
-    pub(crate) fn fault(&mut self, asked: &Fault) -> Option<u64> {
-        let answer = self.source.fault(asked)?;
+    pub(crate) fn fault(&mut self, asked: &Asked) -> Option<Decision> {
+        let decision = self.source.fault(asked)?;
         self.taken.faults += 1;
-        Some(answer)
+        Some(decision)
     }
 
     /// As [`Inputs::next_nmi`].
@@ -112,8 +116,12 @@ impl InputStream {
     }
 
     /// An exit of the vCPU begins.
-    pub(crate) fn begin_exit(&mut self, vcpu: u32) {
-        self.counts.begin_exit(vcpu);
+    pub(crate) fn begin_exit(&mut self, vcpu: u32, icount: u64, exit: &Exit) {
+        if self.has_faults() {
+            self.counts.begin_exit(vcpu);
+            let Exit { isa, reason, level, .. } = *exit;
+            self.source.exited(&Exited { icount, vcpu, isa, reason, level });
+        }
     }
 
     pub(crate) fn counts(&self) -> &Counts {
@@ -182,9 +190,14 @@ impl Inputs for Live {
         self.faults.is_some()
     }
 
-    fn fault(&mut self, asked: &Fault) -> Option<u64> {
-        let Fault { vcpu, point, occurrence, a, b, .. } = *asked;
-        self.faults.as_mut()?.decide(vcpu, point, occurrence, a, b)
+    fn fault(&mut self, asked: &Asked) -> Option<Decision> {
+        self.faults.as_mut()?.decide(asked)
+    }
+
+    fn exited(&mut self, exit: &Exited) {
+        if let Some(faults) = &mut self.faults {
+            faults.exited(exit);
+        }
     }
 
     fn next_nmi(&self, occurrences: u64) -> Option<u64> {
@@ -268,11 +281,12 @@ impl Inputs for Recorded {
     }
 
     /// The tape's answer for this occurrence. Words that are not the taped ones show where the event is compared.
-    fn fault(&mut self, asked: &Fault) -> Option<u64> {
-        let key = |fault: &Fault| (fault.vcpu, fault.point, fault.occurrence);
-        let at = self.faults.iter().position(|fault| key(fault) == key(asked))?;
+    fn fault(&mut self, asked: &Asked) -> Option<Decision> {
+        let key = (asked.vcpu, asked.point, asked.occurrence);
+        let at = self.faults.iter().position(|fault| (fault.vcpu, fault.point, fault.occurrence) == key)?;
         self.asked[at] = true;
-        Some(self.faults[at].answer)
+        let Fault { rule, skipped, answer, .. } = self.faults[at];
+        Some(Decision { rule, skipped, answer })
     }
 
     fn next_nmi(&self, occurrences: u64) -> Option<u64> {
@@ -281,7 +295,8 @@ impl Inputs for Recorded {
     }
 
     fn missed_faults(&self) -> Vec<Fault> {
-        let missed = self.faults.iter().zip(&self.asked).filter(|(_, asked)| !**asked);
+        let missed = self.faults.iter().zip(&self.asked);
+        let missed = missed.filter(|(fault, asked)| !**asked && fault.skipped == Skip::NONE);
         missed.map(|(fault, _)| *fault).collect()
     }
 

@@ -9,7 +9,7 @@ mod milestones;
 pub use clock::{Clock, NS_PER_SECOND, NS_PER_TICK};
 pub(crate) use fault_names::FaultNumbers;
 pub(crate) use faults::Counts;
-pub use faults::{Faults, HostPoint, Scripted};
+pub use faults::{Asked, Decision, Exited, Faults, HostPoint, Phase, Scripted};
 pub(crate) use inputs::InputStream;
 pub use inputs::{Inputs, Live, Recorded, Taken};
 pub use milestones::Milestones;

@@ -1,0 +1,20 @@
+//! Faults: [`Plan`] says what goes wrong when, as data; [`Engine`] is a plan at work, the `Faults` that a machine asks; [`Verdict`]
+//! is what came of it.
+//!
+//! A plan knows fault points by name only ([`Point`]): those of a backend's table, the host's own, and those of a migration. What an
+//! engine decides is on the tape, so that a replay needs neither plan nor seed.
+
+mod coin;
+mod compile;
+mod engine;
+pub mod plan;
+mod points;
+mod signature;
+mod verdict;
+
+pub use coin::Coin;
+pub use engine::{Engine, Firing, Log};
+pub use plan::{Plan, PlanError, Rule, Source, What, When};
+pub use points::Point;
+pub use signature::Signature;
+pub use verdict::{Expected, NoVerdict, Verdict};
