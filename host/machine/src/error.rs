@@ -67,8 +67,15 @@ pub enum LoadError {
     BzImage(String),
     #[error("command line of {0} bytes: at most {1} fit")]
     CommandLine(usize, usize),
-    #[error("initrd does not fit into memory")]
-    Initrd,
+    #[error(
+        "the initrd has {len} bytes, and between the kernel's end {start:#x} and {end:#x}, the highest address for it, are \
+         fewer: give the guest more memory (-m)"
+    )]
+    Initrd { len: u64, start: u64, end: u64 },
+    #[error("the initrd is empty")]
+    EmptyInitrd,
+    #[error("a boot sector takes no initrd: only bzImages and multiboot images do")]
+    InitrdOfBootSector,
     #[error("boot sector image of {0} bytes is too large")]
     BootSector(usize),
 }

@@ -7,7 +7,7 @@ const MEMORY: u64 = 16 << 20;
 /// Any bytes as a guest's image: a loaded guest or an error, never a panic.
 pub fn image(bytes: &[u8]) {
     let Ok(silicon) = hosts::find("intel-46") else { return };
-    let spec = MachineSpec {
+    let mut spec = MachineSpec {
         image: GuestImage { name: "fuzz".to_owned(), bytes: bytes.to_vec() },
         cmdline: "console=ttyS0".to_owned(),
         initrd: None,
@@ -28,7 +28,10 @@ pub fn image(bytes: &[u8]) {
         fault_points: Vec::new(),
         pcpus: 0,
     };
-    if let Ok(memory) = Memory::new(MEMORY, spec.layout, silicon.backing_shift, &[]) {
-        let _ = load_image(&spec, &memory);
+    for initrd in [None, Some(b"initrd".to_vec())] {
+        spec.initrd = initrd;
+        if let Ok(memory) = Memory::new(MEMORY, spec.layout, silicon.backing_shift, &[]) {
+            let _ = load_image(&spec, &memory);
+        }
     }
 }

@@ -4,7 +4,7 @@ mod bare;
 
 use proptest::prelude::*;
 use vmtape_arch::host::Silicon;
-use vmtape_machine::{Error, Live, LoadError, Machine};
+use vmtape_machine::{Error, Live, LoadError, Machine, Memory, load_image};
 
 const BASE: u32 = 0x10_0000;
 const HEADER: usize = 52 + 32 * SEGMENTS;
@@ -91,16 +91,89 @@ fn silicon_must_make_sense() {
     }
 }
 
-/// A bzImage's header with a code32_start of 1 MiB, and 512 bytes of kernel.
+/// Offsets in a bzImage's header. See: Linux Documentation/arch/x86/boot.rst, The Real-Mode Kernel Header
+const VERSION: usize = 0x206;
+const INITRD_ADDR_MAX: usize = 0x22c;
+const PREF_ADDRESS: usize = 0x258;
+const INIT_SIZE: usize = 0x260;
+/// Where the header's fields lie in the guest's memory: the zero page has them at the same offsets.
+const ZERO_PAGE: u64 = 0x7000;
+const RAMDISK_IMAGE: u64 = 0x218;
+const RAMDISK_SIZE: u64 = 0x21c;
+const MIB: u32 = 1 << 20;
+
+/// A bzImage's header of protocol 2.12 with a code32_start of 1 MiB, and 512 bytes of kernel.
 fn bzimage() -> Vec<u8> {
     let mut image = vec![0; 0x600];
     image[0x1f1] = 1;
     image[0x202..0x206].copy_from_slice(b"HdrS");
-    image[0x206] = 0xc;
-    image[0x207] = 2;
+    image[VERSION..VERSION + 2].copy_from_slice(&[0xc, 2]);
     image[0x211] = 1;
     image[0x216] = 0x10;
     image
+}
+
+/// Loads a bzImage with these words in its header, and an initrd, into 32 MiB. Gives where the zero page says that the initrd
+/// lies, if it lies there.
+fn load_initrd(words: &[(usize, u32)], initrd: &[u8]) -> Result<(u32, u32), LoadError> {
+    let mut bytes = bzimage();
+    for (at, word) in words {
+        bytes[*at..at + 4].copy_from_slice(&word.to_le_bytes());
+    }
+    let mut spec = bare::spec("bzImage", bytes, 1);
+    spec.memory = 32 << 20;
+    spec.initrd = Some(initrd.to_vec());
+    let memory = Memory::new(spec.memory, spec.layout, spec.silicon.backing_shift, &[]).unwrap();
+    load_image(&spec, &memory).map_err(|error| match error {
+        Error::Image { cause, .. } => cause,
+        other => panic!("{other}"),
+    })?;
+    let read = |gpa, bytes: &mut [u8]| assert!(memory.ram().read(memory.hpa(gpa).unwrap(), bytes));
+    let word = |at| {
+        let mut word = [0; 4];
+        read(ZERO_PAGE + at, &mut word);
+        u32::from_le_bytes(word)
+    };
+    let (start, size) = (word(RAMDISK_IMAGE), word(RAMDISK_SIZE));
+    let mut found = vec![0; initrd.len()];
+    read(start.into(), &mut found);
+    assert_eq!(found, initrd);
+    Ok((start, size))
+}
+
+#[test]
+fn an_initrd_lies_as_high_as_the_kernel_allows() {
+    let high = (INITRD_ADDR_MAX, 0x7fff_ffff);
+    assert_eq!(load_initrd(&[high], b"initrd"), Ok((32 * MIB - 0x1000, 6)));
+    assert_eq!(load_initrd(&[high], &[7; 0x1001]), Ok((32 * MIB - 0x2000, 0x1001)));
+    assert_eq!(load_initrd(&[(INITRD_ADDR_MAX, 8 * MIB - 1)], b"initrd"), Ok((8 * MIB - 0x1000, 6)));
+    // Protocol 2.02 has no such field.
+    assert_eq!(load_initrd(&[(VERSION, 0x202)], b"initrd"), Ok((32 * MIB - 0x1000, 6)));
+}
+
+#[test]
+fn an_initrd_does_not_lie_where_the_kernel_will() {
+    let kernel = [(INITRD_ADDR_MAX, 0x7fff_ffff), (PREF_ADDRESS, 16 * MIB), (INIT_SIZE, 8 * MIB)];
+    let largest = vec![1; 8 << 20];
+    assert_eq!(load_initrd(&kernel, &largest), Ok((24 * MIB, 8 * MIB)));
+    let (len, start, end) = ((8 << 20) + 1, 24 << 20, 32 << 20);
+    assert_eq!(
+        load_initrd(&kernel, &[&largest[..], &[1]].concat()),
+        Err(LoadError::Initrd { len, start, end })
+    );
+    assert_eq!(load_initrd(&kernel, &[]), Err(LoadError::EmptyInitrd));
+    let beyond = load_initrd(&[(PREF_ADDRESS, 16 * MIB), (INIT_SIZE, 17 * MIB)], b"initrd");
+    assert!(matches!(beyond, Err(LoadError::NoMemory { .. })), "{beyond:?}");
+}
+
+#[test]
+fn a_boot_sector_takes_no_initrd() {
+    let mut sector = vec![0xf4; 512];
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    let mut spec = bare::spec("sector", sector, 1);
+    spec.initrd = Some(vec![1]);
+    let machine = Machine::new(spec, Box::new(bare::Bare::default()), Box::new(Live::new(1)), None);
+    assert!(matches!(machine.map(drop), Err(Error::Image { cause: LoadError::InitrdOfBootSector, .. })));
 }
 
 proptest! {

@@ -107,7 +107,7 @@ pub struct MachineArgs {
     #[arg(long, value_name = "ARGS", default_value = "", allow_hyphen_values = true)]
     append: String,
 
-    /// A file for the guest (kvm-unit-tests: its environment)
+    /// A file for the guest: Linux' initial RAM disk, kvm-unit-tests' environment; it is on the tape
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     initrd: Option<PathBuf>,
 

@@ -2,14 +2,14 @@
 //!
 //! See: Linux Documentation/arch/x86/boot.rst, The Real-Mode Kernel Header, 32-bit Boot Protocol, 64-bit Boot Protocol
 
-use super::{place, ram_map, segments, upper_memory};
+use super::{HIGH_MEMORY, place, ram_map, segments, upper_memory};
 use crate::{error::LoadError, memory::Memory, spec::MachineSpec};
 use linux_loader::loader::{
     KernelLoader,
     bootparam::{boot_e820_entry, boot_params, setup_header},
     bzimage::BzImage,
 };
-use std::io::Cursor;
+use std::{io::Cursor, ops::Range};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 use vmtape_arch::{
     PAGE_SIZE,
@@ -19,12 +19,14 @@ use vmtape_arch::{
 
 const SIGNATURE: std::ops::Range<usize> = 0x202..0x206;
 const SETUP_HEADER: usize = 0x1f1;
-const HIGH_MEMORY: u64 = 0x10_0000;
 const GDT_ADDRESS: u64 = 0x500;
 const ZERO_PAGE: u64 = 0x7000;
 const PAGE_TABLES: u64 = 0x9000;
 const CMDLINE_ADDRESS: u64 = 0x2_0000;
 const CMDLINE_MAX: usize = 0xffff;
+/// The first protocol that tells `initrd_addr_max`, and the highest address before it.
+const PROTOCOL_2_03: u16 = 0x203;
+const INITRD_ADDR_MAX: u32 = 0x37ff_ffff;
 const ENTRY_64: u64 = 0x200;
 const XLF_KERNEL_64: u16 = 1;
 const UNDEFINED_LOADER: u8 = 0xff;
@@ -44,13 +46,13 @@ pub fn is_bzimage(bytes: &[u8]) -> bool {
 }
 
 pub fn load(spec: &MachineSpec, memory: &Memory) -> Result<VcpuState, LoadError> {
-    let (header, start) = load_kernel(&spec.image.bytes, memory)?;
+    let (header, kernel) = load_kernel(&spec.image.bytes, memory)?;
     if spec.cmdline.len() > CMDLINE_MAX {
         return Err(LoadError::CommandLine(spec.cmdline.len(), CMDLINE_MAX));
     }
     let cmdline = [spec.cmdline.as_bytes(), &[0]].concat();
     place(memory, "the command line", CMDLINE_ADDRESS, &cmdline)?;
-    let ramdisk = load_initrd(spec, memory, &header)?;
+    let ramdisk = load_initrd(spec, memory, &header, kernel.end)?;
     let params = zero_page(memory, header, ramdisk);
     place(memory, "the zero page", ZERO_PAGE, params.as_slice())?;
     let long = header.xloadflags & XLF_KERNEL_64 != 0;
@@ -63,11 +65,12 @@ pub fn load(spec: &MachineSpec, memory: &Memory) -> Result<VcpuState, LoadError>
     if long {
         write_page_tables(memory)?;
     }
-    Ok(entry_state(start, long))
+    Ok(entry_state(kernel.start, long))
 }
 
-/// Lets linux-loader parse and place the kernel in a scratch memory, and copies it from there.
-fn load_kernel(bytes: &[u8], memory: &Memory) -> Result<(setup_header, u64), LoadError> {
+/// Lets linux-loader parse and place the kernel in a scratch memory, and copies it from there. Gives the memory that the
+/// kernel needs before it knows where everything else is.
+fn load_kernel(bytes: &[u8], memory: &Memory) -> Result<(setup_header, Range<u64>), LoadError> {
     let error = |e: &dyn std::fmt::Display| LoadError::BzImage(e.to_string());
     let start = u64::from(header_u32(bytes, 0x214).ok_or_else(|| error(&"truncated header"))?);
     let len = bytes.len() as u64;
@@ -82,25 +85,38 @@ fn load_kernel(bytes: &[u8], memory: &Memory) -> Result<(setup_header, u64), Loa
     let mut kernel = vec![0; (loaded.kernel_end - start) as usize];
     scratch.read_slice(&mut kernel, loaded.kernel_load).map_err(|e| error(&e))?;
     place(memory, "the kernel", start, &kernel)?;
+    // A kernel that is loaded below the address that it prefers moves there.
+    let runtime = start.max(header.pref_address);
     let needed = u64::from(header.init_size);
-    if !memory.covers(start, needed) {
-        return Err(LoadError::NoMemory { what: "the kernel's init area", start, end: start + needed });
+    let end = runtime.saturating_add(needed);
+    if !memory.covers(runtime, needed) {
+        return Err(LoadError::NoMemory { what: "the kernel's init area", start: runtime, end });
     }
-    Ok((header, start))
+    Ok((header, start..end.max(start + kernel.len() as u64)))
 }
 
 fn header_u32(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// Places the initrd as high as the kernel allows; gives its address and size.
-fn load_initrd(spec: &MachineSpec, memory: &Memory, header: &setup_header) -> Result<(u32, u32), LoadError> {
+/// Places the initrd as high as the kernel allows, beyond the memory that the kernel needs; gives its address and size.
+// See: The Real-Mode Kernel Header, ramdisk_image, initrd_addr_max
+fn load_initrd(
+    spec: &MachineSpec,
+    memory: &Memory,
+    header: &setup_header,
+    kernel_end: u64,
+) -> Result<(u32, u32), LoadError> {
     let Some(initrd) = &spec.initrd else { return Ok((0, 0)) };
-    let top = (HIGH_MEMORY + upper_memory(memory)).min(u64::from(header.initrd_addr_max) + 1);
+    if initrd.is_empty() {
+        return Err(LoadError::EmptyInitrd);
+    }
+    let highest = if header.version < PROTOCOL_2_03 { INITRD_ADDR_MAX } else { header.initrd_addr_max };
+    let top = (HIGH_MEMORY + upper_memory(memory)).min(u64::from(highest) + 1);
     let len = initrd.len() as u64;
-    let start = top.checked_sub(len).ok_or(LoadError::Initrd)? & !(PAGE_SIZE - 1);
-    if start < HIGH_MEMORY {
-        return Err(LoadError::Initrd);
+    let start = top.saturating_sub(len) & !(PAGE_SIZE - 1);
+    if start < kernel_end {
+        return Err(LoadError::Initrd { len, start: kernel_end, end: top });
     }
     place(memory, "the initrd", start, initrd)?;
     Ok((start as u32, len as u32))

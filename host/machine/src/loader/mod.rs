@@ -8,6 +8,9 @@ mod segments;
 use crate::{Error, error::LoadError, memory::Memory, spec::MachineSpec};
 use vmtape_arch::vcpu::VcpuState;
 
+/// Where memory begins again above the hole for devices and firmware.
+const HIGH_MEMORY: u64 = 0x10_0000;
+
 /// Loads the guest of a specification and gives the state in which vCPU 0 starts.
 pub fn load(spec: &MachineSpec, memory: &Memory) -> Result<VcpuState, Error> {
     let bytes = &spec.image.bytes;
@@ -16,7 +19,7 @@ pub fn load(spec: &MachineSpec, memory: &Memory) -> Result<VcpuState, Error> {
     } else if bzimage::is_bzimage(bytes) {
         bzimage::load(spec, memory)
     } else if raw::is_boot_sector(bytes) {
-        raw::load(bytes, memory)
+        raw::load(spec, memory)
     } else {
         Err(LoadError::Unknown)
     };
@@ -36,7 +39,6 @@ fn place(memory: &Memory, what: &'static str, gpa: u64, data: &[u8]) -> Result<(
 /// RAM as a BIOS would report it: base and size.
 fn ram_map(memory: &Memory) -> Vec<(u64, u64)> {
     const BASE_MEMORY_END: u64 = 0xa_0000;
-    const HIGH_MEMORY: u64 = 0x10_0000;
     let mut map = vec![(0, memory.slots().first().map_or(0, |slot| slot.size.min(BASE_MEMORY_END)))];
     for slot in memory.slots() {
         let end = slot.gpa + slot.size;

@@ -3,7 +3,7 @@
 //! See: Multiboot Specification version 0.6.96, 3.1 OS image format, 3.2 Machine state, 3.3 Boot information format.
 //! Addresses are those of QEMU's option ROM.
 
-use super::{place, ram_map, segments, upper_memory};
+use super::{HIGH_MEMORY, place, ram_map, segments, upper_memory};
 use crate::{error::LoadError, memory::Memory, spec::MachineSpec};
 use object::{
     LittleEndian, elf,
@@ -169,9 +169,10 @@ fn write_info(spec: &MachineSpec, memory: &Memory, image_end: u64) -> Result<(),
 
 fn write_module(memory: &Memory, image_end: u64, initrd: &[u8]) -> Result<(), LoadError> {
     let start = image_end.next_multiple_of(PAGE_SIZE);
-    let end = start + initrd.len() as u64;
-    if !memory.covers(start, initrd.len() as u64) || end > u64::from(u32::MAX) {
-        return Err(LoadError::Initrd);
+    let len = initrd.len() as u64;
+    let end = start + len;
+    if !memory.covers(start, len) || end > u64::from(u32::MAX) {
+        return Err(LoadError::Initrd { len, start, end: HIGH_MEMORY + upper_memory(memory) });
     }
     place(memory, "the initrd", start, initrd)?;
     let module = [start as u32, end as u32, 0, 0].map(u32::to_le_bytes).concat();

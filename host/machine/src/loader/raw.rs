@@ -1,7 +1,7 @@
 //! Boot sectors and what follows them: loaded at 0x7c00, started in real mode.
 
 use super::place;
-use crate::{error::LoadError, memory::Memory};
+use crate::{error::LoadError, memory::Memory, spec::MachineSpec};
 use vmtape_arch::vcpu::{VcpuState, seg};
 
 const LOAD_ADDRESS: u64 = 0x7c00;
@@ -12,7 +12,11 @@ pub fn is_boot_sector(bytes: &[u8]) -> bool {
     bytes.get(SIGNATURE) == Some(&[0x55, 0xaa])
 }
 
-pub fn load(bytes: &[u8], memory: &Memory) -> Result<VcpuState, LoadError> {
+pub fn load(spec: &MachineSpec, memory: &Memory) -> Result<VcpuState, LoadError> {
+    let bytes = &spec.image.bytes;
+    if spec.initrd.is_some() {
+        return Err(LoadError::InitrdOfBootSector);
+    }
     if bytes.len() as u64 > END - LOAD_ADDRESS {
         return Err(LoadError::BootSector(bytes.len()));
     }
