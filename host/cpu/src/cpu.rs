@@ -8,7 +8,7 @@ use crate::{
     flags::{IF, TF},
     insn::Insn,
     system::{self, model::Model},
-    tlb::{Flush, FlushHandle, Tlb},
+    tlb::{Flush, FlushHandle, Geometry, Tlb},
 };
 use vmtape_arch::{
     exception::Exception,
@@ -24,6 +24,8 @@ pub struct CpuConfig {
     pub features: Features,
     /// The silicon below: what bounds control registers, MSRs and addresses where nothing is intercepted.
     pub model: Model,
+    /// What the TLB holds.
+    pub tlb: Geometry,
 }
 
 /// Why [`Cpu::run`] came back.
@@ -70,7 +72,12 @@ pub struct Cpu {
 
 impl Cpu {
     pub fn new(config: CpuConfig) -> Self {
-        Self { tlb: Tlb::new(), blocks: Blocks::new(config.features), model: config.model, pause: u64::MAX }
+        Self {
+            tlb: Tlb::new(config.tlb),
+            blocks: Blocks::new(config.features),
+            model: config.model,
+            pause: u64::MAX,
+        }
     }
 
     /// At this instruction count a run that ends there leaves traps and interrupts to the next one: the state is the

@@ -34,5 +34,5 @@ pub use mem::Privilege;
 pub use ram::{Mark, Ram};
 pub use silicon::Rules;
 pub use system::model::Model;
-pub use tlb::{Flush, FlushHandle};
+pub use tlb::{Flush, FlushHandle, Geometry};
 pub use used::{USES_RFLAGS, used_registers};

@@ -292,11 +292,11 @@ impl Core<'_> {
     /// The host physical address behind a byte that the TLB knows. The page of a write is noted as written; from there on
     /// the inline path writes to it, unless it holds code.
     fn known(&mut self, context: Context, gva: u64, kind: AccessKind) -> Option<u64> {
-        if kind != AccessKind::WRITE {
-            return self.tlb.lookup(context, gva, 1, kind);
+        if let Some(hpa) = self.tlb.lookup(context, gva, 1, kind) {
+            return Some(hpa);
         }
-        let hpa = self.tlb.lookup_writable(context, gva)?;
-        if !self.ram.has_code(hpa) {
+        let hpa = self.tlb.find(context, gva, kind)?;
+        if kind == AccessKind::WRITE && !self.ram.has_code(hpa) {
             self.ram.wrote(hpa, 1);
             self.tlb.allow_write(context, gva);
         }

@@ -1,16 +1,21 @@
 //! What determines a run and is the interpreter's own. A tape names its revision, so that a later interpreter replays it as it
 //! was recorded, or refuses.
 
-use crate::silicon::Rules;
+use crate::{silicon::Rules, tlb::Geometry};
 use vmtape_arch::host::Vendor;
 
 /// The revision of new recordings. To be raised by whatever makes the same guest run otherwise: the TLB's size and
 /// replacement, what an instruction does, when interrupts are taken.
 ///
-/// Each has a direct-mapped TLB of 1024 pages per privilege context, of which there are three.
 /// - 0: every tape that names none. Rules of AMD's silicon for both vendors.
 /// - 1: the rules of the host's vendor.
-pub const REVISION: u32 = 1;
+/// - 2: a TLB of 8192 pages, set-associative; before, [`Geometry::DirectMapped`].
+pub const REVISION: u32 = 2;
+
+/// The TLB in a revision.
+pub const fn tlb(revision: u32) -> Geometry {
+    if revision < 2 { Geometry::DirectMapped } else { Geometry::SetAssociative }
+}
 
 /// The rules of silicon of a vendor in a revision.
 pub const fn silicon(revision: u32, vendor: Vendor) -> Rules {

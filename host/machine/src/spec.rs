@@ -40,7 +40,7 @@ pub struct MachineSpec {
     // Tapes of the first release end here. What follows may only grow at its end, and is zeros there.
     /// What the VMM does beside running the guest.
     pub script: Vec<Step>,
-    /// Instructions between two milestones; zero: none. TLBs are dropped there, so this is part of the run.
+    /// Instructions between two milestones; zero: none. The block of code that goes on there ends, so this is part of the run.
     pub milestone_every: u64,
     /// The interpreter's own part in the run: see [`vmtape_cpu::revision`].
     pub cpu_revision: u32,

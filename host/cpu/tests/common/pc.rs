@@ -83,7 +83,7 @@ pub struct Ended {
 pub fn run(image: &[u8], arguments: &str, vendor: &[u8; 12], budget: u64) -> Ended {
     let cpuid = cpuid_table(vendor, 46);
     let (features, model) = (Features::from_cpuid(&cpuid), Model::from_cpuid(&cpuid));
-    let mut cpu = Cpu::new(CpuConfig { features, model });
+    let mut cpu = Cpu::new(CpuConfig { features, model, ..CpuConfig::default() });
     let mut pc = Pc {
         ram: Ram::leaked(MEMORY),
         cpuid,

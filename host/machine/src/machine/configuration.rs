@@ -13,6 +13,7 @@ pub(super) fn cpu_config(spec: &MachineSpec) -> CpuConfig {
             rmw_reads_first: spec.silicon.rmw_reads_first.is_set(),
             ..Model::from_cpuid(&silicon_cpuid(&spec.silicon))
         },
+        tlb: revision::tlb(spec.cpu_revision),
     }
 }
 
@@ -22,7 +23,7 @@ pub(super) fn cpu_config(spec: &MachineSpec) -> CpuConfig {
 pub(super) fn emulator_config(spec: &MachineSpec) -> CpuConfig {
     let told = Model::from_cpuid(&spec.cpuid);
     let model = Model { rules: revision::emulator(spec.cpu_revision, told.vendor), ..told };
-    CpuConfig { features: Features::from_cpuid(&spec.cpuid), model }
+    CpuConfig { features: Features::from_cpuid(&spec.cpuid), model, tlb: revision::tlb(spec.cpu_revision) }
 }
 
 pub(super) fn device_config(spec: &MachineSpec) -> DeviceConfig {

@@ -1,16 +1,25 @@
-//! The translation look-aside buffer: direct-mapped, one table per privilege context, with separate tags for reading,
-//! writing and fetching.
+//! The translation look-aside buffer, in two levels, as the silicon's own.
 //!
-//! A tag is the page's linear address with the current epoch in its low bits, so that dropping everything is one
-//! increment, and one comparison decides on page, epoch, permission and (because the address of the last byte is
-//! compared) on crossing a page. Global entries are dropped together with the others: a TLB may forget at any time.
+//! The second level holds what the processor knows ([`Geometry`]). The first is a direct-mapped table per privilege context of
+//! what was used last of it: no guest can tell what is there, since the second level has it too, and it may change freely.
+//!
+//! The first level has separate tags for reading, writing and fetching. A tag is the page's linear address with the current
+//! epoch in its low bits, so that dropping everything is one increment, and one comparison decides on page, epoch,
+//! permission and (because the address of the last byte is compared) on crossing a page. Global entries are dropped
+//! together with the others: a TLB may forget at any time.
 //!
 //! A page that may be written is not therefore written: tags for writing have an epoch of their own, which ends with
 //! every [`crate::Mark`]. The first write after it takes the slow path, where it is noted, and needs no walk.
 
+mod second;
+
+pub use second::Geometry;
+
+use second::{Rights, SecondLevel};
 use std::{cell::Cell, rc::Rc};
 use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, access::AccessKind, access::Mapping};
 
+/// Pages of each context in the first level.
 const ENTRIES: usize = 1024;
 const CONTEXTS: usize = 4;
 const OFFSET: u64 = PAGE_SIZE - 1;
@@ -18,8 +27,9 @@ const OFFSET: u64 = PAGE_SIZE - 1;
 const EPOCHS: u64 = PAGE_SIZE;
 
 /// Whose permissions an entry carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Context {
+    #[default]
     User = 0,
     /// CPL below 3 with RFLAGS.AC clear, and implicit supervisor accesses.
     Supervisor = 1,
@@ -66,12 +76,11 @@ impl FlushHandle {
 
 pub(crate) struct Tlb {
     entries: Box<[Entry; ENTRIES * CONTEXTS]>,
-    /// Tags of pages that may be written, noted or not.
-    writable: Box<[u64; ENTRIES * CONTEXTS]>,
+    second: SecondLevel,
     epoch: u64,
     /// What tags for writing have in place of the epoch.
     write_epoch: u64,
-    /// Changes with every flush, single pages included: caches of fetched code hang on it.
+    /// Changes where code that was fetched may have to be fetched again: with every flush, single pages included.
     version: u64,
     /// Linear range that holds all entries cut out of large pages, inclusive.
     large: Option<(u64, u64)>,
@@ -81,13 +90,18 @@ pub(crate) struct Tlb {
 }
 
 impl Tlb {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(geometry: Geometry) -> Self {
         let entries = vec![Entry::default(); ENTRIES * CONTEXTS].into_boxed_slice();
-        let entries = entries.try_into().unwrap_or_else(|_| unreachable!());
-        let writable = vec![0; ENTRIES * CONTEXTS].into_boxed_slice();
-        let writable = writable.try_into().unwrap_or_else(|_| unreachable!());
-        let requests = FlushHandle::default();
-        Self { entries, writable, epoch: 1, write_epoch: 1, version: 0, large: None, ram_epoch: 0, requests }
+        Self {
+            entries: entries.try_into().unwrap_or_else(|_| unreachable!()),
+            second: SecondLevel::new(geometry),
+            epoch: 1,
+            write_epoch: 1,
+            version: 0,
+            large: None,
+            ram_epoch: 0,
+            requests: FlushHandle::default(),
+        }
     }
 
     pub(crate) fn handle(&self) -> FlushHandle {
@@ -99,7 +113,7 @@ impl Tlb {
         (context as usize * ENTRIES) | ((gva >> PAGE_SHIFT) as usize % ENTRIES)
     }
 
-    /// The host physical address for `size` bytes at `gva`, if they lie on one page that is known.
+    /// The host physical address for `size` bytes at `gva`, if they lie on one page that was used lately.
     #[inline(always)]
     pub(crate) fn lookup(&self, context: Context, gva: u64, size: u64, kind: AccessKind) -> Option<u64> {
         let entry = &self.entries[Self::index(context, gva)];
@@ -112,36 +126,43 @@ impl Tlb {
         (tag == want).then(|| gva.wrapping_add(entry.addend))
     }
 
-    /// The host physical address of a byte on a page that may be written, though the write is not noted yet.
-    pub(crate) fn lookup_writable(&self, context: Context, gva: u64) -> Option<u64> {
-        let index = Self::index(context, gva);
-        (self.writable[index] == gva & !OFFSET | self.epoch)
-            .then(|| gva.wrapping_add(self.entries[index].addend))
+    /// The host physical address of a byte on a page that the processor knows. A write is allowed, though not noted yet.
+    pub(crate) fn find(&mut self, context: Context, gva: u64, kind: AccessKind) -> Option<u64> {
+        let known = self.second.find(context, gva, self.epoch)?;
+        if !known.rights.allow(kind) {
+            return None;
+        }
+        let (addend, rights) = (known.addend, known.rights);
+        self.use_page(context, gva, addend, rights);
+        Some(gva.wrapping_add(addend))
     }
 
-    /// Lets a known page be written until the next mark.
+    /// Takes a page into the first level.
+    fn use_page(&mut self, context: Context, gva: u64, addend: u64, rights: Rights) {
+        let tag = gva & !OFFSET | self.epoch;
+        let tag_if = |allowed: bool| if allowed { tag } else { 0 };
+        let entry = &mut self.entries[Self::index(context, gva)];
+        let written = gva & !OFFSET | self.write_epoch;
+        *entry = Entry {
+            read: tag_if(rights.read),
+            write: if entry.write == written && entry.addend == addend { written } else { 0 },
+            fetch: tag_if(rights.fetch),
+            addend,
+        };
+    }
+
+    /// Lets a page that was just found be written until the next mark.
     pub(crate) fn allow_write(&mut self, context: Context, gva: u64) {
         self.entries[Self::index(context, gva)].write = gva & !OFFSET | self.write_epoch;
     }
 
     /// Enters a mapping of RAM.
     pub(crate) fn insert(&mut self, context: Context, gva: u64, mapping: &Mapping) {
-        let page = gva & !OFFSET;
-        let tag = page | self.epoch;
-        let addend = mapping.hpa.wrapping_sub(page);
-        let index = Self::index(context, gva);
-        let (entry, writable) = (&mut self.entries[index], &mut self.writable[index]);
-        let known = [entry.read, *writable, entry.fetch].contains(&tag) && entry.addend == addend;
-        if !known {
-            (*entry, *writable) = (Entry { addend, ..Entry::default() }, 0);
+        let displaced = self.second.insert(context, gva, mapping, self.epoch);
+        if let Some((context, page)) = displaced.page {
+            self.entries[Self::index(context, page)] = Entry::default();
         }
-        for (slot, allowed) in
-            [(&mut entry.read, mapping.read), (writable, mapping.write), (&mut entry.fetch, mapping.fetch)]
-        {
-            if allowed.is_set() {
-                *slot = tag;
-            }
-        }
+        self.version += u64::from(displaced.code);
         if u32::from(mapping.guest_page_shift) > PAGE_SHIFT {
             self.note_large(gva, mapping.guest_page_shift);
         }
@@ -159,8 +180,8 @@ impl Tlb {
         match what {
             Flush::Page(gva) if !self.large.is_some_and(|(low, high)| (low..=high).contains(&gva)) => {
                 for context in [Context::User, Context::Supervisor, Context::SupervisorAc] {
-                    let index = Self::index(context, gva);
-                    (self.entries[index], self.writable[index]) = (Entry::default(), 0);
+                    self.entries[Self::index(context, gva)] = Entry::default();
+                    self.second.remove(context, gva);
                 }
             }
             _ => self.flush_all(),
@@ -173,7 +194,7 @@ impl Tlb {
         self.epoch += 1;
         if self.epoch == EPOCHS {
             self.entries.fill(Entry::default());
-            self.writable.fill(0);
+            self.second.clear();
             self.epoch = 1;
         }
     }
@@ -206,57 +227,4 @@ impl Tlb {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn mapping(hpa: u64, shift: u8) -> Mapping {
-        Mapping { hpa, read: true.into(), guest_page_shift: shift, ..Mapping::default() }
-    }
-
-    #[test]
-    fn a_hit_needs_context_permission_and_one_page() {
-        let mut tlb = Tlb::new();
-        tlb.insert(Context::User, 0x1234, &mapping(0x8000, 12));
-        let read = |tlb: &Tlb, gva, size| tlb.lookup(Context::User, gva, size, AccessKind::READ);
-        assert_eq!(read(&tlb, 0x1ff8, 8), Some(0x8ff8));
-        assert_eq!(read(&tlb, 0x1ff9, 8), None);
-        assert_eq!(tlb.lookup(Context::User, 0x1000, 1, AccessKind::WRITE), None);
-        assert_eq!(tlb.lookup(Context::Supervisor, 0x1000, 1, AccessKind::READ), None);
-        tlb.flush(Flush::Page(0x1000));
-        assert_eq!(read(&tlb, 0x1000, 1), None);
-    }
-
-    #[test]
-    fn a_large_page_goes_as_a_whole() {
-        let mut tlb = Tlb::new();
-        tlb.insert(Context::User, 0x20_1000, &mapping(0x8000, 21));
-        tlb.flush(Flush::Page(0x3f_f000));
-        assert_eq!(tlb.lookup(Context::User, 0x20_1000, 1, AccessKind::READ), None);
-    }
-
-    #[test]
-    fn a_mark_ends_writing_without_a_walk() {
-        let mut tlb = Tlb::new();
-        tlb.insert(Context::User, 0x1000, &Mapping { write: true.into(), ..mapping(0x8000, 12) });
-        let write = |tlb: &Tlb| tlb.lookup(Context::User, 0x1234, 8, AccessKind::WRITE);
-        for ram_epoch in 1..2 * EPOCHS {
-            assert_eq!((write(&tlb), tlb.lookup_writable(Context::User, 0x1234)), (None, Some(0x8234)));
-            tlb.allow_write(Context::User, 0x1234);
-            assert_eq!(write(&tlb), Some(0x8234));
-            tlb.sync(ram_epoch);
-        }
-        assert_eq!(tlb.lookup(Context::User, 0x1234, 8, AccessKind::READ), Some(0x8234));
-        tlb.flush(Flush::All);
-        assert_eq!(tlb.lookup_writable(Context::User, 0x1234), None);
-    }
-
-    #[test]
-    fn epochs_wrap_without_reviving_entries() {
-        let mut tlb = Tlb::new();
-        tlb.insert(Context::User, 0x1000, &mapping(0, 12));
-        for _ in 0..2 * EPOCHS {
-            tlb.flush(Flush::All);
-            assert_eq!(tlb.lookup(Context::User, 0x1000, 1, AccessKind::READ), None);
-        }
-    }
-}
+mod tests;
