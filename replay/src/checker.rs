@@ -45,6 +45,16 @@ impl<'t> Checker<'t> {
         }
     }
 
+    /// Begins with a chunk. What comes before it is known to be the same, and counts as compared.
+    pub fn from_chunk(tape: &'t Tape, chunk: usize) -> Self {
+        let before = &tape.chunks()[..chunk];
+        let events = before.iter().map(|chunk| u64::from(chunk.events)).sum();
+        let (exits, instructions) =
+            tape.chunks().get(chunk).map_or((0, 0), |chunk| (chunk.first_exit, chunk.first_icount));
+        let compared = Compared { exits, instructions, events, ..Compared::default() };
+        Self { compared, ..Self::at(tape, tape.events_from(chunk)) }
+    }
+
     /// The next event of the tape that is to be compared.
     fn next(&mut self) -> Result<Option<Event>, Error> {
         while let Some(event) = self.taped.next().transpose()? {

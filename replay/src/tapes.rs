@@ -50,10 +50,14 @@ pub fn compare(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &
     Ok(())
 }
 
-/// Compares all events; gives the first difference in words.
+/// Compares all events; gives the first difference in words. Chunks of equal digests are not decoded, but for the last one.
 fn equal(expected: &Tape, actual: &Tape, report: &mut Report) -> Result<Option<String>, Error> {
-    let mut checker = Checker::new(expected);
-    let mut events = actual.events();
+    let [first, other] = [(expected, actual), (actual, expected)].map(|(tape, other)| {
+        let exempts = tape.schema().min(other.schema()) < exempt::READS_SCHEMA;
+        if exempts { 0 } else { tape.last_common(other) }
+    });
+    let mut checker = Checker::from_chunk(expected, first);
+    let mut events = actual.events_from(other);
     loop {
         let batch = events.by_ref().take(BATCH).collect::<Result<Vec<_>, _>>()?;
         let over = batch.is_empty();

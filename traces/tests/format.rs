@@ -255,6 +255,11 @@ fn two_tapes_are_compared_by_their_index() {
     assert_eq!(a.chunks()[chunk].first_exit, 2 * 16384);
     let different = a.events_from(chunk).zip(b.events_from(chunk));
     assert!(different.into_iter().any(|(a, b)| a.unwrap() != b.unwrap()));
+    let common = a.last_common(&b);
+    assert!(common < chunk, "the last chunk before it, so that what is counted there is known");
+    let first = |tape: &Tape, chunk| tape.events_from(chunk).next().unwrap().unwrap();
+    assert_eq!(first(&a, common), first(&b, b.last_common(&a)));
+    assert_eq!(a.chunks()[common].first_exit, 16384);
     assert_eq!(a.first_difference(&a), a.chunks().len());
 }
 

@@ -1,7 +1,11 @@
 //! Columns into events. Every byte here may be hostile: what does not fit is an error, and memory is bounded by the
 //! size of the chunk and the model's own limits.
 
-use super::{BLOB_BIT, DICTIONARY, column, form, model::Model, op, varint};
+use super::{
+    BLOB_BIT, DICTIONARY, column, form,
+    model::{Model, TAGS},
+    op, varint, words_of,
+};
 use crate::{
     event::Event,
     flat::{Clock, Flat, MAX_WORDS},
@@ -19,6 +23,17 @@ struct Input {
     dictionary: Vec<u64>,
 }
 
+/// The most columns that a tag has.
+const OF_TAG: usize = column::BLOB as usize + 1;
+
+/// The columns of a chunk.
+struct Inputs {
+    /// By tag and word.
+    columns: Vec<Input>,
+    /// For each of the lower tags, and the next one, how many columns come before its own.
+    firsts: Vec<u32>,
+}
+
 /// Decodes the events of one chunk.
 pub struct Decoder {
     model: Model,
@@ -26,8 +41,7 @@ pub struct Decoder {
     flat: Flat,
     ops: Vec<u8>,
     at: usize,
-    /// By tag and word.
-    columns: Vec<Input>,
+    columns: Inputs,
     /// Predicted events before the next operation; `None` before its count was read.
     run: Option<u64>,
 }
@@ -37,16 +51,13 @@ type Decoded<T> = Result<T, &'static str>;
 impl Decoder {
     /// A decoder for a chunk that starts at `clock`.
     pub fn new(columns: Columns, clock: Clock) -> Self {
-        let input = |Column { tag, word, bytes }| Input { tag, word, bytes, at: 0, dictionary: Vec::new() };
-        let mut inputs: Vec<Input> = columns.columns.into_iter().map(input).collect();
-        inputs.sort_by_key(Input::key);
         Self {
             model: Model::new(),
             clock,
             flat: Flat::default(),
             ops: columns.ops,
             at: 0,
-            columns: inputs,
+            columns: Inputs::new(columns.columns),
             run: None,
         }
     }
@@ -100,7 +111,7 @@ impl Decoder {
             op::DIFFERS => self.model.predicted().ok_or("nothing predicts the event")?.tag,
             other => {
                 let tag = other - op::TAG;
-                let count = self.input(tag, column::COUNT)?.varint()?;
+                let count = self.columns.get(tag, column::COUNT)?.varint()?;
                 if count > MAX_WORDS as u64 {
                     return Err("too many words");
                 }
@@ -108,11 +119,7 @@ impl Decoder {
                 tag
             }
         };
-        self.input(tag, column::MASK)?.varint()
-    }
-
-    fn input(&mut self, tag: u64, word: u8) -> Decoded<&mut Input> {
-        input(&mut self.columns, tag, word)
+        self.columns.get(tag, column::MASK)?.varint()
     }
 
     fn words(&mut self, tag: u64, count: usize, mask: u64) -> Decoded<()> {
@@ -122,29 +129,25 @@ impl Decoder {
         }
         self.flat.tag = tag;
         self.flat.words.clear();
-        if mask & !BLOB_BIT == 0 {
-            self.flat.words.extend(slot.words.iter_mut().zip(&slot.back).map(|(word, back)| {
-                if *back != 0 {
-                    *word = recent.get(*back);
-                }
-                recent.push(*word);
-                *word
-            }));
-        } else {
-            for i in 0..count {
-                let back = slot.back[i];
-                let mut word = if back == 0 { slot.words[i] } else { recent.get(back) };
-                if mask >> i & 1 != 0 {
-                    let input = input(&mut self.columns, tag, i as u8)?;
-                    (word, slot.back[i]) = input.word(slot.words[i], |back| recent.get(back))?;
-                }
-                slot.words[i] = word;
-                recent.push(word);
-                self.flat.words.push(word);
+        let mut from = 0;
+        for i in words_of(slot.found | mask & !BLOB_BIT) {
+            recent.extend(&slot.words[from..i]);
+            from = i + 1;
+            let (mut word, mut back) = (slot.words[i], slot.back[i]);
+            if mask >> i & 1 != 0 {
+                let input = self.columns.get(tag, i as u8)?;
+                (word, back) = input.word(word, |back| recent.get(back))?;
+                slot.set_back(i, back);
+            } else {
+                word = recent.get(back);
             }
+            slot.words[i] = word;
+            recent.push(word);
         }
+        recent.extend(&slot.words[from..]);
+        self.flat.words.extend_from_slice(&slot.words);
         if mask & BLOB_BIT != 0 {
-            let input = input(&mut self.columns, tag, column::BLOB)?;
+            let input = self.columns.get(tag, column::BLOB)?;
             let length = input.varint()?;
             if length > limit::EVENT_BLOB {
                 return Err("too many bytes in one event");
@@ -159,9 +162,28 @@ impl Decoder {
     }
 }
 
-fn input(columns: &mut [Input], tag: u64, word: u8) -> Decoded<&mut Input> {
-    let found = columns.binary_search_by_key(&(tag, word), Input::key);
-    found.map(|at| &mut columns[at]).map_err(|_| "a column is missing")
+impl Inputs {
+    fn new(columns: Vec<Column>) -> Self {
+        let input = |Column { tag, word, bytes }| Input { tag, word, bytes, at: 0, dictionary: Vec::new() };
+        let mut columns: Vec<Input> = columns.into_iter().map(input).collect();
+        columns.sort_by_key(Input::key);
+        let first = |tag| columns.partition_point(|column| column.tag < tag) as u32;
+        let firsts = (0..=TAGS as u64).map(first).collect();
+        Self { columns, firsts }
+    }
+
+    fn get(&mut self, tag: u64, word: u8) -> Decoded<&mut Input> {
+        let firsts = usize::try_from(tag).ok().and_then(|tag| self.firsts.get(tag..tag + 2));
+        let found = match firsts {
+            // Few, and rarely more than a handful.
+            Some([first, end]) => {
+                let of_tag = self.columns[*first as usize..*end as usize].iter().take(OF_TAG);
+                of_tag.map(|column| column.word).position(|of| of == word).map(|at| *first as usize + at)
+            }
+            _ => self.columns.binary_search_by_key(&(tag, word), Input::key).ok(),
+        };
+        found.map(|at| &mut self.columns[at]).ok_or("a column is missing")
+    }
 }
 
 impl Input {

@@ -1,6 +1,6 @@
 //! Events into columns.
 
-use super::{BLOB_BIT, DICTIONARY, column, form, model::Model, op, varint};
+use super::{BLOB_BIT, DICTIONARY, column, form, model::Model, op, varint, words_of};
 use crate::{
     event::Event,
     flat::{Clock, Flat, kind_bit},
@@ -101,20 +101,24 @@ impl Encoder {
     /// Stores the words that differ from their prediction and says which those are.
     fn words(&mut self, flat: &Flat) -> u64 {
         let (slot, recent) = self.model.current();
-        let mut mask = 0;
-        for (i, word) in flat.words.iter().copied().enumerate() {
-            let back = slot.back[i];
+        let (mut mask, mut from) = (0, 0);
+        for i in words_of(slot.found | differing(&slot.words, &flat.words)) {
+            recent.extend(&flat.words[from..i]);
+            from = i + 1;
+            let (word, back) = (flat.words[i], slot.back[i]);
             let predicted = if back == 0 { slot.words[i] } else { recent.get(back) };
             if word != predicted {
                 mask |= 1 << i;
                 let output = self.columns.entry((flat.tag, i as u8)).or_default();
                 let before = output.bytes.len();
-                slot.back[i] = output.put(word, slot.words[i], || recent.find(word));
+                let back = output.put(word, slot.words[i], || recent.find(word));
+                slot.set_back(i, back);
                 self.size += output.bytes.len() - before;
             }
             slot.words[i] = word;
             recent.push(word);
         }
+        recent.extend(&flat.words[from..]);
         // Most events have no bytes beside their words.
         let both_empty = slot.blob.is_empty() && flat.blob.is_empty();
         if !both_empty && slot.blob != flat.blob {
@@ -136,6 +140,12 @@ impl Encoder {
         let column = |((tag, word), output): (_, Output)| Column { tag, word, bytes: output.bytes };
         Columns { ops: self.ops, columns: self.columns.into_iter().map(column).collect() }
     }
+}
+
+/// A bit per word that is not the same in both.
+fn differing(before: &[u64], after: &[u64]) -> u64 {
+    let words = before.iter().zip(after).enumerate();
+    words.fold(0, |mask, (i, (before, after))| mask | u64::from(before != after) << i)
 }
 
 impl Output {

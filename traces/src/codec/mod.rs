@@ -25,6 +25,15 @@ mod column {
 /// The mask's bit for the blob.
 const BLOB_BIT: u64 = 1 << 63;
 
+/// The numbers of a mask's words, in order.
+fn words_of(mut mask: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let word = (mask != 0).then(|| mask.trailing_zeros() as usize)?;
+        mask &= mask - 1;
+        Some(word)
+    })
+}
+
 /// The operations in the stream of operations, each after a varint that counts the predicted events before it.
 mod op {
     /// The kind is as predicted, words are not.

@@ -5,7 +5,7 @@ use crate::flat::{Flat, tag};
 /// Contexts are remembered by their high 16 bits: a new one takes the place of an old one with the same.
 const PLACES: usize = 1 << 16;
 /// Tags whose last event is remembered.
-const TAGS: usize = 512;
+pub const TAGS: usize = 512;
 
 /// The last event in a context.
 #[derive(Clone, Default)]
@@ -15,7 +15,17 @@ pub struct Slot {
     pub words: Vec<u64>,
     /// Per word: how far back the word was last found, or zero where its last value is the prediction.
     pub back: Vec<u8>,
+    /// A bit per word whose `back` is not zero.
+    pub found: u64,
     pub blob: Vec<u8>,
+}
+
+impl Slot {
+    /// Where a word was last found.
+    pub fn set_back(&mut self, word: usize, back: u8) {
+        self.back[word] = back;
+        self.found = self.found & !(1 << word) | u64::from(back != 0) << word;
+    }
 }
 
 /// The last 256 words.
@@ -30,6 +40,17 @@ impl Recent {
         self.next = self.next.wrapping_add(1);
     }
 
+    /// Pushes words one after the other.
+    pub fn extend(&mut self, words: &[u64]) {
+        let next = usize::from(self.next);
+        if let Some(room) = self.words[next..].get_mut(..words.len()) {
+            room.copy_from_slice(words);
+            self.next = self.next.wrapping_add(words.len() as u8);
+        } else {
+            words.iter().for_each(|word| self.push(*word));
+        }
+    }
+
     /// The word `back` words ago, 1 being the last.
     pub fn get(&self, back: u8) -> u64 {
         self.words[usize::from(self.next.wrapping_sub(back))]
@@ -37,7 +58,14 @@ impl Recent {
 
     /// How far back a word is, the nearest first.
     pub fn find(&self, word: u64) -> Option<u8> {
-        (1..=255).find(|back| self.get(*back) == word)
+        let next = usize::from(self.next);
+        let newer = self.words[..next].iter().rposition(|known| *known == word).map(|at| next - at);
+        // The word at `next` is 256 back.
+        let older = || {
+            let at = self.words[next + 1..].iter().rposition(|known| *known == word)?;
+            Some(self.words.len() - 1 - at)
+        };
+        newer.or_else(older).map(|back| back as u8)
     }
 }
 
@@ -89,6 +117,7 @@ impl Model {
         if let Some(last) = last.filter(|last| last.tag == tag) {
             slot.words.clone_from(&last.words);
             slot.back.clone_from(&last.back);
+            slot.found = last.found & ((1 << count) - 1);
         }
         slot.words.resize(count, 0);
         slot.back.resize(count, 0);

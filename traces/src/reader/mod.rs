@@ -196,6 +196,12 @@ impl Tape {
         events.nth(equal).map_or(self.chunks.len(), |(chunk, _)| chunk)
     }
 
+    /// The last of the chunks of events that two tapes have alike before they differ; the first chunk where there is none.
+    pub fn last_common(&self, other: &Self) -> usize {
+        let before = &self.chunks[..self.first_difference(other)];
+        before.iter().rposition(|chunk| chunk.kind == ChunkKind::EVENTS.0).unwrap_or(0)
+    }
+
     /// The guest's files by name.
     pub fn images(&self) -> Result<Vec<(String, Vec<u8>)>> {
         let images = self.chunks.iter().enumerate().filter(|(_, c)| c.kind == ChunkKind::IMAGE.0);

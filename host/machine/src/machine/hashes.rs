@@ -98,11 +98,12 @@ impl Machine {
         hash(&[self.page_hashes.sum()], &self.vcpus, guest_visible)
     }
 
-    /// Called at every instruction count at which the guest was left.
-    pub(super) fn milestone_if_due(&mut self) -> Result<(), Error> {
+    /// Called at every instruction count at which the guest was left. True: there was one.
+    pub(super) fn milestone_if_due(&mut self) -> Result<bool, Error> {
         let icount = self.services.clock.icount;
-        if !self.milestones.take_due(icount, self.spec.milestone_every) || !self.services.tape.is_on() {
-            return Ok(());
+        let due = self.milestones.take_due(icount, self.spec.milestone_every);
+        if !due || !self.services.tape.is_on() {
+            return Ok(due);
         }
         self.page_hashes.update(&self.services.memory);
         let words = [self.milestones.hash, icount, self.page_hashes.sum()];
@@ -110,7 +111,7 @@ impl Machine {
         self.milestones.hash = hash;
         self.tell_devices();
         self.services.tape.event(Event::Milestone(Milestone { icount, exits: self.exits, hash }));
-        Ok(())
+        Ok(true)
     }
 
     /// The end of a run whose machine cannot be told.

@@ -147,11 +147,17 @@ impl Bytes {
     }
 
     pub(crate) fn holds(&self, hpa: u64, len: u64) -> bool {
-        self.all
-            || places(hpa, len).all(|(page, at, mask)| {
-                let bits = self.pages.get(page as usize).and_then(Option::as_ref);
-                bits.is_some_and(|bits| bits[usize::from(at)] & mask == mask)
-            })
+        self.all || places(hpa, len).all(|(page, at, mask)| self.word(page, at) & mask == mask)
+    }
+
+    /// Whether one of these bytes is in the set.
+    pub(crate) fn holds_some(&self, hpa: u64, len: u64) -> bool {
+        self.all || places(hpa, len).any(|(page, at, mask)| self.word(page, at) & mask != 0)
+    }
+
+    fn word(&self, page: u32, at: u8) -> u64 {
+        let bits = self.pages.get(page as usize).and_then(Option::as_ref);
+        bits.map_or(0, |bits| bits[usize::from(at)])
     }
 }
 

@@ -233,6 +233,10 @@ impl Tape {
             if self.knowledge.memory.holds(hpa, bytes.len() as u64) {
                 continue;
             }
+            if !self.knowledge.memory.holds_some(hpa, bytes.len() as u64) {
+                self.tell_bytes(hpa, bytes);
+                continue;
+            }
             let untold = |n: usize| !self.knowledge.memory.holds(hpa + n as u64, 1);
             let Some(first) = (0..bytes.len()).find(|n| untold(*n)) else { continue };
             let len = (first..bytes.len()).take_while(|n| untold(*n)).count();
