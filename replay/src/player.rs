@@ -22,11 +22,13 @@ pub(crate) const PIECE_INSTRUCTIONS: u64 = 1 << 20;
 pub struct Budget {
     pub instructions: u64,
     pub exits: u64,
+    /// Where the recording was interrupted.
+    pub interrupted: Option<u64>,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { instructions: u64::MAX, exits: u64::MAX }
+        Self { instructions: u64::MAX, exits: u64::MAX, interrupted: None }
     }
 }
 
@@ -141,6 +143,7 @@ impl Player {
         let limits = Limits {
             instructions: instructions.min(self.budget.instructions),
             exits: exits.min(self.budget.exits),
+            interrupted: self.budget.interrupted,
             ..Limits::default()
         };
         let end = self.machine.advance(&limits);

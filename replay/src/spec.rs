@@ -11,7 +11,12 @@ use vmtape_machine::{
     MachineSpec, Recorded,
     vmm::{Step, When},
 };
-use vmtape_traces::{Event, Metadata, Options, Tape, event::InputSource, flat::tag, writer::Stream};
+use vmtape_traces::{
+    Event, Metadata, Options, Tape,
+    event::{End, InputSource},
+    flat::tag,
+    writer::Stream,
+};
 
 /// Names of the tape's images.
 const IMAGE: &str = "image";
@@ -73,13 +78,47 @@ pub fn machine(tape: &Tape) -> Result<MachineSpec, Error> {
     Ok(spec)
 }
 
-/// The limits of a tape.
-pub fn budget(tape: &Tape) -> Budget {
+/// How a tape ends, and after how many instructions; `None`: it breaks off.
+pub fn end(tape: &Tape) -> Result<Option<(u64, End)>, Error> {
+    let last = tape.chunks().iter().rposition(|chunk| chunk.events != 0).unwrap_or(0);
+    for event in tape.events_from(last) {
+        if let Event::End { icount, end, .. } = event? {
+            return Ok(Some((icount, end)));
+        }
+    }
+    Ok(None)
+}
+
+/// The limits that a tape was recorded under.
+fn limits(tape: &Tape) -> Budget {
     let limit = |name| {
         let note = tape.metadata().notes.iter().find(|(key, _)| key == name);
         note.and_then(|(_, value)| value.parse().ok()).unwrap_or(u64::MAX)
     };
-    Budget { instructions: limit(MAX_INSTRUCTIONS), exits: limit(MAX_EXITS) }
+    // A tape whose end cannot be read is one without: whoever reads on to there hears why.
+    let interrupted = match end(tape) {
+        Ok(Some((icount, End::Interrupted))) => Some(icount),
+        _ => None,
+    };
+    Budget { instructions: limit(MAX_INSTRUCTIONS), exits: limit(MAX_EXITS), interrupted }
+}
+
+/// The limits of a replay: those of the tape, and not long after the tape has ended, whatever the machine does instead.
+pub fn budget(tape: &Tape) -> Budget {
+    const MORE: u64 = 1 << 22;
+    at_most(tape, |icount| icount.saturating_add(MORE))
+}
+
+/// The limits of a machine whose run may be another one than the tape's: as many instructions again, and a second's worth.
+pub fn generous_budget(tape: &Tape) -> Budget {
+    const MORE: u64 = 1 << 28;
+    at_most(tape, |icount| icount.saturating_mul(2).saturating_add(MORE))
+}
+
+fn at_most(tape: &Tape, most: impl Fn(u64) -> u64) -> Budget {
+    let limits = limits(tape);
+    let longest = tape.totals().map_or(u64::MAX, |totals| most(totals.icount));
+    Budget { instructions: limits.instructions.min(longest), ..limits }
 }
 
 /// A script whose steps come at the instructions at which they came on the tape, whatever exits there are. What never came

@@ -107,11 +107,13 @@ pub fn end_text(end: &End) -> String {
     match end {
         End::DebugExit { status } => format!("the guest left with status {status}"),
         End::Shutdown { reason } => format!("shutdown: {reason}"),
-        End::Idle => "all vCPUs are halted for ever".into(),
+        End::Idle { reason } if reason.is_empty() => "all vCPUs are halted for ever".into(),
+        End::Idle { reason } => format!("halted for ever: {reason}"),
         End::Fatal { vcpu, reason, .. } => format!("vCPU {vcpu} cannot go on: {reason}"),
         End::Limit { what } => format!("limit reached: {what}"),
         End::NoProgress { reason, .. } => format!("no progress: {reason}"),
         End::Cut => "the recording stops here".into(),
+        End::Interrupted => "interrupted".into(),
     }
 }
 

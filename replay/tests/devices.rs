@@ -56,13 +56,13 @@ fn machine(backend: &str) -> MachineSpec {
 /// A tape without exits, of a guest whose devices saw this after 1000, 2000, ... instructions.
 fn tape(folder: &Path, name: &str, backend: &str, seen: &[u64]) -> Tape {
     let path = folder.join(name);
-    let budget = Budget { instructions: u64::MAX, exits: u64::MAX };
+    let budget = Budget { instructions: u64::MAX, exits: u64::MAX, ..Budget::default() };
     let metadata = spec::metadata(&machine(backend), &budget).unwrap();
     let mut writer = Writer::create(&path, &metadata, &[], Options::default()).unwrap();
     for (n, hash) in (1..).zip(seen) {
         writer.push(Event::Devices { icount: 1000 * n, accesses: n, hash: *hash });
     }
-    writer.push(Event::End { icount: 10_000, exits: 0, end: End::Idle });
+    writer.push(Event::End { icount: 10_000, exits: 0, end: End::Idle { reason: String::new() } });
     writer.finish().unwrap();
     Tape::open(&path).unwrap()
 }

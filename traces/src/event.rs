@@ -252,8 +252,8 @@ pub enum End {
     DebugExit { status: u32 },
     /// Triple fault or reset.
     Shutdown { reason: String },
-    /// All vCPUs are halted and nothing can wake them.
-    Idle,
+    /// All vCPUs are halted and nothing can wake them; why. Older recordings do not say.
+    Idle { reason: String },
     /// KVM_RUN returned something that the VMM cannot continue from.
     Fatal { vcpu: u32, resume: Resume, reason: String },
     /// The exit budget or the instruction limit was reached.
@@ -262,4 +262,6 @@ pub enum End {
     NoProgress { vcpu: u32, repeats: u64, reason: String },
     /// The recording stops here (imported tapes, killed recordings).
     Cut,
+    /// Whoever recorded wanted the run to end.
+    Interrupted,
 }

@@ -206,7 +206,7 @@ fn other_files_are_called_what_they_are() {
         let error = Tape::from_bytes(bytes.to_vec()).err().unwrap().to_string();
         assert!(error.contains(what), "{error}");
     }
-    let mut newer = tape_of(&[Event::End { icount: 0, exits: 0, end: End::Idle }]);
+    let mut newer = tape_of(&[Event::End { icount: 0, exits: 0, end: End::Idle { reason: String::new() } }]);
     newer[8] = 2;
     let crc = crc32fast::hash(&newer[..60]);
     newer[60..64].copy_from_slice(&crc.to_le_bytes());

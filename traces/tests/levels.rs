@@ -56,7 +56,7 @@ fn events() -> Vec<Event> {
         note(Place::L1, msr(false, true)),
         Event::Resume { vcpu: 0, resume: Resume::GUEST },
         note(L2, Note::Entry { rip: 0x40_1000, intr_info: 0, error_code: 0 }),
-        Event::End { icount: 1001, exits: 1, end: End::Idle },
+        Event::End { icount: 1001, exits: 1, end: End::Idle { reason: String::new() } },
     ]
 }
 

@@ -68,6 +68,8 @@ pub struct Core<'a> {
     pub(crate) mode: u8,
     /// KVM's emulator: nothing is cached, and exceptions are returned rather than delivered.
     pub(crate) emulating: bool,
+    /// It leaves the rest of an instruction that repeats to the guest: see [`Env::leaves_repeat`].
+    pub(crate) repeats: bool,
     /// Events delivered since the instruction count last changed, and that count.
     pub(crate) deliveries: (u32, u64),
     /// RFLAGS.TF was set when the instruction began, and the instruction does not say otherwise.
@@ -107,6 +109,7 @@ impl<'a> Core<'a> {
             check_events: true,
             mode: 0,
             emulating: false,
+            repeats: false,
             deliveries: (0, 0),
             single_step: false,
             debug_traps: 0,

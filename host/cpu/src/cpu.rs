@@ -113,7 +113,8 @@ impl Cpu {
     }
 
     /// Executes one instruction as KVM's emulator does, from `bytes` or from memory: every access goes to the
-    /// environment, nothing is cached, and exceptions are returned. Counts as one retired instruction.
+    /// environment, nothing is cached, and exceptions are returned. Counts as one retired instruction, unless the environment has
+    /// it left to the guest ([`Env::leaves_repeat`]).
     pub fn step_emulated(
         &mut self,
         state: &mut VcpuState,

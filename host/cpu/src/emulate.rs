@@ -58,6 +58,11 @@ fn with_instruction(
 // See: KVM arch/x86/kvm/x86.c x86_emulate_instruction(): the shadow and RF end with the instruction.
 fn retire(core: &mut Core<'_>) -> Step {
     core.state.rip = core.next_rip & core.rip_mask;
+    if core.repeats {
+        // See: KVM arch/x86/kvm/emulate.c x86_emulate_insn(): RF is set while an instruction repeats.
+        core.state.rflags = core.flags().with_rf(true).into_bits();
+        return Step::Executed;
+    }
     core.state.icount += 1;
     core.state.rflags = core.flags().with_rf(false).into_bits();
     Step::Executed

@@ -99,6 +99,13 @@ pub trait Env {
     /// [has an outcome]: vmtape_arch::sensitive::SensitiveKind::has_outcome
     fn outcome(&mut self, _state: &VcpuState) {}
 
+    /// Asked by [`crate::Cpu::step_emulated`] after each iteration of an instruction that repeats, `left` of which are to come:
+    /// whether it leaves the rest of them, be it none, to the guest, which executes the instruction again. `read_ahead`: of INS,
+    /// those whose input was read already.
+    fn leaves_repeat(&mut self, _left: u64, _read_ahead: Option<u64>) -> bool {
+        false
+    }
+
     /// Whether [`crate::Cpu::run`] must return at the next instruction boundary, although its budget is not used up: a
     /// device access raised an interrupt, moved a timer or ended the run. Asked after each instruction that called
     /// [`Env::sensitive`], [`Env::device`], [`Env::port`], [`Env::msr`] or [`Env::tpr_changed`].

@@ -10,11 +10,17 @@ use vmtape_arch::host::Vendor;
 /// - 0: every tape that names none. Rules of AMD's silicon for both vendors.
 /// - 1: the rules of the host's vendor.
 /// - 2: a TLB of 8192 pages, set-associative; before, [`Geometry::DirectMapped`].
-pub const REVISION: u32 = 2;
+/// - 3: KVM's emulator goes back to the guest within instructions that repeat ([`repeats_in_bunches`]).
+pub const REVISION: u32 = 3;
 
 /// The TLB in a revision.
 pub const fn tlb(revision: u32) -> Geometry {
     if revision < 2 { Geometry::DirectMapped } else { Geometry::SetAssociative }
+}
+
+/// Whether KVM's emulator does a repeated instruction in bunches, each an exit of its own, as KVM does.
+pub const fn repeats_in_bunches(revision: u32) -> bool {
+    revision >= 3
 }
 
 /// The rules of silicon of a vendor in a revision.

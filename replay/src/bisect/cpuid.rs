@@ -4,7 +4,7 @@ use super::{
     Bench, Finding, Pair,
     search::{Mark, minimize},
 };
-use crate::{Error, bisect::trial, cpuid::Change, spec};
+use crate::{Error, cpuid::Change, spec};
 use vmtape_arch::cpuid::CpuidEntry;
 use vmtape_machine::MachineSpec;
 
@@ -96,7 +96,7 @@ impl Request {
         let mut pair = Pair { tape: None, expected: bench.machine.clone(), actual };
         if self.both {
             pair.expected.cpuid = cpuid;
-            match spec::record(&pair.expected, bench.tape, &trial::budget(bench.tape)?, bench.create) {
+            match spec::record(&pair.expected, bench.tape, &spec::generous_budget(bench.tape), bench.create) {
                 Ok(tape) => pair.tape = Some(tape),
                 Err(error) => return bench.unable(what, error),
             }

@@ -9,7 +9,7 @@ use super::{
     Bench, Finding, Trial,
     exits::AXIS,
     search::{Mark, turn},
-    trial::{self, Criterion, Ended, same_end},
+    trial::{Criterion, Ended, same_end},
 };
 use crate::{Error, player::Player, signature::Signature, spec, text};
 use vmtape_machine::MachineSpec;
@@ -148,7 +148,8 @@ fn closer(point: Point, same: Point, other: Point) -> bool {
 /// The end of a machine's whole run.
 fn whole_run(bench: &Bench, machine: &MachineSpec) -> Result<Point, Error> {
     let inputs = Box::new(spec::inputs(bench.tape)?);
-    let mut player = Player::new(machine.clone(), inputs, trial::budget(bench.tape)?, bench.create, false)?;
+    let mut player =
+        Player::new(machine.clone(), inputs, spec::generous_budget(bench.tape), bench.create, false)?;
     Ended::finish(&mut player)?;
     Ok(Point::of(&player))
 }
@@ -160,7 +161,8 @@ fn exit_between(
     (good, bad): (Point, Point),
 ) -> Result<Option<ExitGroup>, Error> {
     let inputs = Box::new(spec::inputs(bench.tape)?);
-    let mut player = Player::new(machine.clone(), inputs, trial::budget(bench.tape)?, bench.create, false)?;
+    let mut player =
+        Player::new(machine.clone(), inputs, spec::generous_budget(bench.tape), bench.create, false)?;
     player.advance(good.icount, u64::MAX)?;
     let first = player.machine.exits();
     player.listen(true);
@@ -247,7 +249,7 @@ impl<'a> Before<'a> {
     fn player(&self, machine: &MachineSpec) -> Result<Player, Error> {
         let tape = self.bench.tape;
         let inputs = Box::new(spec::inputs(tape)?);
-        Player::new(machine.clone(), inputs, trial::budget(tape)?, self.bench.create, false)
+        Player::new(machine.clone(), inputs, spec::generous_budget(tape), self.bench.create, false)
     }
 
     fn go_on(&self, player: &mut Player, second: &MachineSpec) -> Result<Ended, Error> {
@@ -263,7 +265,7 @@ impl<'a> Before<'a> {
                 all.contains(wanted).then(|| Signature::new(&format!("prints:{wanted}"), 0))
             }
             _ => {
-                let expected = trial::end_of(self.bench.tape)?;
+                let expected = spec::end(self.bench.tape)?.map(|(_, end)| end);
                 let same = expected.is_some_and(|expected| same_end(&expected, &ended.end));
                 (!same).then(|| ended.signature())
             }

@@ -6,13 +6,12 @@ use crate::{
     player::{Create, Player},
     report::{Divergence, Verdict},
     signature::Signature,
-    spec::{self, Budget},
-    text,
+    spec, text,
 };
 use serde::Serialize;
 use vmtape_abi::Description;
 use vmtape_machine::{MachineSpec, vmm::When};
-use vmtape_traces::{Event, Tape, event::End};
+use vmtape_traces::{Tape, event::End};
 
 /// Whether the guest runs in a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,8 +203,8 @@ impl<'a> Bench<'a> {
 
     fn ends(&self, pair: &Pair, create: Create) -> Result<Show, Error> {
         let expected = match &pair.tape {
-            Some(tape) => end_of(tape)?,
-            None => end_of(self.tape)?,
+            Some(tape) => spec::end(tape)?.map(|(_, end)| end),
+            None => spec::end(self.tape)?.map(|(_, end)| end),
         };
         let ended = Ended::of(self.tape, pair.actual.clone(), create)?;
         Ok(if expected.as_ref().is_some_and(|expected| same_end(expected, &ended.end)) {
@@ -316,7 +315,8 @@ pub(super) struct Ended {
 impl Ended {
     /// Runs a machine with a tape's inputs. One that goes on long after the tape's end hangs.
     pub fn of(tape: &Tape, machine: MachineSpec, create: Create) -> Result<Self, Error> {
-        let mut player = Player::new(machine, Box::new(spec::inputs(tape)?), budget(tape)?, create, false)?;
+        let mut player =
+            Player::new(machine, Box::new(spec::inputs(tape)?), spec::generous_budget(tape), create, false)?;
         Self::finish(&mut player)
     }
 
@@ -348,38 +348,19 @@ impl Ended {
     }
 }
 
-/// The limits of a run that is compared by its end.
-pub(super) fn budget(tape: &Tape) -> Result<Budget, Error> {
-    /// Instructions that a run may need more than the tape's: as many again, and a second's worth.
-    const MORE: u64 = 1 << 28;
-    let taped = spec::budget(tape);
-    let longest = tape.totals()?.icount.saturating_mul(2).saturating_add(MORE);
-    Ok(Budget { instructions: taped.instructions.min(longest), ..taped })
-}
-
 fn kind(end: &End) -> String {
     match end {
         End::DebugExit { status } => format!("status-{status}"),
         End::Shutdown { .. } => "shutdown".into(),
-        End::Idle => "idle".into(),
+        End::Idle { .. } => "idle".into(),
         End::Fatal { resume, .. } => text::resume_text(resume),
         End::Limit { .. } => "limit".into(),
         End::NoProgress { .. } => "no-progress".into(),
         End::Cut => "cut".into(),
+        End::Interrupted => "interrupted".into(),
     }
 }
 
 pub(super) fn same_end(a: &End, b: &End) -> bool {
     kind(a) == kind(b)
-}
-
-/// How a tape ends.
-pub(super) fn end_of(tape: &Tape) -> Result<Option<End>, Error> {
-    let last = tape.chunks().iter().rposition(|chunk| chunk.events != 0).unwrap_or(0);
-    for event in tape.events_from(last) {
-        if let Event::End { end, .. } = event? {
-            return Ok(Some(end));
-        }
-    }
-    Ok(None)
 }

@@ -156,7 +156,13 @@ impl MachineArgs {
         Budget {
             instructions: self.limits.max_insns.unwrap_or(u64::MAX),
             exits: self.limits.max_exits.unwrap_or(u64::MAX),
+            interrupted: None,
         }
+    }
+
+    /// Whether only what was asked for is to be told.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
     }
 
     /// Where the guest's serial output goes. JSON wants stdout for itself.

@@ -38,11 +38,12 @@ pub(super) fn end_words(end: &End, out: &mut Vec<u64>, blob: &mut Vec<u8>) {
     match end {
         End::DebugExit { status } => words(&[0, (*status).into()], ""),
         End::Shutdown { reason } => words(&[1, 0], reason),
-        End::Idle => words(&[2, 0], ""),
+        End::Idle { reason } => words(&[2, 0], reason),
         End::Fatal { vcpu, reason, .. } => words(&[3, (*vcpu).into()], reason),
         End::Limit { what } => words(&[4, 0], what),
         End::NoProgress { vcpu, reason, .. } => words(&[5, (*vcpu).into()], reason),
         End::Cut => words(&[6, 0], ""),
+        End::Interrupted => words(&[7, 0], ""),
     }
     match end {
         End::Fatal { resume, .. } => resume_words(resume, out),
@@ -56,11 +57,12 @@ pub(super) fn read_end(w: &mut Words<'_>, blob: &[u8]) -> Result<End, &'static s
     Ok(match (w.next()?, w.u32()?) {
         (0, status) => End::DebugExit { status },
         (1, _) => End::Shutdown { reason: text(blob)? },
-        (2, _) => End::Idle,
+        (2, _) => End::Idle { reason: text(blob)? },
         (3, vcpu) => End::Fatal { vcpu, reason: text(blob)?, resume: read_resume(w)? },
         (4, _) => End::Limit { what: text(blob)? },
         (5, vcpu) => End::NoProgress { vcpu, reason: text(blob)?, repeats: w.next()? },
         (6, _) => End::Cut,
+        (7, _) => End::Interrupted,
         _ => return Err("unknown end"),
     })
 }

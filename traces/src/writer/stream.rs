@@ -257,6 +257,7 @@ fn blob_size(event: &Event) -> u64 {
         Event::End {
             end:
                 End::Shutdown { reason: text }
+                | End::Idle { reason: text }
                 | End::Fatal { reason: text, .. }
                 | End::Limit { what: text }
                 | End::NoProgress { reason: text, .. },

@@ -70,7 +70,7 @@ impl Core<'_> {
             let limit = if self.must_stop_early() { 1 } else { count };
             let (done, go_on) = iteration(self, limit)?;
             self.set_address(RCX, count - done, mask);
-            if !go_on {
+            if !go_on || self.leaves_repeat(count - done, None) {
                 return Ok(());
             }
             if done < count && self.must_stop_early() {
@@ -78,6 +78,15 @@ impl Core<'_> {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether KVM's emulator leaves the rest of an instruction that repeats to the guest, which is at it still.
+    pub fn leaves_repeat(&mut self, left: u64, read_ahead: Option<u64>) -> bool {
+        self.repeats = self.emulating && self.env.leaves_repeat(left, read_ahead);
+        if self.repeats {
+            self.next_rip = self.state.rip;
+        }
+        self.repeats
     }
 
     /// As [`Core::repeat`] for CMPS and SCAS, whose flags a fault may bring back.

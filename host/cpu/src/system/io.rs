@@ -10,6 +10,7 @@ use crate::{
 };
 use iced_x86::Code;
 use vmtape_arch::{
+    PAGE_SIZE,
     descriptor::tss32,
     sensitive::{Sensitive, SensitiveKind},
     vcpu::{gpr, seg},
@@ -99,7 +100,8 @@ pub(super) fn output(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted
 pub(super) fn string(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted> {
     let rep = insn.has(prefix::REP) || insn.has(prefix::REPNE);
     let mask = insn.address_mask();
-    for _ in 0..MAX_ITERATIONS {
+    let ahead = read_ahead(core, insn, mask);
+    for n in 0..MAX_ITERATIONS {
         if rep && core.state.gpr[gpr::RCX] & mask == 0 {
             return Ok(());
         }
@@ -107,7 +109,11 @@ pub(super) fn string(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted
         if !rep {
             return Ok(());
         }
-        set_address(core, gpr::RCX, mask, (core.state.gpr[gpr::RCX] & mask).wrapping_sub(1));
+        let left = (core.state.gpr[gpr::RCX] & mask).wrapping_sub(1);
+        set_address(core, gpr::RCX, mask, left);
+        if core.leaves_repeat(left, ahead.map(|ahead| ahead.saturating_sub(n + 1))) {
+            return Ok(());
+        }
         if core.debug_traps != 0 || core.single_step {
             break;
         }
@@ -118,9 +124,22 @@ pub(super) fn string(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted
     Ok(())
 }
 
+fn is_input(insn: &Insn) -> bool {
+    matches!(insn.code, Code::Insb_m8_DX | Code::Insw_m16_DX | Code::Insd_m32_DX)
+}
+
+/// Iterations of INS whose input KVM's emulator reads at once; none for OUTS.
+// See: KVM arch/x86/kvm/emulate.c pio_in_emulated(), which takes bytes of the page for iterations
+fn read_ahead(core: &Core<'_>, insn: &Insn, mask: u64) -> Option<u64> {
+    const BUFFER: u64 = 1024;
+    let offset = core.state.gpr[gpr::RDI] % PAGE_SIZE;
+    let on_page = if core.flags().df() { offset } else { PAGE_SIZE - offset };
+    let count = core.state.gpr[gpr::RCX] & mask;
+    is_input(insn).then(|| on_page.min(BUFFER / u64::from(size_of(insn))).min(count).max(1))
+}
+
 fn iteration(core: &mut Core<'_>, insn: &Insn, rep: bool) -> Result<(), Interrupted> {
-    use Code::*;
-    let input = matches!(insn.code, Insb_m8_DX | Insw_m16_DX | Insd_m32_DX);
+    let input = is_input(insn);
     let (port, size) = (core.state.gpr[gpr::RDX] as u16, size_of(insn));
     core.check_port(port, size)?;
     let (kind, index, segment) = if input {

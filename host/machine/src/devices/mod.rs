@@ -129,10 +129,20 @@ impl Devices {
         }
     }
 
+    /// When each timer is due.
+    fn deadlines(&self) -> impl Iterator<Item = u64> {
+        let lapics = self.lapics.iter().filter_map(|apic| apic.timer.next_deadline());
+        lapics.chain(self.pit.next_deadline())
+    }
+
     /// When a timer is due next.
     pub fn next_deadline(&self) -> Option<u64> {
-        let lapics = self.lapics.iter().filter_map(|apic| apic.timer.next_deadline());
-        lapics.chain(self.pit.next_deadline()).min()
+        self.deadlines().min()
+    }
+
+    /// When the last of the timers is due.
+    pub fn last_deadline(&self) -> Option<u64> {
+        self.deadlines().max()
     }
 
     /// Fires what is due.

@@ -80,7 +80,8 @@ impl Machine {
         let own_cr8 = !vcpu.state.interruptibility.virtual_tpr();
         let before =
             Before { rip: vcpu.state.rip, cr8: own_cr8.then_some(vcpu.state.cr8), pat: vcpu.state.pat };
-        self.services.emulated = false;
+        (self.services.emulated, self.services.repeats) = (false, false);
+        self.services.repetitions = 0;
         let resume = self.backend.handle_exit(n, &mut vcpu.state, &exit, &mut self.services);
         self.services.after_backend(n, &mut vcpu.state, Some(&before));
         let retired = vcpu.state.icount != icount;
@@ -90,7 +91,8 @@ impl Machine {
         self.services.outcomes.sample(n, &vcpu.state);
         self.services.tape.end_exit(n, &resume);
         vcpu.needs_entry = true;
-        let stuck = vcpu.progress.stuck(&vcpu.state, icount, &exit, limits.no_progress);
+        let repetitions = self.services.repetitions;
+        let stuck = vcpu.progress.stuck(&vcpu.state, icount, &exit, repetitions, limits.no_progress);
         self.services.watching = vcpu.progress.repeats > 0;
         if !self.services.watching {
             self.services.rules.clear();

@@ -36,6 +36,7 @@ use vmtape_abi::{Backend, Errno};
 use vmtape_arch::{PAGE_SIZE, cpuid::CpuidEntry, exit::Exit, vcpu::VcpuState};
 use vmtape_cpu::{Cpu, Mark, revision};
 use vmtape_traces::event::Fault;
+use wake::Halt;
 
 /// When pages were written that somebody of the machine asks for later.
 struct Marks {
@@ -52,12 +53,15 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     turn: Turn,
     placement: Placement,
+    halt: Halt,
     services: Services,
     script: Script,
     /// Dirty pages of the machine that this one took over.
     carried: Carried,
     serial: Option<Box<dyn Write>>,
     exits: u64,
+    /// The instruction count at which it was last asked whether the run is to end.
+    attended: u64,
     /// The exit that the backend fills in.
     exit: Box<Exit>,
     next_checkpoint: u64,
@@ -105,6 +109,7 @@ impl Machine {
             (0..spec.vcpus).map(|n| model::for_vcpu(&spec.cpuid, n, spec.vcpus)).collect(),
         );
         services.flushes = flush_handles(&vcpus);
+        services.repeats_in_bunches = revision::repeats_in_bunches(spec.cpu_revision);
         services.fault_numbers = FaultNumbers::new(&backend.fault_points(), &spec.fault_points);
         let placement = Placement::new(spec.vcpus);
         let next_checkpoint = spec.checkpoint_every;
@@ -116,11 +121,13 @@ impl Machine {
             vcpus,
             turn: Turn::default(),
             placement,
+            halt: Halt::default(),
             services,
             script,
             carried: Carried::default(),
             serial: None,
             exits: 0,
+            attended: 0,
             exit: Box::default(),
             next_checkpoint,
             page_hashes,

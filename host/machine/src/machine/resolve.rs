@@ -120,9 +120,9 @@ impl Machine {
                 return Err(end);
             }
             let after = &self.vcpus[n as usize].state;
-            // The instruction is done or the guest has an exception: the stimulus is dealt with. An exit like a trap comes
-            // after its instruction.
-            if trap.is_set() || after.rip != rip || after.inject.valid.is_set() {
+            // The instruction is done, or as much of one that repeats as an exit does, or the guest has an exception: the
+            // stimulus is dealt with. An exit like a trap comes after its instruction.
+            if trap.is_set() || self.services.repeats || after.rip != rip || after.inject.valid.is_set() {
                 return Ok(Resolved::Handled);
             }
         }

@@ -1,6 +1,6 @@
 //! The run loop: whose turn it is, into the guest, out of it, and when to stop.
 
-use super::Machine;
+use super::{Machine, wake::Halt};
 use vmtape_arch::vcpu::Activity;
 use vmtape_cpu::Stop;
 use vmtape_traces::event::{End, Event};
@@ -12,15 +12,20 @@ pub struct Limits {
     pub exits: u64,
     /// Exits in a row without a retired instruction.
     pub no_progress: u64,
+    /// The instruction count at which whoever recorded the run wanted it to end.
+    pub interrupted: Option<u64>,
 }
 
 /// No run is longer than this, whatever its caller says: some hours.
 const MOST_INSTRUCTIONS: u64 = 1_000_000_000_000;
 const MOST_EXITS: u64 = 10_000_000_000;
 
+/// Instructions between two looks at who waits for the run to end: a fraction of a second.
+const UNATTENDED: u64 = 1 << 22;
+
 impl Default for Limits {
     fn default() -> Self {
-        Self { instructions: MOST_INSTRUCTIONS, exits: MOST_EXITS, no_progress: 1_000 }
+        Self { instructions: MOST_INSTRUCTIONS, exits: MOST_EXITS, no_progress: 1_000, interrupted: None }
     }
 }
 
@@ -70,7 +75,10 @@ impl Machine {
             self.services.devices.advance(now);
             self.run_script();
             let ended = match self.choose_vcpu() {
-                Some(vcpu) => self.take_turn(vcpu, limits),
+                Some(vcpu) => {
+                    self.halt = Halt::default();
+                    self.take_turn(vcpu, limits)
+                }
                 None => self.idle(),
             };
             if let Some(end) = ended {
@@ -97,7 +105,15 @@ impl Machine {
         if self.services.tape.is_stopped() {
             return Some(End::Cut);
         }
-        if self.services.clock.icount >= limits.instructions {
+        // A wish is granted where a limit of instructions would end the run: a replay finds the place by their count.
+        let icount = self.services.clock.icount;
+        let advanced = std::mem::replace(&mut self.attended, icount) < icount;
+        if advanced && self.services.tape.is_interrupted()
+            || limits.interrupted.is_some_and(|at| icount >= at)
+        {
+            return Some(End::Interrupted);
+        }
+        if icount >= limits.instructions {
             return Some(End::Limit { what: format!("{} instructions", limits.instructions) });
         }
         (self.exits >= limits.exits).then(|| End::Limit { what: format!("{} exits", limits.exits) })
@@ -167,7 +183,8 @@ impl Machine {
         let serial = self.services.inputs.next_serial();
         let nmi = self.services.next_nmi();
         let turn = self.takes_turns().then_some(self.turn.ends);
-        let most = limits.instructions.min(self.script.next_insn()).min(self.milestones.next());
+        let most = limits.interrupted.unwrap_or(u64::MAX).min(self.attended.saturating_add(UNATTENDED));
+        let most = most.min(limits.instructions).min(self.script.next_insn()).min(self.milestones.next());
         let most = most.min(self.services.outcomes.next_sample(self.services.clock.icount));
         [timer, serial, nmi, turn].into_iter().flatten().fold(most, u64::min)
     }

@@ -1,7 +1,7 @@
 //! Who can run: halts, INIT and SIPI, and devices that want attention.
 
 use super::Machine;
-use crate::vcpu::init;
+use crate::{services::Services, time::MOST_NS, vcpu::init};
 use vmtape_abi::{FlushScope, Host};
 use vmtape_arch::vcpu::{Activity, seg};
 use vmtape_traces::event::End;
@@ -71,15 +71,60 @@ impl Machine {
         }
     }
 
-    /// Everybody is halted: time jumps to the next timer. Without one, a typist may still wake the guest.
+    /// Everybody is halted: time jumps to the next timer. Where none will do, a typist may still wake the guest.
     pub(super) fn idle(&mut self) -> Option<End> {
-        if let Some(due) = self.services.devices.next_deadline() {
-            self.services.clock.jump_to(due);
-            return None;
-        }
-        let Some(due) = self.services.inputs.next_serial() else { return Some(End::Idle) };
-        let Some(byte) = self.services.inputs.serial(due) else { return Some(End::Idle) };
+        let futile = match self.services.devices.next_deadline() {
+            None => "no timer is armed",
+            Some(due) if due > MOST_NS => "the next timer is due in more than a century",
+            Some(_) if self.halt.is_futile(&self.services) => {
+                "no timer's interrupt reaches them: masked, or below the task priority"
+            }
+            Some(due) => {
+                self.services.clock.jump_to(due);
+                return None;
+            }
+        };
+        self.halt = Halt::default();
+        let byte = self.services.inputs.next_serial().and_then(|due| self.services.inputs.serial(due));
+        let Some(byte) = byte else { return Some(End::Idle { reason: self.why_halted(futile) }) };
         self.services.type_byte(byte);
         None
+    }
+
+    /// What keeps everybody halted, given what there is to be said of timers.
+    fn why_halted(&self, timers: &str) -> String {
+        let halted = || self.vcpus.iter().filter(|vcpu| vcpu.state.activity == Activity::HLT);
+        match halted().any(|vcpu| vcpu.state.takes_interrupts()) {
+            true => timers.to_owned(),
+            false if halted().count() > 0 => "interrupts are off".to_owned(),
+            false => "every vCPU waits to be started".to_owned(),
+        }
+    }
+}
+
+/// How long everybody has been halted.
+#[derive(Default)]
+pub(super) struct Halt {
+    /// By then each timer that was armed has expired once more.
+    round: u64,
+    rounds: u32,
+    /// Timers that expired.
+    expired: u64,
+}
+
+impl Halt {
+    /// A timer that expires again while nobody runs changes nothing that it did not change before; a fault may lose some.
+    const ROUNDS: u32 = 16;
+    /// And with one timer that is years away and another one that ticks, nobody waits for the first.
+    const EXPIRED: u64 = 1 << 22;
+
+    /// Whether the timers have expired often enough without waking anybody.
+    fn is_futile(&mut self, services: &Services) -> bool {
+        self.expired += 1;
+        if services.clock.now() >= self.round {
+            self.round = services.devices.last_deadline().unwrap_or(0);
+            self.rounds += 1;
+        }
+        self.rounds > Self::ROUNDS || self.expired > Self::EXPIRED
     }
 }

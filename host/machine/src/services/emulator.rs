@@ -67,9 +67,17 @@ fn execute(
 ) -> Emulated {
     let mut cpu = services.emulator.take().unwrap_or_else(|| Cpu::new(CpuConfig::default()));
     let ram = services.ram().clone();
-    let mut env =
-        EmulatorEnv { services, mmu, vcpu, ram, writes: Vec::new(), user_writes: 0, user_mmio: false };
-    let bytes = &result.insn[..usize::from(result.insn_len)];
+    let mut env = EmulatorEnv {
+        services,
+        mmu,
+        vcpu,
+        ram,
+        writes: Vec::new(),
+        user_writes: 0,
+        user_mmio: false,
+        user_output: false,
+    };
+    let (bytes, icount) = (&result.insn[..usize::from(result.insn_len)], state.icount);
     let emulation = cpu.step_emulated(state, &mut env, Some(bytes));
     let EmulatorEnv { writes, user_writes, user_mmio, .. } = env;
     services.emulator = Some(cpu);
@@ -87,6 +95,7 @@ fn execute(
     match emulation.step {
         Step::Executed => {
             services.emulated = true;
+            services.repeats = state.icount == icount;
             for _ in 0..user_writes {
                 services.note(vcpu, Note::UserspaceExit { reason: ResumeKind::MMIO.0, errno: 0 });
             }
@@ -245,6 +254,8 @@ struct EmulatorEnv<'a> {
     /// Writes that go to userspace once the instruction is complete.
     user_writes: u32,
     user_mmio: bool,
+    /// A port of userspace's was written to.
+    user_output: bool,
 }
 
 impl EmulatorEnv<'_> {
@@ -348,12 +359,22 @@ impl Env for EmulatorEnv<'_> {
         let (claimed, mut data) = self.bus(BusSpace::KERNEL_PIO, port.into(), size, value);
         if !claimed {
             self.userspace(ResumeKind::IO);
+            self.user_output |= write.is_some();
             (_, data) = self.bus(BusSpace::USER_PIO, port.into(), size, value);
         }
         if write.is_none() {
             self.note(note(data));
         }
         data as u32
+    }
+
+    /// See: KVM emulate.c x86_emulate_insn(): after each 1024 iterations, or what was read ahead; x86.c
+    /// x86_emulate_instruction(): where userspace has to write
+    fn leaves_repeat(&mut self, left: u64, read_ahead: Option<u64>) -> bool {
+        const BUNCH: u64 = 1024;
+        self.services.repetitions += 1;
+        let bunch = read_ahead.map_or(left.is_multiple_of(BUNCH), |ahead| ahead == 0);
+        self.services.repeats_in_bunches && (bunch || self.user_writes != 0 || self.user_output)
     }
 
     fn cpuid(&mut self, state: &mut VcpuState, function: u32, index: u32) -> [u32; 4] {

@@ -40,7 +40,7 @@ impl Services {
         if self.inputs.has_faults() {
             let now = self.clock.now();
             if let Some(ns) = self.fault(vcpu, HostPoint::CLOCK_JUMP.0, now, 0) {
-                self.clock.jump_to(now + ns.min(MOST));
+                self.clock.jump_to(now.saturating_add(ns.min(MOST)));
             }
         }
     }

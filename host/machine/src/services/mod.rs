@@ -43,6 +43,12 @@ pub(crate) struct Services {
     pub(crate) cpuid: Vec<Vec<CpuidEntry>>,
     /// The emulator has counted the instruction whose exit is being handled.
     pub(crate) emulated: bool,
+    /// It has left the rest of one that repeats to the guest.
+    pub(crate) repeats: bool,
+    /// How KVM's emulator does instructions that repeat: see [`vmtape_cpu::revision::repeats_in_bunches`].
+    pub(crate) repeats_in_bunches: bool,
+    /// Iterations of repeated instructions that KVM's emulator has done for the exit that is being handled.
+    pub(crate) repetitions: u64,
     /// The last exit was at the same place as the one before: the rules that decide are worth knowing, tape or not.
     pub(crate) watching: bool,
     /// The rules that the backend named there.
@@ -76,6 +82,9 @@ impl Services {
             emulator: Some(emulator),
             cpuid,
             emulated: false,
+            repeats: false,
+            repeats_in_bunches: true,
+            repetitions: 0,
             watching: false,
             rules: Vec::new(),
             unmapped: None,

@@ -28,6 +28,11 @@ pub trait Recorder {
     /// Takes an event; `Break` ends the run with [`vmtape_traces::event::End::Cut`].
     fn event(&mut self, event: Event) -> ControlFlow<()>;
 
+    /// Whether the run is to end here, as a whole one: asked now and then. [`vmtape_traces::event::End::Interrupted`]
+    fn is_interrupted(&mut self) -> bool {
+        false
+    }
+
     /// Takes a checkpoint of the whole machine, made after `exits` exits.
     fn checkpoint(&mut self, _icount: u64, _exits: u64, _bytes: Vec<u8>) {}
 
@@ -90,6 +95,11 @@ impl Tape {
     /// Whether the recorder has heard enough.
     pub(crate) fn is_stopped(&self) -> bool {
         self.stop
+    }
+
+    /// Whether the recorder wants the run to end.
+    pub(crate) fn is_interrupted(&mut self) -> bool {
+        self.recorder.as_mut().is_some_and(|recorder| recorder.is_interrupted())
     }
 
     pub(crate) fn event(&mut self, event: Event) {

@@ -8,6 +8,9 @@ pub const NS_PER_SECOND: u64 = 1_000_000_000;
 /// waiting loops end soon, fast enough that its timer interrupts leave it time to work.
 pub const NS_PER_TICK: u64 = 10;
 
+/// Nobody waits for longer in virtual time: a century, far from where nanoseconds overflow.
+pub const MOST_NS: u64 = 100 * 365 * 24 * 3600 * NS_PER_SECOND;
+
 /// Virtual time: a function of retired instructions.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Clock {
@@ -25,7 +28,7 @@ impl Clock {
 
     /// Nanoseconds since the machine was switched on, which devices live by.
     pub fn now(&self) -> u64 {
-        self.tsc_at(self.icount).wrapping_mul(NS_PER_TICK)
+        self.tsc_at(self.icount).saturating_mul(NS_PER_TICK)
     }
 
     /// The instruction count at which a time is reached if no vCPU halts.
@@ -33,16 +36,31 @@ impl Clock {
         ns.div_ceil(NS_PER_TICK).saturating_sub(self.idle)
     }
 
-    /// Lets time pass without instructions.
+    /// Lets time pass without instructions, up to [`MOST_NS`].
     pub fn jump_to(&mut self, ns: u64) {
-        self.idle += self.icount_at(ns).saturating_sub(self.icount);
+        self.idle += self.icount_at(ns.min(MOST_NS)).saturating_sub(self.icount);
     }
 
     /// Sets the time-stamp counter, and with it what devices live by. `false`: it cannot be less than the instructions that
-    /// have retired.
+    /// have retired, or more than [`MOST_NS`].
     pub fn set(&mut self, tsc: u64) -> bool {
-        let idle = tsc.checked_sub(self.icount);
+        let idle = tsc.checked_sub(self.icount).filter(|_| tsc <= MOST_NS / NS_PER_TICK);
         self.idle = idle.unwrap_or(self.idle);
         idle.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_does_not_wrap() {
+        let mut clock = Clock { icount: 1000, idle: 0 };
+        clock.jump_to(u64::MAX);
+        assert_eq!(clock.now(), MOST_NS);
+        clock.jump_to(u64::MAX - 5);
+        assert_eq!(clock.now(), MOST_NS);
+        assert!(!clock.set(u64::MAX / 5) && clock.set(2000), "a time that overflows");
     }
 }

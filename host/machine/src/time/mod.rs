@@ -6,6 +6,7 @@ mod faults;
 mod inputs;
 mod milestones;
 
+pub(crate) use clock::MOST_NS;
 pub use clock::{Clock, NS_PER_SECOND, NS_PER_TICK};
 pub(crate) use fault_names::FaultNumbers;
 pub(crate) use faults::Counts;

@@ -2,8 +2,12 @@
 
 use crate::output::{ExitCode, print_json, tell};
 use anyhow::{Result, bail};
+use indicatif::HumanBytes;
 use serde::Serialize;
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    path::Path,
+};
 use vmtape_abi::TableRow;
 use vmtape_arch::exit::ResumeKind;
 use vmtape_backends::LoadedPlugin;
@@ -11,13 +15,31 @@ use vmtape_machine::Machine;
 use vmtape_replay::text;
 use vmtape_traces::event::{Control, End};
 
+/// A run that has ended.
+pub struct Run<'a> {
+    pub machine: &'a Machine,
+    pub end: &'a End,
+    pub plugin: &'a LoadedPlugin,
+    pub tape: Option<Written<'a>>,
+    /// Nothing is said of a run that ended as the user, or its guest, wanted.
+    pub quiet: bool,
+}
+
+/// The tape of a run.
+#[derive(Clone, Copy, Serialize)]
+pub struct Written<'a> {
+    pub file: &'a Path,
+    pub bytes: u64,
+}
+
 #[derive(Serialize)]
-struct Report {
+struct Report<'a> {
     end: &'static str,
     text: String,
     guest_status: Option<u32>,
     instructions: u64,
     exits: u64,
+    tape: Option<Written<'a>>,
     ioctls: Vec<Ioctl>,
     /// What the VMM was to do later than the run lasted.
     never: Vec<String>,
@@ -41,54 +63,56 @@ impl From<&(u64, Control)> for Ioctl {
 }
 
 /// Says how the run ended and gives the exit code. A backend that broke is an error that names its file.
-pub fn report(
-    machine: &Machine,
-    end: &End,
-    plugin: &LoadedPlugin,
-    json: bool,
-    guest_status: bool,
-) -> Result<ExitCode> {
+pub fn report(run: &Run, json: bool, guest_status: bool) -> Result<ExitCode> {
+    let Run { machine, end, plugin, .. } = *run;
     if let End::Fatal { resume, .. } = end
         && resume.kind == ResumeKind::BACKEND_FAILED
     {
         let (path, exits) = (plugin.path.display(), machine.exits());
         bail!("{path}: the backend broke after {exits} exits; what it said stands in the log above");
     }
-    let text = text::end_text(end);
     let because = because(machine, end, &plugin.description.rules);
     let never: Vec<String> =
         machine.steps_left().map(|step| format!("{} at {}", step.action, step.at)).collect();
-    if !json {
-        for (exits, control) in machine.controls() {
-            writeln!(io::stdout(), "vmm: after {exits} exits: {control}")?;
-        }
-    }
     if json {
         print_json(&Report {
             end: word(end),
-            text: text.clone(),
+            text: text::end_text(end),
             guest_status: status(end),
             instructions: machine.icount(),
             exits: machine.exits(),
+            tape: run.tape,
             ioctls: machine.controls().iter().map(Ioctl::from).collect(),
             never: never.clone(),
             because: because.clone(),
         })?;
+    } else {
+        for (exits, control) in machine.controls() {
+            writeln!(io::stdout(), "vmm: after {exits} exits: {control}")?;
+        }
     }
-    let code = code(end, guest_status);
-    let line = format!("{text} after {} instructions and {} exits", machine.icount(), machine.exits());
-    match end {
-        End::DebugExit { .. } | End::Limit { .. } => tracing::info!("{line}"),
-        _ => tell(line),
-    }
+    summary(run);
     because.iter().for_each(tell);
+    let (instructions, exits) = (machine.icount(), machine.exits());
     for step in never {
-        let (instructions, exits) = (machine.icount(), machine.exits());
         tell(format!(
             "never happened: {step}: the run ended after {exits} exits and {instructions} instructions"
         ));
     }
-    Ok(code)
+    Ok(code(end, guest_status))
+}
+
+/// One line: how it ended, and of a recording where it is and how large.
+fn summary(run: &Run) {
+    let (instructions, exits) = (run.machine.icount(), run.machine.exits());
+    let line = format!("{} after {instructions} instructions and {exits} exits", text::end_text(run.end));
+    let wanted = matches!(run.end, End::DebugExit { .. } | End::Limit { .. } | End::Interrupted);
+    match run.tape {
+        _ if wanted && run.quiet => {}
+        Some(Written { file, bytes }) => tell(format!("{}: {line}; {}", file.display(), HumanBytes(bytes))),
+        None if wanted => tracing::info!("{line}"),
+        None => tell(line),
+    }
 }
 
 /// The rules that decided while the guest stood still.
@@ -103,11 +127,12 @@ pub fn word(end: &End) -> &'static str {
     match end {
         End::DebugExit { .. } => "debug-exit",
         End::Shutdown { .. } => "shutdown",
-        End::Idle => "idle",
+        End::Idle { .. } => "idle",
         End::Fatal { .. } => "fatal",
         End::Limit { .. } => "limit",
         End::NoProgress { .. } => "no-progress",
         End::Cut => "cut",
+        End::Interrupted => "interrupted",
     }
 }
 
@@ -123,8 +148,8 @@ fn code(end: &End, guest_status: bool) -> ExitCode {
     match end {
         End::Fatal { .. } | End::NoProgress { .. } => ExitCode::DIFFERENT,
         End::DebugExit { status } if guest_status => ExitCode(*status as u8),
-        End::DebugExit { .. } | End::Limit { .. } | End::Cut => ExitCode::SAME,
-        End::Shutdown { .. } | End::Idle => ExitCode(guest_status.into()),
+        End::DebugExit { .. } | End::Limit { .. } | End::Cut | End::Interrupted => ExitCode::SAME,
+        End::Shutdown { .. } | End::Idle { .. } => ExitCode(guest_status.into()),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{
     machine_args::MachineArgs,
     output::ExitCode,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::ValueHint;
 use std::{
     cell::RefCell,
@@ -17,7 +17,11 @@ use std::{
 use vmtape_abi::Backend;
 use vmtape_machine::{Limits, Live, MILESTONE_EVERY, Machine, MachineSpec, Recorder, Scripted};
 use vmtape_replay::spec::{self, Budget};
-use vmtape_traces::{Event, Options, Writer, event::End, writer};
+use vmtape_traces::{
+    Event, Options, Writer,
+    event::End,
+    writer::{self, Summary},
+};
 
 /// Run a guest under a backend and tape every exit
 #[derive(Debug, clap::Args)]
@@ -57,7 +61,11 @@ impl Recorder for Taping {
                 return ControlFlow::Break(());
             }
         }
-        if interrupt::is_wished() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        ControlFlow::Continue(())
+    }
+
+    fn is_interrupted(&mut self) -> bool {
+        interrupt::is_wished()
     }
 
     fn checkpoint(&mut self, _icount: u64, exits: u64, bytes: Vec<u8>) {
@@ -81,8 +89,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     interrupt::listen();
     let (budget, serial) = (args.machine.budget(), args.machine.serial(args.json));
-    let (machine, end) = tape(machine_spec, backend, faults, &budget, &args.output, serial)?;
-    outcome::report(&machine, &end, &plugin, args.json, args.guest_status)
+    let (machine, end, summary) = tape(machine_spec, backend, faults, &budget, &args.output, serial)?;
+    let tape = Some(outcome::Written { file: &args.output, bytes: summary.bytes });
+    let run =
+        outcome::Run { machine: &machine, end: &end, plugin: &plugin, tape, quiet: args.machine.is_quiet() };
+    outcome::report(&run, args.json, args.guest_status)
 }
 
 /// Runs a machine to its end and tapes it.
@@ -93,7 +104,7 @@ pub fn tape(
     budget: &Budget,
     output: &Path,
     serial: Box<dyn io::Write>,
-) -> Result<(Machine, End)> {
+) -> Result<(Machine, End, Summary)> {
     let metadata = spec::metadata(&machine_spec, budget)?;
     let images = spec::images(&machine_spec);
     let writer = Writer::create(output, &metadata, &images, Options::default())?;
@@ -109,13 +120,8 @@ pub fn tape(
     }
     let writer = taping.0.borrow_mut().take().context("the tape is closed already")?;
     let partial = writer::partial(output);
-    if end == End::Cut && writer.is_open() {
-        drop(writer);
-        bail!("interrupted after {} exits; {} has the run up to there", machine.exits(), partial.display());
-    }
     let summary = writer
         .finish()
         .with_context(|| format!("the tape has no end; {} is good as far as it goes", partial.display()))?;
-    tracing::info!(?summary, "{} is written", output.display());
-    Ok((machine, end))
+    Ok((machine, end, summary))
 }

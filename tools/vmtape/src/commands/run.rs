@@ -22,7 +22,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut machine = Machine::new(spec, backend, inputs, None)?;
     machine.set_serial(args.machine.serial(args.json));
     let end = machine.run(&limits(&args.machine));
-    outcome::report(&machine, &end, &plugin, args.json, args.guest_status)
+    let quiet = args.machine.is_quiet();
+    let run = outcome::Run { machine: &machine, end: &end, plugin: &plugin, tape: None, quiet };
+    outcome::report(&run, args.json, args.guest_status)
 }
 
 /// The limits of a run: the user's, and the watchdog's.

@@ -189,7 +189,7 @@ fn one_tape(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Result<
         }
     }
     bar.finish_and_clear();
-    let template = Template::of(path, &guest.machine, spec::budget(&tape));
+    let template = Template::of(path, &guest.machine, spec::generous_budget(&tape));
     let pin = args.pin.then(|| {
         let assessments = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
         let findings: Vec<_> = assessments.flat_map(|assessment| &assessment.findings).collect();
@@ -232,7 +232,7 @@ fn whole_fleet(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Resu
     let templates = match &args.tape {
         Some(path) => {
             let tape = Tape::open_whole(path)?;
-            let template = Template::of(path, &spec::machine(&tape)?, spec::budget(&tape));
+            let template = Template::of(path, &spec::machine(&tape)?, spec::generous_budget(&tape));
             vec![args.cpu.clone().map_or(template.clone(), |cpu| template.with_cpu(cpu))]
         }
         None => {

@@ -1,0 +1,67 @@
+//! Guests that would never end, recorded and replayed as a user does it.
+
+use anyhow::{Result, ensure};
+use std::{fs, path::Path};
+use vmtape_conformance::{BACKENDS, tail, vmtape};
+
+/// Real-mode code at 0x7c00.
+fn boot_sector(code: &[u8]) -> Vec<u8> {
+    let mut sector = vec![0; 512];
+    sector[..code.len()].copy_from_slice(code);
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    sector
+}
+
+fn record(folder: &Path, backend: &str, code: &[u8]) -> Result<String> {
+    fs::write(folder.join("guest.bin"), boot_sector(code))?;
+    let recorded = vmtape(folder, &["record", "-b", backend, "-o", "a.tape", "guest.bin"])?;
+    ensure!(recorded.status.code().is_some_and(|code| code < 2), "{backend}: {}", tail(&recorded));
+    let replayed = vmtape(folder, &["replay", "a.tape"])?;
+    ensure!(replayed.status.success(), "{backend}: {}", tail(&replayed));
+    Ok(String::from_utf8_lossy(&recorded.stderr).into_owned())
+}
+
+/// cli; the PIT's channel 0 in mode 2; hlt: what every panic ends in.
+const PANIC: &[u8] = b"\xfa\xb0\x34\xe6\x43\x30\xc0\xe6\x40\xe6\x40\xf4";
+/// x2APIC on, the LVT timer in TSC-deadline mode, deadline 2^64-1; sti; hlt
+const DEADLINE: &[u8] = b"\x66\xb9\x1b\x00\x00\x00\x66\xb8\x00\x0d\xe0\xfe\x66\x31\xd2\x0f\x30\
+    \x66\xb9\x0f\x08\x00\x00\x66\xb8\xff\x01\x00\x00\x0f\x30\
+    \x66\xb9\x32\x08\x00\x00\x66\xb8\x40\x00\x04\x00\x0f\x30\
+    \x66\xb9\xe0\x06\x00\x00\x66\xb8\xff\xff\xff\xff\x66\xba\xff\xff\xff\xff\x0f\x30\xfb\xf4";
+
+#[test]
+fn halted_for_ever() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for backend in BACKENDS {
+        let told = record(folder.path(), backend, PANIC)?;
+        assert!(told.contains("halted for ever: interrupts are off"), "{backend}: {told}");
+        let told = record(folder.path(), backend, DEADLINE)?;
+        assert!(told.contains("halted for ever: the next timer is due in more than a century"), "{told}");
+    }
+    Ok(())
+}
+
+/// mov ecx, 5000; mov dx, 0x80; rep outsb; then mov al, 0; out 0xf4: every iteration goes to userspace.
+const OUTS: &[u8] = b"\x66\xb9\x88\x13\x00\x00\xba\x80\x00\xf3\x6e\xba\xf4\x00\x66\x31\xc0\x66\xef";
+/// mov cx, 3000; mov di, 0x1900; push 0; pop es; mov dx, 0x80; rep insb; out 0xf4: 1024 at a time, and none beyond a page.
+const INS: &[u8] =
+    b"\xb9\xb8\x0b\xbf\x00\x19\x6a\x00\x07\xba\x80\x00\xf3\x6c\xba\xf4\x00\x66\x31\xc0\x66\xef";
+
+/// See: KVM arch/x86/kvm/emulate.c x86_emulate_insn(), pio_in_emulated()
+#[test]
+fn string_io_exits_as_often_as_in_kvm() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for backend in BACKENDS {
+        for (code, exits) in [(OUTS, 5000), (INS, 3 + 1)] {
+            record(folder.path(), backend, code)?;
+            let shown = vmtape(folder.path(), &["stat", "--json", "a.tape"])?;
+            let stat: serde_json::Value = serde_json::from_slice(&shown.stdout)?;
+            let by_reason = stat["exits_by_reason"].as_object().into_iter().flatten();
+            let of_io = by_reason.filter(|(reason, _)| matches!(reason.as_str(), "IO_INSTRUCTION" | "io"));
+            let count: u64 = of_io.filter_map(|(_, count)| count.as_u64()).sum();
+            // And the exit that ends the guest.
+            assert_eq!(count, exits + 1, "{backend}: {stat}");
+        }
+    }
+    Ok(())
+}
