@@ -18,6 +18,7 @@ pub mod exempt;
 pub mod exits;
 pub mod explain;
 pub mod identical;
+pub mod islands;
 pub mod native;
 pub mod observer;
 pub mod player;

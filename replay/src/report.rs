@@ -5,6 +5,7 @@ pub use crate::row::Row;
 use crate::{
     causes::{Cause, Kind},
     explain::Story,
+    islands::Alignment,
     signature::Signature,
 };
 use serde::Serialize;
@@ -158,6 +159,9 @@ pub struct Report {
     /// All of them, each signature once, where the comparison went on after the first one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub occurrences: Vec<Occurrence>,
+    /// Where a comparison went on after differences: how much of both sides is the same, and the stretches that are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alignment: Option<Alignment>,
     /// Questions of the VMM that got other answers.
     pub answers: Vec<Row>,
     /// Exits by reason, expected and actual, where the two sides take different ones.
@@ -179,6 +183,7 @@ impl Report {
             unknown: BTreeMap::new(),
             divergence: None,
             occurrences: Vec::new(),
+            alignment: None,
             answers: Vec::new(),
             cost: BTreeMap::new(),
             expected_end: None,

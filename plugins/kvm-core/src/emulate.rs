@@ -23,6 +23,8 @@ use vmtape_kvm_mmu::{Unmappable, insn, walker::EmulatorView};
 pub const SUBERROR_EMULATION: u64 = 1;
 pub const SUBERROR_DELIVERY_EV: u64 = 3;
 pub const SUBERROR_UNEXPECTED_EXIT_REASON: u64 = 4;
+/// Words that KVM gives with DELIVERY_EV.
+pub const DELIVERY_WORDS: u64 = 5;
 /// KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES.
 const FLAG_INSTRUCTION_BYTES: u64 = 1;
 /// Words of `kvm_run.emulation_failure` after `ndata`: the flags, the instruction bytes behind their number, the exit.
@@ -41,6 +43,9 @@ pub fn x86_emulate(
     mmu: &mut EmulatorView<'_>,
     host: &mut dyn Host,
 ) -> Resume {
+    // What an exit interrupted in its delivery is dropped: the instruction raises it anew.
+    vcpu.events.clear_exceptions();
+    mmu.in_mode_of(state);
     let result = host.emulate(vcpu.id, state, request, mmu);
     if done(vcpu, state, &result, options, mmu) {
         Resume::GUEST
@@ -59,6 +64,7 @@ pub fn on_ud(
     host: &mut dyn Host,
 ) -> bool {
     let request = EmulateRequest { flags: emultype::TRAP_UD, ..Default::default() };
+    vcpu.events.clear_exceptions();
     let result = host.emulate(vcpu.id, state, &request, &mut OnlyOnUd(mmu));
     if done(vcpu, state, &result, options, mmu) {
         return false;
@@ -137,6 +143,10 @@ pub fn emulation_error() -> Resume {
 /// qualification, and so on.
 pub fn with_exit(mut resume: Resume, exit: &Exit) -> Resume {
     let [suberror, ndata, ..] = resume.data;
+    if (resume.kind, suberror) == (ResumeKind::INTERNAL_ERROR, SUBERROR_DELIVERY_EV) {
+        // The event is what `get_exit_info` calls the second information: EXITINFO2 on SVM.
+        resume.data[2..5].copy_from_slice(&[exit.info2, exit.reason.into(), exit.info1]);
+    }
     if (resume.kind, suberror) == (ResumeKind::INTERNAL_ERROR, SUBERROR_EMULATION) && ndata != 0 {
         let words =
             [exit.reason.into(), exit.info1, exit.info2, exit.intr_info.into(), exit.error_code.into()];
@@ -171,18 +181,14 @@ impl EmulatorMmu for OnlyOnUd<'_> {
 }
 
 /// KVM_EXIT_INTERNAL_ERROR with suberror DELIVERY_EV: an exit that KVM cannot handle interrupted the delivery of an event.
-/// See: KVM vmx/vmx.c __vmx_handle_exit()
-pub fn delivery_error(
-    tracer: Tracer,
-    info: u64,
-    reason: u64,
-    qualification: u64,
-    gpa: u64,
-    host: &mut dyn Host,
-) -> Resume {
+/// `words`: the event, the exit's reason and qualification, the address that KVM was asked to emulate at. The fifth that
+/// KVM gives, the CPU of the last entry, has no room.
+/// See: KVM x86.c kvm_prepare_event_vectoring_exit(); before, vmx/vmx.c __vmx_handle_exit()
+pub fn delivery_error(tracer: Tracer, ndata: u64, words: [u64; 4], host: &mut dyn Host) -> Resume {
     tracer.note(Note::UserspaceExit { reason: ResumeKind::INTERNAL_ERROR.0, errno: 0 }, host);
     let mut resume = Resume::new(ResumeKind::INTERNAL_ERROR);
-    resume.data = [SUBERROR_DELIVERY_EV, 4, info, reason, qualification, gpa];
+    (resume.data[0], resume.data[1]) = (SUBERROR_DELIVERY_EV, ndata);
+    resume.data[2..].copy_from_slice(&words);
     resume
 }
 

@@ -194,9 +194,14 @@ impl Events {
         self.injected.is_some() || self.interrupt.is_some() || self.nmi_injected
     }
 
-    /// Drops an interrupt or exception that is queued (`kvm_clear_exception_queue`, `kvm_clear_interrupt_queue`).
+    /// Drops what is queued (`kvm_clear_exception_queue`, `kvm_clear_interrupt_queue`).
     pub fn clear(&mut self) {
         *self = Self { wanted_by_l1: self.wanted_by_l1, ..Self::default() };
+    }
+
+    /// `kvm_clear_exception_queue`: interrupts and NMIs stay.
+    pub fn clear_exceptions(&mut self) {
+        (self.pending, self.injected, self.exception_vmexit) = (None, None, None);
     }
 
     /// L2 is left: nothing that was meant for it reaches L1.

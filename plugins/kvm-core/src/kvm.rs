@@ -181,6 +181,9 @@ impl Kvm {
                 self.note(vcpu, Decided::Unprotected, host);
                 Resume::GUEST
             }
+            Handled::Emulate if vcpu.vectoring && self.options.on(Switch::EVENT_VECTORING_CHECKED) => {
+                self.vectoring_error(vcpu, state, address, host)
+            }
             Handled::Emulate | Handled::EmulateOrRetry => {
                 let gpa = self.mmu.l1_gpa(id, state, address, host);
                 let mmio = self.tdp() && gpa.is_some_and(|gpa| self.mmu.slots.find(gpa).is_none());
@@ -188,6 +191,22 @@ impl Kvm {
                 self.emulate_at(vcpu, state, address, code, host)
             }
         }
+    }
+
+    /// What emulation in the delivery of an event comes to, where KVM does not try it. The words about the exit come later.
+    /// See: KVM x86.h kvm_can_emulate_event_vectoring(), x86.c kvm_unprotect_and_retry_on_failure()
+    fn vectoring_error(
+        &mut self,
+        vcpu: &Vcpu,
+        state: &VcpuState,
+        address: u64,
+        host: &mut dyn Host,
+    ) -> Resume {
+        if self.mmu.unprotect_and_retry(vcpu.id, state, address, host) {
+            self.note(vcpu, Decided::Unprotected, host);
+            return Resume::GUEST;
+        }
+        emulate::delivery_error(vcpu.tracer(), emulate::DELIVERY_WORDS, [0, 0, 0, address], host)
     }
 
     /// EMULTYPE_ALLOW_RETRY_PF: an instruction that does not look like an edit of page tables is not emulated, if the page

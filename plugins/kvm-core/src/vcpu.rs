@@ -39,6 +39,9 @@ pub struct Vcpu {
     pub exited: bool,
     /// `is_guest_mode`: L2 runs, or is about to.
     pub guest_mode: bool,
+    /// The exit that is being handled interrupted the delivery of an event.
+    #[serde(skip)]
+    pub vectoring: bool,
 }
 
 /// KVM_MAX_CPUID_ENTRIES, today and before commit 3f4e3eb417b1.
@@ -71,6 +74,7 @@ impl Vcpu {
             cpu: None,
             exited: false,
             guest_mode: false,
+            vectoring: false,
         }
     }
 

@@ -98,6 +98,11 @@ pub fn is_known(insn: &[u8]) -> bool {
     }
 }
 
+/// INT3, INT n, INTO: the emulator has them in real mode only. See: KVM emulate.c emulate_int()
+pub fn is_software_interrupt(insn: &[u8]) -> bool {
+    matches!(opcode(insn), [0xcc..=0xce, ..])
+}
+
 /// Instructions with the EmulateOnUD flag: SYSCALL, SYSENTER, SYSEXIT, VMCALL, VMMCALL, MOVBE, RDPID.
 pub fn emulates_on_ud(insn: &[u8]) -> bool {
     match opcode(insn) {
@@ -144,6 +149,8 @@ mod tests {
         assert!(!reads_before_write(&[0x49, 0x89, 0x04, 0x24]), "MOV");
         assert!(writes_page_tables(&[0x49, 0x89, 0x04, 0x24]));
         assert!(!writes_page_tables(&[0x0f, 0x29, 0x00]), "MOVAPS");
+        assert!(is_software_interrupt(&[0xcc]) && is_software_interrupt(&[0x66, 0xcd, 0x30]));
+        assert!(!is_software_interrupt(&[0xcf]) && !is_software_interrupt(&[]));
         assert!(has_two_operands_in_memory(&[0xa5]), "MOVS");
         assert!(!has_two_operands_in_memory(&[0x89, 0x01]));
     }

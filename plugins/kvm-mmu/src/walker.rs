@@ -430,6 +430,7 @@ impl Mmu {
             reads_first: Cell::new(false),
             atomic: Cell::new(false),
             skips: false,
+            protected: false,
         }
     }
 }
@@ -447,6 +448,8 @@ pub struct EmulatorView<'a> {
     atomic: Cell<bool>,
     /// Nothing is executed: the length is all that counts.
     skips: bool,
+    /// The guest is in protected mode.
+    protected: bool,
 }
 
 impl EmulatorView<'_> {
@@ -454,6 +457,11 @@ impl EmulatorView<'_> {
     /// silicon, so their length is taken as it is.
     pub fn skipping(self) -> Self {
         Self { skips: true, ..self }
+    }
+
+    /// For an instruction of a guest in this state.
+    pub fn in_mode_of(&mut self, state: &VcpuState) {
+        self.protected = state.cr0().pe();
     }
 
     /// Whether the fault that ended the emulation is one of L1's nested tables; any other is forgotten.
@@ -558,6 +566,6 @@ impl EmulatorMmu for EmulatorView<'_> {
         self.use_gpa.set(!has_two_operands_in_memory(insn));
         self.reads_first.set(reads_before_write(insn));
         self.atomic.set(insn::is_atomic(insn));
-        self.skips || insn::is_known(insn)
+        self.skips || insn::is_known(insn) && !(self.protected && insn::is_software_interrupt(insn))
     }
 }

@@ -11,7 +11,7 @@ use vmtape_arch::{
     msr::Msr,
     regs::Cr4,
 };
-use vmtape_machine::model::{FEATURES, Feature, Register, guest_phys_bits};
+use vmtape_machine::model::{FEATURES, Feature, Register, guest_phys_bits, named};
 
 const WIDTHS: &str = "KVM arch/x86/kvm/cpuid.c __do_cpuid_func() 0x80000008, cpuid_query_maxphyaddr()";
 const SLOTS: &str = "KVM arch/x86/kvm/x86.c kvm_arch_prepare_memory_region(), mmu.h kvm_mmu_max_gfn()";
@@ -257,10 +257,15 @@ pub fn has(table: &[CpuidEntry], feature: &Feature) -> bool {
     })
 }
 
+/// Whether this is a name of the feature.
+fn is_called(feature: &Feature, name: &str) -> bool {
+    named(name).is_ok_and(|known| known == feature)
+}
+
 /// Features that the guest has, that its host gave, and that the other host does not give.
 pub fn missing(guest: &Guest, host: &Host) -> Vec<&'static Feature> {
     let lacks = |feature: &Feature| {
-        let named = host.passport.without.iter().any(|name| name == feature.name);
+        let named = host.passport.without.iter().any(|name| is_called(feature, name));
         named || has(&guest.supported, feature) && !has(&host.supported, feature)
     };
     FEATURES

@@ -1,5 +1,6 @@
 //! A recording of the real KVM against a run of ours, exit by exit.
 
+mod align;
 mod pages;
 mod steps;
 
@@ -10,6 +11,7 @@ use self::{
 use crate::{
     exempt::{self, Exemption},
     explain,
+    islands::{Alignment, Island, Why},
     report::{Class, Divergence, Level, Report, Row},
     signature::Signature,
     spec, text,
@@ -34,6 +36,7 @@ pub fn compare(real: &Tape, ours: &Tape, report: &mut Report, reproduce: &str) -
     let survey = Survey::of(real, entry)?;
     let mut comparison = Comparison {
         touched: Pages::default(),
+        alignment: Alignment::default(),
         reinjects: survey.host_exits != 0,
         machine,
         report,
@@ -56,6 +59,8 @@ pub fn compare(real: &Tape, ours: &Tape, report: &mut Report, reproduce: &str) -
     })?;
     comparison.run(real, ours, reproduce)?;
     comparison.exempt(exempt::NOT_TRACED, filtered.get());
+    let alignment = comparison.alignment;
+    report.alignment = (!alignment.islands.is_empty()).then_some(alignment);
     report.conclude();
     Ok(())
 }
@@ -72,6 +77,7 @@ impl Survey {
 
 struct Comparison<'r> {
     survey: &'r Survey,
+    alignment: Alignment,
     /// Exits of the recording that are still to come.
     left: u64,
     /// What the recorded guest has touched so far.
@@ -98,6 +104,7 @@ impl Comparison<'_> {
             let (mut takes_theirs, mut takes_own) = (true, true);
             if rows.is_empty() {
                 self.report.compared.exits += 1;
+                self.alignment.equal += 1;
                 self.report.compared.instructions = own.exit.icount;
                 self.report.compared.events += self.notes(theirs).len() as u64;
             } else if *unmapped && self.has_touched(theirs) {
@@ -110,9 +117,10 @@ impl Comparison<'_> {
                 // The same fault with another code is one exit on both sides.
                 takes_theirs = fault_address(&theirs.exit.exit) == Some(address);
             } else {
-                let found = self.divergence(&real, &ours, rows, reproduce);
-                self.report.diverge(found);
-                return Ok(());
+                if !self.island(&mut real, &mut ours, rows, reproduce)? {
+                    break;
+                }
+                continue;
             }
             self.touched.add(theirs);
             if takes_theirs {
@@ -126,11 +134,72 @@ impl Comparison<'_> {
         self.leftovers(&real, ours, reproduce)
     }
 
+    /// A stretch that differs: tells of it, and goes on behind it. False where no place to go on is found.
+    fn island(
+        &mut self,
+        real: &mut Steps,
+        ours: &mut Steps,
+        rows: Vec<Row>,
+        reproduce: &str,
+    ) -> Result<bool> {
+        let found = self.divergence(real, ours, rows, reproduce);
+        // The same exit that did something else is a stretch by itself.
+        let alone = real.peek().map(|step| align::key(&step.group))
+            == ours.peek().map(|step| align::key(&step.group));
+        let ends = [!real.look(align::WINDOW)?, !ours.look(align::WINDOW)?];
+        let keys = |steps: &Steps| steps.window().map(|step| align::key(&step.group)).collect::<Vec<_>>();
+        let place = if alone { Some((1, 1)) } else { align::resume(&keys(real), &keys(ours), ends) };
+        let (theirs, own) = place.unwrap_or((real.window().len(), ours.window().len()));
+        let differing = |steps: &Steps, count| {
+            steps.window().take(count).map(|step| step.group.clone()).collect::<Vec<_>>()
+        };
+        let groups = [differing(real, theirs), differing(ours, own)].concat();
+        let why = if place.is_some() { align::why(groups.iter()) } else { Why::Unexplained };
+        let unexplained = self.alignment.count.contains_key(&Why::Unexplained);
+        self.alignment.add(Island {
+            expected_exit: found.expected_exit,
+            actual_exit: found.actual_exit,
+            expected: theirs as u64,
+            actual: own as u64,
+            why,
+            summary: found.summary.clone(),
+        });
+        // The first that nobody can explain is told in full; before there is one, the first of all.
+        if why == Why::Unexplained && !unexplained {
+            self.report.divergence = None;
+        }
+        self.report.diverge(found);
+        for _ in 0..theirs {
+            if let Some(step) = real.peek() {
+                self.touched.add(&step.group);
+            }
+            self.left = self.left.saturating_sub(1);
+            real.advance()?;
+        }
+        for _ in 0..own {
+            ours.advance()?;
+        }
+        if place.is_none() {
+            self.alignment.lost = true;
+            self.alignment.expected += real.count_rest()?;
+            self.alignment.actual += ours.count_rest()?;
+        }
+        Ok(place.is_some())
+    }
+
     /// A recording may stop early (its length is limited); a run of ours may not.
     fn leftovers(&mut self, real: &Steps, mut ours: Steps, reproduce: &str) -> Result<()> {
         if let Some(left) = real.peek() {
             let rows = vec![Row::new("exit", text::exit_line(&left.group), "the run has ended")];
             let found = self.divergence(real, &ours, rows, reproduce);
+            self.alignment.add(Island {
+                expected_exit: found.expected_exit,
+                actual_exit: None,
+                expected: self.left,
+                actual: 0,
+                why: Why::Unexplained,
+                summary: found.summary.clone(),
+            });
             self.report.diverge(found);
             return Ok(());
         }

@@ -16,7 +16,8 @@ pub(super) struct Step {
 pub(super) struct Steps<'t> {
     exits: Exits<Events<'t>>,
     unmapped: bool,
-    ahead: Option<Step>,
+    /// Exits that were read and not taken, the next one first.
+    ahead: VecDeque<Step>,
     /// Taken exits, the youngest last.
     recent: VecDeque<ExitGroup>,
     /// How many of them are kept.
@@ -30,7 +31,7 @@ impl<'t> Steps<'t> {
         let mut steps = Self {
             exits: Exits::new(tape.events(), 0),
             unmapped: false,
-            ahead: None,
+            ahead: VecDeque::new(),
             recent: VecDeque::new(),
             context,
             filter: Box::new(filter),
@@ -41,31 +42,51 @@ impl<'t> Steps<'t> {
 
     /// The exit to come.
     pub fn peek(&self) -> Option<&Step> {
-        self.ahead.as_ref()
+        self.ahead.front()
     }
 
     /// Goes on to the next exit.
     pub fn advance(&mut self) -> Result<()> {
-        if let Some(step) = self.ahead.take() {
+        if let Some(step) = self.ahead.pop_front() {
             self.recent.push_back(step.group);
             if self.recent.len() > self.context {
                 self.recent.pop_front();
             }
         }
+        self.look(1)?;
+        Ok(())
+    }
+
+    /// Reads so many exits ahead; false where the tape has fewer.
+    pub fn look(&mut self, count: usize) -> Result<bool> {
+        while self.ahead.len() < count {
+            if !self.read()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The exits that were read and not taken.
+    pub fn window(&self) -> impl ExactSizeIterator<Item = &Step> + Clone {
+        self.ahead.iter()
+    }
+
+    fn read(&mut self) -> Result<bool> {
         while let Some(group) = self.exits.next().transpose()? {
             self.unmapped |= self.exits.other.drain(..).any(|event| exempt::unmaps(&event));
             if group.exit.vcpu == 0 && (self.filter)(&group) {
-                self.ahead = Some(Step { group, unmapped: self.unmapped });
-                break;
+                self.ahead.push_back(Step { group, unmapped: self.unmapped });
+                return Ok(true);
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// How many exits are left, which ends the reading.
     pub fn count_rest(&mut self) -> Result<u64> {
         let mut left = 0;
-        while self.ahead.is_some() {
+        while !self.ahead.is_empty() {
             left += 1;
             self.advance()?;
         }
@@ -74,7 +95,7 @@ impl<'t> Steps<'t> {
 
     /// The last exits that were taken, and the one to come.
     pub fn context(&self) -> impl DoubleEndedIterator<Item = &ExitGroup> {
-        self.recent.iter().chain(self.ahead.as_ref().map(|step| &step.group))
+        self.recent.iter().chain(self.ahead.front().map(|step| &step.group))
     }
 }
 

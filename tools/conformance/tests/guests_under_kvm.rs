@@ -2,7 +2,8 @@
 //! the same exit by exit, and the guests print the same.
 
 use anyhow::{Context, Result, ensure};
-use std::{fs, path::Path};
+use flate2::read::GzDecoder;
+use std::{fs, io::Read, path::Path};
 use vmtape_conformance::{tail, vmtape};
 
 /// The processor and the VMM under the recordings.
@@ -109,5 +110,34 @@ fn another_width_differs() -> Result<()> {
     let wide = ("touch-leaf-pb36", "touch,pte=0x1002000001", WIDE);
     let error = compare(&folder, "svm", wide).expect_err("the guests have other widths");
     assert!(error.to_string().starts_with("printed"), "{error:#}");
+    Ok(())
+}
+
+/// A recording whose guest printed one character more: all the rest is found to be the same.
+#[test]
+fn a_guest_that_prints_something_else_is_compared_to_its_end() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let run = |arguments: &[&str]| vmtape(folder.path(), arguments);
+    let recording =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../traces/recordings/npt1-guests/hello/trace.txt.gz");
+    let mut text = String::new();
+    GzDecoder::new(fs::File::open(&recording)?).read_to_string(&mut text)?;
+    let lines: Vec<&str> = text.lines().collect();
+    let exits: Vec<usize> = (0..lines.len()).filter(|at| lines[*at].contains(" kvm_exit: ")).collect();
+    let printed: Vec<&[usize]> =
+        exits.windows(2).filter(|pair| lines[pair[0] + 1].contains("pio_write at 0x3f8 ")).collect();
+    let more = printed[3];
+    let edited = [&lines[..more[1]], &lines[more[0]..]].concat().join("\n");
+    fs::write(folder.path().join("edited.txt"), edited)?;
+    run(&["import", "-o", "real.tape", "edited.txt"])?;
+    let record = ["record", "-b", "svm-npt", "-o", "ours.tape", "builtin:hello"];
+    run(&[&record[..], &MACHINE].concat())?;
+    let compared = run(&["diff", "--json", "real.tape", "ours.tape"])?;
+    assert_eq!(compared.status.code(), Some(1), "{}", tail(&compared));
+    let report: serde_json::Value = serde_json::from_slice(&compared.stdout)?;
+    let alignment = &report["alignment"];
+    ensure!(alignment["count"] == serde_json::json!({"output": 1}), "{alignment}");
+    ensure!((&alignment["expected"], &alignment["actual"]) == (&1.into(), &0.into()), "{alignment}");
+    ensure!(alignment["lost"] == false && alignment["equal"].as_u64() > Some(30), "{alignment}");
     Ok(())
 }

@@ -150,7 +150,8 @@ Examples:
 pub const HOST: &str = "\
 Examples:
   vmtape host show intel-52-4level
-  vmtape host probe -o this-host.toml";
+  vmtape host probe -o this-host.toml
+  vmtape host from cpuinfo.txt -o that-host.toml";
 
 #[cfg(test)]
 mod tests {

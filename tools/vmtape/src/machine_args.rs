@@ -1,6 +1,7 @@
 //! Options that describe a machine, shared by the commands that run one.
 
 use crate::{
+    libvirt,
     output::{Refused, usage},
     script_args::{ScriptArgs, asked_width},
 };
@@ -59,8 +60,8 @@ pub enum LayoutArg {
 #[derive(Clone, Debug, Args)]
 pub struct MachineArgs {
     /// builtin:NAME[,KEY=VALUE...], a multiboot image (kvm-unit-tests .flat), or a bzImage
-    #[arg(value_name = "GUEST", value_hint = ValueHint::FilePath)]
-    guest: String,
+    #[arg(value_name = "GUEST", value_hint = ValueHint::FilePath, required_unless_present = "kernel")]
+    guest: Option<String>,
 
     /// The backend and its options: NAME[,OPTION=VALUE...], as in `vmx,ept=0`
     #[arg(short, long, value_name = "BACKEND")]
@@ -69,13 +70,23 @@ pub struct MachineArgs {
     #[command(flatten)]
     pub plugins: PluginArgs,
 
-    /// The guest's CPU: MODEL[,+FEATURE,-FEATURE,phys-bits=N], or tape:FILE for the CPUID of a recording
+    /// The guest's CPU: MODEL[,+FEATURE,-FEATURE,phys-bits=N], FILE.xml of libvirt, or tape:FILE for that of a recording
     ///
     /// What QEMU's -cpu takes: max, host, and its named models with their versions (EPYC-Rome-v2), which have 40 address
     /// bits unless phys-bits=N or host-phys-bits=on says otherwise. Also host-phys-bits-limit=N, guest-phys-bits=N and
-    /// vendor=GenuineIntel or AuthenticAMD. What has no meaning here is said once and ignored.
+    /// vendor=GenuineIntel or AuthenticAMD. What has no meaning here is said once and ignored. Of a file that ends in .xml,
+    /// or has libvirt: before its name, the domain's <cpu> is taken.
     #[arg(long, value_name = "MODEL", default_value = "max", allow_hyphen_values = true)]
     cpu: String,
+
+    /// A file with QEMU's command line: its -cpu, -smp, -m, -kernel, -append and -initrd, unless they are given here
+    // The program puts them in its place before it reads its own line.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    qemu_args: Option<PathBuf>,
+
+    /// The image of such a file.
+    #[arg(long, hide = true)]
+    kernel: Option<String>,
 
     /// The host's silicon: a name (intel-46, intel-52-4level, amd-48, ...) or a TOML file
     ///
@@ -191,9 +202,10 @@ impl MachineArgs {
             };
         }
         let backend = create(&plugin, silicon, &options)?;
-        let cpuid = guest_cpuid(&self.cpu, &silicon, &*backend)?;
+        let cpu = cpu_words(&self.cpu)?;
+        let cpuid = guest_cpuid(&cpu, &silicon, &*backend)?;
         fits(&cpuid, &silicon, &host, self.force)?;
-        let builtin = self.guest.strip_prefix(BUILTIN).and_then(vmtape_guests::find);
+        let builtin = self.image().strip_prefix(BUILTIN).and_then(vmtape_guests::find);
         let memory = self.memory.unwrap_or(builtin.map_or(256 << 20, |g| u64::from(g.default_memory) << 20));
         let vcpus = self.smp.unwrap_or(builtin.map_or(1, |guest| guest.default_smp));
         let layout = match self.layout {
@@ -213,7 +225,7 @@ impl MachineArgs {
             vcpus,
             layout,
             cpuid,
-            cpu: self.cpu.clone(),
+            cpu,
             host,
             silicon,
             backend: name,
@@ -229,13 +241,30 @@ impl MachineArgs {
         Ok((spec, backend, plugin))
     }
 
-    fn guest(&self) -> Result<GuestImage> {
-        let bytes = match self.guest.strip_prefix(BUILTIN) {
-            Some(name) => vmtape_guests::image(name).map_err(usage)?,
-            None => read(Path::new(&self.guest))?,
-        };
-        Ok(GuestImage { name: self.guest.clone(), bytes })
+    fn image(&self) -> &str {
+        self.guest.as_deref().or(self.kernel.as_deref()).unwrap_or_default()
     }
+
+    fn guest(&self) -> Result<GuestImage> {
+        let name = self.image();
+        let bytes = match name.strip_prefix(BUILTIN) {
+            Some(name) => vmtape_guests::image(name).map_err(usage)?,
+            None => read(Path::new(name))?,
+        };
+        Ok(GuestImage { name: name.to_owned(), bytes })
+    }
+}
+
+/// A CPU that a file of libvirt's describes.
+const LIBVIRT: &str = "libvirt:";
+
+/// What `--cpu` says, in QEMU's words where it names a file of libvirt's.
+fn cpu_words(text: &str) -> Result<String> {
+    let file = text.strip_prefix(LIBVIRT).or(text.ends_with(".xml").then_some(text));
+    let Some(path) = file else { return Ok(text.to_owned()) };
+    let bytes = read(Path::new(path))?;
+    let xml = String::from_utf8(bytes).with_context(|| format!("{path}: no text"))?;
+    libvirt::domain_cpu(&xml).with_context(|| path.to_owned())
 }
 
 /// A CPUID that comes from a tape instead of a model.
@@ -251,6 +280,9 @@ fn guest_cpuid(text: &str, silicon: &Silicon, backend: &dyn Backend) -> Result<V
     let option = CpuOption::parse(model).map_err(usage)?;
     if !option.ignored().is_empty() {
         tracing::warn!("--cpu: not modelled, and ignored: {}", option.ignored().join(", "));
+    }
+    if option.asks_for("vmx") {
+        tracing::warn!("--cpu: vmx is not modelled: the guest is told of it, and its VMXON ends the run");
     }
     let mut table = option.cpuid(silicon, &backend.supported_cpuid(&silicon_cpuid(silicon)));
     if let Some(path) = tape {

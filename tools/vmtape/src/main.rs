@@ -5,6 +5,7 @@ mod commands;
 mod fault_args;
 mod help;
 mod interrupt;
+mod libvirt;
 mod machine_args;
 mod output;
 mod qemu;
@@ -19,7 +20,13 @@ use std::{
 };
 
 fn main() -> std::process::ExitCode {
-    let arguments: Vec<OsString> = qemu::normalize(std::env::args_os());
+    let arguments: Vec<OsString> = match qemu::normalize(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            output::print_error(&error);
+            return ExitCode::of_error(&error).into();
+        }
+    };
     if is_trial(&arguments) {
         trial(&arguments)
     } else {

@@ -18,6 +18,7 @@ mod smp;
 mod smp2;
 mod stale;
 mod touch;
+mod vectoring;
 
 use crate::{GuestInfo, Program};
 
@@ -78,6 +79,14 @@ pub const ALL: &[GuestInfo] = &[
         default_memory: 64,
         default_smp: 1,
         program: Program::Long(bar::program),
+    },
+    GuestInfo {
+        name: "vectoring",
+        summary: "takes an event through an IDT that lies in MMIO",
+        parameters: vectoring::PARAMETERS,
+        default_memory: 64,
+        default_smp: 1,
+        program: Program::Long(vectoring::program),
     },
     GuestInfo {
         name: "smp2",

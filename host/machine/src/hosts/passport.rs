@@ -259,8 +259,7 @@ pub(crate) fn check(passport: &Passport) -> Result<(), String> {
             return Err(format!("{what}={levels} is neither 4 nor 5"));
         }
     }
-    let unknown =
-        passport.without.iter().find(|f| !f.starts_with(VMX_CAPABILITY) && model::named(f).is_err());
+    let unknown = passport.without.iter().find(|name| !model::is_feature(name));
     unknown.map_or(Ok(()), |name| Err(format!("without: no feature is named '{name}'")))
 }
 
@@ -342,6 +341,11 @@ mod tests {
         assert_eq!(ecx("base = 'intel-52'") & (pku | la57), pku | la57);
         assert_eq!(ecx("base = 'intel-52'\nguest-levels = 4\nwithout = ['pku']") & (pku | la57), 0);
         assert_eq!(ecx("base = 'intel-52'\nhost-levels = 4\nguest-levels = 5") & la57, la57);
+        for name in ["avx512f", "amx-tile", "sse4_1", "PKU", "lzcnt", "vmx-ept-uc", "arch-capabilities"] {
+            assert_eq!(parse(&format!("vendor = 'intel'\nwithout = ['{name}']")).without, [name]);
+        }
+        let upper = find(&parse("vendor = 'intel'\nwithout = ['PKU']").cpuid(), 7, 0).expect("leaf 7").ecx;
+        assert_eq!(upper & pku, 0);
         assert_eq!(maxphyaddr(&parse("vendor = 'amd'\nmaxphyaddr = 44").cpuid()), 44);
     }
 }

@@ -22,6 +22,21 @@ use vmtape_arch::{
 /// Widths that a guest can be given.
 const PHYS_BITS: std::ops::RangeInclusive<u8> = 32..=52;
 
+/// QEMU's first name of a feature: lower case, `-` for `_`, aliases resolved.
+pub fn plain_name(name: &str) -> String {
+    qemu::plain(name)
+}
+
+/// Whether QEMU or this project has a CPUID feature of this name, modelled or not.
+pub fn is_feature(name: &str) -> bool {
+    named(name).is_ok() || qemu::known(name) == Some(Known::Feature)
+}
+
+/// Plain names of the features that a named model has.
+pub fn named_features(model: &str) -> Option<std::collections::BTreeSet<String>> {
+    qemu::find(model).map(|model| model.features)
+}
+
 /// Which features and identity a CPU starts from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Model {
@@ -53,7 +68,13 @@ impl CpuOption {
     }
 
     fn parse_words(text: &str) -> Result<Self, String> {
-        let mut words = text.split(',');
+        // QEMU looks at `+` and `-` when all else is set, and takes features away last.
+        let sign = |word: &&str| {
+            word.find(['+', '-']).map_or(0, |at| if at > 0 { 0 } else { 1 + u8::from(word.starts_with('-')) })
+        };
+        let mut words: Vec<&str> = text.split(',').collect();
+        words[1..].sort_by_key(sign);
+        let mut words = words.into_iter();
         let name = words.next().unwrap_or_default();
         let model = match name {
             "max" | "host" => Model::Max,
@@ -116,6 +137,11 @@ impl CpuOption {
         &self.ignored
     }
 
+    /// Whether a feature is turned on by name.
+    pub fn asks_for(&self, name: &str) -> bool {
+        self.changes.iter().rfind(|(feature, _)| feature.name == name).is_some_and(|(_, on)| *on)
+    }
+
     /// The guest's MAXPHYADDR on a host: as asked for, else the host's for `max` and `host` and QEMU's default for others.
     pub fn phys_bits(&self, silicon: &Silicon) -> u8 {
         if self.has_hosts_width() {
@@ -170,8 +196,12 @@ fn width_or_none(key: &str, value: &str) -> Result<Option<u8>, String> {
 }
 
 fn width(key: &str, value: &str) -> Result<u8, String> {
-    match value.parse() {
-        Ok(bits) if PHYS_BITS.contains(&bits) => Ok(bits),
+    let parsed = match value.strip_prefix("0x") {
+        Some(hex) => u8::from_str_radix(hex, 16).ok(),
+        None => value.parse().ok(),
+    };
+    match parsed {
+        Some(bits) if PHYS_BITS.contains(&bits) => Ok(bits),
         _ => Err(format!("{key}={value} is not a width within 32..52")),
     }
 }
@@ -224,6 +254,7 @@ mod tests {
             ("EPYC,phys-bits=43,host-phys-bits=on", 48),
             ("EPYC,host-phys-bits=on,host-phys-bits-limit=39", 39),
             ("max,host-phys-bits=off", 40),
+            ("EPYC,phys-bits=0x2a", 42),
         ] {
             assert_eq!(maxphyaddr(&table(text, "amd-48")), bits, "{text}");
         }
@@ -251,10 +282,13 @@ mod tests {
             ("Haswell-noTSX-v2,-hle,-rtm,-tsx-ctrl", &[]),
             ("Skylake-Server,enforce,level=0x16", &["enforce", "level=0x16"]),
             ("qemu64,+sse4_1,+sse4-2,+ssse3,+pclmuldq,+lzcnt", &["+pclmuldq"]),
+            ("base,tsc-freq=2000000000", &["tsc-freq=2000000000"]),
             ("max,tsc-deadline=on,l3-cache=on,pmu=off", &["l3-cache=on", "pmu=off"]),
         ] {
             assert_eq!(CpuOption::parse(text).expect(text).ignored(), ignored, "{text}");
         }
+        let popcnt = |text| find(&table(text, "intel-46"), 1, 0).expect("leaf 1").ecx >> 23 & 1;
+        assert_eq!((popcnt("x86-64-v1"), popcnt("x86-64-v2"), popcnt("x86-64-v4")), (0, 1, 1));
         let sse41 = |text| find(&table(text, "intel-46"), 1, 0).expect("leaf 1").ecx >> 19 & 1;
         assert_eq!((sse41("qemu64"), sse41("qemu64,+sse4_1"), sse41("Penryn")), (0, 1, 1));
     }
@@ -270,7 +304,14 @@ mod tests {
     #[test]
     fn features_come_and_go() {
         let pku = |text| find(&table(text, "intel-46"), 7, 0).expect("leaf 7").ecx >> 3 & 1;
-        assert_eq!((pku("max"), pku("max,-pku"), pku("max,pku=off"), pku("max,-pku,+pku")), (1, 0, 0, 1));
+        assert_eq!((pku("max"), pku("max,-pku"), pku("max,pku=off"), pku("max,pku=off,+pku")), (1, 0, 0, 1));
+    }
+
+    /// See: QEMU target/i386/cpu.c x86_cpu_parse_featurestr(), x86_cpu_expand_features()
+    #[test]
+    fn signs_come_last_whatever_their_place() {
+        let pku = |text| find(&table(text, "intel-46"), 7, 0).expect("leaf 7").ecx >> 3 & 1;
+        assert_eq!((pku("max,-pku,+pku"), pku("max,-pku,pku=on"), pku("max,+pku,pku=off")), (0, 0, 1));
     }
 
     #[test]

@@ -12,6 +12,22 @@ pub const DEFAULT_PHYS_BITS: u8 = 40;
 
 /// Names of features that other tools give; QEMU's own aliases stand in the file.
 const FOREIGN_ALIASES: &[(&str, &str)] = &[("lzcnt", "abm")];
+/// Properties that are aliases of others. See: QEMU target/i386/cpu.c x86_cpu_initfn()
+const OTHER_PROPERTIES: &[&str] = &["tsc-freq"];
+
+/// Levels of the x86-64 psABI, as Proxmox and others offer them for models: what each adds to the one before.
+/// See: System V Application Binary Interface, AMD64, Table 3.1 Micro-Architecture Levels
+const LEVELS: [(&str, &str); 5] = [
+    ("x86-64-v1", ""),
+    ("x86-64-v2", "cx16 lahf-lm popcnt pni sse4.1 sse4.2 ssse3"),
+    ("x86-64-v2-AES", "aes"),
+    ("x86-64-v3", "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave"),
+    ("x86-64-v4", "avx512f avx512bw avx512cd avx512dq avx512vl"),
+];
+/// The model that has what every 64-bit processor has.
+const BASELINE: &str = "qemu64";
+/// A model without any feature.
+const EMPTY: &str = "base";
 
 static TABLE: LazyLock<Table> =
     LazyLock::new(|| toml::from_str(include_str!("qemu.toml")).expect("a file of this crate"));
@@ -82,11 +98,20 @@ pub fn version() -> &'static str {
 
 /// Every name of a model, without those of single versions.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    TABLE.aliases.keys().map(String::as_str)
+    TABLE.aliases.keys().map(String::as_str).chain(LEVELS.iter().map(|(name, _)| *name)).chain([EMPTY])
 }
 
 /// A model by its name, alias or version.
 pub fn find(name: &str) -> Option<NamedModel> {
+    if let Some(level) = LEVELS.iter().position(|(level, _)| *level == name) {
+        let mut model = NamedModel { name: name.to_owned(), ..find(BASELINE)? };
+        let names = LEVELS[..=level].iter().flat_map(|(_, names)| names.split_whitespace());
+        model.features.extend(names.map(plain));
+        return Some(model);
+    }
+    if name == EMPTY {
+        return Some(NamedModel { name: name.to_owned(), ..NamedModel::default() });
+    }
     let version = match TABLE.aliases.get(name) {
         Some(version) => version.as_str(),
         None => versioned_alias(name).unwrap_or(name),
@@ -129,7 +154,11 @@ pub fn known(name: &str) -> Option<Known> {
     if has(&TABLE.features) || name.starts_with("vmx-") {
         return Some(Known::Feature);
     }
-    (has(&TABLE.properties) || name.starts_with("hv-") || name.starts_with("kvm-")).then_some(Known::Property)
+    (has(&TABLE.properties)
+        || OTHER_PROPERTIES.contains(&name.as_str())
+        || name.starts_with("hv-")
+        || name.starts_with("kvm-"))
+    .then_some(Known::Property)
 }
 
 /// QEMU's first name of a feature: lower case, `-` for `_`, aliases resolved.
@@ -146,7 +175,9 @@ mod tests {
 
     #[test]
     fn every_name_leads_to_a_model() {
-        for name in names().chain(TABLE.model.iter().map(|row| row.name.as_str())) {
+        for name in
+            names().filter(|name| *name != EMPTY).chain(TABLE.model.iter().map(|row| row.name.as_str()))
+        {
             let model = find(name).unwrap_or_else(|| panic!("{name}"));
             assert!(model.features.contains("fpu"), "{name}");
             assert!(model.features.iter().all(|feature| known(feature) == Some(Known::Feature)), "{name}");

@@ -34,6 +34,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         patches::DIRTY_LOGGING,
         patches::MEMORY_TYPES,
         patches::CRASH,
+        patches::EMULATION,
         patches::MSR_LISTS,
         nested::NESTED_OLD,
         nested::NESTED_6_1,

@@ -400,6 +400,17 @@ pub const CRASH: &[Entry] = &[
     .since("v5.7"),
 ];
 
+/// The instruction emulator, where it meets more than an instruction.
+pub const EMULATION: &[Entry] = &[Entry::patch(
+    Switch::EVENT_VECTORING_CHECKED,
+    Scope::ALL,
+    "MMIO in the delivery of an event leaves to userspace at once (suberror 3); before, VMX did so from the first \
+     EPT_MISCONFIG on, and SVM emulated the instruction at RIP instead, for ever where that raises the event again",
+)
+.commit("47ef3ef843c0", "KVM: VMX: Handle event vectoring error in check_emulate_instruction()")
+.source("x86.c x86_emulate_instruction(), vmx/vmx.c vmx_check_emulate_instruction(); svm/svm.c: commit 7bd7ff99110a")
+.since("v6.14")];
+
 /// KVM_GET_MSR_INDEX_LIST. What lies between 6.1 and 6.12 was read in these two only.
 pub const MSR_LISTS: &[Entry] = &[
     Entry::patch(

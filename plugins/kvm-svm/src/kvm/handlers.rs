@@ -92,6 +92,7 @@ fn dispatch(cx: &mut Cx<'_>) -> Resume {
 /// `svm_complete_interrupts`: software exceptions are not queued, the instruction is executed again.
 fn complete_interrupts(cx: &mut Cx<'_>) {
     let mut delivering = cx.exit.access.delivering;
+    cx.vcpu.core.vectoring = delivering.valid.is_set();
     if delivering.kind == EventKind::SOFTWARE_EXCEPTION && !cx.vcpu.is_guest_mode() {
         delivering.valid = false.into();
     }

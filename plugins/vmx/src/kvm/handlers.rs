@@ -15,7 +15,12 @@ use vmtape_arch::{
     qualification::IoQualification,
     vcpu::VcpuState,
 };
-use vmtape_kvm_core::{cpuid, cr, emulate, hypercall, io};
+use vmtape_kvm_core::{
+    cpuid, cr,
+    emulate::{self, DELIVERY_WORDS},
+    hypercall, io,
+    profile::Switch,
+};
 
 /// Everything a handler works on.
 pub struct Cx<'a> {
@@ -87,10 +92,12 @@ pub fn handle(cx: &mut Cx<'_>) -> Resume {
     let reason = VmxReason(cx.exit.reason & 0xffff);
     let delivering = cx.exit.access.delivering;
     cx.vcpu.core.events.complete(&delivering);
+    cx.vcpu.core.vectoring = delivering.valid.is_set();
     if delivering.valid.is_set() {
         cx.note(Rule::EVENT_REINJECTED.note());
-        if !may_interrupt_delivery(reason) {
-            return delivery_error(cx, reason);
+        let checked = cx.shared.kvm.options.on(Switch::EVENT_VECTORING_CHECKED);
+        if !may_interrupt_delivery(reason, checked) {
+            return delivery_error(cx, reason, checked);
         }
     }
     match TABLE.get(reason.0 as usize).copied().flatten() {
@@ -99,20 +106,31 @@ pub fn handle(cx: &mut Cx<'_>) -> Resume {
     }
 }
 
-/// Exits that may interrupt the delivery of an event. MMIO is not among them: it would come back for ever.
+/// Exits that may interrupt the delivery of an event. MMIO is not among them, as it would come back for ever, unless the
+/// emulator is `checked` for that.
 /// See: KVM vmx/vmx.c __vmx_handle_exit()
-fn may_interrupt_delivery(reason: VmxReason) -> bool {
+fn may_interrupt_delivery(reason: VmxReason, checked: bool) -> bool {
     use VmxReason as R;
-    matches!(
+    let fixed = matches!(
         reason,
         R::EXCEPTION_NMI | R::EPT_VIOLATION | R::PML_FULL | R::APIC_ACCESS | R::TASK_SWITCH | R::NOTIFY
-    )
+    );
+    fixed || checked && reason == R::EPT_MISCONFIG
 }
 
-fn delivery_error(cx: &mut Cx<'_>, reason: VmxReason) -> Resume {
-    let gpa = if reason == VmxReason::EPT_MISCONFIG { cx.exit.gpa } else { 0 };
-    let (info, full) = (cx.exit.info2, cx.exit.reason.into());
-    emulate::delivery_error(cx.vcpu.core.tracer(), info, full, cx.exit.info1, gpa, cx.host)
+/// INVALID_GPA: the exit has no address.
+const INVALID_GPA: u64 = u64::MAX;
+
+fn delivery_error(cx: &mut Cx<'_>, reason: VmxReason, checked: bool) -> Resume {
+    let cpu = cx.vcpu.core.last_vmentry_cpu as u64;
+    let (ndata, last) = match (checked, reason) {
+        (true, _) => (DELIVERY_WORDS, INVALID_GPA),
+        (false, VmxReason::EPT_MISCONFIG) => (DELIVERY_WORDS, cx.exit.gpa),
+        // Without an address the CPU comes in its place.
+        (false, _) => (DELIVERY_WORDS - 1, cpu),
+    };
+    let words = [cx.exit.info2, cx.exit.reason.into(), cx.exit.info1, last];
+    emulate::delivery_error(cx.vcpu.core.tracer(), ndata, words, cx.host)
 }
 
 impl Cx<'_> {

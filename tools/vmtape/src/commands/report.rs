@@ -5,6 +5,7 @@ use anyhow::Result;
 use std::io::{self, Write};
 use vmtape_replay::{
     Cause, Report,
+    islands::Alignment,
     report::{Divergence, Level, Occurrence, Verdict},
 };
 
@@ -63,7 +64,45 @@ pub fn write(out: &mut impl Write, report: &Report) -> io::Result<()> {
         write_divergence(out, divergence)?;
     }
     write_occurrences(out, &report.occurrences)?;
+    if let Some(alignment) = &report.alignment {
+        write_alignment(out, alignment)?;
+    }
     write_cost(out, report)
+}
+
+/// How much is the same, and where it is not.
+fn write_alignment(out: &mut impl Write, alignment: &Alignment) -> io::Result<()> {
+    let stretches: u64 = alignment.count.values().sum();
+    writeln!(
+        out,
+        "\n{:.2} % of the exits are the same: {} of them; {} stretches differ, of {} exits expected and {} actual",
+        alignment.share(),
+        alignment.equal,
+        stretches,
+        alignment.expected,
+        alignment.actual
+    )?;
+    for (why, count) in &alignment.count {
+        writeln!(out, "  {count} x {}", why.text())?;
+    }
+    /// Stretches that are printed; JSON has more.
+    const SHOWN: usize = 8;
+    let number = |exit: Option<u64>| exit.map_or("-".to_owned(), |exit| exit.to_string());
+    for island in alignment.islands.iter().take(SHOWN) {
+        let (expected, actual) = (number(island.expected_exit), number(island.actual_exit));
+        writeln!(
+            out,
+            "  exit {expected} expected, {actual} actual: {} and {} exits: {}: {}",
+            island.expected,
+            island.actual,
+            island.why.text(),
+            island.summary
+        )?;
+    }
+    if alignment.lost {
+        writeln!(out, "  behind the last one no place was found where both go on alike")?;
+    }
+    Ok(())
 }
 
 /// What a comparison found that went on, one line each and why.

@@ -1,5 +1,6 @@
 //! `vmtape host`: what a host is, and what it says of itself.
 
+mod from;
 mod kvm;
 pub mod probe;
 pub mod show;
@@ -20,11 +21,13 @@ pub struct Args {
 enum Command {
     Probe(probe::Args),
     Show(show::Args),
+    From(from::Args),
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.command {
         Command::Probe(args) => probe::run(args),
         Command::Show(args) => show::run(args),
+        Command::From(args) => from::run(args),
     }
 }
