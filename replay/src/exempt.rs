@@ -133,6 +133,33 @@ pub fn comparable_control(mut control: Control, logs_alike: bool) -> Option<Cont
     Some(control)
 }
 
+pub const TLB_CONTENTS: Exemption = Exemption {
+    name: "TLB contents",
+    what: "between a guest that moved and its twin: accessed and dirty bits of the guest's tables that are the same where the twin \
+           loses its TLB at the same instruction",
+    why: "a guest that moves arrives with an empty TLB and walks its tables again; manuals let a processor forget what it has \
+          translated at any time",
+};
+pub const MIGRATION_COST: Exemption = Exemption {
+    name: "cost of a migration",
+    what: "between a guest that moved and its twin: exits, faults after its arrival, write faults while its memory was logged",
+    why: "only the host sees them",
+};
+pub const LOGGED_FOR_MIGRATION: Exemption = Exemption {
+    name: "logs of a migration",
+    what: "between a guest that moved and its twin: ioctls by which its memory was logged and read",
+    why: "they are the VMM's that moves it, and no part of what the guest's own script does",
+};
+pub const DOWNTIME: Exemption = Exemption {
+    name: "downtime",
+    what: "nothing: while a guest stands still no virtual time passes, so clocks, timers and counters are compared",
+    why: "a guest that has lost time would differ by it everywhere; what it takes is reported beside",
+};
+
+/// The exemptions between a guest that moved and its twin, which [`crate::migration`] applies.
+pub const MIGRATION: [Exemption; 5] =
+    [TLB_CONTENTS, MIGRATION_COST, LOGGED_FOR_MIGRATION, DOWNTIME, DIRTY_PAGES];
+
 /// The exemptions between a recording of the real KVM and a run of ours.
 pub const RECORDING: [Exemption; 13] = [
     TIMESTAMPS,

@@ -1,6 +1,6 @@
 //! The two sides of a comparison.
 
-use crate::{player::Create, spec};
+use crate::{migration::Way, player::Create, spec};
 use vmtape_abi::Description;
 use vmtape_machine::{MachineSpec, vmm::When};
 use vmtape_traces::Tape;
@@ -17,6 +17,8 @@ pub struct Sides<'a> {
     pub context: usize,
     /// When the guest moves from the tape's machine to the other one.
     pub at: When,
+    /// How it moves, where it does so by a migration; `at` is its own then.
+    pub way: Option<Way<'a>>,
     /// Whether to look for the cause: other runs, each with one thing changed.
     pub explain: bool,
     pub reproduce: String,

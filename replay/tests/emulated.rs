@@ -57,6 +57,7 @@ fn compare(expected: &str, actual: &str) -> Report {
     let tape = spec::record(&expected, &nothing, &budget, &create).unwrap();
     let description = Description::default();
     let sides = Sides {
+        way: None,
         tape: &tape,
         actual: machine(actual),
         expected,

@@ -30,7 +30,7 @@ pub use devices::{MAX_VCPUS, Seen};
 pub use error::{Error, LoadError};
 pub use hosts::{Passport, enumeration};
 pub use loader::load as load_image;
-pub use machine::{Digest, Limits, Machine, Resolved};
+pub use machine::{Block, Capability, Digest, Limits, Machine, Resolved};
 pub use memory::{Layout, Memory};
 pub use model::CpuidChange;
 pub use services::{MemoryTypes, Typed, TypedPage};

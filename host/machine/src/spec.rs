@@ -1,8 +1,9 @@
 //! Everything that determines a run.
 
-use crate::{memory::Layout, vmm::Step};
+use crate::{Error, memory::Layout, vmm::Step};
 use serde::{Deserialize, Serialize};
 use vmtape_arch::{cpuid::CpuidEntry, host::Silicon};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// The guest image. Its bytes are part of the specification, so that a tape needs no file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +61,15 @@ impl MachineSpec {
     /// The description as a tape keeps it.
     pub fn encode(&self) -> postcard::Result<Vec<u8>> {
         postcard::to_stdvec(self)
+    }
+
+    /// A digest over what the guest was started as, wherever it runs: two machines with the same one run the same guest.
+    pub fn identity(&self) -> Result<u64, Error> {
+        let words =
+            (&self.image, &self.cmdline, &self.initrd, self.memory, self.vcpus, &self.cpuid, self.seed);
+        let bytes = postcard::to_stdvec(&words)
+            .map_err(|cause| Error::Encode { what: "a guest's identity", cause })?;
+        Ok(xxh3_64(&bytes))
     }
 
     /// The inverse of [`MachineSpec::encode`], of this build or an older one: what an older one did not know is zero.

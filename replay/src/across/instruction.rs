@@ -158,7 +158,13 @@ fn try_out(
 ) -> Result<Finding, Error> {
     let mut player = match side {
         Side::Expected => sides.player(machine, false)?,
-        Side::Actual => sides.moved(machine, &mut sides.player(&sides.expected, false)?, false)?,
+        Side::Actual => {
+            let mut expected = sides.player(&sides.expected, false)?;
+            match sides.way {
+                Some(way) => sides.arrived(way, machine, &mut expected, false)?,
+                None => sides.moved(machine, &mut expected, false)?,
+            }
+        }
     };
     player.advance(before.icount, u64::MAX)?;
     let states = (0..).zip(&before.states);

@@ -158,7 +158,10 @@ impl Sides<'_> {
     /// Both machines, where the comparison begins.
     pub(super) fn pair(&self, listen: bool) -> Result<Pair<'_>, Error> {
         let mut expected = self.player(&self.expected, listen)?;
-        let actual = self.moved(&self.actual, &mut expected, listen)?;
+        let actual = match self.way {
+            Some(way) => self.arrived(way, &self.actual, &mut expected, listen)?,
+            None => self.moved(&self.actual, &mut expected, listen)?,
+        };
         Pair::new(self.tape, expected, actual, self.log_alike())
     }
 }

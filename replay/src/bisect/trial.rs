@@ -164,6 +164,7 @@ impl<'a> Bench<'a> {
         /// Exits of context before a difference.
         const CONTEXT: usize = 3;
         let sides = across::Sides {
+            way: None,
             at: When::Start,
             tape,
             expected,

@@ -76,6 +76,7 @@ fn sides<'a>(
     reproduce: &str,
 ) -> Sides<'a> {
     Sides {
+        way: None,
         tape: guest.tape,
         expected: guest.machine.clone(),
         actual: machine.clone(),

@@ -68,6 +68,7 @@ impl Bench {
         let expected = spec::machine(tape)?;
         let create = |machine: &MachineSpec| self.create(machine);
         let sides = Sides {
+            way: None,
             tape,
             actual: actual.clone(),
             expected,

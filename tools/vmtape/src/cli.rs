@@ -37,6 +37,7 @@ pub enum Command {
     Replay(commands::replay::Args),
     Diff(commands::diff::Args),
     Check(commands::check::Args),
+    Migrate(commands::migrate::Args),
     Bisect(commands::bisect::Args),
     Show(commands::show::Args),
     Stat(commands::stat::Args),

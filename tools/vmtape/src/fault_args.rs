@@ -19,6 +19,11 @@ pub struct FaultArgs {
 }
 
 impl FaultArgs {
+    /// The options as they were given.
+    pub fn command_line(&self) -> String {
+        self.faults.iter().map(|fault| format!(" --fault {fault}")).collect()
+    }
+
     /// The faults, by a backend's table of points.
     pub fn script(&self, points: &[TableRow]) -> Result<Vec<Scripted>> {
         let parse =

@@ -84,6 +84,25 @@ Examples:
   vmtape check --fleet hosts/old.toml hosts/new.toml --pin --html fleet.html
   vmtape check --fleet intel-39 intel-46 intel-52 --guest builtin:illegal --cpu max,phys-bits=39";
 
+pub const MIGRATE: &str = "\
+The guest moves at the moment given, or as soon after it as it comes to rest. Memory goes in rounds
+(--method precopy) or at once; time is virtual, and none of it passes while the guest stands still.
+A --to without host= is on the host where the guest is.
+
+MOVED: it runs there, and nothing differs from the twin that stayed. REFUSED, DETECTED: it did not
+move, and goes on where it was. SILENT CORRUPTION: nobody noticed, and it is another guest now.
+TWO RUNNING, PARKED, LOST: the hand-over failed.
+
+Exit codes: 0 moved and the same, 1 anything else that was found, 2 usage, 125 could not test.
+
+Examples:
+  vmtape migrate a.tape --at exit=40 --to svm-npt,host=amd-52,kvm=v6.1
+  vmtape migrate a.tape --at insn=500000 --to vmx --method precopy --log manual --bandwidth 2G --downtime 50us
+  vmtape migrate a.tape --at exit=10 exit=50 --to intel-46 intel-52 --json
+  vmtape migrate a.tape --at every-exit --to intel-52
+  vmtape migrate a.tape --listen unix:/tmp/m --to svm & vmtape migrate a.tape --connect unix:/tmp/m --at exit=9
+  vmtape migrate a.tape --at exit=10 --to vmx --handover ch --fault move-send-cut,n=9,value=3";
+
 pub const BISECT: &str = "\
 The tape's own machine is the good end. The result is one line (`first bad: ...`) and its evidence.
 A trial that shows another divergence first is skipped, never taken for the one that is looked for.

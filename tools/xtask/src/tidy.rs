@@ -29,7 +29,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vmtape_machine", &["vmtape_arch", "vmtape_cpu", "vmtape_abi", "vmtape_traces"]),
     ("vmtape_backends", &["vmtape_arch", "vmtape_abi", "vmtape_machine"]),
     ("vmtape_faults", &["vmtape_arch", "vmtape_traces", "vmtape_machine"]),
-    ("vmtape_replay", &["vmtape_arch", "vmtape_abi", "vmtape_machine", "vmtape_traces", "vmtape_faults"]),
+    ("vmtape_migrate", &["vmtape_arch", "vmtape_abi", "vmtape_traces", "vmtape_machine", "vmtape_faults"]),
+    (
+        "vmtape_replay",
+        &["vmtape_arch", "vmtape_abi", "vmtape_machine", "vmtape_traces", "vmtape_faults", "vmtape_migrate"],
+    ),
 ];
 
 /// Crates of people's own tools, which may depend on everything and on which nothing depends, and fuzz targets.

@@ -32,7 +32,7 @@ macro_rules! ioctls {
         }
 
         /// An ioctl as it was made: its arguments and results.
-        #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
         pub enum Control {
             $($(#[doc = $doc])+ $variant { $($arg: $arg_type,)* $($($made: $made_type,)*)? $($result: $result_type),* },)*
         }

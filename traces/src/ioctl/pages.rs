@@ -1,12 +1,13 @@
 //! Pages of a slot, and entries of a dirty ring, as ioctls of dirty logging have them.
 
 use super::field::{Field, Packed, Shown, Unpacked};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{fmt, ops::RangeInclusive};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Pages of a slot by number, as runs that do not touch, lowest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<RangeInclusive<u64>>")]
 pub struct Pages(Vec<RangeInclusive<u64>>);
 
 /// Runs and entries that a text lists; more are a digest.
@@ -75,7 +76,7 @@ impl Pages {
 const MOST_LISTED: u64 = 1 << 20;
 
 /// An entry that was harvested: the page of a slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingEntry {
     /// The address space in the upper half, the slot's number in the lower.
     pub slot: u32,
@@ -84,6 +85,17 @@ pub struct RingEntry {
 
 /// What was harvested from a ring, in its order.
 pub type RingEntries = Vec<RingEntry>;
+
+const NO_RUNS: &str = "runs of pages that are none";
+
+impl TryFrom<Vec<RangeInclusive<u64>>> for Pages {
+    type Error = &'static str;
+
+    fn try_from(runs: Vec<RangeInclusive<u64>>) -> Result<Self, Self::Error> {
+        let apart = runs.windows(2).all(|pair| *pair[0].end() < pair[1].start().saturating_sub(1));
+        if !apart || runs.iter().any(RangeInclusive::is_empty) { Err(NO_RUNS) } else { Ok(Self(runs)) }
+    }
+}
 
 impl Field for Pages {
     fn pack(&self, to: &mut Packed<'_>) {
@@ -94,11 +106,10 @@ impl Field for Pages {
         let (words, rest) = from.bytes().as_chunks::<8>();
         let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
         let (runs, odd) = words.as_chunks::<2>();
-        let apart = runs.windows(2).all(|pair| pair[0][1] < pair[1][0].saturating_sub(1));
-        if !rest.is_empty() || !odd.is_empty() || !apart || runs.iter().any(|[first, last]| first > last) {
-            return Err("runs of pages that are none");
+        if !rest.is_empty() || !odd.is_empty() {
+            return Err(NO_RUNS);
         }
-        Ok(Self(runs.iter().map(|[first, last]| *first..=*last).collect()))
+        runs.iter().map(|[first, last]| *first..=*last).collect::<Vec<_>>().try_into()
     }
 }
 

@@ -95,7 +95,7 @@ impl Machine {
         done
     }
 
-    fn ioctl(&mut self, mut control: Control) -> Control {
+    pub(super) fn ioctl(&mut self, mut control: Control) -> Control {
         match &mut control {
             Control::SetCpuid { vcpu, entries, result } => {
                 if let Some(done) = self.set_cpuid(*vcpu, entries) {
@@ -185,7 +185,7 @@ impl Machine {
     }
 
     /// Silicon that executes CPUID itself answers from the table that was accepted last.
-    fn set_cpuid(&mut self, n: u32, entries: &[CpuidEntry]) -> Option<Result<(), Errno>> {
+    pub(super) fn set_cpuid(&mut self, n: u32, entries: &[CpuidEntry]) -> Option<Result<(), Errno>> {
         let vcpu = self.vcpus.get_mut(n as usize)?;
         let done = self.backend.set_cpuid(n, &mut vcpu.state, entries, &mut self.services);
         vcpu.needs_entry = true;

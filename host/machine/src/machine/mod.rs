@@ -6,6 +6,7 @@ mod control;
 mod exits;
 mod feed;
 mod hashes;
+mod moving;
 mod pcpus;
 mod resolve;
 mod run;
@@ -14,6 +15,7 @@ mod take_over;
 mod wake;
 
 pub use hashes::Digest;
+pub use moving::{Block, Capability};
 pub use resolve::Resolved;
 pub use run::Limits;
 
@@ -62,6 +64,8 @@ pub struct Machine {
     exits: u64,
     /// The instruction count at which it was last asked whether the run is to end.
     attended: u64,
+    /// It has taken a part of a guest.
+    used: bool,
     /// The exit that the backend fills in.
     exit: Box<Exit>,
     next_checkpoint: u64,
@@ -128,6 +132,7 @@ impl Machine {
             serial: None,
             exits: 0,
             attended: 0,
+            used: false,
             exit: Box::default(),
             next_checkpoint,
             page_hashes,

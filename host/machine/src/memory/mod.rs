@@ -77,6 +77,11 @@ impl Memory {
         holds(&self.slots, hpa, len)
     }
 
+    /// Every slot that the guest may ever have, at its largest size.
+    pub(crate) fn backed(&self) -> &[MemoryRegion] {
+        &self.backing
+    }
+
     /// Where the memory of a slot with this number lies in the arena.
     pub(crate) fn backing(&self, slot: u32) -> Option<u64> {
         self.backing.iter().find(|backing| backing.slot == slot).map(|backing| backing.hpa)

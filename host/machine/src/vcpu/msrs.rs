@@ -62,14 +62,17 @@ impl Msrs<'_> {
         entries
     }
 
-    /// Writes registers. One that is refused, which KVM's count tells, stays as it is.
-    pub(crate) fn set(&mut self, entries: &[MsrEntry]) {
+    /// Writes registers. One that is refused, which KVM's count tells, stays as it is; gives their numbers.
+    pub(crate) fn set(&mut self, entries: &[MsrEntry]) -> Vec<u32> {
         let mut left = entries;
+        let mut all_refused = Vec::new();
         while !left.is_empty() {
             let asked = &left[..left.len().min(MAX_IO_MSRS - 1)];
             let done = self.backend.set_msrs(self.vcpu, self.state, asked, self.host).unwrap_or(0) as usize;
             let refused = usize::from(done < asked.len());
+            all_refused.extend(asked.get(done).map(|entry| entry.index));
             left = &left[(done + refused).min(left.len())..];
         }
+        all_refused
     }
 }

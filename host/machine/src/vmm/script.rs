@@ -182,9 +182,9 @@ impl Script {
     }
 
     /// Goes on where another machine's is, with what was done there.
-    pub(crate) fn take_over(&mut self, other: &Self) {
-        self.log.clone_from(&other.log);
-        self.resume(other.done.clone());
+    pub(crate) fn take_over(&mut self, done: Vec<bool>, log: Vec<(u64, Control)>) {
+        self.log = log;
+        self.resume(done);
     }
 
     pub(crate) fn left(&self) -> impl Iterator<Item = &Step> {

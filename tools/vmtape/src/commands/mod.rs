@@ -10,6 +10,7 @@ pub mod guests;
 pub mod host;
 pub mod import;
 pub mod man;
+pub mod migrate;
 mod outcome;
 pub mod record;
 pub mod replay;
@@ -35,6 +36,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Replay(args) => replay::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Migrate(args) => migrate::run(&args),
         Command::Bisect(args) => bisect::run(&args),
         Command::Scenarios(args) => scenarios::run(&args),
         Command::Show(args) => show::run(&args),

@@ -227,6 +227,7 @@ fn compare(
     let plugin = plugins.get(&actual.backend)?;
     let recorder = plugins.get(&expected.backend)?;
     let sides = across::Sides {
+        way: None,
         at: When::Start,
         tape,
         expected,

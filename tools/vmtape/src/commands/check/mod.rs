@@ -1,7 +1,7 @@
 //! `vmtape check`: to which hosts may a guest move?
 
 mod fleet;
-mod hosts;
+pub mod hosts;
 mod html;
 mod pins;
 mod source;

@@ -1,0 +1,138 @@
+//! A guest's way from the tape's machine over one host or more.
+
+use crate::{Error, player::Player, sides::Sides, spec};
+use std::cell::{Cell, RefCell};
+use vmtape_machine::{MachineSpec, vmm::When};
+use vmtape_migrate::{
+    Conversation, Outcome, Plan,
+    destination::Terms,
+    handover::{State, Witness},
+    points::Points,
+    policy::{Ground, Policy},
+    stream::Offer,
+};
+
+/// One move.
+#[derive(Clone, Debug)]
+pub struct Hop {
+    /// When it begins, counted as on the tape.
+    pub at: When,
+    pub to: MachineSpec,
+}
+
+/// All moves, and how they are made.
+pub struct Journey<'a> {
+    /// The last one leads to the machine that is compared.
+    pub hops: Vec<Hop>,
+    pub plan: Plan,
+    pub policy: Policy,
+    /// Whether the witness decides who may run.
+    pub witness: bool,
+    /// What goes wrong on purpose. The same each time that the journey is made.
+    pub points: &'a dyn Fn() -> Points,
+    /// The twin loses its TLB where the guest goes on elsewhere.
+    pub flush_twin: Cell<bool>,
+}
+
+/// How the guest of a comparison has come to the machine that is compared with its twin.
+#[derive(Clone, Copy)]
+pub enum Way<'a> {
+    /// By moves that can be made again.
+    Journey(&'a Journey<'a>),
+    /// From another process, once: the machine as it arrived, which never runs, and what it is to be on.
+    Landed(&'a RefCell<Player>),
+}
+
+impl<'a> Way<'a> {
+    pub(crate) fn journey(self) -> Option<&'a Journey<'a>> {
+        match self {
+            Self::Journey(journey) => Some(journey),
+            Self::Landed(_) => None,
+        }
+    }
+}
+
+/// Where a guest has come.
+pub struct Travelled {
+    /// Whoever runs it; `None`: nobody.
+    pub player: Option<Player>,
+    /// Of each move that was begun.
+    pub outcomes: Vec<Outcome>,
+    /// What it has printed on its way.
+    pub printed: Vec<u8>,
+}
+
+impl Journey<'_> {
+    /// Moves a guest from one machine to another, or does not; the `n`-th time on its way.
+    pub(super) fn hop(
+        &self,
+        player: &mut Player,
+        next: &mut Player,
+        points: Points,
+        n: u64,
+    ) -> Result<Outcome, Error> {
+        let plan = Plan { epoch: self.plan.epoch + n, ..self.plan };
+        let conversation = Conversation {
+            plan,
+            offer: Offer::of(&mut player.machine, plan.epoch)?,
+            terms: Terms {
+                policy: self.policy,
+                ground: Ground::of(&next.machine),
+                identity: next.machine.spec().identity()?,
+                rules: plan.handover.rules(),
+            },
+            points,
+            witness: if self.witness { Witness::deciding() } else { Witness::new() },
+        };
+        Ok(conversation.run(player, &mut next.machine))
+    }
+}
+
+impl Sides<'_> {
+    /// Makes the journey, which ends on `last`.
+    pub(crate) fn travel(
+        &self,
+        journey: &Journey,
+        last: &MachineSpec,
+        listen: bool,
+    ) -> Result<Travelled, Error> {
+        let points = (journey.points)();
+        let (mut player, mut outcomes, mut printed) =
+            (self.traveller(&self.expected, listen)?, Vec::new(), Vec::new());
+        for (n, hop) in journey.hops.iter().enumerate() {
+            if !player.come_to_rest(hop.at)? {
+                return Err(Error::NobodyMoves { tape: self.tape.name().to_owned(), at: hop.at });
+            }
+            let to = if n + 1 == journey.hops.len() { last } else { &hop.to };
+            let mut next = match self.traveller(to, listen) {
+                // A VM that cannot be built takes no guest, which goes on where it is.
+                Err(Error::Machine(cause @ vmtape_machine::Error::Backend { .. })) => {
+                    return Err(Error::Machine(cause));
+                }
+                next => next?,
+            };
+            let outcome = journey.hop(&mut player, &mut next, points.clone(), n as u64)?;
+            printed.extend(player.take_serial());
+            let (source, destination) = (outcome.source, outcome.destination);
+            outcomes.push(outcome);
+            match (source, destination) {
+                (_, State::Running) => player = next,
+                (State::Running, _) => return Ok(Travelled { player: Some(player), outcomes, printed }),
+                _ => return Ok(Travelled { player: None, outcomes, printed }),
+            }
+        }
+        Ok(Travelled { player: Some(player), outcomes, printed })
+    }
+
+    /// A machine on a guest's way. Exits are counted otherwise on each host: what the VMM does after so many of them it does at the
+    /// tape's instruction, and no limit of exits holds.
+    pub(crate) fn traveller(&self, machine: &MachineSpec, listen: bool) -> Result<Player, Error> {
+        let inputs = Box::new(spec::inputs(self.tape)?);
+        let script = spec::pinned_script(self.tape, &machine.script)?;
+        let budget = spec::Budget { exits: u64::MAX, ..spec::budget(self.tape) };
+        let machine = MachineSpec { script, ..machine.clone() };
+        let mut player = Player::observed(machine, inputs, budget, self.create, listen)?;
+        player.machine.keep_digest();
+        Ok(player)
+    }
+}

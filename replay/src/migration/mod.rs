@@ -1,0 +1,70 @@
+//! A guest that moves by a real migration ([`vmtape_migrate`]), and its twin that never does.
+//!
+//! The twin is the tape's own machine, which must repeat the tape. From the instruction at which the guest goes on elsewhere both
+//! run side by side, compared as two backends are ([`crate::across`]): registers, memory, devices, what the guest prints. What is
+//! exempt stands in [`crate::exempt::MIGRATION`].
+
+mod guest;
+mod heat;
+mod journey;
+mod remote;
+mod verdict;
+
+pub use heat::{Cell, Heat};
+pub use journey::{Hop, Journey, Travelled, Way};
+pub use remote::Peer;
+pub use verdict::{Moved, Verdict};
+
+use crate::{
+    Error, Report,
+    across::COMPARED,
+    exempt::{self, Exemption},
+    sides::Sides,
+};
+
+impl Sides<'_> {
+    /// Moves the guest as its journey says, and holds it against its twin. What does not run anywhere afterwards is compared with
+    /// nothing.
+    pub fn migrate(&self, progress: &mut dyn FnMut(u64)) -> Result<Moved, Error> {
+        let journey = self
+            .way
+            .and_then(Way::journey)
+            .ok_or_else(|| Error::Other("nobody moves: there is no journey".to_owned()))?;
+        let Travelled { player, outcomes, .. } = self.travel(journey, &self.actual, false)?;
+        if player.is_none() || outcomes.iter().any(|outcome| outcome.two_running) {
+            return Ok(Moved { verdict: Verdict::of(&outcomes, None), report: None, outcomes });
+        }
+        drop(player);
+        let mut report = self.beside_twin(progress)?;
+        if report.divergence.as_ref().is_some_and(|found| is_of_tlb(found.signature.what())) {
+            // A twin that has lost its TLB at the same instruction: does the difference come of anything else?
+            journey.flush_twin.set(true);
+            let flushed = self.beside_twin(progress);
+            journey.flush_twin.set(false);
+            let flushed = flushed?;
+            if flushed.divergence.is_none() {
+                report = flushed;
+                *report.exempted.entry(exempt::TLB_CONTENTS.name).or_default() += 1;
+            }
+        }
+        Ok(Moved { verdict: Verdict::of(&outcomes, Some(&report)), report: Some(report), outcomes })
+    }
+
+    fn beside_twin(&self, progress: &mut dyn FnMut(u64)) -> Result<Report, Error> {
+        let [expected, actual] = self.names();
+        let method = format!("the guest moves, its twin does not; from there both run, and {COMPARED}");
+        let mut report = Report::new(method, format!("{expected}, the twin"), actual);
+        self.compare(&mut report, progress)?;
+        Ok(report)
+    }
+}
+
+/// Whether a difference may come of what a TLB holds ([`exempt::TLB_CONTENTS`]): the accessed or dirty bit of a guest's entry.
+fn is_of_tlb(signature: &str) -> bool {
+    signature.starts_with("entry:")
+}
+
+/// What is exempt between a guest that moved and its twin.
+pub fn exemptions() -> &'static [Exemption] {
+    &exempt::MIGRATION
+}
