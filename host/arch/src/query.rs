@@ -19,5 +19,15 @@ open_enum! {
         LAST_VMENTRY_CPU = 5 => "last-vmentry-cpu",
         /// The CPU on which the vCPU's VMCS is active: from there silicon may write to its memory at any time. -ENOENT: on none.
         VMCS_ACTIVE_ON = 6 => "vmcs-active-on",
+        /// The same for the vCPU's shadow VMCS.
+        SHADOW_VMCS_ACTIVE_ON = 7 => "shadow-vmcs-active-on",
+        /// Where in the host's memory the vCPU's VMCS lies.
+        VMCS_REGION = 8 => "vmcs-region",
+        /// The same for its shadow VMCS; -ENOENT: it has none.
+        SHADOW_VMCS_REGION = 9 => "shadow-vmcs-region",
+        /// Of the CPU with the number that `vcpu` says: 1 while CR4.VMXE or EFER.SVME is set.
+        CPU_VIRTUALIZES = 10 => "cpu-virtualizes",
+        /// Of such a CPU: 1 while it hears no INIT, in VMX operation or with GIF clear; nobody can start it anew.
+        CPU_BLOCKS_INIT = 11 => "cpu-blocks-init",
     }
 }

@@ -6,11 +6,12 @@
 //! it. The machine knows backends as `vmtape_abi::Backend` only; `vmtape_backends` loads them, `vmtape_replay` runs two machines
 //! side by side.
 //!
-//! No module depends on one that depends on it. From the bottom up: `error`; what hosts and CPU models are (`model`, `hosts`);
-//! the parts of a machine (`memory`, `time`, `devices`, `vcpu`, `tape`, `vmm`); what describes one (`spec`) and fills it
+//! No module depends on one that depends on it. From the bottom up: `error`; what hosts and CPU models are (`model`, `hosts`), and what a host
+//! that crashes leaves behind (`crash`); the parts of a machine (`memory`, `time`, `devices`, `vcpu`, `tape`, `vmm`); what describes one (`spec`) and fills it
 //! (`loader`); what a backend and a running guest reach of it (`services`); and `machine`, which runs it, saves it, feeds it from a
 //! tape, and moves it.
 
+pub mod crash;
 mod devices;
 mod error;
 pub mod fuzz;

@@ -1114,6 +1114,16 @@ typedef uint32_t vt_Query;
 #define vt_Query_LAST_VMENTRY_CPU 5
 // The CPU on which the vCPU's VMCS is active: from there silicon may write to its memory at any time. -ENOENT: on none.
 #define vt_Query_VMCS_ACTIVE_ON 6
+// The same for the vCPU's shadow VMCS.
+#define vt_Query_SHADOW_VMCS_ACTIVE_ON 7
+// Where in the host's memory the vCPU's VMCS lies.
+#define vt_Query_VMCS_REGION 8
+// The same for its shadow VMCS; -ENOENT: it has none.
+#define vt_Query_SHADOW_VMCS_REGION 9
+// Of the CPU with the number that `vcpu` says: 1 while CR4.VMXE or EFER.SVME is set.
+#define vt_Query_CPU_VIRTUALIZES 10
+// Of such a CPU: 1 while it hears no INIT, in VMX operation or with GIF clear; nobody can start it anew.
+#define vt_Query_CPU_BLOCKS_INIT 11
 
 // A backend: how it describes itself, and a VM under it.
 //
@@ -1294,6 +1304,9 @@ typedef struct vt_BackendTable {
     // Numbers, in decimal, and names of the fault points in the table of `describe`: a tape of another build, or of
     // another backend, knows the same points by other numbers. Empty: they are taken by number.
     vt_Status (*fault_points)(struct vt_Vm *vm, struct vt_Sink_RawOption out);
+    // Silicon writes what it holds of active VMCSs back to memory, as it may do at any time, whoever that memory
+    // belongs to by then.
+    vt_Status (*write_back)(struct vt_Vm *vm, uint32_t cpu, struct vt_HostRef host);
 } vt_BackendTable;
 
 // Basic VMX exit reasons with the kernel's names. See: SDM vol. 3D appendix C VMX Basic Exit Reasons

@@ -608,6 +608,12 @@ macro_rules! backend_sections {
                 Vec::new()
             }
 
+            /// Silicon writes what it holds of active VMCSs back to memory, as it may do at any time, whoever that memory
+            /// belongs to by then.
+            fn write_back(&mut self, cpu: u32, host: &mut dyn Host) {
+                let _ = (cpu, host);
+            }
+
             }
         }
     };

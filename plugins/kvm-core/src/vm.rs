@@ -211,34 +211,58 @@ pub trait Ops {
     ) -> Resume;
 
     /// `enable_virtualization_cpu`.
-    fn enable_cpu(&self, number: u32, cpu: &mut Self::Cpu, host: &mut dyn Host) -> Result<(), Errno>;
+    fn enable_cpu(
+        &self,
+        number: u32,
+        cpu: &mut Self::Cpu,
+        vcpus: &mut [Self::Vcpu],
+        host: &mut dyn Host,
+    ) -> Result<(), Errno>;
 
     /// `disable_virtualization_cpu`.
-    fn disable_cpu(&self, cpu: &mut Self::Cpu, vcpus: &mut [Self::Vcpu]) -> Result<(), Errno>;
+    fn disable_cpu(
+        &self,
+        number: u32,
+        cpu: &mut Self::Cpu,
+        vcpus: &mut [Self::Vcpu],
+        host: &mut dyn Host,
+    ) -> Result<(), Errno>;
 
     /// `vcpu_load`. True: the vCPU was not on this CPU. -EIO: the host has crashed meanwhile.
     fn vcpu_load(
         &self,
-        vcpu: &mut Self::Vcpu,
+        vcpu: u32,
+        vcpus: &mut [Self::Vcpu],
         cpus: &mut [Self::Cpu],
         number: u32,
         host: &mut dyn Host,
     ) -> Result<bool, Errno>;
 
+    /// What an entry does to the physical CPU. -EIO: the host has crashed in it.
+    fn entered_on(
+        &self,
+        _vcpu: &Self::Vcpu,
+        _cpu: &mut Self::Cpu,
+        _state: &VcpuState,
+        _host: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        Ok(())
+    }
+
     /// `emergency_disable_virtualization_cpu`.
     fn crash(
         &self,
+        number: u32,
         cpu: &mut Self::Cpu,
         vcpus: &mut [Self::Vcpu],
-        _host: &mut dyn Host,
-    ) -> Result<(), Errno> {
-        self.disable_cpu(cpu, vcpus)
-    }
+        host: &mut dyn Host,
+    ) -> Result<(), Errno>;
 
-    /// The CPU on which the vCPU's VMCS is active.
-    fn active_on(&self, _cpus: &[Self::Cpu], _vcpu: u32) -> Result<u64, Errno> {
-        Err(Errno::ENOTTY)
-    }
+    /// [`Backend::write_back`].
+    fn write_back(&self, _cpu: &Self::Cpu, _vcpus: &[Self::Vcpu], _host: &mut dyn Host) {}
+
+    /// What [`Backend::query`] can be asked of physical CPUs; `number` is a vCPU's where it is about one.
+    fn query_cpus(&self, cpus: &[Self::Cpu], number: u32, what: Query) -> Result<u64, Errno>;
 
     // --- silicon, as in `Backend` ---
 
@@ -263,13 +287,19 @@ impl<O: Ops> Vm<O> {
         Self { shared, vcpus: Vec::new(), cpus: Vec::new() }
     }
 
+    fn know_cpu(&mut self, cpu: u32) {
+        let len = self.cpus.len().max(cpu as usize + 1);
+        self.cpus.resize_with(len, O::Cpu::default);
+    }
+
     fn parts(&mut self, vcpu: u32) -> (&mut O, &mut O::Vcpu) {
         (&mut self.shared, &mut self.vcpus[vcpu as usize])
     }
 
     /// `vcpu_enter_guest` from its requests on. `None`: silicon refused L2, and L1 is to be entered instead.
     fn try_to_enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Option<Resume> {
-        let (ops, v) = self.parts(vcpu);
+        let Self { shared: ops, vcpus, cpus } = self;
+        let v = &mut vcpus[vcpu as usize];
         if v.core().guest_mode && !ops.get_nested_state_pages(v, state, host) {
             let failed = Resume {
                 data: [emulate::SUBERROR_EMULATION, 0, 0, 0, 0, 0],
@@ -310,6 +340,10 @@ impl<O: Ops> Vm<O> {
         };
         match entered {
             Ok(intercepts) => {
+                let on = v.core().cpu.and_then(|cpu| cpus.get_mut(cpu as usize));
+                if let Some(Err(errno)) = on.map(|cpu| ops.entered_on(v, cpu, state, host)) {
+                    return Some(Resume::errno(errno.0));
+                }
                 state.intercepts = intercepts;
                 state.intercepts.set(SensitiveKind::IMMEDIATE_EXIT, requests.immediate_exit);
                 Some(Resume::GUEST)
@@ -375,7 +409,10 @@ impl<O: Ops> Backend for Vm<O> {
             Query::SHADOW_PAGES => mmu.shadow_pages(),
             Query::GFN_TRACK_BYTES => mmu.gfn_track_bytes(),
             Query::LAST_VMENTRY_CPU => v.ok_or(Errno::ENOENT)?.core().last_vmentry_cpu as u64,
-            Query::VMCS_ACTIVE_ON => self.shared.active_on(&self.cpus, vcpu)?,
+            Query::VMCS_ACTIVE_ON
+            | Query::SHADOW_VMCS_ACTIVE_ON
+            | Query::CPU_VIRTUALIZES
+            | Query::CPU_BLOCKS_INIT => self.shared.query_cpus(&self.cpus, vcpu, what)?,
             Query::MAX_USABLE_GPA => return Err(Errno::ENOTTY),
             _ => self.shared.query(v, what)?,
         })
@@ -489,14 +526,13 @@ impl<O: Ops> Backend for Vm<O> {
     }
 
     fn enable_cpu(&mut self, cpu: u32, host: &mut dyn Host) -> Result<(), Errno> {
-        let len = self.cpus.len().max(cpu as usize + 1);
-        self.cpus.resize_with(len, O::Cpu::default);
-        self.shared.enable_cpu(cpu, &mut self.cpus[cpu as usize], host)
+        self.know_cpu(cpu);
+        self.shared.enable_cpu(cpu, &mut self.cpus[cpu as usize], &mut self.vcpus, host)
     }
 
-    fn disable_cpu(&mut self, cpu: u32, _host: &mut dyn Host) -> Result<(), Errno> {
-        let Some(cpu) = self.cpus.get_mut(cpu as usize) else { return Err(Errno::EINVAL) };
-        self.shared.disable_cpu(cpu, &mut self.vcpus)
+    fn disable_cpu(&mut self, number: u32, host: &mut dyn Host) -> Result<(), Errno> {
+        let Some(cpu) = self.cpus.get_mut(number as usize) else { return Err(Errno::EINVAL) };
+        self.shared.disable_cpu(number, cpu, &mut self.vcpus, host)
     }
 
     fn vcpu_load(&mut self, vcpu: u32, cpu: u32, host: &mut dyn Host) -> Result<(), Errno> {
@@ -504,10 +540,9 @@ impl<O: Ops> Backend for Vm<O> {
         if !known {
             return Err(Errno::EINVAL);
         }
-        let v = &mut self.vcpus[vcpu as usize];
-        let moves = v.core().cpu.is_some_and(|old| old != cpu);
+        let moves = self.vcpus[vcpu as usize].core().cpu.is_some_and(|old| old != cpu);
         // What another CPU has of the guest's translations may be old.
-        if self.shared.vcpu_load(v, &mut self.cpus, cpu, host)? && moves {
+        if self.shared.vcpu_load(vcpu, &mut self.vcpus, &mut self.cpus, cpu, host)? && moves {
             self.shared.kvm().mmu.flush_tlb(vcpu, FlushScope::ALL, 0, host);
         }
         self.vcpus[vcpu as usize].core_mut().cpu = Some(cpu);
@@ -532,9 +567,14 @@ impl<O: Ops> Backend for Vm<O> {
     }
 
     fn crash(&mut self, cpu: u32, host: &mut dyn Host) -> Result<(), Errno> {
-        let len = self.cpus.len().max(cpu as usize + 1);
-        self.cpus.resize_with(len, O::Cpu::default);
-        self.shared.crash(&mut self.cpus[cpu as usize], &mut self.vcpus, host)
+        self.know_cpu(cpu);
+        self.shared.crash(cpu, &mut self.cpus[cpu as usize], &mut self.vcpus, host)
+    }
+
+    fn write_back(&mut self, cpu: u32, host: &mut dyn Host) {
+        if let Some(cpu) = self.cpus.get(cpu as usize) {
+            self.shared.write_back(cpu, &self.vcpus, host);
+        }
     }
 
     backend_sections! { section! (silicon each_call! ask_silicon () []) }

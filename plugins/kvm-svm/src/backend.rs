@@ -15,7 +15,7 @@ use crate::{
     silicon::{exits, vmrun},
     vm::{Shared, SvmVcpu, VmcbInfo},
 };
-use vmtape_abi::{Errno, Host};
+use vmtape_abi::{Errno, Host, Query};
 use vmtape_arch::{
     access::{Access, Answer, Mapping, Verdict},
     exception::{Exception, PageFaultError, Vector},
@@ -250,22 +250,65 @@ impl Ops for Shared {
         nested::state::size(&self.kvm.options)
     }
 
-    fn enable_cpu(&self, number: u32, cpu: &mut cpus::Cpu, host: &mut dyn Host) -> Result<(), Errno> {
+    fn enable_cpu(
+        &self,
+        number: u32,
+        cpu: &mut cpus::Cpu,
+        _vcpus: &mut [SvmVcpu],
+        host: &mut dyn Host,
+    ) -> Result<(), Errno> {
         cpus::enable(number, cpu, host)
     }
 
-    fn disable_cpu(&self, cpu: &mut cpus::Cpu, _vcpus: &mut [SvmVcpu]) -> Result<(), Errno> {
-        cpus::disable(cpu)
+    fn disable_cpu(
+        &self,
+        _number: u32,
+        cpu: &mut cpus::Cpu,
+        _vcpus: &mut [SvmVcpu],
+        _host: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        cpus::disable(cpu, &self.kvm.options)
     }
 
     fn vcpu_load(
         &self,
-        v: &mut SvmVcpu,
+        vcpu: u32,
+        vcpus: &mut [SvmVcpu],
         cpus: &mut [cpus::Cpu],
         number: u32,
         _host: &mut dyn Host,
     ) -> Result<bool, Errno> {
-        Ok(cpus::load(v, cpus, number))
+        cpus::load(&mut vcpus[vcpu as usize], cpus, number)
+    }
+
+    fn entered_on(
+        &self,
+        v: &SvmVcpu,
+        cpu: &mut cpus::Cpu,
+        state: &VcpuState,
+        host: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        cpus::in_clgi(v.core.last_vmentry_cpu as u32, cpu, state.rip, v.core.id, host)
+    }
+
+    fn crash(
+        &self,
+        _number: u32,
+        cpu: &mut cpus::Cpu,
+        _vcpus: &mut [SvmVcpu],
+        _host: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        cpu.stopped = true;
+        cpus::disable(cpu, &self.kvm.options)
+    }
+
+    fn query_cpus(&self, cpus: &[cpus::Cpu], number: u32, what: Query) -> Result<u64, Errno> {
+        let cpu = || cpus.get(number as usize).ok_or(Errno::ENOENT);
+        match what {
+            Query::CPU_VIRTUALIZES => Ok(cpu()?.svme.into()),
+            Query::CPU_BLOCKS_INIT => Ok(cpu()?.gif_clear.into()),
+            _ => Err(Errno::ENOTTY),
+        }
     }
 
     fn host_nmi(&self, state: &VcpuState) -> Exit {

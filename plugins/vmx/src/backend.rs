@@ -2,9 +2,11 @@
 
 use crate::{
     kvm::{
-        self, Cx, cpus,
-        crash::{CrashRules, Nmi},
-        msr, setup,
+        self, Cx,
+        cpus::{self, OnCpu},
+        crash::CrashRules,
+        msr,
+        setup::{self, region},
         vmcs::write_state,
     },
     rules::Rule,
@@ -13,7 +15,8 @@ use crate::{
         controls::{ApicMode, Controls},
         entry::{self, NotEntered},
         exits,
-        vmcs::VmcsField,
+        operation::VmcsId,
+        vmcs::{Vmcs, VmcsField},
     },
     vm::{Shared, VmxVcpu},
 };
@@ -151,6 +154,11 @@ impl Ops for Shared {
 
     fn query(&self, v: Option<&VmxVcpu>, what: Query) -> Result<u64, Errno> {
         match what {
+            Query::VMCS_REGION => Ok(region(&self.kvm.silicon, VmcsId::of(v.ok_or(Errno::ENOENT)?.core.id))),
+            Query::SHADOW_VMCS_REGION => {
+                let v = v.filter(|v| v.vmcs.has_shadow).ok_or(Errno::ENOENT)?;
+                Ok(region(&self.kvm.silicon, VmcsId::shadow_of(v.core.id)))
+            }
             Query::EPT_VPID_CAP => Ok(capabilities::ept_vpid_cap(&self.kvm.silicon).into_bits()),
             Query::EPTP if self.kvm.tdp() => {
                 let mmu = self.kvm.mmu.context(v.ok_or(Errno::ENOENT)?.core.id);
@@ -177,30 +185,80 @@ impl Ops for Shared {
         with_exit(kvm::handle(&mut Cx { shared: self, vcpu: v, state, exit, host }), exit)
     }
 
-    fn enable_cpu(&self, number: u32, cpu: &mut cpus::Cpu, host: &mut dyn Host) -> Result<(), Errno> {
-        cpus::enable(number, cpu, CrashRules::of(&self.kvm.options), host)
+    fn enable_cpu(
+        &self,
+        number: u32,
+        cpu: &mut cpus::Cpu,
+        vcpus: &mut [VmxVcpu],
+        host: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        OnCpu { number, cpu, vcpus, rules: CrashRules::of(&self.kvm.options), host }.enable()
     }
 
-    fn disable_cpu(&self, cpu: &mut cpus::Cpu, vcpus: &mut [VmxVcpu]) -> Result<(), Errno> {
-        cpus::disable(cpu, vcpus)
+    fn disable_cpu(
+        &self,
+        number: u32,
+        cpu: &mut cpus::Cpu,
+        vcpus: &mut [VmxVcpu],
+        host: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        OnCpu { number, cpu, vcpus, rules: CrashRules::of(&self.kvm.options), host }.disable()
     }
 
     fn vcpu_load(
         &self,
-        v: &mut VmxVcpu,
+        vcpu: u32,
+        vcpus: &mut [VmxVcpu],
         cpus: &mut [cpus::Cpu],
         number: u32,
         host: &mut dyn Host,
     ) -> Result<bool, Errno> {
-        cpus::load(v, cpus, number, &mut Nmi { rules: CrashRules::of(&self.kvm.options), host })
+        cpus::load(vcpu, vcpus, cpus, number, CrashRules::of(&self.kvm.options), host)
     }
 
-    fn crash(&self, cpu: &mut cpus::Cpu, _vcpus: &mut [VmxVcpu], host: &mut dyn Host) -> Result<(), Errno> {
-        Nmi { rules: CrashRules::of(&self.kvm.options), host }.crash(cpu, true)
+    /// VM entry with VMCS shadowing makes the shadow VMCS active.
+    fn entered_on(
+        &self,
+        v: &VmxVcpu,
+        cpu: &mut cpus::Cpu,
+        _state: &VcpuState,
+        _host: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        if v.vmcs.has_shadow {
+            cpu.silicon.activate(VmcsId::shadow_of(v.core.id));
+        }
+        Ok(())
     }
 
-    fn active_on(&self, cpus: &[cpus::Cpu], vcpu: u32) -> Result<u64, Errno> {
-        cpus::active_on(cpus, vcpu)
+    fn crash(
+        &self,
+        number: u32,
+        cpu: &mut cpus::Cpu,
+        vcpus: &mut [VmxVcpu],
+        host: &mut dyn Host,
+    ) -> Result<(), Errno> {
+        OnCpu { number, cpu, vcpus, rules: CrashRules::of(&self.kvm.options), host }.emergency()
+    }
+
+    fn write_back(&self, cpu: &cpus::Cpu, vcpus: &[VmxVcpu], host: &mut dyn Host) {
+        for id in &cpu.silicon.active {
+            let region = region(&self.kvm.silicon, *id);
+            let vmcs = &vcpus[id.vcpu as usize].vmcs01;
+            let data = if id.shadow { Vmcs::shadow(vmcs.revision_id).to_region() } else { vmcs.to_region() };
+            // Whatever is there takes it, or nothing does.
+            let _ = host.write(region, &data);
+        }
+    }
+
+    fn query_cpus(&self, cpus: &[cpus::Cpu], number: u32, what: Query) -> Result<u64, Errno> {
+        let cpu = || cpus.get(number as usize).ok_or(Errno::ENOENT);
+        match what {
+            Query::VMCS_ACTIVE_ON => cpus::active_on(cpus, VmcsId::of(number)),
+            Query::SHADOW_VMCS_ACTIVE_ON => cpus::active_on(cpus, VmcsId::shadow_of(number)),
+            Query::CPU_VIRTUALIZES => Ok(cpu()?.silicon.vmxe.into()),
+            Query::CPU_BLOCKS_INIT => Ok(cpu()?.silicon.vmxon.into()),
+            _ => Err(Errno::ENOTTY),
+        }
     }
 
     fn host_nmi(&self, state: &VcpuState) -> Exit {

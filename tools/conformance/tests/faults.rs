@@ -94,7 +94,7 @@ fn reached(point: &str, backend: &str) -> Reached {
         // A page that is written again.
         "ring-slot-gone" => Reached { n: 1, value: if backend == "svm" { 5 } else { 7 }, ..RING },
         // While the VMCS leaves the first CPU.
-        "crash-nmi" => Reached { options: &["--pcpus=2"], n: 7, ..READ },
+        "crash-nmi" => Reached { options: &["--pcpus=2"], n: 8, ..READ },
         // The first CPU must come.
         "vmxon-fault" | "enable-busy" => Reached { options: &["--pcpus=2"], n: 2, value: 13, ..READ },
         _ => READ,
@@ -219,7 +219,7 @@ fn an_nmi_and_a_jump_of_the_clock() -> Result<()> {
 fn a_crash_ends_the_run() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let crash = Reached { options: &["--pcpus=2", "--kvm=v6.12"], ..READ };
-    let tape = record(folder.path(), "a.tape", "vmx", &crash, Some("crash-nmi,n=7"))?;
+    let tape = record(folder.path(), "a.tape", "vmx", &crash, Some("crash-nmi,n=8"))?;
     let mut crashes = 0;
     for event in tape.events() {
         crashes += u32::from(matches!(event?, Event::Pcpu(event) if event.kind == PcpuKind::CRASH));

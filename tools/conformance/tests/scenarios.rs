@@ -32,6 +32,7 @@ fn the_list_covers_every_subject() -> Result<()> {
         "nested-svm",
         "fleet",
         "dirty-logging",
+        "crash",
     ] {
         assert!(rows.iter().any(|row| row["history"] == history), "no scenario about {history}");
     }

@@ -170,7 +170,8 @@ pub const HOST: &str = "\
 Examples:
   vmtape host show intel-52-4level
   vmtape host probe -o this-host.toml
-  vmtape host from cpuinfo.txt -o that-host.toml";
+  vmtape host from cpuinfo.txt -o that-host.toml
+  vmtape host crash -b vmx --kvm v5.6";
 
 #[cfg(test)]
 mod tests {

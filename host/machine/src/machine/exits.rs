@@ -65,7 +65,11 @@ impl Machine {
             let rip = vcpu.state.rip;
             self.services.note(n, Note::Entry { rip, intr_info: 0, error_code: 0 });
         }
-        self.apply(n, &resume, None)
+        let applied = self.apply(n, &resume, None);
+        if applied.is_err() && self.has_crashed(n, &resume) {
+            return Err(self.crashed(n, Errno::EIO));
+        }
+        applied
     }
 
     pub(super) fn handle_exit(&mut self, n: u32, limits: &Limits) -> Option<End> {

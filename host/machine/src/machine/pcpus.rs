@@ -4,8 +4,9 @@
 //! Only with several is there anything to tell: then the tape has each CPU that begins or ceases, and each move.
 
 use super::Machine;
+use crate::crash::Aftermath;
 use vmtape_abi::Errno;
-use vmtape_arch::{exit::Resume, query::Query};
+use vmtape_arch::exit::Resume;
 use vmtape_traces::event::{End, Event, NO_VCPU, PcpuEvent, PcpuKind};
 
 impl Machine {
@@ -61,19 +62,24 @@ impl Machine {
         loaded.map_err(|errno| self.crashed(vcpu, errno))
     }
 
+    /// Whether the host has crashed in an entry: then nothing runs where the vCPU is.
+    pub(super) fn has_crashed(&mut self, vcpu: u32, resume: &Resume) -> bool {
+        let cpu = self.placement.last_cpu(vcpu);
+        *resume == Resume::errno(Errno::EIO.0)
+            && self.backend.vcpu_load(vcpu, cpu, &mut self.services) == Err(Errno::EIO)
+    }
+
     /// The NMI comes to all other CPUs as well. What is active after that is the next kernel's trouble.
     /// See: KVM arch/x86/kernel/crash.c kdump_nmi_callback()
-    fn crashed(&mut self, vcpu: u32, errno: Errno) -> End {
+    pub(super) fn crashed(&mut self, vcpu: u32, errno: Errno) -> End {
         self.placement.take_loaded();
-        for cpu in self.placement.take_enabled() {
-            let crashed = self.backend.crash(cpu, &mut self.services);
-            self.tell(PcpuKind::CRASH, cpu, NO_VCPU, crashed);
+        let cpus = self.placement.take_enabled();
+        for cpu in &cpus {
+            let crashed = self.backend.crash(*cpu, &mut self.services);
+            self.tell(PcpuKind::CRASH, *cpu, NO_VCPU, crashed);
         }
-        let active = (0..self.vcpus.len() as u32).filter_map(|vcpu| {
-            let cpu = self.backend.query(vcpu, Query::VMCS_ACTIVE_ON).ok()?;
-            Some(format!("; the VMCS of vCPU {vcpu} is still active on CPU {cpu}"))
-        });
-        let reason = format!("the host has crashed{}", active.collect::<String>());
+        let aftermath = Aftermath::of(&mut *self.backend, self.vcpus.len() as u32, &cpus);
+        let reason = format!("the host has crashed{aftermath}");
         End::Fatal { vcpu, resume: Resume::errno(errno.0), reason }
     }
 

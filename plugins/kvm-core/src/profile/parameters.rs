@@ -117,6 +117,14 @@ pub const PARAMETERS: &[Entry] = &[
         "A device is assigned whose DMA does not snoop the caches (kvm_arch_register_noncoherent_dma)",
     )
     .source("x86.c, vmx/vmx.c vmx_get_mt_mask()"),
+    Entry::parameter(
+        Switch::SHADOW_VMCS,
+        Scope::VMX,
+        false,
+        "Each guest is taken to be a hypervisor that has executed VMXON, so that its vCPUs have shadow VMCSs, which each VM entry \
+         makes active. What it would do with them is not modelled",
+    )
+    .source("vmx/nested.c alloc_shadow_vmcs(), vmx/vmx.c __loaded_vmcs_clear(), commit 355f4fb1405e"),
     Entry::parameter(Switch::NRIPS, Scope::AMD, true, "Use next-RIP save where silicon has it")
         .source("svm/svm.c"),
 ];

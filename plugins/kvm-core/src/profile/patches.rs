@@ -398,6 +398,38 @@ pub const CRASH: &[Entry] = &[
     .commit("4f6ea0a87608", "KVM: VMX: Gracefully handle faults on VMXON")
     .source("vmx/vmx.c kvm_cpu_vmxon()")
     .since("v5.7"),
+    Entry::patch(
+        Switch::VMXOFF_FAULT_EATEN,
+        Scope::VMX,
+        "A fault of VMXOFF in a crash changes nothing: CR4.VMXE was set before VMXON was executed; without this the crash faults again",
+    )
+    .commit("aec511ad1535", "x86/virt: Eat faults on VMXOFF in reboot flows")
+    .source("asm/virtext.h cpu_vmxoff(), vmx/vmx.c kvm_cpu_vmxoff(); in stable 5.10 too")
+    .since("v5.10"),
+    Entry::patch(
+        Switch::CRASH_HEEDS_VMXE,
+        Scope::VMX,
+        "A crash does nothing on a CPU whose CR4.VMXE is clear; without this it walks the CPU's list there too",
+    )
+    .commit("119b5cb4ffd0", "x86/reboot: KVM: Handle VMXOFF in KVM's reboot callback")
+    .source("vmx/vmx.c vmx_emergency_disable_virtualization_cpu(); not in 6.1, there in 6.12")
+    .since("v6.6"),
+    Entry::patch(
+        Switch::CRASH_VMCLEARS_SHADOWS,
+        Scope::VMX,
+        "A crash clears shadow VMCSs as well; without this those of guests that are hypervisors stay active",
+    )
+    .commit("a0ee1d5faff1", "KVM: VMX: Flush shadow VMCS on emergency reboot")
+    .source("vmx/vmx.c vmx_emergency_disable(); in stable 6.1 and 6.12 too, not in 5.10")
+    .since("v6.1"),
+    Entry::patch(
+        Switch::SVM_DISABLE_SETS_GIF,
+        Scope::AMD,
+        "SVM is turned off with GIF set; without this a CPU that crashed between CLGI and STGI never hears an INIT again",
+    )
+    .commit("d81f952aa657", "x86/virt: Force GIF=1 prior to disabling SVM (for reboot flows)")
+    .source("asm/virtext.h cpu_svm_disable(), svm/svm.c kvm_cpu_svm_disable(); in stable 5.10 too")
+    .since("v5.10"),
 ];
 
 /// The instruction emulator, where it meets more than an instruction.

@@ -33,6 +33,8 @@ open_enum! {
         IGNORE_GUEST_PAT = 26 => "ignore_guest_pat",
         // No parameter, but what a device that is assigned to the VM makes of it.
         NONCOHERENT_DMA = 27 => "noncoherent_dma",
+        // Nor this, but what a guest that is a hypervisor makes of it.
+        SHADOW_VMCS = 28 => "shadow_vmcs",
         /// Numbers from 100 on: patches. First those about guests narrower than their host.
         SMALLER_MAXPHYADDR = 100 => "smaller-maxphyaddr",
         SMALLER_MAXPHYADDR_DEFAULT_OFF = 101 => "smaller-maxphyaddr-default-off",
@@ -97,6 +99,10 @@ open_enum! {
         CRASH_ALWAYS_VMCLEARS = 183 => "crash-always-vmclears",
         CRASH_LIST_HEADS_SET = 184 => "crash-list-heads-set",
         VMXON_FAULT_HANDLED = 189 => "vmxon-fault-handled",
+        VMXOFF_FAULT_EATEN = 193 => "vmxoff-fault-eaten",
+        CRASH_HEEDS_VMXE = 194 => "crash-heeds-vmxe",
+        CRASH_VMCLEARS_SHADOWS = 195 => "crash-vmclears-shadows",
+        SVM_DISABLE_SETS_GIF = 196 => "svm-disable-sets-gif",
         /// What KVM tells a VMM to save.
         NESTED_TSC_SCALING = 190 => "nested-tsc-scaling",
         PMU_MSRS_APART = 191 => "pmu-msrs-apart",

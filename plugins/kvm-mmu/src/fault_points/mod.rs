@@ -54,6 +54,7 @@ open_enum! {
         VMXON_FAULT = 80 => "vmxon-fault",
         ENABLE_BUSY = 81 => "enable-busy",
         CRASH_NMI = 82 => "crash-nmi",
+        CRASH_IN_CLGI = 83 => "crash-in-clgi",
     }
 }
 

@@ -264,10 +264,17 @@ const ROWS: &[Row] = &[
     (
         P::CRASH_NMI,
         |reach| reach.vmx,
-        "The host crashes while a CPU's list of loaded VMCSs changes: an NMI stops the CPU, and no vCPU is \
-         loaded anywhere any more",
-        "a: the CPU; b: 0x100 list_add, 0x200 list_del, 0x300 VMCLEAR, and how many of its stores are done (of 4, 2, 1); answer: any",
-        "KVM vmx/vmx.c crash_vmclear_local_loaded_vmcss(), commit 31603d4fc2bb; which VMCSs stay active: `query(VMCS_ACTIVE_ON)`",
+        "The host crashes while KVM is at work on a CPU's VMCSs: an NMI stops the CPU, and no vCPU is loaded anywhere any more",
+        "a: the CPU; b: what it interrupts (0x100 list_add, 0x200 list_del, 0x300 VMCLEAR, 0x380 that of a shadow VMCS, 0x400 VMPTRLD, \
+         0x500 VMXON, 0x600 VMXOFF), and how many of its steps are done; answer: any",
+        "KVM vmx/vmx.c crash_vmclear_local_loaded_vmcss(), commit 31603d4fc2bb; which VMCSs stay active: `vmtape host crash`",
+    ),
+    (
+        P::CRASH_IN_CLGI,
+        |reach| !reach.vmx,
+        "The host crashes between CLGI and STGI, where no interrupt and no NMI reaches it: KVM_RUN gives -EIO",
+        "a: the CPU; b: RIP; answer: any",
+        "KVM svm/svm.c svm_vcpu_run(), kvm_cpu_svm_disable(), commit d81f952aa657",
     ),
     (
         P::ENABLE_BUSY,

@@ -5,15 +5,23 @@
 use crate::vm::SvmVcpu;
 use serde::{Deserialize, Serialize};
 use vmtape_abi::{ALL_VCPUS, Errno, Host};
+use vmtape_kvm_core::profile::{Options, Switch};
 use vmtape_kvm_mmu::fault_points::FaultPoint;
+
+/// Host log level.
+const INFO: u32 = 3;
 
 /// What `kvm_amd` keeps for a physical CPU (`struct svm_cpu_data`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cpu {
     /// EFER.SVME.
     pub svme: bool,
+    /// GIF is clear: from CLGI to STGI, around each VMRUN.
+    pub gif_clear: bool,
     /// `current_vmcb`, by vCPU.
     pub current: Option<u32>,
+    /// The host has crashed: nothing runs here any more.
+    pub stopped: bool,
 }
 
 /// `hardware_enable`.
@@ -22,18 +30,33 @@ pub fn enable(number: u32, cpu: &mut Cpu, host: &mut dyn Host) -> Result<(), Err
     if busy || cpu.svme {
         return Err(Errno::EBUSY);
     }
-    *cpu = Cpu { svme: true, current: None };
+    *cpu = Cpu { svme: true, ..Cpu::default() };
     Ok(())
 }
 
-/// `hardware_disable`.
-pub fn disable(cpu: &mut Cpu) -> Result<(), Errno> {
-    *cpu = Cpu::default();
+/// `kvm_cpu_svm_disable`, for `hardware_disable` and in an emergency.
+pub fn disable(cpu: &mut Cpu, options: &Options) -> Result<(), Errno> {
+    let gif_clear = cpu.gif_clear && !options.on(Switch::SVM_DISABLE_SETS_GIF);
+    *cpu = Cpu { gif_clear, stopped: cpu.stopped, ..Cpu::default() };
     Ok(())
 }
 
-/// `svm_vcpu_load`. True: the VMCB ran on another CPU last, so that `pre_svm_run` gives it a new ASID here.
-pub fn load(vcpu: &mut SvmVcpu, cpus: &mut [Cpu], number: u32) -> bool {
+/// `svm_vcpu_load`. True: the VMCB ran on another CPU last, so that `pre_svm_run` gives it a new ASID here. -EIO: the host has
+/// crashed meanwhile.
+pub fn load(vcpu: &mut SvmVcpu, cpus: &mut [Cpu], number: u32) -> Result<bool, Errno> {
+    if cpus.iter().any(|cpu| cpu.stopped) {
+        return Err(Errno::EIO);
+    }
     cpus[number as usize].current = Some(vcpu.core.id);
-    vcpu.core.cpu != Some(number)
+    Ok(vcpu.core.cpu != Some(number))
+}
+
+/// `svm_vcpu_run` between CLGI and STGI, where the kernel may die of something.
+pub fn in_clgi(number: u32, cpu: &mut Cpu, rip: u64, vcpu: u32, host: &mut dyn Host) -> Result<(), Errno> {
+    if FaultPoint::CRASH_IN_CLGI.poll(vcpu, number.into(), rip, host).is_none() {
+        return Ok(());
+    }
+    host.log(INFO, &format!("CPU {number}: crash between CLGI and STGI"));
+    (cpu.gif_clear, cpu.stopped) = (true, true);
+    Err(Errno::EIO)
 }

@@ -5,6 +5,7 @@ pub mod crash;
 mod faults;
 mod gpa;
 pub mod handlers;
+pub mod list;
 pub mod msr;
 mod registers;
 pub mod setup;

@@ -7,6 +7,7 @@ use crate::{
     kvm::{cpus::LoadedVmcs, vmcs::SegmentCache},
     silicon::{
         controls::{Controls, cr0_guest_owned, cr4_guest_owned},
+        operation::VmcsId,
         vmcs::{CpuBased, ExitControls, PinBased, Secondary, Vmcs, VmcsField as F},
     },
     vm::{Shared, VmxVcpu, apic_access_hpa},
@@ -15,6 +16,7 @@ use vmtape_abi::{FlushScope, Host};
 use vmtape_arch::{
     PAGE_SIZE,
     exception::Vector,
+    host::Silicon,
     regs::{Cr0, Cr4, Efer},
     vcpu::VcpuState,
 };
@@ -45,6 +47,13 @@ const HOST_PAT: u64 = 0x0407_0506_0007_0106;
 /// IA32_VMX_BASIC[30:0] of our silicon.
 const REVISION_ID: u32 = 1;
 
+/// Where a VMCS lies in the host's memory: below the MSR bitmaps of as many vCPUs as there can be.
+pub fn region(silicon: &Silicon, vmcs: VmcsId) -> u64 {
+    const MOST_VCPUS: u64 = 1024;
+    let below = MOST_VCPUS + 2 * u64::from(vmcs.vcpu) + u64::from(vmcs.shadow) + 1;
+    apic_access_hpa(silicon) - PAGE_SIZE * below
+}
+
 /// `vmx_vcpu_create`.
 pub fn create(shared: &Shared, id: u32) -> VmxVcpu {
     let core = Vcpu::new(id, msr::UCODE_REV);
@@ -54,7 +63,7 @@ pub fn create(shared: &Shared, id: u32) -> VmxVcpu {
         controls: Controls::default(),
         msrs: Default::default(),
         debug_registers_owned: false,
-        vmcs: LoadedVmcs::default(),
+        vmcs: LoadedVmcs { has_shadow: shared.kvm.options.on(Switch::SHADOW_VMCS), ..LoadedVmcs::default() },
         segment_cache: SegmentCache::default(),
     };
     init_vmcs(shared, &mut vcpu.vmcs01, id);

@@ -6,6 +6,7 @@ pub mod capabilities;
 pub mod controls;
 pub mod entry;
 pub mod exits;
+pub mod operation;
 #[cfg(test)]
 mod tests;
 pub mod vmcs;

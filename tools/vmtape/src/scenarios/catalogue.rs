@@ -17,6 +17,7 @@ const BUILT_IN: [(&str, &str); 9] = [
     ("fleet.toml", include_str!("../../scenarios/fleet.toml")),
     ("event_vectoring.toml", include_str!("../../scenarios/event_vectoring.toml")),
     ("dirty_logging.toml", include_str!("../../scenarios/dirty_logging.toml")),
+    ("crash.toml", include_str!("../../scenarios/crash.toml")),
 ];
 
 /// A file of rows about one subject.

@@ -2,6 +2,7 @@
 //! the kernel's selftests assert; where neither runs (the switch off), they follow from KVM's sources.
 
 mod apic;
+mod cpus;
 mod dirty;
 mod hypercall;
 mod levels;

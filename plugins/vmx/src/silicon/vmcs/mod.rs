@@ -49,6 +49,19 @@ impl Vmcs {
         Self { revision_id, abort: 0, launched: false, examined: false, fields: Box::new([0; FIELDS]) }
     }
 
+    /// A shadow VMCS, with the indicator that says so. See: 25.2 Format of the VMCS Region
+    pub fn shadow(revision_id: u32) -> Self {
+        Self::new(revision_id | 1 << 31)
+    }
+
+    /// What the region in memory holds once silicon has written it: two words that the manual names, then the fields by their
+    /// encodings, a format that is ours.
+    pub fn to_region(&self) -> Vec<u8> {
+        let words = [self.revision_id, self.abort].map(u32::to_le_bytes).concat();
+        let fields = VmcsField::NAMED.iter().flat_map(|(field, _)| self.read(*field).to_le_bytes());
+        words.into_iter().chain(fields).collect()
+    }
+
     const fn slot(field: VmcsField) -> usize {
         let group = (field.width().0 as usize) * 4 + field.field_type().0 as usize;
         group * INDICES + field.index()

@@ -1,5 +1,6 @@
 //! `vmtape host`: what a host is, and what it says of itself.
 
+mod crash;
 mod from;
 mod kvm;
 pub mod probe;
@@ -19,6 +20,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Crash(crash::Args),
     Probe(probe::Args),
     Show(show::Args),
     From(from::Args),
@@ -26,6 +28,7 @@ enum Command {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.command {
+        Command::Crash(args) => crash::run(args),
         Command::Probe(args) => probe::run(args),
         Command::Show(args) => show::run(args),
         Command::From(args) => from::run(args),
