@@ -9,6 +9,7 @@ use vmtape_arch::{
     note::Note,
     vcpu::{Activity, VcpuState, gpr},
 };
+use vmtape_kvm_mmu::fault_points::FaultPoint;
 
 /// A port access as both vendors' exits describe it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +44,10 @@ pub fn fast_pio(vcpu: &mut Vcpu, state: &mut VcpuState, pio: &Pio, host: &mut dy
         vcpu.note(Note::UserspaceExit { reason: ResumeKind::IO.0, errno: 0 }, host);
         op.space = BusSpace::USER_PIO;
         host.bus(vcpu.id, &mut op);
+        if input {
+            let stale = FaultPoint::USER_IO_STALE.poll(vcpu.id, port.into(), op.data & mask, host);
+            op.data = stale.unwrap_or(op.data);
+        }
     }
     if input {
         let data = op.data & mask;

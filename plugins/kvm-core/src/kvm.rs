@@ -52,6 +52,8 @@ pub struct Kvm {
     pub silicon: Silicon,
     pub options: Options,
     pub mmu: Mmu,
+    /// `vm_bugged`: KVM found a mistake of its own, and the VM is dead.
+    pub bugged: bool,
     /// The vendor's rule for a decision.
     rule: fn(Decided) -> Option<Note>,
 }
@@ -83,6 +85,7 @@ pub fn mmu_config(silicon: &Silicon, options: &Options, table_width: u8) -> Conf
         npt_rules: options.npt_rules(),
         gfn_within_host: options.on(Switch::GFN_WITHIN_HOST),
         tdp_splits_on_fault: options.on(Switch::TDP_SPLITS_ON_FAULT),
+        interruptible: options.on(Switch::SLOW_PF_INTERRUPTIBLE),
     }
 }
 
@@ -109,7 +112,7 @@ impl Kvm {
         config: Config,
         rule: fn(Decided) -> Option<Note>,
     ) -> Self {
-        Self { silicon, options, mmu: Mmu::new(config), rule }
+        Self { silicon, options, mmu: Mmu::new(config), bugged: false, rule }
     }
 
     /// A memory exit's qualification or EXITINFO1, as silicon stores it.

@@ -407,6 +407,7 @@ impl<O: Ops> Backend for Vm<O> {
         Ok(match what {
             Query::MAX_USABLE_GPA if options.on(Switch::MAX_USABLE_GPA_IOCTL) => self.max_usable_gpa(),
             Query::SHADOW_PAGES => mmu.shadow_pages(),
+            Query::TWO_DIMENSIONAL => self.shared.kvm().tdp().into(),
             Query::GFN_TRACK_BYTES => mmu.gfn_track_bytes(),
             Query::LAST_VMENTRY_CPU => v.ok_or(Errno::ENOENT)?.core().last_vmentry_cpu as u64,
             Query::VMCS_ACTIVE_ON
@@ -460,6 +461,9 @@ impl<O: Ops> Backend for Vm<O> {
         host: &mut dyn Host,
     ) -> Result<(), Errno> {
         let (ops, v) = self.parts(vcpu);
+        if ops.kvm().bugged {
+            return Err(Errno::EIO);
+        }
         let (words, late) = (entries.len() as u64, v.core().has_run().into());
         if let Some(answer) = FaultPoint::SET_CPUID_REFUSED.poll(vcpu, words, late, host) {
             return Err(FaultPoint::errno(answer));
@@ -586,7 +590,12 @@ impl<O: Ops> Backend for Vm<O> {
     /// `vcpu_enter_guest`.
     fn enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Resume {
         let (ops, v) = self.parts(vcpu);
-        ops.kvm_mut().mmu.armed = host.wants_faults();
+        let kvm = ops.kvm_mut();
+        kvm.mmu.armed = host.wants_faults();
+        kvm.bugged |= kvm.mmu.fault(vcpu, FaultPoint::VM_BUGGED, state.rip, 0, host).is_some();
+        if kvm.bugged {
+            return Resume::errno(Errno::EIO.0);
+        }
         // No exit since the last entry: what was injected has been delivered, unless the guest did not get to run.
         if !std::mem::take(&mut v.core_mut().exited) && ops.interrupted(v, state) {
             v.core_mut().events.complete(&state.inject);

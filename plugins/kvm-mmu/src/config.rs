@@ -54,6 +54,8 @@ pub struct Config {
     pub gfn_within_host: bool,
     /// A fault that needs a small page splits a large one of the TDP MMU, instead of dropping it.
     pub tdp_splits_on_fault: bool,
+    /// A signal ends the wait for a page that is not there.
+    pub interruptible: bool,
 }
 
 /// What KVM does about a fault in a memory slot whose address the nested tables cannot translate.
@@ -114,6 +116,7 @@ impl Config {
             npt_rules: Default::default(),
             gfn_within_host: true,
             tdp_splits_on_fault: true,
+            interruptible: true,
             unmappable: Unmappable::Map,
         }
     }

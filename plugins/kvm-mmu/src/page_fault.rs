@@ -9,21 +9,25 @@ use crate::{
     large::round_gfn,
     mmio_cache::MmioCache,
     mmu::Mmu,
-    slots::PRIVATE_SLOT,
+    slots::{PRIVATE_SLOT, Slot},
     spte::MMIO_GENERATION_MASK,
     walk::Acc,
 };
 use vmtape_abi::{Errno, Host, MemoryRegion, MemoryStatus};
 use vmtape_arch::{PAGE_SIZE, level::Stage, note::Note, vcpu::VcpuState};
 
-/// `kvm_handle_error_pfn`, for what a wait for a page ends with: a signal (`is_sigpending_pfn`), or no page.
-fn error_pfn(status: MemoryStatus) -> Option<Errno> {
+/// `kvm_handle_error_pfn`, for what a wait for a page ends with: a signal (`is_sigpending_pfn`), or no page. Where the wait knows no
+/// signals only one that kills ends it, with an error like any other.
+fn error_pfn(status: MemoryStatus, interruptible: bool) -> Option<Errno> {
     match status {
         MemoryStatus::READY => None,
-        MemoryStatus::MISSING => Some(Errno::EINTR),
+        MemoryStatus::MISSING if interruptible => Some(Errno::EINTR),
         _ => Some(Errno::EFAULT),
     }
 }
+
+/// See: Linux include/uapi/asm-generic/errno.h
+const EHWPOISON: u64 = 133;
 
 impl Mmu {
     // --- the vCPU's MMIO cache ---
@@ -231,7 +235,7 @@ impl Mmu {
         }
         let hpa = slot.hpa(fault.gfn << 12);
         if slot.id < PRIVATE_SLOT
-            && let Some(errno) = error_pfn(host.fault_in(hpa, PAGE_SIZE))
+            && let Some(errno) = error_pfn(host.fault_in(hpa, PAGE_SIZE), self.config.interruptible)
         {
             return RetPf::Failed(errno);
         }
@@ -247,15 +251,24 @@ impl Mmu {
             return Some(RetPf::Retry);
         }
         let slot = fault.slot.filter(|slot| slot.id < PRIVATE_SLOT)?;
-        match self.fault(vcpu, FaultPoint::SLOT_INVALID, gfn, slot.id.into(), host)? {
-            0 => Some(RetPf::Retry),
-            _ => {
-                let gone = MemoryRegion { slot: slot.id, ..Default::default() };
-                // The slot is there, so it can be deleted.
-                let _ = self.change_slot(&gone, host);
-                Some(RetPf::Retry)
-            }
+        if let Some(answer) = self.fault(vcpu, FaultPoint::PFN_ERROR, gfn, code, host) {
+            return Some(if answer == EHWPOISON {
+                RetPf::Retry
+            } else {
+                RetPf::Failed(FaultPoint::errno(answer))
+            });
         }
+        let changed = match self.fault(vcpu, FaultPoint::SLOT_INVALID, gfn, slot.id.into(), host)? {
+            0 => return Some(RetPf::Retry),
+            2 => {
+                let Slot { id, gpa, size, hpa, .. } = slot;
+                MemoryRegion { slot: id, gpa: gpa + size, size, hpa, flags: slot.flags }
+            }
+            _ => MemoryRegion { slot: slot.id, ..Default::default() },
+        };
+        // The slot is there, so it can be deleted; where it cannot be moved it stays.
+        let _ = self.change_slot(&changed, host);
+        Some(RetPf::Retry)
     }
 
     /// `kvm_handle_noslot_fault`.

@@ -49,9 +49,14 @@ const RING: Reached = Reached {
     ..LOG
 };
 
+/// What only a VMM that moves a guest asks for; the backends' own tests ask these points to fire.
+const IN_MOVES: [&str; 2] = ["get-state-refused", "set-state-refused"];
+
 /// How the run comes there that shows the point.
 fn reached(point: &str, backend: &str) -> Reached {
     let shadow = if backend == "vmx" { ",ept=0" } else { "" };
+    // Silicon logs no writes: entries are protected.
+    let unlogged = if backend == "vmx" { ",pml=0" } else { "" };
     match point {
         // The present bit of an entry.
         "guest-entry-flip" | "nested-entry-flip" => Reached { value: 1, n: 3, ..READ },
@@ -65,6 +70,9 @@ fn reached(point: &str, backend: &str) -> Reached {
         "mmu-cache-enomem" => Reached { value: 12, ..READ },
         "root-enomem" => Reached { value: 12, n: 2, ..READ },
         "slot-invalid" => Reached { value: 1, ..READ },
+        "pfn-error" => Reached { value: 14, ..READ },
+        "mmu-pages-enospc" => Reached { value: 28, n: 3, backend: shadow, ..READ },
+        "user-io-stale" => Reached { guest: "builtin:io", n: 1, value: 0x55, ..READ },
         // The machine's own slot is the first.
         "slot-update-enomem" => Reached {
             options: &["--memory-region=gpa=0x1000000000,size=2M,insn=1000"],
@@ -89,6 +97,9 @@ fn reached(point: &str, backend: &str) -> Reached {
         "protect-flush-skipped" => Reached { n: 1, ..LOG },
         // 64 pages from 9216 on.
         "dirty-word-dropped" => Reached { n: 9216 / 64 + 1, ..LOG },
+        // A page that is written again.
+        "spte-update-race" => Reached { n: 9, ..LOG },
+        "fast-pf-aba" => Reached { n: 1, value: 0x2405, backend: unlogged, ..LOG },
         "get-dirty-log-efault" => Reached { n: 1, value: 14, ..LOG },
         "ring-entry-lost" => Reached { n: 2, ..RING },
         // A page that is written again.
@@ -145,7 +156,7 @@ fn fires(folder: &Path, backend: &str, point: &str) -> Result<()> {
     let whose = match point {
         "vmxon-fault" | "enable-busy" | "slot-update-enomem" => "",
         "protect-before-snapshot" | "protect-flush-skipped" | "dirty-word-dropped" => "",
-        "get-dirty-log-efault" | "ring-slot-gone" => "",
+        "get-dirty-log-efault" | "ring-slot-gone" | "spte-update-race" => "",
         _ => ",vcpu=0",
     };
     let fault = format!("{point},n={},value={:#x}{whose}", reached.n, reached.value);
@@ -187,9 +198,9 @@ fn every_fault_point_fires_and_repeats() -> Result<()> {
     for backend in BACKENDS {
         let points = points(backend)?;
         assert!(points.len() > 10, "{backend}: {points:?}");
-        for point in points {
+        for point in points.iter().filter(|point| !IN_MOVES.contains(&point.as_str())) {
             failed
-                .extend(fires(folder.path(), backend, &point).err().map(|why| format!("{backend}: {why:#}")));
+                .extend(fires(folder.path(), backend, point).err().map(|why| format!("{backend}: {why:#}")));
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));

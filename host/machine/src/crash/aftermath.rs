@@ -20,7 +20,7 @@ pub struct ActiveVmcs {
 pub struct Overwritten {
     /// The page's host physical address.
     pub hpa: u64,
-    /// Bytes that are not the kernel's any more.
+    /// Bytes in words that are not the kernel's any more.
     pub bytes: usize,
 }
 

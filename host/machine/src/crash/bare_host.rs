@@ -9,6 +9,9 @@ use vmtape_arch::{
     vcpu::VcpuState,
 };
 
+/// Bytes of a word.
+const WORD: usize = 8;
+
 /// When a fault point answers: the n-th time that any of some is asked.
 #[derive(Clone, Debug)]
 pub struct Moment<'a> {
@@ -27,15 +30,15 @@ pub struct BareHost<'a> {
 }
 
 impl BareHost<'_> {
-    /// Takes a page, and fills it so that any change shows: each word holds its own address.
+    /// Takes a page, and fills it so that any change shows: each word holds its own address, inverted.
     pub fn claim(&mut self, hpa: u64) {
         self.pages.insert(hpa, contents(hpa));
     }
 
-    /// How many bytes of a page are not as it was filled.
+    /// How many bytes of a page are in words that are not as it was filled.
     pub fn changed(&self, hpa: u64) -> usize {
-        let page = self.pages.get(&hpa).into_iter().flatten();
-        page.zip(contents(hpa)).filter(|(now, then)| *now != then).count()
+        let (then, words) = (contents(hpa), self.pages.get(&hpa).map_or(&[][..], |page| page.as_chunks().0));
+        words.iter().zip(then.as_chunks::<WORD>().0).filter(|(now, then)| now != then).count() * WORD
     }
 
     fn at(&mut self, hpa: u64, len: usize) -> Option<&mut [u8]> {
@@ -45,7 +48,7 @@ impl BareHost<'_> {
 }
 
 fn contents(hpa: u64) -> Vec<u8> {
-    (hpa..hpa + PAGE_SIZE).step_by(8).flat_map(u64::to_le_bytes).collect()
+    (hpa..hpa + PAGE_SIZE).step_by(WORD).flat_map(|address| (!address).to_le_bytes()).collect()
 }
 
 impl Host for BareHost<'_> {

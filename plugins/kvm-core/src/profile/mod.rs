@@ -33,6 +33,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         patches::CPUID_AFTER_RUN,
         patches::DIRTY_LOGGING,
         patches::MEMORY_TYPES,
+        patches::MISSING_MEMORY,
         patches::CRASH,
         patches::EMULATION,
         patches::MSR_LISTS,

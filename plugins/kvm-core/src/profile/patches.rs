@@ -371,6 +371,16 @@ pub const MEMORY_TYPES: &[Entry] = &[Entry::patch(
 .source("vmx/vmx.c vmx_get_mt_mask(), mtrr.c")
 .since("v6.11")];
 
+/// Memory of the guest's that is not there.
+pub const MISSING_MEMORY: &[Entry] = &[Entry::patch(
+    Switch::SLOW_PF_INTERRUPTIBLE,
+    Scope::ALL,
+    "A signal ends KVM's wait for a page that is not there: KVM_RUN gives -EINTR; without this only one that kills does, as -EFAULT",
+)
+.commit("766576874b97", "kvm: x86: Allow to respond to generic signals during slow PF")
+.source("mmu/mmu.c kvm_handle_error_pfn(), kvm_main.c hva_to_pfn(); not in 6.1, there in 6.12")
+.since("v6.2")];
+
 /// A crash of the host under kexec, and VMXON.
 pub const CRASH: &[Entry] = &[
     Entry::patch(

@@ -93,6 +93,8 @@ open_enum! {
         WRITE_PROTECT_FOR_L2 = 181 => "write-protect-for-l2",
         PML_OFF_FOR_L2 = 182 => "pml-off-for-l2",
         TDP_SPLITS_ON_FAULT = 188 => "tdp-splits-on-fault",
+        /// Memory that may not be there.
+        SLOW_PF_INTERRUPTIBLE = 197 => "slow-pf-interruptible",
         /// Memory types.
         NO_GUEST_MTRRS = 185 => "no-guest-mtrrs",
         /// A crash of the host, and VMXON.

@@ -17,6 +17,7 @@ use vmtape_arch::{
     state::{BackendState, DebugRegs, Layout, MpState, Owner, Regs, StateKind, Xsave},
     vcpu::VcpuState,
 };
+use vmtape_kvm_mmu::fault_points::FaultPoint;
 
 /// KVM_GET_*.
 pub fn get_state<O: Ops>(
@@ -25,7 +26,14 @@ pub fn get_state<O: Ops>(
     kind: StateKind,
     host: &mut dyn Host,
 ) -> Result<Vec<u8>, Errno> {
-    Ok(match of_backend(kind)? {
+    let of = of_backend(kind)?;
+    if ops.kvm().bugged {
+        return Err(Errno::EIO);
+    }
+    if let Some(answer) = FaultPoint::GET_STATE_REFUSED.poll(v.core().id, kind.0.into(), 0, host) {
+        return Err(FaultPoint::errno(answer));
+    }
+    Ok(match of {
         BackendState::Regs => Regs::of(state).to_bytes(),
         BackendState::Sregs2 => sregs::get(v.core_mut(), state, host).to_bytes(),
         BackendState::DebugRegs => DebugRegs::of(state).to_bytes(),
@@ -46,7 +54,15 @@ pub fn set_state<O: Ops>(
     bytes: &[u8],
     host: &mut dyn Host,
 ) -> Result<(), Errno> {
-    match of_backend(kind)? {
+    let of = of_backend(kind)?;
+    if ops.kvm().bugged {
+        return Err(Errno::EIO);
+    }
+    let len = bytes.len() as u64;
+    if let Some(answer) = FaultPoint::SET_STATE_REFUSED.poll(v.core().id, kind.0.into(), len, host) {
+        return Err(FaultPoint::errno(answer));
+    }
+    match of {
         BackendState::Regs => set_regs(v.core_mut(), state, &read(bytes)?),
         BackendState::Sregs2 => sregs::set(ops, v, state, &read(bytes)?, host)?,
         BackendState::DebugRegs => set_debugregs(state, &read(bytes)?)?,

@@ -64,7 +64,7 @@ impl Mmu {
             // Of a slot that is gone or has shrunk nothing is said.
             let slot = self.slots.iter().find(|slot| slot.id == entry.slot).copied();
             if let Some(slot) = slot.filter(|slot| entry.offset < slot.size >> 12) {
-                self.protect_dirty(&slot, entry.offset, 1);
+                self.protect_dirty(&slot, entry.offset, 1, host);
             }
         }
         if !reset.is_empty() {
@@ -156,7 +156,7 @@ impl Mmu {
 
     fn protect_logged(&mut self, slot: &Slot, first: u64, words: &[u64], host: &mut dyn Host) {
         for (at, mask) in words.iter().enumerate().filter(|(_, mask)| **mask != 0) {
-            self.protect_dirty(slot, first + 64 * at as u64, *mask);
+            self.protect_dirty(slot, first + 64 * at as u64, *mask, host);
         }
         let id = slot.id.into();
         let skipped = self.fault(ALL_VCPUS, FaultPoint::PROTECT_FLUSH_SKIPPED, id, first, host).is_some();

@@ -88,6 +88,10 @@ impl DirtyLog {
         if lost(FaultPoint::DIRTY_MARK_LOST, gfn, source as u64, host) {
             return;
         }
+        let aba = (source == Source::FastPageFault)
+            .then(|| FaultPoint::FAST_PF_ABA.poll(vcpu, gfn, slot.id.into(), host))
+            .flatten();
+        let gfn = aba.filter(|other| slot.contains(other << 12)).unwrap_or(gfn);
         let offset = gfn - (slot.gpa >> 12);
         if self.ring_entries != 0 {
             if !lost(FaultPoint::RING_ENTRY_LOST, slot.id.into(), offset, host) {

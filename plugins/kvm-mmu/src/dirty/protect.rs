@@ -3,7 +3,7 @@
 //! See: KVM arch/x86/kvm/mmu/mmu.c kvm_arch_mmu_enable_log_dirty_pt_masked(), x86.c kvm_mmu_slot_apply_flags(), as of 6.12
 
 use super::huge::frames;
-use crate::{large::round_gfn, mmu::Mmu, slots::Slot};
+use crate::{fault_points::FaultPoint, large::round_gfn, mmu::Mmu, slots::Slot};
 use vmtape_abi::{ALL_VCPUS, FlushScope, Host};
 
 /// How an entry is made to tell of the next write.
@@ -42,7 +42,7 @@ impl Mmu {
     }
 
     /// `kvm_arch_mmu_enable_log_dirty_pt_masked`: the pages of a slot from `offset` on whose bit is set.
-    pub(crate) fn protect_dirty(&mut self, slot: &Slot, offset: u64, mask: u64) {
+    pub(crate) fn protect_dirty(&mut self, slot: &Slot, offset: u64, mask: u64, host: &mut dyn Host) {
         let base = (slot.gpa >> 12) + offset;
         if self.dirty.initially_set() {
             let first = base + u64::from(mask.trailing_zeros());
@@ -51,8 +51,12 @@ impl Mmu {
             self.arm_large(first, last + 1, Arm::ProtectLarge);
         }
         let arm = self.arm();
-        for bit in (0..64).filter(|bit| mask >> bit & 1 != 0) {
-            self.arm_gfn(base + bit, 1, arm);
+        for gfn in (0..64).filter(|bit| mask >> bit & 1 != 0).map(|bit| base + bit) {
+            // Read, and written back: what was there in between is lost.
+            let raced = self.fault(ALL_VCPUS, FaultPoint::SPTE_UPDATE_RACE, slot.id.into(), gfn, host);
+            if raced.is_none() {
+                self.arm_gfn(gfn, 1, arm);
+            }
         }
     }
 

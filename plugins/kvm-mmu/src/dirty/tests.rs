@@ -286,12 +286,28 @@ fn faults_lose_pages() {
         assert_eq!(lossy(format, pml, FaultPoint::GET_DIRTY_LOG_EFAULT, 14), (Err(Errno::EFAULT), vec![3]));
         assert_eq!(lossy(format, pml, FaultPoint::PROTECT_BEFORE_SNAPSHOT, 3), (Ok(8), vec![]));
         assert_eq!(lossy(format, pml, FaultPoint::PROTECT_FLUSH_SKIPPED, 1), (Ok(8), vec![3]));
+        assert_eq!(lossy(format, pml, FaultPoint::SPTE_UPDATE_RACE, 1), (Ok(8), vec![]));
         if !pml {
             assert_eq!(lossy(format, pml, FaultPoint::DIRTY_MARK_LOST, 1), (Ok(0), vec![]));
         }
     }
     assert_eq!(lossy(EPT, true, FaultPoint::PML_NOT_DRAINED, 0), (Ok(0), vec![3]));
     assert_eq!(lossy(EPT, true, FaultPoint::PML_NOT_DRAINED, 1), (Ok(0), vec![]));
+}
+
+/// An entry that becomes another frame's in the middle of the fast page fault: the log tells of the wrong page.
+#[test]
+fn the_fast_page_fault_marks_another_page() {
+    for (format, _) in WAYS.into_iter().filter(|(_, pml)| !pml) {
+        let mut bench = Bench::new(format, false);
+        bench.slot(1);
+        bench.mmu.armed = true;
+        bench.write(3);
+        assert_eq!(bench.get(), [3]);
+        bench.host.faults = vec![(FaultPoint::FAST_PF_ABA.0, 5)];
+        bench.write(3);
+        assert_eq!((bench.get(), bench.host.faults.len()), (vec![5], 0));
+    }
 }
 
 #[test]

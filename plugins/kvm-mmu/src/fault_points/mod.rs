@@ -33,6 +33,8 @@ open_enum! {
         PAGE_FAULT_RETRY = 25 => "page-fault-retry",
         SLOT_INVALID = 26 => "slot-invalid",
         SLOT_UPDATE_ENOMEM = 27 => "slot-update-enomem",
+        PFN_ERROR = 28 => "pfn-error",
+        MMU_PAGES_ENOSPC = 29 => "mmu-pages-enospc",
         // --- dirty logging ---
         DIRTY_MARK_LOST = 40 => "dirty-mark-lost",
         RING_ENTRY_LOST = 41 => "ring-entry-lost",
@@ -42,6 +44,8 @@ open_enum! {
         DIRTY_WORD_DROPPED = 45 => "dirty-word-dropped",
         GET_DIRTY_LOG_EFAULT = 46 => "get-dirty-log-efault",
         RING_SLOT_GONE = 47 => "ring-slot-gone",
+        SPTE_UPDATE_RACE = 48 => "spte-update-race",
+        FAST_PF_ABA = 49 => "fast-pf-aba",
         // --- the rest of KVM ---
         FAILED_ENTRY = 60 => "failed-entry",
         RDMSR_REFUSED = 61 => "rdmsr-refused",
@@ -50,6 +54,10 @@ open_enum! {
         SET_MSR_REFUSED = 64 => "set-msr-refused",
         SET_CPUID_REFUSED = 65 => "set-cpuid-refused",
         INSN_BYTES_LOST = 66 => "insn-bytes-lost",
+        GET_STATE_REFUSED = 67 => "get-state-refused",
+        SET_STATE_REFUSED = 68 => "set-state-refused",
+        USER_IO_STALE = 69 => "user-io-stale",
+        VM_BUGGED = 70 => "vm-bugged",
         // --- physical CPUs ---
         VMXON_FAULT = 80 => "vmxon-fault",
         ENABLE_BUSY = 81 => "enable-busy",

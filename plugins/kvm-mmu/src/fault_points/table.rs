@@ -136,8 +136,24 @@ const ROWS: &[Row] = &[
         P::SLOT_INVALID,
         all,
         "The memory slot of a page fault is being deleted or moved under the running guest",
-        "a: the guest frame; b: the slot; answer: 0 not done yet, the guest tries again; 1 done, the slot is gone",
+        "a: the guest frame; b: the slot; answer: 0 not done yet, the guest tries again; 1 done, the slot is gone; 2 done, the slot \
+         begins where it ended",
         "KVM mmu/mmu.c kvm_mmu_faultin_pfn(), KVM_MEMSLOT_INVALID",
+    ),
+    (
+        P::PFN_ERROR,
+        all,
+        "The host has no frame for a page of the guest's",
+        "a: the guest frame; b: the error code; answer: 133 (EHWPOISON) SIGBUS, and the guest tries again; else the errno of KVM_RUN \
+         (14 EFAULT; 4 EINTR where a signal can end the wait)",
+        "KVM mmu/mmu.c kvm_handle_error_pfn()",
+    ),
+    (
+        P::MMU_PAGES_ENOSPC,
+        shadow,
+        "The quota of shadow pages is used up, and no page can be freed: KVM_RUN fails",
+        "a: the address of the page fault; b: its error code; answer: the errno (28 is ENOSPC)",
+        "KVM mmu/mmu.c make_mmu_pages_available()",
     ),
     (
         P::SLOT_UPDATE_ENOMEM,
@@ -189,6 +205,21 @@ const ROWS: &[Row] = &[
         "The TLBs are not flushed after pages were protected for the next round",
         "a: the slot; b: the first page of the range; answer: any",
         "KVM kvm_main.c kvm_get_dirty_log_protect(), kvm_clear_dirty_log_protect()",
+    ),
+    (
+        P::SPTE_UPDATE_RACE,
+        all,
+        "Silicon changes an entry between KVM's read and its plain write, which puts the old one back: the page stays writable, and its \
+         next writes are not told",
+        "a: the slot; b: the guest frame; answer: any",
+        "KVM mmu/spte.c spte_has_volatile_bits(), mmu/mmu.c mmu_spte_update(), which exchange such entries atomically",
+    ),
+    (
+        P::FAST_PF_ABA,
+        tdp,
+        "Between read and exchange of the fast page fault an entry becomes another frame's and looks as before: the wrong page is marked",
+        "a: the guest frame; b: the slot; answer: the guest frame that is marked instead",
+        "Linux Documentation/virt/kvm/locking.rst, fast page fault",
     ),
     (
         P::DIRTY_WORD_DROPPED,
@@ -246,6 +277,34 @@ const ROWS: &[Row] = &[
         "KVM_SET_CPUID2 fails before it looks at the table",
         "a: the number of entries; b: 1 if the vCPU has run; answer: the errno (22 is EINVAL)",
         "KVM x86.c kvm_arch_vcpu_ioctl(), commit feb627e8d6f6",
+    ),
+    (
+        P::GET_STATE_REFUSED,
+        all,
+        "KVM_GET_* of one kind of a vCPU's state fails",
+        "a: the kind; b: 0; answer: the errno (22 is EINVAL)",
+        "KVM x86.c kvm_arch_vcpu_ioctl()",
+    ),
+    (
+        P::SET_STATE_REFUSED,
+        all,
+        "KVM_SET_* of one kind of a vCPU's state fails, and nothing is changed",
+        "a: the kind; b: how many bytes; answer: the errno (22 is EINVAL)",
+        "KVM x86.c kvm_arch_vcpu_ioctl()",
+    ),
+    (
+        P::USER_IO_STALE,
+        all,
+        "Userspace completes the read of a port without giving data: what stands in the page is taken",
+        "a: the port; b: the data that were due; answer: what stands there",
+        "KVM x86.c complete_fast_pio_in(), kvm_fast_pio_in()",
+    ),
+    (
+        P::VM_BUGGED,
+        all,
+        "KVM_BUG_ON: the VM is dead, KVM_RUN and what changes a vCPU give -EIO from here on",
+        "a: RIP; b: 0; answer: any",
+        "KVM include/linux/kvm_host.h KVM_BUG_ON(), kvm_main.c kvm_vcpu_ioctl()",
     ),
     (
         P::INSN_BYTES_LOST,

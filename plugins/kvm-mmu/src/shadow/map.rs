@@ -6,6 +6,7 @@ use super::table_of;
 use crate::{
     dirty::Source,
     fault::{PFN_NOSLOT, PageFault, RetPf},
+    fault_points::FaultPoint,
     large::{frames_shift, round_gfn},
     mmu::Mmu,
     pages::{ENTRIES, entry_address},
@@ -192,6 +193,18 @@ impl Mmu {
         }
     }
 
+    /// `make_mmu_pages_available` may find none.
+    pub(crate) fn no_page_available(
+        &self,
+        vcpu: u32,
+        fault: &PageFault,
+        host: &mut dyn Host,
+    ) -> Option<RetPf> {
+        let code = fault.code.into_bits();
+        let answer = self.fault(vcpu, FaultPoint::MMU_PAGES_ENOSPC, fault.addr, code, host)?;
+        Some(RetPf::Failed(FaultPoint::errno(answer)))
+    }
+
     /// `direct_page_fault`: the guest has paging off, or the address is physical anyway (`tdp_mmu=off`).
     pub(crate) fn direct_page_fault(
         &mut self,
@@ -215,6 +228,9 @@ impl Mmu {
         let result = self.faultin_pfn(vcpu, fault, Acc::ALL, host);
         if result != RetPf::Continue {
             return result;
+        }
+        if let Some(failed) = self.no_page_available(vcpu, fault, host) {
+            return failed;
         }
         self.make_pages_available(vcpu, host);
         self.direct_map(vcpu, fault, host)

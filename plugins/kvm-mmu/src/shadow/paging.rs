@@ -59,6 +59,9 @@ impl Mmu {
         if self.config.dirty.wp_before_page {
             walk.acc = leaf;
         }
+        if let Some(failed) = self.no_page_available(vcpu, fault, host) {
+            return Ok(failed);
+        }
         self.make_pages_available(vcpu, host);
         Ok(self.fetch(vcpu, fault, &walk, leaf, &steps, host))
     }
