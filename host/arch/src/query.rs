@@ -29,5 +29,9 @@ open_enum! {
         CPU_VIRTUALIZES = 10 => "cpu-virtualizes",
         /// Of such a CPU: 1 while it hears no INIT, in VMX operation or with GIF clear; nobody can start it anew.
         CPU_BLOCKS_INIT = 11 => "cpu-blocks-init",
+        /// 1 if there are tables below the guest's, as /sys/module says; else 0.
+        TWO_DIMENSIONAL = 12 => "two-dimensional",
+        /// 1 if /proc/cpuinfo has a flag for five-level EPT where silicon has that; 0: this kernel knows no such flag.
+        PROCFS_TELLS_LEVELS = 13 => "procfs-tells-levels",
     }
 }

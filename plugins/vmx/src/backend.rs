@@ -35,6 +35,7 @@ use vmtape_kvm_core::{
     emulate::with_exit,
     events::{WindowRequests, Windows, interrupt_allowed, nmi_allowed},
     msr::{Refused, Written, mtrrs},
+    profile::Switch,
     vm::{Ops, VendorVcpu, fail_entry},
 };
 use vmtape_kvm_mmu::{
@@ -159,6 +160,7 @@ impl Ops for Shared {
                 let v = v.filter(|v| v.vmcs.has_shadow).ok_or(Errno::ENOENT)?;
                 Ok(region(&self.kvm.silicon, VmcsId::shadow_of(v.core.id)))
             }
+            Query::PROCFS_TELLS_LEVELS => Ok(self.kvm.options.on(Switch::EPT_5LEVEL_FLAG).into()),
             Query::EPT_VPID_CAP => Ok(capabilities::ept_vpid_cap(&self.kvm.silicon).into_bits()),
             Query::EPTP if self.kvm.tdp() => {
                 let mmu = self.kvm.mmu.context(v.ok_or(Errno::ENOENT)?.core.id);

@@ -16,10 +16,6 @@ use vmtape_arch::cpuid::maxphyaddr;
 const CAP_SMALLER_MAXPHYADDR: u32 = 185;
 /// VMX_EPT_PAGE_WALK_5_BIT of IA32_VMX_EPT_VPID_CAP.
 const EPT_PAGE_WALK_5: u64 = 1 << 7;
-/// The kernel change that shows `ept_5level`, as backends' options spell it.
-const PROCFS_FLAG: &str = "ept-5level-flag";
-/// Module parameters without which there are no tables below the guest.
-const TWO_DIMENSIONAL: [&str; 2] = ["ept", "npt"];
 /// Address bits that four levels translate.
 const FOUR_LEVELS: u8 = 48;
 
@@ -64,18 +60,12 @@ pub struct Conclusion {
 impl Enumeration {
     /// Asks a VM's backend on a host.
     pub fn of(backend: &dyn Backend, host: &Passport, procfs_readable: bool) -> Self {
-        let options = backend.resolved();
-        let has = |name: &str, value: &str| options.iter().any(|(n, v)| n == name && v == value);
         let supported = backend.supported_cpuid(&host.cpuid());
         let ept_vpid_cap = backend.query(0, Query::EPT_VPID_CAP).ok();
         let procfs = match ept_vpid_cap {
             _ if !procfs_readable => Procfs::Unreadable,
-            Some(cap) if has(PROCFS_FLAG, "on") => {
-                if cap & EPT_PAGE_WALK_5 != 0 {
-                    Procfs::Present
-                } else {
-                    Procfs::Absent
-                }
+            Some(cap) if backend.query(0, Query::PROCFS_TELLS_LEVELS) == Ok(1) => {
+                if cap & EPT_PAGE_WALK_5 != 0 { Procfs::Present } else { Procfs::Absent }
             }
             _ => Procfs::NoFlag,
         };
@@ -86,7 +76,7 @@ impl Enumeration {
             guest_phys_bits: guest_phys_bits(&supported),
             max_usable_gpa: backend.query(0, Query::MAX_USABLE_GPA).ok(),
             smaller_maxphyaddr: backend.check_extension(CAP_SMALLER_MAXPHYADDR),
-            two_dimensional: !TWO_DIMENSIONAL.iter().any(|parameter| has(parameter, "off")),
+            two_dimensional: backend.query(0, Query::TWO_DIMENSIONAL) != Ok(0),
         }
     }
 

@@ -5,7 +5,7 @@
 use super::{event::EntryEvent, require};
 use crate::silicon::{
     capabilities::Eptp,
-    vmcs::{CpuBased, PinBased, Secondary, Vmcs, VmcsField as F},
+    vmcs::{CpuBased, EntryControls, ExitControls, PinBased, Secondary, Vmcs, VmcsField as F},
 };
 use vmtape_arch::{PAGE_SIZE, event::EventKind, host::Silicon, paging::bits, regs::Cr0};
 
@@ -23,6 +23,9 @@ pub enum Control {
     Eptp,
     PmlWithoutEpt,
     UnrestrictedWithoutEpt,
+    /// A control that silicon has not: of performance counters or CET, say.
+    ExitReserved,
+    EntryReserved,
     EventType,
     EventVector,
     EventErrorCode,
@@ -58,6 +61,9 @@ pub fn check(vmcs: &Vmcs, silicon: &Silicon) -> Result<(), Control> {
     require(!secondary.ept() || eptp.is_legal(silicon), Control::Eptp)?;
     require(!secondary.pml() || secondary.ept(), Control::PmlWithoutEpt)?;
     require(!secondary.unrestricted_guest() || secondary.ept(), Control::UnrestrictedWithoutEpt)?;
+    let (exit, entry) = (vmcs.read32(F::VM_EXIT_CONTROLS), vmcs.read32(F::VM_ENTRY_CONTROLS));
+    require(exit & !ExitControls::LEGAL.into_bits() == 0, Control::ExitReserved)?;
+    require(entry & !EntryControls::LEGAL.into_bits() == 0, Control::EntryReserved)?;
     check_event(vmcs)
 }
 

@@ -1,5 +1,5 @@
-//! Checks on the guest's registers and non-register state. What no field holds here is not checked: performance counters,
-//! bound registers, CET, pending debug exceptions.
+//! Checks on the guest's registers and non-register state. Performance counters, bound registers and CET have no fields here: silicon
+//! refuses the controls that would load them.
 //!
 //! Manual: Intel SDM volume 3C, doc 325384-087, 27.3.1 Checks on the Guest State Area.
 
@@ -9,7 +9,7 @@ use super::{
     is_canonical, is_extended, linear_width, require,
     segments::{self, Modes, SegmentCheck, SegmentRights},
 };
-use crate::silicon::vmcs::{EntryControls, Secondary, Vmcs, VmcsField as F};
+use crate::silicon::vmcs::{EntryControls, PendingDebug, Secondary, Vmcs, VmcsField as F};
 use vmtape_arch::{
     event::EventKind,
     host::Silicon,
@@ -25,9 +25,11 @@ pub enum Guest {
     Cr0Fixed,
     PagingWithoutProtection,
     Cr4Fixed,
+    CetWithoutWriteProtection,
     LongModeWithoutPaging,
     PcidOutsideLongMode,
     Cr3Reserved,
+    DebugCtl,
     Dr7High,
     SysenterEsp,
     SysenterEip,
@@ -51,12 +53,19 @@ pub enum Guest {
     BlockingByBoth,
     BlockingByStiWithoutIf,
     BlockingAtInjection,
+    PendingDebugReserved,
+    /// BS is not what TF and BTF say while STI, MOV SS or HLT holds a single step back.
+    PendingDebugSingleStep,
     LinkPointer,
     Pdpte,
 }
 
 /// RFLAGS bits that are zero.
 const RFLAGS_RESERVED: u64 = bits(22, 63) | 1 << 15 | 1 << 5 | 1 << 3;
+
+/// Reserved bits of IA32_DEBUGCTL, and BTF. See: SDM vol. 4 table 2-2
+const DEBUGCTL_RESERVED: u64 = bits(16, 63) | bits(3, 5);
+const DEBUGCTL_BTF: u64 = 1 << 1;
 
 /// See: 27.3.1 Checks on the Guest State Area
 pub fn check(vmcs: &Vmcs, silicon: &Silicon) -> Result<(), Guest> {
@@ -70,10 +79,13 @@ pub fn check(vmcs: &Vmcs, silicon: &Silicon) -> Result<(), Guest> {
     require(cr0.ne() && paged && cr0.into_bits() & HIGH == 0, Guest::Cr0Fixed)?;
     require(cr0.pe() || !cr0.pg(), Guest::PagingWithoutProtection)?;
     require(cr4.vmxe() && cr4.into_bits() & HIGH == 0, Guest::Cr4Fixed)?;
+    require(!cr4.cet() || cr0.wp(), Guest::CetWithoutWriteProtection)?;
     require(!long || cr0.pg() && cr4.pae(), Guest::LongModeWithoutPaging)?;
     require(long || !cr4.pcide(), Guest::PcidOutsideLongMode)?;
     let beyond = bits(u32::from(silicon.phys_bits), 63);
     require(vmcs.read(F::GUEST_CR3) & beyond == 0, Guest::Cr3Reserved)?;
+    let debugctl = vmcs.read(F::GUEST_IA32_DEBUGCTL);
+    require(!entry.load_debug_controls() || debugctl & DEBUGCTL_RESERVED == 0, Guest::DebugCtl)?;
     require(!entry.load_debug_controls() || vmcs.read(F::GUEST_DR7) & HIGH == 0, Guest::Dr7High)?;
     let canonical = |field| is_canonical(vmcs, silicon, field);
     require(canonical(F::GUEST_SYSENTER_ESP), Guest::SysenterEsp)?;
@@ -126,7 +138,18 @@ fn check_non_register(vmcs: &Vmcs, long: bool, cr0: Cr0) -> Result<(), Guest> {
     require(rflags.intr() || !by.sti(), Guest::BlockingByStiWithoutIf)?;
     let blocked = injects(EventKind::EXTERNAL_INTERRUPT) && shadow || injects(EventKind::NMI) && by.mov_ss();
     require(!blocked, Guest::BlockingAtInjection)?;
+    check_pending_debug(vmcs, rflags, shadow || activity == Activity::HLT)?;
     require(vmcs.read(F::VMCS_LINK_POINTER) == u64::MAX, Guest::LinkPointer)
+}
+
+/// `held`: STI, MOV SS or HLT holds a single step back.
+/// See: 27.3.1.5, pending debug exceptions
+fn check_pending_debug(vmcs: &Vmcs, rflags: Rflags, held: bool) -> Result<(), Guest> {
+    let pending = PendingDebug::from_bits(vmcs.read(F::GUEST_PENDING_DBG_EXCEPTIONS));
+    // Neither bus-lock detection nor RTM is there.
+    require(pending.into_bits() & !PendingDebug::LEGAL.into_bits() == 0, Guest::PendingDebugReserved)?;
+    let steps = rflags.tf() && vmcs.read(F::GUEST_IA32_DEBUGCTL) & DEBUGCTL_BTF == 0;
+    require(!held || pending.single_step() == steps, Guest::PendingDebugSingleStep)
 }
 
 /// See: 27.3.1.3 Checks on Guest Descriptor-Table Registers

@@ -17,7 +17,7 @@ pub use segments::{SegmentRights, segments_are_legal};
 
 use super::{
     controls::Controls,
-    vmcs::{Vmcs, VmcsField as F},
+    vmcs::{PendingDebug, Vmcs, VmcsField as F},
 };
 use vmtape_arch::{
     exit::{Exit, VmxReason},
@@ -25,7 +25,7 @@ use vmtape_arch::{
     open_enum,
     paging::bits,
     regs::Cr4,
-    vcpu::VcpuState,
+    vcpu::{Activity, VcpuState},
 };
 
 open_enum! {
@@ -155,4 +155,9 @@ pub fn store(vmcs: &mut Vmcs, state: &VcpuState) {
     vmcs.write(F::GUEST_DR7, state.dr7);
     vmcs.write(F::GUEST_INTERRUPTIBILITY_INFO, state.interruptibility.into_bits());
     vmcs.write(F::GUEST_ACTIVITY_STATE, state.activity.0);
+    // What holds a single step back. See: 28.3.4 Saving Non-Register State
+    let held = state.interruptibility.sti() || state.interruptibility.mov_ss();
+    let held = held || state.activity == Activity::HLT;
+    let pending = PendingDebug::new().with_single_step(held && state.rflags().tf());
+    vmcs.write(F::GUEST_PENDING_DBG_EXCEPTIONS, pending.into_bits());
 }

@@ -83,6 +83,11 @@ fn each_illegal_control() {
         (|v| set(v, F::EPT_POINTER, 1 << 46), Control::Eptp),
         (|v| clear(v, F::SECONDARY_VM_EXEC_CONTROL, 1 << 1), Control::PmlWithoutEpt),
         (|v| clear(v, F::SECONDARY_VM_EXEC_CONTROL, 1 << 1 | 1 << 17), Control::UnrestrictedWithoutEpt),
+        // "Load IA32_PERF_GLOBAL_CTRL", "load CET state".
+        (|v| set(v, F::VM_EXIT_CONTROLS, 1 << 12), Control::ExitReserved),
+        (|v| set(v, F::VM_EXIT_CONTROLS, 1 << 28), Control::ExitReserved),
+        (|v| set(v, F::VM_ENTRY_CONTROLS, 1 << 13), Control::EntryReserved),
+        (|v| set(v, F::VM_ENTRY_CONTROLS, 1 << 20), Control::EntryReserved),
         (|v| inject(v, EventKind(1), 0, false), Control::EventType),
         (|v| inject(v, E::NMI, 3, false), Control::EventVector),
         (|v| inject(v, E::HARDWARE_EXCEPTION, 32, false), Control::EventVector),
@@ -113,10 +118,19 @@ fn each_illegal_control() {
 fn each_illegal_guest_state() {
     use EventKind as E;
     const IF: u64 = 1 << 9;
+    const TF: u64 = 1 << 8;
+    const BS: u64 = 1 << 14;
     for (edit, expected) in [
         ((|v| clear(v, F::GUEST_CR0, 1 << 5)) as fn(&mut Vmcs), Guest::Cr0Fixed),
         (|v| clear(v, F::GUEST_CR0, 1), Guest::PagingWithoutProtection),
         (|v| clear(v, F::GUEST_CR4, 1 << 13), Guest::Cr4Fixed),
+        (
+            |v| {
+                clear(v, F::GUEST_CR0, 1 << 16);
+                set(v, F::GUEST_CR4, 1 << 23);
+            },
+            Guest::CetWithoutWriteProtection,
+        ),
         (|v| clear(v, F::GUEST_CR4, 1 << 5), Guest::LongModeWithoutPaging),
         (
             |v| {
@@ -126,6 +140,8 @@ fn each_illegal_guest_state() {
             Guest::PcidOutsideLongMode,
         ),
         (|v| set(v, F::GUEST_CR3, 1 << 46), Guest::Cr3Reserved),
+        (|v| set(v, F::GUEST_IA32_DEBUGCTL, 1 << 3), Guest::DebugCtl),
+        (|v| set(v, F::GUEST_IA32_DEBUGCTL, 1 << 16), Guest::DebugCtl),
         (|v| set(v, F::GUEST_DR7, 1 << 32), Guest::Dr7High),
         (|v| v.write(F::GUEST_SYSENTER_ESP, 1u64 << 47), Guest::SysenterEsp),
         (|v| v.write(F::GUEST_SYSENTER_EIP, 1u64 << 47), Guest::SysenterEip),
@@ -168,6 +184,41 @@ fn each_illegal_guest_state() {
                 v.write(F::GUEST_INTERRUPTIBILITY_INFO, 2u32);
             },
             Guest::BlockingAtInjection,
+        ),
+        (|v| set(v, F::GUEST_PENDING_DBG_EXCEPTIONS, 1 << 4), Guest::PendingDebugReserved),
+        (|v| set(v, F::GUEST_PENDING_DBG_EXCEPTIONS, 1 << 13), Guest::PendingDebugReserved),
+        (|v| set(v, F::GUEST_PENDING_DBG_EXCEPTIONS, 1 << 16), Guest::PendingDebugReserved),
+        (
+            |v| {
+                set(v, F::GUEST_RFLAGS, TF);
+                v.write(F::GUEST_INTERRUPTIBILITY_INFO, 2u32);
+            },
+            Guest::PendingDebugSingleStep,
+        ),
+        (
+            |v| {
+                set(v, F::GUEST_RFLAGS, IF);
+                v.write(F::GUEST_INTERRUPTIBILITY_INFO, 1u32);
+                v.write(F::GUEST_PENDING_DBG_EXCEPTIONS, BS);
+            },
+            Guest::PendingDebugSingleStep,
+        ),
+        (
+            |v| {
+                set(v, F::GUEST_RFLAGS, TF);
+                v.write(F::GUEST_ACTIVITY_STATE, 1u32);
+            },
+            Guest::PendingDebugSingleStep,
+        ),
+        // BTF: steps from branch to branch.
+        (
+            |v| {
+                set(v, F::GUEST_RFLAGS, TF);
+                v.write(F::GUEST_IA32_DEBUGCTL, 2u32);
+                v.write(F::GUEST_INTERRUPTIBILITY_INFO, 2u32);
+                v.write(F::GUEST_PENDING_DBG_EXCEPTIONS, BS);
+            },
+            Guest::PendingDebugSingleStep,
         ),
         (|v| v.write(F::VMCS_LINK_POINTER, 0u32), Guest::LinkPointer),
         (|v| v.write(F::GUEST_GDTR_BASE, 1u64 << 47), Guest::GdtrBase),
@@ -398,6 +449,13 @@ fn legal_states() {
             v.write(F::GUEST_INTERRUPTIBILITY_INFO, 1u32);
             inject(v, E::NMI, 2, false);
         },
+        // A single step that MOV SS holds back, and one that nothing does.
+        |v| {
+            set(v, F::GUEST_RFLAGS, 1 << 8);
+            v.write(F::GUEST_INTERRUPTIBILITY_INFO, 2u32);
+            v.write(F::GUEST_PENDING_DBG_EXCEPTIONS, 1u32 << 14);
+        },
+        |v| set(v, F::GUEST_RFLAGS, 1 << 8),
         v8086,
         // Behind the last instruction of the lower half: kvm-unit-tests x86/hypercall.c.
         |v| {

@@ -129,6 +129,48 @@ pub struct ExitControls {
     __: u16,
 }
 
+/// Pending debug exceptions. See: 25.4.2 Guest Non-Register State, table 25-4
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct PendingDebug {
+    #[bits(4)]
+    pub breakpoints: u8,
+    #[bits(8)]
+    __: u8,
+    pub enabled_breakpoint: bool,
+    __: bool,
+    pub single_step: bool,
+    #[bits(49)]
+    __: u64,
+}
+
+impl PendingDebug {
+    /// Bits that may be set.
+    pub const LEGAL: Self =
+        Self::new().with_breakpoints(0xf).with_enabled_breakpoint(true).with_single_step(true);
+}
+
+impl EntryControls {
+    /// Controls that silicon has (IA32_VMX_ENTRY_CTLS).
+    pub const LEGAL: Self = Self::new()
+        .with_load_debug_controls(true)
+        .with_ia32e_mode_guest(true)
+        .with_load_pat(true)
+        .with_load_efer(true);
+}
+
+impl ExitControls {
+    /// Controls that silicon has (IA32_VMX_EXIT_CTLS).
+    pub const LEGAL: Self = Self::new()
+        .with_save_debug_controls(true)
+        .with_host_address_space_size(true)
+        .with_acknowledge_interrupt(true)
+        .with_save_pat(true)
+        .with_load_pat(true)
+        .with_save_efer(true)
+        .with_load_efer(true);
+}
+
 impl Vmcs {
     /// `exec_controls_get`: the primary processor-based controls.
     pub fn cpu_based(&self) -> CpuBased {

@@ -112,6 +112,7 @@ open_enum! {
         GUEST_RSP = 0x681c => "GUEST_RSP",
         GUEST_RIP = 0x681e => "GUEST_RIP",
         GUEST_RFLAGS = 0x6820 => "GUEST_RFLAGS",
+        GUEST_PENDING_DBG_EXCEPTIONS = 0x6822 => "GUEST_PENDING_DBG_EXCEPTIONS",
         GUEST_SYSENTER_ESP = 0x6824 => "GUEST_SYSENTER_ESP",
         GUEST_SYSENTER_EIP = 0x6826 => "GUEST_SYSENTER_EIP",
         HOST_CR0 = 0x6c00 => "HOST_CR0",
@@ -172,6 +173,7 @@ impl VmcsField {
             | Self::GUEST_RSP
             | Self::GUEST_INTERRUPTIBILITY_INFO
             | Self::GUEST_ACTIVITY_STATE
+            | Self::GUEST_PENDING_DBG_EXCEPTIONS
             | Self::VM_ENTRY_INTR_INFO_FIELD
             | Self::VM_ENTRY_EXCEPTION_ERROR_CODE
             | Self::VM_ENTRY_INSTRUCTION_LEN

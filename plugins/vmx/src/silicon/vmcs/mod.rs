@@ -10,7 +10,7 @@
 mod controls;
 mod field;
 
-pub use controls::{CpuBased, EntryControls, ExitControls, PinBased, Secondary};
+pub use controls::{CpuBased, EntryControls, ExitControls, PendingDebug, PinBased, Secondary};
 pub use field::VmcsField;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
@@ -18,6 +18,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 /// Fields of one width and type that appendix B numbers, rounded up.
 const INDICES: usize = 32;
 const FIELDS: usize = 4 * 4 * INDICES;
+
+/// Bytes of a VMCS region (IA32_VMX_BASIC[44:32]), of which silicon writes all.
+const REGION: usize = 4096;
 
 /// A VMCS. Where a field lies in it is silicon's own affair.
 #[derive(Clone, Debug)]
@@ -55,11 +58,13 @@ impl Vmcs {
     }
 
     /// What the region in memory holds once silicon has written it: two words that the manual names, then the fields by their
-    /// encodings, a format that is ours.
+    /// encodings, a format that is ours, then zeroes.
     pub fn to_region(&self) -> Vec<u8> {
         let words = [self.revision_id, self.abort].map(u32::to_le_bytes).concat();
         let fields = VmcsField::NAMED.iter().flat_map(|(field, _)| self.read(*field).to_le_bytes());
-        words.into_iter().chain(fields).collect()
+        let mut region: Vec<u8> = words.into_iter().chain(fields).collect();
+        region.resize(REGION, 0);
+        region
     }
 
     const fn slot(field: VmcsField) -> usize {
