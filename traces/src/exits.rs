@@ -184,20 +184,20 @@ impl Grouping {
     /// Takes the event that a decoder has reached, the frequent kinds without making events of them.
     pub(crate) fn take_decoded(&mut self, decoder: &mut Decoder) -> std::result::Result<(), &'static str> {
         decoder.advance()?;
-        let (flat, clock) = decoder.flat();
-        match flat.tag {
-            tag::EXIT => self.exit(flat.exit(clock)?),
+        let (words, clock) = decoder.view();
+        match words.tag {
+            tag::EXIT => self.exit(words.exit(clock)?),
             tag::RESUME => {
-                let (vcpu, resume) = flat.resume()?;
+                let (vcpu, resume) = words.resume()?;
                 self.resume(vcpu, resume);
             }
             tag::NOTE.. => {
-                let (vcpu, place, note) = flat.note()?;
+                let (vcpu, place, note) = words.note()?;
                 self.note(vcpu, place, note);
             }
             tag::REGISTERS => {
                 let values = self.values.pop().unwrap_or_default();
-                let registers = flat.registers(values)?;
+                let registers = words.registers(values)?;
                 self.registers(registers);
             }
             _ => _ = self.take(decoder.event()?),

@@ -119,8 +119,18 @@ impl Blocks {
         let Some(hpa) = core.fetch(gva)? else {
             return Ok(self.scratch(core, &[]));
         };
-        let index = hpa << 2 | u64::from(core.mode);
         let generation = core.ram.generation(hpa >> PAGE_SHIFT);
+        // A flush has parted the jump from its block, which is where it was.
+        let jump = &mut self.jumps[slot(gva)];
+        let same = jump.gva == gva
+            && jump.key & MODE == u64::from(core.mode)
+            && jump.block.page == hpa >> PAGE_SHIFT
+            && jump.block.generation == generation;
+        if same {
+            jump.key = key(core);
+            return Ok(jump.block);
+        }
+        let index = hpa << 2 | u64::from(core.mode);
         let known = self.index.get(&index).filter(|block| block.generation == generation);
         let block = match known {
             Some(block) => *block,
@@ -250,6 +260,9 @@ fn scratch_block(insn: &Insn) -> Block {
 fn slot(gva: u64) -> usize {
     (gva ^ gva >> 12) as usize % JUMPS
 }
+
+/// The mode in a [`key`].
+const MODE: u64 = 3;
 
 /// What a remembered jump hangs on besides its address.
 #[inline(always)]

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     event::Event,
-    flat::{Clock, Flat, MAX_WORDS},
+    flat::{Clock, MAX_WORDS, View},
     format::{
         limit,
         payload::{Column, Columns},
@@ -38,7 +38,8 @@ struct Inputs {
 pub struct Decoder {
     model: Model,
     clock: Clock,
-    flat: Flat,
+    /// The slot with the event that was reached.
+    reached: usize,
     ops: Vec<u8>,
     at: usize,
     columns: Inputs,
@@ -54,7 +55,7 @@ impl Decoder {
         Self {
             model: Model::new(),
             clock,
-            flat: Flat::default(),
+            reached: 0,
             ops: columns.ops,
             at: 0,
             columns: Inputs::new(columns.columns),
@@ -75,12 +76,12 @@ impl Decoder {
 
     /// The event that [`Decoder::advance`] has reached; to be asked once, because it moves the clock.
     pub fn event(&mut self) -> Decoded<Event> {
-        self.flat.event(&mut self.clock)
+        self.model.event(self.reached).event(&mut self.clock)
     }
 
     /// The words of that event, for who knows better than [`Decoder::event`] what to make of them.
-    pub fn flat(&mut self) -> (&Flat, &mut Clock) {
-        (&self.flat, &mut self.clock)
+    pub fn view(&mut self) -> (View<'_>, &mut Clock) {
+        (self.model.event(self.reached), &mut self.clock)
     }
 
     /// Decodes the words of the next event.
@@ -94,7 +95,7 @@ impl Decoder {
         let slot = self.model.predicted().ok_or("nothing predicts the event")?;
         let (tag, count) = (slot.tag, slot.words.len());
         self.words(tag, count, mask)?;
-        self.model.advance(&self.flat);
+        self.reached = self.model.advance();
         Ok(())
     }
 
@@ -127,8 +128,6 @@ impl Decoder {
         if mask & !BLOB_BIT & !((1 << count) - 1) != 0 {
             return Err("a mask of more words than the event has");
         }
-        self.flat.tag = tag;
-        self.flat.words.clear();
         let mut from = 0;
         for i in words_of(slot.found | mask & !BLOB_BIT) {
             recent.extend(&slot.words[from..i]);
@@ -145,7 +144,6 @@ impl Decoder {
             recent.push(word);
         }
         recent.extend(&slot.words[from..]);
-        self.flat.words.extend_from_slice(&slot.words);
         if mask & BLOB_BIT != 0 {
             let input = self.columns.get(tag, column::BLOB)?;
             let length = input.varint()?;
@@ -153,10 +151,6 @@ impl Decoder {
                 return Err("too many bytes in one event");
             }
             slot.blob = input.take(length as usize)?.to_vec();
-        }
-        // Most events have no bytes beside their words.
-        if !slot.blob.is_empty() || !self.flat.blob.is_empty() {
-            self.flat.blob.clone_from(&slot.blob);
         }
         Ok(())
     }

@@ -85,7 +85,7 @@ impl Encoder {
             }
             varint::put(self.column(flat.tag, column::MASK), mask);
         }
-        self.model.advance(&flat);
+        self.model.advance();
         self.flat = flat;
     }
 

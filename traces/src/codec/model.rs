@@ -1,6 +1,6 @@
 //! What encoder and decoder both remember, so that they predict alike.
 
-use crate::flat::{Flat, tag};
+use crate::flat::{View, tag};
 
 /// Contexts are remembered by their high 16 bits: a new one takes the place of an old one with the same.
 const PLACES: usize = 1 << 16;
@@ -137,10 +137,21 @@ impl Model {
         (&mut self.slots[slot], &mut self.recent)
     }
 
-    /// Goes on to the context after an event.
-    pub fn advance(&mut self, event: &Flat) {
-        if let (Some(slot), Some(last)) = (self.slot, self.last.get_mut(event.tag as usize)) {
-            *last = slot as u32 + 1;
+    /// The event in a slot.
+    pub fn event(&self, slot: usize) -> View<'_> {
+        self.slots.get(slot).map_or(View::default(), |slot| View {
+            tag: slot.tag,
+            words: &slot.words,
+            blob: &slot.blob,
+        })
+    }
+
+    /// Goes on to the context after the event that the current slot holds now; gives that slot.
+    pub fn advance(&mut self) -> usize {
+        let at = self.slot.expect("an event is predicted or has got a slot");
+        let event = &self.slots[at];
+        if let Some(last) = self.last.get_mut(event.tag as usize) {
+            *last = at as u32 + 1;
         }
         self.context = match event.tag {
             tag::EXIT => {
@@ -153,5 +164,6 @@ impl Model {
         };
         let slot = (self.places[(self.context >> 48) as usize] as usize).checked_sub(1);
         self.slot = slot.filter(|slot| self.slots[*slot].context == self.context);
+        at
     }
 }

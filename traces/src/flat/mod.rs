@@ -205,7 +205,27 @@ impl Flat {
 
     /// The event that these words are.
     pub fn event(&self, clock: &mut Clock) -> Result<Event, &'static str> {
-        let mut w = Words(&self.words);
+        self.view().event(clock)
+    }
+
+    /// These words, to be read.
+    pub fn view(&self) -> View<'_> {
+        View { tag: self.tag, words: &self.words, blob: &self.blob }
+    }
+}
+
+/// An event as words that somebody else keeps.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct View<'a> {
+    pub tag: u64,
+    pub words: &'a [u64],
+    pub blob: &'a [u8],
+}
+
+impl View<'_> {
+    /// The event that these words are.
+    pub fn event(&self, clock: &mut Clock) -> Result<Event, &'static str> {
+        let mut w = Words(self.words);
         let event = match self.tag {
             tag::EXIT => return Ok(Event::Exit(Box::new(self.exit(clock)?))),
             tag::REGISTERS => return Ok(Event::Registers(self.registers(Vec::new())?)),
@@ -214,7 +234,7 @@ impl Flat {
                 let data = match kind {
                     0 => Data::U64(value),
                     1 => Data::U32(value as u32),
-                    2 => Data::Bytes(self.blob.clone()),
+                    2 => Data::Bytes(self.blob.to_vec()),
                     _ => return Err("unknown form of read data"),
                 };
                 Event::Read { hpa, data }
@@ -223,7 +243,7 @@ impl Flat {
                 let (vcpu, resume) = self.resume()?;
                 return Ok(Event::Resume { vcpu, resume });
             }
-            tag::ENTRY => Event::Entry(Box::new(read_entry(&mut w, clock, &self.blob)?)),
+            tag::ENTRY => Event::Entry(Box::new(read_entry(&mut w, clock, self.blob)?)),
             tag::INPUT => {
                 Event::Input { icount: clock.at(w.next()?), source: InputSource(w.u32()?), value: w.next()? }
             }
@@ -240,7 +260,7 @@ impl Flat {
             }
             tag::CONTROL => {
                 let icount = clock.at(w.next()?);
-                let mut packed = Unpacked::new(w.0, &self.blob)?;
+                let mut packed = Unpacked::new(w.0, self.blob)?;
                 let control = Control::unpack(&mut packed)?;
                 packed.end()?;
                 return Ok(Event::Control { icount, control });
@@ -258,7 +278,7 @@ impl Flat {
             tag::DEVICES => {
                 Event::Devices { icount: clock.at(w.next()?), accesses: w.next()?, hash: w.next()? }
             }
-            tag::LINE => Event::Line { vcpu: w.u32()?, text: text(&self.blob)? },
+            tag::LINE => Event::Line { vcpu: w.u32()?, text: text(self.blob)? },
             tag::MOMENT => {
                 let (icount, who, rip) = (clock.at(w.next()?), w.next()?, w.next()?);
                 let rip = match (high(who), rip) {
@@ -271,7 +291,7 @@ impl Flat {
             tag::END => Event::End {
                 icount: clock.at(w.next()?),
                 exits: clock.exits.wrapping_add(w.next()?),
-                end: read_end(&mut w, &self.blob)?,
+                end: read_end(&mut w, self.blob)?,
             },
             tag::NOTE.. => {
                 let (vcpu, place, note) = self.note()?;
@@ -285,7 +305,7 @@ impl Flat {
 
     /// The exit that these words are.
     pub(crate) fn exit(&self, clock: &mut Clock) -> Result<ExitEvent, &'static str> {
-        let mut w = Words(&self.words);
+        let mut w = Words(self.words);
         let exit = read_exit(&mut w, clock)?;
         w.end()?;
         Ok(exit)
@@ -313,7 +333,7 @@ impl Flat {
 
     /// The end of handling that these words are, and its vCPU.
     pub(crate) fn resume(&self) -> Result<(u32, Resume), &'static str> {
-        let mut w = Words(&self.words);
+        let mut w = Words(self.words);
         let resume = (w.u32()?, read_resume(&mut w)?);
         w.end()?;
         Ok(resume)

@@ -69,34 +69,33 @@ pub(crate) fn values(state: &VcpuState) -> Values {
 }
 
 /// Sets the registers of a mask: the inverse of [`values`].
-pub(crate) fn set(state: &mut VcpuState, mut mask: u32, values: &Values) {
-    while mask != 0 {
-        let bit = mask & mask.wrapping_neg();
-        mask ^= bit;
-        let number = bit.trailing_zeros() as usize;
-        let value = values[number];
-        match bit {
-            RFLAGS => state.rflags = value,
-            CR0 => state.cr0 = value,
-            CR2 => state.cr2 = value,
-            CR3 => state.cr3 = value,
-            CR4 => state.cr4 = value,
-            CR8 => state.cr8 = value,
-            EFER => state.efer = value,
-            CPL => state.cpl = value as u32,
-            PKRU => state.pkru = value as u32,
-            XCR0 => state.xcr0 = value,
-            INTERRUPTIBILITY => state.interruptibility = Interruptibility::from_bits(value as u32),
-            CS => {
-                state.seg[seg::CS].attr = SegAttr::from_bits(value as u16);
-                state.seg[seg::CS].base = values[CS_BASE];
-            }
-            GDTR => state.gdtr.base = value,
-            IDTR => state.idtr.base = value,
-            DR7 => state.dr7 = value,
-            _ if number < state.gpr.len() => state.gpr[number] = value,
-            _ => {}
-        }
+pub(crate) fn set(state: &mut VcpuState, mask: u32, values: &Values) {
+    for (n, gpr) in state.gpr.iter_mut().enumerate() {
+        *gpr = if mask >> n & 1 != 0 { values[n] } else { *gpr };
+    }
+    let told = |bit: u32| (mask & bit != 0).then(|| values[bit.trailing_zeros() as usize]);
+    let put = |register: &mut u64, bit: u32| *register = told(bit).unwrap_or(*register);
+    put(&mut state.rflags, RFLAGS);
+    put(&mut state.cr0, CR0);
+    put(&mut state.cr2, CR2);
+    put(&mut state.cr3, CR3);
+    put(&mut state.cr4, CR4);
+    put(&mut state.cr8, CR8);
+    put(&mut state.efer, EFER);
+    put(&mut state.xcr0, XCR0);
+    put(&mut state.gdtr.base, GDTR);
+    put(&mut state.idtr.base, IDTR);
+    put(&mut state.dr7, DR7);
+    let put_half =
+        |register: &mut u32, bit: u32| *register = told(bit).map_or(*register, |value| value as u32);
+    put_half(&mut state.cpl, CPL);
+    put_half(&mut state.pkru, PKRU);
+    if let Some(value) = told(INTERRUPTIBILITY) {
+        state.interruptibility = Interruptibility::from_bits(value as u32);
+    }
+    if let Some(value) = told(CS) {
+        state.seg[seg::CS].attr = SegAttr::from_bits(value as u16);
+        state.seg[seg::CS].base = values[CS_BASE];
     }
 }
 
