@@ -61,7 +61,7 @@ impl<'t> Checker<'t> {
         let events = before.iter().map(|chunk| u64::from(chunk.events)).sum();
         let (exits, instructions) =
             tape.chunks().get(chunk).map_or((0, 0), |chunk| (chunk.first_exit, chunk.first_icount));
-        let compared = Compared { exits, instructions, events, ..Compared::default() };
+        let compared = Compared { instructions, exits, events };
         Self { compared, ..Self::at(tape, tape.events_from(chunk)) }
     }
 

@@ -104,6 +104,10 @@ impl Ram {
 
     /// Copies bytes out. False: the range is not RAM.
     pub fn read(&self, hpa: u64, buf: &mut [u8]) -> bool {
+        // What most reads are: a paging entry.
+        if let Ok(word) = <&mut [u8; WORD]>::try_from(&mut *buf) {
+            return self.load(hpa).map(|loaded| *word = loaded).is_some();
+        }
         let Some(bytes) = self.range(hpa, buf.len()) else { return false };
         for (to, from) in buf.iter_mut().zip(bytes) {
             *to = from.get();

@@ -169,7 +169,7 @@ impl Inputs {
     fn get(&mut self, tag: u64, word: u8) -> Decoded<&mut Input> {
         let firsts = usize::try_from(tag).ok().and_then(|tag| self.firsts.get(tag..tag + 2));
         let found = match firsts {
-            // Few, and rarely more than a handful.
+            // A handful: those of an event's words that ever differ.
             Some([first, end]) => {
                 let of_tag = self.columns[*first as usize..*end as usize].iter().take(OF_TAG);
                 of_tag.map(|column| column.word).position(|of| of == word).map(|at| *first as usize + at)
