@@ -101,3 +101,55 @@ fn another_injection_is_a_difference() -> Result<()> {
     }
     Ok(())
 }
+
+/// A boot sector whose interval timer ticks again while the handler of the first tick runs, which masks interrupts, does not
+/// leave the guest (the PIC ends interrupts by itself), and leaves for good at the third tick. At 0x7c00:
+///
+/// ```text
+///       cli; xor ax, ax; mov ds, ax; mov ss, ax; mov sp, 0x7000; mov word [0x80], tick; mov [0x82], ax
+///       ; PIC: edge triggered, vectors from 0x20 on, cascade, 8086 with automatic EOI, all but the timer masked
+///       mov al, 0x11; out 0x20, al; mov al, 0x20; out 0x21, al; mov al, 4; out 0x21, al; mov al, 3; out 0x21, al
+///       mov al, 0xfe; out 0x21, al
+///       ; PIT: channel 0, mode 2, 256
+///       mov al, 0x34; out 0x43, al; xor al, al; out 0x40, al; mov al, 1; out 0x40, al; sti
+/// spin: jmp spin
+/// tick: mov bx, 8
+/// long: xor cx, cx; loop $; dec bx; jnz long
+///       inc byte [0x600]; cmp byte [0x600], 3; jae done; iret
+/// done: xor al, al; out 0xf4, al
+/// ```
+const TICK_IN_HANDLER: &[u8] = b"\
+\xfa\x31\xc0\x8e\xd8\x8e\xd0\xbc\x00\x70\xc7\x06\x80\x00\x36\x7c\xa3\x82\x00\xb0\x11\xe6\x20\xb0\x20\xe6\x21\xb0\
+\x04\xe6\x21\xb0\x03\xe6\x21\xb0\xfe\xe6\x21\xb0\x34\xe6\x43\x30\xc0\xe6\x40\xb0\x01\xe6\x40\xfb\xeb\xfe\xbb\x08\
+\x00\x31\xc9\xe2\xfe\x4b\x75\xf9\xfe\x06\x00\x06\x80\x3e\x00\x06\x03\x73\x01\xcf\x30\xc0\xe6\xf4";
+
+#[test]
+fn a_tick_in_the_handler_of_the_one_before_comes_again() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut sector = TICK_IN_HANDLER.to_vec();
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
+    std::fs::write(folder.path().join("sector"), sector)?;
+    for backend in vmtape_conformance::BACKENDS {
+        let record = ["record", "-b", backend, "--max-insns", "20000000", "-o", "a.tape", "sector"];
+        let recorded = vmtape(folder.path(), &record)?;
+        anyhow::ensure!(recorded.status.success(), "{backend}: {}", tail(&recorded));
+        let tape = Tape::open(&folder.path().join("a.tape"))?;
+        let mut outcomes = Vec::new();
+        for event in tape.events() {
+            if let Event::Entry(entry) = event? {
+                outcomes.push(entry.outcome);
+            }
+        }
+        let injects_then_waits = outcomes.windows(2).any(|two| {
+            let [one, next] = two else { return false };
+            one.inject.vector == 0x20 && next.inject.vector == 0 && next.windows != 0
+        });
+        assert!(injects_then_waits, "{backend}: {outcomes:?}");
+        for mode in ["exits", "run"] {
+            let replayed = vmtape(folder.path(), &["replay", "a.tape", "--mode", mode])?;
+            assert_eq!(replayed.status.code(), Some(0), "{backend} {mode}: {}", tail(&replayed));
+        }
+    }
+    Ok(())
+}

@@ -182,6 +182,10 @@ impl Machine {
             }
         }
         let state = &mut self.vcpus[n as usize].state;
+        if state.rip != entry.rip {
+            // The guest went on, so what the entry before this one injected was delivered.
+            state.inject = Default::default();
+        }
         (state.rip, state.rflags) = (entry.rip, entry.rflags);
         state.interruptibility = Interruptibility::from_bits(entry.interruptibility);
         let _ = self.enter(n);
