@@ -299,7 +299,7 @@ fn faults_lose_pages() {
 #[test]
 fn the_fast_page_fault_marks_another_page() {
     for (format, _) in WAYS.into_iter().filter(|(_, pml)| !pml) {
-        let mut bench = Bench::new(format, false);
+        let mut bench = Bench::new(format, false).start(0);
         bench.slot(1);
         bench.mmu.armed = true;
         bench.write(3);
