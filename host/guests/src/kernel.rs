@@ -1,6 +1,6 @@
 //! What every program stands on: printing, leaving, and surviving exceptions on purpose.
 
-use crate::boot::{layout, selector};
+use crate::places::{layout, selector};
 use iced_x86::{BlockEncoderOptions, IcedError, code_asm::*};
 
 /// Gates in the IDT: the exceptions, and a few vectors for programs.
@@ -15,7 +15,7 @@ pub const NO_VECTOR: u32 = 0xff;
 
 /// Variables at fixed addresses.
 pub mod vars {
-    use crate::boot::layout::VARS;
+    use crate::places::layout::VARS;
     /// Where to go on after an exception, and with which stack; zero: exceptions are not expected.
     pub const FIXUP_RIP: u64 = VARS;
     pub const FIXUP_RSP: u64 = VARS + 0x08;

@@ -7,15 +7,17 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+mod error;
 mod image;
 mod kernel;
 mod parameters;
+mod places;
 mod programs;
 
+pub use error::GuestError;
 use iced_x86::{IcedError, code_asm::CodeAssembler};
 use parameters::Values;
 pub use parameters::{Kind, Parameter};
-use thiserror::Error;
 
 /// A built-in guest.
 #[derive(Clone, Copy, Debug)]
@@ -40,19 +42,6 @@ enum Program {
     Legacy(fn(&mut CodeAssembler, &Values) -> Result<(), IcedError>, fn() -> Vec<u32>),
 }
 
-/// Why there is no such guest.
-#[derive(Debug, Error)]
-pub enum GuestError {
-    #[error("no built-in guest `{0}` (see `vmtape guests`)")]
-    UnknownGuest(String),
-    #[error("builtin:{guest} has no parameter `{key}` (see `vmtape guests {guest}`)")]
-    UnknownParameter { guest: &'static str, key: String },
-    #[error("builtin:{guest}: {key}={value} is not {key}={expected}")]
-    BadValue { guest: &'static str, key: &'static str, value: String, expected: String },
-    #[error("builtin:{guest}: {key} cannot stand beside {other}")]
-    Clash { guest: &'static str, key: &'static str, other: &'static str },
-}
-
 /// Every built-in guest, simplest first.
 pub fn list() -> &'static [GuestInfo] {
     programs::ALL
@@ -67,7 +56,8 @@ pub fn find(text: &str) -> Option<&'static GuestInfo> {
 /// The image of `NAME[,key=value...]`.
 pub fn image(text: &str) -> Result<Vec<u8>, GuestError> {
     let guest = find(text).ok_or_else(|| GuestError::UnknownGuest(text.to_owned()))?;
-    let values = Values::parse(guest, text.split_once(',').map_or("", |(_, values)| values))?;
+    let values =
+        Values::parse(guest.name, guest.parameters, text.split_once(',').map_or("", |(_, values)| values))?;
     // The programs are code of this crate: that they assemble is a test, not a condition at run time.
     let image = match guest.program {
         Program::Long(program) => boot::image(program, &values),

@@ -1,6 +1,6 @@
 //! What follows a guest's name: `NAME,key=value,...`, checked against what the guest declares.
 
-use crate::{GuestError, GuestInfo};
+use crate::error::GuestError;
 
 /// What a parameter's value may be.
 #[derive(Clone, Copy, Debug)]
@@ -61,32 +61,35 @@ pub struct Values {
 
 impl Values {
     /// Reads `key=value,...`; nothing at all is everything by default.
-    pub fn parse(guest: &GuestInfo, text: &str) -> Result<Self, GuestError> {
+    pub fn parse(
+        guest: &'static str,
+        parameters: &'static [Parameter],
+        text: &str,
+    ) -> Result<Self, GuestError> {
         let mut given: Vec<(&'static str, String)> = Vec::new();
         for part in text.split(',').filter(|part| !part.is_empty()) {
             let (key, value) = part.split_once('=').unwrap_or((part, "1"));
-            let parameter = guest
-                .parameters
+            let parameter = parameters
                 .iter()
                 .find(|parameter| parameter.name == key)
-                .ok_or_else(|| GuestError::UnknownParameter { guest: guest.name, key: key.to_owned() })?;
+                .ok_or_else(|| GuestError::UnknownParameter { guest, key: key.to_owned() })?;
             if !parameter.accepts(value) {
                 return Err(GuestError::BadValue {
-                    guest: guest.name,
+                    guest,
                     key: parameter.name,
                     value: value.to_owned(),
                     expected: parameter.values(),
                 });
             }
             let clash = given.iter().find(|(other, _)| {
-                *other == key || parameter.excludes.contains(other) || excludes(guest, other, key)
+                *other == key || parameter.excludes.contains(other) || excludes(parameters, other, key)
             });
             if let Some((other, _)) = clash {
-                return Err(GuestError::Clash { guest: guest.name, key: parameter.name, other });
+                return Err(GuestError::Clash { guest, key: parameter.name, other });
             }
             given.push((parameter.name, value.to_owned()));
         }
-        let defaults = guest.parameters.iter().filter(|p| !p.default.is_empty());
+        let defaults = parameters.iter().filter(|p| !p.default.is_empty());
         for parameter in defaults {
             if !given.iter().any(|(key, _)| *key == parameter.name) {
                 given.push((parameter.name, parameter.default.to_owned()));
@@ -109,8 +112,8 @@ impl Values {
     }
 }
 
-fn excludes(guest: &GuestInfo, parameter: &str, other: &str) -> bool {
-    guest.parameters.iter().any(|p| p.name == parameter && p.excludes.contains(&other))
+fn excludes(parameters: &[Parameter], parameter: &str, other: &str) -> bool {
+    parameters.iter().any(|p| p.name == parameter && p.excludes.contains(&other))
 }
 
 fn number(text: &str) -> Option<u64> {

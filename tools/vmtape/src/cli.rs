@@ -1,7 +1,8 @@
 //! The command line.
 
-use crate::commands;
-use clap::{ArgAction, Parser, Subcommand};
+use crate::{commands, output::ExitCode};
+use anyhow::Result;
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
 /// Below a command's own options.
 const LAST: usize = 900;
@@ -46,4 +47,30 @@ pub enum Command {
     Export(commands::export::Args),
     Completions(commands::completions::Args),
     Man(commands::man::Args),
+}
+
+impl Command {
+    /// Runs the command.
+    pub fn run(self) -> Result<ExitCode> {
+        match self {
+            Self::Tour(args) => commands::tour::run(&args),
+            Self::Backends(args) => commands::backends::run(&args),
+            Self::Guests(args) => commands::guests::run(&args),
+            Self::Host(args) => commands::host::run(&args),
+            Self::Record(args) => commands::record::run(&args),
+            Self::Run(args) => commands::run::run(&args),
+            Self::Replay(args) => commands::replay::run(&args),
+            Self::Diff(args) => commands::diff::run(&args),
+            Self::Check(args) => commands::check::run(&args),
+            Self::Migrate(args) => commands::migrate::run(&args),
+            Self::Bisect(args) => commands::bisect::run(&args),
+            Self::Scenarios(args) => commands::scenarios::run(&args),
+            Self::Show(args) => commands::show::run(&args),
+            Self::Stat(args) => commands::stat::run(&args),
+            Self::Import(args) => commands::import::run(&args),
+            Self::Export(args) => commands::export::run(&args),
+            Self::Completions(args) => commands::completions::run(&args, &mut Cli::command()),
+            Self::Man(args) => commands::man::run(&args, Cli::command()),
+        }
+    }
 }

@@ -57,7 +57,7 @@ fn run(arguments: &[OsString], misuse: ExitCode, of_error: fn(&anyhow::Error) ->
         }
     };
     output::init_logging(cli.verbose);
-    match commands::run(cli.command) {
+    match cli.command.run() {
         Ok(code) => code,
         Err(error) if output::is_broken_pipe(&error) && misuse == ExitCode::USAGE => ExitCode::UNREAD,
         Err(error) => {

@@ -5,6 +5,7 @@ mod configuration;
 mod control;
 mod exits;
 mod feed;
+mod halt;
 mod hashes;
 mod moving;
 mod pcpus;
@@ -33,12 +34,12 @@ use crate::{
     vmm::{self, Carried, Script},
 };
 use configuration::{cpu_config, device_config, emulator_config};
+use halt::Halt;
 use std::io::Write;
 use vmtape_abi::{Backend, Errno};
 use vmtape_arch::{PAGE_SIZE, cpuid::CpuidEntry, exit::Exit, vcpu::VcpuState};
 use vmtape_cpu::{Cpu, Mark, revision};
 use vmtape_traces::event::Fault;
-use wake::Halt;
 
 /// When pages were written that somebody of the machine asks for later.
 struct Marks {

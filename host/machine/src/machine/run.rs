@@ -1,6 +1,6 @@
 //! The run loop: whose turn it is, into the guest, out of it, and when to stop.
 
-use super::{Machine, wake::Halt};
+use super::{Machine, halt::Halt};
 use vmtape_arch::vcpu::Activity;
 use vmtape_cpu::Stop;
 use vmtape_traces::event::{End, Event};

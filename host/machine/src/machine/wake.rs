@@ -1,7 +1,7 @@
 //! Who can run: halts, INIT and SIPI, and devices that want attention.
 
-use super::Machine;
-use crate::{services::Services, time::MOST_NS, vcpu::init};
+use super::{Machine, halt::Halt};
+use crate::{time::MOST_NS, vcpu::init};
 use vmtape_abi::{FlushScope, Host};
 use vmtape_arch::vcpu::{Activity, seg};
 use vmtape_traces::event::End;
@@ -99,32 +99,5 @@ impl Machine {
             false if halted().count() > 0 => "interrupts are off".to_owned(),
             false => "every vCPU waits to be started".to_owned(),
         }
-    }
-}
-
-/// How long everybody has been halted.
-#[derive(Default)]
-pub(super) struct Halt {
-    /// By then each timer that was armed has expired once more.
-    round: u64,
-    rounds: u32,
-    /// Timers that expired.
-    expired: u64,
-}
-
-impl Halt {
-    /// A timer that expires again while nobody runs changes nothing that it did not change before; a fault may lose some.
-    const ROUNDS: u32 = 16;
-    /// And with one timer that is years away and another one that ticks, nobody waits for the first.
-    const EXPIRED: u64 = 1 << 22;
-
-    /// Whether the timers have expired often enough without waking anybody.
-    fn is_futile(&mut self, services: &Services) -> bool {
-        self.expired += 1;
-        if services.clock.now() >= self.round {
-            self.round = services.devices.last_deadline().unwrap_or(0);
-            self.rounds += 1;
-        }
-        self.rounds > Self::ROUNDS || self.expired > Self::EXPIRED
     }
 }

@@ -1,6 +1,5 @@
-use crate::{cli::Cli, output::ExitCode};
+use crate::output::ExitCode;
 use anyhow::Result;
-use clap::CommandFactory;
 use clap_complete::Shell;
 use std::io::{self, Write};
 
@@ -12,10 +11,10 @@ pub struct Args {
     shell: Shell,
 }
 
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub fn run(args: &Args, program: &mut clap::Command) -> Result<ExitCode> {
     // Into memory first: the generator panics where it cannot write.
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "vmtape", &mut script);
+    clap_complete::generate(args.shell, program, "vmtape", &mut script);
     io::stdout().write_all(&script)?;
     Ok(ExitCode::SAME)
 }

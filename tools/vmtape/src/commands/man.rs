@@ -1,6 +1,5 @@
-use crate::{cli::Cli, output::ExitCode};
+use crate::output::ExitCode;
 use anyhow::{Context, Result};
-use clap::CommandFactory;
 use std::{fs, path::PathBuf};
 
 /// Write man pages, one per command, to a folder
@@ -11,9 +10,9 @@ pub struct Args {
     folder: PathBuf,
 }
 
-pub fn run(args: &Args) -> Result<ExitCode> {
-    let written = fs::create_dir_all(&args.folder)
-        .and_then(|()| clap_mangen::generate_to(Cli::command(), &args.folder));
+pub fn run(args: &Args, program: clap::Command) -> Result<ExitCode> {
+    let written =
+        fs::create_dir_all(&args.folder).and_then(|()| clap_mangen::generate_to(program, &args.folder));
     written.with_context(|| args.folder.display().to_string())?;
     Ok(ExitCode::SAME)
 }

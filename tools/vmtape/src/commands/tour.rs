@@ -116,5 +116,5 @@ fn quietly(words: &[&str]) -> Result<()> {
 
 fn execute(words: &[&str]) -> Result<ExitCode> {
     let cli = Cli::try_parse_from(["vmtape"].iter().chain(words))?;
-    super::run(cli.command)
+    cli.command.run()
 }

@@ -2,6 +2,7 @@
 
 mod exits;
 mod hypervisor;
+pub mod layout;
 mod npf;
 mod pat;
 mod random;

@@ -3,7 +3,7 @@
 //!
 //! See: APM vol. 2 (24593, revision 3.42) 15.25 Nested Paging
 
-use super::hypervisor::layout;
+use super::layout;
 use crate::{
     kernel::Kernel,
     programs::paging::{Entry, P_W_U},

@@ -10,6 +10,8 @@ use vmtape_arch::cpuid::CpuidEntry;
 /// `_IO(KVMIO, 0x03)` and `_IOWR(KVMIO, 0x05, struct kvm_cpuid2)`. See: Linux include/uapi/linux/kvm.h
 const KVM_CHECK_EXTENSION: libc::c_ulong = 0xae03;
 const KVM_GET_SUPPORTED_CPUID: libc::c_ulong = 0xc008_ae05;
+/// KVM_CAP_SMALLER_MAXPHYADDR.
+const SMALLER_MAXPHYADDR: u32 = 185;
 /// KVM_MAX_CPUID_ENTRIES.
 const MOST_ENTRIES: usize = 256;
 /// 32-bit words of struct kvm_cpuid2 before its entries, and of an entry, the last three of which are padding.
@@ -43,6 +45,16 @@ impl Kvm {
         }
         let count = (words[0] as usize).min(MOST_ENTRIES);
         Ok(words[HEADER..].chunks_exact(ENTRY).take(count).map(entry).collect())
+    }
+}
+
+/// What KVM says of itself here, if anybody may ask.
+pub fn ask() -> (Option<Vec<CpuidEntry>>, Option<bool>) {
+    match Kvm::open(Path::new("/dev/kvm")) {
+        Ok(kvm) => {
+            (kvm.supported_cpuid().ok(), kvm.check_extension(SMALLER_MAXPHYADDR).map(|value| value != 0))
+        }
+        Err(_) => (None, None),
     }
 }
 

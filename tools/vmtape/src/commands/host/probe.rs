@@ -1,15 +1,12 @@
-use super::{kvm::Kvm, sources::Sources};
+use super::sources::Sources;
 use crate::{commands::replay::Plugins, machine_args::PluginArgs, output::ExitCode};
 use anyhow::{Context, Result};
 use std::{
     fs,
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
-use vmtape_arch::{
-    cpuid::{CpuidEntry, find},
-    host::Vendor,
-};
+use vmtape_arch::{cpuid::find, host::Vendor};
 use vmtape_machine::{
     Passport, hosts,
     model::{FEATURES, guest_phys_bits},
@@ -46,8 +43,6 @@ pub struct Args {
     plugins: PluginArgs,
 }
 
-/// KVM_CAP_SMALLER_MAXPHYADDR.
-const SMALLER_MAXPHYADDR: u32 = 185;
 /// What a VMM adds, and what has a key of its own in a passport.
 const NOT_LISTED: [&str; 3] = ["hypervisor", "tsc-deadline", "la57"];
 /// Module parameters of KVM that change what a guest sees.
@@ -74,16 +69,6 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         None => io::stdout().lock().write_all(text.as_bytes())?,
     }
     Ok(ExitCode::SAME)
-}
-
-/// What KVM says of itself here, if anybody may ask.
-pub fn ask_kvm() -> (Option<Vec<CpuidEntry>>, Option<bool>) {
-    match Kvm::open(Path::new("/dev/kvm")) {
-        Ok(kvm) => {
-            (kvm.supported_cpuid().ok(), kvm.check_extension(SMALLER_MAXPHYADDR).map(|value| value != 0))
-        }
-        Err(_) => (None, None),
-    }
 }
 
 /// The passport, and where its values come from. `releases`: profiles that a backend knows, oldest first.
@@ -225,6 +210,7 @@ fn nearest(release: &str, profiles: &[String]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmtape_arch::cpuid::CpuidEntry;
 
     fn ice_lake() -> Sources {
         let entry = |function, registers: [u32; 4]| CpuidEntry {

@@ -1,6 +1,6 @@
 //! Where a machine tells what it is: CPUID, /proc, /sys, and /dev/kvm.
 
-use super::probe::ask_kvm;
+use super::kvm;
 use std::{fs, path::Path};
 use vmtape_arch::{
     cpuid::{CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry, find},
@@ -49,7 +49,7 @@ impl Sources {
         let line = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).ok();
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").ok();
         let module = module();
-        let (supported, hides_width) = ask_kvm();
+        let (supported, hides_width) = kvm::ask();
         Self {
             name: line("/proc/sys/kernel/hostname").unwrap_or_else(|| "host".into()),
             model: cpuinfo
