@@ -89,7 +89,7 @@ impl From<Stored> for Metadata {
 }
 
 fn silicon_bytes(s: &Silicon) -> [u8; 16] {
-    let [p0, p1, p2] = s.pad;
+    let [p0, p1] = s.pad;
     [
         s.vendor.0,
         s.phys_bits,
@@ -104,9 +104,9 @@ fn silicon_bytes(s: &Silicon) -> [u8; 16] {
         s.backing_shift,
         s.rmw_reads_first.into(),
         s.encryption_bits,
+        s.vgif.into(),
         p0,
         p1,
-        p2,
     ]
 }
 
@@ -125,7 +125,8 @@ fn silicon(b: [u8; 16]) -> Silicon {
         backing_shift: b[10],
         rmw_reads_first: (b[11] != 0).into(),
         encryption_bits: b[12],
-        pad: [b[13], b[14], b[15]],
+        vgif: (b[13] != 0).into(),
+        pad: [b[14], b[15]],
     }
 }
 

@@ -40,7 +40,8 @@ open_enum! {
         /// The base.
         IDTR = 29 => "idt",
         DR7 = 30 => "dr7",
-        /// One of the FPU, in three values: its number, low and high half.
+        /// One of the FPU, in three values: its number, low and high half. Behind the FPU's: 48 is the last branch, 49 the last one
+        /// before an interrupt or exception, from where and to where.
         FPU = 31 => "vector",
     }
 }

@@ -42,7 +42,9 @@ pub struct Silicon {
     /// Physical address bits that the host's memory encryption takes away from its kernel (SME, TME: key identifiers).
     /// See: KVM arch/x86/kvm/mmu/mmu.c kvm_get_shadow_phys_bits(); APM vol. 3 E.4.17 Function 8000_001Fh
     pub encryption_bits: u8,
-    pub pad: [u8; 3],
+    /// SVM: virtual GIF.
+    pub vgif: Flag,
+    pub pad: [u8; 2],
 }
 
 layout!(Silicon: 16, gbpages: 4, backing_shift: 10, encryption_bits: 12);

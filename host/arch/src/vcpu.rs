@@ -61,10 +61,11 @@ layout!(TableReg: 16, limit: 8);
 pub struct Interruptibility {
     pub sti: bool,
     pub mov_ss: bool,
+    /// SMIs wait.
     pub smi: bool,
     /// NMIs are blocked until IRET.
     pub nmi: bool,
-    /// INIT and SIPI wait: AMD's global interrupt flag is clear. Written by the backend.
+    /// INIT, SIPI and SMI wait: AMD's global interrupt flag is clear, or L1 wants to hear of INIT. Written by the backend.
     pub init: bool,
     /// Interrupts wait whatever RFLAGS.IF says. Written by the backend.
     pub interrupts: bool,
@@ -72,7 +73,9 @@ pub struct Interruptibility {
     pub ignores_if: bool,
     /// CR8 is V_TPR, a guest's guest's own, and not the local APIC's. Written by the backend.
     pub virtual_tpr: bool,
-    #[bits(24)]
+    /// V_GIF, where silicon executes STGI and CLGI by itself. Written by the backend.
+    pub virtual_gif: bool,
+    #[bits(23)]
     __: u32,
 }
 
@@ -115,6 +118,10 @@ impl Intercepts {
         self.sensitive = self.sensitive & !(1 << kind.0) | (on as u64) << kind.0;
     }
 }
+
+/// Bits behind the point of a TSC ratio, and the ratio of clocks that are equally fast.
+pub const TSC_RATIO_FRACTION: u32 = 32;
+pub const TSC_RATIO_ONE: u64 = 1 << TSC_RATIO_FRACTION;
 
 /// Everything that a world switch saves. Values are what the guest sees; what silicon holds instead under a given
 /// backend (CR0.NE, CR4.VMXE, shadow CR3) is that backend's own.
@@ -179,9 +186,16 @@ pub struct VcpuState {
     pub fpu: Fpu,
     /// Added to `tsc_offset` while a guest's guest runs.
     pub nested_tsc_offset: u64,
+    /// How fast the clock of a guest's guest goes by the host's, a fixed-point number of 8.32 bits, less [`TSC_RATIO_ONE`]; zero
+    /// while the guest itself runs.
+    pub nested_tsc_ratio: u64,
+    /// While DEBUGCTL.LBR is set, the last branch, interrupt or exception that was taken: from where, and to where.
+    pub last_branch: [u64; 2],
+    /// What `last_branch` was before the last interrupt or exception.
+    pub last_exception: [u64; 2],
 }
 
-layout!(VcpuState: 1336, rip: 128, seg: 144, cr0: 304, pdptr: 408, interruptibility: 444, pat: 528, icount: 576, inject: 592, intercepts: 632, fpu: 656);
+layout!(VcpuState: 1376, rip: 128, seg: 144, cr0: 304, pdptr: 408, interruptibility: 444, pat: 528, icount: 576, inject: 592, intercepts: 632, fpu: 656);
 
 impl VcpuState {
     /// The state after RESET: real mode at F000:FFF0. See: SDM vol. 3A Table 9-1. IA-32 and Intel 64 Processor States
@@ -241,7 +255,27 @@ impl VcpuState {
             intercepts: Intercepts::default(),
             fpu: Fpu::RESET,
             nested_tsc_offset: 0,
+            nested_tsc_ratio: 0,
+            last_branch: [0; 2],
+            last_exception: [0; 2],
         }
+    }
+
+    /// The guest's time-stamp counter where the host's virtual one is `host`. The ratio counts for the guest's own offset too,
+    /// which is signed. See: APM 15.30.5 TSC Ratio MSR (C000_0104h); KVM x86.c kvm_calc_nested_tsc_offset()
+    pub fn guest_tsc(&self, host: u64) -> u64 {
+        let (mut tsc, mut offset) = (host, self.tsc_offset);
+        if self.nested_tsc_ratio != 0 {
+            let ratio = self.nested_tsc_ratio.wrapping_add(TSC_RATIO_ONE);
+            tsc = (u128::from(tsc) * u128::from(ratio) >> TSC_RATIO_FRACTION) as u64;
+            offset = (i128::from(offset as i64) * i128::from(ratio) >> TSC_RATIO_FRACTION) as u64;
+        }
+        tsc.wrapping_add(offset).wrapping_add(self.nested_tsc_offset)
+    }
+
+    /// Whether branches are recorded (DEBUGCTL.LBR). See: APM 13.1.1.3 Debug-Control MSR (DebugCtl)
+    pub const fn records_branches(&self) -> bool {
+        self.debugctl & 1 != 0
     }
 
     /// Whether the vCPU runs in IA-32e mode with a 64-bit code segment.
@@ -274,5 +308,30 @@ impl VcpuState {
 
     pub fn rflags(&self) -> Rflags {
         Rflags::from_bits(self.rflags)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Half as fast, and three times: the guest's own offset is scaled as a signed number, its guest's is not.
+    #[test]
+    fn the_clock_of_a_guests_guest() {
+        let offset = 0_u64.wrapping_sub(100);
+        let clock = |ratio: u64, tsc| {
+            let nested_tsc_ratio = ratio.wrapping_sub(TSC_RATIO_ONE);
+            let state = VcpuState {
+                tsc_offset: offset,
+                nested_tsc_offset: 7,
+                nested_tsc_ratio,
+                ..VcpuState::reset()
+            };
+            state.guest_tsc(tsc)
+        };
+        assert_eq!(clock(TSC_RATIO_ONE, 1000), 907);
+        assert_eq!(clock(TSC_RATIO_ONE / 2, 1000), 457);
+        assert_eq!(clock(3 * TSC_RATIO_ONE, 1000), 2707);
+        assert_eq!(clock(0, 1000), 7);
     }
 }

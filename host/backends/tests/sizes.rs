@@ -49,9 +49,10 @@ fn larger(mut header: String) -> String {
 
 /// A header of an earlier day: what came last is not there yet.
 fn smaller(mut header: String) -> String {
-    for last in
-        ["    struct vt_Fpu fpu;\n", "    uint8_t encryption_bits;\n    uint8_t pad[3];\n} vt_Silicon"]
-    {
+    for last in [
+        "    struct vt_Fpu fpu;\n",
+        "    uint8_t encryption_bits;\n    vt_Flag vgif;\n    uint8_t pad[2];\n} vt_Silicon",
+    ] {
         assert!(header.contains(last), "{last}");
         let kept = if last.contains('}') { "} vt_Silicon" } else { "" };
         header = header.replacen(last, kept, 1);

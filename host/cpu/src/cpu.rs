@@ -232,11 +232,17 @@ fn step(core: &mut Core<'_>, blocks: &mut Blocks) -> Result<(), Interrupted> {
     core.state.rflags = flags.with_rf(false).into_bits();
     core.state.interruptibility = shadow.with_sti(false).with_mov_ss(false);
     core.single_step = flags.tf();
+    let next = core.state.rip.wrapping_add(blocks.insns[block.start as usize].len.into()) & core.rip_mask;
+    let from = core.state.rip;
     if let Err(why) = execute(core, &blocks.insns, &block, 1) {
         core.state.rflags = Rflags::from_bits(core.state.rflags).with_rf(flags.rf()).into_bits();
         core.state.interruptibility = shadow;
         core.single_step = false;
         return Err(why);
+    }
+    // An instruction that stays where it is repeats itself, and is no branch.
+    if core.state.records_branches() && core.state.rip != next && core.state.rip != from {
+        core.state.last_branch = [from, core.state.rip];
     }
     if std::mem::take(&mut core.single_step) {
         core.debug_traps |= Dr6::new().with_bs(true).into_bits();
@@ -310,5 +316,6 @@ fn needs_single_steps(core: &Core<'_>) -> bool {
         || shadow.mov_ss()
         || flags & TF != 0
         || core.flags().rf()
+        || core.state.records_branches()
         || system::debug::watches_code(core.state)
 }

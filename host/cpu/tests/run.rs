@@ -167,3 +167,31 @@ fn how_a_run_is_sliced_does_not_matter() {
     };
     assert!(memory(&sliced) == memory(&whole));
 }
+
+/// DEBUGCTL.LBR: taken branches, but for a repeated string instruction; interrupts move the last branch on.
+// See: APM vol. 2 13.1.1.3 Debug-Control MSR (DebugCtl), 13.1.1.4 to 13.1.1.5 Last-Branch and Last-Exception
+#[test]
+fn last_branches_are_recorded_while_they_are_asked_for() {
+    let mut machine = Machine::assemble(64, |a| {
+        let (mut over, mut never) = (a.create_label(), a.create_label());
+        // CODE: two bytes, two that are jumped over.
+        a.jmp(over)?;
+        a.nop()?;
+        a.nop()?;
+        a.set_label(&mut over)?;
+        a.test(rax, rax)?;
+        a.jnz(never)?;
+        a.rep().stosb()?;
+        a.set_label(&mut never)?;
+        a.nop()
+    });
+    machine.state.gpr[7] = DATA;
+    machine.state.gpr[1] = 3;
+    machine.run(1);
+    assert_eq!((machine.state.rip, machine.state.last_branch), (CODE + 4, [0; 2]));
+    machine.state.rip = CODE;
+    machine.state.debugctl = 1;
+    machine.run(7);
+    assert_eq!(machine.state.last_branch, [CODE, CODE + 4]);
+    assert_eq!(machine.state.last_exception, [0; 2]);
+}

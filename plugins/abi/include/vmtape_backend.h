@@ -70,6 +70,11 @@ struct vt_HostRef;
 
 #define vt_SEG_TR 7
 
+// Bits behind the point of a TSC ratio, and the ratio of clocks that are equally fast.
+#define vt_TSC_RATIO_FRACTION 32
+
+#define vt_TSC_RATIO_ONE (1 << vt_TSC_RATIO_FRACTION)
+
 // Addresses every vCPU in `HostTable.flush_tlb`, and none in particular in `HostTable.fault_point`.
 #define vt_ALL_VCPUS UINT32_MAX
 
@@ -372,6 +377,13 @@ typedef struct vt_VcpuState {
     struct vt_Fpu fpu;
     // Added to `tsc_offset` while a guest's guest runs.
     uint64_t nested_tsc_offset;
+    // How fast the clock of a guest's guest goes by the host's, a fixed-point number of 8.32 bits, less `TSC_RATIO_ONE`; zero
+    // while the guest itself runs.
+    uint64_t nested_tsc_ratio;
+    // While DEBUGCTL.LBR is set, the last branch, interrupt or exception that was taken: from where, and to where.
+    uint64_t last_branch[2];
+    // What `last_branch` was before the last interrupt or exception.
+    uint64_t last_exception[2];
 } vt_VcpuState;
 
 // What KVM's emulator is asked to do (`x86_emulate_instruction`).
@@ -671,6 +683,10 @@ typedef struct vt_HostTable {
     vt_Status (*interrupt)(void *ctx, uint32_t vcpu, uint8_t ack, struct vt_Maybe *out);
     // Whether an NMI is pending; `ack` takes it.
     vt_Status (*nmi)(void *ctx, uint32_t vcpu, uint8_t ack, uint8_t *out);
+    // Whether an INIT is pending. The host takes it as soon as `interruptibility` does not hold it back.
+    vt_Status (*init)(void *ctx, uint32_t vcpu, uint8_t *out);
+    // Whether an SMI is pending, which the host takes in the same way: as a firmware does that has nothing to do.
+    vt_Status (*smi)(void *ctx, uint32_t vcpu, uint8_t *out);
     // Puts a note on the tape, with the level that ran and, for a step of a walk, its dimension.
     vt_Status (*note_at)(void *ctx, uint32_t vcpu, struct vt_Place place, const struct vt_RawNote *note);
     // Whether notes of this kind are wanted; a backend may skip building those that are not.
@@ -718,7 +734,9 @@ typedef struct vt_Silicon {
     // Physical address bits that the host's memory encryption takes away from its kernel (SME, TME: key identifiers).
     // See: KVM arch/x86/kvm/mmu/mmu.c kvm_get_shadow_phys_bits(); APM vol. 3 E.4.17 Function 8000_001Fh
     uint8_t encryption_bits;
-    uint8_t pad[3];
+    // SVM: virtual GIF.
+    vt_Flag vgif;
+    uint8_t pad[2];
 } vt_Silicon;
 
 // A key and its value.

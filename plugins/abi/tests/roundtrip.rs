@@ -385,6 +385,14 @@ impl Host for FakeHost {
         !ack
     }
 
+    fn init(&mut self, vcpu: u32) -> bool {
+        vcpu == 0
+    }
+
+    fn smi(&mut self, vcpu: u32) -> bool {
+        vcpu == 1
+    }
+
     fn note_at(&mut self, vcpu: u32, place: Place, note: Note) {
         let place =
             if place == Place::L1 { String::new() } else { format!("{} {} ", place.level, place.dimension) };
@@ -434,7 +442,8 @@ fn silicon(vendor: Vendor) -> Silicon {
         backing_shift: 12,
         rmw_reads_first: false.into(),
         encryption_bits: 0,
-        pad: [0; 3],
+        vgif: false.into(),
+        pad: [0; 2],
     }
 }
 

@@ -21,10 +21,12 @@ open_enum! {
         MAX_VCPUS = 66 => "KVM_CAP_MAX_VCPUS",
         READONLY_MEM = 81 => "KVM_CAP_READONLY_MEM",
         ENABLE_CAP_VM = 98 => "KVM_CAP_ENABLE_CAP_VM",
+        DISABLE_QUIRKS = 116 => "KVM_CAP_DISABLE_QUIRKS",
         MANUAL_DIRTY_LOG_PROTECT2 = 168 => "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2",
         NESTED_STATE = 157 => "KVM_CAP_NESTED_STATE",
         SMALLER_MAXPHYADDR = 185 => "KVM_CAP_SMALLER_MAXPHYADDR",
         DIRTY_LOG_RING = 192 => "KVM_CAP_DIRTY_LOG_RING",
+        DISABLE_QUIRKS2 = 213 => "KVM_CAP_DISABLE_QUIRKS2",
         DIRTY_LOG_RING_ACQ_REL = 223 => "KVM_CAP_DIRTY_LOG_RING_ACQ_REL",
         MEMORY_FAULT_INFO = 232 => "KVM_CAP_MEMORY_FAULT_INFO",
     }
@@ -48,6 +50,8 @@ pub fn check(cap: u32, options: &Options, tdp: bool) -> i64 {
             dirty::MOST_RING_BYTES as i64
         }
         Cap::DIRTY_LOG_RING | Cap::DIRTY_LOG_RING_ACQ_REL => 0,
+        // Zero in releases before it, which have no quirk that is modelled.
+        Cap::DISABLE_QUIRKS2 => options.quirks() as i64,
         // CONFIG_KVM_MAX_NR_VCPUS by default. Real hosts recommend as many as they have CPUs; 5.10 has 288 at most, and 509 slots.
         Cap::NR_VCPUS | Cap::MAX_VCPUS => 1024,
         Cap::NR_MEMSLOTS => 32764,

@@ -133,6 +133,12 @@ impl Kvm {
         Some(Exception { payload: status, ..Exception::new(Vector::MC) })
     }
 
+    /// The VMM has disabled these quirks since the VM was made. Entries of the MMU that there are stay as they are.
+    pub fn set_disabled_quirks(&mut self, bits: u64) {
+        self.options.set_disabled_quirks(bits);
+        self.mmu.config.ept_types = self.options.ept_types();
+    }
+
     /// Two-dimensional paging is in use.
     pub fn tdp(&self) -> bool {
         self.mmu.config.tdp

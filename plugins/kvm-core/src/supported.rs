@@ -164,7 +164,8 @@ mod tests {
             backing_shift: 21,
             rmw_reads_first: false.into(),
             encryption_bits: 0,
-            pad: [0; 3],
+            vgif: false.into(),
+            pad: [0; 2],
         }
     }
 

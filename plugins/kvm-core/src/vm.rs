@@ -425,7 +425,7 @@ impl<O: Ops> Backend for Vm<O> {
         supported::supported_cpuid(silicon, &kvm.silicon, &kvm.options, tdp_levels)
     }
 
-    /// See: KVM virt/kvm/kvm_main.c kvm_vm_ioctl_enable_cap_generic()
+    /// See: KVM virt/kvm/kvm_main.c kvm_vm_ioctl_enable_cap_generic(), x86.c kvm_vm_ioctl_enable_cap()
     fn enable_cap(&mut self, cap: u32, flags: u32, arg: u64) -> Result<(), Errno> {
         let Kvm { mmu, options, .. } = self.shared.kvm_mut();
         match Cap(cap) {
@@ -435,6 +435,16 @@ impl<O: Ops> Backend for Vm<O> {
             Cap::DIRTY_LOG_RING if options.on(Switch::DIRTY_LOG_RING) => mmu.enable_dirty_ring(arg),
             Cap::DIRTY_LOG_RING_ACQ_REL if options.on(Switch::DIRTY_LOG_RING_ACQ_REL) => {
                 mmu.enable_dirty_ring(arg)
+            }
+            Cap::DISABLE_QUIRKS | Cap::DISABLE_QUIRKS2 => {
+                let known = options.quirks();
+                // A quirk that is not modelled cannot be disabled here.
+                if Cap(cap) == Cap::DISABLE_QUIRKS2 && (known == 0 || arg & !known != 0) {
+                    return Err(Errno::EINVAL);
+                }
+                let disabled = options.disabled_quirks() | arg & known;
+                self.shared.kvm_mut().set_disabled_quirks(disabled);
+                Ok(())
             }
             _ => Err(Errno::EINVAL),
         }
@@ -514,13 +524,15 @@ impl<O: Ops> Backend for Vm<O> {
     }
 
     fn save(&self) -> Vec<u8> {
-        postcard::to_stdvec(&(&self.shared.kvm().mmu, &self.vcpus, &self.cpus))
+        let Kvm { mmu, options, .. } = self.shared.kvm();
+        postcard::to_stdvec(&(options.disabled_quirks(), mmu, &self.vcpus, &self.cpus))
             .expect("plain data always serializes")
     }
 
     fn restore(&mut self, saved: &[u8]) -> Result<(), Errno> {
-        let (mmu, vcpus, cpus): (Mmu, Vec<O::Vcpu>, Vec<O::Cpu>) =
+        let (quirks, mmu, vcpus, cpus): (u64, Mmu, Vec<O::Vcpu>, Vec<O::Cpu>) =
             postcard::from_bytes(saved).map_err(|_| Errno::EINVAL)?;
+        self.shared.kvm_mut().set_disabled_quirks(quirks);
         if vcpus.len() != self.vcpus.len() || mmu.config != self.shared.kvm().mmu.config {
             return Err(Errno::EINVAL);
         }

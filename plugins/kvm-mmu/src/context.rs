@@ -80,7 +80,8 @@ impl Context {
             // See: KVM mmu.c kvm_init_shadow_npt_mmu(): CR0.WP, SMEP and SMAP are as the role says.
             GuestTables::Npt { ncr3 } => Paging {
                 mode: self.cpu_role.mode(),
-                root: ncr3 & bits(12, 51),
+                // Releases that do not check nCR3 look for memory where all of its bits say.
+                root: ncr3 & bits(12, 63),
                 nx: self.cpu_role.base.efer_nx(),
                 wp: self.cpu_role.base.cr0_wp(),
                 smep: self.cpu_role.smep,

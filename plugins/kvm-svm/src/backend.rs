@@ -22,7 +22,7 @@ use vmtape_arch::{
     exit::{Exit, Resume, SvmExitCode},
     msr::ReachedPat,
     note::NoteKind,
-    sensitive::{Sensitive, SensitiveKind},
+    sensitive::{Sensitive, SensitiveKind, svm},
     vcpu::{Intercepts, VcpuState},
 };
 use vmtape_kvm_core::{
@@ -133,7 +133,7 @@ impl Ops for Shared {
             .vmrun(vmcb, pa, &self.kvm.silicon, honour)
             .map_err(|_| fail_entry(vmcb.control.exit_code().0))?;
         running.load_kept(vmcb, state);
-        state.interruptibility = v.held(state).with_virtual_tpr(v.virtualizes_tpr());
+        state.interruptibility = v.held(self, state).with_virtual_tpr(v.virtualizes_tpr());
         Ok(windows(v, v.running.intercepts()))
     }
 
@@ -203,8 +203,13 @@ impl Ops for Shared {
     }
 
     fn request_windows(&self, v: &mut SvmVcpu, requests: WindowRequests) {
-        // Without GIF it is STGI, VMRUN or #VMEXIT that opens the window, and those exit anyway.
-        set_vintr(self, v, requests.interrupt && v.nested.gif);
+        // Without GIF it is STGI, VMRUN or #VMEXIT that opens the window. Those exit anyway, but for STGI with virtual GIF, under
+        // which silicon waits for it with the virtual interrupt, and where an NMI waits it exits.
+        let vgif = self.vgif();
+        set_vintr(self, v, requests.interrupt && (v.nested.gif || vgif));
+        if requests.nmi && !v.nested.gif && vgif {
+            set_intercept(self, v, SvmExitCode::STGI, true);
+        }
         let masked = v.vmcb01.vmcb.control.intercepts.has(SvmExitCode::IRET);
         v.nmi_singlestep = requests.nmi && v.nested.gif && !masked;
         if requests.nmi_injected {
@@ -227,7 +232,7 @@ impl Ops for Shared {
         let cx = &mut Cx { shared: self, vcpu: v, state, exit, host };
         let resume = with_exit(kvm::handle(cx), exit);
         nested::exit::follow_leave(cx);
-        state.interruptibility = v.held(state);
+        state.interruptibility = v.held(self, state);
         resume
     }
 
@@ -390,6 +395,7 @@ impl Ops for Shared {
         let allowed = match insn.kind {
             SensitiveKind::RDMSR => !map.exits(insn.number, false),
             SensitiveKind::WRMSR => !map.exits(insn.number, true),
+            SensitiveKind::PAUSE => taken.is_some() && !v.running.pause_exits(state.tsc),
             _ => false,
         };
         if insn.kind == SensitiveKind::INTERRUPT_WINDOW && taken.is_none() {
@@ -401,6 +407,9 @@ impl Ops for Shared {
                 Verdict::EXIT
             }
             _ => {
+                if let (SensitiveKind::SVM, svm::STGI | svm::CLGI) = (insn.kind, insn.number) {
+                    nested::events::toggle_gif(self, v, state, insn.number == svm::STGI);
+                }
                 if allowed {
                     note_passed(self, v, state, insn, host);
                 }
@@ -442,6 +451,7 @@ impl Shared {
             vmcb.control.int_ctl.set_v_tpr(state.cr8 as u8 & 0xf);
         }
         vmcb.mark_all_clean();
+        nested::events::sync_gif(self, v, state);
         if v.is_guest_mode() {
             nested::exit::sync(self, v);
         }

@@ -145,6 +145,17 @@ impl Shared {
         Ok(Self { kvm: Kvm::new(silicon, options, config, Rule::of) })
     }
 
+    /// LBR virtualization is used. Silicon that has next-RIP save has it too. Before it could be nested there was no parameter.
+    pub fn lbrv(&self) -> bool {
+        let options = &self.kvm.options;
+        self.kvm.silicon.nrips.is_set() && (options.on(Switch::LBRV) || !options.on(Switch::NESTED_LBRV))
+    }
+
+    /// Silicon executes STGI and CLGI.
+    pub fn vgif(&self) -> bool {
+        self.kvm.silicon.vgif.is_set() && self.kvm.options.on(Switch::VGIF)
+    }
+
     /// Next-RIP save is used.
     pub fn nrips(&self) -> bool {
         self.kvm.silicon.nrips.is_set() && self.kvm.options.on(Switch::NRIPS)

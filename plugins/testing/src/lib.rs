@@ -41,6 +41,9 @@ pub struct TestHost {
     pub apic_base: u64,
     /// An interrupt that waits.
     pub interrupt: Option<u8>,
+    /// Signals that wait.
+    pub init: bool,
+    pub smi: bool,
     /// The vector in service whose end a device hears of, and those that it was told.
     pub heard: u8,
     pub ended: Vec<u8>,
@@ -167,6 +170,14 @@ impl Host for TestHost {
 
     fn nmi(&mut self, _vcpu: u32, _ack: bool) -> bool {
         false
+    }
+
+    fn init(&mut self, _vcpu: u32) -> bool {
+        self.init
+    }
+
+    fn smi(&mut self, _vcpu: u32) -> bool {
+        self.smi
     }
 
     fn note_at(&mut self, _vcpu: u32, place: Place, note: Note) {

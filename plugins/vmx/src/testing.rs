@@ -66,7 +66,8 @@ pub fn silicon(phys_bits: u8) -> Silicon {
         backing_shift: 12,
         rmw_reads_first: false.into(),
         encryption_bits: 0,
-        pad: [0; 3],
+        vgif: false.into(),
+        pad: [0; 2],
     }
 }
 

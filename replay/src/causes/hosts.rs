@@ -10,7 +10,7 @@ use vmtape_machine::MachineSpec;
 /// Sets a property as another host has it, and says how that is.
 type Copy = fn(&mut Silicon, &Silicon) -> String;
 
-const PROPERTIES: [(&str, &str, Copy); 7] = [
+const PROPERTIES: [(&str, &str, Copy); 8] = [
     (
         "MAXPHYADDR",
         "SDM vol. 3A 4.1.4 Enumeration of Paging Features by CPUID; APM vol. 3 E.4.7",
@@ -42,6 +42,10 @@ const PROPERTIES: [(&str, &str, Copy); 7] = [
     ("memory-encryption bits", "APM vol. 3 E.4.17 Function 8000_001Fh; KVM mmu/mmu.c", |to, from| {
         to.encryption_bits = from.encryption_bits;
         from.encryption_bits.to_string()
+    }),
+    ("virtual GIF", "APM vol. 2 15.33.2 Virtual GIF; vol. 3 E.4.9 Function 8000_000Ah", |to, from| {
+        to.vgif = from.vgif;
+        from.vgif.to_string()
     }),
     ("read-modify-write order", "the software CPU under the recordings reads first", |to, from| {
         to.rmw_reads_first = from.rmw_reads_first;

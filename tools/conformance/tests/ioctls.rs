@@ -63,6 +63,12 @@ impl Host for Nobody {
     fn nmi(&mut self, _: u32, _: bool) -> bool {
         false
     }
+    fn init(&mut self, _: u32) -> bool {
+        false
+    }
+    fn smi(&mut self, _: u32) -> bool {
+        false
+    }
     fn note_at(&mut self, _: u32, _: Place, note: Note) {
         self.warnings += usize::from(matches!(note, Note::Warning { .. }));
     }

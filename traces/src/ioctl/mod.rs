@@ -7,10 +7,12 @@
 #[macro_use]
 mod declare;
 mod field;
+mod nested;
 mod pages;
 mod spelling;
 
 pub(crate) use field::{Field, Packed, Unpacked};
+pub use nested::NestedBytes;
 pub use pages::{Pages, RingEntries, RingEntry};
 pub use spelling::Spelling;
 
@@ -219,6 +221,32 @@ ioctls! {
         help: "Memory that arrives, whether it is waited for or not: gpa=A,size=S[,WHEN]",
         args: { gpa: u64 = bytes_or_zero("gpa"), size: u64 = bytes("size") },
         asks: "gpa {gpa:#x} size {size:#x}",
+        gives: { result: i32 } "{result}",
+    }
+
+    /// KVM_GET_NESTED_STATE.
+    15 => GetNestedState {
+        name: "KVM_GET_NESTED_STATE",
+        effect: ASKS,
+        option: "get-nested-state" = "WHEN",
+        help: "KVM_GET_NESTED_STATE: WHEN[,vcpu=N]",
+        args: { vcpu: u32 = vcpu() },
+        asks: "vcpu {vcpu}",
+        gives: { state: NestedBytes, result: i32 } "{state}",
+    }
+
+    /// KVM_SET_NESTED_STATE. A script has a change to what KVM_GET_NESTED_STATE gives, as `NestedChange` in host/machine spells it.
+    16 => SetNestedState {
+        name: "KVM_SET_NESTED_STATE",
+        effect: CHANGES,
+        option: "set-nested-state" = "CHANGE",
+        help: "KVM_SET_NESTED_STATE with what KVM_GET_NESTED_STATE gives at that moment but for CHANGE[,vcpu=N,WHEN]: same, \
+               flags=F, format=N, size=N, vmcb_pa=A, u64@OFFSET=VALUE (u64@16 is gPAT), bytes=N",
+        args: { vcpu: u32 = vcpu() },
+        script: { change: String = rest("a change is needed: same, flags=F, size=N, vmcb_pa=A, u64@OFFSET=VALUE, ...") },
+        asks: "vcpu {vcpu}, {change}",
+        made: { state: NestedBytes },
+        called: "vcpu {vcpu}, {state}",
         gives: { result: i32 } "{result}",
     }
 }

@@ -206,6 +206,10 @@ fn deliver_or_escalate(core: &mut Core<'_>, first: Event) -> Result<(), Stop> {
 /// Takes over what `deliver` prepared, for an event that is not part of an instruction.
 fn retire(core: &mut Core<'_>, event: &Event) {
     core.state.delivering = Event::default();
+    if core.state.records_branches() {
+        let taken = [core.state.rip, core.next_rip];
+        core.state.last_exception = std::mem::replace(&mut core.state.last_branch, taken);
+    }
     core.state.rip = core.next_rip;
     core.state.activity = Activity::ACTIVE;
     let shadow: Interruptibility = core.state.interruptibility;

@@ -37,10 +37,8 @@ pub(super) fn wrmsr(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted>
 impl Core<'_> {
     /// The time-stamp counter as the guest reads it.
     pub(super) fn guest_tsc(&mut self) -> u64 {
-        self.env
-            .tsc(self.state)
-            .wrapping_add(self.state.tsc_offset)
-            .wrapping_add(self.state.nested_tsc_offset)
+        let host = self.env.tsc(self.state);
+        self.state.guest_tsc(host)
     }
 
     /// The value of an MSR that the vCPU state holds.
@@ -67,6 +65,10 @@ impl Core<'_> {
             Msr::IA32_XSS => state.xss,
             Msr::IA32_SPEC_CTRL if self.model.spec_ctrl => state.spec_ctrl,
             Msr::IA32_DEBUGCTL => state.debugctl,
+            Msr::LASTBRANCHFROMIP => state.last_branch[0],
+            Msr::LASTBRANCHTOIP => state.last_branch[1],
+            Msr::LASTINTFROMIP => state.last_exception[0],
+            Msr::LASTINTTOIP => state.last_exception[1],
             _ => return None,
         })
     }
@@ -112,6 +114,10 @@ impl Core<'_> {
             Msr::IA32_XSS => (&mut state.xss, Rule::Zero),
             Msr::IA32_SPEC_CTRL if model.spec_ctrl => (&mut state.spec_ctrl, Rule::Low32),
             Msr::IA32_DEBUGCTL => (&mut state.debugctl, Rule::Low32),
+            Msr::LASTBRANCHFROMIP => (&mut state.last_branch[0], Rule::Any),
+            Msr::LASTBRANCHTOIP => (&mut state.last_branch[1], Rule::Any),
+            Msr::LASTINTFROMIP => (&mut state.last_exception[0], Rule::Any),
+            Msr::LASTINTTOIP => (&mut state.last_exception[1], Rule::Any),
             _ => return Ok(false),
         };
         let fine = match rule {

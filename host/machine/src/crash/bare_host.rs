@@ -100,6 +100,14 @@ impl Host for BareHost<'_> {
         false
     }
 
+    fn init(&mut self, _vcpu: u32) -> bool {
+        false
+    }
+
+    fn smi(&mut self, _vcpu: u32) -> bool {
+        false
+    }
+
     fn note_at(&mut self, _vcpu: u32, _place: Place, _note: Note) {}
 
     fn wants(&self, _kind: NoteKind) -> bool {

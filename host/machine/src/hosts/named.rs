@@ -32,11 +32,12 @@ const fn intel(phys_bits: u8, ept_levels: u8, host_levels: u8) -> Silicon {
         backing_shift: 21,
         rmw_reads_first: Flag::NO,
         encryption_bits: 0,
-        pad: [0; 3],
+        vgif: Flag::NO,
+        pad: [0; 2],
     }
 }
 
-/// An AMD host of today.
+/// An AMD host of today. Virtual GIF is offered from 52 bits on, though older ones have it.
 const fn amd(phys_bits: u8, host_levels: u8) -> Silicon {
     Silicon {
         vendor: Vendor::AMD,
@@ -52,7 +53,8 @@ const fn amd(phys_bits: u8, host_levels: u8) -> Silicon {
         backing_shift: 21,
         rmw_reads_first: Flag::NO,
         encryption_bits: 0,
-        pad: [0; 3],
+        vgif: if phys_bits == 52 { Flag::YES } else { Flag::NO },
+        pad: [0; 2],
     }
 }
 

@@ -3,14 +3,14 @@
 use super::{Machine, configuration::max_gpa};
 use crate::{
     model::{CpuidChange, silicon_cpuid},
-    vmm::{Action, Step},
+    vmm::{Action, NestedChange, Step},
 };
 use std::ops::Range;
 use vmtape_abi::{DirtyGfn, Errno, MemoryRegion};
-use vmtape_arch::{PAGE_SIZE, cpuid::CpuidEntry, memory::Supply};
+use vmtape_arch::{PAGE_SIZE, cpuid::CpuidEntry, memory::Supply, state::StateKind};
 use vmtape_traces::{
     event::{Control, Event},
-    ioctl::{Pages, RingEntry},
+    ioctl::{NestedBytes, Pages, RingEntry},
 };
 
 /// The result of an ioctl as the tape has it.
@@ -66,7 +66,7 @@ impl Machine {
     }
 
     /// The ioctl that an action stands for here and now, its results still open.
-    fn ioctl_of(&self, action: &Action) -> Control {
+    fn ioctl_of(&mut self, action: &Action) -> Control {
         let mut control = action.control();
         match (action, &mut control) {
             (Action::SetCpuid { vcpu, change }, Control::SetCpuid { entries, .. }) => {
@@ -79,6 +79,12 @@ impl Machine {
             }
             (Action::ClearDirtyLog { set: text, .. }, Control::ClearDirtyLog { set, .. }) => {
                 *set = Pages::parse(text).unwrap_or_default();
+            }
+            (Action::SetNestedState { vcpu, change }, Control::SetNestedState { state, .. }) => {
+                let change = change.parse::<NestedChange>().unwrap_or_default();
+                // Of a backend that has none the change is made to nothing, and refused.
+                let now = self.get_state(*vcpu, StateKind::NESTED_STATE).unwrap_or_default();
+                *state = NestedBytes(change.apply(now));
             }
             _ => {}
         }
@@ -164,6 +170,15 @@ impl Machine {
                     }
                     Err(errno) => *result = errno.0,
                 }
+            }
+            Control::GetNestedState { vcpu, state, result } => {
+                match self.get_state(*vcpu, StateKind::NESTED_STATE) {
+                    Ok(bytes) => *state = NestedBytes(bytes),
+                    Err(errno) => *result = errno.0,
+                }
+            }
+            Control::SetNestedState { vcpu, state, result } => {
+                *result = code(&self.set_state(*vcpu, StateKind::NESTED_STATE, &state.0));
             }
             Control::TakePages { supply, gpa, size, result } => {
                 *result = code(&self.take_pages(*gpa, *size, *supply));

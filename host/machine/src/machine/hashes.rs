@@ -121,15 +121,18 @@ impl Machine {
     }
 }
 
+/// From `nested_tsc_offset` to `last_exception`.
+const NUMBERS_SINCE_SCHEMA_2: u32 = 6;
+
 /// Over some words, and what is seen of each vCPU's registers.
 fn hash(words: &[u64], vcpus: &[Vcpu], seen: fn(&VcpuState) -> VcpuState) -> Result<u64, Error> {
     let mut words = words.to_vec();
     for vcpu in vcpus {
         let registers = postcard::to_stdvec(&seen(&vcpu.state));
         let mut registers = registers.map_err(|cause| Error::Encode { what: "a vCPU's registers", cause })?;
-        if vcpu.state.nested_tsc_offset == 0 {
-            // The last field: tapes of schema 2 have hashes without it.
-            registers.pop();
+        // The last numbers, where they are zero: tapes of schema 2 have hashes without them.
+        for _ in 0..NUMBERS_SINCE_SCHEMA_2 {
+            registers.pop_if(|byte| *byte == 0);
         }
         words.push(xxh3_64(&registers));
     }

@@ -1,4 +1,4 @@
-//! Who can run: halts, INIT and SIPI, and devices that want attention.
+//! Who can run: halts, INIT, SIPI and SMI, and devices that want attention.
 
 use super::{Machine, halt::Halt};
 use crate::{time::MOST_NS, vcpu::init};
@@ -10,12 +10,14 @@ impl Machine {
     /// Lets INIT, SIPI and interrupts act on a vCPU. True: it runs.
     // See: KVM arch/x86/kvm/lapic.c kvm_apic_accept_events(), x86.c kvm_arch_vcpu_runnable()
     pub(super) fn wake(&mut self, n: u32) -> bool {
-        self.accept_init_and_sipi(n);
+        self.accept_signals(n);
         let vcpu = &mut self.vcpus[n as usize];
         let takes_interrupts = vcpu.state.takes_interrupts();
+        let smi_for_l1 =
+            self.services.devices.lapics[n as usize].smi_pending && vcpu.state.interruptibility.smi();
         match vcpu.state.activity {
             Activity::ACTIVE => true,
-            Activity::HLT if self.services.devices.can_wake(n, takes_interrupts) => {
+            Activity::HLT if smi_for_l1 || self.services.devices.can_wake(n, takes_interrupts) => {
                 vcpu.state.activity = Activity::ACTIVE;
                 vcpu.needs_entry = true;
                 true
@@ -24,9 +26,11 @@ impl Machine {
         }
     }
 
-    fn accept_init_and_sipi(&mut self, n: u32) {
+    /// No firmware has a handler of SMIs: one that nobody holds back is over at once.
+    fn accept_signals(&mut self, n: u32) {
         let apic = &mut self.services.devices.lapics[n as usize];
         let state = &mut self.vcpus[n as usize].state;
+        apic.smi_pending &= state.interruptibility.init() || state.interruptibility.smi();
         if state.interruptibility.init() {
             return;
         }
@@ -59,15 +63,21 @@ impl Machine {
         if self.services.devices.take_kick() {
             for (other, vcpu) in (0..).zip(&mut self.vcpus) {
                 let virtual_interrupts = vcpu.state.intercepts.virtual_interrupts;
+                let (apic, held) =
+                    (&self.services.devices.lapics[other as usize], vcpu.state.interruptibility);
+                // What is held back may be L1's, which L2 is left for.
+                let held_back = apic.init_pending && held.init() || apic.smi_pending && held.smi();
                 let pending = self.services.devices.interrupt(other, false).is_some() && !virtual_interrupts
+                    || held_back
                     || self.services.devices.nmi(other, false)
                     || self.services.devices.wants_extint(other);
                 vcpu.needs_entry |= pending;
             }
         }
-        // INIT reaches a running vCPU between two instructions.
-        if self.services.devices.lapics[n as usize].init_pending {
-            self.accept_init_and_sipi(n);
+        // INIT and SMI reach a running vCPU between two instructions.
+        let apic = &self.services.devices.lapics[n as usize];
+        if apic.init_pending || apic.smi_pending {
+            self.accept_signals(n);
         }
     }
 

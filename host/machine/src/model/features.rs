@@ -25,7 +25,9 @@ enum Owner {
     /// The software CPU, whatever the vendor.
     Everyone,
     Amd,
-    /// AMD's with next-RIP save.
+    /// AMD's with virtual GIF.
+    VirtualGif,
+    /// AMD's with next-RIP save, which all have but the one below the recordings.
     NextRip,
     /// Only where a model asks for it by name.
     OnRequest,
@@ -130,9 +132,14 @@ pub static FEATURES: &[Feature] = &{
         feature("abm", EXTENDED, Ecx, 5, Everyone),
         feature("3dnowprefetch", EXTENDED, Ecx, 8, Everyone),
         feature("npt", SVM, Edx, 0, Amd),
+        feature("lbrv", SVM, Edx, 1, NextRip),
         feature("nrip-save", SVM, Edx, 3, NextRip),
+        feature("tsc-scale", SVM, Edx, 4, NextRip),
         feature("vmcb-clean", SVM, Edx, 5, Amd),
         feature("flushbyasid", SVM, Edx, 6, Amd),
+        feature("pause-filter", SVM, Edx, 10, NextRip),
+        feature("pfthreshold", SVM, Edx, 12, NextRip),
+        feature("vgif", SVM, Edx, 16, VirtualGif),
         feature("svme-addr-chk", SVM, Edx, 28, Amd),
     ]
 };
@@ -173,6 +180,7 @@ impl FeatureSet {
         Self::of(|feature| match feature.owner {
             Owner::Baseline | Owner::Everyone => true,
             Owner::Amd => silicon.vendor == Vendor::AMD,
+            Owner::VirtualGif => silicon.vendor == Vendor::AMD && silicon.vgif.is_set(),
             Owner::NextRip => silicon.vendor == Vendor::AMD && silicon.nrips.is_set(),
             Owner::OnRequest => false,
             Owner::FiveLevel => silicon.host_levels == 5,

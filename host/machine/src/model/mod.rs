@@ -326,7 +326,7 @@ mod tests {
         let leaf = |text| find(&table(text, "amd-48"), 0x8000_000a, 0).copied();
         assert_eq!(leaf("max"), None);
         let edx = |text| leaf(text).expect("a leaf").edx;
-        assert_eq!((edx("max,+svm"), edx("max,+svm,-npt")), (0x1000_0069, 0x1000_0068));
+        assert_eq!((edx("max,+svm"), edx("max,+svm,-npt")), (0x1000_147b, 0x1000_147a));
         assert_eq!(find(&table("max,+svm", "amd-48"), 0x8000_0000, 0).expect("leaf").eax, 0x8000_000a);
     }
 

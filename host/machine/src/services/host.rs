@@ -106,6 +106,14 @@ impl Host for Services {
         self.devices.nmi(vcpu, ack)
     }
 
+    fn init(&mut self, vcpu: u32) -> bool {
+        self.devices.lapics.get(vcpu as usize).is_some_and(|apic| apic.init_pending)
+    }
+
+    fn smi(&mut self, vcpu: u32) -> bool {
+        self.devices.lapics.get(vcpu as usize).is_some_and(|apic| apic.smi_pending)
+    }
+
     fn note_at(&mut self, vcpu: u32, place: Place, note: Note) {
         if let Note::Rule { id } = note
             && self.watching

@@ -73,7 +73,7 @@ impl Knowledge {
         event
     }
 
-    /// Takes what the tape tells. The FPU's registers, which are told at each use, go into the state at once.
+    /// Takes what the tape tells. The FPU's registers and last branches, which are told at each use, go into the state at once.
     pub(crate) fn learn(&mut self, registers: &Registers, state: &mut VcpuState) {
         let Some(told) = self.registers.get_mut(registers.vcpu as usize) else { return };
         let mut values = registers.values.iter().copied();
@@ -83,7 +83,14 @@ impl Knowledge {
             mask &= mask - 1;
             if 1 << n == bit::FPU {
                 let [number, low, high] = [(); 3].map(|()| values.next().unwrap_or_default());
-                fpu::set(&mut state.fpu, usize::try_from(number).unwrap_or(usize::MAX), [low, high]);
+                match number {
+                    bit::LAST_BRANCH => state.last_branch = [low, high],
+                    bit::LAST_EXCEPTION => state.last_exception = [low, high],
+                    _ => {
+                        let number = usize::try_from(number).unwrap_or(usize::MAX);
+                        fpu::set(&mut state.fpu, number, [low, high]);
+                    }
+                }
                 continue;
             }
             told.mask |= 1 << n;

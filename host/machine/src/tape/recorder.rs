@@ -146,6 +146,10 @@ impl Tape {
         self.event(Event::Exit(Box::new(ExitEvent { vcpu, icount, rip: state.rip, exit: *exit })));
         let registers = self.knowledge.untold_of_exit(vcpu, state, exit);
         self.tell_registers(registers);
+        if state.records_branches() {
+            self.tell_numbered(vcpu, registers::LAST_BRANCH, state.last_branch);
+            self.tell_numbered(vcpu, registers::LAST_EXCEPTION, state.last_exception);
+        }
         self.knowledge.memory.forget();
         let (walk, bytes) = (std::mem::take(&mut self.walk), std::mem::take(&mut self.walk_bytes));
         if exit.stimulus == StimulusKind::ACCESS {
@@ -219,8 +223,11 @@ impl Tape {
 
     /// Tells a register of the FPU that an emulation may use.
     pub(crate) fn fpu(&mut self, vcpu: u32, state: &VcpuState, number: usize) {
-        let [low, high] = fpu::get(&state.fpu, number);
-        let values = vec![number as u64, low, high];
+        self.tell_numbered(vcpu, number as u64, fpu::get(&state.fpu, number));
+    }
+
+    fn tell_numbered(&mut self, vcpu: u32, number: u64, [low, high]: [u64; 2]) {
+        let values = vec![number, low, high];
         self.event(Event::Registers(Registers { vcpu, mask: registers::FPU, values }));
     }
 

@@ -28,6 +28,11 @@ pub(crate) const IDTR: u32 = Register::IDTR.mask();
 pub(crate) const DR7: u32 = Register::DR7.mask();
 pub(crate) const FPU: u32 = Register::FPU.mask();
 
+/// Numbers behind the FPU's: `VcpuState::last_branch` and `last_exception`, from where and to where. Silicon writes them without an
+/// exit while it records branches.
+pub(crate) const LAST_BRANCH: u64 = super::fpu::COUNT as u64;
+pub(crate) const LAST_EXCEPTION: u64 = LAST_BRANCH + 1;
+
 /// What every exit's handling may look at. CR8 is the local APIC's task priority, which a guest may have changed without an
 /// exit.
 pub(crate) const ALWAYS: u32 = CR0 | CR3 | CR4 | CR8 | EFER | CPL | INTERRUPTIBILITY | CS;

@@ -1,5 +1,6 @@
 //! What the VMM does beside running the guest: ioctls at given moments, told to the recorder like everything else.
 
+use super::NestedChange;
 use crate::{Error, model::CpuidChange};
 use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, fmt, str::FromStr};
@@ -207,6 +208,7 @@ impl Step {
         }
         match &self.action {
             Action::SetCpuid { change, .. } => change.parse::<CpuidChange>().map(drop),
+            Action::SetNestedState { change, .. } => change.parse::<NestedChange>().map(drop),
             _ => Ok(()),
         }
     }

@@ -167,7 +167,7 @@ pub fn get_common(
     Ok(match Msr(index) {
         // A VMM saves and restores L1's. See: KVM x86.c kvm_get_msr_common()
         Msr::IA32_TSC if host_initiated => state.tsc.wrapping_add(state.tsc_offset),
-        Msr::IA32_TSC => state.tsc.wrapping_add(state.tsc_offset).wrapping_add(state.nested_tsc_offset),
+        Msr::IA32_TSC => state.guest_tsc(state.tsc),
         Msr::IA32_APIC_BASE => vcpu.apic_base,
         Msr::IA32_TSC_DEADLINE | Msr(0x800..=0x8ff) => bus_read(vcpu.id, index, host)?,
         Msr::IA32_TSC_ADJUST => {

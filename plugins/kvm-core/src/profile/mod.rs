@@ -8,6 +8,7 @@ mod gpat;
 mod nested;
 mod parameters;
 mod patches;
+mod quirks;
 mod release;
 mod set;
 mod switch;
@@ -71,6 +72,8 @@ pub struct Options {
     scope: Scope,
     /// The switches that are on.
     on: SwitchSet,
+    /// Quirks that the VMM has disabled since the VM was made.
+    disabled_quirks: u64,
 }
 
 impl Options {
@@ -84,7 +87,7 @@ impl Options {
             })?,
         };
         let on = entries_of(scope).filter(|e| profile.default(e)).map(|e| e.switch).collect();
-        let mut resolved = Self { profile, scope, on };
+        let mut resolved = Self { profile, scope, on, disabled_quirks: 0 };
         for (name, value) in options.iter().filter(|(name, _)| name != "kvm") {
             resolved.set_by_name(plugin, name, value)?;
         }

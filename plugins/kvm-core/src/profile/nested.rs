@@ -622,4 +622,12 @@ pub const NESTED_7_2: &[Entry] = &[
     .commit("in stable 6.12.19", "KVM: SVM: Suppress DEBUGCTL.BTF on AMD")
     .source("svm/svm.c svm_set_msr(); stable 6.12.19")
     .since("v6.12"),
+    Entry::patch(
+        Switch::SVM_INTERCEPTED_WITHOUT_SVME,
+        Scope::AMD,
+        "STGI and CLGI of a guest whose EFER.SVME is clear raise #UD; before, virtual GIF let silicon execute them",
+    )
+    .commit("in 7.2.13, not in 6.12.118", "(subject unverified)")
+    .source("svm/svm.c svm_recalc_instruction_intercepts()")
+    .since("v7.2"),
 ];

@@ -83,7 +83,7 @@ pub const PARAMETERS: &[Entry] = &[
     .since("v5.19"),
     Entry::parameter(
         Switch::NESTED_SVM_SHARED_PAT,
-        Scope::NPT,
+        Scope::AMD,
         true,
         "L1 and L2 share one PAT under nested paging too; off: L2 has its own. A quirk of the VM (KVM_CAP_DISABLE_QUIRKS2); \
          releases before it always share, whatever is asked",

@@ -183,6 +183,7 @@ open_enum! {
         NESTED_WALK_WP = 292 => "nested-walk-wp",
         DEBUGCTL_RESERVED_GP = 293 => "debugctl-reserved-gp",
         LBR_MSRS_VIRTUAL = 294 => "lbr-msrs-virtual",
+        SVM_INTERCEPTED_WITHOUT_SVME = 295 => "svm-intercepted-without-svme",
         /// The PAT of L2.
         GPAT_CLEAN_BIT = 300 => "gpat-clean-bit",
         GPAT_CHECKED = 301 => "gpat-checked",

@@ -129,3 +129,27 @@ fn the_shared_pat_is_a_quirk() {
     let v3 = parse("gpat-v3-series");
     assert!(v3.on(Switch::V3_GPAT_STATE) && !v3.on(Switch::GPAT_STATE) && !v3.on(Switch::V2_GPAT_STATE));
 }
+
+/// KVM_CAP_DISABLE_QUIRKS2: those that the release has, one after the other, and back again where a checkpoint says so. What an
+/// option has turned off stays off.
+#[test]
+fn quirks_are_disabled_at_run_time() {
+    for (scope, kvm, quirks) in [
+        (Scope::NPT, "v5.10", 0),
+        (Scope::NPT, "v6.12", 0x20),
+        (Scope::NPT, "v7.2", 0x820),
+        (Scope::SVM, "v7.2", 0x820),
+        (Scope::VMX, "v7.2", 0x220),
+    ] {
+        assert_eq!(parse_for(scope, &[("kvm", kvm)]).unwrap().quirks(), quirks, "{kvm}");
+    }
+    let mut options = parse_for(Scope::NPT, &[("kvm", "v7.2"), ("fix_hypercall_insn", "0")]).unwrap();
+    let on = |options: &Options| {
+        (options.on(Switch::NESTED_SVM_SHARED_PAT), options.on(Switch::FIX_HYPERCALL_INSN))
+    };
+    assert_eq!(on(&options), (true, false));
+    options.set_disabled_quirks(0x800);
+    assert_eq!((on(&options), options.disabled_quirks()), ((false, false), 0x800));
+    options.set_disabled_quirks(0);
+    assert_eq!(on(&options), (true, false));
+}

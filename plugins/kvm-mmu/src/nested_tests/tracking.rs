@@ -238,11 +238,13 @@ fn nested_tables_without_long_mode_are_shadowed() {
 #[test]
 fn a_nested_table_outside_memory() {
     let mut bench = Bench::npt();
-    bench.ncr3 = 0x4000_0000;
-    bench.in_l1(|_| ());
-    assert!(bench.mmu.has_invisible_nested_root(0));
-    let Err(Ended::Nested(fault)) = bench.l2_access(GVA, &WalkAccess::default()) else { panic!() };
-    assert_eq!((fault.stage, fault.error.into_bits()), (Stage::NESTED_TABLE, 6));
+    for ncr3 in [0x4000_0000, 1 << 55 | NESTED[0]] {
+        bench.ncr3 = ncr3;
+        bench.in_l1(|_| ());
+        assert!(bench.mmu.has_invisible_nested_root(0), "{ncr3:#x}");
+        let Err(Ended::Nested(fault)) = bench.l2_access(GVA, &WalkAccess::default()) else { panic!() };
+        assert_eq!((fault.stage, fault.error.into_bits()), (Stage::NESTED_TABLE, 6), "{ncr3:#x}");
+    }
     bench.ncr3 = NESTED[0];
     bench.in_l1(|_| ());
     assert!(!bench.mmu.has_invisible_nested_root(0));

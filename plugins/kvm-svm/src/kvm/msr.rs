@@ -3,10 +3,12 @@
 //! See: KVM arch/x86/kvm/svm/svm.c svm_get_msr(), svm_set_msr()
 
 use super::nested::{
+    TSC_RATIO_DEFAULT, lbr,
     pat::{self, Pat},
     patches::L1,
     state::leave,
 };
+use super::setup::recalc_gif_intercepts;
 use crate::{
     rules::Rule,
     vm::{Shared, SvmVcpu, VmCr},
@@ -57,7 +59,9 @@ pub fn get(
             pat::get(&access, vcpu.core.guest_mode, &vcpu.nested, state.pat)
         }
         // Without LBR virtualization nothing records branches.
-        Msr(index) if LAST_BRANCH.contains(&index) => 0,
+        Msr(index) if LAST_BRANCH.contains(&index) => {
+            last_branches(state)[(index - LAST_BRANCH.start()) as usize]
+        }
         Msr::IA32_DEBUGCTL => state.debugctl,
         Msr::VM_CR => vcpu.msrs.vm_cr.into_bits(),
         Msr::VM_HSAVE_PA => vcpu.msrs.hsave_pa,
@@ -82,7 +86,15 @@ pub fn set(
     let allow = |legal: bool| if legal { Ok(()) } else { Err(Refused) };
     match Msr(index) {
         // Without LBR virtualization the write is ignored.
-        Msr::IA32_DEBUGCTL => {}
+        Msr::IA32_DEBUGCTL if !shared.lbrv() => {}
+        Msr::IA32_DEBUGCTL => {
+            state.debugctl = lbr::debugctl(&L1::new(shared, &vcpu.core.cpuid), data)?;
+            lbr::recalc_intercepts(&mut vcpu.msrpm, state);
+        }
+        Msr(index) if LAST_BRANCH.contains(&index) => {
+            allow(shared.lbrv() && host_initiated && shared.kvm.options.on(Switch::LBR_MSRS_SAVED))?;
+            *last_branch_mut(state, index) = data;
+        }
         Msr::IA32_PAT => {
             let access =
                 pat::Access { l1: L1::new(shared, &vcpu.core.cpuid), npt: shared.kvm.tdp(), host_initiated };
@@ -90,7 +102,12 @@ pub fn set(
             let vmcbs = (&mut vcpu.vmcb01.vmcb, &mut vcpu.nested);
             pat::set(&access, vcpu.core.guest_mode, vmcbs, &mut state.pat, data)?;
         }
-        Msr::TSC_RATIO => set_tsc_ratio(shared, vcpu, data, host_initiated)?,
+        Msr::TSC_RATIO => {
+            set_tsc_ratio(shared, vcpu, data, host_initiated)?;
+            if vcpu.is_guest_mode() {
+                state.nested_tsc_ratio = vcpu.nested.tsc_ratio.wrapping_sub(TSC_RATIO_DEFAULT);
+            }
+        }
         Msr::EFER => return set_efer(shared, vcpu, state, data, host_initiated, host),
         Msr::VM_IGNNE => host.log(WARN, "kvm_amd: unimplemented WRMSR of VM_IGNNE"),
         Msr::VM_CR => set_vm_cr(vcpu, state, data)?,
@@ -119,6 +136,21 @@ pub fn set(
         _ => return msr::set_common(&mut vcpu.core, state, index, data, host_initiated, host),
     }
     Ok(Default::default())
+}
+
+/// In the order of their MSRs.
+fn last_branches(state: &VcpuState) -> [u64; 4] {
+    let ([from, to], [from_before, to_before]) = (state.last_branch, state.last_exception);
+    [from, to, from_before, to_before]
+}
+
+fn last_branch_mut(state: &mut VcpuState, index: u32) -> &mut u64 {
+    match Msr(index) {
+        Msr::LASTBRANCHFROMIP => &mut state.last_branch[0],
+        Msr::LASTBRANCHTOIP => &mut state.last_branch[1],
+        Msr::LASTINTFROMIP => &mut state.last_exception[0],
+        _ => &mut state.last_exception[1],
+    }
 }
 
 /// MSR_AMD64_TSC_RATIO. Where L1 has no TSC scaling a VMM may write what is there, and zero, which QEMU 6.2 does.
@@ -157,6 +189,9 @@ fn set_efer(
     }
     let had = state.efer().svme();
     let written = msr::set_common(&mut vcpu.core, state, Msr::EFER.0, data, host_initiated, host)?;
+    if had != state.efer().svme() {
+        recalc_gif_intercepts(shared, vcpu, !had);
+    }
     if had && !state.efer().svme() {
         let (l2, shutdown) = (vcpu.is_guest_mode(), options.on(Switch::SVME_CLEARED_SHUTDOWN));
         leave(vcpu);

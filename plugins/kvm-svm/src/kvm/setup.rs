@@ -7,7 +7,7 @@ use super::{
     vmcb::{set_intercept, silicon_cr0},
 };
 use crate::{
-    silicon::vmcb::{IOPM_SIZE, MSRPM_SIZE, Msrpm, Vmcb},
+    silicon::vmcb::{IOPM_SIZE, IntCtl, MSRPM_SIZE, Msrpm, Vmcb},
     vm::{Shared, SvmVcpu, VmcbInfo},
 };
 use vmtape_abi::Host;
@@ -82,7 +82,7 @@ pub fn create(shared: &Shared, id: u32) -> SvmVcpu {
     }
     let control = &mut vmcb.control;
     (control.iopm_base_pa, control.msrpm_base_pa) = (iopm_pa(shared), msrpm_pa(shared, id, false));
-    control.int_ctl.set_v_intr_masking(true);
+    control.int_ctl = IntCtl::new().with_v_intr_masking(true).with_v_gif_enable(shared.vgif());
     control.nested_ctl.set_np_enable(npt);
     control.asid = id + 1;
     let mut msrpm = Msrpm::default();
@@ -98,8 +98,16 @@ pub fn create(shared: &Shared, id: u32) -> SvmVcpu {
         nmi_singlestep: false,
     };
     set_dr_intercepts(shared, &mut vcpu, true);
+    recalc_gif_intercepts(shared, &mut vcpu, false);
     after_set_cpuid(shared, &mut vcpu);
     vcpu
+}
+
+/// `svm_recalc_instruction_intercepts`, what virtual GIF makes of it.
+pub fn recalc_gif_intercepts(shared: &Shared, vcpu: &mut SvmVcpu, svme: bool) {
+    let exits = !shared.vgif() || !svme && shared.kvm.options.on(Switch::SVM_INTERCEPTED_WITHOUT_SVME);
+    set_intercept(shared, vcpu, C::STGI, exits);
+    set_intercept(shared, vcpu, C::CLGI, exits);
 }
 
 /// Where KVM's own pages lie: at the top of the host's physical address space, where no guest memory is.

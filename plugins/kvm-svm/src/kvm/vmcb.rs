@@ -125,7 +125,7 @@ pub fn write_state(shared: &Shared, vcpu: &mut SvmVcpu, state: &VcpuState) {
     }
     let clean = &mut control.clean;
     save.cr2 = state.cr2;
-    let tsc_offset = state.tsc_offset.wrapping_add(state.nested_tsc_offset);
+    let tsc_offset = state.guest_tsc(0);
     if put(&mut control.tsc_offset, tsc_offset) {
         clean.set_intercepts(false);
     }

@@ -26,6 +26,9 @@ pub struct Running {
     published: Intercepts,
     /// Bases were not canonical in memory.
     canonicalized: bool,
+    /// PAUSEs that go by before one exits, and when the last one was.
+    pauses_left: u16,
+    last_pause: u64,
 }
 
 /// The groups that the checks look at.
@@ -64,6 +67,7 @@ impl Running {
             return Err(invalid);
         }
         self.kept_of = Some(pa);
+        self.pauses_left = self.vmcb.control.pause_filter_count;
         if !clean.seg() || !clean.dt() {
             self.canonicalize();
         }
@@ -94,7 +98,8 @@ impl Running {
     /// Whether V_IRQ is above the virtual task priority. See: APM 15.21.4 Injecting Virtual (INTR) Interrupts
     pub fn has_virtual_interrupt(&self, state: &VcpuState) -> bool {
         let int_ctl = self.vmcb.control.int_ctl;
-        int_ctl.v_irq() && (int_ctl.v_ign_tpr() || u64::from(int_ctl.v_intr_prio()) > state.cr8)
+        let open = !int_ctl.v_gif_enable() || state.interruptibility.virtual_gif();
+        open && int_ctl.v_irq() && (int_ctl.v_ign_tpr() || u64::from(int_ctl.v_intr_prio()) > state.cr8)
     }
 
     /// A virtual interrupt is pending that the guest may take now: delivers it.
@@ -109,6 +114,21 @@ impl Running {
             vector: control.int_vector as u8,
             ..Default::default()
         };
+    }
+
+    /// Whether an intercepted PAUSE exits: not while the filter counts. Under a threshold it counts anew after a PAUSE that came
+    /// later than that. See: APM 15.14.4 Pause Intercept Filtering
+    pub fn pause_exits(&mut self, tsc: u64) -> bool {
+        let control = &self.vmcb.control;
+        let since = tsc.wrapping_sub(std::mem::replace(&mut self.last_pause, tsc));
+        if control.pause_filter_thresh != 0 && since > control.pause_filter_thresh.into() {
+            self.pauses_left = control.pause_filter_count;
+        }
+        match self.pauses_left.checked_sub(1) {
+            Some(left) => self.pauses_left = left,
+            None => return true,
+        }
+        false
     }
 
     /// Bases that are loaded are sign-extended. See: APM 15.5.1 Canonicalization and Consistency Checks

@@ -105,7 +105,8 @@ pub fn silicon(host_width: u8) -> Silicon {
         backing_shift: 21,
         rmw_reads_first: false.into(),
         encryption_bits: 0,
-        pad: [0; 3],
+        vgif: false.into(),
+        pad: [0; 2],
     }
 }
 

@@ -9,6 +9,7 @@ mod modes;
 mod msr;
 mod nested;
 mod patches;
+mod signals;
 mod vmrun;
 mod wide;
 mod widths;

@@ -41,6 +41,7 @@ pub struct LocalApic {
     tmr: [u32; 8],
     pub timer: Timer,
     pub nmi_pending: bool,
+    pub smi_pending: bool,
     pub init_pending: bool,
     pub sipi_vector: Option<u8>,
 }
@@ -76,6 +77,7 @@ impl LocalApic {
             tmr: [0; 8],
             timer: Timer::new(has_tsc_deadline),
             nmi_pending: false,
+            smi_pending: false,
             init_pending: false,
             sipi_vector: None,
         };
@@ -98,7 +100,7 @@ impl LocalApic {
         }
         (self.isr, self.irr, self.tmr) = ([0; 8], [0; 8], [0; 8]);
         self.timer.reset();
-        self.nmi_pending = false;
+        (self.nmi_pending, self.smi_pending) = (false, false);
     }
 
     pub fn base(&self) -> ApicBase {
@@ -239,6 +241,7 @@ impl LocalApic {
                 set(&mut self.irr, message.vector, true);
             }
             DeliveryMode::NMI => self.nmi_pending = true,
+            DeliveryMode::SMI => self.smi_pending = true,
             DeliveryMode::INIT => {
                 if message.level && message.deassert {
                     return false;

@@ -4,9 +4,9 @@
 //! nested_vmcb02_prepare_save()
 
 use super::{
-    checks, events, exit,
+    TSC_RATIO_DEFAULT, checks, events, exit,
     instructions::{self, VmcbAddress},
-    intercepts, msrpm, pat,
+    intercepts, lbr, msrpm, pat,
     patches::L1,
     vmcb12,
 };
@@ -15,7 +15,7 @@ use crate::{
         handlers::Cx,
         setup::{msrpm_pa, update_cr0_intercept},
     },
-    silicon::vmcb::{Clean, Vmcb},
+    silicon::vmcb::{Clean, ControlArea, Vmcb},
 };
 use vmtape_arch::{
     exit::Resume,
@@ -165,11 +165,14 @@ fn prepare_control(cx: &mut Cx<'_>) {
     control.asid = of_l0.asid;
     control.tlb_ctl = 0;
     let l2s_tsc = of_l1.tsc_offset;
+    // Without a GIF of L2's it is L1's, which VMRUN sets.
+    let own_gif = l1.vgif() && of_l1.int_ctl.v_gif_enable();
+    let gif = if own_gif { of_l1.int_ctl } else { of_l0.int_ctl };
     control.int_ctl = of_l1
         .int_ctl
         .with_v_intr_masking(true)
-        .with_v_gif(false)
-        .with_v_gif_enable(false)
+        .with_v_gif(own_gif && gif.v_gif())
+        .with_v_gif_enable(gif.v_gif_enable())
         .with_v_nmi_pending(false)
         .with_v_nmi_blocking(false)
         .with_v_nmi_enable(false)
@@ -186,10 +189,22 @@ fn prepare_control(cx: &mut Cx<'_>) {
         control.clean.set_iopm(false);
     }
     nested.msrpm_merged = false;
+    let ratio = if l1.tsc_ratio() { nested.tsc_ratio } else { TSC_RATIO_DEFAULT };
     cx.state.nested_tsc_offset = l2s_tsc;
+    cx.state.nested_tsc_ratio = ratio.wrapping_sub(TSC_RATIO_DEFAULT);
+    pause_filter(&l1, of_l1, control);
     let kept = cx.state.interruptibility;
     cx.state.interruptibility = kept.with_sti(shadow).with_mov_ss(false);
     intercepts::recalc(cx.shared, cx.vcpu);
+}
+
+/// L1's filter, where L1 has one: L0 has none of its own, and lets PAUSE through.
+/// See: KVM svm/nested.c nested_vmcb02_prepare_control()
+fn pause_filter(l1: &L1<'_>, of_l1: &ControlArea, control: &mut ControlArea) {
+    // 5.10 takes whatever is there.
+    let old = !l1.on(Switch::NESTED_PAUSE_FILTER);
+    control.pause_filter_count = if old || l1.pause_filter() { of_l1.pause_filter_count } else { 0 };
+    control.pause_filter_thresh = if old || l1.pause_threshold() { of_l1.pause_filter_thresh } else { 0 };
 }
 
 /// `nested_vmcb02_prepare_save`.
@@ -204,6 +219,7 @@ fn prepare_save(cx: &mut Cx<'_>, vmcb12: &Vmcb) {
         let efer = Efer::from_bits(nested.vmcb12.save.efer);
         nested.vmcb12.save.efer = efer.with_lma(efer.lma() && efer.lme()).into_bits();
     }
+    lbr::enter(cx, vmcb12);
     load_l2(cx, kept);
     update_cr0_intercept(cx.shared, cx.vcpu, cx.state);
 }

@@ -3,11 +3,14 @@
 //! See: KVM arch/x86/kvm/svm/nested.c svm_check_nested_events(), svm.c svm_set_gif(), svm_interrupt_blocked(),
 //! svm_nmi_blocked()
 
-use super::exit;
+use super::{exit, patches::L1};
 use crate::{
-    kvm::{handlers::Cx, vmcb::set_vintr},
+    kvm::{
+        handlers::Cx,
+        vmcb::{set_intercept, set_vintr},
+    },
     silicon::vmcb::Vmcb,
-    vm::SvmVcpu,
+    vm::{Shared, SvmVcpu},
 };
 use vmtape_arch::{
     event::Event,
@@ -20,11 +23,48 @@ use vmtape_kvm_core::{events::Windows, profile::Switch};
 
 /// `svm_set_gif`. A window that was asked for under the old value is asked for again at the entry, if it is needed.
 pub fn set_gif(cx: &mut Cx<'_>, on: bool) {
-    set_vintr(cx.shared, cx.vcpu, false);
+    let vgif = cx.shared.vgif();
+    if on && vgif {
+        // It was there for the window of an NMI.
+        set_intercept(cx.shared, cx.vcpu, C::STGI, false);
+    }
+    if on || !vgif {
+        set_vintr(cx.shared, cx.vcpu, false);
+    }
     cx.vcpu.nested.gif = on;
 }
 
+/// STGI or CLGI, as silicon executes it. See: APM 15.33.2 Virtual GIF
+pub fn toggle_gif(shared: &Shared, vcpu: &mut SvmVcpu, state: &mut VcpuState, on: bool) {
+    if vcpu.has_nested_vgif(shared) {
+        vcpu.nested.vmcb02.vmcb.control.int_ctl.set_v_gif(on);
+    } else {
+        vcpu.nested.gif = on;
+    }
+    state.interruptibility = vcpu.held(shared, state);
+}
+
+/// What silicon has made of V_GIF since the entry.
+pub fn sync_gif(shared: &Shared, vcpu: &mut SvmVcpu, state: &VcpuState) {
+    let on = state.interruptibility.virtual_gif();
+    if !shared.vgif() {
+        return;
+    }
+    if vcpu.has_nested_vgif(shared) {
+        vcpu.nested.vmcb02.vmcb.control.int_ctl.set_v_gif(on);
+    } else {
+        vcpu.nested.gif = on;
+    }
+}
+
 impl SvmVcpu {
+    /// `nested_vgif_enabled`: L2 has a GIF of its own.
+    pub fn has_nested_vgif(&self, shared: &Shared) -> bool {
+        self.is_guest_mode()
+            && self.nested.vmcb12.control.int_ctl.v_gif_enable()
+            && L1::new(shared, &self.core.cpuid).vgif()
+    }
+
     /// Whether L1 intercepts this, and L2 runs.
     fn exits_for(&self, code: C) -> bool {
         self.is_guest_mode() && self.nested.vmcb12.control.intercepts.has(code)
@@ -64,11 +104,22 @@ impl SvmVcpu {
     }
 
     /// What GIF, and V_INTR_MASKING of L1, mean for whoever sends interrupts.
-    pub fn held(&self, state: &VcpuState) -> Interruptibility {
+    pub fn held(&self, shared: &Shared, state: &VcpuState) -> Interruptibility {
         let own = !self.virtualizes_tpr();
         let open = !own && self.interrupt_flag(state);
-        let held = !self.nested.gif || !own && !open;
-        state.interruptibility.with_init(!self.nested.gif).with_interrupts(held).with_ignores_if(open)
+        let gif = self.nested.gif;
+        let held = !gif || !own && !open;
+        let silicons = match self.has_nested_vgif(shared) {
+            true => self.nested.vmcb02.vmcb.control.int_ctl.v_gif(),
+            false => gif && shared.vgif(),
+        };
+        state
+            .interruptibility
+            .with_init(!gif || self.exits_for(C::INIT))
+            .with_smi(self.exits_for(C::SMI))
+            .with_interrupts(held)
+            .with_ignores_if(open)
+            .with_virtual_gif(silicons)
     }
 }
 
@@ -78,9 +129,18 @@ fn shadowed(state: &VcpuState) -> bool {
 }
 
 /// `svm_check_nested_events`: an event that L1 wants takes L2 out. True (-EBUSY): there is one, but L2 must get in first, or
-/// what is on its way into it. Not modelled: INIT and SMI, which the machine knows of.
+/// what is on its way into it. What L1 does not want of INIT and SMI is the machine's.
 pub fn check(cx: &mut Cx<'_>) -> bool {
     let pending = cx.vcpu.nested.run_pending;
+    let id = cx.vcpu.core.id;
+    // GIF is not looked at: the INIT waits for it after the exit, and then resets the vCPU.
+    if cx.vcpu.exits_for(C::INIT) && cx.host.init(id) {
+        let busy = pending || cx.vcpu.core.events.needs_reinjection();
+        if !busy {
+            exit::simple_vmexit(cx, C::INIT);
+        }
+        return busy;
+    }
     if let Some(exception) = cx.vcpu.core.events.exception_vmexit {
         if !pending {
             exit::exception_vmexit(cx, &exception);
@@ -99,7 +159,12 @@ pub fn check(cx: &mut Cx<'_>) -> bool {
         }
         return busy;
     }
-    let id = cx.vcpu.core.id;
+    if cx.vcpu.nested.gif && cx.vcpu.exits_for(C::SMI) && cx.host.smi(id) {
+        if !busy {
+            exit::simple_vmexit(cx, C::SMI);
+        }
+        return busy;
+    }
     if cx.host.nmi(id, false) && !cx.vcpu.nmi_blocked(cx.state) {
         if !busy && cx.vcpu.exits_for(C::NMI) {
             exit::simple_vmexit(cx, C::NMI);

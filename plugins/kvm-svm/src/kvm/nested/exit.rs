@@ -6,7 +6,7 @@ use super::{
     enter::{check_cr3, update_runtime},
     events,
     intercepts::{self, Cr0Write, Exited, Owner},
-    pat,
+    lbr, pat,
     patches::L1,
     vmcb12::{self, Mapped},
 };
@@ -46,6 +46,9 @@ pub fn sync(shared: &Shared, vcpu: &mut SvmVcpu) {
     };
     if !usurped {
         to.int_ctl.set_v_irq(from.int_ctl.v_irq());
+    }
+    if to.int_ctl.v_gif_enable() && L1::new(shared, &vcpu.core.cpuid).vgif() {
+        to.int_ctl.set_v_gif(from.int_ctl.v_gif());
     }
     to.int_ctl.set_v_tpr(to.int_ctl.v_tpr() & !0xf | from.int_ctl.v_tpr() & 0xf);
     nested.run_pending = false;
@@ -169,6 +172,7 @@ pub fn vmexit(cx: &mut Cx<'_>) {
     cx.vcpu.core.guest_mode = false;
     (cx.vcpu.nested.vmcb12_gpa, cx.vcpu.nested.pages_wanted) = (0, false);
     restore_l1(cx);
+    lbr::leave(cx);
     if let Some(mapped) = stored {
         note_injected(cx, &mapped);
         mapped.write_back(cx.host);
@@ -193,6 +197,7 @@ fn store(cx: &mut Cx<'_>, mut mapped: Mapped) -> Mapped {
     let exit = vmcb12::Exit { vmcb02, cached, state: cx.state, events: &cx.vcpu.core.events };
     vmcb12::store_exit(&l1, &mut mapped.vmcb, &exit);
     pat::store(&l1, &mut mapped.vmcb, cached, vmcb02);
+    lbr::store(&l1, &mut mapped.vmcb, cached, cx.state);
     mapped
 }
 
@@ -217,7 +222,7 @@ fn restore_l1(cx: &mut Cx<'_>) {
     vmcb01.save.spec_ctrl = cx.vcpu.nested.vmcb02.vmcb.save.spec_ctrl;
     vmcb01.control.exit_int_info = EventInfo::new();
     let (save, state) = (&vmcb01.save, &mut *cx.state);
-    state.nested_tsc_offset = 0;
+    (state.nested_tsc_offset, state.nested_tsc_ratio) = (0, 0);
     cx.vcpu.nested.vmcb12.control.nested_cr3 = 0;
     (state.rflags, state.efer) = (save.rflags, save.efer);
     state.cr0 = Cr0::from_bits(save.cr0).with_pe(true).into_bits();
@@ -257,7 +262,7 @@ pub fn after_handler(cx: &mut Cx<'_>) {
 pub fn follow_leave(cx: &mut Cx<'_>) {
     let id = cx.vcpu.core.id;
     if !cx.vcpu.is_guest_mode() && cx.shared.kvm.mmu.vcpu(id).guest_mode {
-        cx.state.nested_tsc_offset = 0;
+        (cx.state.nested_tsc_offset, cx.state.nested_tsc_ratio) = (0, 0);
         cx.vcpu.core.events.wanted_by_l1 = 0;
         cx.shared.kvm.mmu.leave_guest_mode(id, cx.state, cx.host);
     }

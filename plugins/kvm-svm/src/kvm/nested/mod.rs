@@ -10,6 +10,7 @@ pub mod events;
 pub mod exit;
 pub mod instructions;
 pub mod intercepts;
+pub mod lbr;
 pub mod msrpm;
 pub mod pat;
 pub mod patches;
@@ -58,7 +59,7 @@ pub struct Nested {
 }
 
 /// SVM_TSC_RATIO_DEFAULT.
-pub const TSC_RATIO_DEFAULT: u64 = 1 << 32;
+pub use vmtape_arch::vcpu::TSC_RATIO_ONE as TSC_RATIO_DEFAULT;
 
 impl Default for Nested {
     fn default() -> Self {

@@ -7,7 +7,7 @@ use vmtape_kvm_core::{
 };
 
 /// L1 as KVM sees it. Questions about features are `guest_cpu_cap_has`, or the `*_enabled` of 6.1: the parameter, the release
-/// and L1's CPUID together. Virtual GIF, virtual NMI and the pause filter are not asked for: the modelled silicon has none.
+/// and L1's CPUID together. Virtual NMI is not asked for: the modelled silicon does not have it.
 #[derive(Clone, Copy)]
 pub struct L1<'a> {
     pub options: &'a Options,
@@ -51,6 +51,18 @@ impl<'a> L1<'a> {
 
     pub fn tsc_ratio(&self) -> bool {
         self.may(Switch::TSC_SCALING, Switch::NESTED_TSC_SCALING, feature::TSCRATEMSR)
+    }
+
+    pub fn vgif(&self) -> bool {
+        self.may(Switch::VGIF, Switch::NESTED_VGIF, feature::VGIF)
+    }
+
+    pub fn pause_filter(&self) -> bool {
+        self.on(Switch::NESTED_PAUSE_FILTER) && self.cpuid.has(feature::PAUSEFILTER)
+    }
+
+    pub fn pause_threshold(&self) -> bool {
+        self.on(Switch::NESTED_PAUSE_FILTER) && self.cpuid.has(feature::PFTHRESHOLD)
     }
 
     /// Not for a guest that thinks it is an Intel CPU.

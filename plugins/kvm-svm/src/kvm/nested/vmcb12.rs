@@ -247,13 +247,6 @@ pub fn store_exit(l1: &L1<'_>, vmcb12: &mut Vmcb, exit: &Exit<'_>) {
     (to.rflags, to.rip) = (state.rflags, state.rip);
     (to.rsp, to.rax) = (state.gpr[gpr::RSP], state.gpr[gpr::RAX]);
     (to.dr7, to.dr6) = (from.dr7, state.dr6);
-    if l1.lbrv() && cached.control.virt_ext.lbr_virtualization() {
-        (to.dbgctl, to.br_from, to.br_to) = (from.dbgctl, from.br_from, from.br_to);
-        (to.last_excp_from, to.last_excp_to) = (from.last_excp_from, from.last_excp_to);
-        if !l1.on(Switch::VMCB12_LBR_CLEAN_KEPT) {
-            vmcb12.control.clean.set_lbr(false);
-        }
-    }
     store_controls(l1, &mut vmcb12.control, &vmcb02.control, &cached.control, events);
 }
 

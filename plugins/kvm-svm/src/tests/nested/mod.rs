@@ -2,6 +2,7 @@
 //! and 7.2.13).
 
 mod checks;
+mod lbr;
 mod maps;
 mod pat;
 mod resume;

@@ -26,12 +26,14 @@ pub const PARAMETERS: &[Parameter] = &[
             "checks",
             "injections",
             "failures",
+            "old-checks",
             "no-memory",
             "svme",
             "vmmcall",
         ]),
         "all",
-        "which part of the list; the last three, which may end the machine, by name only",
+        "which part of the list; by name only: the last three, which may end the machine, and the checks without nCR3, which ends it \
+         in old releases",
     ),
 ];
 
@@ -78,6 +80,7 @@ pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
         ("checks", checks::list, true),
         ("injections", checks::injections, true),
         ("failures", checks::failures, true),
+        ("old-checks", checks::list_without_ncr3, false),
         ("no-memory", checks::no_memory, false),
         ("svme", checks::svme_cleared, false),
         ("vmmcall", checks::vmmcall, false),

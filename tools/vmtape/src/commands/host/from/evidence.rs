@@ -103,6 +103,7 @@ impl Evidence {
         if amd {
             silicon.nrips = flag("nrip-save", base.nrips);
             silicon.decode_assists = flag("decodeassists", base.decode_assists);
+            silicon.vgif = flag("vgif", base.vgif);
         } else {
             silicon.ept_levels = self.ept_levels.unwrap_or(base.ept_levels);
             silicon.ept_ad = self.ept_ad.map_or(base.ept_ad, Into::into);
