@@ -3,8 +3,8 @@
 //! [`spec`] builds the machine of a tape again. Then there are four comparisons, each filling a [`Report`]: [`identical`] (the same
 //! backend), [`across`] (another one, or another host or KVM), [`exits`] (without the guest), and of two tapes without running
 //! anything [`tapes`] or, where one is the real KVM's, [`recording`]. A difference gets a [`Signature`], a [`Cause`] and an
-//! explanation ([`explain`]); [`bisect`] searches its smallest cause, [`check`] judges whether a guest may move, [`migration`] moves
-//! it and holds it against a twin. Callers bring the
+//! explanation ([`explain`]); a run with faults gets a verdict ([`faults`]); [`bisect`] searches its smallest cause, [`check`] judges
+//! whether a guest may move, [`migration`] moves it and holds it against a twin. Callers bring the
 //! function that makes a VM ([`player::Create`]): this crate loads no plugin.
 
 pub mod across;
@@ -18,6 +18,7 @@ mod error;
 pub mod exempt;
 pub mod exits;
 pub mod explain;
+pub mod faults;
 pub mod identical;
 pub mod islands;
 pub mod migration;

@@ -22,6 +22,8 @@ pub struct Sides<'a> {
     /// Whether to look for the cause: other runs, each with one thing changed.
     pub explain: bool,
     pub reproduce: String,
+    /// The tape whose inputs and faults the other machine takes, where they are not the same tape's.
+    pub inputs: Option<&'a Tape>,
 }
 
 impl Sides<'_> {

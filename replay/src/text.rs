@@ -102,6 +102,25 @@ pub fn note_line(note: &Note, vcpu: u32, rip: u64) -> String {
     format!("{kind}: {text}")
 }
 
+/// How a run ended, in a word that signatures are made of.
+pub fn end_kind(end: &End) -> String {
+    match end {
+        End::DebugExit { status } => format!("status-{status}"),
+        End::Shutdown { .. } => "shutdown".into(),
+        End::Idle { .. } => "idle".into(),
+        End::Fatal { resume, .. } => resume_text(resume),
+        End::Limit { .. } => "limit".into(),
+        End::NoProgress { .. } => "no-progress".into(),
+        End::Cut => "cut".into(),
+        End::Interrupted => "interrupted".into(),
+    }
+}
+
+/// Whether two runs ended in the same way, whenever they did.
+pub fn same_end(a: &End, b: &End) -> bool {
+    end_kind(a) == end_kind(b)
+}
+
 /// How a run ended, in words.
 pub fn end_text(end: &End) -> String {
     match end {

@@ -51,6 +51,7 @@ fn machine(backend: &str) -> MachineSpec {
         cpu_revision: CPU_REVISION,
         fault_points: Vec::new(),
         pcpus: 0,
+        retries: 0,
     }
 }
 

@@ -68,6 +68,7 @@ fn compare(expected: &str, actual: &str) -> Report {
         at: When::Start,
         explain: false,
         reproduce: String::new(),
+        inputs: None,
     };
     let mut report = Report::new("", "", "");
     sides.compare(&mut report, &mut |_| {}).unwrap();

@@ -9,6 +9,7 @@ mod compile;
 mod engine;
 pub mod plan;
 mod points;
+mod shrink;
 mod signature;
 mod verdict;
 
@@ -16,5 +17,6 @@ pub use coin::Coin;
 pub use engine::{Engine, Firing, Log};
 pub use plan::{Plan, PlanError, Rule, Source, What, When};
 pub use points::Point;
+pub use shrink::{Candidate, Shrunk, rule_of, shrink};
 pub use signature::Signature;
 pub use verdict::{Expected, NoVerdict, Verdict};

@@ -27,6 +27,7 @@ pub fn image(bytes: &[u8]) {
         cpu_revision: vmtape_cpu::revision::REVISION,
         fault_points: Vec::new(),
         pcpus: 0,
+        retries: 0,
     };
     for initrd in [None, Some(b"initrd".to_vec())] {
         spec.initrd = initrd;

@@ -49,6 +49,8 @@ pub struct MachineSpec {
     pub fault_points: Vec<(u32, String)>,
     /// Physical CPUs that vCPUs move between; 0 and 1: one.
     pub pcpus: u32,
+    /// How often the VMM calls KVM_RUN again that has failed with an errno.
+    pub retries: u32,
 }
 
 /// Instructions between two milestones, unless somebody asks for more or fewer: a hundredth of a second or so.
@@ -109,6 +111,7 @@ mod tests {
             cpu_revision: 0,
             fault_points: Vec::new(),
             pcpus: 0,
+            retries: 0,
         }
     }
 
@@ -116,7 +119,7 @@ mod tests {
     fn what_an_older_tape_lacks_is_zero() {
         let spec = spec();
         let mut first_release = spec.encode().unwrap();
-        first_release.truncate(first_release.len() - 5);
+        first_release.truncate(first_release.len() - 6);
         assert_eq!(MachineSpec::decode(&first_release).unwrap(), spec);
     }
 

@@ -157,9 +157,9 @@ fn try_out(
     guest: u8,
 ) -> Result<Finding, Error> {
     let mut player = match side {
-        Side::Expected => sides.player(machine, false)?,
+        Side::Expected => sides.player(side, machine, false)?,
         Side::Actual => {
-            let mut expected = sides.player(&sides.expected, false)?;
+            let mut expected = sides.player(Side::Expected, &sides.expected, false)?;
             match sides.way {
                 Some(way) => sides.arrived(way, machine, &mut expected, false)?,
                 None => sides.moved(machine, &mut expected, false)?,

@@ -92,8 +92,9 @@ impl Sides<'_> {
             && self.plugin.parameters.iter().all(|row| same(&row.name))
     }
 
-    fn player(&self, machine: &MachineSpec, listen: bool) -> Result<Player, Error> {
-        let inputs = Box::new(spec::inputs(self.tape)?);
+    fn player(&self, side: Side, machine: &MachineSpec, listen: bool) -> Result<Player, Error> {
+        let tape = self.inputs.filter(|_| side == Side::Actual).unwrap_or(self.tape);
+        let inputs = Box::new(spec::inputs(tape)?);
         let spec = self.scripted(machine)?;
         let mut player = Player::observed(spec, inputs, self.budget(machine), self.create, listen)?;
         player.machine.keep_digest();
@@ -102,7 +103,7 @@ impl Sides<'_> {
 
     /// Another machine, at the moment when the guest moves to it from the tape's.
     fn moved(&self, machine: &MachineSpec, expected: &mut Player, listen: bool) -> Result<Player, Error> {
-        let mut actual = self.player(machine, listen)?;
+        let mut actual = self.player(Side::Actual, machine, listen)?;
         if self.at == When::Start {
             return Ok(actual);
         }

@@ -157,7 +157,7 @@ pub(super) fn end_difference(expected: &Player, actual: &Player) -> Option<Diffe
 impl Sides<'_> {
     /// Both machines, where the comparison begins.
     pub(super) fn pair(&self, listen: bool) -> Result<Pair<'_>, Error> {
-        let mut expected = self.player(&self.expected, listen)?;
+        let mut expected = self.player(Side::Expected, &self.expected, listen)?;
         let actual = match self.way {
             Some(way) => self.arrived(way, &self.actual, &mut expected, listen)?,
             None => self.moved(&self.actual, &mut expected, listen)?,

@@ -9,7 +9,7 @@ use super::{
     Bench, Finding, Trial,
     exits::AXIS,
     search::{Mark, turn},
-    trial::{Criterion, Ended, same_end},
+    trial::{Criterion, Ended},
 };
 use crate::{Error, player::Player, signature::Signature, spec, text};
 use vmtape_machine::MachineSpec;
@@ -266,7 +266,7 @@ impl<'a> Before<'a> {
             }
             _ => {
                 let expected = spec::end(self.bench.tape)?.map(|(_, end)| end);
-                let same = expected.is_some_and(|expected| same_end(&expected, &ended.end));
+                let same = expected.is_some_and(|expected| text::same_end(&expected, &ended.end));
                 (!same).then(|| ended.signature())
             }
         };

@@ -6,6 +6,7 @@
 
 pub mod cpuid;
 pub mod exits;
+pub mod faults;
 pub mod kvm;
 pub mod late;
 pub mod plugin;

@@ -175,6 +175,7 @@ impl<'a> Bench<'a> {
             context: CONTEXT,
             explain,
             reproduce: String::new(),
+            inputs: None,
         };
         match (mode, same) {
             (Mode::Exits, same) => {
@@ -208,7 +209,7 @@ impl<'a> Bench<'a> {
             None => spec::end(self.tape)?.map(|(_, end)| end),
         };
         let ended = Ended::of(self.tape, pair.actual.clone(), create)?;
-        Ok(if expected.as_ref().is_some_and(|expected| same_end(expected, &ended.end)) {
+        Ok(if expected.as_ref().is_some_and(|expected| text::same_end(expected, &ended.end)) {
             Show::Same
         } else {
             Show::Different {
@@ -345,23 +346,6 @@ impl Ended {
             End::Shutdown { .. } | End::Fatal { .. } | End::NoProgress { .. } => self.rip,
             _ => 0,
         };
-        Signature::new(&format!("end:{}", kind(&self.end)), rip)
+        Signature::new(&format!("end:{}", text::end_kind(&self.end)), rip)
     }
-}
-
-fn kind(end: &End) -> String {
-    match end {
-        End::DebugExit { status } => format!("status-{status}"),
-        End::Shutdown { .. } => "shutdown".into(),
-        End::Idle { .. } => "idle".into(),
-        End::Fatal { resume, .. } => text::resume_text(resume),
-        End::Limit { .. } => "limit".into(),
-        End::NoProgress { .. } => "no-progress".into(),
-        End::Cut => "cut".into(),
-        End::Interrupted => "interrupted".into(),
-    }
-}
-
-pub(super) fn same_end(a: &End, b: &End) -> bool {
-    kind(a) == kind(b)
 }

@@ -87,6 +87,7 @@ fn sides<'a>(
         at: guest.at,
         explain: true,
         reproduce: reproduce.to_owned(),
+        inputs: None,
     }
 }
 

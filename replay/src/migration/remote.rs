@@ -86,6 +86,7 @@ impl Sides<'_> {
             way: Some(Way::Landed(&landed)),
             explain: self.explain,
             reproduce: self.reproduce.clone(),
+            inputs: None,
         };
         sides.beside_twin(progress)
     }

@@ -56,6 +56,7 @@ fn specification(image: PathBuf) -> (MachineSpec, Box<dyn Backend>) {
         cpu_revision: vmtape_machine::CPU_REVISION,
         fault_points: Vec::new(),
         pcpus: 0,
+        retries: 0,
     };
     (spec, Box::new(backend))
 }

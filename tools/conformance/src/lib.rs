@@ -2,6 +2,8 @@
 //!
 //! What is tested is built first, by the `cargo build` that a user types: no test meets a stale program or plugin.
 
+pub mod timer;
+
 use anyhow::{Context, Result, bail};
 use std::{
     io::{self, Write},

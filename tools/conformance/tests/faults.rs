@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use std::path::Path;
-use vmtape_conformance::{BACKENDS, tail, vmtape};
+use vmtape_conformance::{BACKENDS, tail, timer, vmtape};
 use vmtape_traces::{
     Event, Tape,
     event::{Fault, PcpuKind},
@@ -207,14 +207,32 @@ fn every_fault_point_fires_and_repeats() -> Result<()> {
     Ok(())
 }
 
-/// The host's own points fire too.
+/// A timer's interrupts reach the guest while it runs.
+const TIMED: Reached = Reached { guest: "timer", options: &[], ..READ };
+
+/// The host's own points fire too, change what they say, and repeat.
 #[test]
-fn an_nmi_and_a_jump_of_the_clock() -> Result<()> {
+fn the_hosts_own_points_fire_and_repeat() -> Result<()> {
     let folder = tempfile::tempdir()?;
+    std::fs::write(folder.path().join("timer"), timer::guest())?;
     for backend in BACKENDS {
-        for fault in ["host-nmi,insn=300", "host-clock-jump,n=3,value=1000000"] {
-            let tape = record(folder.path(), "a.tape", backend, &READ, Some(fault))?;
-            assert_eq!(faults(&tape)?.len(), 1, "{backend} {fault}");
+        for (fault, reached) in [
+            ("host-nmi,insn=300", &READ),
+            ("host-clock-jump,n=3,value=1000000", &READ),
+            // Lost, late, and once more.
+            ("host-timer,n=2,value=0", &TIMED),
+            ("host-timer,n=2,value=7000", &TIMED),
+            ("host-timer,n=2,value=0x8000000000001b58", &TIMED),
+            ("host-irq-lost,n=2", &TIMED),
+            ("host-irq-spurious,n=3,value=0x20", &TIMED),
+        ] {
+            let without = record(folder.path(), "without.tape", backend, reached, None)?;
+            let tape = record(folder.path(), "a.tape", backend, reached, Some(fault))?;
+            let fired = faults(&tape)?;
+            assert_eq!(fired.len(), 1, "{backend} {fault}");
+            let name = fault.split(',').next();
+            assert_eq!(tape.metadata().fault_point(fired[0].point), name, "{backend} {fault}");
+            assert_ne!(effects(&tape)?, effects(&without)?, "{backend} {fault}: nothing follows from it");
             for mode in ["run", "exits"] {
                 let replayed = vmtape(folder.path(), &["replay", "a.tape", "--mode", mode])?;
                 assert!(replayed.status.success(), "{backend} {fault} {mode}: {}", tail(&replayed));

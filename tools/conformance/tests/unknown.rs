@@ -79,6 +79,7 @@ impl Bench {
             at: When::Start,
             explain: false,
             reproduce: String::new(),
+            inputs: None,
         };
         let fed = |beside| -> Result<Report> {
             let mut report = Report::new("", "", "");

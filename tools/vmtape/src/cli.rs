@@ -35,6 +35,7 @@ pub enum Command {
     Host(commands::host::Args),
     Record(commands::record::Args),
     Run(commands::run::Args),
+    Inject(commands::inject::Args),
     Replay(commands::replay::Args),
     Diff(commands::diff::Args),
     Check(commands::check::Args),

@@ -13,7 +13,8 @@ pub struct FaultArgs {
     ///
     /// POINT is a name of the backend's table, which `vmtape backends NAME` shows with the meaning of VALUE (default: 1). It
     /// fires the N-th time (default: the first) that the vCPU (default: each) comes to the point. The host's own points are host-nmi,
-    /// host-serial (0: the byte is lost, else doubled) and host-clock-jump (nanoseconds).
+    /// host-serial (0: the byte is lost, else doubled), host-clock-jump (nanoseconds), host-timer (0: it never fires, else nanoseconds
+    /// late; with bit 63 also on time), host-irq-lost, and host-irq-spurious (the vector).
     #[arg(long = "fault", value_name = "FAULT")]
     faults: Vec<String>,
 }

@@ -43,6 +43,19 @@ Examples:
   vmtape record -b svm --kvm v5.10 --set-cpuid exit=1000,phys-bits=36 -o a.tape builtin:late
   vmtape record -b vmx --checkpoint-every 10000 -o a.tape vmlinuz --initrd initrd.gz --append console=ttyS0";
 
+pub const INJECT: &str = "\
+A plan says what goes wrong when. The run with it is held against the same run without faults, instruction
+by instruction; `vmtape replay` repeats its tape, and needs neither plan nor seed.
+
+Exit codes: 0 the verdict is as the plan expects (or it expects nothing), 1 it is another one, 2 usage,
+125 could not test.
+
+Examples:
+  vmtape inject plan.toml -b vmx builtin:touch -o a.tape
+  vmtape inject plan.toml -b svm --host amd-52 builtin:dirty --shrink small.toml
+  vmtape inject on a.tape plan.toml -o b.tape
+  vmtape inject points -b svm-npt";
+
 pub const RUN: &str = "\
 Exit codes: 0 the run ended, 1 it cannot go on, 2 usage, 125 could not test.
 
@@ -117,7 +130,8 @@ Examples:
   vmtape bisect a.tape --axis kvm --good v5.9-rc1 --bad v5.10
   vmtape bisect a.tape --axis width -b svm-npt
   vmtape bisect a.tape --axis cpuid --cpu EPYC --verdict prints=FAIL
-  vmtape bisect a.tape --axis plugin monday.so tuesday.so wednesday.so";
+  vmtape bisect a.tape --axis plugin monday.so tuesday.so wednesday.so
+  vmtape bisect a.tape --axis faults";
 
 pub const SHOW: &str = "\
 Examples:

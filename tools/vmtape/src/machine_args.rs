@@ -237,6 +237,7 @@ impl MachineArgs {
             cpu_revision: vmtape_machine::CPU_REVISION,
             fault_points: Vec::new(),
             pcpus: self.pcpus,
+            retries: 0,
         };
         Ok((spec, backend, plugin))
     }

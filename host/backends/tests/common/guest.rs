@@ -57,6 +57,7 @@ pub fn run_scripted(library: &Path, name: &str, bytes: Vec<u8>, script: Vec<Step
         cpu_revision: vmtape_machine::CPU_REVISION,
         fault_points: Vec::new(),
         pcpus: 0,
+        retries: 0,
     };
     let mut machine = Machine::new(spec, backend, Box::new(Live::new(0)), None).unwrap();
     let serial = Serial::default();

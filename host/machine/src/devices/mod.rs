@@ -1,6 +1,7 @@
 //! Devices, one file each, all on virtual time: what KVM models in the kernel, and what a VMM models beside it.
 
 mod cmos;
+mod disturb;
 mod ioapic;
 mod kernel;
 pub mod lapic;
@@ -12,6 +13,7 @@ mod testdev;
 mod uart;
 mod user;
 
+pub use disturb::TimerId;
 use ioapic::IoApic;
 use lapic::{ApicBase, LocalApic};
 use message::{DeliveryMode, Message, Shorthand};

@@ -204,6 +204,14 @@ impl PicPair {
         vector
     }
 
+    /// Ends what is in service, in both.
+    pub fn end_of_any_interrupt(&mut self) {
+        /// OCW2, non-specific end of interrupt.
+        const EOI: u8 = 0x20;
+        self.write(0xa0, EOI);
+        self.write(0x20, EOI);
+    }
+
     pub fn write(&mut self, port: u16, value: u8) {
         let pic = &mut self.pics[usize::from(port & !1 == SLAVE)];
         if port & 1 == 0 {

@@ -143,6 +143,11 @@ impl Pit {
         self.next
     }
 
+    /// Channel 0 ends then, whatever it was to do.
+    pub fn put_off(&mut self, due: u64) {
+        self.next = Some(due);
+    }
+
     /// Takes a due interrupt of channel 0.
     pub fn take_due(&mut self, now: u64) -> bool {
         let Some(due) = self.next.filter(|due| *due <= now) else { return false };

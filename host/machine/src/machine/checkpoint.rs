@@ -33,6 +33,7 @@ struct Saved<D> {
     current: u32,
     turn_ends: u64,
     exits: u64,
+    retried: u32,
     next_checkpoint: u64,
     page_hashes: u64,
     /// What the VMM's script has changed, and how far it is.
@@ -89,6 +90,7 @@ impl Machine {
             current: self.turn.vcpu,
             turn_ends: self.turn.ends,
             exits: self.exits,
+            retried: self.retried,
             next_checkpoint: self.next_checkpoint,
             page_hashes: self.page_hashes.sum(),
             cpuid: self.services.cpuid.clone(),
@@ -216,6 +218,7 @@ impl Machine {
         self.services.clock = saved.clock;
         self.turn = Turn { vcpu: saved.current, ends: saved.turn_ends };
         self.exits = saved.exits;
+        self.retried = saved.retried;
         self.next_checkpoint = saved.next_checkpoint;
         self.drop_caches();
         self.marks.checkpoint = self.services.memory.mark();

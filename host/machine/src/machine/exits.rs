@@ -79,6 +79,7 @@ impl Machine {
         let icount = self.services.clock.icount;
         self.services.outcomes.leaves(vcpu.state.icount);
         self.services.jump_clock(n);
+        self.services.pretend_interrupt(n, vcpu.state.rip);
         self.services.tape.begin_exit(n, icount, &vcpu.state, &exit);
         self.services.inputs.begin_exit(n, icount, &exit);
         let own_cr8 = !vcpu.state.interruptibility.virtual_tpr();
@@ -132,6 +133,11 @@ impl Machine {
                 if state.activity == Activity::ACTIVE {
                     state.activity = Activity::HLT;
                 }
+                Ok(false)
+            }
+            ResumeKind::ERRNO if self.retried < self.spec.retries => {
+                self.retried += 1;
+                self.vcpus[n as usize].needs_entry = true;
                 Ok(false)
             }
             ResumeKind::SHUTDOWN => Err(End::Shutdown { reason: "triple fault (KVM_EXIT_SHUTDOWN)".into() }),

@@ -109,8 +109,7 @@ impl Machine {
             self.enter_before(n, group);
         }
         self.services.clock.icount = group.exit.icount;
-        let now = self.services.clock.now();
-        self.services.devices.advance(now);
+        self.services.fire_timers();
         self.look_at_kick(n);
         let has_entry = group.before.iter().any(|note| matches!(note, Note::Entry { .. }));
         if self.vcpus[n as usize].needs_entry && !has_entry {
@@ -174,8 +173,7 @@ impl Machine {
     /// An entry that the tape tells: at its time, with what it looked at.
     fn enter_as_told(&mut self, n: u32, entry: &EntryEvent) {
         self.services.clock.icount = entry.icount;
-        let now = self.services.clock.now();
-        self.services.devices.advance(now);
+        self.services.fire_timers();
         for (hpa, data) in entry.reads.iter().rev() {
             if let (true, Some(fed)) = (self.services.ram().write(*hpa, data), &mut self.services.fed) {
                 fed.knowledge.memory.learn(*hpa, data.len() as u64);
@@ -241,8 +239,7 @@ impl Machine {
             if !everybody_halted || self.idle().is_some() {
                 break;
             }
-            let now = self.services.clock.now();
-            self.services.devices.advance(now);
+            self.services.fire_timers();
         }
         self.vcpus[n as usize].state.activity = Activity::ACTIVE;
     }

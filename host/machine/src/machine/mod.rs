@@ -67,6 +67,8 @@ pub struct Machine {
     attended: u64,
     /// It has taken a part of a guest.
     used: bool,
+    /// How often KVM_RUN was called again that had failed.
+    retried: u32,
     /// The exit that the backend fills in.
     exit: Box<Exit>,
     next_checkpoint: u64,
@@ -134,6 +136,7 @@ impl Machine {
             exits: 0,
             attended: 0,
             used: false,
+            retried: 0,
             exit: Box::default(),
             next_checkpoint,
             page_hashes,

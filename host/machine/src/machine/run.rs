@@ -71,8 +71,7 @@ impl Machine {
                 return end;
             }
             self.services.poll_serial();
-            let now = self.services.clock.now();
-            self.services.devices.advance(now);
+            self.services.fire_timers();
             self.run_script();
             let ended = match self.choose_vcpu() {
                 Some(vcpu) => {

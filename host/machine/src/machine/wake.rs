@@ -62,6 +62,7 @@ impl Machine {
     pub(super) fn look_at_kick(&mut self, n: u32) {
         if self.services.devices.take_kick() {
             for (other, vcpu) in (0..).zip(&mut self.vcpus) {
+                self.services.disturb_interrupt(other);
                 let virtual_interrupts = vcpu.state.intercepts.virtual_interrupts;
                 let (apic, held) =
                     (&self.services.devices.lapics[other as usize], vcpu.state.interruptibility);

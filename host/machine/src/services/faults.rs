@@ -1,8 +1,14 @@
 //! A fault point is asked.
 
 use super::Services;
-use crate::time::{Asked, Decision, HostPoint, NS_PER_SECOND, Phase};
+use crate::{
+    devices::TimerId,
+    time::{Asked, Decision, HostPoint, NS_PER_SECOND, Phase},
+};
 use vmtape_traces::event::{Event, Fault, NO_VCPU, Skip};
+
+/// A year: with more the clock would overflow sooner or later.
+const LONGEST_NS: u64 = 366 * 24 * 3600 * NS_PER_SECOND;
 
 impl Services {
     /// What a fault point answers; it goes on the tape.
@@ -24,6 +30,55 @@ impl Services {
         (skipped == Skip::NONE).then_some(answer)
     }
 
+    /// Fires the timers that are due.
+    pub(crate) fn fire_timers(&mut self) {
+        let now = self.clock.now();
+        if self.inputs.has_faults() {
+            for (timer, due) in self.devices.due_timers(now) {
+                self.disturb_timer(timer, due, now);
+            }
+        }
+        self.devices.advance(now);
+    }
+
+    fn disturb_timer(&mut self, timer: TimerId, due: u64, now: u64) {
+        /// On time, and once more.
+        const TWICE: u64 = 1 << 63;
+        let (vcpu, number) = match timer {
+            TimerId::Lapic(n) => (n, n.into()),
+            TimerId::Pit => (NO_VCPU, u64::MAX),
+        };
+        match self.fault(vcpu, HostPoint::TIMER.0, number, due) {
+            None => {}
+            Some(0) => self.devices.expire(timer, now, false),
+            Some(answer) => {
+                if answer & TWICE != 0 {
+                    self.devices.expire(timer, now, true);
+                }
+                self.devices.put_off(timer, now + (answer & !TWICE).min(LONGEST_NS));
+            }
+        }
+    }
+
+    /// The interrupt that waits for a vCPU may get lost.
+    pub(crate) fn disturb_interrupt(&mut self, vcpu: u32) {
+        if self.inputs.has_faults()
+            && let Some(vector) = self.devices.interrupt(vcpu, false)
+            && self.fault(vcpu, HostPoint::IRQ_LOST.0, vector.into(), 0).is_some()
+        {
+            self.devices.lose_interrupt(vcpu);
+        }
+    }
+
+    /// An interrupt that nobody sent may come at an exit.
+    pub(crate) fn pretend_interrupt(&mut self, vcpu: u32, rip: u64) {
+        if self.inputs.has_faults()
+            && let Some(vector) = self.fault(vcpu, HostPoint::IRQ_SPURIOUS.0, rip, 0)
+        {
+            self.devices.pretend_interrupt(vcpu, vector as u8);
+        }
+    }
+
     /// How often a byte that is typed arrives.
     pub(super) fn arrivals(&mut self, byte: u8) -> u32 {
         match self.fault(NO_VCPU, HostPoint::SERIAL.0, byte.into(), 0) {
@@ -35,12 +90,10 @@ impl Services {
 
     /// The host's clock may jump at an exit.
     pub(crate) fn jump_clock(&mut self, vcpu: u32) {
-        /// A year: with more it would overflow sooner or later.
-        const MOST: u64 = 366 * 24 * 3600 * NS_PER_SECOND;
         if self.inputs.has_faults() {
             let now = self.clock.now();
             if let Some(ns) = self.fault(vcpu, HostPoint::CLOCK_JUMP.0, now, 0) {
-                self.clock.jump_to(now.saturating_add(ns.min(MOST)));
+                self.clock.jump_to(now.saturating_add(ns.min(LONGEST_NS)));
             }
         }
     }

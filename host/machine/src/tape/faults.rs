@@ -1,6 +1,7 @@
 //! The faults of a tape whose exits are replayed without their guest.
 
 use crate::time::Decision;
+use crate::time::HostPoint;
 use std::collections::VecDeque;
 use vmtape_traces::event::{Fault, Skip};
 
@@ -19,7 +20,10 @@ impl TapedFaults {
     }
 
     pub(crate) fn take(&mut self, asked: &Fault) -> Option<Decision> {
-        let key = |fault: &Fault| (fault.vcpu, fault.point, fault.since_exit, fault.a, fault.b);
+        // How often a device asks since an exit depends on what runs in between.
+        let own = asked.point >= HostPoint::FIRST;
+        let since_exit = |fault: &Fault| if own { 0 } else { fault.since_exit };
+        let key = |fault: &Fault| (fault.vcpu, fault.point, since_exit(fault), fault.a, fault.b);
         let mut found = None;
         for list in [&mut self.before, &mut self.within] {
             if let Some(at) = list.iter().position(|fault| key(fault) == key(asked)) {

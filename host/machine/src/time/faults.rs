@@ -84,6 +84,9 @@ vmtape_arch::open_enum! {
         NMI = 0x8000_0001 => "host-nmi",
         SERIAL = 0x8000_0002 => "host-serial",
         CLOCK_JUMP = 0x8000_0003 => "host-clock-jump",
+        TIMER = 0x8000_0004 => "host-timer",
+        IRQ_LOST = 0x8000_0005 => "host-irq-lost",
+        IRQ_SPURIOUS = 0x8000_0006 => "host-irq-spurious",
     }
 }
 
@@ -104,6 +107,18 @@ impl HostPoint {
             Self::CLOCK_JUMP => {
                 ("The host's clock jumps at an exit", "a: nanoseconds; b: 0; answer: nanoseconds forward")
             }
+            Self::TIMER => (
+                "A timer is due, and expires late, twice, or without anybody hearing of it",
+                "a: the vCPU of a local APIC's timer, or all ones for the PIT; b: when it is due, in nanoseconds; answer: 0 \
+                 nobody hears of it, else nanoseconds by which it is late; with bit 63 it comes on time and again so much later",
+            ),
+            Self::IRQ_LOST => {
+                ("An interrupt that waits for the vCPU is gone", "a: the vector; b: 0; answer: any")
+            }
+            Self::IRQ_SPURIOUS => (
+                "An interrupt comes at an exit that nobody has sent",
+                "a: the guest's RIP; b: 0; answer: the vector",
+            ),
             _ => ("", ""),
         };
         let row = |(point, name): &(Self, &'static str)| {
@@ -115,7 +130,7 @@ impl HostPoint {
 
     /// Whether nothing else comes of it than that time passes otherwise, or that an input or an interrupt comes, or does not.
     pub fn is_timing(self) -> bool {
-        matches!(self, Self::SERIAL | Self::CLOCK_JUMP)
+        matches!(self, Self::SERIAL | Self::CLOCK_JUMP | Self::TIMER | Self::IRQ_LOST | Self::IRQ_SPURIOUS)
     }
 
     /// Numbers and names of all.

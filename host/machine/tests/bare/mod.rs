@@ -355,6 +355,7 @@ pub fn spec(name: &str, bytes: Vec<u8>, vcpus: u32) -> MachineSpec {
         cpu_revision: vmtape_machine::CPU_REVISION,
         fault_points: Vec::new(),
         pcpus: 0,
+        retries: 0,
     }
 }
 

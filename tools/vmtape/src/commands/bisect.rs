@@ -23,13 +23,15 @@ use vmtape_machine::{
 };
 use vmtape_replay::{
     Error,
-    bisect::{self, Bench, Criterion, Finding, cpuid, exits, kvm, late, plugin, search::Mark, tapes, width},
+    bisect::{
+        self, Bench, Criterion, Finding, cpuid, exits, faults, kvm, late, plugin, search::Mark, tapes, width,
+    },
     report::Verdict,
     spec,
 };
 use vmtape_traces::Tape;
 
-/// Find the smallest cause of a divergence: the exit, the patch of KVM, the width, the CPUID bits, or the plugin's build
+/// Find the smallest cause of a divergence: the exit, the patch of KVM, the width, the CPUID bits, the plugin's build, or the fault
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = crate::help::BISECT)]
 pub struct Args {
@@ -93,6 +95,8 @@ enum Axis {
     Cpuid,
     /// The first of several builds of a plugin
     Plugin,
+    /// The fewest of the tape's faults from which the same follows
+    Faults,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -215,6 +219,7 @@ impl Args {
             Axis::Width => self.bisect_width(bench, plugins),
             Axis::Cpuid => self.bisect_cpuid(bench, plugins),
             Axis::Plugin => self.bisect_plugins(bench),
+            Axis::Faults => self.bisect_faults(bench),
         }
     }
 
@@ -296,6 +301,22 @@ impl Args {
         };
         bench.command += &self.elsewhere.command_line();
         Ok(cpuid::bisect(bench, &cpuid::Request { machine, to, from, model, both })?)
+    }
+
+    fn bisect_faults(&self, bench: &Bench) -> Result<Finding> {
+        if self.elsewhere.is_given() || self.verdict.is_some() {
+            return Err(usage(
+                "--axis faults tries the tape's own machine: no -b, --host, --kvm or --verdict",
+            ));
+        }
+        let plugin = (bench.describe)(&bench.machine.backend)?;
+        let request = faults::Request {
+            tape: bench.tape,
+            create: bench.create,
+            plugin: &plugin,
+            progress: bench.progress,
+        };
+        Ok(request.bisect()?)
     }
 
     fn bisect_plugins(&self, bench: &mut Bench) -> Result<Finding> {

@@ -238,6 +238,7 @@ fn compare(
         context: args.context,
         explain: true,
         reproduce,
+        inputs: None,
     };
     let mut report;
     if args.mode == Mode::Exits {

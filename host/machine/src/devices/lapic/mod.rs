@@ -272,6 +272,11 @@ impl LocalApic {
         self.is_level_triggered(vector).then_some(vector)
     }
 
+    /// An interrupt that is in service never was.
+    pub fn forget(&mut self, vector: u8) {
+        set(&mut self.isr, vector, false);
+    }
+
     /// Takes a due timer interrupt; `tsc` is the guest's.
     pub fn take_due_timer(&mut self, now: u64) -> bool {
         self.timer.take_due(now) && self.local_interrupt(reg::LVT_TIMER)

@@ -176,6 +176,11 @@ impl Timer {
         self.due = (period != 0).then(|| now.saturating_add(left));
     }
 
+    /// The count ends then, whatever it was to be.
+    pub fn put_off(&mut self, due: u64) {
+        self.due = Some(due);
+    }
+
     /// Whether the timer expired; a periodic one is started again.
     pub fn take_due(&mut self, now: u64) -> bool {
         let Some(due) = self.due.filter(|due| *due <= now) else { return false };

@@ -63,6 +63,7 @@ impl Template {
             cpu_revision: vmtape_machine::CPU_REVISION,
             fault_points: Vec::new(),
             pcpus: 0,
+            retries: 0,
         };
         let budget = Budget { instructions: MOST_INSTRUCTIONS, ..Budget::default() };
         Ok(Self { image, cpu: cpu.to_owned(), argument: format!("--guest {name}"), machine, budget })

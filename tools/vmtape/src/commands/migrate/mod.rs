@@ -289,6 +289,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         context: args.context,
         explain: true,
         reproduce: args.command_line(),
+        inputs: None,
     };
     match (&args.listen, &args.connect, args.at.first()) {
         (Some(address), ..) => remote::listen(args, address, &sides, &journey),

@@ -1,0 +1,144 @@
+//! Fault plans: what they do is on the tape, a replay repeats it without them, and the verdict is the right one.
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::{fs, path::Path};
+use vmtape_conformance::{BACKENDS, tail, vmtape};
+
+/// Injects a plan into a guest; what came of it, and the exit code.
+fn inject(folder: &Path, backend: &str, guest: &str, plan: &str, more: &[&str]) -> Result<(Value, i32)> {
+    fs::write(folder.join("plan.toml"), plan)?;
+    let line = ["inject", "plan.toml", "-b", backend, guest, "--json"];
+    let output = vmtape(folder, &[&line, more].concat())?;
+    let code = output.status.code().context("a signal")?;
+    if code > 1 {
+        bail!("{backend} {guest}: {}", tail(&output));
+    }
+    Ok((serde_json::from_slice(&output.stdout)?, code))
+}
+
+fn rule(when: &str, answer: &str) -> String {
+    format!("[[rule]]\nwhen = {{ {when} }}\nwhat = {{ answer = {answer} }}\n")
+}
+
+const TOUCH: &str = "builtin:touch,access=write";
+
+#[test]
+fn each_verdict_comes_where_it_is_right() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let enomem = rule("point = \"mmu-cache-enomem\", n = 3", "12");
+    let cases = [
+        (rule("point = \"lost-dirty\"", "1"), "silent-corruption"),
+        (rule("point = \"spurious-fault\", n = 4", "1"), "masked"),
+        (rule("point = \"spurious-fault\", n = 1000000", "1"), "not-reached"),
+        (rule("point = \"machine-check\", n = 200", "0xb600000000010015"), "guest-lost"),
+        (enomem.clone(), "guest-lost"),
+        (format!("retries = 1\n{enomem}"), "detected"),
+        (rule("point = \"host-nmi\", insn = 300", "1"), "masked"),
+    ];
+    for (plan, verdict) in &cases {
+        for expected in [verdict, &"hang"] {
+            let plan = format!("expect = \"{expected}\"\n{plan}");
+            let (report, code) = inject(folder.path(), "svm-npt", TOUCH, &plan, &["-o", "a.tape"])?;
+            assert_eq!(report["verdict"], *verdict, "{plan}{report:#}");
+            assert_eq!(
+                (code == 0, report["as_expected"] == true),
+                (expected == verdict, expected == verdict)
+            );
+        }
+        let replayed = vmtape(folder.path(), &["replay", "a.tape"])?;
+        assert!(replayed.status.success(), "{plan}{}", tail(&replayed));
+    }
+    Ok(())
+}
+
+/// Chance and states: the same plan gives the same tape, and the tape needs no plan.
+#[test]
+fn a_plan_repeats_itself_and_its_tape_needs_it_no_more() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let plan = "seed = 3\nheal-from = 4000\n\
+        [[rule]]\nwhen = { point = \"exit\", exit-n = 5 }\nwhat.goto = 2\n\
+        [[rule]]\nwhen = { point = \"spurious-fault\", state = 2, probability = 0.1 }\n\
+        [[rule]]\nwhen = { point = \"lost-flush\", active = 0.0 }\n";
+    for backend in BACKENDS {
+        for name in ["a.tape", "b.tape"] {
+            inject(folder.path(), backend, TOUCH, plan, &["-o", name])?;
+        }
+        let read = |name: &str| fs::read(folder.path().join(name));
+        assert!(read("a.tape")? == read("b.tape")?, "{backend}");
+        fs::remove_file(folder.path().join("plan.toml"))?;
+        for mode in ["run", "exits"] {
+            let replayed = vmtape(folder.path(), &["replay", "a.tape", "--mode", mode])?;
+            assert!(replayed.status.success(), "{backend} {mode}: {}", tail(&replayed));
+        }
+        let shown = vmtape(folder.path(), &["show", "a.tape"])?;
+        let shown = String::from_utf8(shown.stdout)?;
+        assert!(shown.contains("spurious-fault #") && shown.contains("(rule 2)"), "{backend}");
+        assert!(shown.contains("skipped, "), "{backend}: what was due and did not happen");
+    }
+    Ok(())
+}
+
+#[test]
+fn each_occurrence_fails_until_there_is_none() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let plan = format!(
+        "retries = 2\nexpect = \"detected\"\n{}",
+        rule("point = \"mmu-cache-enomem\", each = true", "12")
+    );
+    for backend in BACKENDS {
+        let (report, code) = inject(folder.path(), backend, "builtin:hello", &plan, &[])?;
+        let members = report["members"].as_array().context("members")?;
+        assert!(code == 0 && members.len() > 3, "{backend}: {report:#}");
+        let numbers: Vec<_> = members.iter().filter_map(|member| member["n"].as_u64()).collect();
+        assert_eq!(numbers, Vec::from_iter(1..=numbers.len() as u64), "{backend}");
+    }
+    Ok(())
+}
+
+/// One fault of many matters: both searches find it.
+#[test]
+fn the_fault_that_matters_is_found() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let plan = "seed = 1\n[[rule]]\nwhen = { point = \"spurious-fault\", probability = 0.1 }\n\
+        [[rule]]\nwhen = { point = \"lost-dirty\", n = 1 }\n";
+    let (report, _) =
+        inject(folder.path(), "svm-npt", TOUCH, plan, &["-o", "a.tape", "--shrink", "small.toml"])?;
+    assert!(report["faults"].as_array().is_some_and(|faults| faults.len() > 2), "{report:#}");
+    let small = fs::read_to_string(folder.path().join("small.toml"))?;
+    assert!(small.matches("[[rule]]").count() == 1 && small.contains("lost-dirty"), "{small}");
+    let again = report["smallest"]["command"].as_str().context("a command")?;
+    let words: Vec<&str> = again.split(' ').skip(1).collect();
+    let output = vmtape(folder.path(), &words)?;
+    assert!(output.status.success(), "{again}: {}", tail(&output));
+    let found = vmtape(folder.path(), &["bisect", "a.tape", "--axis", "faults"])?;
+    let text = String::from_utf8(found.stdout.clone())?;
+    let first = text.lines().next().unwrap_or_default();
+    assert!(first.contains("lost-dirty #1") && !first.contains("spurious"), "{text}{}", tail(&found));
+    Ok(())
+}
+
+#[test]
+fn bad_plans_are_told_with_their_lines() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for (plan, words) in [
+        ("", "needs a [[rule]]"),
+        (
+            "\n[[rule]]\nwhen = { point = \"flush\" }",
+            "line 3: the backend has no fault point `flush`; there is `lost-flush`",
+        ),
+        ("[[rule]]\nwhen = { point = \"lost-flush\", msr = 1 }", "line 2: `lost-flush` tells no msr"),
+        ("[[rule]]\nwhen = 3", "line 2"),
+        ("seed = 'x'", "line 1"),
+        ("\u{0}", "line 1"),
+    ] {
+        fs::write(folder.path().join("plan.toml"), plan)?;
+        let output = vmtape(folder.path(), &["inject", "plan.toml", "-b", "vmx", "builtin:hello"])?;
+        assert_eq!(output.status.code(), Some(125), "{plan}");
+        assert!(tail(&output).contains(words), "{plan}: {}", tail(&output));
+    }
+    let output = vmtape(folder.path(), &["inject", "points", "-b", "vmx"])?;
+    let text = String::from_utf8(output.stdout)?;
+    assert!(text.contains("lost-flush") && text.contains("host-timer"), "{text}");
+    Ok(())
+}
