@@ -132,7 +132,7 @@ impl Arming<'_> {
             self.error(
                 "point",
                 format!(
-                    "the backend has no fault point `{}`{hint} (`vmtape inject --points`)",
+                    "the backend has no fault point `{}`{hint} (`vmtape inject points`)",
                     self.when.point
                 ),
             )
@@ -144,7 +144,7 @@ impl Arming<'_> {
         let mut words = Vec::new();
         let tells_no = |word: &str| {
             let point = &self.when.point;
-            self.error(word, format!("`{point}` tells no {word}: see `vmtape inject --points`"))
+            self.error(word, format!("`{point}` tells no {word}: see `vmtape inject points`"))
         };
         if let Some(addresses) = &self.when.address {
             let (word, shift) = point.and_then(Point::address).ok_or_else(|| tells_no("address"))?;

@@ -4,6 +4,7 @@
 //! A plan knows fault points by name only ([`Point`]): those of a backend's table, the host's own, and those of a migration. What an
 //! engine decides is on the tape, so that a replay needs neither plan nor seed.
 
+pub mod campaign;
 mod coin;
 mod compile;
 mod engine;

@@ -34,7 +34,7 @@ impl Point {
     }
 
     /// What is said of `a`, `b` or `answer`.
-    fn said(&self, of: &str) -> &str {
+    pub(crate) fn said(&self, of: &str) -> &str {
         let said = self.words.split(';').find_map(|part| part.trim().strip_prefix(of)?.strip_prefix(':'));
         said.unwrap_or_default()
     }

@@ -7,9 +7,9 @@ use crate::{
 };
 use std::path::Path;
 use vmtape_abi::{Description, TableRow};
-use vmtape_faults::{Candidate, Engine, Firing, Point, Shrunk, Source};
+use vmtape_faults::{Candidate, Engine, Firing, Point, Shrunk, Signature, Source, Verdict};
 use vmtape_machine::{Live, MachineSpec};
-use vmtape_traces::Tape;
+use vmtape_traces::{Tape, event::Fault};
 
 /// A machine whose guest has run without faults.
 pub struct Bed<'a> {
@@ -24,7 +24,8 @@ pub struct Bed<'a> {
 
 /// A run with faults.
 pub struct Run {
-    pub tape: Tape,
+    /// `None`: there was no VM to begin with.
+    pub tape: Option<Tape>,
     pub firings: Vec<Firing>,
     pub judgement: Judgement,
 }
@@ -38,6 +39,33 @@ pub fn points(table: &[TableRow]) -> Vec<Point> {
         words: row.value.clone(),
     };
     table.iter().map(point).chain(Point::of_host()).collect()
+}
+
+/// Why there was no VM, if faults happened while one was made.
+pub(super) fn refused<T>(made: &Result<T, Error>, firings: &[Firing]) -> Option<String> {
+    match made {
+        Err(Error::Machine(error @ vmtape_machine::Error::Backend { .. })) if !firings.is_empty() => {
+            Some(error.to_string())
+        }
+        _ => None,
+    }
+}
+
+/// A firing as a tape has it.
+fn fault(firing: &Firing) -> Fault {
+    let Firing { asked, decision } = firing;
+    Fault {
+        icount: asked.icount,
+        vcpu: asked.vcpu,
+        point: asked.point,
+        occurrence: asked.occurrence,
+        a: asked.a,
+        b: asked.b,
+        answer: decision.answer,
+        rule: decision.rule,
+        skipped: decision.skipped,
+        ..Fault::default()
+    }
 }
 
 impl<'a> Bed<'a> {
@@ -68,15 +96,49 @@ impl<'a> Bed<'a> {
         &self.twin
     }
 
+    /// The limits of a run with faults.
+    pub fn budget(&self) -> Budget {
+        self.budget
+    }
+
     /// Runs the guest with a plan and judges what came of it. The tape goes to `path`, or to a temporary file.
     pub fn run(&self, source: &Source, path: Option<&Path>) -> Result<Run, Error> {
         let engine = Engine::new(source, &self.points).map_err(|wrong| Error::Other(wrong.to_string()))?;
         let log = engine.log();
         let machine = MachineSpec { retries: source.plan.retries, ..self.machine.clone() };
         let inputs = Live::new(machine.seed).with_faults(Box::new(engine));
-        let tape = record(&machine, Box::new(inputs), &self.budget, self.create, path)?;
+        let tape = record(&machine, Box::new(inputs), &self.budget, self.create, path);
+        let firings = log.fired();
+        if let Some(why) = refused(&tape, &firings) {
+            let judgement = self.judge_refusal(why, &firings)?;
+            return Ok(Run { tape: None, firings, judgement });
+        }
+        let tape = tape?;
         let judgement = self.judge(&tape)?;
-        Ok(Run { tape, firings: log.fired(), judgement })
+        Ok(Run { tape: Some(tape), firings, judgement })
+    }
+
+    fn judge_refusal(&self, why: String, firings: &[Firing]) -> Result<Judgement, Error> {
+        let points = firings.iter().map(|firing| self.name(firing));
+        let signature = Signature::new(Verdict::Refused, "", points, &self.machine.backend);
+        let fired = firings.iter().map(fault).collect();
+        let end = crate::spec::end(&self.twin)?.map_or(String::new(), |(_, end)| crate::text::end_text(&end));
+        Ok(Judgement {
+            verdict: Verdict::Refused,
+            signature,
+            told: vec![why.clone()],
+            why,
+            fired,
+            skipped: Vec::new(),
+            ends: [end, "there is no VM".to_owned()],
+            divergence: None,
+        })
+    }
+
+    /// The name of a firing's point.
+    pub fn name(&self, firing: &Firing) -> String {
+        let point = self.points.iter().find(|point| point.number == firing.asked.point);
+        point.map_or_else(String::new, |point| point.name.clone())
     }
 
     fn judge(&self, faulty: &Tape) -> Result<Judgement, Error> {

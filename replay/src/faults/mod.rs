@@ -2,10 +2,12 @@
 
 mod bed;
 mod judge;
+mod quick;
 mod told;
 mod twin;
 
 pub use bed::{Bed, Run, points};
 pub use judge::{Judgement, Runs};
+pub use quick::{Outcome, Quick};
 pub use told::{Told, fired};
 pub use twin::record;

@@ -36,6 +36,7 @@ pub enum Command {
     Record(commands::record::Args),
     Run(commands::run::Args),
     Inject(commands::inject::Args),
+    Campaign(commands::campaign::Args),
     Replay(commands::replay::Args),
     Diff(commands::diff::Args),
     Check(commands::check::Args),

@@ -56,6 +56,21 @@ Examples:
   vmtape inject on a.tape plan.toml -o b.tape
   vmtape inject points -b svm-npt";
 
+pub const CAMPAIGN: &str = "\
+A specification in TOML says how many plans, from which seed, over which guests and machines
+(host/faults/README.md). Plan i is a function of the specification and i, so shards need each other for nothing.
+Results are written whole or not at all; a shard that was stopped goes on where it was.
+
+Exit codes: 0 done (report: nothing found), 1 report: something was found, 2 usage, 125 could not test, or the
+campaign is worth nothing: a job is missing, is not deterministic or failed, or a canary gave a wrong verdict.
+
+Examples:
+  vmtape campaign plan campaign.toml --shards 8 -o plan.toml
+  vmtape campaign run plan.toml --shard 0/8 -o results
+  vmtape campaign jobs plan.toml --engine parallel > run.sh
+  vmtape campaign merge plan.toml results -o results.jsonl
+  vmtape campaign report plan.toml results -o findings";
+
 pub const RUN: &str = "\
 Exit codes: 0 the run ended, 1 it cannot go on, 2 usage, 125 could not test.
 

@@ -187,9 +187,16 @@ impl MachineArgs {
 
     /// Loads the backend, resolves everything, and gives the machine's specification with a VM for it.
     pub fn resolve(&self) -> Result<(MachineSpec, Box<dyn Backend>, LoadedPlugin)> {
+        let (name, _) = parse_backend(&self.backend)?;
+        let plugin = self.plugins.search().load(&name)?;
+        let (spec, backend) = self.resolve_with(&plugin)?;
+        Ok((spec, backend, plugin))
+    }
+
+    /// As [`MachineArgs::resolve`], with the backend's plugin at hand.
+    pub fn resolve_with(&self, plugin: &LoadedPlugin) -> Result<(MachineSpec, Box<dyn Backend>)> {
         let (name, mut options) = parse_backend(&self.backend)?;
         options.extend(self.kvm.as_deref().map(parse_kvm).transpose()?.unwrap_or_default());
-        let plugin = self.plugins.search().load(&name)?;
         let (host, mut silicon) = match &self.host {
             Some(host) => (host.clone(), find_host(host)?),
             None => default_host(plugin.description.vendor)?,
@@ -201,7 +208,7 @@ impl MachineArgs {
                 _ => 30,
             };
         }
-        let backend = create(&plugin, silicon, &options)?;
+        let backend = create(plugin, silicon, &options)?;
         let cpu = cpu_words(&self.cpu)?;
         let cpuid = guest_cpuid(&cpu, &silicon, &*backend)?;
         fits(&cpuid, &silicon, &host, self.force)?;
@@ -239,7 +246,7 @@ impl MachineArgs {
             pcpus: self.pcpus,
             retries: 0,
         };
-        Ok((spec, backend, plugin))
+        Ok((spec, backend))
     }
 
     fn image(&self) -> &str {

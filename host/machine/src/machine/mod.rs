@@ -196,6 +196,11 @@ impl Machine {
         self.exits
     }
 
+    /// How often KVM_RUN was called again that had failed.
+    pub fn retried(&self) -> u32 {
+        self.retried
+    }
+
     /// The rules of the backend that decided while the guest made no progress, by their numbers.
     pub fn rules_of_standstill(&self) -> &[u32] {
         &self.services.rules

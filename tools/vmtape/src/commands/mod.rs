@@ -2,6 +2,7 @@
 
 pub mod backends;
 pub mod bisect;
+pub mod campaign;
 pub mod check;
 pub mod completions;
 pub mod diff;
@@ -35,6 +36,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Record(args) => record::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Inject(args) => inject::run(&args),
+        Command::Campaign(args) => campaign::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Check(args) => check::run(&args),

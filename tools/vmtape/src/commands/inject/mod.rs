@@ -6,7 +6,7 @@ mod shrink;
 
 use crate::{
     machine_args::{MachineArgs, PluginArgs, create},
-    output::{ExitCode, progress, usage},
+    output::{ExitCode, progress, tell, usage},
 };
 use anyhow::{Context, Result, bail};
 use clap::{ArgMatches, Command, FromArgMatches, ValueHint};
@@ -218,6 +218,9 @@ impl Injection<'_> {
             None => None,
         };
         bar.finish_and_clear();
+        if let Some(path) = self.result.output.as_ref().filter(|_| run.tape.is_none()) {
+            tell(format!("there was no VM, so there is no {}", path.display()));
+        }
         print::run(self, &run, shrunk.as_ref())
     }
 }

@@ -69,7 +69,7 @@ fn write_run(
         expect => format!(", expected: {expect}"),
     };
     writeln!(out, "{}{expected}: {}", judged.verdict, judged.why)?;
-    let names = run.tape.metadata();
+    let names = injection.bed.twin().metadata();
     writeln!(out, "  faults: {} happened, {} were skipped", judged.fired.len(), judged.skipped.len())?;
     /// With more nobody reads them: `vmtape show` has all.
     const LISTED: usize = 10;

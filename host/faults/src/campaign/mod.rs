@@ -1,0 +1,217 @@
+//! Campaigns: thousands of plans from one seed. Job i is a function of the campaign and of i, so that any shard can make it without
+//! those before it.
+
+mod canary;
+mod generate;
+mod results;
+mod shard;
+
+pub use canary::{CANARIES, Canary};
+pub use results::{Line, Merged, merge};
+pub use shard::{Shard, ShardError};
+
+use crate::{
+    plan::{Number, Plan},
+    points::Point,
+};
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// A campaign as data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Campaign {
+    #[serde(default)]
+    pub name: String,
+    #[serde(default)]
+    pub seed: Number,
+    /// How many plans.
+    pub plans: u64,
+    /// Into how many shards they are divided.
+    #[serde(default = "one")]
+    pub shards: u32,
+    /// The guests, as `vmtape record` takes them.
+    pub guests: Vec<String>,
+    /// A plan has so many rules at most.
+    #[serde(default = "three")]
+    pub rules: u64,
+    /// The points that plans may name; none: all of the backend and of the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub points: Vec<String>,
+    /// The share of plans that are run twice, the second time in another shard.
+    #[serde(default = "hundredth")]
+    pub repeat: f64,
+    /// What guests run on.
+    #[serde(rename = "machine")]
+    pub machines: Vec<MachineChoice>,
+}
+
+/// A machine, in the words of the command line.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineChoice {
+    pub backend: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kvm: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<String>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn three() -> u64 {
+    3
+}
+
+fn hundredth() -> f64 {
+    0.01
+}
+
+/// A run of a campaign.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    /// Plans first, then canaries.
+    pub index: u64,
+    /// The second time that a plan is run.
+    pub again: bool,
+    pub guest: String,
+    /// Of the campaign's machines.
+    pub machine: usize,
+    pub plan: Plan,
+}
+
+/// Plans that a campaign may have.
+const MOST_PLANS: u64 = 1 << 32;
+/// Shards: as many as Slurm's arrays may have tasks, and more.
+const MOST_SHARDS: u32 = 1 << 20;
+
+impl Campaign {
+    /// Says what is wrong with it.
+    pub fn check(&self) -> Result<(), String> {
+        let wrong = [
+            (self.plans == 0 || self.plans > MOST_PLANS, "`plans` goes from 1 to 2^32"),
+            (self.shards == 0 || self.shards > MOST_SHARDS, "`shards` goes from 1 to 2^20"),
+            (self.guests.is_empty(), "`guests` names none"),
+            (self.machines.is_empty(), "there is no [[machine]]"),
+            (self.rules == 0 || self.rules > 100, "`rules` goes from 1 to 100"),
+            (!(0.0..=1.0).contains(&self.repeat), "`repeat` goes from 0 to 1"),
+        ];
+        wrong.iter().find(|(wrong, _)| *wrong).map_or(Ok(()), |(_, what)| Err((*what).to_owned()))
+    }
+
+    /// A number that campaigns with the same jobs share, into however many shards they are divided.
+    pub fn hash(&self) -> u64 {
+        let bare = Self { name: String::new(), shards: 1, ..self.clone() };
+        xxh3_64(toml::to_string(&bare).unwrap_or_default().as_bytes())
+    }
+
+    /// Jobs but for those that are run again.
+    pub fn jobs(&self) -> u64 {
+        self.plans + self.canaries().count() as u64
+    }
+
+    /// Canaries and the machine of each: all of them on every machine.
+    fn canaries(&self) -> impl Iterator<Item = (usize, &'static Canary)> {
+        (0..self.machines.len()).flat_map(|machine| CANARIES.iter().map(move |canary| (machine, canary)))
+    }
+
+    /// The canary that a job is.
+    pub fn canary(&self, index: u64) -> Option<&'static Canary> {
+        self.canaries().nth(index.checked_sub(self.plans)? as usize).map(|(_, canary)| canary)
+    }
+
+    /// A job. `points`: those of a machine of the campaign. `None`: the campaign has no such job, or its machine lacks the point of a
+    /// canary.
+    pub fn job<'p>(&self, index: u64, again: bool, points: impl Fn(usize) -> &'p [Point]) -> Option<Job> {
+        if let Some(at) = index.checked_sub(self.plans) {
+            let (machine, canary) = self.canaries().nth(at as usize)?;
+            let guest = canary.guest.to_owned();
+            let plan = canary.plan(points(machine))?;
+            return Some(Job { index, again, guest, machine, plan });
+        }
+        Some(generate::job(self, index, again, points))
+    }
+
+    /// The jobs of a shard, and whether each is run again. What is run twice is so in two shards, if there are two.
+    pub fn of_shard(&self, shard: Shard) -> impl Iterator<Item = (u64, bool)> + '_ {
+        let of = u64::from(shard.of);
+        let mine = move |index: u64| index % of == u64::from(shard.index);
+        let again = move |index: u64| (index + 1) % of == u64::from(shard.index) && self.is_repeated(index);
+        let first = (0..self.jobs()).filter(move |index| mine(*index)).map(|index| (index, false));
+        first.chain((0..self.plans).filter(move |index| again(*index)).map(|index| (index, true)))
+    }
+
+    /// Whether a plan is run twice.
+    pub fn is_repeated(&self, index: u64) -> bool {
+        index < self.plans && generate::is_repeated(self, index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    pub(super) fn campaign() -> Campaign {
+        let text = "seed = 3\nplans = 500\nshards = 4\nrepeat = 0.1\nguests = [\"builtin:hello\", \"builtin:touch\"]\n\
+            [[machine]]\nbackend = \"one\"\n[[machine]]\nbackend = \"two\"\nhost = \"a\"";
+        toml::from_str(text).unwrap()
+    }
+
+    pub(super) fn points() -> Vec<Point> {
+        let mut points = Point::of_host();
+        points.push(Point {
+            number: 1,
+            name: "flip".into(),
+            text: String::new(),
+            words: "a: the address; b: the entry; answer: the bits that are inverted".into(),
+        });
+        points
+    }
+
+    #[test]
+    fn every_job_is_in_one_shard_whatever_their_number() {
+        let campaign = campaign();
+        for of in [1, 2, 4, 7] {
+            let (mut first, mut again) = (Vec::new(), BTreeSet::new());
+            for index in 0..of {
+                for (job, repeated) in campaign.of_shard(Shard { index, of }) {
+                    if repeated { assert!(again.insert(job)) } else { first.push(job) }
+                }
+            }
+            first.sort_unstable();
+            assert_eq!(first, Vec::from_iter(0..campaign.jobs()), "{of}");
+            assert!((20..90).contains(&again.len()), "{of}: {}", again.len());
+            assert!(again.iter().all(|job| campaign.is_repeated(*job)));
+        }
+    }
+
+    #[test]
+    fn a_job_is_a_function_of_its_number() {
+        let (campaign, points) = (campaign(), points());
+        let job = |index| campaign.job(index, false, |_| &points).unwrap();
+        let forwards: Vec<_> = (0..campaign.plans).map(job).collect();
+        assert!((0..campaign.plans).rev().all(|index| job(index) == forwards[index as usize]));
+        let plans: BTreeSet<u64> = forwards.iter().map(|job| job.plan.hash()).collect();
+        assert!(plans.len() > 400, "{}", plans.len());
+        for job in &forwards {
+            crate::Engine::new(&job.plan.clone().into(), &points).unwrap();
+        }
+        let other = Campaign { seed: Number(4), ..campaign.clone() };
+        assert_ne!(other.job(7, false, |_| &points).unwrap(), forwards[7]);
+        assert_eq!(Campaign { shards: 9, ..campaign.clone() }.hash(), campaign.hash());
+        assert_ne!(other.hash(), campaign.hash());
+    }
+
+    #[test]
+    fn what_is_wrong_is_told() {
+        assert_eq!(campaign().check(), Ok(()));
+        assert!(Campaign { plans: 0, ..campaign() }.check().is_err());
+        assert!(Campaign { repeat: f64::NAN, ..campaign() }.check().is_err());
+        assert!(Campaign { machines: Vec::new(), ..campaign() }.check().is_err());
+    }
+}

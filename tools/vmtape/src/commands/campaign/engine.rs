@@ -1,0 +1,111 @@
+//! The machines of a campaign, made when a job first needs them.
+
+use crate::machine_args::{MachineArgs, PluginArgs, create};
+use anyhow::{Context, Result};
+use clap::Parser;
+use std::collections::BTreeMap;
+use vmtape_abi::Backend;
+use vmtape_backends::LoadedPlugin;
+use vmtape_faults::{
+    Point,
+    campaign::{Campaign, MachineChoice},
+};
+use vmtape_machine::MachineSpec;
+use vmtape_replay::{
+    Error,
+    faults::{Bed, Quick, points},
+};
+
+/// A machine as a command line has it.
+#[derive(Debug, Parser)]
+struct Line {
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+/// A machine of the campaign and its plugin.
+pub struct Loaded {
+    pub choice: MachineChoice,
+    pub plugin: LoadedPlugin,
+    pub points: Vec<Point>,
+}
+
+/// Loads the plugins of all machines.
+pub fn load(campaign: &Campaign, plugins: &PluginArgs) -> Result<Vec<Loaded>> {
+    let search = plugins.search();
+    let load = |choice: &MachineChoice| -> Result<Loaded> {
+        let (name, _) = crate::machine_args::parse_backend(&choice.backend)?;
+        let plugin = search.load(&name)?;
+        let points = points(&plugin.description.fault_points);
+        Ok(Loaded { choice: choice.clone(), plugin, points })
+    };
+    campaign.machines.iter().map(load).collect()
+}
+
+/// The options that stand for a machine.
+pub fn options(choice: &MachineChoice) -> Vec<String> {
+    let mut words = vec!["-b".to_owned(), choice.backend.clone()];
+    let options = [("--host", &choice.host), ("--kvm", &choice.kvm), ("--cpu", &choice.cpu)];
+    for (option, value) in options {
+        words.extend(value.iter().flat_map(|value| [option.to_owned(), value.clone()]));
+    }
+    words
+}
+
+impl Loaded {
+    fn machine(&self, guest: &str) -> Result<MachineSpec> {
+        let words = [vec!["vmtape".to_owned()], options(&self.choice), vec![guest.to_owned()]].concat();
+        let line = Line::try_parse_from(words).context("a machine of the campaign")?;
+        let (spec, _) = line.machine.resolve_with(&self.plugin)?;
+        Ok(spec)
+    }
+
+    /// A VM of it.
+    pub fn create(&self, machine: &MachineSpec) -> Result<Box<dyn Backend>, Error> {
+        create(&self.plugin, machine.silicon, &machine.options).map_err(|error| Error::Refused {
+            backend: machine.backend.clone(),
+            reason: format!("{error:#}"),
+        })
+    }
+}
+
+/// How machines are made of what was loaded, one for each.
+pub type Creates<'a> = Vec<Box<dyn Fn(&MachineSpec) -> Result<Box<dyn Backend>, Error> + 'a>>;
+
+pub fn creates(loaded: &[Loaded]) -> Creates<'_> {
+    let create = |machine| -> Box<dyn Fn(&MachineSpec) -> Result<Box<dyn Backend>, Error> + '_> {
+        Box::new(move |spec: &MachineSpec| Loaded::create(machine, spec))
+    };
+    loaded.iter().map(create).collect()
+}
+
+/// Guests on machines that have run without faults already.
+pub struct Beds<'a> {
+    loaded: &'a [Loaded],
+    creates: &'a Creates<'a>,
+    beds: BTreeMap<(usize, String), Quick<'a>>,
+}
+
+impl<'a> Beds<'a> {
+    pub fn new(loaded: &'a [Loaded], creates: &'a Creates<'a>) -> Self {
+        Self { loaded, creates, beds: BTreeMap::new() }
+    }
+
+    /// The bed of a guest on a machine.
+    pub fn of(&mut self, machine: usize, guest: &str) -> Result<&mut Quick<'a>> {
+        let key = (machine, guest.to_owned());
+        if !self.beds.contains_key(&key) {
+            let loaded = &self.loaded[machine];
+            let spec =
+                loaded.machine(guest).with_context(|| format!("{guest} on {}", loaded.choice.backend))?;
+            let create = &*self.creates[machine];
+            let bed = Bed::new(spec, Default::default(), create, &loaded.plugin.description)?;
+            self.beds.insert(key.clone(), Quick::new(bed)?);
+        }
+        self.beds.get_mut(&key).context("a bed")
+    }
+
+    pub fn looked_at(&self) -> u64 {
+        self.beds.values().map(|bed| bed.looked_at).sum()
+    }
+}

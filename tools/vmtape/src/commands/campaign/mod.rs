@@ -1,0 +1,104 @@
+//! `vmtape campaign`: thousands of fault plans from one seed, in shards.
+
+mod engine;
+mod jobs;
+mod merge;
+mod report;
+mod run;
+
+use crate::output::{ExitCode, tell};
+use anyhow::{Context, Result, bail};
+use clap::{Subcommand, ValueHint};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+use vmtape_faults::campaign::Campaign;
+
+/// Run thousands of fault plans from one seed, in shards, and bring the results together
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = crate::help::CAMPAIGN)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Check a specification, and write it with everything that it leaves open
+    Plan {
+        #[arg(value_hint = ValueHint::FilePath)]
+        specification: PathBuf,
+        /// Another number of shards
+        #[arg(long, value_name = "N")]
+        shards: Option<u32>,
+        #[arg(short, long, value_name = "PLAN", value_hint = ValueHint::FilePath)]
+        output: PathBuf,
+    },
+    /// Run a shard
+    Run(run::RunArgs),
+    /// Bring the results of all shards together
+    Merge {
+        #[arg(value_hint = ValueHint::FilePath)]
+        plan: PathBuf,
+        /// The folder of the results
+        #[arg(value_hint = ValueHint::DirPath)]
+        results: PathBuf,
+        /// All results, a JSON line each, in the order of the jobs
+        #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        output: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shrink what was found, and write a folder for each finding
+    Report(report::ReportArgs),
+    /// Write the job file of an engine that runs all shards
+    Jobs(jobs::JobsArgs),
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    match &args.what {
+        What::Plan { specification, shards, output } => {
+            let mut campaign = read(specification)?;
+            campaign.shards = shards.unwrap_or(campaign.shards);
+            campaign.check().map_err(anyhow::Error::msg)?;
+            let text = toml::to_string(&campaign).context("the plan")?;
+            whole(output, text.as_bytes())?;
+            let (jobs, shards) = (campaign.jobs(), campaign.shards);
+            tell(format!("{jobs} jobs in {shards} shards: {}", output.display()));
+            Ok(ExitCode::SAME)
+        }
+        What::Run(args) => run::run(args),
+        What::Merge { plan, results, output, json } => {
+            merge::run(&read(plan)?, results, output.as_deref(), *json)
+        }
+        What::Report(args) => report::run(args),
+        What::Jobs(args) => jobs::run(args),
+    }
+}
+
+/// Reads a campaign.
+fn read(path: &Path) -> Result<Campaign> {
+    const LARGEST: u64 = 1 << 20;
+    let named = || path.display().to_string();
+    let size = fs::metadata(path).with_context(named)?.len();
+    if size > LARGEST {
+        bail!("{}: {size} bytes are no campaign", named());
+    }
+    let text = fs::read_to_string(path).with_context(named)?;
+    let campaign: Campaign = toml::from_str(&text).with_context(named)?;
+    campaign.check().map_err(anyhow::Error::msg).with_context(named)?;
+    Ok(campaign)
+}
+
+/// Writes a file whole or not at all, whoever else writes it at the same time.
+fn whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let named = || path.display().to_string();
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(named)?;
+    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).with_context(named)?;
+    file.persist(path).map_err(|error| error.error).with_context(named)?;
+    Ok(())
+}
