@@ -171,7 +171,7 @@ impl Ram {
 
     /// Notes that the bytes from `hpa` to `end`, on one page, were decoded.
     pub(crate) fn mark_code(&self, hpa: u64, end: u64) {
-        let info = &self.pages.info[(hpa >> PAGE_SHIFT) as usize];
+        let Some(info) = self.pages.info.get((hpa >> PAGE_SHIFT) as usize) else { return };
         let before = info.code.get();
         if before == 0 {
             self.begin_epoch();
@@ -179,9 +179,10 @@ impl Ram {
         info.code.set(before | lines(hpa, end));
     }
 
-    /// Whether a page holds decoded code, so that writes must be reported to [`Ram::wrote`].
+    /// Whether a page holds decoded code, so that writes must be reported to [`Ram::wrote`]. One that is not there, to which only
+    /// a broken entry leads, is written in no way that is not checked.
     pub(crate) fn has_code(&self, hpa: u64) -> bool {
-        self.pages.info[(hpa >> PAGE_SHIFT) as usize].code.get() != 0
+        self.pages.info.get((hpa >> PAGE_SHIFT) as usize).is_none_or(|info| info.code.get() != 0)
     }
 
     /// The generation of the code on a page.
@@ -344,6 +345,13 @@ mod tests {
         assert!(ram.wrote(0x103f, 2));
         assert_eq!(ram.generation(1), 1);
         assert!(!ram.has_code(0x1040));
+    }
+
+    #[test]
+    fn memory_that_is_not_there_takes_no_marks() {
+        let ram = Ram::leaked(0x1000);
+        ram.mark_code(1 << 40, (1 << 40) + 4);
+        assert!(ram.has_code(1 << 40) && !ram.write(1 << 40, &[1]));
     }
 
     #[test]

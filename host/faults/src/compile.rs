@@ -125,8 +125,10 @@ impl Arming<'_> {
         }
         let found = points.iter().find(|point| point.name == self.when.point);
         found.map(Some).ok_or_else(|| {
-            let like = points.iter().filter(|point| is_like(&point.name, &self.when.point));
-            let like: Vec<_> = like.map(|point| format!("`{}`", point.name)).collect();
+            let likeness = |point: &&Point| likeness(&point.name, &self.when.point);
+            let most = points.iter().map(|point| likeness(&point)).max().filter(|most| *most > 0);
+            let like = points.iter().filter(|point| Some(likeness(point)) == most);
+            let like: Vec<_> = like.take(3).map(|point| format!("`{}`", point.name)).collect();
             let hint =
                 if like.is_empty() { String::new() } else { format!("; there is {}", like.join(" and ")) };
             self.error(
@@ -252,9 +254,8 @@ impl Arming<'_> {
     }
 }
 
-/// Whether one name has a word of the other.
-fn is_like(name: &str, wanted: &str) -> bool {
-    const SHORTEST: usize = 4;
-    let mut words = wanted.split(['-', '_', ' ']).filter(|word| word.len() >= SHORTEST);
-    words.any(|word| name.split('-').any(|part| part == word))
+/// How much of one name is in the other, in letters of whole words.
+fn likeness(name: &str, wanted: &str) -> usize {
+    let words = wanted.split(['-', '_', ' ']).filter(|word| name.split('-').any(|part| part == *word));
+    words.map(str::len).sum()
 }

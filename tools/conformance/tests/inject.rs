@@ -97,6 +97,24 @@ fn each_occurrence_fails_until_there_is_none() -> Result<()> {
     Ok(())
 }
 
+/// A broken entry leads to memory that is not there: the guest is lost or sees other data, and nothing here breaks.
+#[test]
+fn memory_that_is_not_there_is_written_to_no_harm() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for (backend, point) in
+        [("vmx", "nested-entry-flip"), ("svm-npt", "spte-flip"), ("svm", "shadow-entry-flip")]
+    {
+        for bit in [26, 34, 41] {
+            let plan = rule(
+                &format!("point = \"{point}\", each = true, insn = \"0-400\""),
+                &format!("{:#x}", 1u64 << bit),
+            );
+            inject(folder.path(), backend, TOUCH, &plan, &[])?;
+        }
+    }
+    Ok(())
+}
+
 /// One fault of many matters: both searches find it.
 #[test]
 fn the_fault_that_matters_is_found() -> Result<()> {
@@ -141,5 +159,28 @@ fn bad_plans_are_told_with_their_lines() -> Result<()> {
     let output = vmtape(folder.path(), &["inject", "points", "-b", "vmx"])?;
     let text = String::from_utf8(output.stdout)?;
     assert!(text.contains("lost-flush") && text.contains("host-timer"), "{text}");
+    Ok(())
+}
+
+/// Plans reach migrations too.
+#[test]
+fn a_migration_takes_a_plan() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let line = ["record", "-q", "-b", "vmx", "-o", "a.tape", "builtin:dirty"];
+    let recorded = vmtape(folder.path(), &line)?;
+    assert!(recorded.status.success(), "{}", tail(&recorded));
+    let kill = "when = { point = \"move-kill-destination\", phase = \"hand-over\" }";
+    for (when, verdict) in
+        [(kill, "detected"), ("when = { point = \"move-page-lost\", n = 100000 }", "not-reached")]
+    {
+        for (expected, code) in [(verdict, 0), ("two-running", 1)] {
+            let plan = format!("expect = \"{expected}\"\n[[rule]]\n{when}\n");
+            fs::write(folder.path().join("plan.toml"), plan)?;
+            let line = ["migrate", "a.tape", "--at", "exit=20", "--to", "svm", "--plan", "plan.toml"];
+            let moved = vmtape(folder.path(), &line)?;
+            assert_eq!(moved.status.code(), Some(code), "{when}: {}", tail(&moved));
+            assert!(tail(&moved).contains(verdict), "{}", tail(&moved));
+        }
+    }
     Ok(())
 }

@@ -8,6 +8,7 @@ mod interrupt;
 mod libvirt;
 mod machine_args;
 mod output;
+mod plan_args;
 mod qemu;
 mod scenarios;
 mod script_args;

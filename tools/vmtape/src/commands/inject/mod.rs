@@ -7,16 +7,14 @@ mod shrink;
 use crate::{
     machine_args::{MachineArgs, PluginArgs, create},
     output::{ExitCode, progress, tell, usage},
+    plan_args,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use clap::{ArgMatches, Command, FromArgMatches, ValueHint};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 use tracing::subscriber::NoSubscriber;
 use vmtape_backends::LoadedPlugin;
-use vmtape_faults::{Engine, Source};
+use vmtape_faults::Source;
 use vmtape_machine::MachineSpec;
 use vmtape_replay::{
     Error,
@@ -63,7 +61,7 @@ impl clap::Args for Direct {
 
 impl FromArgMatches for Direct {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given = matches.contains_id("guest");
+        let given = matches.contains_id("backend");
         given.then(|| MachineArgs::from_arg_matches(matches)).transpose().map(Self)
     }
 
@@ -174,7 +172,7 @@ fn inject(
     result: &ResultArgs,
     command: &str,
 ) -> Result<ExitCode> {
-    let source = read(path, plugin)?;
+    let source = plan_args::read(path, &points(&plugin.description.fault_points))?;
     let create = |machine: &MachineSpec| {
         create(plugin, machine.silicon, &machine.options).map_err(|error| Error::Refused {
             backend: machine.backend.clone(),
@@ -192,22 +190,6 @@ fn inject(
     })?;
     bar.finish_and_clear();
     Ok(code)
-}
-
-/// The largest plan that anybody writes.
-const LARGEST: u64 = 1 << 20;
-
-/// Reads a plan and checks it against the points of a backend.
-fn read(path: &Path, plugin: &LoadedPlugin) -> Result<Source> {
-    let named = || path.display().to_string();
-    let size = fs::metadata(path).with_context(named)?.len();
-    if size > LARGEST {
-        bail!("{}: {size} bytes are no fault plan", named());
-    }
-    let text = fs::read_to_string(path).with_context(named)?;
-    let source: Source = text.parse().with_context(named)?;
-    Engine::check(&source, &points(&plugin.description.fault_points)).with_context(named)?;
-    Ok(source)
 }
 
 impl Injection<'_> {

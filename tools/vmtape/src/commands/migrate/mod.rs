@@ -1,5 +1,6 @@
 //! `vmtape migrate`: moves a running guest to another machine, and holds it against a twin that never moved.
 
+mod faults;
 mod map;
 mod remote;
 mod route;
@@ -9,7 +10,7 @@ use crate::{
     commands::replay::Plugins,
     fault_args::FaultArgs,
     machine_args::PluginArgs,
-    output::{ExitCode, print_json, progress, usage},
+    output::{ExitCode, print_json, progress, tell, usage},
 };
 use anyhow::Result;
 use clap::{ValueHint, builder::PossibleValuesParser, builder::TypedValueParser};
@@ -108,6 +109,10 @@ pub struct Args {
 
     #[command(flatten)]
     faults: FaultArgs,
+
+    /// A fault plan in TOML (host/faults/README.md; `when` has `phase`). With `expect` the exit code says whether it came so
+    #[arg(long, value_name = "PLAN", value_hint = ValueHint::FilePath, conflicts_with = "faults")]
+    plan: Option<PathBuf>,
 
     #[command(flatten)]
     plugins: PluginArgs,
@@ -265,7 +270,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         .map(|(id, name)| TableRow { id, name, ..Default::default() })
         .collect();
     let faults = args.faults.script(&rows)?;
-    let points = || if faults.is_empty() { Points::default() } else { Points::new(Box::new(faults.clone())) };
+    let planned = args.plan.as_deref().map(faults::Planned::read).transpose()?;
+    let points = || match &planned {
+        Some(planned) => planned.points(),
+        None if faults.is_empty() => Points::default(),
+        None => Points::new(Box::new(faults.clone())),
+    };
     let actual = hops.last().map_or_else(|| expected.clone(), |hop| hop.to.clone());
     let journey = Journey {
         hops,
@@ -295,15 +305,25 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         (Some(address), ..) => remote::listen(args, address, &sides, &journey),
         (_, Some(address), Some(Moment::At(at))) => remote::connect(args, address, *at, &sides, &journey),
         (_, None, Some(Moment::Every(step))) => map::run(args, *step, &sides, &journey),
-        _ => in_one_process(args, &sides, &journey),
+        _ => in_one_process(args, &sides, planned.as_ref()),
     }
 }
 
-fn in_one_process(args: &Args, sides: &Sides, _: &Journey) -> Result<ExitCode> {
+fn in_one_process(args: &Args, sides: &Sides, planned: Option<&faults::Planned>) -> Result<ExitCode> {
     let bar = progress("migrate");
     let moved = sides.migrate(&mut |instructions| bar.set_message(format!("{instructions} instructions")))?;
     bar.finish_and_clear();
-    print(args, &moved)
+    let printed = print(args, &moved)?;
+    let Some((verdict, expected)) = planned.map(|planned| planned.verdict(&moved)) else {
+        return Ok(printed);
+    };
+    let words = match expected {
+        None => "",
+        Some(true) => ", as expected",
+        Some(false) => ", which the plan does not expect",
+    };
+    tell(format!("{verdict}{words}"));
+    Ok(expected.map_or(printed, |expected| if expected { ExitCode::SAME } else { ExitCode::DIFFERENT }))
 }
 
 fn print(args: &Args, moved: &Moved) -> Result<ExitCode> {

@@ -1,0 +1,86 @@
+//! Runs of a campaign per second and core: plans over two short built-in guests under `vmx`, closer looks included.
+
+mod common;
+
+use common::CpuTime;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use vmtape_abi::{Backend, Plugin, VmConfig};
+use vmtape_faults::{Source, campaign::Campaign};
+use vmtape_machine::{
+    GuestImage, Layout, MachineSpec, hosts,
+    model::{CpuOption, silicon_cpuid},
+};
+use vmtape_replay::{
+    Error,
+    faults::{Bed, Quick},
+};
+use vmtape_vmx::Vmx;
+
+/// Runs of one iteration.
+const RUNS: u64 = 1000;
+const GUESTS: [&str; 2] = ["hello", "touch,access=write"];
+
+fn create(spec: &MachineSpec) -> Result<Box<dyn Backend>, Error> {
+    let config = VmConfig { silicon: spec.silicon, options: spec.options.clone() };
+    let refused = |reason| Error::Refused { backend: spec.backend.clone(), reason };
+    Vmx::create(&config).map(|vm| Box::new(vm) as Box<dyn Backend>).map_err(refused)
+}
+
+fn specification(guest: &str) -> MachineSpec {
+    let silicon = hosts::find("intel-46").expect("a named host");
+    let vm = Vmx::create(&VmConfig { silicon, options: Vec::new() }).expect("vmx fits its host");
+    let model = CpuOption::parse("max").expect("a CPU model");
+    let bytes = vmtape_guests::image(guest).expect("a built-in guest");
+    MachineSpec {
+        image: GuestImage { name: guest.to_owned(), bytes },
+        cmdline: String::new(),
+        initrd: None,
+        memory: 64 << 20,
+        vcpus: 1,
+        layout: Layout::Flat,
+        cpuid: model.cpuid(&silicon, &vm.supported_cpuid(&silicon_cpuid(&silicon))),
+        cpu: "max".to_owned(),
+        host: "intel-46".to_owned(),
+        silicon,
+        backend: "vmx".to_owned(),
+        options: vm.resolved(),
+        seed: 0,
+        checkpoint_every: 0,
+        script: Vec::new(),
+        milestone_every: 0,
+        cpu_revision: vmtape_machine::CPU_REVISION,
+        fault_points: Vec::new(),
+        pcpus: 0,
+        retries: 0,
+    }
+}
+
+const CAMPAIGN: &str =
+    "seed = 1\nplans = 1000\nguests = [\"hello\", \"touch,access=write\"]\n[[machine]]\nbackend = \"vmx\"";
+
+fn runs(c: &mut Criterion<CpuTime>) {
+    let campaign: Campaign = toml::from_str(CAMPAIGN).expect("a campaign");
+    let description = Vmx::describe();
+    let points = vmtape_replay::faults::points(&description.fault_points);
+    let mut beds = GUESTS.map(|guest| {
+        let bed = Bed::new(specification(guest), Default::default(), &create, &description);
+        Quick::new(bed.expect("the guest runs")).expect("it runs again")
+    });
+    let jobs: Vec<_> = (0..RUNS)
+        .filter_map(|index| campaign.job(index, false, |_| &points))
+        .map(|job| (GUESTS.iter().position(|guest| *guest == job.guest), Source::from(job.plan)))
+        .collect();
+    let mut group = c.benchmark_group("faults");
+    group.throughput(Throughput::Elements(RUNS)).sample_size(10);
+    group.bench_function("runs", |b| {
+        b.iter(|| {
+            for (guest, source) in &jobs {
+                beds[guest.expect("one of them")].run(source).expect("a verdict");
+            }
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(name = benches; config = Criterion::default().with_measurement(CpuTime); targets = runs);
+criterion_main!(benches);
