@@ -90,7 +90,7 @@ fn each_occurrence_fails_until_there_is_none() -> Result<()> {
     for backend in BACKENDS {
         let (report, code) = inject(folder.path(), backend, TOUCH, &plan, &[])?;
         let members = report["members"].as_array().context("members")?;
-        assert!(code == 0 && members.len() > 3, "{backend}: {report:#}");
+        assert!(code == 0 && members.len() > 1, "{backend}: {report:#}");
         let numbers: Vec<_> = members.iter().filter_map(|member| member["n"].as_u64()).collect();
         assert_eq!(numbers, Vec::from_iter(1..=numbers.len() as u64), "{backend}");
     }
@@ -119,7 +119,7 @@ fn memory_that_is_not_there_is_written_to_no_harm() -> Result<()> {
 #[test]
 fn the_fault_that_matters_is_found() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let plan = "seed = 1\n[[rule]]\nwhen = { point = \"spurious-fault\", probability = 0.1 }\n\
+    let plan = "seed = 1\n[[rule]]\nwhen = { point = \"spurious-fault\", probability = 0.5 }\n\
         [[rule]]\nwhen = { point = \"lost-dirty\", n = 1 }\n";
     let (report, _) =
         inject(folder.path(), "svm-npt", TOUCH, plan, &["-o", "a.tape", "--shrink", "small.toml"])?;
@@ -127,6 +127,7 @@ fn the_fault_that_matters_is_found() -> Result<()> {
     let small = fs::read_to_string(folder.path().join("small.toml"))?;
     assert!(small.matches("[[rule]]").count() == 1 && small.contains("lost-dirty"), "{small}");
     let again = report["smallest"]["command"].as_str().context("a command")?;
+    let again = again.replace('\'', "");
     let words: Vec<&str> = again.split(' ').skip(1).collect();
     let output = vmtape(folder.path(), &words)?;
     assert!(output.status.success(), "{again}: {}", tail(&output));
@@ -176,7 +177,16 @@ fn a_migration_takes_a_plan() -> Result<()> {
         for (expected, code) in [(verdict, 0), ("two-running", 1)] {
             let plan = format!("expect = \"{expected}\"\n[[rule]]\n{when}\n");
             fs::write(folder.path().join("plan.toml"), plan)?;
-            let line = ["migrate", "a.tape", "--at", "exit=20", "--to", "svm", "--plan", "plan.toml"];
+            let line = [
+                "migrate",
+                "a.tape",
+                "--at",
+                "exit=20",
+                "--to",
+                "svm-npt,host=amd-52",
+                "--plan",
+                "plan.toml",
+            ];
             let moved = vmtape(folder.path(), &line)?;
             assert_eq!(moved.status.code(), Some(code), "{when}: {}", tail(&moved));
             assert!(tail(&moved).contains(verdict), "{}", tail(&moved));
