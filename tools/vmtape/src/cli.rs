@@ -61,6 +61,8 @@ impl Command {
             Self::Host(args) => commands::host::run(&args),
             Self::Record(args) => commands::record::run(&args),
             Self::Run(args) => commands::run::run(&args),
+            Self::Inject(args) => commands::inject::run(&args),
+            Self::Campaign(args) => commands::campaign::run(&args),
             Self::Replay(args) => commands::replay::run(&args),
             Self::Diff(args) => commands::diff::run(&args),
             Self::Check(args) => commands::check::run(&args),

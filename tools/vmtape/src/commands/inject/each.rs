@@ -1,28 +1,13 @@
 //! A plan that fails each occurrence of a point, in a run of its own.
 
-use super::{Injection, print};
+use super::{
+    Injection,
+    members::{Member, Members},
+    print,
+};
 use crate::output::{ExitCode, tell};
 use anyhow::{Result, bail};
-use serde::Serialize;
-use std::collections::BTreeMap;
 use vmtape_faults::{Source, Verdict};
-
-/// One member.
-#[derive(Debug, Serialize)]
-pub struct Member {
-    pub n: u64,
-    pub verdict: Verdict,
-    pub as_expected: bool,
-    pub signature: String,
-    pub why: String,
-}
-
-/// All of them.
-#[derive(Debug, Default, Serialize)]
-pub struct Members {
-    pub members: Vec<Member>,
-    pub verdicts: BTreeMap<Verdict, u64>,
-}
 
 /// Occurrences that are tried, after which the plan is too wide.
 const MOST: u64 = 10_000;

@@ -1,6 +1,7 @@
 //! `vmtape inject`: a guest with a fault plan, and the verdict.
 
 mod each;
+mod members;
 mod print;
 mod shrink;
 

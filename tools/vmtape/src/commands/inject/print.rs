@@ -1,6 +1,6 @@
 //! What `inject` prints.
 
-use super::{Injection, each::Members, shrink::Smallest};
+use super::{Injection, members::Members, shrink::Smallest};
 use crate::output::{ExitCode, print_json};
 use anyhow::{Context, Result};
 use serde::Serialize;
