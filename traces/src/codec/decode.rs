@@ -30,8 +30,8 @@ const OF_TAG: usize = column::BLOB as usize + 1;
 struct Inputs {
     /// By tag and word.
     columns: Vec<Input>,
-    /// For each of the lower tags, and the next one, how many columns come before its own.
-    firsts: Vec<u32>,
+    /// For each of the lower tags that has columns, where they are by word.
+    places: Vec<Option<Box<[Option<u32>; OF_TAG]>>>,
 }
 
 /// Decodes the events of one chunk.
@@ -161,22 +161,24 @@ impl Inputs {
         let input = |Column { tag, word, bytes }| Input { tag, word, bytes, at: 0, dictionary: Vec::new() };
         let mut columns: Vec<Input> = columns.into_iter().map(input).collect();
         columns.sort_by_key(Input::key);
-        let first = |tag| columns.partition_point(|column| column.tag < tag) as u32;
-        let firsts = (0..=TAGS as u64).map(first).collect();
-        Self { columns, firsts }
+        let mut places = vec![None; TAGS];
+        for (at, column) in (0..).zip(&columns) {
+            if let Some(of_tag) = places.get_mut(column.tag as usize)
+                && usize::from(column.word) < OF_TAG
+            {
+                let of_tag = of_tag.get_or_insert_with(|| Box::new([None; OF_TAG]));
+                of_tag[usize::from(column.word)] = Some(at);
+            }
+        }
+        Self { columns, places }
     }
 
     fn get(&mut self, tag: u64, word: u8) -> Decoded<&mut Input> {
-        let firsts = usize::try_from(tag).ok().and_then(|tag| self.firsts.get(tag..tag + 2));
-        let found = match firsts {
-            // A handful: those of an event's words that ever differ.
-            Some([first, end]) => {
-                let of_tag = self.columns[*first as usize..*end as usize].iter().take(OF_TAG);
-                of_tag.map(|column| column.word).position(|of| of == word).map(|at| *first as usize + at)
-            }
-            _ => self.columns.binary_search_by_key(&(tag, word), Input::key).ok(),
+        let found = match self.places.get(tag as usize) {
+            Some(of_tag) => of_tag.as_ref().and_then(|of_tag| of_tag[usize::from(word)]),
+            None => self.columns.binary_search_by_key(&(tag, word), Input::key).ok().map(|at| at as u32),
         };
-        found.map(|at| &mut self.columns[at]).ok_or("a column is missing")
+        found.map(|at| &mut self.columns[at as usize]).ok_or("a column is missing")
     }
 }
 
