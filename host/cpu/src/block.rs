@@ -1,7 +1,9 @@
 //! The cache of decoded blocks, keyed by host physical address and mode, and valid for one generation of the page's
 //! code.
 
-use crate::{core::Core, dispatch, env::Interrupted, features::Features, insn::Insn, ram::Ram};
+use crate::{
+    core::Core, dispatch, emulate::decode_as_kvm, env::Interrupted, features::Features, insn::Insn, ram::Ram,
+};
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -234,12 +236,16 @@ impl Blocks {
         // AMD lets an operand-size prefix cut near branches in 64-bit mode; Intel ignores it.
         let vendor =
             if core.model.vendor == Vendor::AMD { DecoderOptions::AMD } else { DecoderOptions::NONE };
-        let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::FORCE_RESERVED_NOP | vendor);
-        let instruction = decoder.decode();
+        let (instruction, error) = if core.emulating {
+            decode_as_kvm(bits, bytes, rip, DecoderOptions::FORCE_RESERVED_NOP)
+        } else {
+            let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::FORCE_RESERVED_NOP | vendor);
+            (decoder.decode(), decoder.last_error())
+        };
         if instruction.code() != Code::INVALID {
             return Some(dispatch::insn(&instruction, &self.features));
         }
-        let handler = match decoder.last_error() {
+        let handler = match error {
             DecoderError::NoMoreBytes => return None,
             _ if instruction.len() >= MAX_INSN => dispatch::too_long,
             _ => dispatch::undefined,

@@ -7,6 +7,7 @@ use crate::{
     env::Interrupted,
     insn::Insn,
 };
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic};
 use vmtape_arch::{PAGE_SIZE, exception::Vector, vcpu::seg};
 
 const MAX_INSN: usize = 15;
@@ -68,6 +69,33 @@ fn retire(core: &mut Core<'_>) -> Step {
     Step::Executed
 }
 
+/// What KVM's decoder makes of bytes: a near branch in 64-bit code is cut by an operand-size prefix, and a far one has all of
+/// its operand, whatever the vendor.
+/// See: KVM emulate.c x86_decode_insn(), assign_eip_near(), the flags NearBranch and SrcMemFAddr
+pub fn decode_as_kvm(bits: u32, bytes: &[u8], rip: u64, options: u32) -> (Instruction, DecoderError) {
+    let with = |vendor| {
+        let mut decoder = Decoder::with_ip(bits, bytes, rip, options | vendor);
+        (decoder.decode(), decoder.last_error())
+    };
+    let plain = with(DecoderOptions::NONE);
+    if bits != 64 || !bytes.contains(&OPERAND_SIZE) {
+        return plain;
+    }
+    let (cut, error) = with(DecoderOptions::AMD);
+    if error == DecoderError::None && is_near_branch(&cut) { (cut, error) } else { plain }
+}
+
+const OPERAND_SIZE: u8 = 0x66;
+
+fn is_near_branch(insn: &Instruction) -> bool {
+    insn.is_jcc_short_or_near()
+        || insn.is_jmp_short_or_near()
+        || insn.is_jmp_near_indirect()
+        || insn.is_call_near()
+        || insn.is_call_near_indirect()
+        || insn.mnemonic() == Mnemonic::Ret
+}
+
 /// Decodes from the bytes given, fetching what is missing.
 fn decode(
     core: &mut Core<'_>,
@@ -92,5 +120,28 @@ fn decode(
             Some(hpa) if core.ram.read(hpa, &mut bytes[len..len + room]) => len += room,
             _ => return Ok(None),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::Code;
+
+    /// As `emulator` of kvm-unit-tests has them: KVM decodes for no vendor.
+    #[test]
+    fn decoding_has_no_vendor() {
+        for (bytes, code, len) in [
+            (&[0x48, 0xff, 0x2f][..], Code::Jmp_m1664, 3),
+            (&[0x48, 0x0f, 0xb2, 0x07], Code::Lss_r64_m1664, 4),
+            (&[0x66, 0xe9, 1, 0, 2, 0], Code::Jmp_rel16, 4),
+            (&[0x66, 0xff, 0x27], Code::Jmp_rm16, 3),
+            (&[0xe9, 1, 0, 2, 0], Code::Jmp_rel32_64, 5),
+            (&[0x66, 0x89, 0x07], Code::Mov_rm16_r16, 3),
+        ] {
+            let (insn, error) = decode_as_kvm(64, bytes, 0, DecoderOptions::NONE);
+            assert_eq!((insn.code(), insn.len(), error), (code, len, DecoderError::None), "{bytes:x?}");
+        }
+        assert_eq!(decode_as_kvm(64, &[0xe9, 1], 0, DecoderOptions::NONE).1, DecoderError::NoMoreBytes);
     }
 }

@@ -27,6 +27,7 @@ mod used;
 
 pub use core::Core;
 pub use cpu::{Cpu, CpuConfig, Emulation, Step, Stop};
+pub use emulate::decode_as_kvm;
 pub use env::{Decision, Env, Interrupted};
 pub use features::Features;
 pub use fp::{MXCSR_MASK, XSAVE_COMPONENTS, XsaveComponent};

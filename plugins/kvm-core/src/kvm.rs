@@ -83,6 +83,7 @@ pub fn mmu_config(silicon: &Silicon, options: &Options, table_width: u8) -> Conf
         ept_types: options.ept_types(),
         unmappable: options.unmappable(),
         npt_rules: options.npt_rules(),
+        emulates_apic_page: false,
         gfn_within_host: options.on(Switch::GFN_WITHIN_HOST),
         tdp_splits_on_fault: options.on(Switch::TDP_SPLITS_ON_FAULT),
         interruptible: options.on(Switch::SLOW_PF_INTERRUPTIBLE),
@@ -319,7 +320,11 @@ impl Kvm {
         if !vcpu.cpuid.has(feature::INVPCID) {
             return Err(Exception::ud());
         }
-        let legal_pcid = pcid >> 12 == 0 && (state.cr4().pcide() || pcid == 0);
+        // Whatever the type is.
+        if pcid >> 12 != 0 {
+            return Err(Exception::gp(0));
+        }
+        let legal_pcid = state.cr4().pcide() || pcid == 0;
         let canonical = || msr::is_canonical(gva, vcpu.cpuid.virt_addr_bits(state.cr4().la57()));
         match kind {
             0 if legal_pcid && canonical() => self.mmu.invlpg(vcpu.id, gva, host),

@@ -50,6 +50,8 @@ pub struct Config {
     pub unmappable: Unmappable,
     /// How the walk of L1's nested page table is set up.
     pub npt_rules: NptRules,
+    /// Nothing is mapped over the local APIC's page: accesses are emulated.
+    pub emulates_apic_page: bool,
     /// Slots and entries stay within the host's width (`kvm_mmu_max_gfn`); otherwise nobody looks.
     pub gfn_within_host: bool,
     /// A fault that needs a small page splits a large one of the TDP MMU, instead of dropping it.
@@ -114,6 +116,7 @@ impl Config {
             mmio_read_forgotten: false,
             ept_types: EptTypes::default(),
             npt_rules: Default::default(),
+            emulates_apic_page: false,
             gfn_within_host: true,
             tdp_splits_on_fault: true,
             interruptible: true,

@@ -233,6 +233,10 @@ impl Mmu {
             // See: mmu.c kvm_handle_error_pfn(), KVM_PFN_ERR_RO_FAULT
             return RetPf::Emulate;
         }
+        if slot.id >= PRIVATE_SLOT && self.config.emulates_apic_page {
+            // "go directly to emulation without caching the MMIO access": see mmu.c kvm_mmu_faultin_pfn()
+            return RetPf::Emulate;
+        }
         let hpa = slot.hpa(fault.gfn << 12);
         if slot.id < PRIVATE_SLOT
             && let Some(errno) = error_pfn(host.fault_in(hpa, PAGE_SIZE), self.config.interruptible)

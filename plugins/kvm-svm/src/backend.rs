@@ -103,7 +103,7 @@ impl Ops for Shared {
 
     fn intercepts(&self, v: &mut SvmVcpu, state: &VcpuState) -> Intercepts {
         setup::update_cr0_intercept(self, v, state);
-        let intercepts = vmrun::published(v.vmcb());
+        let intercepts = vmrun::published(v.vmcb(), &self.kvm.silicon);
         windows(v, intercepts)
     }
 

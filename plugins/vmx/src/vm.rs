@@ -69,7 +69,11 @@ impl Shared {
         }
         let mut options = Options::parse(Scope::VMX, "vmx", &config.options).map_err(|e| e.to_string())?;
         hardware_setup(&silicon, &mut options);
-        let base = mmu_config(&silicon, &options, silicon.phys_bits);
+        let page_needs_apicv = options.on(Switch::APIC_PAGE_NEEDS_APICV);
+        let base = Config {
+            emulates_apic_page: page_needs_apicv && !options.on(Switch::ENABLE_APICV),
+            ..mmu_config(&silicon, &options, silicon.phys_bits)
+        };
         let ept = Config {
             tdp: true,
             format: Format::Ept { ad: options.on(Switch::EPTAD) },

@@ -66,6 +66,11 @@ const fn host(name: &'static str, summary: &'static str, silicon: Silicon) -> Ho
 pub const ALL: &[Host] = &[
     host("intel-39", "client processors", intel(39, 4, 4)),
     host(
+        "intel-39-haswell",
+        "clients of 2013: no APICv, and EPT violations tell less",
+        Silicon { apicv: Flag::NO, ept_advanced: Flag::NO, ..intel(39, 4, 4) },
+    ),
+    host(
         "intel-40-bochs",
         "the processor under the kvm_intel recordings",
         Silicon { gbpages: Flag::NO, ..intel(40, 4, 4) },

@@ -90,10 +90,13 @@ pub fn table(
     // Duplicates of leaf 1 EDX are AMD's habit. See: APM vol. 3 E.4.2 Function 8000_0001h
     let duplicates = if silicon.vendor == Vendor::AMD { bits(1, Edx) & AMD_DUPLICATED_EDX } else { 0 };
     let last = if set.has("svm") { features::SVM } else { 0x8000_0008 };
-    entries.push(plain(0x8000_0000, [last, vendor[0], vendor[1], vendor[2]]));
+    // Vendor and signature again are AMD's habit, too; Intel's are reserved.
+    let amd = silicon.vendor == Vendor::AMD;
+    let again = if amd { vendor } else { [0; 3] };
+    entries.push(plain(0x8000_0000, [last, again[0], again[1], again[2]]));
     entries.push(plain(
         0x8000_0001,
-        [signature, 0, bits(0x8000_0001, Ecx), bits(0x8000_0001, Edx) | duplicates],
+        [if amd { signature } else { 0 }, 0, bits(0x8000_0001, Ecx), bits(0x8000_0001, Edx) | duplicates],
     ));
     for (i, text) in brand.as_bytes().chunks(16).chain([&b""[..]; 3]).take(3).enumerate() {
         let mut padded = [0; 16];

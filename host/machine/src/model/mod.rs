@@ -299,6 +299,9 @@ mod tests {
         let leaf = |number| find(&entries, number, 0).expect("a leaf");
         assert_eq!((leaf(1).eax, leaf(0x8000_0001).eax), (0x83_0f10, 0x83_0f10));
         assert_eq!(leaf(0x8000_0002).eax.to_le_bytes(), *b"AMD ");
+        let intel = table("Haswell", "intel-46");
+        let leaf = |number| find(&intel, number, 0).expect("a leaf");
+        assert_eq!((leaf(0x8000_0000).ebx, leaf(0x8000_0001).eax), (0, 0), "reserved there");
     }
 
     #[test]

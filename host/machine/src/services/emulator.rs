@@ -4,7 +4,7 @@
 
 use super::Services;
 use crate::tape::{fpu, registers};
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess};
+use iced_x86::{DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess};
 use vmtape_abi::{
     BusOp, BusSpace, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Host, MemoryStatus, emultype,
 };
@@ -16,7 +16,7 @@ use vmtape_arch::{
     note::{EmulateMode, Note, NoteKind},
     vcpu::{VcpuState, seg},
 };
-use vmtape_cpu::{Cpu, CpuConfig, Env, Interrupted, Ram, Step};
+use vmtape_cpu::{Cpu, CpuConfig, Env, Interrupted, Ram, Step, decode_as_kvm};
 
 const MAX_INSN: usize = 15;
 
@@ -151,9 +151,8 @@ fn fetch(
     }
     loop {
         result.fetched = len as u8;
-        let mut decoder = Decoder::with_ip(bitness(state), &bytes[..len], state.rip, DecoderOptions::NONE);
-        let insn = decoder.decode();
-        match decoder.last_error() {
+        let (insn, error) = decode_as_kvm(bitness(state), &bytes[..len], state.rip, DecoderOptions::NONE);
+        match error {
             DecoderError::None => return Ok(Some(insn)),
             DecoderError::NoMoreBytes if len < MAX_INSN => {}
             _ => return Ok(None),

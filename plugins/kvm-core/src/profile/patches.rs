@@ -443,7 +443,17 @@ pub const CRASH: &[Entry] = &[
 ];
 
 /// The instruction emulator, where it meets more than an instruction.
-pub const EMULATION: &[Entry] = &[Entry::patch(
+pub const EMULATION: &[Entry] = &[
+Entry::patch(
+    Switch::APIC_PAGE_NEEDS_APICV,
+    Scope::VMX,
+    "The APIC-access page is mapped only while APICv is active: without it each access to the local APIC's page is an EPT \
+     violation that is emulated, and no APIC_ACCESS exit",
+)
+.commit("36222b117e36", "KVM: x86: don't disable APICv memslot when inhibited")
+.source("mmu/mmu.c kvm_faultin_pfn(); not in 5.10, in 6.1 and 6.12, the release between is unverified")
+.since("v5.16"),
+Entry::patch(
     Switch::EVENT_VECTORING_CHECKED,
     Scope::ALL,
     "MMIO in the delivery of an event leaves to userspace at once (suberror 3); before, VMX did so from the first \
@@ -451,7 +461,8 @@ pub const EMULATION: &[Entry] = &[Entry::patch(
 )
 .commit("47ef3ef843c0", "KVM: VMX: Handle event vectoring error in check_emulate_instruction()")
 .source("x86.c x86_emulate_instruction(), vmx/vmx.c vmx_check_emulate_instruction(); svm/svm.c: commit 7bd7ff99110a")
-.since("v6.14")];
+.since("v6.14"),
+];
 
 /// KVM_GET_MSR_INDEX_LIST. What lies between 6.1 and 6.12 was read in these two only.
 pub const MSR_LISTS: &[Entry] = &[

@@ -66,6 +66,7 @@ open_enum! {
         EMULATION_FAILURE_DATA = 138 => "emulation-failure-data",
         GFN_WITHIN_HOST = 139 => "gfn-within-host",
         EVENT_VECTORING_CHECKED = 140 => "event-vectoring-checked",
+        APIC_PAGE_NEEDS_APICV = 141 => "apic-page-needs-apicv",
         /// KVM_SET_CPUID2 after KVM_RUN.
         WARN_CPUID_AFTER_RUN = 150 => "warn-cpuid-after-run",
         FORBID_CPUID_AFTER_RUN = 151 => "forbid-cpuid-after-run",

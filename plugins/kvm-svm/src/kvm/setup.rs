@@ -38,6 +38,7 @@ const ALWAYS: &[C] = &[
     C::CPUID,
     C::INVD,
     C::INVLPGA,
+    C::READ_CR4,
     C::IOIO,
     C::MSR,
     C::TASK_SWITCH,
@@ -57,8 +58,8 @@ const ALWAYS: &[C] = &[
     C::MWAIT,
     C::HLT,
 ];
-/// And without nested paging, where control registers and translations are KVM's.
-const SHADOW: &[C] = &[C::READ_CR3, C::WRITE_CR3, C::READ_CR4, C::INVLPG, C::EXCP_PF];
+/// And without nested paging, where CR3 and translations are KVM's.
+const SHADOW: &[C] = &[C::READ_CR3, C::WRITE_CR3, C::INVLPG, C::EXCP_PF];
 
 /// MSRs that a guest always has to itself. See: KVM svm/svm.c direct_access_msrs
 const DIRECT: &[Msr] = &[

@@ -72,7 +72,7 @@ impl Running {
             self.canonicalize();
         }
         if !clean.intercepts() {
-            self.published = published(&self.vmcb);
+            self.published = published(&self.vmcb, silicon);
         }
         Ok(())
     }
@@ -209,7 +209,7 @@ pub fn int_state(state: &VcpuState) -> IntState {
 }
 
 /// The instructions and conditions that the vectors ask for. `sensitive` has the last word, by permission maps and operands.
-pub fn published(vmcb: &Vmcb) -> Intercepts {
+pub fn published(vmcb: &Vmcb, silicon: &Silicon) -> Intercepts {
     use SensitiveKind as K;
     use SvmExitCode as C;
     let vector = &vmcb.control.intercepts;
@@ -217,6 +217,10 @@ pub fn published(vmcb: &Vmcb) -> Intercepts {
     let cr = vector.0[0];
     // The vector has reads in its low half, the boundary has writes there.
     intercepts.cr = cr.rotate_left(16);
+    // The software CPU of the recordings looks at CR0's intercept for a read of any control register.
+    if silicon.rmw_reads_first.is_set() && !vector.has(C::READ_CR0) {
+        intercepts.cr &= 0xffff;
+    }
     let cr0_write = vector.has(C::WRITE_CR0);
     let selective = vector.has(C::CR0_SEL_WRITE);
     if selective {
