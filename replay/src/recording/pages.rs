@@ -10,15 +10,30 @@ const LEVELS: u8 = 5;
 /// Mapped guest frames, by the level of the mapping and its first frame: as many as the guest has memory, however often
 /// they were mapped.
 #[derive(Debug, Default)]
-pub(super) struct Pages(BTreeSet<(u8, u64)>);
+pub(super) struct Pages {
+    mapped: BTreeSet<(u8, u64)>,
+    /// Regions in which a page fault was taken, where no event tells what was mapped: a large page at most.
+    faulted: BTreeSet<u64>,
+}
+
+/// The level of a large page.
+const LARGE: u8 = 2;
 
 impl Pages {
     pub fn add(&mut self, group: &ExitGroup) {
-        self.0.extend(group.notes.iter().filter_map(mapped));
+        self.mapped.extend(group.notes.iter().filter_map(mapped));
+        self.faulted.extend(group.notes.iter().filter_map(|note| match *note {
+            Note::PageFault { address, .. } => Some(first_frame(address >> PAGE_SHIFT, LARGE)),
+            _ => None,
+        }));
     }
 
     pub fn contains(&self, gpa: u64) -> bool {
-        (1..=LEVELS).any(|level| self.0.contains(&(level, first_frame(gpa >> PAGE_SHIFT, level))))
+        if self.mapped.is_empty() {
+            // A reduced set of events.
+            return self.faulted.contains(&first_frame(gpa >> PAGE_SHIFT, LARGE));
+        }
+        (1..=LEVELS).any(|level| self.mapped.contains(&(level, first_frame(gpa >> PAGE_SHIFT, level))))
     }
 }
 
@@ -49,5 +64,16 @@ mod tests {
         pages.add(&ExitGroup { notes, ..ExitGroup::default() });
         assert!(pages.contains(0x120_0000) && pages.contains(0x13f_ffff));
         assert!(!pages.contains(0x11f_ffff) && !pages.contains(0x140_0000));
+    }
+
+    #[test]
+    fn faults_tell_where_mappings_are_not_traced() {
+        let fault = |address| Note::PageFault { address, code: 0 };
+        let group = |notes| ExitGroup { notes, ..ExitGroup::default() };
+        let mut pages = Pages::default();
+        pages.add(&group(vec![fault(0x123_4000)]));
+        assert!(pages.contains(0x120_0000) && !pages.contains(0x140_0000));
+        pages.add(&group(vec![fault(0x800_0000), Note::SpteRequested { gfn: 0x8000, pfn: 0, level: 1 }]));
+        assert!(pages.contains(0x800_0000) && !pages.contains(0x800_1000) && !pages.contains(0x120_0000));
     }
 }

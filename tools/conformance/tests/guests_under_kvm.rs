@@ -141,3 +141,39 @@ fn a_guest_that_prints_something_else_is_compared_to_its_end() -> Result<()> {
     ensure!(alignment["lost"] == false && alignment["equal"].as_u64() > Some(30), "{alignment}");
     Ok(())
 }
+
+/// What a recorded guest was told not to be there is in no table that is laid over it.
+#[test]
+fn leaves_that_were_not_found_stay_absent() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let exit = "vcpu 0 reason CPUID rip 0x10 info1 0x0000000000000000 info2 0x0000000000000000 intr_info 0x00000000 \
+                error_code 0x00000000";
+    let cpuid = |function, rest| format!("func {function} idx 0 rax {rest}");
+    let mut text = String::new();
+    for (at, cpuid) in [
+        cpuid("0", "d rbx 756e6547 rcx 6c65746e rdx 49656e69, cpuid entry found"),
+        cpuid("7", "0 rbx 0 rcx 0 rdx 0, cpuid entry not found"),
+    ]
+    .iter()
+    .enumerate()
+    {
+        text += &format!(" CPU 0/KVM-7 [002] d..1. 1.00{at}001: kvm_exit: {exit}\n");
+        text += &format!(" CPU 0/KVM-7 [002] ..... 1.00{at}002: kvm_cpuid: {cpuid}\n");
+        text += &format!(" CPU 0/KVM-7 [002] d..1. 1.00{at}003: kvm_entry: vcpu 0, rip 0x12\n");
+    }
+    fs::write(folder.path().join("trace.txt"), text)?;
+    for line in [
+        &["import", "-o", "real.tape", "trace.txt"][..],
+        &["record", "-q", "-b", "vmx", "--cpu", "tape:real.tape", "-o", "ours.tape", "builtin:hello"],
+        &["export", "--format", "jsonl", "-o", "ours.jsonl", "ours.tape"],
+    ] {
+        let output = vmtape(folder.path(), line)?;
+        ensure!(output.status.success(), "{line:?}: {}", tail(&output));
+    }
+    let text = fs::read_to_string(folder.path().join("ours.jsonl"))?;
+    let head: serde_json::Value = serde_json::from_str(text.lines().next().context("a line")?)?;
+    let table = head["metadata"]["cpuid"].as_array().context("a table")?;
+    let has = |function: &str| table.iter().any(|entry| entry["function"] == function);
+    ensure!(has("0x0") && has("0x1") && !has("0x7"), "{table:?}");
+    Ok(())
+}

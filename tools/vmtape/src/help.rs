@@ -184,7 +184,8 @@ Examples:
 pub const EXPORT: &str = "\
 Examples:
   vmtape export a.tape -o a.txt
-  vmtape export a.tape --format jsonl -o a.jsonl";
+  vmtape export a.tape --format jsonl -o a.jsonl
+  vmtape export a.tape --format chrome -o a.json";
 
 pub const COMPLETIONS: &str = "\
 Examples:

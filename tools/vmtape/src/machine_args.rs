@@ -23,7 +23,10 @@ use vmtape_machine::{
     model::{CpuOption, silicon_cpuid},
 };
 use vmtape_replay::spec::{self, Budget};
-use vmtape_traces::{Tape, import::cpuid_table};
+use vmtape_traces::{
+    Tape,
+    import::{absent_leaves, cpuid_table},
+};
 
 /// How images are named that the program has itself.
 const BUILTIN: &str = "builtin:";
@@ -295,6 +298,9 @@ fn guest_cpuid(text: &str, silicon: &Silicon, backend: &dyn Backend) -> Result<V
     let mut table = option.cpuid(silicon, &backend.supported_cpuid(&silicon_cpuid(silicon)));
     if let Some(path) = tape {
         let tape = Tape::open(path.as_ref())?;
+        for (function, index) in absent_leaves(&tape)? {
+            table.retain(|entry| (entry.function, entry.index) != (function, index));
+        }
         for taped in cpuid_table(&tape)? {
             table.retain(|entry| (entry.function, entry.index) != (taped.function, taped.index));
             table.push(taped);

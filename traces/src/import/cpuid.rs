@@ -1,7 +1,7 @@
 //! The guest's CPUID table from what the guest saw, so that another run can have the same.
 
 use crate::{Event, Tape, error::Result, event::Control};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use vmtape_arch::{
     cpuid::{CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry},
     note::Note,
@@ -32,6 +32,21 @@ pub fn cpuid_table(tape: &Tape) -> Result<Vec<CpuidEntry>> {
         }
     }
     Ok(table.into_values().collect())
+}
+
+/// Leaves, with their index, for which CPUID instructions found no entry in a table that nobody has told: no model that the table
+/// is laid over may have them.
+pub fn absent_leaves(tape: &Tape) -> Result<BTreeSet<(u32, u32)>> {
+    let mut absent = BTreeSet::new();
+    if !tape.metadata().cpuid.is_empty() {
+        return Ok(absent);
+    }
+    for event in tape.events() {
+        if let Event::Note { note: Note::Cpuid { function, index, found: false, .. }, .. } = event? {
+            absent.insert((function, if INDEXED.contains(&function) { index } else { 0 }));
+        }
+    }
+    Ok(absent)
 }
 
 /// The entry that a CPUID instruction found. A function above the highest basic leaf returns that leaf's values and is

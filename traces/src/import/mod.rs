@@ -16,7 +16,7 @@ mod plugin;
 mod source;
 mod survey;
 
-pub use cpuid::cpuid_table;
+pub use cpuid::{absent_leaves, cpuid_table};
 pub(crate) use note::addresses;
 pub use source::Source;
 pub use survey::VM_SHIFT;

@@ -25,6 +25,10 @@ enum Format {
     Ftrace,
     /// One JSON object for the tape, then one per event
     Jsonl,
+    /// Chrome's trace events, which Perfetto opens: a track per vCPU, each exit a slice
+    Chrome,
+    /// One line per exit: exit,vcpu,time_us,rip,isa,reason,reason_code,info1,info2,gpa,intr_info,error_code
+    Csv,
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -38,6 +42,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match args.format {
         Format::Ftrace => show::print(&tape, 0, None, out).with_context(name)?,
         Format::Jsonl => export::json_lines(&tape, out).with_context(name)?,
+        Format::Chrome => export::chrome::write(&tape, out).with_context(name)?,
+        Format::Csv => export::csv::write(&tape, out).with_context(name)?,
     }
     Ok(ExitCode::SAME)
 }

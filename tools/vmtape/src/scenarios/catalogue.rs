@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use toml::Spanned;
 
 /// The files built in, in the order in which they are shown.
-const BUILT_IN: [(&str, &str); 10] = [
+const BUILT_IN: [(&str, &str); 11] = [
     ("smaller_maxphyaddr.toml", include_str!("../../scenarios/smaller_maxphyaddr.toml")),
     ("guest_width.toml", include_str!("../../scenarios/guest_width.toml")),
     ("ept_5level.toml", include_str!("../../scenarios/ept_5level.toml")),
@@ -15,6 +15,7 @@ const BUILT_IN: [(&str, &str); 10] = [
     ("nested_pat.toml", include_str!("../../scenarios/nested_pat.toml")),
     ("nested_svm.toml", include_str!("../../scenarios/nested_svm.toml")),
     ("fleet.toml", include_str!("../../scenarios/fleet.toml")),
+    ("local_apic.toml", include_str!("../../scenarios/local_apic.toml")),
     ("event_vectoring.toml", include_str!("../../scenarios/event_vectoring.toml")),
     ("dirty_logging.toml", include_str!("../../scenarios/dirty_logging.toml")),
     ("crash.toml", include_str!("../../scenarios/crash.toml")),

@@ -3,9 +3,13 @@
 //! Small numbers are numbers. Addresses, values, masks and codes are hexadecimal text, because a reader whose numbers are
 //! floating point would round them.
 
+pub mod chrome;
+pub mod csv;
+mod rows;
+
 use crate::{
     Metadata, Tape,
-    error::{Cause, Place, Result},
+    error::{Cause, Error, Place, Result},
     event::Event,
     text::tables::reason,
 };
@@ -58,7 +62,6 @@ struct Head<'a> {
 
 /// Writes the whole tape, as far as it is good.
 pub fn json_lines(tape: &Tape, mut out: impl Write) -> Result<()> {
-    let failed = |error: io::Error| Cause::Io(error).at("JSON lines", Place::File);
     // The machine's own description is opaque bytes: no use in JSON.
     let metadata = Metadata { machine: Vec::new(), ..tape.metadata().clone() };
     let damage = tape.damage().map(ToString::to_string);
@@ -73,6 +76,14 @@ pub fn json_lines(tape: &Tape, mut out: impl Write) -> Result<()> {
         line(&mut out, &object(&event, exit, tape.metadata())).map_err(failed)?;
     }
     out.flush().map_err(failed)
+}
+
+fn failed(error: io::Error) -> Error {
+    Cause::Io(error).at("the export", Place::File)
+}
+
+fn hex(value: u64) -> String {
+    format!("{value:#x}")
 }
 
 fn line(out: &mut impl Write, value: &Value) -> io::Result<()> {
