@@ -34,7 +34,7 @@ pub use loader::load as load_image;
 pub use machine::{Block, Capability, Digest, Limits, Machine, Resolved};
 pub use memory::{Layout, Memory};
 pub use model::CpuidChange;
-pub use services::{MemoryTypes, Typed, TypedPage};
+pub use services::{Arrived, MemoryTypes, Pager, Typed, TypedPage};
 pub use spec::{GuestImage, MILESTONE_EVERY, MachineSpec};
 pub use tape::Recorder;
 pub use time::{

@@ -76,6 +76,11 @@ impl Conversation {
         let failure = source.failure.take().or(destination.failure.take());
         let (ours, theirs) = (source.around.state, destination.around.state);
         let (sent, loaded) = (source.sent.clone(), destination.loaded.clone());
+        let follows = (theirs, destination.is_followed()) == (State::Running, true);
+        let follower = follows.then(|| destination.into_follower().beside(source.into_server()));
+        if let Some(follower) = follower {
+            machine.set_pager(Box::new(follower));
+        }
         let witness = witness.borrow();
         Outcome {
             handover: plan.handover.name(),
@@ -84,6 +89,7 @@ impl Conversation {
             destination: theirs,
             runners: witness.runners(),
             two_running: witness.two_running(),
+            phase: points.phase(),
             failure,
             sent,
             loaded,

@@ -13,6 +13,15 @@ pub enum Method {
     Precopy,
     /// The guest runs on the other side, and its memory follows.
     Postcopy,
+    /// One round of pre-copy, then post-copy of what was written meanwhile.
+    Hybrid,
+}
+
+impl Method {
+    /// Whether memory follows the guest.
+    pub fn is_postcopy(self) -> bool {
+        matches!(self, Self::Postcopy | Self::Hybrid)
+    }
 }
 
 impl fmt::Display for Method {
@@ -21,6 +30,7 @@ impl fmt::Display for Method {
             Self::Cold => "cold",
             Self::Precopy => "precopy",
             Self::Postcopy => "postcopy",
+            Self::Hybrid => "hybrid",
         })
     }
 }
@@ -29,8 +39,10 @@ impl FromStr for Method {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let named = [Self::Cold, Self::Precopy, Self::Postcopy].into_iter().find(|m| m.to_string() == text);
-        named.ok_or_else(|| format!("`{text}` is none of cold, precopy, postcopy"))
+        let named = [Self::Cold, Self::Precopy, Self::Postcopy, Self::Hybrid]
+            .into_iter()
+            .find(|m| m.to_string() == text);
+        named.ok_or_else(|| format!("`{text}` is none of cold, precopy, postcopy, hybrid"))
     }
 }
 

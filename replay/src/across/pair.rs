@@ -75,6 +75,8 @@ impl<'t> Pair<'t> {
         self.expected.machine.sample_at(self.actual.machine.take_left().into_iter());
         run(&mut self.expected, Side::Expected, instructions)?;
         self.expected.machine.take_left();
+        // Memory that follows its guest is compared, too.
+        self.actual.machine.pull();
         Ok(())
     }
 

@@ -103,6 +103,7 @@ impl Sides<'_> {
         }
         let before = there.machine.digest();
         there.advance(u64::MAX, u64::MAX)?;
+        there.machine.pull();
         let printed = [&printed[..], &there.take_serial()].concat();
         let mut differences = state::compare(&twin.player.machine, &there.machine);
         differences.sort_by_key(|difference| difference.rank(u8::MAX));

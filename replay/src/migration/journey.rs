@@ -32,6 +32,8 @@ pub struct Journey<'a> {
     pub points: &'a dyn Fn() -> Points,
     /// The twin loses its TLB where the guest goes on elsewhere.
     pub flush_twin: Cell<bool>,
+    /// Those points of the last time that it was made.
+    pub asked: RefCell<Points>,
 }
 
 /// How the guest of a comparison has come to the machine that is compared with its twin.
@@ -71,6 +73,8 @@ impl Journey<'_> {
         points: Points,
         n: u64,
     ) -> Result<Outcome, Error> {
+        // What follows it from its last move must have come.
+        player.machine.pull();
         let plan = Plan { epoch: self.plan.epoch + n, ..self.plan };
         let conversation = Conversation {
             plan,
@@ -97,6 +101,7 @@ impl Sides<'_> {
         listen: bool,
     ) -> Result<Travelled, Error> {
         let points = (journey.points)();
+        journey.asked.replace(points.clone());
         let (mut player, mut outcomes, mut printed) =
             (self.traveller(&self.expected, listen)?, Vec::new(), Vec::new());
         for (n, hop) in journey.hops.iter().enumerate() {

@@ -7,11 +7,13 @@
 mod guest;
 mod heat;
 mod journey;
+mod policies;
 mod remote;
 mod verdict;
 
 pub use heat::{Cell, Heat};
 pub use journey::{Hop, Journey, Travelled, Way};
+pub use policies::Judged;
 pub use remote::Peer;
 pub use verdict::{Moved, Verdict};
 
@@ -30,7 +32,7 @@ impl Sides<'_> {
             .way
             .and_then(Way::journey)
             .ok_or_else(|| Error::Other("nobody moves: there is no journey".to_owned()))?;
-        let Travelled { player, outcomes, .. } = self.travel(journey, &self.actual, false)?;
+        let Travelled { player, mut outcomes, .. } = self.travel(journey, &self.actual, false)?;
         if player.is_none() || outcomes.iter().any(|outcome| outcome.two_running) {
             return Ok(Moved { verdict: Verdict::of(&outcomes, None), report: None, outcomes });
         }
@@ -46,6 +48,10 @@ impl Sides<'_> {
                 report = flushed;
                 *report.exempted.entry(exempt::TLB_CONTENTS.name).or_default() += 1;
             }
+        }
+        // Memory that follows its guest asks later.
+        if let Some(last) = outcomes.last_mut() {
+            last.faults = journey.asked.borrow().fired();
         }
         Ok(Moved { verdict: Verdict::of(&outcomes, Some(&report)), report: Some(report), outcomes })
     }

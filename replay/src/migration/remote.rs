@@ -35,6 +35,11 @@ impl Sides<'_> {
         while source.step() != Step::Over {}
         let mut outcome = outcome(journey, &source.around, source.failure.take());
         (outcome.source, outcome.sent) = (source.around.state, source.sent.clone());
+        if outcome.source == State::Gone && journey.plan.method.is_postcopy() {
+            let mut server = source.into_server();
+            // Until the destination has everything, and leaves.
+            while let Ok(true) = server.step() {}
+        }
         Ok(outcome)
     }
 
@@ -61,6 +66,11 @@ impl Sides<'_> {
         outcome.epoch = destination.around.epoch;
         if outcome.destination != State::Running {
             return Ok(Moved { verdict: Verdict::of_move(&outcome), report: None, outcomes: vec![outcome] });
+        }
+        if destination.is_followed() {
+            let follower = destination.into_follower();
+            player.machine.set_pager(Box::new(follower));
+            player.machine.pull();
         }
         let report = self.landed(player, &self.actual, progress)?;
         let outcomes = vec![outcome];
@@ -120,6 +130,7 @@ fn outcome(journey: &Journey, around: &Surroundings, failure: Option<String>) ->
         destination: told(State::Gone),
         runners: witness.runners(),
         two_running: witness.two_running(),
+        phase: around.points.phase(),
         failure,
         sent: Default::default(),
         loaded: Default::default(),

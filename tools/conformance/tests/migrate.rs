@@ -158,6 +158,39 @@ fn faults_are_noticed_or_show() -> Result<()> {
         "DETECTED",
         1,
     )?;
+    ends(
+        folder.path(),
+        &format!("{precopy} --fault move-log-word,n=2,value=0xffffffffffffffff"),
+        "SILENT CORRUPTION",
+        1,
+    )?;
+    Ok(())
+}
+
+/// Memory follows its guest: all of it, what was written in one round, over a link that breaks, and not at all.
+#[test]
+fn memory_follows_its_guest() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for backend in BACKENDS {
+        record(
+            folder.path(),
+            "a.tape",
+            &format!("-b {backend} -m 64M builtin:dirty,pages=300,rounds=800,by=all"),
+        )?;
+        let to = format!("--at insn=200000 --to {backend}");
+        for way in [
+            "--method postcopy",
+            "--method hybrid --bandwidth 1G",
+            "--method postcopy --fault move-request-lost,n=2",
+            // The first section of pages is the one of those that are zero.
+            "--method postcopy --fault move-send-cut,n=80,value=100",
+        ] {
+            ends(folder.path(), &format!("{to} {way}"), "MOVED", 0)?;
+        }
+        for fault in ["move-request-zero,n=2", "move-request-never,n=3"] {
+            ends(folder.path(), &format!("{to} --method postcopy --fault {fault}"), "SILENT CORRUPTION", 1)?;
+        }
+    }
     Ok(())
 }
 

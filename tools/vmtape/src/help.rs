@@ -129,7 +129,7 @@ Examples:
   vmtape migrate a.tape --at exit=10 exit=50 --to intel-46 intel-52 --json
   vmtape migrate a.tape --at every-exit --to intel-52
   vmtape migrate a.tape --listen unix:/tmp/m --to svm & vmtape migrate a.tape --connect unix:/tmp/m --at exit=9
-  vmtape migrate a.tape --at exit=10 --to vmx --handover ch --fault move-send-cut,n=9,value=3";
+  vmtape migrate a.tape --at exit=10 --to vmx --handover ch --cut done=0";
 
 pub const BISECT: &str = "\
 The tape's own machine is the good end. The result is one line (`first bad: ...`) and its evidence.

@@ -10,6 +10,7 @@ mod io;
 mod judge;
 mod late;
 mod legacy;
+mod luggage;
 mod matrix;
 mod nested;
 mod paging;
@@ -127,6 +128,14 @@ pub const ALL: &[GuestInfo] = &[
         default_memory: 64,
         default_smp: 1,
         program: Program::Long(dirty::program),
+    },
+    GuestInfo {
+        name: "luggage",
+        summary: "looks whether pages, FPU, protection keys, a timer and accessed bits are as it left them",
+        parameters: luggage::PARAMETERS,
+        default_memory: 64,
+        default_smp: 1,
+        program: Program::Long(luggage::program),
     },
     GuestInfo {
         name: "legacy",

@@ -25,16 +25,20 @@ const ICR_FIXED: i32 = 0xc_4000 | IPI_VECTOR as i32;
 
 /// Starts the other processor and waits until it has reached 64-bit code. Clobbers RAX and RBX.
 pub fn start_other(k: &mut Kernel) -> Result<(), IcedError> {
-    // Firmware may have left the timer ticking behind the PIC.
-    k.a.mov(al, -1)?;
-    k.a.out(u32::from(PIC_MASTER_MASK), al)?;
-    k.a.out(u32::from(PIC_SLAVE_MASK), al)?;
+    mask_pics(k)?;
     enable_apic(k)?;
     place_trampoline(k)?;
     k.a.mov(ebx, LOCAL_APIC_ICR_LOW)?;
     k.a.mov(dword_ptr(rbx), ICR_INIT)?;
     k.a.mov(dword_ptr(rbx), ICR_STARTUP)?;
     wait_until(k, vars::PROCESSORS, 2)
+}
+
+/// Firmware may have left the timer ticking behind the PIC. Clobbers RAX.
+pub fn mask_pics(k: &mut Kernel) -> Result<(), IcedError> {
+    k.a.mov(al, -1)?;
+    k.a.out(u32::from(PIC_MASTER_MASK), al)?;
+    k.a.out(u32::from(PIC_SLAVE_MASK), al)
 }
 
 /// Interrupts the other processor. Clobbers RBX.

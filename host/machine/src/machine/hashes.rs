@@ -63,7 +63,7 @@ impl Machine {
     /// Everything that happened to the guest since [`Machine::keep_digest`].
     pub fn digest(&self) -> Digest {
         Digest {
-            memory: self.services.ram().changes(),
+            memory: self.services.ram().changes().wrapping_sub(self.services.memory.uncounted),
             outcomes: self.services.outcomes.sum(),
             devices: self.services.devices.seen(),
             memory_types: self.services.memory_types.sum(),

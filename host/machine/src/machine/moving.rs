@@ -9,13 +9,13 @@ use crate::{
     Error,
     devices::Devices,
     memory::Absent,
-    services::MemoryTypes,
+    services::{MemoryTypes, Pager},
     time::{Counts, Taken},
     vcpu::{Progress, Turn},
     vmm::Carried,
 };
 use serde::{Deserialize, Serialize};
-use vmtape_abi::{Errno, MemoryRegion};
+use vmtape_abi::{Errno, MemoryRegion, MemoryStatus};
 use vmtape_arch::{
     PAGE_SIZE,
     cpuid::CpuidEntry,
@@ -74,19 +74,36 @@ impl Machine {
     /// A page of a block. `None`: there is no such page.
     pub fn page(&self, slot: u32, page: u64) -> Option<[u8; PAGE]> {
         let mut bytes = [0; PAGE];
-        let hpa = self.page_hpa(slot, page)?;
+        let hpa = self.services.memory.page_of_block(slot, page)?;
         self.services.ram().read(hpa, &mut bytes).then_some(bytes)
     }
 
     /// Writes a page of a block. `false`: there is no such page.
     #[must_use]
     pub fn set_page(&mut self, slot: u32, page: u64, bytes: &[u8; PAGE]) -> bool {
-        self.page_hpa(slot, page).is_some_and(|hpa| self.services.ram().write(hpa, bytes))
+        let hpa = self.services.memory.page_of_block(slot, page);
+        hpa.is_some_and(|hpa| self.services.ram().write(hpa, bytes))
     }
 
-    pub(super) fn page_hpa(&self, slot: u32, page: u64) -> Option<u64> {
-        let block = self.services.memory.backed().iter().find(|block| block.slot == slot)?;
-        (page < block.size / PAGE_SIZE).then(|| block.hpa + page * PAGE_SIZE)
+    /// A page of a block is still where the guest has come from. `false`: there is no such page.
+    #[must_use]
+    pub fn page_follows(&mut self, slot: u32, page: u64) -> bool {
+        let hpa = self.services.memory.page_of_block(slot, page);
+        hpa.inspect(|hpa| self.services.pages_follow(*hpa)).is_some()
+    }
+
+    /// Who brings the pages that follow.
+    pub fn set_pager(&mut self, pager: Box<dyn Pager>) {
+        self.services.pager = Some(pager);
+    }
+
+    /// Has every page come that follows; gives how many do not.
+    pub fn pull(&mut self) -> usize {
+        let mut lost = 0;
+        while let Some(hpa) = self.services.memory.remote.iter().nth(lost).copied() {
+            lost += usize::from(self.services.fetch(hpa) != MemoryStatus::READY);
+        }
+        lost
     }
 
     /// The slots that the guest has now. Where their memory lies is each host's own affair.

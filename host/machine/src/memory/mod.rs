@@ -10,7 +10,7 @@ pub use layout::Layout;
 
 use crate::Error;
 use layout::{MAX_MEMORY, MIB, TOO_LARGE, reserve, slots};
-use std::{cell::Cell, ops::Range};
+use std::{cell::Cell, collections::BTreeSet, ops::Range};
 use vm_memory::MmapRegion;
 use vmtape_abi::MemoryRegion;
 use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, memory::MemoryStatus};
@@ -25,6 +25,10 @@ pub struct Memory {
     backing: Vec<MemoryRegion>,
     /// Pages that the host does not have.
     pub(crate) absent: Absent,
+    /// Pages of them whose contents are not here either.
+    pub(crate) remote: BTreeSet<u64>,
+    /// Changes of memory that are none of the guest's: contents that have arrived.
+    pub(crate) uncounted: u128,
 }
 
 impl Memory {
@@ -53,7 +57,7 @@ impl Memory {
         let common = base..always.last().map_or(base, |slot| range(slot).end);
         let elsewhere = scripted.iter().map(range).collect();
         let ram = Ram::placed(cells(&arena), Box::new(arena), common, elsewhere);
-        Ok(Self { ram, slots, backing, absent: Absent::default() })
+        Ok(Self { ram, slots, backing, absent: Absent::default(), remote: BTreeSet::new(), uncounted: 0 })
     }
 
     /// Host physical memory.
@@ -80,6 +84,18 @@ impl Memory {
     /// Every slot that the guest may ever have, at its largest size.
     pub(crate) fn backed(&self) -> &[MemoryRegion] {
         &self.backing
+    }
+
+    /// Where a page of a block lies. `None`: there is no such page.
+    pub(crate) fn page_of_block(&self, slot: u32, page: u64) -> Option<u64> {
+        let block = self.backing.iter().find(|block| block.slot == slot)?;
+        (page < block.size / PAGE_SIZE).then(|| block.hpa + page * PAGE_SIZE)
+    }
+
+    /// The block, and the number in it, of a page of memory.
+    pub(crate) fn block_page(&self, hpa: u64) -> Option<(u32, u64)> {
+        let block = self.backing.iter().find(|block| hpa.wrapping_sub(block.hpa) < block.size)?;
+        Some((block.slot, (hpa - block.hpa) / PAGE_SIZE))
     }
 
     /// Where the memory of a slot with this number lies in the arena.

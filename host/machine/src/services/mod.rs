@@ -7,10 +7,12 @@ mod guest_env;
 mod host;
 mod memory_types;
 mod outcomes;
+mod pager;
 mod pages;
 
 pub(crate) use guest_env::GuestEnv;
 pub use memory_types::{MemoryTypes, Typed, TypedPage};
+pub use pager::{Arrived, Pager};
 
 use crate::{
     devices::Devices,
@@ -55,6 +57,8 @@ pub(crate) struct Services {
     pub(crate) rules: Vec<u32>,
     /// The backend has led the guest to a page that is not there, and that does not come.
     pub(crate) unmapped: Option<MemoryStatus>,
+    /// Brings pages that are still where the guest has come from.
+    pub(crate) pager: Option<Box<dyn Pager>>,
     /// What a machine that is fed from a tape knows.
     pub(crate) fed: Option<Feeding>,
 }
@@ -88,6 +92,7 @@ impl Services {
             watching: false,
             rules: Vec::new(),
             unmapped: None,
+            pager: None,
             fed: None,
         }
     }

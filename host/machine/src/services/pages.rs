@@ -11,7 +11,11 @@ impl Services {
     /// Whoever needs a range waits for its pages, one after the other. Each wait is told.
     pub(super) fn wait_for(&mut self, hpa: u64, size: u64) -> MemoryStatus {
         while let Some((page, supply)) = self.memory.absent.first_in(hpa, size) {
-            let (icount, answer) = (self.clock.icount, supply.answer());
+            let icount = self.clock.icount;
+            let answer = match supply.answer() {
+                MemoryStatus::READY if self.memory.remote.contains(&page) => self.fetch(page),
+                answer => answer,
+            };
             let gpa = self.memory.gpa(page >> PAGE_SHIFT).unwrap_or(page);
             self.tape.event(Event::FaultIn(FaultIn { icount, gpa, answer }));
             if answer != MemoryStatus::READY {

@@ -18,6 +18,9 @@ pub(super) struct Load {
     devices: Option<Vec<u8>>,
     books: Option<Vec<u8>>,
     states: Vec<(u32, StateKind, Vec<u8>)>,
+    /// Pages that come when they are asked for.
+    discard: Vec<(u32, Vec<(u64, u64)>)>,
+    pub(super) follows: bool,
 }
 
 impl Load {
@@ -29,6 +32,10 @@ impl Load {
     ) -> Result<(), Error> {
         match record {
             Record::Pages(runs) => runs.iter().try_for_each(|run| self.pages(machine, run, loaded)),
+            Record::Discard { slot, runs } => {
+                self.discard.push((slot, runs));
+                Ok(())
+            }
             Record::Slots(slots) => once(&mut self.slots, slots, "slots"),
             Record::Devices { version, bytes } => {
                 known(version, "devices")?;
@@ -44,6 +51,22 @@ impl Load {
             }
             _ => Ok(()),
         }
+    }
+
+    /// What was discarded is not here, whatever was sent of it before.
+    fn follow(&mut self, machine: &mut Machine) -> Result<(), Error> {
+        for (slot, runs) in std::mem::take(&mut self.discard) {
+            for (first, count) in runs {
+                let block = machine.blocks().into_iter().find(|block| block.slot == slot);
+                let end = block.map_or(0, |block| block.pages);
+                let legal = first.checked_add(count).is_some_and(|last| last <= end);
+                if !legal || !(first..first + count).all(|page| machine.page_follows(slot, page)) {
+                    return Err(Error::Refused(format!("slot {slot} has no pages {first:#x} + {count}")));
+                }
+                self.follows = true;
+            }
+        }
+        Ok(())
     }
 
     fn pages(&self, machine: &mut Machine, run: &Run, loaded: &mut Loaded) -> Result<(), Error> {
@@ -87,6 +110,7 @@ impl Load {
         machine.take_slots(&self.slots.take().ok_or_else(|| lacks("slots"))?)?;
         machine.take_devices(&self.devices.take().ok_or_else(|| lacks("devices"))?)?;
         machine.take_books(&self.books.take().ok_or_else(|| lacks("books"))?)?;
+        self.follow(machine)?;
         for (vcpu, cpuid) in (0..).zip(cpuid) {
             machine.take_cpuid(vcpu, cpuid)?;
         }

@@ -1,5 +1,6 @@
 //! The side that the guest comes to: a machine that was just built, and takes what arrives.
 
+mod follower;
 mod load;
 
 use crate::{
@@ -12,6 +13,7 @@ use crate::{
     source::Step,
     stream::{Offer, Record},
 };
+pub use follower::Follower;
 use load::Load;
 use vmtape_arch::cpuid::CpuidEntry;
 use vmtape_machine::Machine;
@@ -61,6 +63,16 @@ impl<'m> Destination<'m> {
             loaded: Loaded::default(),
             failure: None,
         }
+    }
+
+    /// Whether memory is still at the source.
+    pub fn is_followed(&self) -> bool {
+        self.load.follows
+    }
+
+    /// What fetches the memory that follows, once the guest runs here.
+    pub fn into_follower(self) -> Follower {
+        Follower::new(self.wire, self.around.points)
     }
 
     /// Nothing goes over the link any more.
@@ -113,7 +125,11 @@ impl<'m> Destination<'m> {
                 self.judge()
             }
             (Phase::Loading, Record::End { pages }) => self.end(pages),
-            (Phase::Loading, record @ (Record::Pages(_) | Record::Slots(_) | Record::State { .. }))
+            (
+                Phase::Loading,
+                record
+                @ (Record::Pages(_) | Record::Discard { .. } | Record::Slots(_) | Record::State { .. }),
+            )
             | (Phase::Loading, record @ (Record::Devices { .. } | Record::Books { .. })) => {
                 self.load.take(self.machine, record, &mut self.loaded)
             }

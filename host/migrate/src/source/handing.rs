@@ -8,6 +8,7 @@ use crate::{
     points::MovePoint,
     stream::Record,
 };
+use vmtape_machine::Phase as MovePhase;
 
 impl Source<'_> {
     pub(super) fn await_ready(&mut self) -> Result<Step, Error> {
@@ -47,6 +48,13 @@ impl Source<'_> {
             self.phase = Phase::AwaitDone;
             return Ok(Step::Worked);
         }
+        self.gone()
+    }
+
+    /// The guest runs elsewhere. Its memory may still be here.
+    fn gone(&mut self) -> Result<Step, Error> {
+        let phase = if self.plan.method.is_postcopy() { MovePhase::POST_COPY } else { MovePhase::DONE };
+        self.around.points.at(self.sent.instructions, phase);
         self.around.becomes(State::Gone)?;
         self.phase = Phase::Over;
         Ok(Step::Over)
@@ -58,11 +66,7 @@ impl Source<'_> {
         }
         let lost = self.plan.handover.rules().done_lost;
         match self.wire.receive() {
-            Ok(Incoming::Record(Record::Done { epoch })) if epoch == self.plan.epoch => {
-                self.around.becomes(State::Gone)?;
-                self.phase = Phase::Over;
-                Ok(Step::Over)
-            }
+            Ok(Incoming::Record(Record::Done { epoch })) if epoch == self.plan.epoch => self.gone(),
             Ok(Incoming::Nothing) => Ok(Step::Waits),
             Ok(Incoming::Record(Record::Dropped { .. } | Record::Note(_))) => Ok(Step::Worked),
             // An explicit no: the destination does not run the guest.

@@ -7,7 +7,7 @@ use crate::{
     report::Round,
     stream::{Pages, Record, Run},
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use vmtape_arch::PAGE_SIZE;
 use vmtape_machine::{Machine, NS_PER_TICK, Phase as MovePhase};
 
@@ -27,14 +27,26 @@ pub(super) struct Memory {
     pending: BTreeSet<Page>,
     /// Pages that come once more at the end, as they were.
     late: Vec<(u32, u64, [u8; PAGE_SIZE as usize])>,
+    /// Pages that stay until they are asked for.
+    left: BTreeMap<Page, [u8; PAGE_SIZE as usize]>,
     sent: u64,
     round: Round,
     points: Points,
 }
 
+/// Runs of pages of a slot: first and count.
+type Runs = Vec<(u64, u64)>;
+
 impl Memory {
     pub(super) fn new(points: Points) -> Self {
-        Self { pending: BTreeSet::new(), late: Vec::new(), sent: 0, round: Round::default(), points }
+        Self {
+            pending: BTreeSet::new(),
+            late: Vec::new(),
+            left: BTreeMap::new(),
+            sent: 0,
+            round: Round::default(),
+            points,
+        }
     }
 
     /// Every page.
@@ -89,6 +101,35 @@ impl Memory {
             append(&mut runs, slot, at, (!is_zero).then_some(bytes));
         }
         (!runs.is_empty() || !self.pending.is_empty()).then_some(runs)
+    }
+
+    /// Keeps what is left: gives the pages that are zero, and, by slot, which the destination does not have.
+    pub(super) fn leave_behind(
+        &mut self,
+        machine: &Machine,
+        round: &mut Round,
+    ) -> (Vec<Run>, BTreeMap<u32, Runs>) {
+        let (mut zero, mut discard): (Vec<Run>, BTreeMap<u32, Runs>) = Default::default();
+        for (slot, page) in std::mem::take(&mut self.pending) {
+            let Some(bytes) = machine.page(slot, page) else { continue };
+            round.pages += 1;
+            if bytes.iter().all(|byte| *byte == 0) {
+                (self.sent, round.zero) = (self.sent + 1, round.zero + 1);
+                append(&mut zero, slot, page, None);
+                continue;
+            }
+            self.left.insert((slot, page), bytes);
+            let runs = discard.entry(slot).or_default();
+            match runs.last_mut() {
+                Some((first, count)) if *first + *count == page => *count += 1,
+                _ => runs.push((page, 1)),
+            }
+        }
+        (zero, discard)
+    }
+
+    pub(super) fn into_left(self) -> BTreeMap<Page, [u8; PAGE_SIZE as usize]> {
+        self.left
     }
 
     /// Pages that come once more, with what they held when they were sent first.
@@ -160,7 +201,7 @@ impl Source<'_> {
         round.dirty = pending as u64;
         self.sent.rounds.push(round);
         let needed = self.plan.time(pending as u64 * PAGE_SIZE);
-        if needed <= self.plan.downtime_ns {
+        if needed <= self.plan.downtime_ns || self.plan.method.is_postcopy() {
             self.phase = Phase::Freeze;
             return Ok(());
         }

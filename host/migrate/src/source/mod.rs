@@ -3,8 +3,10 @@
 mod handing;
 mod log;
 mod memory;
+mod server;
 
 pub use log::{DirtyLog, LogMode, Page};
+pub use server::Server;
 
 use crate::{
     Error,
@@ -121,7 +123,7 @@ impl<'g> Source<'g> {
             Incoming::Record(Record::Accept { epoch }) if epoch == self.plan.epoch => {}
             other => return self.other(other),
         }
-        if self.plan.method == Method::Precopy {
+        if matches!(self.plan.method, Method::Precopy | Method::Hybrid) {
             let points = self.around.points.clone();
             let log = DirtyLog::start(self.guest.machine(), self.plan.log, points)?;
             self.sent.log = Some(log.mode().to_string());
@@ -162,12 +164,31 @@ impl<'g> Source<'g> {
         if !self.wire.has_room() {
             return Ok(Step::Waits);
         }
+        if self.plan.method.is_postcopy() {
+            return self.leave_behind();
+        }
         let Some(runs) = self.memory.chunk(self.guest.machine(), &mut self.sent.stopped) else {
             self.phase = Phase::State;
             return Ok(Step::Worked);
         };
         self.send_pages(runs, true)?;
         Ok(Step::Worked)
+    }
+
+    /// What is left of memory stays here until it is asked for; only that it is zero is sent.
+    fn leave_behind(&mut self) -> Result<Step, Error> {
+        let (zero, discard) = self.memory.leave_behind(self.guest.machine(), &mut self.sent.stopped);
+        self.wire.send(&Record::Pages(zero))?;
+        for (slot, runs) in discard {
+            self.wire.send(&Record::Discard { slot, runs })?;
+        }
+        self.phase = Phase::State;
+        Ok(Step::Worked)
+    }
+
+    /// What serves the pages that stayed, once the guest runs elsewhere.
+    pub fn into_server(self) -> Server {
+        Server::new(self.wire, self.memory.into_left())
     }
 
     fn send_state(&mut self) -> Result<Step, Error> {

@@ -2,29 +2,28 @@
 
 mod faults;
 mod map;
+mod plot;
+mod policies;
 mod remote;
 mod route;
 mod text;
 
 use crate::{
     commands::replay::Plugins,
-    fault_args::FaultArgs,
     machine_args::PluginArgs,
     output::{ExitCode, print_json, progress, tell, usage},
 };
 use anyhow::Result;
 use clap::{ValueHint, builder::PossibleValuesParser, builder::TypedValueParser};
-use std::{cell::Cell, fmt, io, path::PathBuf, str::FromStr};
-use vmtape_abi::TableRow;
-use vmtape_machine::{MachineSpec, vmm::When};
-use vmtape_migrate::{
-    Method, Plan,
-    handover::Handover,
-    link::Address,
-    points::{MovePoint, Points},
-    policy::Policy,
-    source::LogMode,
+use plot::PlotArgs;
+use std::{
+    cell::{Cell, RefCell},
+    fmt, io,
+    path::PathBuf,
+    str::FromStr,
 };
+use vmtape_machine::{MachineSpec, vmm::When};
+use vmtape_migrate::{Method, Plan, handover::Handover, link::Address, policy::Policy, source::LogMode};
 use vmtape_replay::{
     across::Sides,
     migration::{Journey, Moved, Verdict, Way},
@@ -67,8 +66,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     journal: Option<PathBuf>,
 
-    /// Whether the guest stands still from the beginning, or its memory moves in rounds while it runs
-    #[arg(long, default_value = "cold", value_parser = words::<Method>(&["cold", "precopy"]))]
+    /// Whether the guest stands still from the beginning (cold), its memory moves in rounds while it runs (precopy), follows it when it
+    /// is needed (postcopy), or what was written in one round follows it (hybrid)
+    #[arg(long, default_value = "cold", value_parser = words::<Method>(&["cold", "precopy", "postcopy", "hybrid"]))]
     method: Method,
 
     /// How the log of dirty pages is read; a machine that was built with rings has only those
@@ -99,6 +99,10 @@ pub struct Args {
     #[arg(long, default_value = "strict", value_parser = words::<Policy>(&["strict", "qemu", "libvirt", "ch"]))]
     policy: Policy,
 
+    /// Move nothing: print what each policy says of the guest at the first moment, and of each machine
+    #[arg(long, conflicts_with_all = ["listen", "connect"])]
+    policies: bool,
+
     /// Both sides share a device whose generation decides who may run the guest
     #[arg(long)]
     witness: bool,
@@ -108,7 +112,7 @@ pub struct Args {
     context: usize,
 
     #[command(flatten)]
-    faults: FaultArgs,
+    plot: PlotArgs,
 
     /// A fault plan in TOML (host/faults/README.md; `when` has `phase`). With `expect` the exit code says whether it came so
     #[arg(long, value_name = "PLAN", value_hint = ValueHint::FilePath, conflicts_with = "faults")]
@@ -191,6 +195,11 @@ impl Args {
         if every && (self.at.len() != 1 || self.to.len() != 1) {
             return Err(usage("--at every-exit: one moment and one machine, in one process"));
         }
+        if self.policies && !every {
+            // One moment is enough for all.
+            let Moment::At(at) = self.at[0] else { return Ok(Vec::new()) };
+            return Ok(vec![at; self.to.len()]);
+        }
         let wanted = if self.connect.is_some() { 1 } else { self.to.len() };
         if self.at.len() != wanted {
             let at = self.at.len();
@@ -256,7 +265,7 @@ impl Args {
                 line += &format!(" --{name}");
             }
         }
-        line + &self.faults.command_line()
+        line + &self.plot.command_line()
     }
 }
 
@@ -265,16 +274,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let plugins = Plugins::new(&args.plugins);
     let expected = spec::machine(&tape)?;
     let hops = route::hops(&args.moments()?, &args.to, &expected, &plugins)?;
-    let rows: Vec<_> = MovePoint::names()
-        .into_iter()
-        .map(|(id, name)| TableRow { id, name, ..Default::default() })
-        .collect();
-    let faults = args.faults.script(&rows)?;
+    let plot = args.plot.plot()?;
     let planned = args.plan.as_deref().map(faults::Planned::read).transpose()?;
     let points = || match &planned {
         Some(planned) => planned.points(),
-        None if faults.is_empty() => Points::default(),
-        None => Points::new(Box::new(faults.clone())),
+        None => plot.points(),
     };
     let actual = hops.last().map_or_else(|| expected.clone(), |hop| hop.to.clone());
     let journey = Journey {
@@ -284,6 +288,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         witness: args.witness,
         points: &points,
         flush_twin: Cell::new(false),
+        asked: RefCell::default(),
     };
     let create = |machine: &MachineSpec| plugins.create(machine);
     let (recorder, plugin) = (plugins.get(&expected.backend)?, plugins.get(&actual.backend)?);
@@ -302,6 +307,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         inputs: None,
     };
     match (&args.listen, &args.connect, args.at.first()) {
+        (.., Some(Moment::At(at))) if args.policies => policies::run(args, *at, &sides, &journey),
         (Some(address), ..) => remote::listen(args, address, &sides, &journey),
         (_, Some(address), Some(Moment::At(at))) => remote::connect(args, address, *at, &sides, &journey),
         (_, None, Some(Moment::Every(step))) => map::run(args, *step, &sides, &journey),
