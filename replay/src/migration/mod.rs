@@ -23,6 +23,7 @@ use crate::{
     exempt::{self, Exemption},
     sides::Sides,
 };
+use vmtape_traces::event::End;
 
 impl Sides<'_> {
     /// Moves the guest as its journey says, and holds it against its twin. What does not run anywhere afterwards is compared with
@@ -53,7 +54,26 @@ impl Sides<'_> {
         if let Some(last) = outcomes.last_mut() {
             last.faults = journey.asked.borrow().fired();
         }
-        Ok(Moved { verdict: Verdict::of(&outcomes, Some(&report)), report: Some(report), outcomes })
+        let mut verdict = Verdict::of(&outcomes, Some(&report));
+        if verdict == Verdict::SilentCorruption && self.is_lost(journey)? {
+            verdict = Verdict::Lost;
+        }
+        Ok(Moved { verdict, report: Some(report), outcomes })
+    }
+
+    /// Whether the guest that moved cannot run on to an end of its own, as its twin does.
+    fn is_lost(&self, journey: &Journey) -> Result<bool, Error> {
+        let cannot = |end: &Option<End>| {
+            matches!(
+                end,
+                Some(End::Fatal { .. } | End::NoProgress { .. } | End::Shutdown { .. } | End::Idle { .. })
+            )
+        };
+        let Some(mut player) = self.travel(journey, &self.actual, false)?.player else { return Ok(true) };
+        player.advance(u64::MAX, u64::MAX)?;
+        let mut twin = self.traveller(&self.expected, false)?;
+        twin.advance(u64::MAX, u64::MAX)?;
+        Ok(cannot(&player.end) && !cannot(&twin.end))
     }
 
     fn beside_twin(&self, progress: &mut dyn FnMut(u64)) -> Result<Report, Error> {
