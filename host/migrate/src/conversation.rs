@@ -89,7 +89,6 @@ impl Conversation {
             destination: theirs,
             runners: witness.runners(),
             two_running: witness.two_running(),
-            phase: points.phase(),
             failure,
             sent,
             loaded,

@@ -160,11 +160,6 @@ impl Points {
         (asking.icount, asking.phase) = (icount, phase);
     }
 
-    /// How far the migration is.
-    pub fn phase(&self) -> Phase {
-        self.0.borrow().phase
-    }
-
     /// What happened so far.
     pub fn fired(&self) -> Vec<Fault> {
         self.0.borrow().fired.clone()

@@ -2,7 +2,6 @@
 
 use crate::{handover, policy::Finding};
 use serde::Serialize;
-use vmtape_machine::Phase;
 
 /// A round of pre-copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -54,9 +53,6 @@ pub struct Outcome {
     pub runners: usize,
     /// It has run on both at once.
     pub two_running: bool,
-    /// How far it got.
-    #[serde(skip)]
-    pub phase: Phase,
     /// Why the guest has not moved, in words.
     pub failure: Option<String>,
     pub sent: Sent,

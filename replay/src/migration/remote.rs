@@ -130,7 +130,6 @@ fn outcome(journey: &Journey, around: &Surroundings, failure: Option<String>) ->
         destination: told(State::Gone),
         runners: witness.runners(),
         two_running: witness.two_running(),
-        phase: around.points.phase(),
         failure,
         sent: Default::default(),
         loaded: Default::default(),

@@ -2,9 +2,7 @@
 
 use crate::{Report, report};
 use serde::Serialize;
-use vmtape_machine::Phase;
 use vmtape_migrate::{Outcome, handover::State};
-use vmtape_traces::event::Skip;
 
 /// The word; where several would do, the first in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -38,26 +36,6 @@ pub struct Moved {
     pub outcomes: Vec<Outcome>,
     /// The comparison with the twin; `None`: there is nothing to compare.
     pub report: Option<Report>,
-}
-
-impl Moved {
-    /// What came of the faults of the migration, in the words of faults: `Masked` where some happened and nothing came of them.
-    pub fn of_faults(&self) -> vmtape_faults::Verdict {
-        use vmtape_faults::Verdict as Of;
-        let faults = self.outcomes.iter().flat_map(|outcome| &outcome.faults);
-        let happened = faults.filter(|fault| fault.skipped == Skip::NONE).count();
-        match self.verdict {
-            _ if happened == 0 && self.verdict != Verdict::Refused => Of::NotReached,
-            Verdict::TwoRunning => Of::TwoRunning,
-            Verdict::SilentCorruption => Of::SilentCorruption,
-            Verdict::Lost => Of::GuestLost(self.outcomes.last().map_or(Phase::NONE, |last| last.phase)),
-            Verdict::Parked => Of::Parked,
-            Verdict::Detected => Of::Detected,
-            Verdict::Refused => Of::Refused,
-            Verdict::Moved => Of::Masked,
-            Verdict::Ended | Verdict::Unknown => Of::Unknown,
-        }
-    }
 }
 
 impl Verdict {
