@@ -2,6 +2,10 @@
 
 use anyhow::Result;
 use std::path::Path;
+use vmtape_arch::{
+    level::{Level, Place},
+    note::Note,
+};
 use vmtape_conformance::{tail, timer, vmtape};
 use vmtape_traces::{Event, Options, Tape, Writer};
 
@@ -62,6 +66,28 @@ fn another_injection_is_a_difference() -> Result<()> {
             "{text}"
         );
     }
+    Ok(())
+}
+
+/// Such an entry may also take L2 out, for an interrupt that is L1's.
+#[test]
+fn an_exit_of_l2_at_an_entry_is_shown_with_l2s() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let tape = record(folder.path(), "svm-npt")?;
+    let mut writer = Writer::create(&folder.path().join("b.tape"), tape.metadata(), &[], Options::default())?;
+    for event in tape.events() {
+        let event = event?;
+        let entry = matches!(event, Event::Entry(_));
+        writer.push(event);
+        if entry {
+            let l2 = Place { level: Level::L2, ..Place::L1 };
+            writer.push(Event::Note { vcpu: 0, place: l2, note: Note::NestedIntrVmexit { rip: 0x1234 } });
+        }
+    }
+    writer.finish()?;
+    let shown = vmtape(folder.path(), &["show", "b.tape", "--level", "L2"])?;
+    let text = String::from_utf8_lossy(&shown.stdout);
+    assert_eq!(text.matches("kvm_nested_intr_vmexit: rip: 0x0000000000001234").count(), TICKS, "{text}");
     Ok(())
 }
 

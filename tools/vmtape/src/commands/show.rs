@@ -6,7 +6,7 @@ use std::{
     io::{self, BufWriter, Write},
     path::PathBuf,
 };
-use vmtape_arch::level::Level;
+use vmtape_arch::{level::Level, note::Note};
 use vmtape_traces::{Event, Tape, flat::tag, text::Printer};
 
 /// Print a tape, every exit in the words of the kernel's tracepoints
@@ -67,12 +67,19 @@ fn print_of(tape: &Tape, only: Option<Level>, from: u64, count: Option<u64>, out
     let events = if from == 0 { tape.events() } else { tape.events_from_exit(from)? };
     for event in events {
         let event = event?;
-        if let Event::Exit(exit) = &event {
-            shown = only.is_none_or(|only| only == exit.exit.level);
-            if shown && left == 0 {
-                break;
+        match &event {
+            Event::Exit(exit) => {
+                shown = only.is_none_or(|only| only == exit.exit.level);
+                if shown && left == 0 {
+                    break;
+                }
+                left -= u64::from(shown);
             }
-            left -= u64::from(shown);
+            // An interrupt that is L1's takes L2 out at an entry, which no exit of L2's came before.
+            Event::Note { place, note: Note::NestedIntrVmexit { .. }, .. } => {
+                shown |= only == Some(place.level);
+            }
+            _ => {}
         }
         if shown {
             printer.event(&event)?;
