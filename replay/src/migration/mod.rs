@@ -10,12 +10,13 @@ mod journey;
 mod policies;
 mod remote;
 mod verdict;
+mod way;
 
 pub use heat::{Cell, Heat};
-pub use journey::{Hop, Journey, Travelled, Way};
 pub use policies::Judged;
 pub use remote::Peer;
 pub use verdict::{Moved, Verdict};
+pub use way::{Hop, Journey, Travelled, Way};
 
 use crate::{
     Error, Report,

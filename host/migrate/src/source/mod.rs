@@ -3,6 +3,7 @@
 mod handing;
 mod log;
 mod memory;
+mod rounds;
 mod server;
 
 pub use log::{DirtyLog, LogMode, Page};

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use toml::Spanned;
 
 /// The files built in, in the order in which they are shown.
-const BUILT_IN: [(&str, &str); 11] = [
+const BUILT_IN: &[(&str, &str)] = &[
     ("smaller_maxphyaddr.toml", include_str!("../../scenarios/smaller_maxphyaddr.toml")),
     ("guest_width.toml", include_str!("../../scenarios/guest_width.toml")),
     ("ept_5level.toml", include_str!("../../scenarios/ept_5level.toml")),
