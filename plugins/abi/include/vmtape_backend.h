@@ -1142,6 +1142,10 @@ typedef uint32_t vt_Query;
 #define vt_Query_CPU_VIRTUALIZES 10
 // Of such a CPU: 1 while it hears no INIT, in VMX operation or with GIF clear; nobody can start it anew.
 #define vt_Query_CPU_BLOCKS_INIT 11
+// 1 if there are tables below the guest's, as /sys/module says; else 0.
+#define vt_Query_TWO_DIMENSIONAL 12
+// 1 if /proc/cpuinfo has a flag for five-level EPT where silicon has that; 0: this kernel knows no such flag.
+#define vt_Query_PROCFS_TELLS_LEVELS 13
 
 // A backend: how it describes itself, and a VM under it.
 //
