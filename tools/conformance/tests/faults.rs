@@ -60,7 +60,7 @@ fn reached(point: &str, backend: &str) -> Reached {
     match point {
         // The present bit of an entry.
         "guest-entry-flip" | "nested-entry-flip" => Reached { value: 1, n: 3, ..READ },
-        "shadow-entry-flip" => Reached { value: 1, n: 300, backend: shadow, ..READ },
+        "shadow-entry-flip" => Reached { value: 1, n: 50, backend: shadow, ..READ },
         "kvm-entry-flip" => Reached { guest: "builtin:io", value: 4, n: 1, ..READ },
         // A reserved bit.
         "spte-flip" => Reached { value: 1 << 50, n: if backend == "svm" { 1 } else { 5 }, ..READ },
