@@ -25,8 +25,8 @@ pub enum Error {
     PartlyCompared { tape: String, unknown: String },
     #[error("the backend `{backend}` refuses the machine: {reason}")]
     Refused { backend: String, reason: String },
-    #[error("the backend `{backend}` broke after {exits} exits; what it said stands in the log")]
-    Failed { backend: String, exits: u64 },
+    #[error("the backend `{backend}` broke after {exits} exits: {reason}")]
+    Failed { backend: String, exits: u64, reason: String },
     /// What was asked for makes no sense, whatever the tape holds.
     #[error("{0}")]
     Misuse(String),

@@ -14,6 +14,7 @@ pub mod causes;
 pub mod check;
 mod checker;
 pub mod cpuid;
+pub mod ends;
 mod error;
 pub mod exempt;
 pub mod exits;

@@ -147,11 +147,11 @@ impl Player {
             ..Limits::default()
         };
         let end = self.machine.advance(&limits);
-        if let End::Fatal { resume, .. } = &end
+        if let End::Fatal { resume, reason, .. } = &end
             && resume.kind == ResumeKind::BACKEND_FAILED
         {
             let backend = self.machine.spec().backend.clone();
-            return Err(Error::Failed { backend, exits: self.machine.exits() });
+            return Err(Error::Failed { backend, exits: self.machine.exits(), reason: reason.clone() });
         }
         let paused = matches!(end, End::Limit { .. })
             && self.machine.icount() < self.budget.instructions

@@ -10,7 +10,7 @@ use crate::{
     aligned::{Ahead, Aligned},
     causes::configuration,
     checker::Checker,
-    exempt,
+    ends, exempt,
     exits::View,
     explain::{self, Widths},
     native,
@@ -348,7 +348,7 @@ fn finish(both: &Aligned<ObservedExits>, report: &mut Report, reproduce: &str) {
     for (reason, count) in &b.counts {
         report.cost.entry(reason.clone()).or_default().actual = *count;
     }
-    if a.end != b.end {
+    if !ends::alike(a.end.as_ref(), b.end.as_ref()) {
         let end = |observed: &ObservedExits| observed.end.as_ref().map_or("nothing".into(), text::end_text);
         let groups = last_exits(both);
         let difference = Difference::End { expected: end(a), actual: end(b) };

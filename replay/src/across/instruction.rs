@@ -3,17 +3,16 @@
 use super::{LastEqual, Pair, Sides, end_difference};
 use crate::{
     Error,
-    causes::{self, Case, Cause, Finding, Seen, Side},
+    causes::{self, Case, Cause, Finding, Seen, Side, rules},
     explain::{self, Teller, Widths},
     observer::{Entry, Observation},
     player::Player,
-    report::{Class, Divergence, Level, Rule},
+    report::{Class, Divergence, Level},
     signature::{self, Signature},
     state::{self, Difference},
     text,
 };
-use vmtape_abi::TableRow;
-use vmtape_arch::{cpuid::maxphyaddr, note::Note};
+use vmtape_arch::cpuid::maxphyaddr;
 use vmtape_machine::MachineSpec;
 use vmtape_traces::{Event, ExitGroup, Exits, event::End};
 
@@ -48,12 +47,16 @@ pub(super) fn explain(
     let (what, summary) = signature::what(&differences, &expected.outcome, &actual.outcome, guest);
     let insn = state.map(|state| explain::instruction(&pair.expected.machine, state)).unwrap_or_default();
     let case = Case { what: &what, focus, insn: &insn, expected: &expected, actual: &actual };
-    let cause =
-        if sides.explain { cause(sides, pair, before, (&case, differences.first()), guest) } else { None };
+    let here = rules::named(&actual.observations, &sides.plugin.rules, &sides.actual.backend);
+    let there = rules::named(&expected.observations, &sides.expected_plugin.rules, &sides.expected.backend);
+    let cause = match sides.explain {
+        true => cause(sides, pair, before, (&case, differences.first()), guest)
+            .or_else(|| causes::of_rules(&there, &here)),
+        false => None,
+    };
     let rip = state.map_or(0, |state| state.rip);
     let number = |groups: &[ExitGroup]| groups.last().map(|group| group.number);
-    let mut rules = rules(&actual.observations, &sides.plugin.rules, &sides.actual.backend);
-    rules.extend(self::rules(&expected.observations, &sides.expected_plugin.rules, &sides.expected.backend));
+    let rules = [here, there].concat();
     Ok(Divergence {
         level: if ioctl { Level::VmmVisible } else { Level::GuestVisible },
         class: cause.as_ref().map_or(Class::Unexplained, |cause| Class::of(cause.kind)),
@@ -114,25 +117,6 @@ fn exits(player: &Player) -> Vec<ExitGroup> {
     let exits = events.iter().filter(|event| matches!(event, Event::Exit(_))).count() as u64;
     let first = player.machine.exits().saturating_sub(exits);
     Exits::new(events.into_iter().map(Ok), first).filter_map(Result::ok).collect()
-}
-
-/// The rules that a backend named.
-fn rules(observations: &[Observation], table: &[TableRow], backend: &str) -> Vec<Rule> {
-    let mut rules: Vec<Rule> = Vec::new();
-    for observation in observations {
-        let Observation::Event(Event::Note { note: Note::Rule { id }, .. }) = *observation else { continue };
-        if !rules.iter().any(|rule| rule.id == id) {
-            let row = table.iter().find(|row| row.id == id);
-            rules.push(Rule {
-                id,
-                backend: backend.to_owned(),
-                name: row.map_or_else(|| format!("rule {id}"), |row| row.name.clone()),
-                text: row.map_or_else(String::new, |row| row.text.clone()),
-                source: row.map_or_else(String::new, |row| row.source.clone()),
-            });
-        }
-    }
-    rules
 }
 
 fn cause(

@@ -6,6 +6,7 @@
 use crate::{
     Error,
     causes::Side,
+    ends,
     player::{PIECE_INSTRUCTIONS, Player},
     sides::Sides,
     state::{self, Difference},
@@ -148,7 +149,7 @@ impl<'t> Pair<'t> {
 /// What differs in how the runs ended, or how far they got.
 pub(super) fn end_difference(expected: &Player, actual: &Player) -> Option<Difference> {
     let by_limit = matches!(expected.end, Some(End::Limit { .. }));
-    if expected.end != actual.end && !by_limit {
+    if !ends::alike(expected.end.as_ref(), actual.end.as_ref()) && !by_limit {
         let words = |player: &Player| player.end.as_ref().map_or("goes on".to_owned(), text::end_text);
         return Some(Difference::End { expected: words(expected), actual: words(actual) });
     }

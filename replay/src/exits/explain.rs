@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     Error,
-    causes::{self, Case, Finding, Seen, Side},
+    causes::{self, Case, Finding, Seen, Side, rules},
     explain::{self, Teller, Widths},
     observer::{Entry, Log, Observation},
     report::{Class, Divergence},
@@ -99,7 +99,13 @@ pub(super) fn explain(
     };
     let case = Case { what: &found.what.0, focus, insn: &[], expected: &expected, actual: &actual };
     // Another build of one machine differs from it in nothing that could be tried.
-    let cause = if method.same { None } else { cause(sides, method, &at, found, &case) };
+    let here = rules::named(&actual.observations, &sides.plugin.rules, &sides.actual.backend);
+    let there = rules::named(&expected.observations, &sides.expected_plugin.rules, &sides.expected.backend);
+    let cause = match method.same {
+        true => None,
+        false => cause(sides, method, &at, found, &case).or_else(|| causes::of_rules(&there, &here)),
+    };
+    divergence.rules = [here, there].concat();
     divergence.class = cause.as_ref().map_or(Class::Unexplained, |cause| Class::of(cause.kind));
     divergence.cause = cause;
     if !found.is_ioctl() {

@@ -65,3 +65,29 @@ fn string_io_exits_as_often_as_in_kvm() -> Result<()> {
     }
     Ok(())
 }
+
+/// What `vmtape replay` says of the recorded guest elsewhere.
+fn elsewhere(folder: &Path, backend: &str) -> Result<String> {
+    let replayed = vmtape(folder, &["replay", "-b", backend, "a.tape"])?;
+    Ok(String::from_utf8_lossy(&replayed.stdout).into_owned())
+}
+
+/// xor ax, ax; mov ds, ax; the vector of #UD leads to UD2, for ever.
+const UNDEFINED: &[u8] = b"\x31\xc0\x8e\xd8\xc7\x06\x00\x00\x0f\x0b\x0f\x0b";
+/// xor eax, eax; vmcall; xor eax, eax; out 0xf4, eax
+const VMCALL: &[u8] = b"\x66\x31\xc0\x0f\x01\xc1\xba\xf4\x00\x66\x31\xc0\x66\xef";
+
+/// One end in two vendors' words is one end, and a rule that one side names is the cause.
+#[test]
+fn ends_are_alike_and_rules_are_causes() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for other in ["svm", "svm-npt"] {
+        record(folder.path(), "vmx", UNDEFINED)?;
+        let told = elsewhere(folder.path(), other)?;
+        assert!(told.contains("SAME:"), "{other}: {told}");
+        record(folder.path(), "vmx", VMCALL)?;
+        let told = elsewhere(folder.path(), other)?;
+        assert!(told.contains("cause: hypercall-patched (KVM)"), "{other}: {told}");
+    }
+    Ok(())
+}

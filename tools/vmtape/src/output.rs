@@ -33,9 +33,11 @@ impl ExitCode {
         if usage { Self::USAGE } else { Self::COULD_NOT_TEST }
     }
 
-    /// The code for a failed command under `--bisect`. A build that refuses its options cannot be tested; the next may.
+    /// The code for a failed command under `--bisect`. What is wrong in the command line is wrong for every build: `git bisect
+    /// run` is to stop, not to skip them all.
     pub fn of_error_in_bisection(error: &Error) -> Self {
-        if is_misuse(error) { Self::STOP } else { Self::COULD_NOT_TEST }
+        let stops = is_misuse(error) || error.chain().any(|cause| cause.is::<Refused>() || is_absent(cause));
+        if stops { Self::STOP } else { Self::COULD_NOT_TEST }
     }
 }
 
@@ -58,6 +60,22 @@ pub fn usage(text: impl std::fmt::Display) -> Error {
 fn is_misuse(error: &Error) -> bool {
     let misuse = |cause: &vmtape_replay::Error| matches!(cause, vmtape_replay::Error::Misuse(_));
     error.chain().any(|cause| cause.is::<Usage>() || cause.downcast_ref().is_some_and(misuse))
+}
+
+/// A file or a backend that the command line names is not there.
+fn is_absent(cause: &(dyn std::error::Error + 'static)) -> bool {
+    use vmtape_backends::Error as Plugin;
+    use vmtape_traces::error::{Cause as OnTape, Error as Tape};
+    let not_found = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let tape = |error: &Tape| matches!(&error.cause, OnTape::Io(error) if not_found(error));
+    let plugin = |error: &Plugin| match error {
+        Plugin::Unreadable { source, .. } => not_found(source),
+        Plugin::NotFound { .. } => true,
+        _ => false,
+    };
+    cause.downcast_ref().is_some_and(tape)
+        || cause.downcast_ref().is_some_and(plugin)
+        || cause.downcast_ref().is_some_and(not_found)
 }
 
 /// A backend refuses its options or its host: the command line's fault, or that of the plugin's build.
@@ -149,7 +167,8 @@ mod tests {
         let code = |error: Error| ExitCode::of_error_in_bisection(&error).0;
         assert_eq!(code(usage("no such host")), 128);
         assert_eq!(code(Error::new(io::Error::other("short"))), 125);
-        assert_eq!(code(Error::new(Refused { backend: "vmx".into(), reason: String::new() })), 125);
+        assert_eq!(code(Error::new(Refused { backend: "vmx".into(), reason: String::new() })), 128);
+        assert_eq!(code(Error::new(io::Error::from(io::ErrorKind::NotFound)).context("a.tape")), 128);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::{Machine, configuration::max_gpa};
 use crate::{
     model::{CpuidChange, silicon_cpuid},
+    services::answers,
     vmm::{Action, NestedChange, Step},
 };
 use std::ops::Range;
@@ -143,6 +144,10 @@ impl Machine {
             Control::GetDirtyLog { slot, pages, result } => {
                 match self.backend.get_dirty_log(*slot, &mut self.services) {
                     Ok(mut bits) => {
+                        let size = self.services.memory.slots().iter().find(|s| s.slot == *slot & 0xffff);
+                        if let Some(size) = size.map(|slot| slot.size) {
+                            self.services.is_right(answers::dirty_log(bits.len(), size));
+                        }
                         let cleared = !self.script.protects_manually();
                         self.carried.add_log(*slot, &mut bits, cleared);
                         *pages = Pages::of_bitmap(&bits);

@@ -2,13 +2,14 @@
 
 use super::{Machine, run::Limits};
 use crate::{
-    services::{GuestEnv, Services},
+    services::{GuestEnv, Services, answers},
     time::HostPoint,
     vcpu::{describe, no_progress},
 };
 use vmtape_abi::{Errno, FlushScope, Host, MemoryStatus};
 use vmtape_arch::{
     access::Verdict,
+    exception::Exception,
     exit::{Exit, Resume, ResumeKind, StimulusKind},
     note::{Note, NoteKind},
     vcpu::{Activity, VcpuState},
@@ -25,7 +26,10 @@ impl Machine {
             return false;
         }
         self.services.tape.begin_walk();
-        self.backend.host_nmi(n, state, &mut self.services, &mut self.exit) == Verdict::EXIT
+        let verdict = self.backend.host_nmi(n, state, &mut self.services, &mut self.exit);
+        let allowed = [Verdict::NATIVE, Verdict::EXIT];
+        self.services.is_right(answers::verdict("host_nmi", verdict, &allowed, &Exception::default()));
+        verdict == Verdict::EXIT
     }
 
     pub(super) fn interpret(&mut self, n: u32, until: u64) -> Stop {
@@ -55,6 +59,10 @@ impl Machine {
         vcpu.needs_entry = false;
         self.services.tape.begin_entry(n, &vcpu.state);
         let resume = self.backend.enter(n, &mut vcpu.state, &mut self.services);
+        self.services.is_right(answers::resume("enter", &resume, &vcpu.state));
+        if let Some(wrong) = self.services.take_wrong() {
+            return Err(answered_wrongly(n, &wrong));
+        }
         let outcome = EntryOutcome::new(&resume, &vcpu.state);
         self.services.tape.end_entry(&outcome);
         if let Some(fed) = &mut self.services.fed {
@@ -88,6 +96,10 @@ impl Machine {
         (self.services.emulated, self.services.repeats) = (false, false);
         self.services.repetitions = 0;
         let resume = self.backend.handle_exit(n, &mut vcpu.state, &exit, &mut self.services);
+        self.services.is_right(answers::resume("handle_exit", &resume, &vcpu.state));
+        if let Some(wrong) = self.services.take_wrong() {
+            return Some(answered_wrongly(n, &wrong));
+        }
         self.services.after_backend(n, &mut vcpu.state, Some(&before));
         let retired = vcpu.state.icount != icount;
         if retired && exit.stimulus == StimulusKind::SENSITIVE && exit.insn.kind.has_outcome() {
@@ -144,6 +156,12 @@ impl Machine {
             _ => Err(End::Fatal { vcpu: n, resume: *resume, reason: describe(resume, exit, state) }),
         }
     }
+}
+
+/// The backend has answered against the ABI.
+pub(super) fn answered_wrongly(vcpu: u32, wrong: &str) -> End {
+    let reason = format!("the backend answers against the ABI: {wrong}");
+    End::Fatal { vcpu, resume: Resume::new(ResumeKind::BACKEND_FAILED), reason }
 }
 
 /// What the handling of an exit found.

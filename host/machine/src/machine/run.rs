@@ -1,6 +1,6 @@
 //! The run loop: whose turn it is, into the guest, out of it, and when to stop.
 
-use super::{Machine, halt::Halt};
+use super::{Machine, exits::answered_wrongly, halt::Halt};
 use vmtape_arch::vcpu::Activity;
 use vmtape_cpu::Stop;
 use vmtape_traces::event::{End, Event};
@@ -98,6 +98,9 @@ impl Machine {
     }
 
     pub(super) fn check_end(&mut self, limits: &Limits) -> Option<End> {
+        if let Some(wrong) = self.services.take_wrong() {
+            return Some(answered_wrongly(self.turn.vcpu, &wrong));
+        }
         if let Some(end) = self.services.devices.take_end() {
             return Some(end);
         }
@@ -160,6 +163,9 @@ impl Machine {
             match if nmi { Stop::Exit } else { self.interpret(n, until) } {
                 Stop::Budget => {}
                 Stop::Exit => {
+                    if let Some(wrong) = self.services.take_wrong() {
+                        return Some(answered_wrongly(n, &wrong));
+                    }
                     if let Some(status) = self.services.unmapped.take() {
                         return Some(self.mapped_unasked(n, status));
                     }

@@ -2,7 +2,7 @@
 //!
 //! See: KVM arch/x86/kvm/x86.c x86_emulate_instruction(), emulator_read_write_onepage(), emulator_pio_in_out()
 
-use super::Services;
+use super::{Services, answers};
 use crate::tape::{fpu, registers};
 use iced_x86::{DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess};
 use vmtape_abi::{
@@ -291,6 +291,10 @@ impl Env for EmulatorEnv<'_> {
 
     fn access(&mut self, state: &mut VcpuState, access: &Access) -> Result<Mapping, Interrupted> {
         let translation = self.mmu.translate(state, access, self.services).map_err(Interrupted::Fault)?;
+        let looked_at = answers::translation(&self.services.memory, &translation, access.size);
+        if !self.services.is_right(looked_at) {
+            return Err(Interrupted::Exit);
+        }
         let page = |address: u64| address & !(PAGE_SIZE - 1);
         // What KVM cannot copy it takes for MMIO. See: KVM x86.c emulator_read_write_onepage()
         let ram = translation.ram.is_set() && self.is_there(translation.hpa, access.size);

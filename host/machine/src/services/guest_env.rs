@@ -1,6 +1,6 @@
 //! The environment of a running guest: the silicon half of the backend, and the devices behind it.
 
-use super::Services;
+use super::{Services, answers};
 use crate::devices::lapic::reg;
 use vmtape_abi::{Backend, BusOp, BusSpace, Host};
 use vmtape_arch::{
@@ -65,6 +65,10 @@ impl Env for GuestEnv<'_> {
         self.services.sync_clock(state);
         self.services.tape.begin_walk();
         let answer = self.backend.access(self.vcpu, state, access, self.services, self.exit);
+        let looked_at = answers::access(&self.services.memory, &answer);
+        if !self.services.is_right(looked_at) {
+            return Err(Interrupted::Exit);
+        }
         match answer.verdict {
             Verdict::NATIVE if self.services.may_map(answer.mapping.kind, answer.mapping.hpa) => {
                 self.services.accessed(self.vcpu, access.gva, &answer.mapping);
@@ -84,7 +88,12 @@ impl Env for GuestEnv<'_> {
         self.services.sync_clock(state);
         self.services.tape.begin_walk();
         let mut fault = Exception::default();
-        match self.backend.sensitive(self.vcpu, state, insn, self.services, self.exit, &mut fault) {
+        let verdict = self.backend.sensitive(self.vcpu, state, insn, self.services, self.exit, &mut fault);
+        let allowed = [Verdict::NATIVE, Verdict::FAULT, Verdict::EXIT];
+        if !self.services.is_right(answers::verdict("sensitive", verdict, &allowed, &fault)) {
+            return Decision::Interrupted(Interrupted::Exit);
+        }
+        match verdict {
             Verdict::NATIVE => {
                 self.apic_write_traps = false;
                 Decision::Native
@@ -111,7 +120,16 @@ impl Env for GuestEnv<'_> {
     fn exception(&mut self, state: &mut VcpuState, exception: &Exception) -> Option<()> {
         self.services.sync_clock(state);
         self.services.tape.begin_walk();
-        match self.backend.exception(self.vcpu, state, exception, self.services, self.exit) {
+        let verdict = self.backend.exception(self.vcpu, state, exception, self.services, self.exit);
+        if !self.services.is_right(answers::verdict(
+            "exception",
+            verdict,
+            &[Verdict::NATIVE, Verdict::EXIT],
+            exception,
+        )) {
+            return Some(());
+        }
+        match verdict {
             Verdict::EXIT => {
                 self.exit.stimulus = StimulusKind::EXCEPTION;
                 self.exit.exception = *exception;

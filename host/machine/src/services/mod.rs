@@ -1,6 +1,7 @@
 //! The services that a backend calls, and who they are done for: the parts of a machine but its vCPUs and its backend, the
 //! backend's way to them, KVM's emulator, and the running guest's way to silicon and devices.
 
+pub(crate) mod answers;
 mod emulator;
 mod faults;
 mod guest_env;
@@ -59,6 +60,8 @@ pub(crate) struct Services {
     pub(crate) unmapped: Option<MemoryStatus>,
     /// Brings pages that are still where the guest has come from.
     pub(crate) pager: Option<Box<dyn Pager>>,
+    /// What was wrong with an answer of the backend's, the first one.
+    wrong: Option<answers::Wrong>,
     /// What a machine that is fed from a tape knows.
     pub(crate) fed: Option<Feeding>,
 }
@@ -93,8 +96,22 @@ impl Services {
             rules: Vec::new(),
             unmapped: None,
             pager: None,
+            wrong: None,
             fed: None,
         }
+    }
+
+    /// Takes note of what is wrong with an answer of the backend's. True: nothing is.
+    pub(crate) fn is_right(&mut self, answer: Result<(), answers::Wrong>) -> bool {
+        let wrong = answer.err();
+        let right = wrong.is_none();
+        self.wrong = self.wrong.take().or(wrong);
+        right
+    }
+
+    /// What was wrong with an answer of the backend's since the last call.
+    pub(crate) fn take_wrong(&mut self) -> Option<answers::Wrong> {
+        self.wrong.take()
     }
 
     pub(crate) fn ram(&self) -> &Ram {

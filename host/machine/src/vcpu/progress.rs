@@ -95,6 +95,7 @@ pub(crate) fn describe(resume: &Resume, exit: Option<&Exit>, state: &VcpuState) 
     let after = exit.map_or_else(|| "at entry".to_owned(), |exit| format!("after {}", exit_name(exit)));
     let what = match resume.kind {
         ResumeKind::ERRNO => format!("KVM_RUN failed with errno {}", resume.errno),
+        ResumeKind::BACKEND_FAILED => "what it said stands in the log".to_owned(),
         ResumeKind::NOT_MODELLED => "the guest needs something that is not modelled".to_owned(),
         kind => format!("{kind} with data {:x?}", resume.data),
     };

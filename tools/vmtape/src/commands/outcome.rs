@@ -65,11 +65,11 @@ impl From<&(u64, Control)> for Ioctl {
 /// Says how the run ended and gives the exit code. A backend that broke is an error that names its file.
 pub fn report(run: &Run, json: bool, guest_status: bool) -> Result<ExitCode> {
     let Run { machine, end, plugin, .. } = *run;
-    if let End::Fatal { resume, .. } = end
+    if let End::Fatal { resume, reason, .. } = end
         && resume.kind == ResumeKind::BACKEND_FAILED
     {
         let (path, exits) = (plugin.path.display(), machine.exits());
-        bail!("{path}: the backend broke after {exits} exits; what it said stands in the log above");
+        bail!("{path}: the backend broke after {exits} exits: {reason}");
     }
     let because = because(machine, end, &plugin.description.rules);
     let never: Vec<String> =

@@ -149,7 +149,13 @@ impl Elsewhere {
             actual.options.push((key, value));
         }
         fits(&actual.cpuid, &actual.silicon, &actual.host, self.force)?;
-        actual.options = create(&plugin, actual.silicon, &actual.options)?.resolved();
+        let created = create(&plugin, actual.silicon, &actual.options);
+        // What a build refuses of the tape's own machine nobody has asked for.
+        let created = created.map_err(|error| match self.is_given() {
+            true => error,
+            false => Error::Refused { backend: actual.backend.clone(), reason: format!("{error:#}") }.into(),
+        });
+        actual.options = created?.resolved();
         Ok(actual)
     }
 }

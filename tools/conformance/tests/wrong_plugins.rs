@@ -1,0 +1,96 @@
+//! Plugins that answer against the ABI, as a user meets them: the run ends as "the backend broke", which names the call and the
+//! field, with exit code 125. No panic, no hang.
+
+use anyhow::{Context, Result, ensure};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+use vmtape_conformance::{tail, vmtape};
+
+const COULD_NOT_TEST: i32 = 125;
+
+/// A change to the backend in C, and what the message must say.
+type Wrong = (&'static str, &'static str, &'static [&'static str]);
+
+const WRONG: [Wrong; 6] = [
+    (
+        ".hpa = hpa & ~(uint64_t)0xfff,",
+        ".hpa = (uint64_t)1 << 50,",
+        &["`access`", "mapping.hpa", "in no memory slot"],
+    ),
+    (".kind = vt_MappingKind_RAM,", ".kind = 7,", &["`access`", "mapping.kind"]),
+    (
+        "    *verdict = vt_Verdict_NATIVE;\n    return vt_STATUS_OK;\n}\n\n// --- KVM ---",
+        "    *verdict = 9;\n    return vt_STATUS_OK;\n}\n\n// --- KVM ---",
+        &["`exception`", "verdict 0x9"],
+    ),
+    (
+        "    // RFLAGS.IF, and not",
+        "    state->inject = (vt_Event){.valid = true, .kind = vt_EventKind_NMI, .vector = 77};\n    // RFLAGS.IF, and not",
+        &["`enter`", "state.inject.vector 77"],
+    ),
+    (
+        "        cpuid(vm, state);\n",
+        "        cpuid(vm, state);\n        resume->kind = 4711;\n",
+        &["`handle_exit`", "kind 0x1267"],
+    ),
+    (
+        "        state->rip += exit->insn.len;\n        state->activity = vt_Activity_HLT;",
+        "        state->activity = 99;",
+        &["`handle_exit`", "state.activity"],
+    ),
+];
+
+fn abi() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/abi")
+}
+
+/// Compiles the backend in C with one thing changed.
+fn compile(folder: &Path, from: &str, to: &str) -> Result<()> {
+    let source = fs::read_to_string(abi().join("tests/c/identity.c"))?;
+    ensure!(source.contains(from), "the backend in C has no longer `{from}`");
+    fs::write(folder.join("wrong.c"), source.replacen(from, to, 1))?;
+    let mut cc = Command::new("cc");
+    cc.args(["-std=c11", "-w", "-shared", "-fPIC", "-O1", "-I"]).arg(abi().join("include"));
+    let built = cc.arg(folder.join("wrong.c")).arg("-o").arg(folder.join("libidentity.so")).output();
+    let built = built.context("a C compiler is installed as `cc`")?;
+    ensure!(built.status.success(), "{}", tail(&built));
+    Ok(())
+}
+
+const RECORD: [&str; 8] =
+    ["record", "--plugin", "libidentity.so", "-b", "identity", "--host", "intel-46", "-o"];
+
+#[test]
+fn a_wrong_answer_is_named() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut failed = Vec::new();
+    for (from, to, mentions) in WRONG {
+        compile(folder.path(), from, to)?;
+        // It reads CPUID, takes exceptions, and halts.
+        let output = vmtape(folder.path(), &[&RECORD[..], &["a.tape", "builtin:smp"]].concat())?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let code = output.status.code();
+        let told = mentions.iter().all(|word| stderr.contains(word));
+        if code != Some(COULD_NOT_TEST) || stderr.contains("panicked") || !told {
+            failed.push(format!("{to}: exit code {code:?}: {stderr}"));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
+}
+
+/// A CPUID exit that does not move RIP and changes a register that only a repeated instruction counts in.
+#[test]
+fn an_instruction_that_is_never_done_ends_the_run() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let still =
+        "        cpuid(vm, state);\n        static uint64_t n;\n        state->gpr[vt_GPR_RCX] = ++n;\n";
+    compile(folder.path(), "        cpuid(vm, state);\n        state->rip += exit->insn.len;\n", still)?;
+    let output = vmtape(folder.path(), &[&RECORD[..], &["a.tape", "builtin:late"]].concat())?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("no progress") && stderr.contains("CPUID"), "{stderr}");
+    Ok(())
+}
