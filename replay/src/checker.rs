@@ -3,6 +3,7 @@
 use crate::{
     Error, exempt,
     report::{Compared, Report},
+    spec,
 };
 use std::collections::VecDeque;
 use vmtape_arch::note::Note;
@@ -15,6 +16,8 @@ pub struct Checker<'t> {
     pub names: Metadata,
     /// The tape tells what exits read by the rules of this program.
     tells_reads: bool,
+    /// The recording was killed: what a run does after the last event is no difference.
+    cut: bool,
     /// Events of the tape that are not compared ([`exempt::OLDER_READS`]).
     exempted: u64,
     compared: Compared,
@@ -49,6 +52,7 @@ impl<'t> Checker<'t> {
             taped,
             names: tape.metadata().clone(),
             tells_reads: tape.schema() >= exempt::READS_SCHEMA,
+            cut: matches!(spec::end(tape), Ok(Some((_, End::Cut)))),
             exempted: 0,
             compared: Compared::default(),
             recent: VecDeque::new(),
@@ -68,6 +72,9 @@ impl<'t> Checker<'t> {
     /// The next event of the tape that is to be compared.
     fn next(&mut self) -> Result<Option<Event>, Error> {
         while let Some(event) = self.taped.next().transpose()? {
+            if self.cut && matches!(event, Event::End { end: End::Cut, .. }) {
+                return Ok(None);
+            }
             if self.is_compared(&event) {
                 return Ok(Some(event));
             }
@@ -98,6 +105,7 @@ impl<'t> Checker<'t> {
                 Some(expected) if expected == actual || is_same_end(&expected, &actual) => {
                     self.keep(expected);
                 }
+                None if self.cut => return Ok(None),
                 expected => return Ok(Some(Mismatch { expected, actual: Some(actual) })),
             }
         }

@@ -97,7 +97,7 @@ fn limits(tape: &Tape) -> Budget {
     };
     // A tape whose end cannot be read is one without: whoever reads on to there hears why.
     let interrupted = match end(tape) {
-        Ok(Some((icount, End::Interrupted))) => Some(icount),
+        Ok(Some((icount, End::Interrupted | End::Cut))) => Some(icount),
         _ => None,
     };
     Budget { instructions: limit(MAX_INSTRUCTIONS), exits: limit(MAX_EXITS), interrupted }

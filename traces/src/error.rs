@@ -70,6 +70,8 @@ pub enum Cause {
     NotAFile,
     #[error("another recording writes this tape")]
     Busy,
+    #[error("somebody has put another file in its place, so the recording cannot get its name")]
+    Replaced,
     #[error("is no regular file, and a tape is read here and there: copy it to a file first")]
     Pipe,
     #[error("the writer thread ended early")]

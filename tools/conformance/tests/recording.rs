@@ -63,6 +63,84 @@ fn killed() -> Result<()> {
     assert_refused(&shown, &[]);
     let text = String::from_utf8_lossy(&shown.stdout);
     assert!(text.contains("NOT WHOLE: a.tape.partial") && text.contains("CPUID"), "{text}");
+    let repaired = vmtape(folder.path(), &["repair", "a.tape.partial", "-o", "b.tape"])?;
+    let told = String::from_utf8_lossy(&repaired.stderr);
+    assert!(repaired.status.success() && told.contains("lost: what came after"), "{}", tail(&repaired));
+    for replay in [
+        &["replay", "b.tape"][..],
+        &["replay", "--mode", "exits", "b.tape"],
+        &["replay", "-b", "svm-npt", "b.tape"],
+    ] {
+        let replayed = vmtape(folder.path(), replay)?;
+        let text = String::from_utf8_lossy(&replayed.stdout);
+        assert!(replayed.status.success() && text.contains("SAME"), "{replay:?}: {}", tail(&replayed));
+    }
+    let again = vmtape(folder.path(), &["repair", "b.tape", "-o", "c.tape"])?;
+    assert_eq!(again.status.code(), Some(2), "it is whole: {}", tail(&again));
+    Ok(())
+}
+
+/// A recording whose events are few has them in the file soon, and a tape does not tell how often they were put there.
+#[test]
+fn what_waits_for_a_full_chunk_is_in_the_file() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    // A loop of CPUID 100 times, and then one that never exits.
+    let slow = boot_sector(b"\xbe\x64\x00\x66\x31\xc0\x0f\xa2\x4e\x75\xf8\xeb\xfe");
+    fs::write(folder.path().join("slow.bin"), slow)?;
+    let started = Instant::now();
+    let mut command = Command::new(program()?);
+    command.args([
+        "record",
+        "-b",
+        "vmx",
+        "--milestone-every",
+        "0",
+        "--flush-every",
+        "0.2",
+        "-o",
+        "a.tape",
+        "slow.bin",
+    ]);
+    let mut child = command.current_dir(folder.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let partial = folder.path().join("a.tape.partial");
+    while good_exits(&partial).unwrap_or(0) < 100 {
+        let patient = started.elapsed() < Duration::from_secs(300) && child.try_wait()?.is_none();
+        if !patient {
+            child.kill()?;
+            anyhow::bail!("{:?} exits are in the file", good_exits(&partial));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill()?;
+    child.wait()?;
+    for (every, name) in [("0", "b.tape"), ("0.001", "c.tape")] {
+        let line = ["record", "-q", "-b", "vmx", "--flush-every", every, "-o", name, "builtin:late"];
+        ensure!(vmtape(folder.path(), &line)?.status.success());
+    }
+    let [b, c] = ["b.tape", "c.tape"].map(|name| fs::read(folder.path().join(name)));
+    assert!(b? == c?, "the tapes differ");
+    Ok(())
+}
+
+/// A symbolic link is written through; what is in the recording's place by now is left alone.
+#[test]
+fn names_that_lead_elsewhere() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    std::os::unix::fs::symlink("real.tape", folder.path().join("link.tape"))?;
+    let record =
+        |output| vmtape(folder.path(), &["record", "-q", "-b", "vmx", "-o", output, "builtin:hello"]);
+    assert!(record("link.tape")?.status.success());
+    assert!(folder.path().join("link.tape").is_symlink() && folder.path().join("real.tape").is_file());
+    assert_refused(&record("/dev/null")?, &["/dev/null", "no regular file"]);
+    assert_eq!(record("-")?.status.code(), Some(2));
+    let mut child = start(folder.path(), ENDLESS)?;
+    let partial = folder.path().join("a.tape.partial");
+    fs::remove_file(&partial)?;
+    fs::write(&partial, "somebody else's")?;
+    Command::new("kill").args(["-TERM", &child.id().to_string()]).status()?;
+    let ended = child.wait()?;
+    assert_eq!(ended.code(), Some(COULD_NOT_TEST));
+    assert!(!folder.path().join("a.tape").exists() && fs::read(&partial)? == b"somebody else's");
     Ok(())
 }
 

@@ -80,6 +80,14 @@ Examples:
   vmtape run -b svm-npt --guest-status -m 1G --append 'a b' test.flat
   vmtape run -b svm-npt --check-extension 185 --query shadow-pages,exit=100 --json builtin:matrix";
 
+pub const REPAIR: &str = "\
+The tape ends where the recording was cut, and replays up to there.
+
+Exit codes: 0 the tape is made, 2 usage (the recording is whole), 125 could not test.
+
+Examples:
+  vmtape repair a.tape.partial -o a.tape";
+
 pub const REPLAY: &str = "\
 `--mode exits` gives the taped exits to handlers, and the guest does not run. What it did between
 them is known only for the tape's own machine (backend, options, host): with another one, no

@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod fault_args;
+mod files;
 mod help;
 mod interrupt;
 mod libvirt;

@@ -88,7 +88,35 @@ pub struct Refused {
 
 /// Says something beside the data. That nobody reads it is no reason to fail.
 pub fn tell(text: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr(), "vmtape: {text}");
+    let _ = writeln!(Printable(io::stderr()), "vmtape: {text}");
+}
+
+/// Text for people, of which parts may come from a stranger's tape, trace or log: what would control a terminal is written as
+/// an escape (`\x1b`).
+pub struct Printable<W>(pub W);
+
+impl<W: Write> Write for Printable<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes).map(|()| bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let controls = |byte: u8| byte.is_ascii_control() && !matches!(byte, b'\n' | b'\t');
+        for part in bytes.split_inclusive(|byte| controls(*byte)) {
+            match part.split_last() {
+                Some((last, text)) if controls(*last) => {
+                    self.0.write_all(text)?;
+                    write!(self.0, "\\x{last:02x}")?;
+                }
+                _ => self.0.write_all(part)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// Prints an error with its causes, each once, on one line.
@@ -169,6 +197,13 @@ mod tests {
         assert_eq!(code(Error::new(io::Error::other("short"))), 125);
         assert_eq!(code(Error::new(Refused { backend: "vmx".into(), reason: String::new() })), 128);
         assert_eq!(code(Error::new(io::Error::from(io::ErrorKind::NotFound)).context("a.tape")), 128);
+    }
+
+    #[test]
+    fn nothing_controls_a_terminal() {
+        let mut out = Printable(Vec::new());
+        out.write_all(b"a\x1b[2Jb\tc\r\n\x7f").unwrap();
+        assert_eq!(out.0, b"a\\x1b[2Jb\tc\\x0d\n\\x7f");
     }
 
     #[test]

@@ -13,13 +13,14 @@ const SMALL: u64 = 32;
 /// Differences from here on are stored as literals.
 const LARGE: u64 = 1 << 19;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Output {
     bytes: Vec<u8>,
     dictionary: HashMap<u64, usize>,
 }
 
 /// Encodes the events of one chunk.
+#[derive(Clone)]
 pub struct Encoder {
     model: Model,
     clock: Clock,

@@ -29,6 +29,7 @@ impl Slot {
 }
 
 /// The last 256 words.
+#[derive(Clone)]
 pub struct Recent {
     words: [u64; 256],
     next: u8,
@@ -70,6 +71,7 @@ impl Recent {
 }
 
 /// The memory of one chunk.
+#[derive(Clone)]
 pub struct Model {
     slots: Vec<Slot>,
     /// The slot at each place plus one, or zero.

@@ -122,10 +122,23 @@ impl Tape {
         let place = Place::Chunk { offset, kind: header.kind() };
         self.expect("kind", header.kind.get().into(), ChunkKind::INDEX.0.into(), place)?;
         self.expect("end of the index", offset.saturating_add(header.span()), at, place)?;
-        if self.header.schema.get() == FIRST_SCHEMA {
-            return Ok(self.archive::<FirstIndex>(&header, &payload, place)?.into());
+        let index: Index = match self.header.schema.get() {
+            FIRST_SCHEMA => self.archive::<FirstIndex>(&header, &payload, place)?.into(),
+            _ => self.archive(&header, &payload, place)?,
+        };
+        self.expect_every_chunk(&index, offset)?;
+        Ok(index)
+    }
+
+    /// An index names each chunk before it once, in order: nothing is to be read twice, or left out.
+    fn expect_every_chunk(&self, index: &Index, end: u64) -> Result<()> {
+        let mut next = u64::from(self.header.size.get());
+        for entry in &index.chunks {
+            let place = Place::Chunk { offset: next, kind: ChunkKind(entry.kind) };
+            self.expect("offset in the index", entry.offset, next, place)?;
+            next = next.saturating_add(ChunkHeader::SIZE as u64).saturating_add(align(entry.length));
         }
-        self.archive(&header, &payload, place)
+        self.expect("end of the chunks in the index", next, end, Place::Trailer)
     }
 
     /// Walks the chunks from the first. Returns what stopped the walk, unless that is the index or the plain end.

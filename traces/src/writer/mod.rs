@@ -9,12 +9,18 @@ use crate::{
     event::Event,
     metadata::Metadata,
 };
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::{
     fs::{self, File, TryLockError},
+    io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 /// Events that cross the channel at once.
@@ -33,11 +39,14 @@ enum Message {
 pub struct Options {
     /// The zstd level of events.
     pub level: i32,
+    /// How long events may wait until the file has them, so that a recording that is killed loses no more. `None`: until their
+    /// chunk is full. It does not change the tape.
+    pub flush_every: Option<Duration>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { level: 9 }
+        Self { level: 9, flush_every: Some(Duration::from_secs(1)) }
     }
 }
 
@@ -48,8 +57,10 @@ pub struct Writer {
     batch: Vec<Event>,
     queue: Option<Sender<Message>>,
     thread: Option<JoinHandle<Result<Summary>>>,
-    /// Held until the tape has its name.
-    _lock: File,
+    /// The thread waits for events that are not in the file.
+    due: Arc<AtomicBool>,
+    /// The temporary file, locked until the tape has its name.
+    file: File,
 }
 
 impl Writer {
@@ -60,6 +71,7 @@ impl Writer {
         images: &[(&str, &[u8])],
         options: Options,
     ) -> Result<Self> {
+        let path = &behind_links(path);
         let partial = partial(path);
         let name = path.display().to_string();
         // A rename would replace a device or a socket (`-o /dev/null`, as root) by a file.
@@ -74,16 +86,19 @@ impl Writer {
             stream.image(name, data)?;
         }
         let (queue, messages) = bounded(QUEUE);
+        let due = Arc::new(AtomicBool::new(false));
+        let asks = due.clone();
         let thread = thread::Builder::new()
             .name("tape-writer".to_owned())
-            .spawn(move || write(stream, &messages))
+            .spawn(move || write(stream, &messages, options.flush_every, &asks))
             .map_err(|e| Cause::Io(e).at(&name, Place::File))?;
         Ok(Self {
             path: path.to_owned(),
             batch: Vec::with_capacity(BATCH),
             queue: Some(queue),
             thread: Some(thread),
-            _lock: lock,
+            due,
+            file: lock,
         })
     }
 
@@ -97,6 +112,15 @@ impl Writer {
     pub fn push(&mut self, event: Event) {
         self.batch.push(event);
         if self.batch.len() == BATCH {
+            self.flush();
+        }
+    }
+
+    /// Gives the thread what it waits for, if it is time: to be called now and then, events or not.
+    #[inline]
+    pub fn flush_if_due(&mut self) {
+        if self.due.load(Ordering::Relaxed) {
+            self.due.store(false, Ordering::Relaxed);
             self.flush();
         }
     }
@@ -127,13 +151,17 @@ impl Writer {
         self.flush();
         self.send(Message::Finish);
         let summary = self.join()?;
+        let partial = partial(&self.path);
+        if !is_same_file(&self.file, &partial).unwrap_or(false) {
+            return Err(Cause::Replaced.at(&partial.display().to_string(), Place::File));
+        }
         let rename = |from: &Path, to: &Path| {
             fs::rename(from, to).map_err(|e| Cause::Io(e).at(&from.display().to_string(), Place::File))
         };
         if self.path.is_file() {
             rename(&self.path, &with_suffix(&self.path, ".old"))?;
         }
-        rename(&partial(&self.path), &self.path)?;
+        rename(&partial, &self.path)?;
         Ok(summary)
     }
 
@@ -148,7 +176,11 @@ impl Writer {
     fn join(&mut self) -> Result<Summary> {
         self.queue = None;
         let gone = || Cause::WriterGone.at(&self.path.display().to_string(), Place::File);
-        self.thread.take().ok_or_else(gone)?.join().map_err(|_| gone())?
+        let summary = self.thread.take().ok_or_else(gone)?.join().map_err(|_| gone())??;
+        // What was written ahead of a chunk may be longer than it.
+        let cut = self.file.set_len(summary.bytes);
+        cut.map_err(|e| Cause::Io(e).at(&self.path.display().to_string(), Place::File))?;
+        Ok(summary)
     }
 }
 
@@ -176,12 +208,33 @@ fn create_alone(path: &Path) -> Result<File, Cause> {
         Ok(()) | Err(TryLockError::Error(_)) => {}
     }
     // Another recording may have ended in between, and this is its tape.
-    let (opened, named) = (file.metadata()?, fs::metadata(path)?);
-    if (opened.dev(), opened.ino()) != (named.dev(), named.ino()) {
+    if !is_same_file(&file, path)? {
         return Err(Cause::Busy);
     }
     file.set_len(0)?;
     Ok(file)
+}
+
+/// Whether a name leads to an open file, and not to what somebody has put in its place.
+fn is_same_file(file: &File, path: &Path) -> io::Result<bool> {
+    let (opened, named) = (file.metadata()?, fs::metadata(path)?);
+    Ok((opened.dev(), opened.ino()) == (named.dev(), named.ino()))
+}
+
+/// Where a file lies, or would lie, that is written by this name: a symbolic link is followed, never replaced.
+pub fn behind_links(path: &Path) -> PathBuf {
+    /// As many as Linux follows. See: path_resolution(7)
+    const MOST_LINKS: u32 = 40;
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        // What is no file (`/dev/stdout` leads to a pipe without a name) is not found by its link.
+        if path.exists() && !path.is_file() {
+            break;
+        }
+        let Ok(target) = fs::read_link(&path) else { break };
+        path = path.parent().unwrap_or(Path::new("")).join(target);
+    }
+    path
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
@@ -190,18 +243,34 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-fn write(mut stream: Stream<File>, messages: &Receiver<Message>) -> Result<Summary> {
-    for message in messages {
-        match message {
-            Message::Events(batch) => {
+fn write(
+    mut stream: Stream<File>,
+    messages: &Receiver<Message>,
+    flush_every: Option<Duration>,
+    due: &AtomicBool,
+) -> Result<Summary> {
+    let never = Duration::from_secs(u64::from(u32::MAX));
+    let every = flush_every.unwrap_or(never);
+    let (mut last, mut asked) = (Instant::now(), false);
+    loop {
+        match messages.recv_timeout(every.saturating_sub(last.elapsed())) {
+            Ok(Message::Events(batch)) => {
                 for event in &batch {
                     stream.event(event)?;
                 }
+                if std::mem::take(&mut asked) {
+                    stream.flush();
+                }
             }
-            Message::Checkpoint { name, data } => stream.checkpoint(&name, data)?,
-            Message::Finish => return stream.finish(),
+            Ok(Message::Checkpoint { name, data }) => stream.checkpoint(&name, data)?,
+            Ok(Message::Finish) => return stream.finish(),
+            // The recording was dropped: keep what it has.
+            Err(RecvTimeoutError::Disconnected) => return stream.abandon(),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if last.elapsed() >= every {
+            due.store(true, Ordering::Relaxed);
+            (last, asked) = (Instant::now(), true);
         }
     }
-    // The recording was dropped: keep what it has.
-    stream.abandon()
 }

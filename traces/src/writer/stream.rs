@@ -16,7 +16,7 @@ use crate::{
     },
     metadata::{Metadata, Stored},
 };
-use std::io::Write;
+use std::{fs::File, io::Write, os::unix::fs::FileExt};
 use xxhash_rust::xxh3::xxh3_64;
 use zerocopy::IntoBytes;
 
@@ -152,6 +152,23 @@ impl<W: Write> Stream<W> {
     }
 
     fn chunk(&mut self, kind: ChunkKind, stored: &[u8], uncompressed: u64) -> Result<()> {
+        let (header, bytes) = self.sealed(kind, stored, uncompressed);
+        self.out.write_all(&bytes).map_err(|e| self.error(e.into(), kind))?;
+        self.index.push(IndexEntry {
+            offset: self.offset,
+            length: stored.len() as u64,
+            uncompressed,
+            first_exit: self.start.exits,
+            first_icount: self.start.icount,
+            kind: kind.0,
+            events: self.events,
+        });
+        self.offset += header.span();
+        Ok(())
+    }
+
+    /// A chunk as it would stand here.
+    fn sealed(&self, kind: ChunkKind, stored: &[u8], uncompressed: u64) -> (ChunkHeader, Vec<u8>) {
         let length = stored.len() as u64;
         let padding = &[0; 16][..(align(length) - length) as usize];
         let mut crc = crc32fast::Hasher::new();
@@ -175,18 +192,7 @@ impl<W: Write> Stream<W> {
         bytes.extend_from_slice(header.as_bytes());
         bytes.extend_from_slice(stored);
         bytes.extend_from_slice(padding);
-        self.out.write_all(&bytes).map_err(|e| self.error(e.into(), kind))?;
-        self.index.push(IndexEntry {
-            offset: self.offset,
-            length,
-            uncompressed,
-            first_exit: self.start.exits,
-            first_icount: self.start.icount,
-            kind: kind.0,
-            events: self.events,
-        });
-        self.offset += header.span();
-        Ok(())
+        (header, bytes)
     }
 
     /// Ends the tape: last events, index, trailer.
@@ -237,6 +243,20 @@ impl<W: Write> Stream<W> {
 
     fn error(&self, cause: Cause, kind: ChunkKind) -> crate::error::Error {
         cause.at(&self.tape, Place::Chunk { offset: self.offset, kind })
+    }
+}
+
+impl Stream<File> {
+    /// Puts the events of the chunk that is being filled into the file already, as a chunk that the full one replaces: what there
+    /// is of them if the program is killed.
+    pub(super) fn flush(&self) {
+        if self.events == 0 {
+            return;
+        }
+        let Ok(packed) = pack(&self.encoder.clone().finish(), BLOB_LEVEL) else { return };
+        let (_, bytes) = self.sealed(ChunkKind::EVENTS, &packed.stored, packed.uncompressed);
+        // A disk that is full is met again by the full chunk, which tells.
+        let _ = self.out.write_all_at(&bytes, self.offset);
     }
 }
 

@@ -1,7 +1,7 @@
-use crate::{commands::show, output::ExitCode};
-use anyhow::{Context, Result, anyhow};
+use crate::{commands::show, files, output::ExitCode};
+use anyhow::{Result, anyhow};
 use clap::{ValueEnum, ValueHint};
-use std::{fs::File, io::BufWriter, path::PathBuf};
+use std::path::PathBuf;
 use vmtape_traces::{Tape, export};
 
 /// Write a tape in another format
@@ -11,7 +11,7 @@ pub struct Args {
     /// The tape to write elsewhere
     #[arg(value_hint = ValueHint::FilePath)]
     tape: PathBuf,
-    /// The file to write
+    /// The file to write; -: standard output
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     output: PathBuf,
     /// In which format
@@ -36,14 +36,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(damage) = tape.damage() {
         return Err(anyhow!("{damage}"));
     }
-    let name = || args.output.display().to_string();
-    let file = File::create(&args.output).with_context(name)?;
-    let out = BufWriter::new(file);
-    match args.format {
-        Format::Ftrace => show::print(&tape, 0, None, out).with_context(name)?,
-        Format::Jsonl => export::json_lines(&tape, out).with_context(name)?,
-        Format::Chrome => export::chrome::write(&tape, out).with_context(name)?,
-        Format::Csv => export::csv::write(&tape, out).with_context(name)?,
-    }
+    tape.verify()?;
+    files::write(&args.output, |out| {
+        match args.format {
+            Format::Ftrace => show::print(&tape, 0, None, out)?,
+            Format::Jsonl => export::json_lines(&tape, out)?,
+            Format::Chrome => export::chrome::write(&tape, out)?,
+            Format::Csv => export::csv::write(&tape, out)?,
+        }
+        Ok(())
+    })?;
     Ok(ExitCode::SAME)
 }

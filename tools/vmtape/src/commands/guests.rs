@@ -1,8 +1,10 @@
-use crate::output::{ExitCode, print_json, usage};
-use anyhow::{Context, Result};
+use crate::{
+    files,
+    output::{ExitCode, print_json, usage},
+};
+use anyhow::Result;
 use serde::Serialize;
 use std::{
-    fs,
     io::{self, Write},
     path::PathBuf,
 };
@@ -51,7 +53,7 @@ struct Report {
 pub fn run(args: &Args) -> Result<ExitCode> {
     if let (Some(name), Some(output)) = (&args.export, &args.output) {
         let image = vmtape_guests::image(name).map_err(usage)?;
-        fs::write(output, image).with_context(|| output.display().to_string())?;
+        files::write(output, |out| Ok(out.write_all(&image)?))?;
         return Ok(ExitCode::SAME);
     }
     let guests: Vec<_> = match &args.name {

@@ -1,3 +1,4 @@
+use crate::files;
 use crate::output::{ExitCode, print_json, progress, tell};
 use anyhow::Result;
 use clap::ValueHint;
@@ -27,9 +28,10 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let bar = progress("import");
-    let summary = import::to_tape_watched(&args.trace, &args.output, Options::default(), &mut |at| {
-        bar.set_message(format!("{} of {} lines", at.lines, at.of));
-    });
+    let summary =
+        import::to_tape_watched(&args.trace, files::tape(&args.output)?, Options::default(), &mut |at| {
+            bar.set_message(format!("{} of {} lines", at.lines, at.of));
+        });
     bar.finish_and_clear();
     let summary = summary?;
     if args.json {

@@ -15,6 +15,7 @@ pub mod man;
 pub mod migrate;
 mod outcome;
 pub mod record;
+pub mod repair;
 pub mod replay;
 mod report;
 pub mod run;

@@ -1,7 +1,7 @@
 use crate::{
     commands::outcome,
     fault_args::{self, FaultArgs},
-    interrupt,
+    files, interrupt,
     machine_args::MachineArgs,
     output::ExitCode,
 };
@@ -13,6 +13,7 @@ use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
     rc::Rc,
+    time::Duration,
 };
 use vmtape_abi::Backend;
 use vmtape_machine::{Limits, Live, MILESTONE_EVERY, Machine, MachineSpec, Recorder, Scripted};
@@ -38,6 +39,10 @@ pub struct Args {
     /// A hash of the guest after every so many instructions, by which two tapes are compared; 0: none
     #[arg(long, value_name = "INSNS", default_value_t = MILESTONE_EVERY)]
     milestone_every: u64,
+    /// How many seconds of events a recording that is killed may lose at most (`vmtape repair` makes a tape of the rest); 0: as
+    /// many as wait for a full chunk
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
+    flush_every: f64,
     #[command(flatten)]
     faults: FaultArgs,
     /// Exit with the guest's own status, as QEMU does
@@ -46,6 +51,11 @@ pub struct Args {
     /// Print how the run ended as JSON; the guest's output goes to stderr then
     #[arg(long)]
     json: bool,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|seconds: &f64| (0.0..=1e6).contains(seconds));
+    seconds.ok_or_else(|| format!("`{text}` is not a number of seconds"))
 }
 
 /// The writer, shared with the machine for as long as it runs.
@@ -65,6 +75,9 @@ impl Recorder for Taping {
     }
 
     fn is_interrupted(&mut self) -> bool {
+        if let Some(writer) = &mut *self.0.borrow_mut() {
+            writer.flush_if_due();
+        }
         interrupt::is_wished()
     }
 
@@ -89,7 +102,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     interrupt::listen();
     let (budget, serial) = (args.machine.budget(), args.machine.serial(args.json));
-    let (machine, end, summary) = tape(machine_spec, backend, faults, &budget, &args.output, serial)?;
+    let flush_every = (args.flush_every > 0.0).then(|| Duration::from_secs_f64(args.flush_every));
+    let to = (files::tape(&args.output)?, Options { flush_every, ..Options::default() });
+    let (machine, end, summary) = tape(machine_spec, backend, faults, &budget, to, serial)?;
     let tape = Some(outcome::Written { file: &args.output, bytes: summary.bytes });
     let run =
         outcome::Run { machine: &machine, end: &end, plugin: &plugin, tape, quiet: args.machine.is_quiet() };
@@ -102,12 +117,12 @@ pub fn tape(
     backend: Box<dyn Backend>,
     faults: Vec<Scripted>,
     budget: &Budget,
-    output: &Path,
+    (output, options): (&Path, Options),
     serial: Box<dyn io::Write>,
 ) -> Result<(Machine, End, Summary)> {
     let metadata = spec::metadata(&machine_spec, budget)?;
     let images = spec::images(&machine_spec);
-    let writer = Writer::create(output, &metadata, &images, Options::default())?;
+    let writer = Writer::create(output, &metadata, &images, options)?;
     let taping = Taping(Rc::new(RefCell::new(Some(writer))));
     let live = Live::new(machine_spec.seed);
     let inputs = if faults.is_empty() { live } else { live.with_faults(Box::new(faults)) };

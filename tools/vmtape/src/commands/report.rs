@@ -1,6 +1,6 @@
 //! Comparisons in words.
 
-use crate::output::{ExitCode, print_json};
+use crate::output::{ExitCode, Printable, print_json};
 use anyhow::Result;
 use std::io::{self, Write};
 use vmtape_replay::{
@@ -14,7 +14,7 @@ pub fn print(report: &Report, json: bool) -> Result<ExitCode> {
     if json {
         print_json(report)?;
     } else {
-        write(&mut io::stdout().lock(), report)?;
+        write(&mut Printable(io::stdout().lock()), report)?;
     }
     Ok(match report.verdict {
         Verdict::Same => ExitCode::SAME,

@@ -1,3 +1,4 @@
+use crate::files;
 use crate::{
     machine_args::PluginArgs,
     output::{ExitCode, print_json, progress, usage},
@@ -7,11 +8,11 @@ use crate::{
         runner::Runner,
     },
 };
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::ValueHint;
 use serde::Serialize;
 use std::{
-    env, fs,
+    env,
     io::{self, Write},
     path::PathBuf,
 };
@@ -80,7 +81,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }));
     bar.finish_and_clear();
     if let Some(path) = &args.junit {
-        report.junit(fs::File::create(path).with_context(|| path.display().to_string())?)?;
+        files::write(path, |out| report.junit(out))?;
     }
     if args.json {
         print_json(&report)?;

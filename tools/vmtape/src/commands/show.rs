@@ -1,5 +1,5 @@
 use super::stat::level;
-use crate::output::{ExitCode, tell, usage};
+use crate::output::{ExitCode, Printable, tell, usage};
 use anyhow::Result;
 use clap::ValueHint;
 use std::{
@@ -38,20 +38,28 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             return Err(usage(format!("--from {}: {} has {exits} exits", args.from, args.tape.display())));
         }
     }
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut out = BufWriter::new(Printable(io::stdout().lock()));
     if args.ioctls {
         print_ioctls(&tape, &mut out)?;
     } else {
         print_of(&tape, args.level, args.from, args.count, &mut out)?;
     }
     out.flush()?;
-    Ok(match tape.damage() {
+    Ok(match damage(&tape) {
         None => ExitCode::SAME,
         Some(damage) => {
             tell(format!("{damage}; shown as far as the tape is good"));
             ExitCode::COULD_NOT_TEST
         }
     })
+}
+
+/// What is wrong with a tape, also with what nobody has read of it.
+pub fn damage(tape: &Tape) -> Option<String> {
+    match tape.damage() {
+        Some(damage) => Some(damage.to_string()),
+        None => tape.verify().err().map(|damage| damage.to_string()),
+    }
 }
 
 /// Prints exits of a tape with everything around them.

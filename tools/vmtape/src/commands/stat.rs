@@ -1,4 +1,5 @@
-use crate::output::{ExitCode, print_json};
+use super::show::damage;
+use crate::output::{ExitCode, Printable, print_json};
 use anyhow::Result;
 use clap::ValueHint;
 use serde::Serialize;
@@ -57,14 +58,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.json {
         print_json(&report)?;
     } else {
-        print(&mut io::stdout().lock(), &report)?;
+        print(&mut Printable(io::stdout().lock()), &report)?;
     }
     Ok(if report.stat.damage.is_some() { ExitCode::COULD_NOT_TEST } else { ExitCode::SAME })
 }
 
 fn count(tape: &Tape, level: Option<Level>) -> Result<Report> {
     let meta = tape.metadata();
-    let stat = stat(tape, level)?;
+    let mut stat = stat(tape, level)?;
+    stat.damage = damage(tape);
     Ok(Report {
         tape: tape.name().to_owned(),
         format_version: tape.version(),

@@ -7,6 +7,7 @@ mod pins;
 mod source;
 mod text;
 
+use crate::files;
 use crate::{
     commands::replay::Plugins,
     machine_args::PluginArgs,
@@ -18,7 +19,7 @@ use fleet::{Matrix, Outcome, Question};
 use hosts::KnownHost;
 use serde::Serialize;
 use source::Template;
-use std::{fs, io, path::PathBuf};
+use std::{io, path::PathBuf};
 use vmtape_arch::host::Silicon;
 use vmtape_machine::{Passport, hosts::passport, vmm::When};
 use vmtape_replay::{
@@ -117,7 +118,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     if let (Some(path), Some(matrix)) = (&args.html, &report.matrix) {
         let page = html::page(matrix, report.guest.as_ref(), report.pin.as_ref());
-        fs::write(path, page).with_context(|| path.display().to_string())?;
+        files::write(path, |out| Ok(out.write_all(page.as_bytes())?))?;
     }
     if args.json {
         print_json(&report)?;

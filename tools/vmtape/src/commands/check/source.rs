@@ -10,6 +10,7 @@ use std::{fs, io, path::Path};
 use vmtape_arch::cpuid::maxphyaddr;
 use vmtape_machine::{GuestImage, Layout, MachineSpec, model::CpuOption};
 use vmtape_replay::spec::Budget;
+use vmtape_traces::Options;
 
 const BUILTIN: &str = "builtin:";
 /// A guest that does not end by itself is long enough after so many instructions.
@@ -98,7 +99,14 @@ impl Template {
             return Ok(None);
         }
         let vm = plugins.create(&machine)?;
-        record::tape(machine.clone(), vm, Vec::new(), &self.budget, tape, Box::new(io::sink()))?;
+        record::tape(
+            machine.clone(),
+            vm,
+            Vec::new(),
+            &self.budget,
+            (tape, Options::default()),
+            Box::new(io::sink()),
+        )?;
         Ok(Some((loaded, machine)))
     }
 }

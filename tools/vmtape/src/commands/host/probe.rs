@@ -1,8 +1,7 @@
 use super::sources::Sources;
-use crate::{commands::replay::Plugins, machine_args::PluginArgs, output::ExitCode};
-use anyhow::{Context, Result};
+use crate::{commands::replay::Plugins, files, machine_args::PluginArgs, output::ExitCode};
+use anyhow::Result;
 use std::{
-    fs,
     io::{self, Write},
     path::PathBuf,
 };
@@ -65,7 +64,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     text += &passport.to_toml()?;
     match &args.output {
-        Some(path) => fs::write(path, text).with_context(|| path.display().to_string())?,
+        Some(path) => files::write(path, |out| Ok(out.write_all(text.as_bytes())?))?,
         None => io::stdout().lock().write_all(text.as_bytes())?,
     }
     Ok(ExitCode::SAME)
