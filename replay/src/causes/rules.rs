@@ -25,13 +25,19 @@ pub fn named(observations: &[Observation], table: &[TableRow], backend: &str) ->
     rules
 }
 
-/// The one rule that decided on one side and not on the other. With several nobody knows which of them it was.
+/// The one rule that decided on one side and not on the other. Silicon's rules say how the guest was left, KVM's what it did then:
+/// of those there may be one. With several nobody knows which of them it was.
 pub fn of_rules(expected: &[Rule], actual: &[Rule]) -> Option<Cause> {
     let lacks = |rules: &[Rule], rule: &Rule| rules.iter().all(|other| other.name != rule.name);
     let here = actual.iter().filter(|rule| lacks(expected, rule));
     let there = expected.iter().filter(|rule| lacks(actual, rule));
-    let mut only = here.chain(there).filter(|rule| !rule.text.is_empty());
-    let (rule, None) = (only.next()?, only.next()) else { return None };
+    let found: Vec<_> = here.chain(there).filter(|rule| !rule.text.is_empty()).collect();
+    let of_kvm = found.iter().filter(|rule| kind_of(&rule.source) == Kind::Patch);
+    let rule = match (found.as_slice(), of_kvm.collect::<Vec<_>>().as_slice()) {
+        ([only], _) => *only,
+        (_, [only]) => **only,
+        _ => return None,
+    };
     Some(Cause {
         kind: kind_of(&rule.source),
         name: rule.name.clone(),
@@ -71,6 +77,10 @@ mod tests {
             None,
             "it decided on both sides"
         );
-        assert_eq!(of_rules(&[kvm], &[manual]), None, "either may be the cause");
+        let [left, other] = [rule("nested-page-fault", "APM 15.25"), rule("other", "KVM mmu.c")];
+        let found = of_rules(&[manual.clone()], &[left.clone(), kvm.clone()]).unwrap();
+        assert_eq!(found.name, "patched", "what the guest was left for is not it");
+        assert_eq!(of_rules(&[left], &[manual]), None, "either may be the cause");
+        assert_eq!(of_rules(&[kvm], &[other]), None, "either may be the cause");
     }
 }

@@ -8,7 +8,7 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum, ValueHint};
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
 };
@@ -200,6 +200,7 @@ impl MachineArgs {
     pub fn resolve_with(&self, plugin: &LoadedPlugin) -> Result<(MachineSpec, Box<dyn Backend>)> {
         let (name, mut options) = parse_backend(&self.backend)?;
         options.extend(self.kvm.as_deref().map(parse_kvm).transpose()?.unwrap_or_default());
+        agree(&options)?;
         let (host, mut silicon) = match &self.host {
             Some(host) => (host.clone(), find_host(host)?),
             None => default_host(plugin.description.vendor)?,
@@ -349,6 +350,9 @@ const LARGEST_FILE: u64 = 1 << 30;
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
+    let metadata = fs::metadata(path).with_context(|| path.display().to_string())?;
+    // To open a pipe is to wait for who writes to it.
+    ensure!(metadata.is_file(), "{}: is no regular file: copy it to one first", path.display());
     let read = File::open(path).and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes));
     let length = read.with_context(|| path.display().to_string())?;
     ensure!(length as u64 <= LARGEST_FILE, "{}: more than 1 GiB: no file for a guest", path.display());
@@ -397,6 +401,25 @@ pub fn parse_kvm(text: &str) -> Result<Vec<(String, String)>> {
     }
 }
 
+/// Refuses options that want two things: one in `-b` and another one in `--kvm`, say.
+pub fn agree(options: &[(String, String)]) -> Result<()> {
+    for (n, (name, value)) in options.iter().enumerate() {
+        let other = options[..n].iter().find(|(earlier, other)| earlier == name && other != value);
+        if let Some((_, other)) = other {
+            return Err(usage(format!("{name}={other} and {name}={value}: which of them?")));
+        }
+        let opposite = match name.split_at_checked(1) {
+            Some(("+", patch)) => format!("-{patch}"),
+            Some(("-", patch)) => format!("+{patch}"),
+            _ => continue,
+        };
+        if options.iter().any(|(other, _)| *other == opposite) {
+            return Err(usage(format!("{name} and {opposite}: which of them?")));
+        }
+    }
+    Ok(())
+}
+
 fn parse_option(part: &str, option: &str, text: &str) -> Result<(String, String)> {
     match part.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -441,6 +464,9 @@ mod tests {
         let (name, options) = parse_backend("vmx,ept=0,eptad=1").unwrap();
         assert_eq!((name.as_str(), pairs(options)), ("vmx", vec!["ept=0".into(), "eptad=1".into()]));
         assert!(parse_backend("vmx,ept").is_err());
+        let chosen = parse_backend("vmx,ept=0").unwrap().1;
+        let both = |text: &str| agree(&[chosen.clone(), parse_kvm(text).unwrap()].concat());
+        assert!(both("v6.12,ept=0,+fix").is_ok() && both("ept=1").is_err() && both("+fix,-fix").is_err());
         assert!(parse_backend("").is_err());
         let profile = parse_kvm("v6.12,+fix,-other,ignore_msrs=1").unwrap();
         assert_eq!(pairs(profile), ["kvm=v6.12", "+fix=", "-other=", "ignore_msrs=1"]);

@@ -28,8 +28,8 @@ pub(crate) struct Progress {
 
 /// An instruction that repeats may exit for every page that it touches, and be emulated iteration by iteration; no guest waits
 /// for more than this, and no virtual time passes meanwhile.
-const MOST_STANDING: u64 = 1 << 22;
-const MOST_REPETITIONS: u64 = 1 << 26;
+const MOST_STANDING: u64 = 1 << 19;
+const MOST_REPETITIONS: u64 = 1 << 24;
 
 /// Whether an exit may come from an instruction that repeats, which makes progress in RCX, RSI and RDI.
 fn may_repeat(exit: &Exit) -> bool {

@@ -83,12 +83,18 @@ fn copy(tape: &Tape, writer: &mut Writer) -> (Reached, Option<String>) {
 
 impl Reached {
     fn pass(&mut self, event: &Event) {
+        // The instruction that exits retires later, and the entry after it is told too.
+        let after = |icount: u64| icount.saturating_add(2);
         match event {
             Event::Exit(exit) => {
                 self.exits += 1;
-                self.icount = exit.icount;
+                self.icount = after(exit.icount);
             }
-            Event::Milestone(milestone) => self.icount = milestone.icount,
+            Event::Entry(entry) => self.icount = self.icount.max(after(entry.icount)),
+            Event::Milestone(milestone) => self.icount = self.icount.max(milestone.icount),
+            Event::Input { icount, .. } | Event::Control { icount, .. } | Event::Devices { icount, .. } => {
+                self.icount = self.icount.max(after(*icount));
+            }
             Event::End { icount, .. } => (self.icount, self.ended) = (*icount, true),
             _ => {}
         }

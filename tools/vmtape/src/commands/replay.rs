@@ -1,6 +1,6 @@
 use crate::{
     commands::report,
-    machine_args::{PluginArgs, create, find_host, fits, parse_backend, parse_kvm},
+    machine_args::{PluginArgs, agree, create, find_host, fits, parse_backend, parse_kvm},
     output::{ExitCode, progress, tell, usage},
 };
 use anyhow::Result;
@@ -130,6 +130,7 @@ impl Elsewhere {
             }
             changes.extend(parse_kvm(kvm)?);
         }
+        agree(&changes)?;
         let plugin = plugins.get(&actual.backend)?;
         match &self.host {
             Some(host) => {
