@@ -6,7 +6,7 @@ use std::{
     path::Path,
     process::{Command, Stdio},
 };
-use vmtape_conformance::{program, tail, vmtape};
+use vmtape_conformance::{program, skipped, tail, vmtape};
 
 const SPECIFICATION: &str = "seed = 11\nplans = 60\nrepeat = 0.2\n\
     guests = [\"builtin:hello\", \"builtin:touch,access=write\", \"builtin:smp2\"]\n\
@@ -110,6 +110,26 @@ fn findings_show_themselves_again() -> Result<()> {
         seen += 1;
     }
     assert_eq!(seen, 3);
+    Ok(())
+}
+
+/// The script for GNU parallel is run where there is one.
+#[test]
+fn parallel_runs_all_shards() -> Result<()> {
+    if Command::new("parallel").arg("--version").output().is_err() {
+        skipped("GNU parallel is not installed");
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let plan = plan(folder.path(), 3)?;
+    let script = ok(folder.path(), &["campaign", "jobs", &plan, "--engine", "parallel"])?;
+    let programs = program()?;
+    let beside = programs.parent().context("a folder")?;
+    let path = format!("{}:{}", beside.display(), std::env::var("PATH")?);
+    let ran =
+        Command::new("sh").arg("-c").arg(script).current_dir(folder.path()).env("PATH", path).output()?;
+    assert!(ran.status.success(), "{}", tail(&ran));
+    assert!(String::from_utf8(ran.stdout)?.contains("were run twice with the same result"));
     Ok(())
 }
 
