@@ -267,8 +267,8 @@ impl VcpuState {
         let (mut tsc, mut offset) = (host, self.tsc_offset);
         if self.nested_tsc_ratio != 0 {
             let ratio = self.nested_tsc_ratio.wrapping_add(TSC_RATIO_ONE);
-            tsc = (u128::from(tsc) * u128::from(ratio) >> TSC_RATIO_FRACTION) as u64;
-            offset = (i128::from(offset as i64) * i128::from(ratio) >> TSC_RATIO_FRACTION) as u64;
+            tsc = ((u128::from(tsc) * u128::from(ratio)) >> TSC_RATIO_FRACTION) as u64;
+            offset = ((i128::from(offset as i64) * i128::from(ratio)) >> TSC_RATIO_FRACTION) as u64;
         }
         tsc.wrapping_add(offset).wrapping_add(self.nested_tsc_offset)
     }

@@ -2,7 +2,7 @@
 //! was recorded, or refuses.
 
 use crate::{silicon::Rules, tlb::Geometry};
-use vmtape_arch::host::Vendor;
+use vmtape_arch::{fpu::Fpu, host::Vendor};
 
 /// The revision of new recordings. To be raised by whatever makes the same guest run otherwise: the TLB's size and
 /// replacement, what an instruction does, when interrupts are taken.
@@ -11,7 +11,8 @@ use vmtape_arch::host::Vendor;
 /// - 1: the rules of the host's vendor.
 /// - 2: a TLB of 8192 pages, set-associative; before, [`Geometry::DirectMapped`].
 /// - 3: KVM's emulator goes back to the guest within instructions that repeat ([`repeats_in_bunches`]).
-pub const REVISION: u32 = 3;
+/// - 4: the x87 starts as KVM leaves it to a guest ([`fcw`]).
+pub const REVISION: u32 = 4;
 
 /// The TLB in a revision.
 pub const fn tlb(revision: u32) -> Geometry {
@@ -21,6 +22,12 @@ pub const fn tlb(revision: u32) -> Geometry {
 /// Whether KVM's emulator does a repeated instruction in bunches, each an exit of its own, as KVM does.
 pub const fn repeats_in_bunches(revision: u32) -> bool {
     revision >= 3
+}
+
+/// The x87 control word that a vCPU starts with: all exceptions masked, where silicon's RESET has 40h.
+/// See: Linux 5.10 arch/x86/include/asm/fpu/internal.h fpstate_init_fxstate()
+pub const fn fcw(revision: u32) -> u16 {
+    if revision < 4 { Fpu::RESET.fcw } else { 0x37f }
 }
 
 /// The rules of silicon of a vendor in a revision.

@@ -106,7 +106,8 @@ impl Machine {
         )?;
         let boot_state = loader::load(&spec, &memory)?;
         let config = cpu_config(&spec);
-        let vcpus: Vec<_> = (0..spec.vcpus).map(|n| Vcpu::new(n, &boot_state, config)).collect();
+        let fcw = revision::fcw(spec.cpu_revision);
+        let vcpus: Vec<_> = (0..spec.vcpus).map(|n| Vcpu::new(n, &boot_state, config, fcw)).collect();
         let mut services = Services::new(
             memory,
             Devices::new(&device_config(&spec)),

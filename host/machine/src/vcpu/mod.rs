@@ -28,12 +28,13 @@ pub(crate) struct Vcpu {
 }
 
 impl Vcpu {
-    /// The first vCPU boots the guest, the others wait for it.
-    pub(crate) fn new(number: u32, boot_state: &VcpuState, config: CpuConfig) -> Self {
+    /// The first vCPU boots the guest, the others wait for it. `fcw`: the x87 control word that all start with.
+    pub(crate) fn new(number: u32, boot_state: &VcpuState, config: CpuConfig, fcw: u16) -> Self {
         let mut state = *boot_state;
         if number != 0 {
             state = VcpuState { activity: Activity::WAIT_FOR_SIPI, ..VcpuState::reset() };
         }
+        state.fpu.fcw = fcw;
         Self { state, cpu: Cpu::new(config), needs_entry: true, progress: Progress::default() }
     }
 }

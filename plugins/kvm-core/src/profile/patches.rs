@@ -378,7 +378,7 @@ pub const MISSING_MEMORY: &[Entry] = &[Entry::patch(
     "A signal ends KVM's wait for a page that is not there: KVM_RUN gives -EINTR; without this only one that kills does, as -EFAULT",
 )
 .commit("766576874b97", "kvm: x86: Allow to respond to generic signals during slow PF")
-.source("mmu/mmu.c kvm_handle_error_pfn(), kvm_main.c hva_to_pfn(); not in 6.1, there in 6.12")
+.source("mmu/mmu.c kvm_handle_error_pfn(), kvm_main.c hva_to_pfn(); not in 6.1, there in 6.12; which release between is unverified")
 .since("v6.2")];
 
 /// A crash of the host under kexec, and VMXON.
@@ -413,7 +413,7 @@ pub const CRASH: &[Entry] = &[
         Scope::VMX,
         "A fault of VMXOFF in a crash changes nothing: CR4.VMXE was set before VMXON was executed; without this the crash faults again",
     )
-    .commit("aec511ad1535", "x86/virt: Eat faults on VMXOFF in reboot flows")
+    .commit("aec511ad1535 (unverified)", "x86/virt: Eat faults on VMXOFF in reboot flows")
     .source("asm/virtext.h cpu_vmxoff(), vmx/vmx.c kvm_cpu_vmxoff(); in stable 5.10 too")
     .since("v5.10"),
     Entry::patch(
@@ -421,15 +421,15 @@ pub const CRASH: &[Entry] = &[
         Scope::VMX,
         "A crash does nothing on a CPU whose CR4.VMXE is clear; without this it walks the CPU's list there too",
     )
-    .commit("119b5cb4ffd0", "x86/reboot: KVM: Handle VMXOFF in KVM's reboot callback")
-    .source("vmx/vmx.c vmx_emergency_disable_virtualization_cpu(); not in 6.1, there in 6.12")
+    .commit("119b5cb4ffd0 (unverified)", "x86/reboot: KVM: Handle VMXOFF in KVM's reboot callback")
+    .source("vmx/vmx.c vmx_emergency_disable_virtualization_cpu(); not in 6.1, there in 6.12; which release between is unverified")
     .since("v6.6"),
     Entry::patch(
         Switch::CRASH_VMCLEARS_SHADOWS,
         Scope::VMX,
         "A crash clears shadow VMCSs as well; without this those of guests that are hypervisors stay active",
     )
-    .commit("a0ee1d5faff1", "KVM: VMX: Flush shadow VMCS on emergency reboot")
+    .commit("a0ee1d5faff1 (unverified)", "KVM: VMX: Flush shadow VMCS on emergency reboot")
     .source("vmx/vmx.c vmx_emergency_disable(); in stable 6.1 and 6.12 too, not in 5.10")
     .since("v6.1"),
     Entry::patch(
@@ -437,7 +437,7 @@ pub const CRASH: &[Entry] = &[
         Scope::AMD,
         "SVM is turned off with GIF set; without this a CPU that crashed between CLGI and STGI never hears an INIT again",
     )
-    .commit("d81f952aa657", "x86/virt: Force GIF=1 prior to disabling SVM (for reboot flows)")
+    .commit("6a3236580b0b (unverified)", "x86/virt: Force GIF=1 prior to disabling SVM (for reboot flows)")
     .source("asm/virtext.h cpu_svm_disable(), svm/svm.c kvm_cpu_svm_disable(); in stable 5.10 too")
     .since("v5.10"),
 ];
@@ -488,7 +488,7 @@ pub const MSR_LISTS: &[Entry] = &[
         "IA32_DEBUGCTL and the last branch are among the registers that a VMM is told to save",
     )
     .commit("between 6.1 and 6.12", "list MSR_IA32_DEBUGCTLMSR and the MSRs of the last branch")
-    .source("x86.c msrs_to_save_base[]; not in 6.1, there in 6.12")
+    .source("x86.c msrs_to_save_base[]; not in 6.1, there in 6.12; which release between is unverified")
     .since("v6.12"),
 ];
 

@@ -69,13 +69,15 @@ impl Loaded {
     }
 }
 
-/// How machines are made of what was loaded, one for each.
-pub type Creates<'a> = Vec<Box<dyn Fn(&MachineSpec) -> Result<Box<dyn Backend>, Error> + 'a>>;
+/// Makes a machine of what was loaded for it.
+type Create<'a> = Box<dyn Fn(&MachineSpec) -> Result<Box<dyn Backend>, Error> + 'a>;
+
+/// One for each machine.
+pub type Creates<'a> = Vec<Create<'a>>;
 
 pub fn creates(loaded: &[Loaded]) -> Creates<'_> {
-    let create = |machine| -> Box<dyn Fn(&MachineSpec) -> Result<Box<dyn Backend>, Error> + '_> {
-        Box::new(move |spec: &MachineSpec| Loaded::create(machine, spec))
-    };
+    let create =
+        |machine| -> Create<'_> { Box::new(move |spec: &MachineSpec| Loaded::create(machine, spec)) };
     loaded.iter().map(create).collect()
 }
 
