@@ -352,7 +352,8 @@ fn named(state: &VcpuState) -> Vec<(String, u64)> {
         ("DR6", s.dr6),
         ("DR7", s.dr7),
         ("activity", s.activity.0.into()),
-        ("interruptibility", s.interruptibility.into_bits().into()),
+        // V_GIF is there where silicon has it, whatever the guest does.
+        ("interruptibility", s.interruptibility.with_virtual_gif(false).into_bits().into()),
         ("pending debug exceptions", s.pending_debug),
         ("SYSENTER_CS", s.sysenter_cs),
         ("SYSENTER_ESP", s.sysenter_esp),

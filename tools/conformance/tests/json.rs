@@ -59,6 +59,7 @@ fn every_field_is_documented_and_every_documented_field_is_there() -> Result<()>
         "check --fleet node.toml amd-48 --guest builtin:cpuid --pin --json",
         "replay a.tape -b svm-npt --json",
         "host show intel-52-4level --json",
+        "migrate a.tape --at start --to intel-46,vmx --json",
     ];
     let answers = lines.iter().map(|line| answer(folder.path(), line)).collect::<Result<Vec<_>>>()?;
     let (mut fields, mut words) = (BTreeSet::new(), BTreeSet::new());

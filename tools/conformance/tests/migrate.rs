@@ -204,8 +204,10 @@ fn memory_follows_its_guest() -> Result<()> {
         ] {
             ends(folder.path(), &format!("{to} {way}"), "MOVED", 0)?;
         }
+        // A table of the guest's that does not come is to KVM's software walk an entry that is not present.
+        let never = if backend == "svm" { "SILENT CORRUPTION" } else { "LOST" };
         for (fault, word) in
-            [("move-request-zero,n=3", "SILENT CORRUPTION"), ("move-request-never,n=1", "LOST")]
+            [("move-request-zero,n=3", "SILENT CORRUPTION"), ("move-request-never,n=1", never)]
         {
             ends(folder.path(), &format!("{to} --method postcopy --fault {fault}"), word, 1)?;
         }

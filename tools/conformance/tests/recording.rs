@@ -28,8 +28,16 @@ fn assert_refused(output: &Output, mentions: &[&str]) {
 fn start(folder: &Path, guest: &str) -> Result<Child> {
     /// A debug build on a machine that has other things to do.
     const PATIENCE: Duration = Duration::from_secs(300);
-    let mut command = Command::new(program()?);
-    command.args(&RECORD[..5]).arg(guest).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::piped());
+    // Whoever started the test may have made it deaf to SIGHUP (`nohup`).
+    let mut command = Command::new("env");
+    command
+        .arg("--default-signal=HUP")
+        .arg(program()?)
+        .args(&RECORD[..5])
+        .arg(guest)
+        .current_dir(folder)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     let mut child = command.spawn()?;
     let started = Instant::now();
     let least = u64::from(guest == ENDLESS);

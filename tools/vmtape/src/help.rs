@@ -41,7 +41,7 @@ Examples:
   vmtape record -b svm --host amd-52 --kvm v6.1,+role-has-cpuid -o a.tape builtin:smp2
   vmtape record -b vmx,allow_smaller_maxphyaddr=on --cpu max,phys-bits=36 -o a.tape access.flat
   vmtape record -b svm --kvm v5.10 --set-cpuid exit=1000,phys-bits=36 -o a.tape builtin:late
-  vmtape record -b vmx --checkpoint-every 10000 -o a.tape vmlinuz --initrd initrd.gz --append console=ttyS0";
+  vmtape record -b vmx -o a.tape vmlinuz --initrd initrd.gz --append console=ttyS0";
 
 pub const INJECT: &str = "\
 A plan says what goes wrong when. The run with it is held against the same run without faults, instruction

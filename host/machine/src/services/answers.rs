@@ -18,8 +18,8 @@ pub(crate) type Wrong = String;
 /// Exceptions have the first 32 vectors.
 const EXCEPTIONS: u8 = 32;
 
-/// The answer to `access`.
-pub(crate) fn access(memory: &Memory, answer: &Answer) -> Result<(), Wrong> {
+/// The answer to `access`; `memory`: where mappings may lead, `None` where a fault may have bent the entry that leads there.
+pub(crate) fn access(memory: Option<&Memory>, answer: &Answer) -> Result<(), Wrong> {
     match answer.verdict {
         Verdict::NATIVE => mapping(memory, &answer.mapping),
         Verdict::FAULT => exception("access", &answer.fault),
@@ -27,7 +27,7 @@ pub(crate) fn access(memory: &Memory, answer: &Answer) -> Result<(), Wrong> {
     }
 }
 
-fn mapping(memory: &Memory, mapping: &Mapping) -> Result<(), Wrong> {
+fn mapping(memory: Option<&Memory>, mapping: &Mapping) -> Result<(), Wrong> {
     let Mapping { gpa, hpa, kind, .. } = *mapping;
     if MappingKind::NAMED.iter().all(|(named, _)| *named != kind) {
         return Err(format!("`access` answers with mapping.kind {kind}, which there is not"));
@@ -41,7 +41,7 @@ fn mapping(memory: &Memory, mapping: &Mapping) -> Result<(), Wrong> {
     if !hpa.is_multiple_of(PAGE_SIZE) {
         return Err(format!("`access` answers with mapping.hpa {hpa:#x}, which is not a page's"));
     }
-    match memory.contains_hpa(hpa, PAGE_SIZE) {
+    match memory.is_none_or(|memory| memory.contains_hpa(hpa, PAGE_SIZE)) {
         true => Ok(()),
         false => Err(format!("`access` answers with mapping.hpa {hpa:#x}, which is in no memory slot")),
     }
@@ -113,10 +113,10 @@ fn event(call: &str, event: &Event) -> Result<(), Wrong> {
     }
 }
 
-/// Where `translate` leads an emulated access to.
-pub(crate) fn translation(memory: &Memory, found: &Translation, size: u8) -> Result<(), Wrong> {
+/// Where `translate` leads an emulated access to; `memory` as in [`access`].
+pub(crate) fn translation(memory: Option<&Memory>, found: &Translation, size: u8) -> Result<(), Wrong> {
     let Translation { hpa, ram, .. } = *found;
-    match !ram.is_set() || memory.contains_hpa(hpa, size.into()) {
+    match !ram.is_set() || memory.is_none_or(|memory| memory.contains_hpa(hpa, size.into())) {
         true => Ok(()),
         false => Err(format!("`translate` answers with hpa {hpa:#x}, which is in no memory slot")),
     }
@@ -151,8 +151,8 @@ mod tests {
         let native = |mapping| Answer { verdict: Verdict::NATIVE, mapping, ..Answer::default() };
         let fault =
             |vector| Answer { verdict: Verdict::FAULT, fault: Exception::new(vector), ..Answer::default() };
-        assert_eq!(access(&memory, &native(good)), Ok(()));
-        assert_eq!(access(&memory, &fault(Vector::PF)), Ok(()));
+        assert_eq!(access(Some(&memory), &native(good)), Ok(()));
+        assert_eq!(access(Some(&memory), &fault(Vector::PF)), Ok(()));
         let wrong = [
             (native(Mapping { hpa: hpa + 8, ..good }), "mapping.hpa"),
             (native(Mapping { hpa: u64::MAX << 12, ..good }), "in no memory slot"),
@@ -162,9 +162,10 @@ mod tests {
             (Answer { verdict: Verdict(9), ..Answer::default() }, "verdict"),
         ];
         for (answer, field) in wrong {
-            let told = access(&memory, &answer).expect_err(field);
+            let told = access(Some(&memory), &answer).expect_err(field);
             assert!(told.starts_with("`access`") && told.contains(field), "{told}");
         }
+        assert_eq!(access(None, &native(Mapping { hpa: u64::MAX << 12, ..good })), Ok(()));
     }
 
     #[test]

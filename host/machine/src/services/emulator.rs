@@ -291,7 +291,7 @@ impl Env for EmulatorEnv<'_> {
 
     fn access(&mut self, state: &mut VcpuState, access: &Access) -> Result<Mapping, Interrupted> {
         let translation = self.mmu.translate(state, access, self.services).map_err(Interrupted::Fault)?;
-        let looked_at = answers::translation(&self.services.memory, &translation, access.size);
+        let looked_at = answers::translation(self.services.sound_memory(), &translation, access.size);
         if !self.services.is_right(looked_at) {
             return Err(Interrupted::Exit);
         }

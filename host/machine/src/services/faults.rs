@@ -1,6 +1,7 @@
 //! A fault point is asked.
 
 use super::Services;
+use crate::memory::Memory;
 use crate::{
     devices::TimerId,
     time::{Asked, Decision, HostPoint, NS_PER_SECOND, Phase},
@@ -77,6 +78,11 @@ impl Services {
         {
             self.devices.pretend_interrupt(vcpu, vector as u8);
         }
+    }
+
+    /// Where a backend's mappings may lead; `None` in a run with faults: a bent entry leads anywhere.
+    pub(super) fn sound_memory(&self) -> Option<&Memory> {
+        (!self.inputs.is_faulty()).then_some(&self.memory)
     }
 
     /// How often a byte that is typed arrives.

@@ -65,7 +65,7 @@ impl Env for GuestEnv<'_> {
         self.services.sync_clock(state);
         self.services.tape.begin_walk();
         let answer = self.backend.access(self.vcpu, state, access, self.services, self.exit);
-        let looked_at = answers::access(&self.services.memory, &answer);
+        let looked_at = answers::access(self.services.sound_memory(), &answer);
         if !self.services.is_right(looked_at) {
             return Err(Interrupted::Exit);
         }

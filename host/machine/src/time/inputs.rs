@@ -93,6 +93,11 @@ impl InputStream {
         self.source.has_faults()
     }
 
+    /// Whether a fault has come or may come.
+    pub(crate) fn is_faulty(&self) -> bool {
+        self.has_faults() || self.taken.faults > 0
+    }
+
     /// Counts an occurrence of a fault point, and fills in which one it is.
     pub(crate) fn count_fault(&mut self, asked: &mut Fault) {
         [asked.occurrence, asked.since_exit] = self.counts.count(asked.vcpu, asked.point);

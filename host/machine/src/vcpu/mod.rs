@@ -50,8 +50,9 @@ pub(crate) fn guest_visible(state: &VcpuState) -> VcpuState {
 }
 
 /// Registers as far as every backend has them alike after an instruction: without clocks, events on their way, and the
-/// cached PDPTEs.
+/// cached PDPTEs, and V_GIF, which some silicon has.
 pub(crate) fn observable(state: &VcpuState) -> VcpuState {
     let none = GuestEvent::default();
-    VcpuState { tsc: 0, icount: 0, delivering: none, pdptr: [0; 4], ..guest_visible(state) }
+    let interruptibility = state.interruptibility.with_virtual_gif(false);
+    VcpuState { tsc: 0, icount: 0, delivering: none, pdptr: [0; 4], interruptibility, ..guest_visible(state) }
 }

@@ -192,10 +192,12 @@ impl EventInfo {
             kind => kind,
         };
         let soft = matches!(kind, EventKind::SOFTWARE_EXCEPTION | EventKind::SOFTWARE_INTERRUPT);
+        // An NMI is vector 2 whatever the field says.
+        let vector = if kind == EventKind::NMI { Vector::NMI.0 } else { self.vector() };
         Event {
             valid: true.into(),
             kind,
-            vector: self.vector(),
+            vector,
             has_error_code: self.error_valid().into(),
             error_code: if self.error_valid() { error_code } else { 0 },
             insn_len: if soft { u8::try_from(next_rip).unwrap_or(0) } else { 0 },

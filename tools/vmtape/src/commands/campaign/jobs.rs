@@ -26,9 +26,10 @@ pub struct JobsArgs {
     /// Tasks at once
     #[arg(long, value_name = "N", default_value_t = 2)]
     at_once: u32,
-    /// Kubernetes: the image that has vmtape, and the claim that has the plan and takes the results
+    /// Kubernetes: the image that has vmtape
     #[arg(long, value_name = "IMAGE", default_value = "vmtape:latest")]
     image: String,
+    /// Kubernetes: the claim that has the plan and takes the results
     #[arg(long, value_name = "CLAIM", default_value = "vmtape-campaign")]
     claim: String,
 }

@@ -27,11 +27,13 @@ pub struct Args {
 enum What {
     /// Check a specification, and write it with everything that it leaves open
     Plan {
+        /// The specification, a TOML file (see host/faults/README.md)
         #[arg(value_hint = ValueHint::FilePath)]
         specification: PathBuf,
         /// Another number of shards
         #[arg(long, value_name = "N")]
         shards: Option<u32>,
+        /// The plan to write
         #[arg(short, long, value_name = "PLAN", value_hint = ValueHint::FilePath)]
         output: PathBuf,
     },
@@ -39,6 +41,7 @@ enum What {
     Run(run::RunArgs),
     /// Bring the results of all shards together
     Merge {
+        /// The plan that the shards ran
         #[arg(value_hint = ValueHint::FilePath)]
         plan: PathBuf,
         /// The folder of the results

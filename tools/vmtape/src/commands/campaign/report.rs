@@ -25,6 +25,7 @@ use vmtape_traces::text::fault_text;
 
 #[derive(Debug, clap::Args)]
 pub struct ReportArgs {
+    /// The plan that the shards ran
     #[arg(value_hint = ValueHint::FilePath)]
     plan: PathBuf,
     /// The folder of the results
