@@ -155,7 +155,8 @@ impl Player {
         }
         let paused = matches!(end, End::Limit { .. })
             && self.machine.icount() < self.budget.instructions
-            && self.machine.exits() < self.budget.exits;
+            // Where both limits are reached at once, the next call says which one ends the run.
+            && (self.machine.exits() < self.budget.exits || self.machine.icount() >= instructions);
         if !paused {
             self.machine.finish(&end);
             self.end = Some(end);

@@ -41,6 +41,9 @@ const MOST_EVENTS: usize = 1 << 18;
 /// How a stretch that ends unequal is divided.
 const DIVISION: u64 = 64;
 
+/// What is not compared of a tape that ends by a limit on its exits.
+const WITHIN: &str = "instructions that the tape stops within";
+
 /// What was found at the end of a stretch.
 struct Found {
     /// Both machines were equal after this many instructions.
@@ -201,6 +204,10 @@ impl Sides<'_> {
                     }
                 })
             })?;
+            if pair.stopped_within() {
+                report.leave_open(WITHIN, 1);
+                return Ok(None);
+            }
             let differences = pair.differences();
             if !differences.is_empty() {
                 return Ok(Some(Found { equal_at, stretch }));

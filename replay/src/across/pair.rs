@@ -9,6 +9,7 @@ use crate::{
     ends,
     player::{PIECE_INSTRUCTIONS, Player},
     sides::Sides,
+    spec,
     state::{self, Difference},
     text,
 };
@@ -55,6 +56,7 @@ impl<'t> Pair<'t> {
 
     /// As [`Pair::advance_to`], with a way to run one of them.
     pub fn drive(&mut self, instructions: u64, run: Run) -> Result<(), Error> {
+        let instructions = self.taped.cap(self.expected.machine.icount(), instructions);
         while self.expected.end.is_none() && self.expected.machine.icount() < instructions {
             let piece = self.expected.machine.icount().saturating_add(PIECE_INSTRUCTIONS);
             self.drive_piece(instructions.min(piece), run)?;
@@ -84,6 +86,11 @@ impl<'t> Pair<'t> {
     pub fn listen(&self, on: bool) {
         self.expected.listen(on);
         self.actual.listen(on);
+    }
+
+    /// Whether the tape's machine has stopped within an instruction, by a limit on its exits: the other one has not begun with it.
+    pub fn stopped_within(&mut self) -> bool {
+        matches!(self.expected.end, Some(End::Limit { .. })) && self.taped.exits.peek().is_some()
     }
 
     pub fn is_over(&self) -> bool {
@@ -174,6 +181,8 @@ struct Taped<'t> {
     exits: Peekable<Box<dyn Iterator<Item = Result<u64, Error>> + 't>>,
     /// The tape ends after so many instructions.
     end: u64,
+    /// By a limit.
+    limited: bool,
 }
 
 impl<'t> Taped<'t> {
@@ -185,7 +194,13 @@ impl<'t> Taped<'t> {
             Err(error) => Some(Err(error.into())),
         });
         let exits: Box<dyn Iterator<Item = _>> = Box::new(exits);
-        Ok(Self { exits: exits.peekable(), end: tape.totals()?.icount })
+        let limited = matches!(spec::end(tape)?, Some((_, End::Limit { .. })));
+        Ok(Self { exits: exits.peekable(), end: tape.totals()?.icount, limited })
+    }
+
+    /// How far both may run at once: what comes after the last whole instruction before a limit is looked at by itself.
+    fn cap(&self, icount: u64, instructions: u64) -> u64 {
+        if self.limited && icount < self.end { instructions.min(self.end) } else { instructions }
     }
 
     /// The instruction counts that they complete, up to one, each once.

@@ -224,7 +224,7 @@ fn the_hosts_own_points_fire_and_repeat() -> Result<()> {
             ("host-timer,n=2,value=7000", &TIMED),
             ("host-timer,n=2,value=0x8000000000001b58", &TIMED),
             ("host-irq-lost,n=2", &TIMED),
-            ("host-irq-spurious,n=3,value=0x20", &TIMED),
+            ("host-irq-spurious,n=5,value=0x20", &TIMED),
         ] {
             let without = record(folder.path(), "without.tape", backend, reached, None)?;
             let tape = record(folder.path(), "a.tape", backend, reached, Some(fault))?;

@@ -44,11 +44,11 @@ Examples:
   vmtape record -b vmx -o a.tape vmlinuz --initrd initrd.gz --append console=ttyS0";
 
 pub const INJECT: &str = "\
-A plan says what goes wrong when. The run with it is held against the same run without faults, instruction
-by instruction; `vmtape replay` repeats its tape, and needs neither plan nor seed.
+A plan says what goes wrong when. The run with it is held against the same run without faults,
+instruction by instruction; `vmtape replay` repeats its tape, and needs neither plan nor seed.
 
-Exit codes: 0 the verdict is as the plan expects (or it expects nothing), 1 it is another one, 2 usage,
-125 could not test.
+Exit codes: 0 the verdict is as the plan expects (or it expects nothing), 1 it is another one,
+2 usage, 125 could not test.
 
 Examples:
   vmtape inject plan.toml -b vmx builtin:touch -o a.tape
@@ -58,11 +58,12 @@ Examples:
 
 pub const CAMPAIGN: &str = "\
 A specification in TOML says how many plans, from which seed, over which guests and machines
-(host/faults/README.md). Plan i is a function of the specification and i, so shards need each other for nothing.
+(host/faults/README.md). Plan i is a function of the specification and i: no shard needs another.
 Results are written whole or not at all; a shard that was stopped goes on where it was.
 
-Exit codes: 0 done (report: nothing found), 1 report: something was found, 2 usage, 125 could not test, or the
-campaign is worth nothing: a job is missing, is not deterministic or failed, or a canary gave a wrong verdict.
+Exit codes: 0 done (report: nothing found), 1 report: something was found, 2 usage, 125 could not
+test, or the campaign is worth nothing: a job is missing, is not deterministic or failed, or a canary
+gave a wrong verdict.
 
 Examples:
   vmtape campaign plan campaign.toml --shards 8 -o plan.toml
@@ -133,10 +134,11 @@ Exit codes: 0 moved and the same, 1 anything else that was found, 2 usage, 125 c
 
 Examples:
   vmtape migrate a.tape --at exit=40 --to svm-npt,host=amd-52,kvm=v6.1
-  vmtape migrate a.tape --at insn=500000 --to vmx --method precopy --log manual --bandwidth 2G --downtime 50us
+  vmtape migrate a.tape --at insn=500000 --to vmx --method precopy --log manual --bandwidth 2G
   vmtape migrate a.tape --at exit=10 exit=50 --to intel-46 intel-52 --json
   vmtape migrate a.tape --at every-exit --to intel-52
-  vmtape migrate a.tape --listen unix:/tmp/m --to svm & vmtape migrate a.tape --connect unix:/tmp/m --at exit=9
+  vmtape migrate a.tape --listen unix:/tmp/m --to svm
+  vmtape migrate a.tape --connect unix:/tmp/m --at exit=9
   vmtape migrate a.tape --at exit=10 --to vmx --handover ch --cut done=0";
 
 pub const BISECT: &str = "\
