@@ -2,9 +2,8 @@
 
 use super::{
     Guest, Host,
-    finding::{Finding, Pin, Severity, Subject},
+    finding::{DMA, Finding, Pin, Severity, Subject},
     footprint::{Kind, Place},
-    rules::DMA,
 };
 use vmtape_machine::hosts::Reserved;
 

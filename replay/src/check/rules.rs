@@ -2,7 +2,7 @@
 
 use super::{
     Guest, Host,
-    finding::{Finding, Pin, Severity, Subject},
+    finding::{DMA, Finding, Pin, Severity, Subject},
     footprint::Place,
     reserved,
 };
@@ -19,7 +19,6 @@ const MAPPABLE: &str = "KVM commit b628cb523c65: GuestPhysBits is the widest add
 const RESERVED: &str = "KVM commit 3edd68399dc1: KVM_CAP_SMALLER_MAXPHYADDR";
 const FEATURE: &str = "SDM vol. 2A CPUID; APM vol. 3 appendix E";
 const STATE: &str = "KVM arch/x86/kvm/x86.c kvm_vcpu_ioctl_x86_set_xsave(), __kvm_set_xcr()";
-pub(super) const DMA: &str = "Linux drivers/vfio/vfio_iommu_type1.c vfio_iommu_iova_dma_valid()";
 const NESTED: &str = "vmtape runs no second level of guests yet";
 /// Features that a VMM adds itself, whatever the host has.
 const ADDED_BY_VMM: [&str; 2] = ["hypervisor", "tsc-deadline"];

@@ -48,6 +48,8 @@ const ALSO: &[(&str, &str)] = &[
     ("vmx", "an instruction set, and the CPUID feature that shows it"),
     ("svm", "an instruction set, and the CPUID feature that shows it"),
     ("npt", "a CPUID feature"),
+    ("lbrv", "a CPUID feature"),
+    ("vgif", "a CPUID feature"),
     ("nested", "a dimension of a walk"),
     ("guest-phys-bits", "a property of CPU models"),
 ];

@@ -1,6 +1,6 @@
 //! Into the guest and out of it: the interpreter, the exit, the entry.
 
-use super::{Machine, run::Limits};
+use super::{Limits, Machine};
 use crate::{
     services::{GuestEnv, Services, answers},
     time::HostPoint,

@@ -7,6 +7,7 @@ mod exits;
 mod feed;
 mod halt;
 mod hashes;
+mod limits;
 mod moving;
 mod pcpus;
 mod resolve;
@@ -16,9 +17,9 @@ mod take_over;
 mod wake;
 
 pub use hashes::Digest;
+pub use limits::Limits;
 pub use moving::{Block, Capability};
 pub use resolve::Resolved;
-pub use run::Limits;
 
 use crate::{
     Error,

@@ -1,43 +1,12 @@
 //! The run loop: whose turn it is, into the guest, out of it, and when to stop.
 
-use super::{Machine, exits::answered_wrongly, halt::Halt};
+use super::{Limits, Machine, exits::answered_wrongly, halt::Halt};
 use vmtape_arch::vcpu::Activity;
 use vmtape_cpu::Stop;
 use vmtape_traces::event::{End, Event};
 
-/// When to stop a guest that does not stop by itself.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    pub instructions: u64,
-    pub exits: u64,
-    /// Exits in a row without a retired instruction.
-    pub no_progress: u64,
-    /// The instruction count at which whoever recorded the run wanted it to end.
-    pub interrupted: Option<u64>,
-}
-
-/// No run is longer than this, whatever its caller says: some hours.
-const MOST_INSTRUCTIONS: u64 = 1_000_000_000_000;
-const MOST_EXITS: u64 = 10_000_000_000;
-
 /// Instructions between two looks at who waits for the run to end: a fraction of a second.
 const UNATTENDED: u64 = 1 << 22;
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { instructions: MOST_INSTRUCTIONS, exits: MOST_EXITS, no_progress: 1_000, interrupted: None }
-    }
-}
-
-impl Limits {
-    fn bounded(&self) -> Self {
-        Self {
-            instructions: self.instructions.min(MOST_INSTRUCTIONS),
-            exits: self.exits.min(MOST_EXITS),
-            ..*self
-        }
-    }
-}
 
 impl Machine {
     /// Runs the guest until it ends or a limit is reached, and tells the recorder how it ended.

@@ -1,4 +1,3 @@
-use super::stat::level;
 use crate::output::{ExitCode, Printable, tell, usage};
 use anyhow::Result;
 use clap::ValueHint;
@@ -52,6 +51,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             ExitCode::COULD_NOT_TEST
         }
     })
+}
+
+/// Reads the name of a level.
+pub fn level(text: &str) -> Result<Level, String> {
+    Level::from_name(text).ok_or_else(|| format!("`{text}` is neither L1 nor L2"))
 }
 
 /// What is wrong with a tape, also with what nobody has read of it.

@@ -1,4 +1,4 @@
-use super::show::damage;
+use super::show::{damage, level};
 use crate::output::{ExitCode, Printable, print_json};
 use anyhow::Result;
 use clap::ValueHint;
@@ -29,11 +29,6 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-/// Reads the name of a level.
-pub fn level(text: &str) -> Result<Level, String> {
-    Level::from_name(text).ok_or_else(|| format!("`{text}` is neither L1 nor L2"))
 }
 
 #[derive(Serialize)]
