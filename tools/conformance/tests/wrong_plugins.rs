@@ -16,7 +16,7 @@ type Wrong = (&'static str, &'static str, &'static [&'static str]);
 
 const WRONG: [Wrong; 6] = [
     (
-        ".hpa = hpa & ~(uint64_t)0xfff,",
+        ".hpa = hpa & ~0xfffull,",
         ".hpa = (uint64_t)1 << 50,",
         &["`access`", "mapping.hpa", "in no memory slot"],
     ),
