@@ -62,8 +62,8 @@ A specification in TOML says how many plans, from which seed, over which guests 
 Results are written whole or not at all; a shard that was stopped goes on where it was.
 
 Exit codes: 0 done (report: nothing found), 1 report: something was found, 2 usage, 125 could not
-test, or the campaign is worth nothing: a job is missing, is not deterministic or failed, or a canary
-gave a wrong verdict.
+test, or the campaign is worth nothing: a job is missing, is not deterministic or failed, or a
+canary gave a wrong verdict.
 
 Examples:
   vmtape campaign plan campaign.toml --shards 8 -o plan.toml

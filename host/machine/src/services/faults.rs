@@ -49,15 +49,19 @@ impl Services {
             TimerId::Lapic(n) => (n, n.into()),
             TimerId::Pit => (NO_VCPU, u64::MAX),
         };
-        match self.fault(vcpu, HostPoint::TIMER.0, number, due) {
-            None => {}
-            Some(0) => self.devices.expire(timer, now, false),
-            Some(answer) => {
-                if answer & TWICE != 0 {
-                    self.devices.expire(timer, now, true);
-                }
-                self.devices.put_off(timer, now + (answer & !TWICE).min(LONGEST_NS));
+        let Some(answer) = self.fault(vcpu, HostPoint::TIMER.0, number, due) else { return };
+        if answer == 0 {
+            self.devices.expire(timer, due, false);
+        } else {
+            if answer & TWICE != 0 {
+                self.devices.expire(timer, due, true);
             }
+            self.devices.put_off(timer, due + (answer & !TWICE).min(LONGEST_NS));
+        }
+        // Fed exits come far apart: it may be due once more.
+        let again = self.devices.due_timers(now).into_iter().find(|(other, _)| *other == timer);
+        if let Some((timer, due)) = again {
+            self.disturb_timer(timer, due, now);
         }
     }
 
