@@ -78,7 +78,7 @@ mod tests {
             "it decided on both sides"
         );
         let [left, other] = [rule("nested-page-fault", "APM 15.25"), rule("other", "KVM mmu.c")];
-        let found = of_rules(&[manual.clone()], &[left.clone(), kvm.clone()]).unwrap();
+        let found = of_rules(std::slice::from_ref(&manual), &[left.clone(), kvm.clone()]).unwrap();
         assert_eq!(found.name, "patched", "what the guest was left for is not it");
         assert_eq!(of_rules(&[left], &[manual]), None, "either may be the cause");
         assert_eq!(of_rules(&[kvm], &[other]), None, "either may be the cause");
