@@ -2,6 +2,8 @@
 //!
 //! What is tested is built first, by the `cargo build` that a user types: no test meets a stale program or plugin.
 
+pub mod bench;
+pub mod browser;
 pub mod timer;
 
 use anyhow::{Context, Result, bail};

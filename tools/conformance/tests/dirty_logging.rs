@@ -12,8 +12,7 @@ use vmtape_arch::{
     note::{Note, NoteKind},
     paging::Pte,
 };
-use vmtape_backends::LoadedPlugin;
-use vmtape_conformance::{program, tail, vmtape};
+use vmtape_conformance::{bench::plugin, tail, vmtape};
 use vmtape_machine::{
     Limits, Live, Machine, Recorder,
     vmm::{Action, Step, When},
@@ -149,10 +148,8 @@ fn machine(
     machine.silicon.backing_shift = if large { 21 } else { 12 };
     machine.script.extend(protocol.capability());
     let name = backend.split(',').next().unwrap_or_default();
-    let library = format!("libvmtape_{}.so", name.replace('-', "_"));
-    let plugin = LoadedPlugin::load(&program()?.parent().context("a folder")?.join(library))?;
     let config = VmConfig { silicon: machine.silicon, options: machine.options.clone() };
-    let vm = plugin.create(&config).map_err(anyhow::Error::msg)?;
+    let vm = plugin(name)?.create(&config).map_err(anyhow::Error::msg)?;
     Ok(Machine::new(machine, vm, Box::new(Live::new(0)), Some(Box::new(reasons.clone())))?)
 }
 

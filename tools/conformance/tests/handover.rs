@@ -1,12 +1,10 @@
 //! The last messages of a migration: whoever is killed when, and wherever the link is cut, the guest never runs twice under the
 //! strict hand-over; under others their known flaws show.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use std::path::Path;
-use vmtape_abi::VmConfig;
-use vmtape_backends::LoadedPlugin;
-use vmtape_conformance::{program, tail, vmtape};
-use vmtape_machine::{Asked, Decision, Faults, MachineSpec, vmm::When};
+use vmtape_conformance::bench::Bench;
+use vmtape_machine::{Asked, Decision, Faults, vmm::When};
 use vmtape_migrate::{
     Conversation, Outcome, Plan,
     destination::Terms,
@@ -15,52 +13,29 @@ use vmtape_migrate::{
     policy::{Ground, Policy},
     stream::{Offer, Record, SectionKind, Writer},
 };
-use vmtape_replay::{Error, player::Player, spec};
-use vmtape_traces::Tape;
 
-struct Bench {
-    plugin: LoadedPlugin,
-    tape: Tape,
+fn bench(folder: &Path, backend: &str) -> Result<Bench> {
+    Bench::record(folder, backend, &["-m", "16M", "builtin:io"])
 }
 
-impl Bench {
-    fn new(folder: &Path, backend: &str) -> Result<Self> {
-        let line = ["record", "-q", "-m", "16M", "-b", backend, "-o", "a.tape", "builtin:io"];
-        let recorded = vmtape(folder, &line)?;
-        ensure!(recorded.status.success(), "{backend}: {}", tail(&recorded));
-        let library = format!("libvmtape_{}.so", backend.replace('-', "_"));
-        let plugin = LoadedPlugin::load(&program()?.parent().context("a folder")?.join(library))?;
-        Ok(Self { plugin, tape: Tape::open(&folder.join("a.tape"))? })
-    }
-
-    fn player(&self) -> Result<Player> {
-        let create = |machine: &MachineSpec| {
-            let config = VmConfig { silicon: machine.silicon, options: machine.options.clone() };
-            self.plugin.create(&config).map_err(Error::Other)
-        };
-        let inputs = Box::new(spec::inputs(&self.tape)?);
-        Ok(Player::new(spec::machine(&self.tape)?, inputs, spec::budget(&self.tape), &create, false)?)
-    }
-
-    /// A guest on its way moves, or does not.
-    fn moves(&self, handover: Handover, witness: Witness, faults: Vec<Fault>) -> Result<Outcome> {
-        let (mut source, mut destination) = (self.player()?, self.player()?);
-        ensure!(source.come_to_rest(When::Exit(20))?, "the guest has ended");
-        let plan = Plan { handover, epoch: 7, ..Plan::default() };
-        let conversation = Conversation {
-            plan,
-            offer: Offer::of(&mut source.machine, plan.epoch)?,
-            terms: Terms {
-                policy: Policy::Strict,
-                ground: Ground::of(&destination.machine),
-                identity: destination.machine.spec().identity()?,
-                rules: handover.rules(),
-            },
-            points: Points::new(Box::new(Plot(faults))),
-            witness,
-        };
-        Ok(conversation.run(&mut source, &mut destination.machine))
-    }
+/// A guest on its way moves, or does not.
+fn moves(bench: &Bench, handover: Handover, witness: Witness, faults: Vec<Fault>) -> Result<Outcome> {
+    let (mut source, mut destination) = (bench.player()?, bench.player()?);
+    ensure!(source.come_to_rest(When::Exit(20))?, "the guest has ended");
+    let plan = Plan { handover, epoch: 7, ..Plan::default() };
+    let conversation = Conversation {
+        plan,
+        offer: Offer::of(&mut source.machine, plan.epoch)?,
+        terms: Terms {
+            policy: Policy::Strict,
+            ground: Ground::of(&destination.machine),
+            identity: destination.machine.spec().identity()?,
+            rules: handover.rules(),
+        },
+        points: Points::new(Box::new(Plot(faults))),
+        witness,
+    };
+    Ok(conversation.run(&mut source, &mut destination.machine))
 }
 
 /// A point answers where its first word is this one.
@@ -105,9 +80,9 @@ const LAST: [SectionKind; 3] = [SectionKind::READY, SectionKind::GO, SectionKind
 #[test]
 fn a_guest_moves_under_every_hand_over() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let bench = Bench::new(folder.path(), "svm-npt")?;
+    let bench = bench(folder.path(), "svm-npt")?;
     for handover in Handover::ALL {
-        let outcome = bench.moves(handover, Witness::new(), Vec::new())?;
+        let outcome = moves(&bench, handover, Witness::new(), Vec::new())?;
         ensure!(
             outcome.has_moved() && outcome.runners == 1 && !outcome.two_running,
             "{handover}: {outcome:?}"
@@ -121,7 +96,7 @@ fn a_guest_moves_under_every_hand_over() -> Result<()> {
 #[test]
 fn the_kill_cells_of_the_strict_hand_over() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let bench = Bench::new(folder.path(), "vmx")?;
+    let bench = bench(folder.path(), "vmx")?;
     let (source, destination) = (MovePoint::KILL_SOURCE, MovePoint::KILL_DESTINATION);
     let partly = cut(SectionKind::GO, 9);
     let lost = cut(SectionKind::DONE, 0);
@@ -139,7 +114,7 @@ fn the_kill_cells_of_the_strict_hand_over() -> Result<()> {
         ("destination, DONE lost", vec![lost, kill(destination, Moment::AFTER_DONE)], Parked, Dead, 0),
     ];
     for (what, faults, ours, theirs, runners) in cells {
-        let outcome = bench.moves(Handover::Strict, Witness::new(), faults)?;
+        let outcome = moves(&bench, Handover::Strict, Witness::new(), faults)?;
         ensure!(!outcome.two_running && outcome.runners == runners, "{what}: {outcome:?}");
         ensure!((outcome.source, outcome.destination) == (ours, theirs), "{what}: {outcome:?}");
     }
@@ -150,7 +125,7 @@ fn the_kill_cells_of_the_strict_hand_over() -> Result<()> {
 #[test]
 fn wherever_the_link_is_cut_the_guest_never_runs_twice() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let bench = Bench::new(folder.path(), "svm")?;
+    let bench = bench(folder.path(), "svm")?;
     for kind in LAST {
         for bytes in 0..=length(kind) {
             for point in [MovePoint::SEND_CUT, MovePoint::SEND_LOST] {
@@ -158,7 +133,7 @@ fn wherever_the_link_is_cut_the_guest_never_runs_twice() -> Result<()> {
                 let what = || format!("{kind} cut at byte {bytes}, {point}");
                 for witness in [Witness::new(), Witness::deciding()] {
                     let decides = witness.clone().fence(0);
-                    let outcome = bench.moves(Handover::Strict, witness, vec![fault])?;
+                    let outcome = moves(&bench, Handover::Strict, witness, vec![fault])?;
                     ensure!(!outcome.two_running, "{}: {outcome:?}", what());
                     let parked = outcome.source == State::Parked && outcome.runners == 0;
                     ensure!(outcome.runners == 1 || parked && !decides, "{}: {outcome:?}", what());
@@ -173,7 +148,7 @@ fn wherever_the_link_is_cut_the_guest_never_runs_twice() -> Result<()> {
 #[test]
 fn a_lost_answer_makes_two_of_one_guest_where_the_source_goes_on_without_it() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let bench = Bench::new(folder.path(), "svm-npt")?;
+    let bench = bench(folder.path(), "svm-npt")?;
     let mut found = 0;
     for bytes in 0..length(SectionKind::DONE) {
         for (handover, two) in [
@@ -182,7 +157,7 @@ fn a_lost_answer_makes_two_of_one_guest_where_the_source_goes_on_without_it() ->
             (Handover::Strict, false),
             (Handover::Propolis, false),
         ] {
-            let outcome = bench.moves(handover, Witness::new(), vec![cut(SectionKind::DONE, bytes)])?;
+            let outcome = moves(&bench, handover, Witness::new(), vec![cut(SectionKind::DONE, bytes)])?;
             ensure!(outcome.two_running == two, "{handover} cut at byte {bytes}: {outcome:?}");
             found += usize::from(two);
         }
@@ -195,14 +170,14 @@ fn a_lost_answer_makes_two_of_one_guest_where_the_source_goes_on_without_it() ->
 #[test]
 fn what_each_hand_over_makes_of_a_lost_go() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let bench = Bench::new(folder.path(), "svm-npt")?;
+    let bench = bench(folder.path(), "svm-npt")?;
     let lost = Fault { point: MovePoint::SEND_LOST, ..cut(SectionKind::GO, 3) };
     for (handover, runners, source) in [
         (Handover::Strict, 0, State::Parked),
         (Handover::Ch, 1, State::Running),
         (Handover::Propolis, 0, State::Gone),
     ] {
-        let outcome = bench.moves(handover, Witness::new(), vec![lost])?;
+        let outcome = moves(&bench, handover, Witness::new(), vec![lost])?;
         ensure!((outcome.runners, outcome.source) == (runners, source), "{handover}: {outcome:?}");
     }
     Ok(())
@@ -211,12 +186,12 @@ fn what_each_hand_over_makes_of_a_lost_go() -> Result<()> {
 #[test]
 fn a_go_of_another_attempt_does_nothing() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let bench = Bench::new(folder.path(), "vmx")?;
+    let bench = bench(folder.path(), "vmx")?;
     let late = Fault { point: MovePoint::GO_EPOCH, a: 7, answer: 6 };
-    let outcome = bench.moves(Handover::Strict, Witness::new(), vec![late])?;
+    let outcome = moves(&bench, Handover::Strict, Witness::new(), vec![late])?;
     ensure!(outcome.runners == 0 && outcome.source == State::Parked, "{outcome:?}");
     ensure!(outcome.loaded.dropped.iter().any(|text| text.contains("epoch 6")), "{outcome:?}");
-    let outcome = bench.moves(Handover::Strict, Witness::deciding(), vec![late])?;
+    let outcome = moves(&bench, Handover::Strict, Witness::deciding(), vec![late])?;
     ensure!(outcome.runners == 1 && outcome.source == State::Running, "{outcome:?}");
     Ok(())
 }
@@ -225,7 +200,7 @@ fn a_go_of_another_attempt_does_nothing() -> Result<()> {
 #[test]
 fn a_bent_stream_leaves_the_guest_where_it_was() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let bench = Bench::new(folder.path(), "svm-npt")?;
+    let bench = bench(folder.path(), "svm-npt")?;
     let kinds =
         [SectionKind::OFFER, SectionKind::CPUID, SectionKind::PAGES, SectionKind::STATE, SectionKind::END];
     for kind in kinds.into_iter().chain([SectionKind::DEVICES, SectionKind::BOOKS, SectionKind::SLOTS]) {
@@ -237,7 +212,7 @@ fn a_bent_stream_leaves_the_guest_where_it_was() -> Result<()> {
             (MovePoint::SEND_LOST, 21),
         ] {
             let fault = Fault { point, a: kind.0.into(), answer };
-            let outcome = bench.moves(Handover::Strict, Witness::new(), vec![fault])?;
+            let outcome = moves(&bench, Handover::Strict, Witness::new(), vec![fault])?;
             let what = format!("{kind}, {point} {answer}: {outcome:?}");
             ensure!(outcome.source == State::Running && outcome.runners == 1, "{what}");
             ensure!(outcome.failure.is_some() && !outcome.has_moved(), "{what}");

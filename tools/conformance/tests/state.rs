@@ -4,16 +4,13 @@
 use anyhow::{Context, Result, anyhow, ensure};
 use proptest::prelude::*;
 use std::{cell::RefCell, path::Path};
-use vmtape_abi::{Errno, VmConfig};
+use vmtape_abi::Errno;
 use vmtape_arch::state::{
     ClockData, Compared, DebugRegs, LapicState, Layout, MpState, MsrEntry, NestedState, STATE, Sregs2,
     StateKind, VcpuEvents, Xcrs, Xsave, msrs_to_bytes,
 };
-use vmtape_backends::LoadedPlugin;
-use vmtape_conformance::{BACKENDS, program, tail, vmtape};
-use vmtape_machine::MachineSpec;
-use vmtape_replay::{Error, player::Player, spec};
-use vmtape_traces::{Tape, event::End};
+use vmtape_conformance::{BACKENDS, bench::Bench};
+use vmtape_replay::player::Player;
 
 /// All built-in guests; the longer ones are cut off.
 const GUESTS: [&str; 12] =
@@ -22,52 +19,8 @@ const MOST_INSTRUCTIONS: &str = "300000";
 /// Exits between two moments, so that there are some of them in each guest.
 const MOMENTS: u64 = 5;
 
-/// What a run comes to.
-#[derive(Debug, PartialEq, Eq)]
-struct Outcome {
-    end: Option<End>,
-    icount: u64,
-    printed: String,
-    state: u64,
-}
-
-/// A recorded guest and its backend.
-struct Bench {
-    plugin: LoadedPlugin,
-    tape: Tape,
-}
-
-impl Bench {
-    fn new(folder: &Path, backend: &str, guest: &str) -> Result<Self> {
-        let guest = format!("builtin:{guest}");
-        let line = ["record", "-q", "--max-insns", MOST_INSTRUCTIONS, "-b", backend, "-o", "a.tape", &guest];
-        let recorded = vmtape(folder, &line)?;
-        ensure!(folder.join("a.tape").exists(), "{backend} {guest}: {}", tail(&recorded));
-        let library = format!("libvmtape_{}.so", backend.replace('-', "_"));
-        let plugin = LoadedPlugin::load(&program()?.parent().context("a folder")?.join(library))?;
-        Ok(Self { plugin, tape: Tape::open(&folder.join("a.tape"))? })
-    }
-
-    fn player(&self) -> Result<Player> {
-        let create = |machine: &MachineSpec| {
-            let config = VmConfig { silicon: machine.silicon, options: machine.options.clone() };
-            self.plugin.create(&config).map_err(Error::Other)
-        };
-        let inputs = Box::new(spec::inputs(&self.tape)?);
-        Ok(Player::new(spec::machine(&self.tape)?, inputs, spec::budget(&self.tape), &create, false)?)
-    }
-
-    fn end(&self, mut player: Player, printed: &mut Vec<u8>) -> Result<(Outcome, Player)> {
-        player.advance(u64::MAX, u64::MAX)?;
-        printed.extend(player.take_serial());
-        let outcome = Outcome {
-            end: player.end.clone(),
-            icount: player.machine.icount(),
-            printed: String::from_utf8(std::mem::take(printed))?,
-            state: player.machine.state_hash()?,
-        };
-        Ok((outcome, player))
-    }
+fn bench(folder: &Path, backend: &str, guest: &str) -> Result<Bench> {
+    Bench::record(folder, backend, &["--max-insns", MOST_INSTRUCTIONS, &format!("builtin:{guest}")])
 }
 
 /// All kinds of a vCPU's state.
@@ -98,11 +51,10 @@ fn what_is_got_can_be_set_and_is_the_same() -> Result<()> {
     for backend in BACKENDS {
         for guest in GUESTS {
             let folder = tempfile::tempdir()?;
-            let bench = Bench::new(folder.path(), backend, guest)?;
-            let (expected, last) = bench.end(bench.player()?, &mut Vec::new())?;
+            let bench = bench(folder.path(), backend, guest)?;
+            let (expected, last) = bench.end(bench.player()?, Vec::new())?;
             let every = (last.machine.exits() / MOMENTS).max(1);
-            let (mut player, mut printed) = (bench.player()?, Vec::new());
-            let mut moments = 0;
+            let (mut player, mut moments) = (bench.player()?, 0);
             loop {
                 player.advance(u64::MAX, player.machine.exits().saturating_add(every))?;
                 if player.end.is_some() {
@@ -114,7 +66,7 @@ fn what_is_got_can_be_set_and_is_the_same() -> Result<()> {
                     again(&mut player, vcpu).with_context(what)?;
                 }
             }
-            let (actual, _) = bench.end(player, &mut printed)?;
+            let (actual, _) = bench.end(player, Vec::new())?;
             ensure!(moments > 0 || last.machine.exits() == 0, "{backend} {guest}: no moment");
             ensure!(actual == expected, "{backend} {guest}: {actual:?} instead of {expected:?}");
         }
@@ -128,8 +80,8 @@ fn a_guest_moves_by_its_state() -> Result<()> {
     for backend in BACKENDS {
         for guest in GUESTS {
             let folder = tempfile::tempdir()?;
-            let bench = Bench::new(folder.path(), backend, guest)?;
-            let (expected, last) = bench.end(bench.player()?, &mut Vec::new())?;
+            let bench = bench(folder.path(), backend, guest)?;
+            let (expected, last) = bench.end(bench.player()?, Vec::new())?;
             let every = (last.machine.exits() / MOMENTS).max(1);
             let (mut player, mut printed) = (bench.player()?, Vec::new());
             for _ in 0..MOMENTS {
@@ -142,7 +94,7 @@ fn a_guest_moves_by_its_state() -> Result<()> {
                 next.machine.take_over(&mut player.machine).with_context(|| format!("{backend} {guest}"))?;
                 player = next;
             }
-            let (actual, _) = bench.end(player, &mut printed)?;
+            let (actual, _) = bench.end(player, printed)?;
             ensure!(actual == expected, "{backend} {guest}: {actual:?} instead of {expected:?}");
         }
     }
@@ -160,7 +112,7 @@ fn size_of_kind(kind: StateKind) -> usize {
 fn any_bytes_get_an_answer() -> Result<()> {
     for backend in BACKENDS {
         let folder = tempfile::tempdir()?;
-        let bench = Bench::new(folder.path(), backend, "hello")?;
+        let bench = bench(folder.path(), backend, "hello")?;
         let mut player = bench.player()?;
         player.advance(1000, u64::MAX)?;
         let mut runner = proptest::test_runner::TestRunner::deterministic();
@@ -203,7 +155,7 @@ fn what_is_refused() -> Result<()> {
     }
     for backend in BACKENDS {
         let folder = tempfile::tempdir()?;
-        let bench = Bench::new(folder.path(), backend, "hello")?;
+        let bench = bench(folder.path(), backend, "hello")?;
         let player = &mut bench.player()?;
         // In 64-bit mode by then.
         player.advance(100_000, u64::MAX)?;
@@ -334,7 +286,7 @@ fn unlike_a_fresh_one(bench: &Bench) -> Result<Player> {
 fn every_kind_moves() -> Result<()> {
     for backend in BACKENDS {
         let folder = tempfile::tempdir()?;
-        let bench = Bench::new(folder.path(), backend, "late")?;
+        let bench = bench(folder.path(), backend, "late")?;
         let mut source = unlike_a_fresh_one(&bench)?;
         let wanted = get_all(&mut source, 0)?;
         let held = |player: &mut Player, kind: StateKind| {
@@ -369,7 +321,7 @@ fn every_kind_moves() -> Result<()> {
 fn the_hash_has_what_the_list_says() -> Result<()> {
     for backend in BACKENDS {
         let folder = tempfile::tempdir()?;
-        let bench = Bench::new(folder.path(), backend, "late")?;
+        let bench = bench(folder.path(), backend, "late")?;
         let mut source = unlike_a_fresh_one(&bench)?;
         let fresh = bench.player()?.machine.state_hash()?;
         for row in STATE.iter().filter(|row| !ALIKE.contains(&row.kind)) {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use std::{collections::BTreeMap, path::Path};
 use vmtape_abi::{Backend, Description, VmConfig};
 use vmtape_backends::LoadedPlugin;
-use vmtape_conformance::{program, tail, vmtape};
+use vmtape_conformance::{bench::plugin, tail, vmtape};
 use vmtape_machine::{MachineSpec, vmm::When};
 use vmtape_replay::{Error, Report, across::Sides, exits, report::Verdict, spec};
 use vmtape_traces::Tape;
@@ -30,12 +30,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Result<Self> {
-        let program = program()?;
-        let beside = program.parent().context("a folder")?;
-        let load = |name: &str| -> Result<(String, LoadedPlugin)> {
-            let library = format!("libvmtape_{}.so", name.replace('-', "_"));
-            Ok((name.to_owned(), LoadedPlugin::load(&beside.join(library))?))
-        };
+        let load = |name: &str| -> Result<(String, LoadedPlugin)> { Ok((name.to_owned(), plugin(name)?)) };
         let plugins = vmtape_conformance::BACKENDS.iter().map(|name| load(name)).collect::<Result<_>>()?;
         Ok(Self { folder: tempfile::tempdir()?, plugins })
     }

@@ -141,6 +141,21 @@ Examples:
   vmtape migrate a.tape --connect unix:/tmp/m --at exit=9
   vmtape migrate a.tape --at exit=10 --to vmx --handover ch --cut done=0";
 
+pub const REPORT: &str = "\
+The page stands alone: no scripts, nothing from elsewhere, for light and dark, phones and paper. It is
+written whole or not at all. What would belong on it and is not there is named at its end.
+
+Drawn are tapes; the --json of replay and migrate (also with --at every-exit) in files ending in .json;
+results (.jsonl) and findings of campaigns.
+
+Exit codes: 0 the page is written, 2 usage, 125 there is nothing to draw, or it cannot be read.
+
+Examples:
+  vmtape report a.tape -o report.html
+  vmtape replay a.tape -b svm --json > run/replay.json
+  vmtape migrate a.tape --at every-exit --to svm --json > run/map.json
+  vmtape report a.tape run -o report.html";
+
 pub const BISECT: &str = "\
 The tape's own machine is the good end. The result is one line (`first bad: ...`) and its evidence.
 A trial that shows another divergence first is skipped, never taken for the one that is looked for.

@@ -14,6 +14,7 @@ pub mod inject;
 pub mod man;
 pub mod migrate;
 mod outcome;
+pub mod page;
 pub mod record;
 pub mod repair;
 pub mod replay;
