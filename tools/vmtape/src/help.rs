@@ -142,11 +142,11 @@ Examples:
   vmtape migrate a.tape --at exit=10 --to vmx --handover ch --cut done=0";
 
 pub const REPORT: &str = "\
-The page stands alone: no scripts, nothing from elsewhere, for light and dark, phones and paper. It is
-written whole or not at all. What would belong on it and is not there is named at its end.
+The page stands alone: no scripts, nothing from elsewhere, for light and dark, phones and
+paper. It is written whole or not at all. What is missing on it is named at its end.
 
-Drawn are tapes; the --json of replay and migrate (also with --at every-exit) in files ending in .json;
-results (.jsonl) and findings of campaigns.
+Drawn are tapes; the --json of replay and migrate (also with --at every-exit) in files that
+end in .json; results (.jsonl) and findings of campaigns.
 
 Exit codes: 0 the page is written, 2 usage, 125 there is nothing to draw, or it cannot be read.
 
