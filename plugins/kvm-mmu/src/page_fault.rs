@@ -85,6 +85,9 @@ impl Mmu {
         {
             return Handled::Errno(FaultPoint::errno(answer).0);
         }
+        if let Err(errno) = self.refuse_astray(vcpu, address, host) {
+            return Handled::Errno(errno.0);
+        }
         self.vcpu(vcpu).types.cache_disable = state.cr0().cd();
         let mut result = RetPf::Invalid;
         if code.rsvd() {
@@ -167,11 +170,13 @@ impl Mmu {
         };
         let format = self.config.format;
         // "WARN_ON_ONCE(reserved)": only a damaged entry has reserved bits and is not KVM's own mark.
-        if self.is_damaged(spte) {
+        let is_mmio = format.is_mmio(spte);
+        let damaged = if self.armed || !is_mmio { self.damaged(vcpu, address) } else { None };
+        if let Some(spte) = damaged {
             host.log(2, &format!("kvm: reserved bits are set in an entry for {address:#x}: {spte:#x}"));
             return Err(Errno::EINVAL);
         }
-        if !format.is_mmio(spte) {
+        if !is_mmio {
             return Ok(RetPf::Retry);
         }
         let (gfn, acc, generation) = format.mmio_parts(spte);

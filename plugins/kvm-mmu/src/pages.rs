@@ -15,6 +15,8 @@ pub struct Pages {
     words: Vec<u64>,
     /// Free pages; the last one freed is used first.
     free: Vec<u32>,
+    /// By page: it is in use.
+    used: Vec<bool>,
     /// What walks have found, for as long as nothing changes here.
     #[serde(skip)]
     pub(crate) recent: Recent,
@@ -33,15 +35,31 @@ impl Pages {
             None => {
                 let index = self.words.len() / ENTRIES;
                 self.words.resize(self.words.len() + ENTRIES, value);
+                self.used.push(true);
                 index as u32
             }
         };
+        self.used[index as usize] = true;
         BASE + (u64::from(index) << PAGE_SHIFT)
     }
 
-    /// Gives a page back.
+    /// Gives a page back; one that is not in use stays as it is.
     pub fn release(&mut self, table: u64) {
-        self.free.push(((table - BASE) >> PAGE_SHIFT) as u32);
+        if self.holds(table) {
+            let number = Self::number(table);
+            self.used[number] = false;
+            self.free.push(number as u32);
+        }
+    }
+
+    /// Whether an address lies in the pool.
+    pub fn spans(&self, address: u64) -> bool {
+        Self::slot(address) < self.words.len()
+    }
+
+    /// Whether there is a page in use at an address.
+    pub fn holds(&self, address: u64) -> bool {
+        self.used.get(Self::number(address)).is_some_and(|used| *used)
     }
 
     /// Number of the page, for tables kept beside it.
@@ -94,7 +112,11 @@ mod tests {
         pages.write(entry_address(first, 511), 1);
         let second = pages.alloc(9);
         pages.release(first);
+        pages.release(first);
+        assert_eq!((pages.holds(first), pages.holds(second)), (false, true));
+        assert!(!pages.holds(0) && !pages.holds(u64::MAX));
         assert_eq!(pages.alloc(3), first);
+        assert_ne!(pages.alloc(3), first, "what is given back twice is taken once");
         assert!(pages.table(first).iter().all(|e| *e == 3));
         assert_eq!(pages.read(second), 9);
         assert_eq!(pages.read(0), 0);

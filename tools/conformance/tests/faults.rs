@@ -64,6 +64,8 @@ fn reached(point: &str, backend: &str) -> Reached {
         "kvm-entry-flip" => Reached { guest: "builtin:io", value: 4, n: 1, ..READ },
         // A reserved bit.
         "spte-flip" => Reached { value: 1 << 50, n: if backend == "svm" { 1 } else { 5 }, ..READ },
+        // It leads to no table.
+        "link-flip" => Reached { value: 1 << 40, n: 3, ..READ },
         "exit-info-cleared" => Reached { value: 0x1f, n: 5, ..READ },
         "lost-flush" => Reached { n: 1, ..READ },
         "machine-check" => Reached { value: 0xb600_0000_0001_0015, ..READ },

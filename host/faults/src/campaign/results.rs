@@ -72,7 +72,11 @@ pub fn merge(campaign: &Campaign, lines: impl IntoIterator<Item = Line>) -> Merg
         merged.wrong.push(format!("{} jobs have no result, the first is {first}", missing.len()));
     }
     let failed = || jobs.values().filter(|line| line.signature.is_none() && !line.failure.is_empty());
-    merged.wrong.extend(failed().take(LISTED).map(|line| format!("job {}: {}", line.job, line.failure)));
+    merged.wrong.extend(failed().take(LISTED).map(|line| {
+        let (job, guest, failure) = (line.job, &line.guest, &line.failure);
+        let backend = &campaign.machines[line.machine.min(campaign.machines.len() - 1)].backend;
+        format!("job {job} ({guest} on {backend}, plan {}): {failure}", line.plan)
+    }));
     for (job, line) in jobs.range(campaign.plans..) {
         let Some((canary, signature)) = campaign.canary(*job).zip(line.signature.as_ref()) else { continue };
         if signature.verdict != canary.verdict {
@@ -150,6 +154,6 @@ mod tests {
         assert!(words([&all[..], &[stranger]].concat()).contains("of another campaign"));
         let mut failed = all;
         (failed[2].signature, failed[2].failure) = (None, "it broke".into());
-        assert!(words(failed).contains("job 2: it broke"));
+        assert!(words(failed).contains("job 2 ( on one, plan ): it broke"));
     }
 }

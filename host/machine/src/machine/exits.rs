@@ -153,7 +153,10 @@ impl Machine {
                 Ok(false)
             }
             ResumeKind::SHUTDOWN => Err(End::Shutdown { reason: "triple fault (KVM_EXIT_SHUTDOWN)".into() }),
-            _ => Err(End::Fatal { vcpu: n, resume: *resume, reason: describe(resume, exit, state) }),
+            _ => {
+                let reason = describe(resume, exit, state, self.services.said.as_deref());
+                Err(End::Fatal { vcpu: n, resume: *resume, reason })
+            }
         }
     }
 }

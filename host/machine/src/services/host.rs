@@ -130,7 +130,10 @@ impl Host for Services {
 
     fn log(&mut self, level: u32, text: &str) {
         match level {
-            0 | 1 => tracing::error!(target: "backend", "{text}"),
+            0 | 1 => {
+                tracing::error!(target: "backend", "{text}");
+                self.said = Some(text.to_owned());
+            }
             2 => tracing::warn!(target: "backend", "{text}"),
             3 => tracing::info!(target: "backend", "{text}"),
             4 => tracing::debug!(target: "backend", "{text}"),

@@ -62,6 +62,8 @@ pub(crate) struct Services {
     pub(crate) pager: Option<Box<dyn Pager>>,
     /// What was wrong with an answer of the backend's, the first one.
     wrong: Option<answers::Wrong>,
+    /// The last error that it has logged.
+    pub(crate) said: Option<String>,
     /// What a machine that is fed from a tape knows.
     pub(crate) fed: Option<Feeding>,
 }
@@ -97,6 +99,7 @@ impl Services {
             unmapped: None,
             pager: None,
             wrong: None,
+            said: None,
             fed: None,
         }
     }

@@ -91,11 +91,17 @@ pub(crate) fn no_progress(vcpu: u32, progress: &Progress, exit: &Exit, rip: u64)
     End::NoProgress { vcpu, repeats, reason }
 }
 
-pub(crate) fn describe(resume: &Resume, exit: Option<&Exit>, state: &VcpuState) -> String {
+/// Why a vCPU cannot go on. `said`: the last error that the backend has logged.
+pub(crate) fn describe(
+    resume: &Resume,
+    exit: Option<&Exit>,
+    state: &VcpuState,
+    said: Option<&str>,
+) -> String {
     let after = exit.map_or_else(|| "at entry".to_owned(), |exit| format!("after {}", exit_name(exit)));
     let what = match resume.kind {
         ResumeKind::ERRNO => format!("KVM_RUN failed with errno {}", resume.errno),
-        ResumeKind::BACKEND_FAILED => "what it said stands in the log".to_owned(),
+        ResumeKind::BACKEND_FAILED => said.unwrap_or("it does not say why").to_owned(),
         ResumeKind::NOT_MODELLED => "the guest needs something that is not modelled".to_owned(),
         kind => format!("{kind} with data {:x?}", resume.data),
     };

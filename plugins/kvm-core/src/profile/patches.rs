@@ -250,8 +250,8 @@ pub const DIRTY_LOGGING: &[Entry] = &[
         "A fault that needs a small page where the TDP MMU has a large one splits it; before, the large page goes, and each of its \
          small ones faults again",
     )
-    .commit("unverified", "KVM: x86/mmu: Split huge pages mapped by the TDP MMU on fault")
-    .source("mmu/tdp_mmu.c kvm_tdp_mmu_map(): 6.1 and 6.12 were read, the release between them is not verified")
+    .commit("c4b33d28ea51", "KVM: x86/mmu: Split huge pages mapped by the TDP MMU on fault")
+    .source("mmu/tdp_mmu.c kvm_tdp_mmu_map()")
     .since("v6.2"),
     Entry::patch(
         Switch::PML_IN_WRITE_ORDER,
@@ -413,7 +413,7 @@ pub const CRASH: &[Entry] = &[
         Scope::VMX,
         "A fault of VMXOFF in a crash changes nothing: CR4.VMXE was set before VMXON was executed; without this the crash faults again",
     )
-    .commit("aec511ad1535 (unverified)", "x86/virt: Eat faults on VMXOFF in reboot flows")
+    .commit("aec511ad1535", "x86/virt: Eat faults on VMXOFF in reboot flows")
     .source("asm/virtext.h cpu_vmxoff(), vmx/vmx.c kvm_cpu_vmxoff(); in stable 5.10 too")
     .since("v5.10"),
     Entry::patch(
@@ -421,15 +421,15 @@ pub const CRASH: &[Entry] = &[
         Scope::VMX,
         "A crash does nothing on a CPU whose CR4.VMXE is clear; without this it walks the CPU's list there too",
     )
-    .commit("119b5cb4ffd0 (unverified)", "x86/reboot: KVM: Handle VMXOFF in KVM's reboot callback")
-    .source("vmx/vmx.c vmx_emergency_disable_virtualization_cpu(); not in 6.1, there in 6.12; which release between is unverified")
+    .commit("119b5cb4ffd0", "x86/reboot: KVM: Handle VMXOFF in KVM's reboot callback")
+    .source("vmx/vmx.c vmx_emergency_disable_virtualization_cpu(); merged for 6.6")
     .since("v6.6"),
     Entry::patch(
         Switch::CRASH_VMCLEARS_SHADOWS,
         Scope::VMX,
         "A crash clears shadow VMCSs as well; without this those of guests that are hypervisors stay active",
     )
-    .commit("a0ee1d5faff1 (unverified)", "KVM: VMX: Flush shadow VMCS on emergency reboot")
+    .commit("a0ee1d5faff1", "KVM: VMX: Flush shadow VMCS on emergency reboot")
     .source("vmx/vmx.c vmx_emergency_disable(); in stable 6.1 and 6.12 too, not in 5.10")
     .since("v6.1"),
     Entry::patch(
@@ -437,7 +437,7 @@ pub const CRASH: &[Entry] = &[
         Scope::AMD,
         "SVM is turned off with GIF set; without this a CPU that crashed between CLGI and STGI never hears an INIT again",
     )
-    .commit("6a3236580b0b (unverified)", "x86/virt: Force GIF=1 prior to disabling SVM (for reboot flows)")
+    .commit("6a3236580b0b", "x86/virt: Force GIF=1 prior to disabling SVM (for reboot flows)")
     .source("asm/virtext.h cpu_svm_disable(), svm/svm.c kvm_cpu_svm_disable(); in stable 5.10 too")
     .since("v5.10"),
 ];

@@ -57,7 +57,7 @@ impl Mmu {
         for level in 1..LARGEST {
             for gfn in pages(start, end, level) {
                 for sptep in self.shadow.leaves(level, gfn).to_vec() {
-                    let page = self.shadow.sp(table_of(sptep).0);
+                    let Some(page) = self.shadow.get(table_of(sptep).0) else { continue };
                     let (role, first) = (page.role, page.gfn);
                     let collapsible = role.direct()
                         && slot.contains(first << 12)

@@ -35,6 +35,7 @@ open_enum! {
         SLOT_UPDATE_ENOMEM = 27 => "slot-update-enomem",
         PFN_ERROR = 28 => "pfn-error",
         MMU_PAGES_ENOSPC = 29 => "mmu-pages-enospc",
+        LINK_FLIP = 30 => "link-flip",
         // --- dirty logging ---
         DIRTY_MARK_LOST = 40 => "dirty-mark-lost",
         RING_ENTRY_LOST = 41 => "ring-entry-lost",

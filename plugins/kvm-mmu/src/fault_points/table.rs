@@ -112,6 +112,14 @@ const ROWS: &[Row] = &[
         "KVM mmu/mmu.c handle_mmio_page_fault(), get_mmio_spte()",
     ),
     (
+        P::LINK_FLIP,
+        all,
+        "An entry of KVM's tables that links to another one is stored wrongly, for as long as it stands: where it leads to no table of \
+         KVM's, KVM takes what is there for one and dies of it, KVM_RUN gives -EIO",
+        "a: the first guest frame of what it links to; b: the entry; answer: the bits that are inverted",
+        "KVM mmu/spte.h spte_to_child_sp(), mmu/mmu.c pte_list_remove(), KVM_BUG_ON_DATA_CORRUPTION()",
+    ),
+    (
         P::MMU_CACHE_ENOMEM,
         all,
         "There is no memory for the MMU's caches: KVM_RUN fails, and the guest is as it was",

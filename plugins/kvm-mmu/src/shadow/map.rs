@@ -50,18 +50,15 @@ impl Mmu {
         let level = mmu.root_role.level();
         if level == 3 || !mmu.root_role.direct() && mmu.cpu_role.base.level() < 4 {
             let pdpte = mmu.pae_root[(address >> 30 & 3) as usize];
-            return (pdpte != 0).then(|| Position::new(2, pdpte & !0xfff, address));
+            let directory = self.shadow.at_level(pdpte & !0xfff, 2);
+            return directory.map(|table| Position::new(2, table, address));
         }
         self.shadow.get(root).map(|_| Position::new(level, root, address))
     }
 
     /// The next position down, if a table is there (`shadow_walk_next`).
     pub(crate) fn shadow_next(&self, at: Position, address: u64) -> Option<Position> {
-        let (format, spte) = (self.config.format, self.pages.read(at.sptep));
-        if !format.is_present(spte) || format.is_last(spte, at.level) {
-            return None;
-        }
-        Some(Position::new(at.level - 1, format.address(spte), address))
+        self.child(at.sptep, at.level).map(|table| Position::new(at.level - 1, table, address))
     }
 
     /// The lowest entry for a linear address under the current root.
@@ -136,7 +133,7 @@ impl Mmu {
         let old = self.pages.read(sptep);
         let mut known = false;
         if format.is_present(old) {
-            if level > 1 && !format.is_large(old) {
+            if !format.is_last(old, level) {
                 self.drop_parent(format.address(old), sptep);
                 self.shadow.flush = true;
             } else if format.address(old) >> 12 != pfn {
@@ -164,7 +161,7 @@ impl Mmu {
             self.shadow.flush |=
                 format.is_present(old) && format.is_mmu_writable(old) && !format.is_writable(new);
             self.pages.write(sptep, new);
-            self.damage(vcpu, gfn, sptep, new, host);
+            self.damage(vcpu, FaultPoint::SPTE_FLIP, gfn, sptep, new, host);
             host.note_at(vcpu, self.place(vcpu), Note::SetSpte { gfn, spte: new, level });
         }
         if protected && fault.is_some_and(|fault| fault.code.w()) {
@@ -280,7 +277,7 @@ impl Mmu {
         while at.level != fault.goal_level {
             let gfn = round_gfn(fault.gfn, at.level);
             if let Some(child) = self.get_child(vcpu, at.sptep, gfn, true, Acc::ALL, host) {
-                self.link(at.sptep, child, host);
+                self.link(vcpu, at.sptep, child, host);
             }
             let Some(next) = self.shadow_next(at, fault.addr) else { return RetPf::Retry };
             at = next;

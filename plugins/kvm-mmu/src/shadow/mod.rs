@@ -12,10 +12,12 @@ mod sync;
 mod track;
 mod zap;
 
+pub(crate) use map::Position;
 pub use page::Shadow;
 pub(crate) use page::{ShadowPage, table_of};
 
 use crate::{
+    fault_points::FaultPoint,
     large::{frames_shift, round_gfn},
     mmu::Mmu,
     pages::{ENTRIES, Pages},
@@ -53,6 +55,13 @@ impl Mmu {
             Some((gfn, _)) => *gfn,
             None => sp.gfn + ((index as u64) << frames_shift(sp.role.level())),
         }
+    }
+
+    /// The page that an entry at a level links to (`spte_to_child_sp`); none below a leaf, and none where a bent entry leads.
+    pub(crate) fn child(&self, sptep: u64, level: u8) -> Option<u64> {
+        let (format, spte) = (self.config.format, self.pages.read(sptep));
+        let links = format.is_present(spte) && !format.is_last(spte, level);
+        if links { self.shadow.at_level(format.address(spte), level - 1) } else { None }
     }
 
     /// `kvm_mmu_get_shadow_page`: an existing page with this frame and role, synchronized, or a new one.
@@ -198,15 +207,19 @@ impl Mmu {
     }
 
     /// `link_shadow_page`.
-    pub(crate) fn link(&mut self, sptep: u64, child: u64, host: &mut dyn Host) {
+    pub(crate) fn link(&mut self, vcpu: u32, sptep: u64, child: u64, host: &mut dyn Host) {
         let format = self.config.format;
         if format.is_present(self.pages.read(sptep)) {
             self.drop_leaf(sptep);
             self.shadow.flush = true;
             self.shadow_flush(host);
         }
-        self.pages.write(sptep, format.nonleaf(child));
-        self.shadow.sp_mut(child).parents.push(sptep);
+        let link = format.nonleaf(child);
+        self.pages.write(sptep, link);
+        let sp = self.shadow.sp_mut(child);
+        sp.parents.push(sptep);
+        let gfn = sp.gfn;
+        self.damage(vcpu, FaultPoint::LINK_FLIP, gfn, sptep, link, host);
         let sp = self.shadow.sp(child);
         if sp.unsync || sp.has_unsync_children() {
             self.mark_unsync(sptep);

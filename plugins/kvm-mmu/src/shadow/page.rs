@@ -74,8 +74,17 @@ impl Shadow {
             .expect("a shadow page lives as long as an entry points to it")
     }
 
-    pub(super) fn get(&self, table: u64) -> Option<&ShadowPage> {
+    pub(crate) fn get(&self, table: u64) -> Option<&ShadowPage> {
         self.pages.get(Pages::number(table))?.as_deref()
+    }
+
+    pub(super) fn get_mut(&mut self, table: u64) -> Option<&mut ShadowPage> {
+        self.pages.get_mut(Pages::number(table))?.as_deref_mut()
+    }
+
+    /// The page of a level at an address, which may come of a bent entry and lead anywhere.
+    pub(super) fn at_level(&self, table: u64, level: u8) -> Option<u64> {
+        self.get(table).is_some_and(|sp| sp.role.level() == level).then_some(table)
     }
 
     /// `for_each_gfn_valid_sp_with_gptes`: newest first.

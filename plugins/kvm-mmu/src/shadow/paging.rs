@@ -2,7 +2,10 @@
 //!
 //! See: KVM arch/x86/kvm/mmu/paging_tmpl.h page_fault(), fetch(), pte_prefetch()
 
-use super::{map::PREFETCH, table_of};
+use super::{
+    map::{PREFETCH, Position},
+    table_of,
+};
 use crate::{
     context::GuestTables,
     fault::{PageFault, RetPf, WalkFault},
@@ -106,7 +109,7 @@ impl Mmu {
                 if self.shadow.sp(child).has_unsync_children() {
                     self.sync_children(vcpu, child, host);
                 }
-                self.link(at.sptep, child, host);
+                self.link(vcpu, at.sptep, child, host);
             }
             let Some(next) = self.shadow_next(at, fault.addr) else { return RetPf::Retry };
             at = next;
@@ -114,10 +117,10 @@ impl Mmu {
         self.hugepage_adjust(vcpu, fault, host);
         self.note_requested(vcpu, fault, host);
         while at.level != fault.goal_level {
-            self.validate_direct(at.sptep, walk.acc, host);
+            self.validate_direct(at, walk.acc, host);
             let gfn = round_gfn(fault.gfn, at.level);
             if let Some(child) = self.get_child(vcpu, at.sptep, gfn, true, walk.acc, host) {
-                self.link(at.sptep, child, host);
+                self.link(vcpu, at.sptep, child, host);
             }
             let Some(next) = self.shadow_next(at, fault.addr) else { return RetPf::Retry };
             at = next;
@@ -131,14 +134,10 @@ impl Mmu {
     }
 
     /// `validate_direct_spte`: a direct page with other rights than the guest's entry has now is unlinked.
-    fn validate_direct(&mut self, sptep: u64, acc: Acc, host: &mut dyn Host) {
-        let (format, spte) = (self.config.format, self.pages.read(sptep));
-        if !format.is_present(spte) || format.is_large(spte) {
-            return;
-        }
-        let child = format.address(spte);
+    fn validate_direct(&mut self, at: Position, acc: Acc, host: &mut dyn Host) {
+        let Some(child) = self.child(at.sptep, at.level) else { return };
         if Acc::from(self.shadow.sp(child).role) != acc {
-            self.drop_parent(child, sptep);
+            self.drop_parent(child, at.sptep);
             self.shadow.flush = true;
             self.shadow_flush(host);
         }

@@ -69,7 +69,7 @@ impl Mmu {
             table => vec![table],
         };
         for table in tables.into_iter().filter(|table| *table != 0) {
-            let sp = self.shadow.sp_mut(table);
+            let Some(sp) = self.shadow.get_mut(table) else { continue };
             sp.root_count -= 1;
             if sp.root_count == 0 && sp.role.invalid() {
                 self.prepare_zap(vcpu, table, host);

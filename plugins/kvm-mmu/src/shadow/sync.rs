@@ -26,7 +26,7 @@ impl Mmu {
     /// `mark_unsync`: something below this entry is unsync.
     pub(crate) fn mark_unsync(&mut self, sptep: u64) {
         let (table, index) = table_of(sptep);
-        let sp = self.shadow.sp_mut(table);
+        let Some(sp) = self.shadow.get_mut(table) else { return };
         let (word, bit) = (index / 64, 1 << (index % 64));
         if sp.unsync_children[word] & bit != 0 {
             return;
@@ -77,17 +77,13 @@ impl Mmu {
     /// (`mmu_unsync_walk`, `mmu_pages_clear_parents`).
     pub(crate) fn unsync_below(&mut self, table: u64) -> Vec<u64> {
         let mut found = Vec::new();
-        let format = self.config.format;
-        let marks = std::mem::take(&mut self.shadow.sp_mut(table).unsync_children);
+        let sp = self.shadow.sp_mut(table);
+        let (marks, level) = (std::mem::take(&mut sp.unsync_children), sp.role.level());
         for index in 0..ENTRIES {
             if marks[index / 64] >> (index % 64) & 1 == 0 {
                 continue;
             }
-            let spte = self.pages.read(entry_address(table, index as u64));
-            if !format.is_present(spte) || format.is_large(spte) {
-                continue;
-            }
-            let child = format.address(spte);
+            let Some(child) = self.child(entry_address(table, index as u64), level) else { continue };
             if self.shadow.sp(child).unsync {
                 found.push(child);
             }

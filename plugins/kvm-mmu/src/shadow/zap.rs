@@ -28,7 +28,7 @@ impl Mmu {
     }
 
     pub(crate) fn prepare_zap(&mut self, vcpu: u32, table: u64, host: &mut dyn Host) {
-        let (gfn, role) = (self.shadow.sp(table).gfn, self.shadow.sp(table).role);
+        let Some(&ShadowPage { gfn, role, .. }) = self.shadow.get(table) else { return };
         host.note_at(vcpu, self.place(vcpu), Note::ZapPage { gfn, role: role.into_bits() });
         if role.level() > 1 {
             for child in self.unsync_below(table) {
@@ -39,7 +39,7 @@ impl Mmu {
         }
         for index in 0..ENTRIES {
             let sptep = entry_address(table, index as u64);
-            let child = self.child_of(sptep);
+            let child = self.child(sptep, role.level());
             self.zap_entry(sptep);
             if let Some(child) = child
                 && self.is_parentless_nested(child)
@@ -70,13 +70,6 @@ impl Mmu {
             self.shadow.obsolete_roots |= !role.invalid();
         }
         self.shadow.flush = true;
-    }
-
-    /// The page that an entry links to.
-    fn child_of(&self, sptep: u64) -> Option<u64> {
-        let (format, spte) = (self.config.format, self.pages.read(sptep));
-        let level = self.shadow.sp(table_of(sptep).0).role.level();
-        (format.is_present(spte) && !format.is_last(spte, level)).then(|| format.address(spte))
     }
 
     /// "Recursively zap nested TDP SPs, parentless SPs are unlikely to be used again in the near future." See: mmu.c
@@ -119,8 +112,10 @@ impl Mmu {
 
     /// `drop_parent_pte`.
     pub(crate) fn drop_parent(&mut self, child: u64, sptep: u64) {
-        let parents = &mut self.shadow.sp_mut(child).parents;
-        if let Some(at) = parents.iter().position(|parent| *parent == sptep) {
+        let parents = self.shadow.get_mut(child).map(|sp| &mut sp.parents);
+        if let Some(parents) = parents
+            && let Some(at) = parents.iter().position(|parent| *parent == sptep)
+        {
             parents.swap_remove(at);
         }
         self.pages.write(sptep, NONPRESENT);
@@ -134,7 +129,7 @@ impl Mmu {
             return;
         }
         let (table, index) = table_of(sptep);
-        let level = self.shadow.sp(table).role.level();
+        let Some(level) = self.shadow.get(table).map(|sp| sp.role.level()) else { return };
         let key = (level, round_gfn(self.entry_gfn(table, index), level));
         if let Some(sptes) = self.shadow.rmap.get_mut(&key) {
             if let Some(at) = sptes.iter().position(|other| *other == sptep) {

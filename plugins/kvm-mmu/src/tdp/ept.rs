@@ -70,7 +70,7 @@ pub(super) fn walk_ept(
                 // See: SDM 29.3.6 Page-Modification Logging: the index is examined before either flag is set.
                 let path = &used[level as usize - 1..levels as usize];
                 let sets_accessed =
-                    path.iter().any(|address| !EptEntry::from_bits(tables.pages.read(*address)).a());
+                    path.iter().any(|address| !EptEntry::from_bits(tables.stored(*address)).a());
                 if pml.is_full() && (sets_dirty || sets_accessed) {
                     return Err(NestedFault::LogFull);
                 }
@@ -79,7 +79,7 @@ pub(super) fn walk_ept(
                 }
             }
             for &address in &used[level as usize - 1..levels as usize] {
-                let value = tables.pages.read(address);
+                let value = tables.stored(address);
                 let used = EptEntry::from_bits(value);
                 if !used.a() && !tables.loses_accessed(value) {
                     tables.set(address, used.with_a(true).into_bits());
@@ -87,7 +87,7 @@ pub(super) fn walk_ept(
             }
             dirty = entry.d() || kind == AccessKind::WRITE;
             if sets_dirty {
-                let stored = EptEntry::from_bits(tables.pages.read(address));
+                let stored = EptEntry::from_bits(tables.stored(address));
                 tables.set(address, stored.with_d(true).into_bits());
             }
         }
@@ -106,7 +106,7 @@ pub(super) fn walk_ept(
 }
 
 /// See: SDM 29.3.3.1 EPT Misconfigurations
-fn ept_misconfigured(entry: EptEntry, level: u8, config: &Config) -> bool {
+pub(crate) fn ept_misconfigured(entry: EptEntry, level: u8, config: &Config) -> bool {
     let value = entry.into_bits();
     let leaf = level == 1 || level <= 3 && entry.ps();
     let reserved = bits(u32::from(config.host_width), 51)

@@ -2,7 +2,7 @@
 //!
 //! See: KVM arch/x86/kvm/mmu/tdp_mmu.c, as of 6.12
 
-mod ept;
+pub(crate) mod ept;
 mod nested;
 pub(crate) mod npt;
 pub mod pml;
@@ -19,6 +19,7 @@ use crate::{
     context::Root,
     dirty::Source,
     fault::{Alias, PageFault, RetPf},
+    fault_points::FaultPoint,
     large::{frames_shift, round_gfn},
     mmu::Mmu,
     pages::entry_address,
@@ -94,28 +95,53 @@ impl Mmu {
     }
 
     pub(crate) fn tdp_release(&mut self, table: u64, level: u8) {
-        let format = self.config.format;
         for i in 0..512 {
             let spte = self.pages.read(entry_address(table, i));
-            if format.is_present(spte) && !format.is_last(spte, level) {
-                self.tdp_release(format.address(spte), level - 1);
+            if let Some(child) = self.tdp_child(spte, level) {
+                self.tdp_release(child, level - 1);
             }
         }
         self.pages.release(table);
     }
 
-    /// The entries for a frame from the root to the lowest one that is there.
+    /// The table that an entry at a level links to (`spte_to_child_pt`); none below a leaf, and none where a bent entry leads.
+    pub(crate) fn tdp_child(&self, spte: u64, level: u8) -> Option<u64> {
+        let format = self.config.format;
+        let table = Some(spte).filter(|spte| format.is_present(*spte) && !format.is_last(*spte, level));
+        let table = table.map(|spte| format.address(spte));
+        table.filter(|table| self.pages.holds(*table) && self.shadow.get(*table).is_none())
+    }
+
+    /// The entries for a frame, from the root to the lowest one that is there.
+    fn tdp_way(&self, root: u64, level: u8, gfn: u64) -> impl Iterator<Item = Entry> {
+        let entry = move |table: u64, level: u8| {
+            let address = entry_address(table, index(gfn, level));
+            Entry { address, level, spte: self.pages.read(address) }
+        };
+        std::iter::successors(Some(entry(root, level)), move |above| {
+            self.tdp_child(above.spte, above.level).map(|table| entry(table, above.level - 1))
+        })
+    }
+
+    /// Those entries and their levels.
+    pub(crate) fn tdp_entries(&self, root: u64, level: u8, gfn: u64) -> Vec<(u8, u64)> {
+        self.tdp_way(root, level, gfn).map(|entry| (entry.level, entry.spte)).collect()
+    }
+
+    /// The lowest entry for a frame.
     fn tdp_last(&self, root: u64, level: u8, gfn: u64) -> Entry {
         let format = self.config.format;
         let (mut table, mut level) = (root, level);
         loop {
             let address = entry_address(table, index(gfn, level));
             let spte = self.pages.read(address);
-            if !format.is_present(spte) || format.is_last(spte, level) {
-                return Entry { address, level, spte };
+            match self.tdp_child(spte, level) {
+                Some(child) => (table, level) = (child, level - 1),
+                None if format.is_last(spte, level) => return Entry { address, level, spte },
+                // Not present, or bent: what is there is no table.
+                None if format.is_present(spte) => return Entry { address, level, spte: NONPRESENT },
+                None => return Entry { address, level, spte },
             }
-            table = format.address(spte);
-            level -= 1;
         }
     }
 
@@ -146,20 +172,8 @@ impl Mmu {
     /// Addresses of the entries at a level that lead to a table for a frame, in all roots.
     pub(crate) fn tdp_tables(&self, gfn: u64, level: u8) -> Vec<u64> {
         let table = |(role, root): &(PageRole, u64)| {
-            let format = self.config.format;
-            let mut table = *root;
-            for at in (level..=role.level()).rev() {
-                let address = entry_address(table, index(gfn, at));
-                let spte = self.pages.read(address);
-                if !format.is_present(spte) || format.is_last(spte, at) {
-                    return None;
-                }
-                if at == level {
-                    return Some(address);
-                }
-                table = format.address(spte);
-            }
-            None
+            let entry = self.tdp_way(*root, role.level(), gfn).find(|entry| entry.level == level)?;
+            self.tdp_child(entry.spte, level).map(|_| entry.address)
         };
         self.tdp.roots.iter().filter_map(table).collect()
     }
@@ -226,7 +240,6 @@ impl Mmu {
         self.note_requested(vcpu, fault, host);
         let Some(root) = self.context(vcpu).root else { return RetPf::Retry };
         let role = self.context(vcpu).root_role;
-        let format = self.config.format;
         let mut level = role.level();
         let mut table = root.hpa;
         loop {
@@ -235,11 +248,10 @@ impl Mmu {
             if level == fault.goal_level {
                 return self.tdp_map_leaf(vcpu, fault, entry, host);
             }
-            if format.is_present(entry.spte) && !format.is_large(entry.spte) {
-                table = format.address(entry.spte);
-            } else {
-                table = self.tdp_link(vcpu, fault.gfn, role, entry, host);
-            }
+            table = match self.tdp_child(entry.spte, level) {
+                Some(child) => child,
+                None => self.tdp_link(vcpu, fault.gfn, role, entry, host),
+            };
             level -= 1;
         }
     }
@@ -270,7 +282,9 @@ impl Mmu {
         } else {
             self.pages.alloc(NONPRESENT)
         };
-        self.tdp_set(vcpu, gfn, entry, format.nonleaf(table), host);
+        let link = format.nonleaf(table);
+        self.tdp_set(vcpu, gfn, entry, link, host);
+        self.damage(vcpu, FaultPoint::LINK_FLIP, gfn, entry.address, link, host);
         table
     }
 
@@ -339,10 +353,11 @@ impl Mmu {
         }
         if new != entry.spte {
             self.tdp_set(vcpu, gfn, entry, new, host);
-            self.damage(vcpu, gfn, entry.address, new, host);
+            self.damage(vcpu, FaultPoint::SPTE_FLIP, gfn, entry.address, new, host);
         }
-        if new != entry.spte && format.is_present(entry.spte) && !format.is_last(entry.spte, entry.level) {
-            self.tdp_release(format.address(entry.spte), entry.level - 1);
+        let table = self.tdp_child(entry.spte, entry.level).filter(|_| new != entry.spte);
+        if let Some(table) = table {
+            self.tdp_release(table, entry.level - 1);
             self.flush_tlb(ALL_VCPUS, FlushScope::ALL, 0, host);
         }
         if format.is_mmio(new) {

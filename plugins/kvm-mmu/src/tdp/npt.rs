@@ -58,7 +58,7 @@ pub(super) fn walk_npt(
     }
 }
 
-fn npt_paging(config: &Config, root: u64, levels: u8) -> Paging {
+pub(crate) fn npt_paging(config: &Config, root: u64, levels: u8) -> Paging {
     Paging {
         mode: if levels == 5 { Mode::Level5 } else { Mode::Level4 },
         root,

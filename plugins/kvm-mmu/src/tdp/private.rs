@@ -36,7 +36,7 @@ impl<'a> PrivateTables<'a> {
 
     /// An entry as silicon reads it.
     pub fn entry(&mut self, address: u64) -> u64 {
-        let entry = self.pages.read(address);
+        let entry = self.stored(address);
         entry ^ self.ask(|points| Some(points.flip), entry).unwrap_or(0)
     }
 
@@ -50,8 +50,22 @@ impl<'a> PrivateTables<'a> {
         self.ask(|points| points.dirty, entry).is_some()
     }
 
+    /// An entry as it stands. A bent one above it leads to whatever memory there is; where there is none, nobody drives the bus low.
+    pub fn stored(&mut self, address: u64) -> u64 {
+        match &mut self.faults {
+            Some((host, _)) if !self.pages.spans(address) => host.read_u64(address).unwrap_or(u64::MAX),
+            _ => self.pages.read(address),
+        }
+    }
+
     pub fn set(&mut self, address: u64, entry: u64) {
-        self.pages.write(address, entry);
+        match &mut self.faults {
+            Some((host, _)) if !self.pages.spans(address) => {
+                // Where no memory is, the update goes nowhere.
+                let _ = host.write(address, &entry.to_le_bytes());
+            }
+            _ => self.pages.write(address, entry),
+        }
     }
 
     fn ask(&mut self, point: fn(&Points) -> Option<FaultPoint>, entry: u64) -> Option<u64> {

@@ -2,7 +2,7 @@
 //! twice at once.
 
 use super::{
-    engine::{Beds, creates, load},
+    engine::{Beds, Loaded, creates, load, options},
     read, whole,
 };
 use crate::{
@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueHint;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
+    cell::RefCell,
     fs,
     io::IsTerminal,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -54,6 +55,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     let mut beds = Beds::new(&loaded, &creates);
     let jobs: Vec<(u64, bool)> = campaign.of_shard(shard).collect();
     interrupt::listen();
+    keep_panics();
     let (bar, start) = (bar(jobs.len() as u64), Instant::now());
     let (mut ran, mut failures) = (0u64, 0u64);
     for (part, jobs) in jobs.chunks(PART).enumerate() {
@@ -72,7 +74,10 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
                 Some(job) => one(&campaign, &job, &mut beds),
                 None => absent(&campaign, *index, *again),
             };
-            failures += u64::from(!line.failure.is_empty());
+            if !line.failure.is_empty() {
+                failures += 1;
+                bar.suspend(|| keep(&args.output, &campaign, &line, &loaded))?;
+            }
             lines.push(serde_json::to_string(&line).context("a result")?);
             bar.inc(1);
             ran += 1;
@@ -87,6 +92,19 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
         beds.looked_at()
     ));
     Ok(if failures == 0 { ExitCode::SAME } else { ExitCode::COULD_NOT_TEST })
+}
+
+/// Writes down the plan of a job in which this program failed, and says where.
+fn keep(folder: &Path, campaign: &Campaign, line: &Line, loaded: &[Loaded]) -> Result<()> {
+    let path = folder.join(format!("{}-failed-job-{}.toml", line.campaign, line.job));
+    let Some(job) = campaign.job(line.job, line.again, |machine| &loaded[machine].points) else {
+        return Ok(());
+    };
+    whole(&path, job.plan.to_toml().as_bytes())?;
+    let machine = options(&campaign.machines[job.machine]).join(" ");
+    let (number, guest, failure) = (line.job, &job.guest, &line.failure);
+    tell(format!("job {number} ({machine} {guest}, {}): {failure}", path.display()));
+    Ok(())
 }
 
 /// The file of a part. It has the campaign's number: results of another one never pass for it.
@@ -147,10 +165,42 @@ fn one(campaign: &Campaign, job: &Job, beds: &mut Beds<'_>) -> Line {
             Ok(beds.of(job.machine, &job.guest)?.run(&source)?)
         })
     };
-    match catch_unwind(AssertUnwindSafe(run)) {
+    match caught(run) {
         Ok(Ok(outcome)) => (line.signature, line.faults) = (Some(outcome.signature), outcome.faults),
         Ok(Err(error)) => line.failure = format!("{error:#}"),
-        Err(_) => line.failure = "this program panicked".to_owned(),
+        Err(panic) => line.failure = format!("this program panicked: {panic}"),
     }
     line
+}
+
+thread_local! {
+    /// What the last panic said, and where.
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Runs something that may panic; then what it said, and where.
+fn caught<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|_| PANIC.take())
+}
+
+/// Panics are results here, and are told with their job.
+fn keep_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(|place| format!(", {place}")).unwrap_or_default();
+        let said = info.payload_as_str().unwrap_or("without a word");
+        PANIC.set(format!("{said}{place}"));
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_told_with_its_place() {
+        keep_panics();
+        assert_eq!(caught(|| 7), Ok(7));
+        let told = caught(|| panic!("no {}", "way")).err().unwrap_or_default();
+        assert!(told.starts_with("no way, ") && told.contains("run.rs:"), "{told}");
+    }
 }
