@@ -4,7 +4,7 @@ mod common;
 
 use common::{PageTableTest, any_event, tape_of};
 use proptest::prelude::*;
-use std::fs;
+use std::{fs, time::Duration};
 use vmtape_traces::{
     Cause, Event, Metadata, Options, Tape, Writer, ahead,
     event::{Control, End, ExitEvent, Milestone},
@@ -117,6 +117,28 @@ fn a_tape_opens_while_it_is_written() {
         assert!(read.eq(events.iter().take(events_so_far).cloned()));
     }
     assert!(seen > 2, "{seen} chunks were seen");
+}
+
+/// What is flushed ahead of a chunk is written over by the chunk: who has opened the tape in between does not notice.
+#[test]
+fn an_open_tape_stays_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tape");
+    let events = PageTableTest::exits(3, 3_000);
+    let options = Options { flush_every: Some(Duration::ZERO), ..Options::default() };
+    let mut writer = Writer::create(&path, &Metadata::default(), &[], options).unwrap();
+    let mut opened = Vec::new();
+    for batch in events.chunks(400) {
+        batch.iter().for_each(|event| writer.push(event.clone()));
+        writer.flush_if_due();
+        let tape = Tape::open(&writer::partial(&path)).unwrap();
+        let so_far = tape.totals().unwrap().events as usize;
+        opened.push((tape, so_far));
+    }
+    writer.finish().unwrap();
+    for (tape, so_far) in opened {
+        assert!(tape.events().map(Result::unwrap).eq(events[..so_far].iter().cloned()));
+    }
 }
 
 #[test]

@@ -144,25 +144,44 @@ impl Tape {
     /// Walks the chunks from the first. Returns what stopped the walk, unless that is the index or the plain end.
     pub(super) fn scan(&mut self) -> Option<Error> {
         let mut offset = u64::from(self.header.size.get());
+        let mut stopped = None;
         while offset < self.source.len() {
-            let header = match self.stored(offset) {
-                Ok((header, _)) => header,
-                Err(error) => return Some(error),
-            };
-            if header.kind() == ChunkKind::INDEX {
-                return None;
+            match self.stored(offset) {
+                Ok((header, _)) if header.kind() == ChunkKind::INDEX => break,
+                Ok((header, _)) => {
+                    self.chunks.push(entry(offset, &header));
+                    offset += header.span();
+                }
+                Err(error) => {
+                    stopped = Some(error);
+                    break;
+                }
             }
-            self.chunks.push(IndexEntry {
-                offset,
-                length: header.length.get(),
-                uncompressed: header.uncompressed.get(),
-                first_exit: header.first_exit.get(),
-                first_icount: header.first_icount.get(),
-                kind: header.kind.get(),
-                events: header.events.get(),
-            });
-            offset += header.span();
         }
-        None
+        self.hold_last(offset).err().or(stopped)
+    }
+
+    /// The writer of an unfinished tape may put a longer chunk in the place of the last one at any time: it is held as it is.
+    fn hold_last(&mut self, end: u64) -> Result<()> {
+        let Some(last) = self.chunks.pop() else { return Ok(()) };
+        let place = Place::Chunk { offset: last.offset, kind: ChunkKind(last.kind) };
+        let held = self.source.keep_tail(last.offset, end - last.offset);
+        held.map_err(|e| Cause::Io(e).at(&self.name, place))?;
+        let (header, _) = self.stored(last.offset)?;
+        self.chunks.push(entry(last.offset, &header));
+        Ok(())
+    }
+}
+
+/// A chunk of an unfinished tape, as its index would name it.
+fn entry(offset: u64, header: &ChunkHeader) -> IndexEntry {
+    IndexEntry {
+        offset,
+        length: header.length.get(),
+        uncompressed: header.uncompressed.get(),
+        first_exit: header.first_exit.get(),
+        first_icount: header.first_icount.get(),
+        kind: header.kind.get(),
+        events: header.events.get(),
     }
 }
