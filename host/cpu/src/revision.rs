@@ -12,7 +12,8 @@ use vmtape_arch::{fpu::Fpu, host::Vendor};
 /// - 2: a TLB of 8192 pages, set-associative; before, [`Geometry::DirectMapped`].
 /// - 3: KVM's emulator goes back to the guest within instructions that repeat ([`repeats_in_bunches`]).
 /// - 4: the x87 starts as KVM leaves it to a guest ([`fcw`]).
-pub const REVISION: u32 = 4;
+/// - 5: devices see a store at its instruction, also where silicon exits after it ([`traps_keep_their_time`]).
+pub const REVISION: u32 = 5;
 
 /// The TLB in a revision.
 pub const fn tlb(revision: u32) -> Geometry {
@@ -28,6 +29,12 @@ pub const fn repeats_in_bunches(revision: u32) -> bool {
 /// See: Linux 5.10 arch/x86/include/asm/fpu/internal.h fpstate_init_fxstate()
 pub const fn fcw(revision: u32) -> u16 {
     if revision < 4 { Fpu::RESET.fcw } else { 0x37f }
+}
+
+/// Whether what an exit after its instruction (a trap) does happens at the instruction, as with an exit before it: a timer that
+/// APIC-register virtualization starts is due when it is due without. Before, one instruction later.
+pub const fn traps_keep_their_time(revision: u32) -> bool {
+    revision >= 5
 }
 
 /// The rules of silicon of a vendor in a revision.

@@ -95,7 +95,9 @@ impl Machine {
             Before { rip: vcpu.state.rip, cr8: own_cr8.then_some(vcpu.state.cr8), pat: vcpu.state.pat };
         (self.services.emulated, self.services.repeats) = (false, false);
         self.services.repetitions = 0;
+        self.services.trapped = exit.trap.is_set();
         let resume = self.backend.handle_exit(n, &mut vcpu.state, &exit, &mut self.services);
+        self.services.trapped = false;
         self.services.is_right(answers::resume("handle_exit", &resume, &vcpu.state));
         if let Some(wrong) = self.services.take_wrong() {
             return Some(answered_wrongly(n, &wrong));

@@ -118,6 +118,7 @@ impl Machine {
             (0..spec.vcpus).map(|n| model::for_vcpu(&spec.cpuid, n, spec.vcpus)).collect(),
         );
         services.flushes = flush_handles(&vcpus);
+        services.traps_keep_their_time = revision::traps_keep_their_time(spec.cpu_revision);
         services.repeats_in_bunches = revision::repeats_in_bunches(spec.cpu_revision);
         services.fault_numbers = FaultNumbers::new(&backend.fault_points(), &spec.fault_points);
         let placement = Placement::new(spec.vcpus);

@@ -19,7 +19,7 @@ use crate::{
     devices::Devices,
     memory::Memory,
     tape::{Feeding, Tape},
-    time::{Clock, FaultNumbers, InputStream, Inputs},
+    time::{Clock, FaultNumbers, InputStream, Inputs, NS_PER_TICK},
 };
 use outcomes::Outcomes;
 use vmtape_abi::{BusOp, BusSpace, Host, MemoryStatus};
@@ -50,6 +50,10 @@ pub(crate) struct Services {
     pub(crate) repeats: bool,
     /// How KVM's emulator does instructions that repeat: see [`vmtape_cpu::revision::repeats_in_bunches`].
     pub(crate) repeats_in_bunches: bool,
+    /// Whether [`vmtape_cpu::revision::traps_keep_their_time`].
+    pub(crate) traps_keep_their_time: bool,
+    /// The exit that is being handled came after its instruction.
+    pub(crate) trapped: bool,
     /// Iterations of repeated instructions that KVM's emulator has done for the exit that is being handled.
     pub(crate) repetitions: u64,
     /// The last exit was at the same place as the one before: the rules that decide are worth knowing, tape or not.
@@ -93,6 +97,8 @@ impl Services {
             emulated: false,
             repeats: false,
             repeats_in_bunches: true,
+            traps_keep_their_time: true,
+            trapped: false,
             repetitions: 0,
             watching: false,
             rules: Vec::new(),
@@ -154,7 +160,8 @@ impl Services {
     }
 
     fn access_bus(&mut self, vcpu: u32, op: &mut BusOp) -> bool {
-        let now = self.clock.now();
+        let before_trap = u64::from(self.trapped && self.traps_keep_their_time);
+        let now = self.clock.now().saturating_sub(before_trap * NS_PER_TICK);
         match op.space {
             BusSpace::KERNEL_PIO => self.devices.kernel_pio(op, now),
             BusSpace::USER_PIO => self.devices.user_pio(op, now),
