@@ -68,6 +68,9 @@ pub fn replay(
         true => report.compared.instructions = reached,
         false => report.leave_open(native::UNKNOWN, reached.saturating_sub(feeder.retired)),
     }
+    if report.unknown.keys().any(|what| what != MISSED) {
+        report.settled_by = Some(native::SETTLED_BY);
+    }
     // A question that is answered otherwise is a difference, but nothing follows from it.
     if feeder.found.is_empty() {
         feeder.found.extend(feeder.asked.take().map(|found| (found, 1)));

@@ -15,6 +15,9 @@ use vmtape_traces::ExitGroup;
 /// By what they are counted in a report.
 pub const UNKNOWN: &str = "instructions between exits, for which the guest would have to run";
 
+/// And what tells.
+pub const SETTLED_BY: &str = "`vmtape replay` without --mode exits, which runs the guest";
+
 /// Whether the handling of an exit completed an instruction: the backend skipped or emulated it, so RIP moved. One that leaves RIP
 /// where it was counts as none, so that rather too much is unknown than too little.
 pub fn retired(group: &ExitGroup) -> bool {

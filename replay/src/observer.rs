@@ -32,7 +32,7 @@ impl Observation {
     /// What a tape tells of an exit. The silicon's walk is on it only where it led to the exit.
     pub fn of(group: &ExitGroup) -> Vec<Self> {
         let exit = &group.exit.exit;
-        let steps: Vec<_> = group.before.iter().filter_map(Entry::of).collect();
+        let steps: Vec<_> = group.walk().filter_map(Entry::of).collect();
         let walk = (exit.stimulus == StimulusKind::ACCESS && !steps.is_empty()).then(|| Walk {
             access: exit.access,
             paged: true,

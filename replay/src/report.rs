@@ -113,6 +113,15 @@ pub struct Divergence {
     pub reproduce: String,
 }
 
+impl Divergence {
+    /// The entry of a walk on which it hangs, on each side that has one that the other has not: the side's name, and the line.
+    pub fn deciding(&self) -> Vec<(&str, &str)> {
+        let [expected, actual] = &self.stories[..] else { return Vec::new() };
+        let pairs = [(expected, actual), (actual, expected)];
+        pairs.into_iter().filter_map(|(side, other)| Some((&*side.side, side.deciding(other)?))).collect()
+    }
+}
+
 /// A divergence of a comparison that goes on after it, and how often it is there.
 #[derive(Clone, Debug, Serialize)]
 pub struct Occurrence {
@@ -155,6 +164,9 @@ pub struct Report {
     pub exempted: BTreeMap<&'static str, u64>,
     /// What could not be decided, by reason: counted, never guessed.
     pub unknown: BTreeMap<String, u64>,
+    /// What would decide what is unknown, where something would.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settled_by: Option<&'static str>,
     pub divergence: Option<Divergence>,
     /// All of them, each signature once, where the comparison went on after the first one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -181,6 +193,7 @@ impl Report {
             compared: Compared::default(),
             exempted: BTreeMap::new(),
             unknown: BTreeMap::new(),
+            settled_by: None,
             divergence: None,
             occurrences: Vec::new(),
             alignment: None,

@@ -6,6 +6,7 @@ use crate::{
     Error,
     player::{Create, Player},
 };
+use std::sync::OnceLock;
 use tempfile::NamedTempFile;
 use vmtape_machine::{
     MachineSpec, Recorded,
@@ -25,6 +26,14 @@ const INITRD: &str = "initrd";
 const MAX_INSTRUCTIONS: &str = "max-insns";
 const MAX_EXITS: &str = "max-exits";
 
+/// What makes the tapes of this process, with its version and commit.
+static ORIGIN: OnceLock<String> = OnceLock::new();
+
+/// Says once what makes the tapes of this process; otherwise it is `vmtape` and the version of this crate.
+pub fn made_by(origin: &str) {
+    let _ = ORIGIN.set(origin.to_owned());
+}
+
 /// What a tape of this machine says of it.
 pub fn metadata(spec: &MachineSpec, budget: &Budget) -> Result<Metadata, Error> {
     // The images have chunks of their own.
@@ -36,7 +45,7 @@ pub fn metadata(spec: &MachineSpec, budget: &Budget) -> Result<Metadata, Error> 
     let limits = limits.map(|(name, limit)| ((*name).to_owned(), limit.to_string()));
     let points = spec.fault_points.iter().map(|(number, name)| Metadata::fault_point_note(*number, name));
     Ok(Metadata {
-        origin: format!("vmtape {}", env!("CARGO_PKG_VERSION")),
+        origin: ORIGIN.get_or_init(|| format!("vmtape {}", env!("CARGO_PKG_VERSION"))).clone(),
         backend: spec.backend.clone(),
         options: spec.options.clone(),
         silicon: Some(spec.silicon),

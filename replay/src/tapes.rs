@@ -232,6 +232,7 @@ fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str
     finish(&both, report, reproduce);
     let between = expected.totals()?.icount.saturating_sub(both.expected.retired);
     report.leave_open(native::UNKNOWN, between);
+    report.settled_by = Some(native::SETTLED_BY);
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use vmtape_arch::{
 use vmtape_traces::{
     Event, ExitGroup, Metadata,
     event::{End, ExitEvent},
-    text::{fault_in_text, fault_text, note_text, pcpu_text, place_text},
+    text::{fault_in_text, fault_text, note_text, own_text, pcpu_text, place_text, stimulus_text},
 };
 
 /// The name of an exit's reason.
@@ -123,17 +123,7 @@ pub fn same_end(a: &End, b: &End) -> bool {
 
 /// How a run ended, in words.
 pub fn end_text(end: &End) -> String {
-    match end {
-        End::DebugExit { status } => format!("the guest left with status {status}"),
-        End::Shutdown { reason } => format!("shutdown: {reason}"),
-        End::Idle { reason } if reason.is_empty() => "all vCPUs are halted for ever".into(),
-        End::Idle { reason } => format!("halted for ever: {reason}"),
-        End::Fatal { vcpu, reason, .. } => format!("vCPU {vcpu} cannot go on: {reason}"),
-        End::Limit { what } => format!("limit reached: {what}"),
-        End::NoProgress { reason, .. } => format!("no progress: {reason}"),
-        End::Cut => "the recording stops here".into(),
-        End::Interrupted => "interrupted".into(),
-    }
+    end.to_string()
 }
 
 /// What an event is, without its numbers.
@@ -169,11 +159,11 @@ pub fn named_event_text(event: &Event, names: &Metadata) -> String {
     match event {
         Event::Exit(exit) => {
             format!(
-                "exit {} at rip {:#x} icount {} {:x?}",
+                "exit {} at rip {:#x} icount {}: {}",
                 reason(&exit.exit),
                 exit.rip,
                 exit.icount,
-                exit.exit
+                exit_words(&exit.exit)
             )
         }
         Event::Note { vcpu, place, note } => note_line(note, *vcpu, 0) + &place_text(*place),
@@ -186,7 +176,21 @@ pub fn named_event_text(event: &Event, names: &Metadata) -> String {
         Event::FaultIn(page) => fault_in_text(page),
         Event::Pcpu(event) => pcpu_text(event),
         Event::Fault(fault) => format!("fault {}", fault_text(fault, names)),
-        Event::End { icount, end, .. } => format!("after {icount} instructions, {}", end_text(end)),
-        other => format!("{other:x?}"),
+        Event::End { icount, end, .. } => format!("after {icount} instructions, {end}"),
+        Event::Line { text, .. } => text.clone(),
+        other => format!("{}: {}", event_kind(other), own_text(other, names)),
     }
+}
+
+/// What silicon tells of an exit, and what it is about.
+fn exit_words(exit: &Exit) -> String {
+    let gpa = if exit.gpa == 0 { String::new() } else { format!(" gpa {:#x}", exit.gpa) };
+    format!(
+        "info1 {:#x} info2 {:#x} intr_info {:#x} error_code {:#x}{gpa}; {}",
+        exit.info1,
+        exit.info2,
+        exit.intr_info,
+        exit.error_code,
+        stimulus_text(exit)
+    )
 }

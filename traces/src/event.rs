@@ -265,3 +265,19 @@ pub enum End {
     /// Whoever recorded wanted the run to end.
     Interrupted,
 }
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DebugExit { status } => write!(f, "the guest left with status {status}"),
+            Self::Shutdown { reason } => write!(f, "shutdown: {reason}"),
+            Self::Idle { reason } if reason.is_empty() => f.write_str("all vCPUs are halted for ever"),
+            Self::Idle { reason } => write!(f, "halted for ever: {reason}"),
+            Self::Fatal { vcpu, reason, .. } => write!(f, "vCPU {vcpu} cannot go on: {reason}"),
+            Self::Limit { what } => write!(f, "limit reached: {what}"),
+            Self::NoProgress { reason, .. } => write!(f, "no progress: {reason}"),
+            Self::Cut => f.write_str("the recording stops here"),
+            Self::Interrupted => f.write_str("interrupted"),
+        }
+    }
+}

@@ -9,7 +9,7 @@ use crate::{
 use std::collections::{BTreeMap, VecDeque};
 use vmtape_arch::{
     exit::{Resume, ResumeKind},
-    level::Place,
+    level::{Level, Place},
     note::Note,
 };
 
@@ -288,10 +288,38 @@ impl Grouping {
     }
 }
 
+/// Where the last walk begins among notes.
+pub fn last_walk(notes: &[Note], level: Level) -> usize {
+    let steps = notes.iter().enumerate().filter_map(|(n, note)| Some((n, step_level(note)?)));
+    let (mut begin, mut below) = (notes.len(), 0);
+    for (n, step) in steps.rev() {
+        if step <= below && level == Level::L1 {
+            break;
+        }
+        (begin, below) = (n, step);
+    }
+    begin
+}
+
+/// The level of an entry that silicon read.
+fn step_level(note: &Note) -> Option<u8> {
+    match note {
+        Note::SiliconStep { level, .. } => Some(*level),
+        _ => None,
+    }
+}
+
 impl ExitGroup {
     /// Whether the vCPU waits for an event after it.
     pub fn is_halted(&self) -> bool {
         self.resume.is_some_and(|resume| HALTED.contains(&resume.kind))
+    }
+
+    /// The steps of silicon's walk that led to this exit: those of walks before it that went on natively are no part of it. Of a
+    /// guest's guest all steps, whose dimensions are mixed.
+    pub fn walk(&self) -> impl Iterator<Item = &Note> {
+        let begin = last_walk(&self.before, self.exit.exit.level);
+        self.before[begin..].iter().filter(|note| step_level(note).is_some())
     }
 
     /// Where one of `notes` belongs.

@@ -8,6 +8,10 @@ use vmtape_arch::{
 
 use crate::flat::{cpuid_bytes, cpuid_entry};
 
+/// How the notes begin that name the backend's rules.
+const RULE: &str = "rule ";
+/// The note that says which build of the backend recorded.
+const BUILD: &str = "backend-build";
 /// How the notes begin that name fault points.
 const FAULT_POINT: &str = "fault-point ";
 
@@ -138,8 +142,41 @@ impl Metadata {
 
     /// The name of a fault point: tapes that have faults have the names of all points that the machine knew.
     pub fn fault_point(&self, number: u32) -> Option<&str> {
-        let key = format!("{FAULT_POINT}{number:#x}");
-        self.notes.iter().find(|(name, _)| *name == key).map(|(_, name)| name.as_str())
+        self.note(&format!("{FAULT_POINT}{number:#x}"))
+    }
+
+    /// The note that names a rule of the backend's.
+    pub fn rule_note(number: u32, name: &str) -> (String, String) {
+        (format!("{RULE}{number:#x}"), name.to_owned())
+    }
+
+    /// The name of a rule, as the build that recorded has it.
+    pub fn rule(&self, number: u32) -> Option<&str> {
+        self.note(&format!("{RULE}{number:#x}"))
+    }
+
+    /// Without the names of rules, which no text keeps.
+    pub fn forget_rules(&mut self) {
+        self.notes.retain(|(name, _)| !name.starts_with(RULE));
+    }
+
+    /// Whether the tape names its backend's rules.
+    pub fn names_rules(&self) -> bool {
+        self.notes.iter().any(|(name, _)| name.starts_with(RULE))
+    }
+
+    /// The note of which build of the backend recorded.
+    pub fn build_note(build: &str) -> (String, String) {
+        (BUILD.to_owned(), build.to_owned())
+    }
+
+    /// Which build of the backend recorded: its name, version and commit.
+    pub fn build(&self) -> Option<&str> {
+        self.note(BUILD)
+    }
+
+    fn note(&self, key: &str) -> Option<&str> {
+        self.notes.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
     /// The value of an option.

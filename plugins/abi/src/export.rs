@@ -34,11 +34,12 @@ macro_rules! export_backend {
         // UNSAFETY: an unmangled symbol; its name is this ABI's own.
         #[allow(unsafe_code)]
         const _: () = {
-            static TABLE: $crate::table::BackendTable = $crate::export::table::<$plugin>(concat!(
-                env!("CARGO_PKG_NAME"),
-                " ",
-                env!("CARGO_PKG_VERSION")
-            ));
+            // A build script may say which commit it is.
+            const BUILD: &str = match option_env!("VMTAPE_BUILD") {
+                Some(build) => build,
+                None => concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")),
+            };
+            static TABLE: $crate::table::BackendTable = $crate::export::table::<$plugin>(BUILD);
 
             #[unsafe(no_mangle)]
             extern "C" fn vmtape_backend_v2() -> *const $crate::table::BackendTable {

@@ -50,7 +50,7 @@ pub(super) fn explain(
     let here = rules::named(&actual.observations, &sides.plugin.rules, &sides.actual.backend);
     let there = rules::named(&expected.observations, &sides.expected_plugin.rules, &sides.expected.backend);
     let cause = match sides.explain {
-        true => cause(sides, pair, before, (&case, differences.first()), guest)
+        true => cause(sides, pair, before, (&case, &differences), guest)
             .or_else(|| causes::of_rules(&there, &here)),
         false => None,
     };
@@ -123,12 +123,13 @@ fn cause(
     sides: &Sides,
     pair: &Pair,
     before: &LastEqual,
-    (case, first): (&Case, Option<&Difference>),
+    (case, differences): (&Case, &[Difference]),
     guest: u8,
 ) -> Option<Cause> {
-    let mut run =
-        |side: Side, machine: &MachineSpec| try_out(sides, pair, before, case, (side, machine), guest);
-    causes::find(sides, case, first, before.icount, &mut run)
+    let mut run = |side: Side, machine: &MachineSpec| {
+        try_out(sides, pair, before, (case, differences), (side, machine), guest)
+    };
+    causes::find(sides, case, differences.first(), before.icount, &mut run)
 }
 
 /// Runs a changed machine to the instruction, and holds it against the other side.
@@ -136,7 +137,7 @@ fn try_out(
     sides: &Sides,
     pair: &Pair,
     before: &LastEqual,
-    case: &Case,
+    (case, found): (&Case, &[Difference]),
     (side, machine): (Side, &MachineSpec),
     guest: u8,
 ) -> Result<Finding, Error> {
@@ -156,12 +157,14 @@ fn try_out(
     if player.end.is_some() || player.machine.icount() != before.icount || !states.into_iter().all(same) {
         return Ok(Finding::Still);
     }
+    let other = if side == Side::Expected { &pair.actual } else { &pair.expected };
+    let brought = {
+        let (expected, actual) = if side == Side::Expected { (&player, other) } else { (other, &player) };
+        state::compare(&expected.machine, &actual.machine)
+    };
     player.listen(true);
     player.advance(before.icount + 1, u64::MAX)?;
-    let (expected, actual) = match side {
-        Side::Expected => (&player, &pair.actual),
-        Side::Actual => (&pair.expected, &player),
-    };
+    let (expected, actual) = if side == Side::Expected { (&player, other) } else { (other, &player) };
     let mut differences = state::compare(&expected.machine, &actual.machine);
     differences.extend(end_difference(expected, actual));
     let (changes, questions) = state::compare_ioctls(&expected.machine, &actual.machine, pair.logs_alike);
@@ -169,6 +172,17 @@ fn try_out(
     differences.extend(questions.into_iter().filter(|_| pair.questions));
     if differences.is_empty() {
         return Ok(Finding::Equal);
+    }
+    // Memory that the change has altered before, and that this instruction neither alters nor differs in, is another matter.
+    let in_place = |a: &Difference, gpa: u64| matches!(a, Difference::Memory { gpa: at, .. } if *at == gpa);
+    differences.retain(|difference| match difference {
+        Difference::Memory { gpa, .. } => {
+            !brought.contains(difference) || found.iter().any(|other| in_place(other, *gpa))
+        }
+        _ => true,
+    });
+    if differences.is_empty() {
+        return Ok(Finding::Gone);
     }
     differences.sort_by_key(|difference| difference.rank(guest));
     let endless = matches!(player.end, Some(End::NoProgress { .. }));

@@ -137,7 +137,7 @@ pub fn things(expected: &MachineSpec, actual: &MachineSpec) -> Vec<Thing> {
         _ => machine
             .script
             .iter()
-            .map(|step| format!("{:?} at {}", step.action, step.at))
+            .map(|step| format!("{} at {}", step.action, step.at))
             .collect::<Vec<_>>()
             .join(", "),
     };

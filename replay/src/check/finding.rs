@@ -12,6 +12,8 @@ pub(super) const DMA: &str = "Linux drivers/vfio/vfio_iommu_type1.c vfio_iommu_i
 pub enum Severity {
     /// Nothing on this tape shows that the guest minds, but another guest, or this one later, might.
     Caution,
+    /// The guest sees it, because it relies on address bits that its width reserves and the host does not.
+    Conditional,
     /// The guest sees it.
     Breaks,
     /// The guest cannot be there at all.
@@ -108,6 +110,17 @@ impl Finding {
     pub fn pin(mut self, pin: Pin) -> Self {
         self.pins.push(pin);
         self
+    }
+}
+
+impl Severity {
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Caution => "caution",
+            Self::Conditional => "conditional",
+            Self::Breaks => "breaks",
+            Self::Refuses => "refused",
+        }
     }
 }
 

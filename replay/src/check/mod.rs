@@ -57,6 +57,9 @@ pub struct Host<'a> {
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     Safe,
+    /// The guest would see nothing but that address bits are not reserved there which are for it: a guest that does not rely on
+    /// them is safe.
+    Conditional,
     /// The guest would see a difference.
     Unsafe,
     /// The guest cannot be there: it is wider than the host.
@@ -67,6 +70,7 @@ impl Verdict {
     pub fn text(self) -> &'static str {
         match self {
             Self::Safe => "safe",
+            Self::Conditional => "conditional",
             Self::Unsafe => "unsafe",
             Self::Refused => "refused",
         }
@@ -126,6 +130,7 @@ pub fn check(
     let verdict = match findings.first().map(|finding| finding.severity) {
         Some(Severity::Refuses) => Verdict::Refused,
         Some(Severity::Breaks) => Verdict::Unsafe,
+        Some(Severity::Conditional) => Verdict::Conditional,
         _ => Verdict::Safe,
     };
     let worst = findings.first().filter(|_| verdict != Verdict::Safe);

@@ -2,7 +2,7 @@
 
 use super::finding::{Finding, Pin};
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 /// What to give the guest, and what to set on hosts. `None` and empty: as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -18,6 +18,20 @@ pub struct Pins {
     pub hide_width: BTreeSet<String>,
     /// What cannot be had, in words.
     pub conflicts: Vec<String>,
+}
+
+/// A setting, and the first version of a program that knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Need {
+    pub program: &'static str,
+    pub setting: &'static str,
+    pub since: &'static str,
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} from {} {} on", self.setting, self.program, self.since)
+    }
 }
 
 impl Pins {
@@ -73,6 +87,20 @@ impl Pins {
         width.into_iter().chain(mappable).chain(without).collect::<Vec<_>>().join(",")
     }
 
+    /// The settings that not every QEMU and libvirt knows, each with the first version that does.
+    // See: QEMU hw/i386/pc.c pc_compat_9_0; libvirt docs/formatdomain.rst `maxphysaddr`
+    pub fn needs(&self) -> Vec<Need> {
+        let need = |program, setting, since| Need { program, setting, since };
+        let width = [
+            need("QEMU", "phys-bits", "2.7"),
+            need("libvirt", "maxphysaddr", "8.7.0"),
+            need("libvirt", "maxphysaddr limit", "9.3.0"),
+        ];
+        let width = width.into_iter().filter(|_| self.phys_bits.is_some());
+        let mappable = self.guest_phys_bits.map(|_| need("QEMU", "guest-phys-bits", "9.1"));
+        width.chain(mappable).collect()
+    }
+
     /// As [`Pins::qemu`], in the words of this program's `--cpu`: what it knows of them.
     pub fn model(&self, known: impl Fn(&str) -> bool) -> String {
         let without = self.without.iter().filter(|name| known(name)).cloned().collect();
@@ -123,6 +151,8 @@ mod tests {
             ]),
             39,
         );
+        let needs: Vec<_> = pins.needs().iter().map(Need::to_string).collect();
+        assert_eq!(needs.last().map(String::as_str), Some("guest-phys-bits from QEMU 9.1 on"), "{needs:?}");
         assert_eq!(pins.qemu(), "host-phys-bits=off,phys-bits=39,guest-phys-bits=39,-la57");
         assert_eq!(
             pins.libvirt(),

@@ -12,7 +12,7 @@ use crate::{
     across::{COMPARED, Sides},
     explain, identical,
     player::Create,
-    report::Divergence,
+    report::{self, Divergence},
 };
 use vmtape_arch::{
     cpuid::{CpuidEntry, find, maxphyaddr},
@@ -55,7 +55,9 @@ pub fn run(
     let mut findings = Vec::new();
     if let Some(divergence) = &report.divergence {
         let place = first_place(guest, host, &sides, divergence)?;
-        findings.push(finding(divergence).at(place.as_ref()).at_exit(divergence.expected_exit));
+        let of_reserved_bits = is_of_reserved_bits(guest, host, create, progress);
+        findings
+            .push(finding(divergence, of_reserved_bits).at(place.as_ref()).at_exit(divergence.expected_exit));
     } else {
         let unasked = unasked(guest, host);
         if !unasked.is_empty() {
@@ -120,12 +122,35 @@ fn same(a: &MachineSpec, b: &MachineSpec) -> bool {
     plain(a) == plain(b)
 }
 
-fn finding(divergence: &Divergence) -> Finding {
+fn finding(divergence: &Divergence, of_reserved_bits: Option<u8>) -> Finding {
     let mut sentence = format!("run there, {}", divergence.summary);
     if let Some(cause) = &divergence.cause {
         sentence += &format!(" ({}: {})", cause.name, cause.sentence);
     }
-    Finding::new(Severity::Breaks, Subject::Replay, sentence, SOURCE)
+    let Some(width) = of_reserved_bits else {
+        return Finding::new(Severity::Breaks, Subject::Replay, sentence, SOURCE);
+    };
+    sentence += &format!(
+        "; only a guest that relies on reserved bits sees that: on the same host with {width} address bits nothing differs"
+    );
+    Finding::new(Severity::Conditional, Subject::Replay, sentence, SOURCE)
+}
+
+/// Whether nothing differs where the host's processor is as narrow as the guest, and the host otherwise as it is: what differs
+/// follows from address bits that are reserved for the guest alone. Gives that width.
+fn is_of_reserved_bits(
+    guest: &Guest,
+    host: &Host,
+    create: Create,
+    progress: &mut dyn FnMut(u64),
+) -> Option<u8> {
+    let width = rules::reserved_from(guest, host)?;
+    let mut machine = host.machine.clone();
+    machine.silicon.phys_bits = width;
+    let sides = Sides { explain: false, ..sides(guest, host, &machine, create, "") };
+    // A host that cannot be so is no evidence.
+    let report = compare(guest, &sides, progress).ok()?;
+    (report.verdict == report::Verdict::Same).then_some(width)
 }
 
 /// The entry, device or slot at which a difference shows: looked up in the other machine, right after it.

@@ -192,9 +192,15 @@ fn mappable(guest: &Guest, host: &Host, widths: &Widths, findings: &mut Vec<Find
     findings.push(Finding::new(Severity::Caution, Subject::Mappable, sentence, MAPPABLE).at(place).pin(pin));
 }
 
+/// The first address bit that is reserved for the guest and not for the host, whose KVM does not hide it.
+pub fn reserved_from(guest: &Guest, host: &Host) -> Option<u8> {
+    let narrowest = Widths::of(guest, host).narrowest;
+    (narrowest < host.passport.silicon.phys_bits && !host.hides_width).then_some(narrowest)
+}
+
 fn reserved_bits(guest: &Guest, host: &Host, widths: &Widths, findings: &mut Vec<Finding>) {
     let silicon = host.passport.silicon.phys_bits;
-    if widths.narrowest >= silicon || host.hides_width {
+    if reserved_from(guest, host).is_none() {
         return;
     }
     let name = &host.passport.name;

@@ -100,6 +100,20 @@ pub fn of_group(group: &ExitGroup, widths: Widths) -> Story {
     Teller { widths, focus }.tell("the tape", &observations, &outcome(&observations, false), &[])
 }
 
+impl Story {
+    /// The line of a walk by which this side does something else than the other one: the last with a remark that the other one's
+    /// walks do not have, one that decides a fault before all others.
+    pub fn deciding<'s>(&'s self, other: &Self) -> Option<&'s str> {
+        let remark = |line: &'s str| line.split_once(walk::REMARK).map(|(_, remark)| remark);
+        let theirs: Vec<_> =
+            other.lines.iter().filter_map(|line| Some(line.split_once(walk::REMARK)?.1)).collect();
+        let own = || self.lines.iter().map(String::as_str).rev();
+        let mut told = own().filter(|line| remark(line).is_some_and(|remark| !theirs.contains(&remark)));
+        let decides = told.clone().find(|line| remark(line).is_some_and(|r| r.starts_with(walk::DECIDES)));
+        decides.or_else(|| told.next()).map(str::trim_start)
+    }
+}
+
 /// The outcome of an instruction. `endless`: the machine's watchdog ended the run there.
 pub fn outcome(observations: &[Observation], endless: bool) -> Outcome {
     if endless {

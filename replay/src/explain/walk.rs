@@ -10,6 +10,11 @@ use vmtape_arch::{
 };
 use vmtape_machine::MachineSpec;
 
+/// What stands between an entry and what is to be said of it.
+pub(super) const REMARK: &str = "   <-- ";
+/// How the remark begins at the entry that a fault is about.
+pub(super) const DECIDES: &str = "decides: ";
+
 /// The widths by which an entry's address is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Widths {
@@ -54,9 +59,9 @@ fn line(entry: &Entry, walker: Walker, widths: Widths, decides: Option<&str>) ->
     let Entry { level, gpa, before, after } = *entry;
     let place = gpa.map_or(String::new(), |gpa| format!(" at {gpa:#x}"));
     let change = if before == after { String::new() } else { format!(" -> {after:#x}") };
-    let mut marks: Vec<_> = decides.map(|why| format!("decides: {why}")).into_iter().collect();
+    let mut marks: Vec<_> = decides.map(|why| format!("{DECIDES}{why}")).into_iter().collect();
     marks.extend(remarks(entry, walker, widths));
-    let marks = if marks.is_empty() { String::new() } else { format!("   <-- {}", marks.join("; ")) };
+    let marks = if marks.is_empty() { String::new() } else { format!("{REMARK}{}", marks.join("; ")) };
     format!("  level {level}{place}: {before:#x}{change} [{}]{marks}", flags(after))
 }
 

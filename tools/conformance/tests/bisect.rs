@@ -264,7 +264,7 @@ fn the_result_is_json_with_a_schema() -> Result<()> {
     record(folder.path(), &["-b", "vmx,allow_smaller_maxphyaddr=on"], "builtin:illegal")?;
     let text = bisect(folder.path(), &["--axis", "width", "-b", "svm-npt", "--json"])?;
     for part in [
-        "\"schema_version\": 1",
+        "\"schema_version\": 2",
         "\"line\": \"first bad: host width 37\"",
         "\"mark\": \"good\"",
         "\"signature\": \"",

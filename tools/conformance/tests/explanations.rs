@@ -216,7 +216,8 @@ fn explanation(folder: &Path, record: &[&str], replay: &[&str]) -> Result<String
     // A guest that cannot go on ends its recording with a code of its own.
     let recorded = vmtape(folder, &[&["record", "-q", "-o", "a.tape"], record].concat())?;
     assert!(matches!(recorded.status.code(), Some(0 | 1)), "{record:?}: {}", tail(&recorded));
-    let replayed = vmtape(folder, &[&["replay", "a.tape"], replay].concat())?;
+    let explain = if replay.contains(&"--json") { &[][..] } else { &["--explain"] };
+    let replayed = vmtape(folder, &[&["replay", "a.tape"], replay, explain].concat())?;
     assert_eq!(replayed.status.code(), Some(1), "{replay:?}: {}", tail(&replayed));
     String::from_utf8(replayed.stdout).context("the explanation is text")
 }
@@ -303,6 +304,55 @@ fn json_has_the_cause() -> Result<()> {
     ] {
         assert!(text.contains(wanted), "{wanted} is missing in:\n{text}");
     }
+    Ok(())
+}
+
+/// Lines that a screen has, and columns.
+const SCREEN: (usize, usize) = (24, 100);
+
+/// How many lines a terminal makes of a text.
+fn lines_on_screen(text: &str) -> usize {
+    text.lines().map(|line| line.chars().count().div_ceil(SCREEN.1).max(1)).sum()
+}
+
+/// By default: what, class, cause, the entry that decides, both outcomes, and how to see more.
+#[test]
+fn a_divergence_fits_a_screen() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let record = [&NARROW[..], &["builtin:touch,pte=0x1002000001"]].concat();
+    for (elsewhere, deciding) in [
+        (&["-b", "svm-npt"][..], "level 1 at 0x2102000: 0x1002000001 -> 0x1002000021 [P A]"),
+        (&["-b", "svm-npt", "--mode", "exits"], "level 1 at 0x2102000: 0x1002000001 -> 0x1002000021 [P A]"),
+        (&["-b", "vmx,allow_smaller_maxphyaddr=off"], "decides: bit 36 is reserved, addresses have 36 bits"),
+    ] {
+        let long = explanation(folder.path(), &record, elsewhere)?;
+        let short = vmtape(folder.path(), &[&["replay", "a.tape"], elsewhere].concat())?;
+        let short = String::from_utf8(short.stdout)?;
+        assert!(lines_on_screen(&short) <= SCREEN.0, "{} lines:\n{short}", lines_on_screen(&short));
+        for part in
+            ["first divergence: ", "  class: ", "  cause: ", "  signature: ", "  expected, ", "  actual, "]
+        {
+            let line = |text: &str| text.lines().find(|line| line.starts_with(part)).map(str::to_owned);
+            assert!(line(&short).is_some() && line(&short) == line(&long), "{part} in:\n{short}");
+        }
+        for part in [deciding, "  again: vmtape replay a.tape", "  more: --explain"] {
+            assert!(short.contains(part), "{part} is missing in:\n{short}");
+        }
+    }
+    Ok(())
+}
+
+/// What a trial changes in memory long before an instruction is no part of that instruction's difference.
+#[test]
+#[ignore = "needs kvm-unit-tests (VMTAPE_KUT)"]
+fn both_modes_name_the_cause_of_a_long_run_alike() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let image = vmtape_conformance::kvm_unit_tests()?.join("access_test.flat");
+    let image = image.to_str().context("a name in UTF-8")?;
+    let record = ["-b", "svm-npt", "--cpu", "max,phys-bits=36", "--max-insns", "4000000", image];
+    let [run, exits] = in_both_modes(folder.path(), &record, &["-b", "vmx"])?;
+    assert_eq!(run.1, "amd-accessed-before-npf (silicon behaviour)");
+    assert_eq!(run, exits);
     Ok(())
 }
 

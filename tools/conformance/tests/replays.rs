@@ -136,7 +136,7 @@ fn reports_are_json_with_a_schema() -> Result<()> {
         assert_eq!(output.status.code(), code, "{line:?}: {}", tail(&output));
         let text = String::from_utf8(output.stdout)?;
         assert!(
-            text.trim_start().starts_with('{') && text.contains("\"schema_version\": 1"),
+            text.trim_start().starts_with('{') && text.contains("\"schema_version\": 2"),
             "{line:?}: {text}"
         );
     }

@@ -21,7 +21,7 @@ fn json_has_stdout_for_itself() -> Result<()> {
         let output = vmtape(folder.path(), line)?;
         let report: serde_json::Value =
             serde_json::from_slice(&output.stdout).with_context(|| tail(&output))?;
-        assert_eq!(report["schema_version"], 1);
+        assert_eq!(report["schema_version"], 2);
         assert!(String::from_utf8_lossy(&output.stderr).contains("hello"), "{}", tail(&output));
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use crate::{commands, output::ExitCode};
 use anyhow::Result;
-use clap::{ArgAction, CommandFactory, Parser, Subcommand};
+use clap::{ArgAction, ColorChoice, CommandFactory, Parser, Subcommand};
 
 /// Below a command's own options.
 const LAST: usize = 900;
@@ -11,7 +11,7 @@ const LAST: usize = 900;
 #[derive(Debug, Parser)]
 #[command(
     name = "vmtape",
-    version,
+    version = env!("VMTAPE_VERSION"),
     arg_required_else_help = true,
     propagate_version = true,
     after_help = "Exit codes: 0 same, 1 different, 2 usage, 125 could not test (more with --help).\n\
@@ -22,6 +22,14 @@ pub struct Cli {
     /// Log more: once info, twice debug, three times trace (RUST_LOG has the last word)
     #[arg(short, long, action = ArgAction::Count, global = true, display_order = LAST)]
     pub verbose: u8,
+
+    /// Tell nothing but what was asked for, warnings and errors: no progress, no summary, of a guest that runs no output
+    #[arg(short, long, global = true, display_order = LAST)]
+    pub quiet: bool,
+
+    /// Colours of help and logs
+    #[arg(long, value_name = "WHEN", global = true, default_value = "auto", display_order = LAST)]
+    pub color: ColorChoice,
 
     #[command(subcommand)]
     pub command: Command,

@@ -12,7 +12,7 @@ Exit codes:
   141  whoever read the output went away first
 
 Data goes to stdout, all else to stderr; progress and colours only to a terminal (see NO_COLOR).
-`--json` prints one object; while its schema_version is 1, fields are added, none is taken away.
+`--json` prints one object; while its schema_version is 2, fields are added, none is taken away.
 GUEST is builtin:NAME (see `vmtape guests`), a kvm-unit-tests .flat image, or a bzImage.
 
 Examples:
@@ -113,7 +113,11 @@ Examples:
   vmtape diff real.tape ours.tape --json";
 
 pub const CHECK: &str = "\
-Exit codes: 0 safe everywhere, 1 unsafe or refused somewhere, 2 usage, 125 could not test.
+SAFE: nothing differs. CONDITIONAL: nothing differs but for a guest that relies on address bits that
+are reserved for it and not for the host. UNSAFE: the guest sees a difference. REFUSED: it cannot be
+there. Cautions are what this guest does not mind, but another one might.
+
+Exit codes: 0 safe everywhere, 1 not safe somewhere, 2 usage, 125 could not test.
 
 Examples:
   vmtape check a.tape --to amd-48 intel-52,vmx,v6.12,allow_smaller_maxphyaddr=on ./my-host.toml
@@ -174,11 +178,16 @@ Examples:
   vmtape bisect a.tape --axis faults";
 
 pub const SHOW: &str = "\
+Options that choose exits narrow each other. An exit that is chosen comes with silicon's walk of the
+guest's tables that led to it; without options the whole tape is printed, in its order.
+
 Examples:
   vmtape show a.tape
   vmtape show a.tape --from 1000 --count 3
+  vmtape show a.tape --reason npf --gpa 0x1002000000-0x1002000fff
+  vmtape show a.tape --vcpu 1 --grep RSVD --json
   vmtape show a.tape --ioctls
-For scripts: `vmtape export --format jsonl`.";
+For scripts: --json, or `vmtape export --format jsonl`.";
 
 pub const STAT: &str = "\
 Examples:

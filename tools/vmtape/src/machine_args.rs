@@ -1,8 +1,8 @@
 //! Options that describe a machine, shared by the commands that run one.
 
 use crate::{
-    libvirt,
-    output::{Refused, usage},
+    libvirt, near,
+    output::{Refused, is_quiet, usage},
     script_args::{ScriptArgs, asked_width},
 };
 use anyhow::{Context, Result, ensure};
@@ -12,7 +12,7 @@ use std::{
     io::{self, Read},
     path::{Path, PathBuf},
 };
-use vmtape_abi::{Backend, VmConfig};
+use vmtape_abi::{Backend, TableRow, VmConfig};
 use vmtape_arch::{
     cpuid::{CpuidEntry, maxphyaddr},
     host::{Silicon, Vendor},
@@ -137,10 +137,6 @@ pub struct MachineArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
-    /// Do not print what the guest writes to its serial port
-    #[arg(short, long)]
-    quiet: bool,
-
     /// Try a guest that is wider than its host
     #[arg(long)]
     force: bool,
@@ -174,14 +170,9 @@ impl MachineArgs {
         }
     }
 
-    /// Whether only what was asked for is to be told.
-    pub fn is_quiet(&self) -> bool {
-        self.quiet
-    }
-
     /// Where the guest's serial output goes. JSON wants stdout for itself.
     pub fn serial(&self, json: bool) -> Box<dyn io::Write> {
-        match (self.quiet, json) {
+        match (is_quiet(), json) {
             (true, _) => Box::new(io::sink()),
             (false, true) => Box::new(io::stderr()),
             (false, false) => Box::new(io::stdout()),
@@ -191,7 +182,7 @@ impl MachineArgs {
     /// Loads the backend, resolves everything, and gives the machine's specification with a VM for it.
     pub fn resolve(&self) -> Result<(MachineSpec, Box<dyn Backend>, LoadedPlugin)> {
         let (name, _) = parse_backend(&self.backend)?;
-        let plugin = self.plugins.search().load(&name)?;
+        let plugin = load(&self.plugins.search(), &name)?;
         let (spec, backend) = self.resolve_with(&plugin)?;
         Ok((spec, backend, plugin))
     }
@@ -260,11 +251,20 @@ impl MachineArgs {
     fn guest(&self) -> Result<GuestImage> {
         let name = self.image();
         let bytes = match name.strip_prefix(BUILTIN) {
-            Some(name) => vmtape_guests::image(name).map_err(usage)?,
+            Some(name) => builtin(name)?,
             None => read(Path::new(name))?,
         };
         Ok(GuestImage { name: name.to_owned(), bytes })
     }
+}
+
+/// The image of a built-in guest.
+fn builtin(name: &str) -> Result<Vec<u8>> {
+    vmtape_guests::image(name).map_err(|error| {
+        let known = vmtape_guests::list().iter().map(|guest| guest.name);
+        let hint = if vmtape_guests::find(name).is_some() { String::new() } else { near::hint(name, known) };
+        usage(format!("{error}{hint}"))
+    })
 }
 
 /// A CPU that a file of libvirt's describes.
@@ -320,6 +320,9 @@ pub fn find_host(text: &str) -> Result<Silicon> {
 pub fn wrong_host(whose: &str, error: vmtape_machine::Error) -> anyhow::Error {
     match error {
         vmtape_machine::Error::Passport { .. } => anyhow::Error::new(error).context(whose.to_owned()),
+        vmtape_machine::Error::Host { ref text, .. } => {
+            usage(format!("{whose}: {error}{}", near::host(text)))
+        }
         _ => usage(format!("{whose}: {error}")),
     }
 }
@@ -359,12 +362,52 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Loads a backend. A name that is near to another one may have been meant for that.
+pub fn load(search: &Search, name: &str) -> Result<LoadedPlugin> {
+    search.load(name).map_err(|error| match &error {
+        vmtape_backends::Error::NotFound { found, .. } => {
+            let hint = near::hint(name, found.split(", "));
+            anyhow::Error::new(error).context(format!("-b {name}{hint}"))
+        }
+        _ => error.into(),
+    })
+}
+
+/// Refuses a release, patch or parameter that a backend does not know, and says which one may be meant.
+fn known(plugin: &LoadedPlugin, options: &[(String, String)]) -> Result<()> {
+    let names = |rows: &'_ [TableRow]| rows.iter().map(|row| row.name.clone()).collect::<Vec<_>>();
+    let description = &plugin.description;
+    let releases = names(&description.profiles);
+    for (name, value) in options {
+        let refused = |reason: String| Refused { backend: plugin.name().to_owned(), reason };
+        if name == spec::PROFILE && !releases.is_empty() && value != LATEST && !releases.contains(value) {
+            let hint = near::hint(value, releases.iter().map(String::as_str));
+            let known = releases.join(", ");
+            return Err(refused(format!("no release `{value}`{hint}; there are {known}, {LATEST}")).into());
+        }
+        let word = name.trim_start_matches(['+', '-']);
+        let patches = names(&description.patches);
+        let all = [names(&description.parameters), patches].concat();
+        if name != spec::PROFILE && !all.is_empty() && !all.iter().any(|other| other == word) {
+            let hint = near::hint(word, all.iter().map(String::as_str));
+            if !hint.is_empty() {
+                return Err(refused(format!("no parameter or patch `{word}`{hint}")).into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The newest release that a backend knows.
+const LATEST: &str = "latest";
+
 /// Creates a VM; a backend that refuses the silicon or an option is the command line's fault.
 pub fn create(
     plugin: &LoadedPlugin,
     silicon: Silicon,
     options: &[(String, String)],
 ) -> Result<Box<dyn Backend>> {
+    known(plugin, options)?;
     plugin
         .create(&VmConfig { silicon, options: options.to_vec() })
         .map_err(|reason| Refused { backend: plugin.name().to_owned(), reason }.into())

@@ -8,13 +8,14 @@ mod help;
 mod interrupt;
 mod libvirt;
 mod machine_args;
+mod near;
 mod output;
 mod plan_args;
 mod qemu;
 mod scenarios;
 mod script_args;
 
-use clap::Parser;
+use clap::{ColorChoice, CommandFactory, FromArgMatches};
 use output::ExitCode;
 use std::{
     ffi::OsString,
@@ -22,6 +23,7 @@ use std::{
 };
 
 fn main() -> std::process::ExitCode {
+    vmtape_replay::spec::made_by(env!("VMTAPE_BUILD"));
     let arguments: Vec<OsString> = match qemu::normalize(std::env::args_os()) {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -50,23 +52,52 @@ fn trial(arguments: &[OsString]) -> ExitCode {
 }
 
 fn run(arguments: &[OsString], misuse: ExitCode, of_error: fn(&anyhow::Error) -> ExitCode) -> ExitCode {
-    let cli = match cli::Cli::try_parse_from(arguments) {
+    let json = arguments.iter().any(|argument| argument == "--json");
+    let command = cli::Cli::command().color(color(arguments));
+    let parsed = command.try_get_matches_from(arguments).and_then(|found| cli::Cli::from_arg_matches(&found));
+    let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => {
-            // clap knows whether this is help (stdout, success) or misuse (stderr).
+        // clap knows whether this is help (stdout, success) or misuse (stderr).
+        Err(error) if !error.use_stderr() => {
             let _ = error.print();
-            return if error.use_stderr() { misuse } else { ExitCode::SAME };
+            return ExitCode::SAME;
+        }
+        Err(error) => {
+            let _ = error.print();
+            if json {
+                output::print_failure(&error, misuse);
+            }
+            return misuse;
         }
     };
-    output::init_logging(cli.verbose);
+    if cli.quiet {
+        output::be_quiet();
+    }
+    output::init_logging(cli.verbose, cli.color);
     match cli.command.run() {
         Ok(code) => code,
         Err(error) if output::is_broken_pipe(&error) && misuse == ExitCode::USAGE => ExitCode::UNREAD,
         Err(error) => {
             output::print_error(&error);
-            of_error(&error)
+            let code = of_error(&error);
+            if json {
+                output::print_failure(output::error_text(&error), code);
+            }
+            code
         }
     }
+}
+
+/// The value of `--color`, which help needs before anything is parsed.
+fn color(arguments: &[OsString]) -> ColorChoice {
+    let mut words = arguments.iter().filter_map(|argument| argument.to_str());
+    let value = words.find_map(|word| match word.strip_prefix("--color") {
+        Some("") => Some(None),
+        Some(rest) => rest.strip_prefix('=').map(Some),
+        None => None,
+    });
+    let value = value.map(|value| value.or_else(|| words.next()).unwrap_or_default());
+    value.and_then(|value| value.parse().ok()).unwrap_or(ColorChoice::Auto)
 }
 
 #[cfg(test)]
@@ -80,6 +111,10 @@ mod tests {
             is_trial("vmtape replay --bisect a.tape")
                 && is_trial("vmtape replay a.tape --bisect=entry:+A@0x10")
         );
+        let color = |line: &str| color(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(color("vmtape --color always show"), ColorChoice::Always);
+        assert_eq!(color("vmtape show --color=never"), ColorChoice::Never);
+        assert_eq!(color("vmtape show"), ColorChoice::Auto);
         assert!(!is_trial("vmtape replay a.tape") && !is_trial("vmtape bisect a.tape --axis kvm"));
     }
 }

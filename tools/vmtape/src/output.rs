@@ -1,13 +1,17 @@
 //! Exit codes, errors, logs and progress: stdout carries data, stderr everything else.
 
 use anyhow::Error;
+use clap::ColorChoice;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
-use std::io::{self, IsTerminal, Write};
+use serde::{Serialize, Serializer};
+use std::{
+    io::{self, IsTerminal, Write},
+    sync::atomic::{AtomicBool, Ordering},
+};
 use tracing_subscriber::EnvFilter;
 
 /// The version of every JSON object that the program prints.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// How the program ends; the numbers are promises to scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,8 +123,13 @@ impl<W: Write> Write for Printable<W> {
     }
 }
 
-/// Prints an error with its causes, each once, on one line.
+/// Prints an error with its causes.
 pub fn print_error(error: &Error) {
+    tell(error_text(error));
+}
+
+/// An error with its causes, each once, on one line.
+pub fn error_text(error: &Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
@@ -130,7 +139,7 @@ pub fn print_error(error: &Error) {
             text += &cause;
         }
     }
-    tell(text);
+    text
 }
 
 /// Whether the reader of our output went away.
@@ -142,13 +151,18 @@ pub fn is_broken_pipe(error: &Error) -> bool {
 }
 
 /// Logs go to stderr: warnings by default, more with `-v`, and whatever RUST_LOG says.
-pub fn init_logging(verbose: u8) {
+pub fn init_logging(verbose: u8, color: ColorChoice) {
     let default = ["warn", "info", "debug", "trace"][usize::from(verbose).min(3)];
+    let colored = match color {
+        ColorChoice::Always => true,
+        ColorChoice::Never => false,
+        ColorChoice::Auto => io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+    };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_ansi(colored)
         .without_time()
         .with_target(false)
         // It would tell them by a macro that panics where stderr is closed.
@@ -156,14 +170,30 @@ pub fn init_logging(verbose: u8) {
         .init();
 }
 
+/// A 64-bit number as JSON has it: a string, for parsers that have no integers of 64 bits.
+pub fn hex<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{value:#x}"))
+}
+
+/// The same of one that may be missing.
+pub fn hex_option<S: Serializer>(value: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    value.as_ref().map(|value| format!("{value:#x}")).serialize(serializer)
+}
+
+/// A report with its schema version.
+#[derive(Serialize)]
+struct Versioned<'a, T> {
+    schema_version: u32,
+    #[serde(flatten)]
+    report: &'a T,
+}
+
+/// Whether somebody was given JSON.
+static PRINTED: AtomicBool = AtomicBool::new(false);
+
 /// Prints a report as one JSON object with its schema version.
 pub fn print_json<T: Serialize>(report: &T) -> anyhow::Result<()> {
-    #[derive(Serialize)]
-    struct Versioned<'a, T> {
-        schema_version: u32,
-        #[serde(flatten)]
-        report: &'a T,
-    }
+    PRINTED.store(true, Ordering::Relaxed);
     let mut out = io::stdout().lock();
     serde_json::to_writer_pretty(&mut out, &Versioned { schema_version: SCHEMA_VERSION, report })
         .map_err(io::Error::from)?;
@@ -171,13 +201,71 @@ pub fn print_json<T: Serialize>(report: &T) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A command that failed, for those who asked for JSON.
+#[derive(Serialize)]
+pub struct Failure {
+    error: Told,
+}
+
+#[derive(Serialize)]
+struct Told {
+    /// `usage`, or `could-not-test`.
+    kind: &'static str,
+    /// What failed, with its causes.
+    message: String,
+    exit_code: u8,
+}
+
+/// Prints an error as JSON, unless there is JSON already.
+pub fn print_failure(message: impl std::fmt::Display, code: ExitCode) {
+    let usage = matches!(code, ExitCode::USAGE | ExitCode::STOP);
+    let kind = if usage { "usage" } else { "could-not-test" };
+    let message = message.to_string().trim().to_owned();
+    if !PRINTED.load(Ordering::Relaxed) {
+        // Who does not read it has the exit code.
+        let _ = print_json(&Failure { error: Told { kind, message, exit_code: code.0 } });
+    }
+}
+
+/// Nothing is told but what was asked for, and errors.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// From here on nothing is told but what was asked for, and errors.
+pub fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+/// Whether nothing is to be told but what was asked for.
+pub fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
 /// Progress on stderr, on terminals only.
 pub fn progress(what: &str) -> ProgressBar {
-    if !io::stderr().is_terminal() {
+    styled(ProgressBar::new_spinner(), what, "{spinner} {prefix}: {msg} [{elapsed}]")
+}
+
+/// Progress of work whose length is known: percent, and the time that is left.
+pub fn progress_of(what: &str, length: u64, unit: &str) -> ProgressBar {
+    let template =
+        format!("{{spinner}} {{prefix}}: {{percent}}% of {{human_len}} {unit}, {{eta}} left {{msg}}");
+    styled(ProgressBar::new(length), what, &template)
+}
+
+/// Ends progress with one line that stays.
+pub fn end_progress(bar: &ProgressBar, unit: &str) {
+    let template = format!("{{prefix}}: {{human_pos}} of {{human_len}} {unit} in {{elapsed}}");
+    if let Ok(style) = ProgressStyle::with_template(&template) {
+        bar.set_style(style);
+    }
+    bar.abandon();
+}
+
+fn styled(bar: ProgressBar, what: &str, template: &str) -> ProgressBar {
+    if !io::stderr().is_terminal() || is_quiet() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new_spinner();
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix}: {msg} [{elapsed}]") {
+    if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
     bar.set_prefix(what.to_owned());

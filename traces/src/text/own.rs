@@ -19,14 +19,14 @@ const BEYOND_KVM_EXIT: usize = 8;
 /// The words before it that it shows in part: stimulus, trap.
 const PARTLY: [usize; 2] = [3, 4];
 
-/// The event's name and text. `names`: of fault points.
-pub fn text(event: &Event, names: &Metadata) -> (String, String) {
-    let (kind, summary) = match event {
+/// What kind of event it is, and what it tells, in words. `names`: of fault points and rules.
+fn summary(event: &Event, names: &Metadata) -> (&'static str, String) {
+    match event {
         Event::Fault(fault) => ("fault", fault_text(fault, names)),
         Event::Registers(registers) => ("registers", registers_text(registers)),
         Event::Read { hpa, data } => ("read", format!("{hpa:#x}: {}", data_text(data))),
         Event::Note { place, note, .. } => {
-            let (kind, text) = note_text(note);
+            let (kind, text) = note_text(note, names);
             (kind, text + &super::place_text(*place))
         }
         Event::Resume { resume, .. } => ("resume", resume_text(resume)),
@@ -38,10 +38,20 @@ pub fn text(event: &Event, names: &Metadata) -> (String, String) {
         Event::StateHash { exits, hash, .. } => ("state_hash", format!("after {exits} exits {hash:016x}")),
         Event::Milestone(m) => ("milestone", format!("after {} exits {:016x}", m.exits, m.hash)),
         Event::Devices { accesses, hash, .. } => ("devices", format!("{accesses} accesses {hash:016x}")),
-        Event::End { end, .. } => ("end", format!("{end:?}")),
+        Event::End { end, .. } => ("end", end.to_string()),
         Event::Moment { icount, .. } => ("moment", format!("at {icount}")),
         Event::Exit(_) | Event::Line { .. } => ("event", String::new()),
-    };
+    }
+}
+
+/// The words of an event that no tracepoint has.
+pub fn own_text(event: &Event, names: &Metadata) -> String {
+    summary(event, names).1
+}
+
+/// The event's name and text.
+pub fn text(event: &Event, names: &Metadata) -> (String, String) {
+    let (kind, summary) = summary(event, names);
     let mut flat = Flat::default();
     flat.set(event, &mut Clock::default());
     let mut line = format!("{summary} | {:x}", flat.tag);
@@ -155,7 +165,7 @@ fn data_text(data: &Data) -> String {
     }
 }
 
-fn note_text(note: &Note) -> (&'static str, String) {
+fn note_text(note: &Note, names: &Metadata) -> (&'static str, String) {
     match note {
         Note::SiliconStep { gpa, before, after, level } => {
             let change = if before == after { String::new() } else { format!(" -> {after:x}") };
@@ -166,7 +176,7 @@ fn note_text(note: &Note) -> (&'static str, String) {
                 format!("{memory_type} at {gva:x} (gpa {gpa:x}), guest {guest}, from instruction {icount}");
             ("memory_type", text)
         }
-        Note::Rule { id } => ("rule", format!("{id}")),
+        Note::Rule { id } => ("rule", names.rule(*id).map_or_else(|| id.to_string(), str::to_owned)),
         Note::Warning { id, value } => ("warning", format!("{id} {value:#x}")),
         other => ("note", format!("{}", other.to_raw().kind)),
     }
@@ -183,7 +193,8 @@ fn resume_text(resume: &vmtape_arch::exit::Resume) -> String {
     text
 }
 
-fn stimulus_text(exit: &Exit) -> String {
+/// What the guest did that made it exit, in words.
+pub fn stimulus_text(exit: &Exit) -> String {
     let mut text = String::new();
     match exit.stimulus {
         StimulusKind::SENSITIVE => {

@@ -134,13 +134,24 @@ impl<W: Write> Printer<W> {
         }
     }
 
-    /// Ends the text.
-    pub fn finish(mut self) -> io::Result<W> {
+    /// What the lines go to.
+    pub fn out(&mut self) -> &mut W {
+        &mut self.out
+    }
+
+    /// Writes what waited for the next event, as if there were none.
+    pub fn settle(&mut self) -> io::Result<()> {
         if let Some(vcpu) = self.pending.take()
             && !self.form.of_trace
         {
             self.own(&Event::Resume { vcpu, resume: Resume::GUEST }, vcpu)?;
         }
+        Ok(())
+    }
+
+    /// Ends the text.
+    pub fn finish(mut self) -> io::Result<W> {
+        self.settle()?;
         self.out.flush()?;
         Ok(self.out)
     }

@@ -1,10 +1,10 @@
 use crate::{
     commands::{
         replay::{Elsewhere, Mode, Plugins},
-        report,
+        report::{self, Detail},
     },
     machine_args::{PluginArgs, create, parse_kvm},
-    output::{ExitCode, print_json, progress, usage},
+    output::{ExitCode, Printable, print_json, progress, usage},
 };
 use anyhow::{Context, Result, bail};
 use clap::{ValueEnum, ValueHint};
@@ -77,6 +77,10 @@ pub struct Args {
     /// Axis cpuid: the CPU model that is bad or, with -b, --host or --kvm, the one to start from (default: max)
     #[arg(long, value_name = "MODEL", allow_hyphen_values = true)]
     cpu: Option<String>,
+
+    /// Tell everything of the divergence: page walks, rules, the exits up to there
+    #[arg(long, conflicts_with = "json")]
+    explain: bool,
 
     /// Print JSON
     #[arg(long)]
@@ -171,7 +175,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let finding =
         tracing::subscriber::with_default(NoSubscriber::default(), || args.bisect(&mut bench, &plugins))?;
     bar.finish_and_clear();
-    print(&finding, args.json)
+    print(&finding, args)
 }
 
 impl Args {
@@ -202,7 +206,7 @@ impl Args {
                 None => Ok(tape),
             }
         };
-        print(&tapes::bisect(&open(&self.tape)?, &open(other)?)?, self.json)
+        print(&tapes::bisect(&open(&self.tape)?, &open(other)?)?, self)
     }
 
     fn bisect(&self, bench: &mut Bench, plugins: &Plugins) -> Result<Finding> {
@@ -349,11 +353,12 @@ fn build(path: &Path, machine: &MachineSpec) -> Result<Box<dyn Backend>, Error> 
     create(&plugin, machine.silicon, &machine.options).map_err(|error| refused(format!("{error:#}")))
 }
 
-fn print(finding: &Finding, json: bool) -> Result<ExitCode> {
-    if json {
+fn print(finding: &Finding, args: &Args) -> Result<ExitCode> {
+    if args.json {
         print_json(finding)?;
     } else {
-        write(&mut io::stdout().lock(), finding).context("stdout")?;
+        let detail = Detail::of(args.explain);
+        write(&mut Printable(io::stdout().lock()), finding, detail).context("stdout")?;
     }
     Ok(match finding.verdict {
         Verdict::Same => ExitCode::SAME,
@@ -362,7 +367,7 @@ fn print(finding: &Finding, json: bool) -> Result<ExitCode> {
     })
 }
 
-fn write(out: &mut impl Write, finding: &Finding) -> io::Result<()> {
+fn write(out: &mut impl Write, finding: &Finding, detail: Detail) -> io::Result<()> {
     writeln!(out, "{}", finding.line)?;
     for note in &finding.notes {
         writeln!(out, "  {note}")?;
@@ -387,7 +392,7 @@ fn write(out: &mut impl Write, finding: &Finding) -> io::Result<()> {
         writeln!(out, "    {mark:4}  {}: {shows}", trial.what)?;
     }
     if let Some(divergence) = &finding.divergence {
-        report::write_divergence(out, divergence)?;
+        report::write_divergence(out, divergence, detail)?;
     }
     if !finding.reproduce.is_empty() {
         writeln!(out, "  again: {}", finding.reproduce)?;

@@ -1,5 +1,5 @@
 use crate::{
-    commands::report,
+    commands::report::{self, Detail},
     output::{ExitCode, usage},
 };
 use anyhow::Result;
@@ -18,6 +18,9 @@ pub struct Args {
     /// The tape that is held against it
     #[arg(value_name = "ACTUAL", value_hint = ValueHint::FilePath)]
     actual: PathBuf,
+    /// Tell everything of a difference: page walks, rules, the exits up to there
+    #[arg(long, conflicts_with = "json")]
+    explain: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -37,5 +40,5 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             recording::compare(&expected, &actual, &mut report, &reproduce)?;
         }
     }
-    report::print(&report, args.json)
+    report::print(&report, args.json, Detail::of(args.explain))
 }

@@ -39,7 +39,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     tape.verify()?;
     files::write(&args.output, |out| {
         match args.format {
-            Format::Ftrace => show::print(&tape, 0, None, out)?,
+            Format::Ftrace => {
+                // The text is that of the tape which `import` makes of it.
+                let mut names = tape.metadata().clone();
+                names.forget_rules();
+                show::print(&tape, &names, out)?;
+            }
             Format::Jsonl => export::json_lines(&tape, out)?,
             Format::Chrome => export::chrome::write(&tape, out)?,
             Format::Csv => export::csv::write(&tape, out)?,

@@ -1,5 +1,5 @@
 use crate::files;
-use crate::output::{ExitCode, print_json, progress, tell};
+use crate::output::{ExitCode, end_progress, print_json, progress_of, tell};
 use anyhow::Result;
 use clap::ValueHint;
 use std::{
@@ -26,13 +26,17 @@ pub struct Args {
     json: bool,
 }
 
+/// What progress counts.
+const LINES: &str = "lines";
+
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let bar = progress("import");
+    let bar = progress_of("import", 0, LINES);
     let summary =
         import::to_tape_watched(&args.trace, files::tape(&args.output)?, Options::default(), &mut |at| {
-            bar.set_message(format!("{} of {} lines", at.lines, at.of));
+            bar.set_length(at.of);
+            bar.set_position(at.lines);
         });
-    bar.finish_and_clear();
+    end_progress(&bar, LINES);
     let summary = summary?;
     if args.json {
         print_json(&summary)?;

@@ -3,7 +3,7 @@ use crate::{
     fault_args::{self, FaultArgs},
     files, interrupt,
     machine_args::MachineArgs,
-    output::ExitCode,
+    output::{self, ExitCode},
 };
 use anyhow::{Context, Result};
 use clap::ValueHint;
@@ -16,10 +16,11 @@ use std::{
     time::Duration,
 };
 use vmtape_abi::Backend;
+use vmtape_backends::LoadedPlugin;
 use vmtape_machine::{Limits, Live, MILESTONE_EVERY, Machine, MachineSpec, Recorder, Scripted};
 use vmtape_replay::spec::{self, Budget};
 use vmtape_traces::{
-    Event, Options, Writer,
+    Event, Metadata, Options, Writer,
     event::End,
     writer::{self, Summary},
 };
@@ -104,23 +105,24 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let (budget, serial) = (args.machine.budget(), args.machine.serial(args.json));
     let flush_every = (args.flush_every > 0.0).then(|| Duration::from_secs_f64(args.flush_every));
     let to = (files::tape(&args.output)?, Options { flush_every, ..Options::default() });
-    let (machine, end, summary) = tape(machine_spec, backend, faults, &budget, to, serial)?;
+    let (machine, end, summary) = tape(machine_spec, (&plugin, backend), faults, &budget, to, serial)?;
     let tape = Some(outcome::Written { file: &args.output, bytes: summary.bytes });
-    let run =
-        outcome::Run { machine: &machine, end: &end, plugin: &plugin, tape, quiet: args.machine.is_quiet() };
+    let run = outcome::Run { machine: &machine, end: &end, plugin: &plugin, tape, quiet: output::is_quiet() };
     outcome::report(&run, args.json, args.guest_status)
 }
 
 /// Runs a machine to its end and tapes it.
 pub fn tape(
     machine_spec: MachineSpec,
-    backend: Box<dyn Backend>,
+    (plugin, backend): (&LoadedPlugin, Box<dyn Backend>),
     faults: Vec<Scripted>,
     budget: &Budget,
     (output, options): (&Path, Options),
     serial: Box<dyn io::Write>,
 ) -> Result<(Machine, End, Summary)> {
-    let metadata = spec::metadata(&machine_spec, budget)?;
+    let mut metadata = spec::metadata(&machine_spec, budget)?;
+    let rules = plugin.description.rules.iter().map(|rule| Metadata::rule_note(rule.id, &rule.name));
+    metadata.notes.extend(rules.chain([Metadata::build_note(&plugin.build)]));
     let images = spec::images(&machine_spec);
     let writer = Writer::create(output, &metadata, &images, options)?;
     let taping = Taping(Rc::new(RefCell::new(Some(writer))));

@@ -1,7 +1,7 @@
 use crate::{
-    commands::report,
-    machine_args::{PluginArgs, agree, create, find_host, fits, parse_backend, parse_kvm},
-    output::{ExitCode, progress, tell, usage},
+    commands::report::{self, Detail},
+    machine_args::{PluginArgs, agree, create, find_host, fits, load, parse_backend, parse_kvm},
+    output::{ExitCode, end_progress, progress_of, tell, usage},
 };
 use anyhow::Result;
 use clap::{ValueEnum, ValueHint};
@@ -9,7 +9,7 @@ use std::{cell::RefCell, collections::BTreeMap, path::PathBuf, rc::Rc};
 use vmtape_abi::Backend;
 use vmtape_backends::LoadedPlugin;
 use vmtape_machine::{MachineSpec, hosts, vmm::When};
-use vmtape_replay::{Error, Report, across, exits, identical, signature::Signature, spec};
+use vmtape_replay::{Error, Report, across, exits, identical, report::Verdict, signature::Signature, spec};
 use vmtape_traces::Tape;
 
 /// Run a tape's guest again and compare: on the same backend every event, on another what the guest can observe
@@ -39,7 +39,11 @@ pub struct Args {
     #[arg(long, value_name = "EXIT")]
     from: Option<u64>,
 
-    /// Exits of context before a difference
+    /// Tell everything of a difference: page walks, rules, the exits up to there, what exits cost
+    #[arg(long, conflicts_with = "json")]
+    explain: bool,
+
+    /// Exits of context before a difference (with --explain)
     #[arg(long, value_name = "N", default_value_t = 3)]
     context: usize,
 
@@ -176,9 +180,22 @@ impl Plugins {
         if let Some(plugin) = self.loaded.borrow().get(name) {
             return Ok(plugin.clone());
         }
-        let plugin = Rc::new(self.search.load(name)?);
+        let plugin = Rc::new(load(&self.search, name)?);
         self.loaded.borrow_mut().insert(name.to_owned(), plugin.clone());
         Ok(plugin)
+    }
+
+    /// In words, which builds recorded a tape, as far as they are not the ones that are here.
+    pub fn other_builds(&self, tape: &Tape) -> Result<Vec<String>> {
+        let metadata = tape.metadata();
+        let plugin = self.get(&metadata.backend)?;
+        let pairs =
+            [(Some(metadata.origin.as_str()), env!("VMTAPE_BUILD")), (metadata.build(), &plugin.build)];
+        let other = pairs.into_iter().filter_map(|(there, here)| Some((there?, here)));
+        let other = other.filter(|(there, here)| there != here);
+        Ok(other
+            .map(|(there, here)| format!("{} was recorded by {there}; this is {here}", tape.name()))
+            .collect())
     }
 
     /// Makes a VM for a replayed machine.
@@ -196,8 +213,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let plugins = Plugins::new(&args.plugins);
     let expected = spec::machine(&tape)?;
     let actual = args.elsewhere.machine(&expected, &plugins)?;
-    let report = compare(args, &tape, &plugins, expected, actual)?;
-    let code = report::print(&report, args.json)?;
+    let others = plugins.other_builds(&tape)?;
+    let alike = !args.elsewhere.is_given() || same_machine(&expected, &actual);
+    let report = compare(args, &tape, &plugins, expected, actual);
+    // Whatever does not repeat itself may owe that to another build.
+    if report.as_ref().map_or(true, |report| alike && report.verdict == Verdict::Different) {
+        others.iter().for_each(tell);
+    }
+    let report = report?;
+    let code = report::print(&report, args.json, Detail::of(args.explain))?;
     Ok(match (&args.bisect, &report.divergence) {
         (Some(Some(wanted)), Some(found)) if *wanted != found.signature => {
             tell(format!("the divergence is {}, not {wanted}: could not test", found.signature));
@@ -216,10 +240,13 @@ fn compare(
 ) -> Result<Report> {
     let reproduce = args.command_line();
     let [expected_name, actual_name] = across::names(&expected, &actual);
-    let bar = progress("replay");
-    let create = |machine: &MachineSpec| plugins.create(machine);
     // Another build of the tape's backend may know more options than the tape: it is to repeat the tape all the same.
     let alike = !args.elsewhere.is_given() || same_machine(&expected, &actual);
+    let totals = tape.totals()?;
+    let exits = args.mode == Mode::Exits || alike;
+    let (length, unit) = if exits { (totals.exits, "exits") } else { (totals.icount, "instructions") };
+    let bar = progress_of("replay", length, unit);
+    let create = |machine: &MachineSpec| plugins.create(machine);
     if args.from.is_some() && (args.mode == Mode::Exits || !alike) {
         return Err(usage(
             "--from restores a checkpoint of the tape's own backend: not with -b or --mode exits",
@@ -254,22 +281,22 @@ fn compare(
             false => "what the guest sees of each taped exit is compared, not what it did without exits",
         };
         report = Report::new(method, tape.name(), actual_name);
-        let mut tick = |exits| bar.set_message(format!("{exits} exits"));
+        let mut tick = |exits| bar.set_position(exits);
         let method = exits::Method { same: alike, go_on: args.go_on, ..Default::default() };
         exits::replay(&sides, method, &mut report, &mut tick)?;
     } else if alike {
         let method = "the same backend runs the guest again; every event is compared";
         report = Report::new(method, tape.name(), actual_name);
-        let mut tick = |exits| bar.set_message(format!("{exits} exits"));
+        let mut tick = |exits| bar.set_position(exits);
         let machine = sides.actual.clone();
         identical::replay(tape, machine, &create, args.from, &mut report, &sides.reproduce, &mut tick)?;
     } else {
         let method = format!("both backends run the guest; {}", across::COMPARED);
         report = Report::new(method, format!("{} ({})", expected_name, tape.name()), actual_name);
-        let mut tick = |instructions| bar.set_message(format!("{instructions} instructions"));
+        let mut tick = |instructions| bar.set_position(instructions);
         sides.compare(&mut report, &mut tick)?;
     }
-    bar.finish_and_clear();
+    end_progress(&bar, unit);
     Ok(report)
 }
 

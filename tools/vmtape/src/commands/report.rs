@@ -6,15 +6,31 @@ use std::io::{self, Write};
 use vmtape_replay::{
     Cause, Report,
     islands::Alignment,
-    report::{Divergence, Level, Occurrence, Verdict},
+    report::{Divergence, Level, Occurrence, Row, Verdict},
 };
 
+/// How much is told of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// What fits a screen.
+    Short,
+    /// Walks, rules, exits, costs.
+    All,
+}
+
+impl Detail {
+    /// By the option `--explain`.
+    pub fn of(explain: bool) -> Self {
+        if explain { Self::All } else { Self::Short }
+    }
+}
+
 /// Prints a comparison and gives its exit code.
-pub fn print(report: &Report, json: bool) -> Result<ExitCode> {
+pub fn print(report: &Report, json: bool, detail: Detail) -> Result<ExitCode> {
     if json {
         print_json(report)?;
     } else {
-        write(&mut Printable(io::stdout().lock()), report)?;
+        write(&mut Printable(io::stdout().lock()), report, detail)?;
     }
     Ok(match report.verdict {
         Verdict::Same => ExitCode::SAME,
@@ -23,7 +39,8 @@ pub fn print(report: &Report, json: bool) -> Result<ExitCode> {
     })
 }
 
-pub fn write(out: &mut impl Write, report: &Report) -> io::Result<()> {
+pub fn write(out: &mut impl Write, report: &Report, detail: Detail) -> io::Result<()> {
+    let all = detail == Detail::All;
     writeln!(out, "expected: {}", report.expected)?;
     writeln!(out, "actual:   {}", report.actual)?;
     let c = &report.compared;
@@ -38,36 +55,58 @@ pub fn write(out: &mut impl Write, report: &Report) -> io::Result<()> {
         "{word}: {} instructions, {} exits, {} events compared",
         c.instructions, c.exits, c.events
     )?;
-    writeln!(out, "  ({})", report.method)?;
-    for (side, end) in [("expected", &report.expected_end), ("actual", &report.actual_end)] {
-        if let Some(end) = end {
-            writeln!(out, "  {side} end: {end}")?;
-        }
+    // How it was compared says what `same` means.
+    if all || report.verdict != Verdict::Different {
+        writeln!(out, "  ({})", report.method)?;
     }
+    write_ends(out, report, all)?;
     for (name, count) in &report.exempted {
         writeln!(out, "  exempt: {name}: {count}")?;
     }
     for (name, count) in &report.unknown {
         writeln!(out, "  unknown: {name}: {count}")?;
     }
-    if !report.unknown.is_empty() {
-        writeln!(
-            out,
-            "  (what is unknown is not judged; `vmtape replay` without --mode runs the guest and settles it)"
-        )?;
+    if let Some(how) = report.settled_by.filter(|_| all || report.verdict != Verdict::Different) {
+        writeln!(out, "  (what is unknown is not judged; {how}, settles it)")?;
     }
-    for row in &report.answers {
-        writeln!(out, "  the VMM asks: {}", row.expected)?;
-        writeln!(out, "    and here:   {}", row.actual)?;
-    }
+    write_answers(out, &report.answers, all)?;
     if let Some(divergence) = &report.divergence {
-        write_divergence(out, divergence)?;
+        write_divergence(out, divergence, detail)?;
     }
     write_occurrences(out, &report.occurrences)?;
     if let Some(alignment) = &report.alignment {
         write_alignment(out, alignment)?;
     }
-    write_cost(out, report)
+    if all { write_cost(out, report) } else { Ok(()) }
+}
+
+/// How the two ended: that both did alike is worth no lines.
+fn write_ends(out: &mut impl Write, report: &Report, all: bool) -> io::Result<()> {
+    let ends = [("expected", &report.expected_end), ("actual", &report.actual_end)];
+    if !all && ends[0].1 == ends[1].1 {
+        return Ok(());
+    }
+    for (side, end) in ends {
+        if let Some(end) = end {
+            writeln!(out, "  {side} end: {end}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Questions of the VMM that were answered otherwise.
+fn write_answers(out: &mut impl Write, answers: &[Row], all: bool) -> io::Result<()> {
+    /// Those that are printed; JSON has all.
+    const ANSWERS: usize = 2;
+    let shown = if all { answers.len() } else { ANSWERS };
+    for row in answers.iter().take(shown) {
+        writeln!(out, "  the VMM asks: {}", row.expected)?;
+        writeln!(out, "    and here:   {}", row.actual)?;
+    }
+    match answers.len().saturating_sub(shown) {
+        0 => Ok(()),
+        more => writeln!(out, "  and {more} more questions that are answered otherwise"),
+    }
 }
 
 /// How much is the same, and where it is not.
@@ -119,8 +158,8 @@ fn write_occurrences(out: &mut impl Write, all: &[Occurrence]) -> io::Result<()>
     Ok(())
 }
 
-/// The first difference with everything that is known of it.
-pub fn write_divergence(out: &mut impl Write, d: &Divergence) -> io::Result<()> {
+/// The first difference: what, why, where, and with all details what each side did.
+pub fn write_divergence(out: &mut impl Write, d: &Divergence, detail: Detail) -> io::Result<()> {
     let level = match d.level {
         Level::GuestVisible => "the guest can see it",
         Level::VmmVisible => "the VMM can see it",
@@ -136,16 +175,52 @@ pub fn write_divergence(out: &mut impl Write, d: &Divergence) -> io::Result<()> 
     writeln!(out, "  signature: {}", d.signature)?;
     let nested = d.nested.as_ref().map_or(String::new(), |level| format!(", in {level}"));
     writeln!(out, "  after {} instructions, vCPU {}, rip {:#x}{nested}", d.icount, d.vcpu, d.rip)?;
-    /// Rows that are printed; JSON has all.
-    const ROWS: usize = 8;
-    for row in d.rows.iter().take(ROWS) {
+    match detail {
+        Detail::Short => write_outcomes(out, d)?,
+        Detail::All => write_details(out, d)?,
+    }
+    if !d.reproduce.is_empty() {
+        writeln!(out, "  again: {}", d.reproduce)?;
+    }
+    if detail == Detail::Short {
+        writeln!(out, "  more: --explain has the page walks, the rules, and the exits up to there")?;
+    }
+    Ok(())
+}
+
+/// What came of it on each side, and the entry of a walk that decided.
+fn write_outcomes(out: &mut impl Write, d: &Divergence) -> io::Result<()> {
+    let deciding = d.deciding();
+    for (side, story) in ["expected", "actual"].iter().zip(&d.stories) {
+        writeln!(out, "  {side}, {}: {}", story.side, story.outcome)?;
+        if let Some((_, line)) = deciding.iter().find(|(decides, _)| *decides == story.side) {
+            writeln!(out, "    {line}")?;
+        }
+    }
+    if d.stories.is_empty() {
+        write_rows(out, d, 1)?;
+    }
+    Ok(())
+}
+
+/// What differs, row by row.
+fn write_rows(out: &mut impl Write, d: &Divergence, rows: usize) -> io::Result<()> {
+    for row in d.rows.iter().take(rows) {
         writeln!(out, "  {}", row.what)?;
         writeln!(out, "    expected {}", row.expected)?;
         writeln!(out, "    actual   {}", row.actual)?;
     }
-    if d.rows.len() > ROWS {
-        writeln!(out, "  and {} more registers or words of memory that follow from it", d.rows.len() - ROWS)?;
+    match d.rows.len().saturating_sub(rows) {
+        0 => Ok(()),
+        more => writeln!(out, "  and {more} more registers or words of memory that follow from it"),
     }
+}
+
+/// Everything that is known of it.
+fn write_details(out: &mut impl Write, d: &Divergence) -> io::Result<()> {
+    /// Rows that are printed; JSON has all.
+    const ROWS: usize = 8;
+    write_rows(out, d, ROWS)?;
     for (side, story) in ["expected", "actual"].iter().zip(&d.stories) {
         writeln!(out, "  {side}, {}: {}", story.side, story.outcome)?;
         for line in &story.lines {
@@ -163,9 +238,6 @@ pub fn write_divergence(out: &mut impl Write, d: &Divergence) -> io::Result<()> 
                 writeln!(out, "    {line}")?;
             }
         }
-    }
-    if !d.reproduce.is_empty() {
-        writeln!(out, "  again: {}", d.reproduce)?;
     }
     Ok(())
 }

@@ -1,4 +1,8 @@
-use crate::{commands::outcome, machine_args::MachineArgs, output::ExitCode};
+use crate::{
+    commands::outcome,
+    machine_args::MachineArgs,
+    output::{ExitCode, is_quiet},
+};
 use anyhow::Result;
 use vmtape_machine::{Limits, Live, Machine};
 
@@ -22,7 +26,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut machine = Machine::new(spec, backend, inputs, None)?;
     machine.set_serial(args.machine.serial(args.json));
     let end = machine.run(&limits(&args.machine));
-    let quiet = args.machine.is_quiet();
+    let quiet = is_quiet();
     let run = outcome::Run { machine: &machine, end: &end, plugin: &plugin, tape: None, quiet };
     outcome::report(&run, args.json, args.guest_status)
 }

@@ -1,7 +1,7 @@
 use crate::files;
 use crate::{
     machine_args::PluginArgs,
-    output::{ExitCode, print_json, progress, usage},
+    output::{ExitCode, end_progress, print_json, progress_of, usage},
     scenarios::{
         catalogue::{self, Case, Scenario},
         report::{Report, table},
@@ -73,13 +73,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         slow: args.slow,
         keep: args.keep.clone(),
     };
-    let bar = progress("scenarios");
-    bar.set_length(cases.len() as u64);
+    let bar = progress_of("scenarios", cases.len() as u64, ROWS);
     let report = Report::new(runner.run_all(&cases, &|outcome| {
         bar.inc(1);
         bar.set_message(format!("{} on {}", outcome.name, outcome.on));
     }));
-    bar.finish_and_clear();
+    end_progress(&bar, ROWS);
     if let Some(path) = &args.junit {
         files::write(path, |out| report.junit(out))?;
     }
@@ -90,6 +89,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     Ok(if report.totals.deviating == 0 { ExitCode::SAME } else { ExitCode::DIFFERENT })
 }
+
+/// What progress counts.
+const ROWS: &str = "rows";
 
 fn rows(args: &Args) -> Result<Vec<Scenario>> {
     if args.files.is_empty() {

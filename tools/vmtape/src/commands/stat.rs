@@ -37,6 +37,8 @@ struct Report {
     format_version: u16,
     origin: String,
     backend: String,
+    /// Which build of it recorded.
+    backend_build: Option<String>,
     options: Vec<(String, String)>,
     guest: String,
     command_line: String,
@@ -67,6 +69,7 @@ fn count(tape: &Tape, level: Option<Level>) -> Result<Report> {
         format_version: tape.version(),
         origin: meta.origin.clone(),
         backend: meta.backend.clone(),
+        backend_build: meta.build().map(str::to_owned),
         options: meta.options.clone(),
         guest: meta.guest.clone(),
         command_line: meta.command_line.clone(),
@@ -81,7 +84,8 @@ fn print(out: &mut impl Write, r: &Report) -> io::Result<()> {
     writeln!(out, "{}: format {}, made by {}", r.tape, r.format_version, r.origin)?;
     if !r.backend.is_empty() {
         let options: Vec<_> = r.options.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        writeln!(out, "  backend {} ({})", r.backend, options.join(" "))?;
+        let build = r.backend_build.as_ref().map_or(String::new(), |build| format!(", made by {build}"));
+        writeln!(out, "  backend {}{build} ({})", r.backend, options.join(" "))?;
         let words = [r.guest.as_str(), r.command_line.as_str()].join(" ");
         writeln!(out, "  guest {}, {} MiB, vCPUs: {}", words.trim_end(), r.memory >> 20, r.vcpus)?;
     }

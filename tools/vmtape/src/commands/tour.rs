@@ -1,7 +1,7 @@
 use crate::{
     cli::Cli,
     machine_args::{PluginArgs, create, default_host},
-    output::ExitCode,
+    output::{self, ExitCode},
 };
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -116,5 +116,8 @@ fn quietly(words: &[&str]) -> Result<()> {
 
 fn execute(words: &[&str]) -> Result<ExitCode> {
     let cli = Cli::try_parse_from(["vmtape"].iter().chain(words))?;
+    if cli.quiet {
+        output::be_quiet();
+    }
     cli.command.run()
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use std::path::Path;
 use vmtape_arch::cpuid::maxphyaddr;
 use vmtape_machine::vmm::When;
-use vmtape_replay::check::{self, Assessment, Guest, Host, Verdict, footprint::Footprint};
+use vmtape_replay::check::{self, Assessment, Guest, Host, Verdict, finding::Severity, footprint::Footprint};
 use vmtape_traces::Tape;
 
 /// What is known of one move.
@@ -18,6 +18,8 @@ use vmtape_traces::Tape;
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     Safe,
+    /// Safe for a guest that does not rely on reserved bits.
+    Conditional,
     Unsafe,
     Refused,
     /// The guest does not start on the first host.
@@ -30,6 +32,7 @@ impl Outcome {
     pub fn text(self) -> &'static str {
         match self {
             Self::Safe => "safe",
+            Self::Conditional => "conditional",
             Self::Unsafe => "unsafe",
             Self::Refused => "refused",
             Self::NotStarted => "not started",
@@ -42,6 +45,7 @@ impl From<Verdict> for Outcome {
     fn from(verdict: Verdict) -> Self {
         match verdict {
             Verdict::Safe => Self::Safe,
+            Verdict::Conditional => Self::Conditional,
             Verdict::Unsafe => Self::Unsafe,
             Verdict::Refused => Self::Refused,
         }
@@ -110,6 +114,22 @@ pub struct Matrix {
 impl Matrix {
     pub fn cell(&self, from: &str, to: &str) -> Option<&Cell> {
         self.cells.iter().find(|cell| cell.from == from && cell.to == to)
+    }
+
+    /// What is to be known of moves that may well be safe, each with the moves, in the order in which it comes.
+    pub fn cautions(&self) -> Vec<(&str, Vec<String>)> {
+        let mut cautions: Vec<(&str, Vec<String>)> = Vec::new();
+        for cell in self.moves() {
+            let findings = cell.assessment.iter().flat_map(|assessment| &assessment.findings);
+            for finding in findings.filter(|finding| finding.severity == Severity::Caution) {
+                let name = format!("{} -> {}", cell.from, cell.to);
+                match cautions.iter_mut().find(|(sentence, _)| *sentence == finding.sentence) {
+                    Some((_, moves)) => moves.push(name),
+                    None => cautions.push((&finding.sentence, vec![name])),
+                }
+            }
+        }
+        cautions
     }
 
     /// The cells that count: within a fleet, staying at home is no move.

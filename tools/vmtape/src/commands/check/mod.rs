@@ -11,7 +11,7 @@ use crate::files;
 use crate::{
     commands::replay::Plugins,
     machine_args::PluginArgs,
-    output::{ExitCode, print_json, progress, usage},
+    output::{ExitCode, end_progress, print_json, progress_of, usage},
 };
 use anyhow::{Context, Result};
 use clap::ValueHint;
@@ -83,6 +83,10 @@ pub struct Args {
     json: bool,
 }
 
+/// What progress counts: what guests run on the hosts, and guests on the hosts where they start.
+const INSTRUCTIONS: &str = "instructions";
+const STARTS: &str = "guests on hosts";
+
 /// The whole answer.
 #[derive(Serialize)]
 struct Report {
@@ -117,7 +121,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         whole_fleet(args, &plugins, folder.path())?
     };
     if let (Some(path), Some(matrix)) = (&args.html, &report.matrix) {
-        let page = html::page(matrix, report.guest.as_ref(), report.pin.as_ref());
+        let page = html::page(matrix, report.guest.as_ref(), report.pin.as_ref(), &html::Made::here());
         files::write(path, |out| Ok(out.write_all(page.as_bytes())?))?;
     }
     if args.json {
@@ -169,7 +173,8 @@ fn one_tape(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Result<
     let source = recorded_on(&machine);
     let loaded = source.load(plugins, Some(&machine))?;
     let create = |machine: &_| plugins.create(machine);
-    let bar = progress("check");
+    let each = tape.totals()?.icount;
+    let bar = progress_of("check", each.saturating_mul(known.len() as u64), INSTRUCTIONS);
     bar.set_message("what the tape shows");
     let guest = Guest {
         footprint: Footprint::of(&tape, &machine, args.at, &create)?,
@@ -181,15 +186,17 @@ fn one_tape(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Result<
         machine,
     };
     let mut answers = Vec::new();
-    for (host, text) in known.iter().zip(&args.to) {
-        let mut tick = |instructions| bar.set_message(format!("{text}: {instructions} instructions"));
+    for (n, (host, text)) in known.iter().zip(&args.to).enumerate() {
+        bar.set_message(text.clone());
+        let mut tick = |instructions: u64| bar.set_position(each * n as u64 + instructions.min(each));
         let reproduce = pins::replay_command(path, &guest.machine, host, text);
         match fleet::assess(&guest, host, plugins, &reproduce, &mut tick) {
             Err(error) if ExitCode::of_error(&error) == ExitCode::USAGE => return Err(error),
             answer => answers.push((host, answer)),
         }
     }
-    bar.finish_and_clear();
+    bar.set_position(each.saturating_mul(known.len() as u64));
+    end_progress(&bar, INSTRUCTIONS);
     let template = Template::of(path, &guest.machine, spec::generous_budget(&tape));
     let pin = args.pin.then(|| {
         let assessments = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
@@ -242,9 +249,15 @@ fn whole_fleet(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Resu
         }
     };
     let question = Question { plugins, templates: &templates, assigned_device: args.vfio, folder };
-    let bar = progress("check");
-    let matrix = question.ask(&known, &known, &mut |text| bar.set_message(text))?;
-    bar.finish_and_clear();
+    let bar = progress_of("check", (known.len() * templates.len()) as u64, STARTS);
+    let mut started = 0;
+    let matrix = question.ask(&known, &known, &mut |text| {
+        bar.set_position(started);
+        bar.set_message(text);
+        started += 1;
+    })?;
+    bar.set_position(started);
+    end_progress(&bar, STARTS);
     let pin = args.pin.then(|| {
         let assessments = matrix.cells.iter().filter_map(|cell| cell.assessment.as_ref());
         let findings: Vec<_> = assessments.flat_map(|assessment| &assessment.findings).collect();

@@ -9,7 +9,10 @@ use serde::Serialize;
 use std::{fmt, path::Path};
 use vmtape_arch::{cpuid::maxphyaddr, host::Vendor};
 use vmtape_machine::{MachineSpec, Passport, model};
-use vmtape_replay::check::{finding::Finding, pins::Pins};
+use vmtape_replay::check::{
+    finding::Finding,
+    pins::{Need, Pins},
+};
 
 /// KVM's parameter that hides a host's width.
 const HIDE_WIDTH: &str = "allow_smaller_maxphyaddr";
@@ -28,6 +31,8 @@ pub struct Pinned {
     /// For `-cpu MODEL,...`.
     pub qemu: String,
     pub libvirt: Vec<String>,
+    /// Which versions know these settings.
+    pub needs: Vec<Need>,
     pub hosts: Vec<HostSetting>,
     /// Moves between different hosts that are safe with all of that, and all of them.
     pub safe: usize,
@@ -93,8 +98,8 @@ pub fn pin(
     }
     let hosts = to.iter().filter(|host| settings.hide_width.contains(&host.passport.name)).map(host_setting);
     let hosts = hosts.collect();
-    let (qemu, libvirt) = (settings.qemu(), settings.libvirt());
-    Ok(Pinned { qemu, libvirt, hosts, safe: moves - left.len(), moves, left, settings })
+    let (qemu, libvirt, needs) = (settings.qemu(), settings.libvirt(), settings.needs());
+    Ok(Pinned { qemu, libvirt, needs, hosts, safe: moves - left.len(), moves, left, settings })
 }
 
 /// Starts the guests with these settings and checks them again: how many moves there are, and those that are not safe.
@@ -158,6 +163,9 @@ impl fmt::Display for Pinned {
         }
         for (n, line) in self.libvirt.iter().enumerate() {
             writeln!(f, "  {:8} {line}", if n == 0 { "libvirt:" } else { "" })?;
+        }
+        for need in &self.needs {
+            writeln!(f, "  known:   {need}")?;
         }
         for HostSetting { host, setting } in &self.hosts {
             writeln!(f, "  {host}: {setting}")?;

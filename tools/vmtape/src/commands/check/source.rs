@@ -101,7 +101,7 @@ impl Template {
         let vm = plugins.create(&machine)?;
         record::tape(
             machine.clone(),
-            vm,
+            (&loaded.plugin, vm),
             Vec::new(),
             &self.budget,
             (tape, Options::default()),

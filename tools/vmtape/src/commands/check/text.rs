@@ -2,7 +2,7 @@
 
 use super::{
     Failure, Report,
-    fleet::{Matrix, Outcome},
+    fleet::{Cell, Matrix, Outcome},
 };
 use crate::scenarios::report::table;
 use anyhow::Result;
@@ -98,12 +98,7 @@ fn print_host(out: &mut impl Write, host: &Assessment) -> Result<()> {
         writeln!(out, "  {}", host.reason)?;
     }
     for finding in &host.findings {
-        let word = match finding.severity {
-            Severity::Refuses => "refused",
-            Severity::Breaks => "breaks",
-            Severity::Caution => "caution",
-        };
-        writeln!(out, "  {word}: {finding}")?;
+        writeln!(out, "  {}: {finding}", finding.severity.text())?;
         if finding.severity != Severity::Caution && finding.subject != Subject::Replay {
             writeln!(out, "    See: {}", finding.source)?;
         }
@@ -167,8 +162,8 @@ fn print_matrix(out: &mut impl Write, matrix: &Matrix) -> Result<()> {
     let names = || matrix.hosts.iter().map(|host| host.name.as_str());
     moves.set_header(std::iter::once("from \\ to").chain(names()));
     for from in names() {
-        let cells = names().map(|to| matrix.cell(from, to).map_or("", |cell| cell.outcome.text()));
-        moves.add_row(std::iter::once(from).chain(cells));
+        let cells = names().map(|to| matrix.cell(from, to).map_or(String::new(), word));
+        moves.add_row(std::iter::once(from.to_owned()).chain(cells));
     }
     writeln!(out, "{moves}\n")?;
     for cell in matrix.cells.iter().filter(|cell| cell.outcome != Outcome::Safe) {
@@ -182,13 +177,28 @@ fn print_matrix(out: &mut impl Write, matrix: &Matrix) -> Result<()> {
             cell.reason
         )?;
     }
-    let safe = matrix.moves().filter(|cell| cell.outcome == Outcome::Safe).count();
+    for (sentence, moves) in matrix.cautions() {
+        writeln!(out, "caution: {sentence} ({})", moves.join(", "))?;
+    }
+    let count = |outcome| matrix.moves().filter(|cell| cell.outcome == outcome).count();
+    let conditional = match count(Outcome::Conditional) {
+        0 => String::new(),
+        some => format!(", {some} more for a guest that does not rely on reserved bits"),
+    };
     writeln!(
         out,
-        "{safe} of {} moves are safe, for {} with `{}`",
+        "{} of {} moves are safe{conditional}; for {} with `{}`",
+        count(Outcome::Safe),
         matrix.moves().count(),
         matrix.guests.join(", "),
         matrix.cpu.join(", ")
     )?;
     Ok(())
+}
+
+/// A verdict in the table: a star where there is something to know of a safe move.
+fn word(cell: &Cell) -> String {
+    let told = cell.assessment.as_ref().is_some_and(|assessment| !assessment.findings.is_empty());
+    let star = if cell.outcome == Outcome::Safe && told { "*" } else { "" };
+    format!("{}{star}", cell.outcome.text())
 }

@@ -9,9 +9,9 @@ mod route;
 mod text;
 
 use crate::{
-    commands::replay::Plugins,
+    commands::{replay::Plugins, report::Detail},
     machine_args::PluginArgs,
-    output::{ExitCode, print_json, progress, tell, usage},
+    output::{ExitCode, Printable, print_json, progress, tell, usage},
 };
 use anyhow::Result;
 use clap::{ValueHint, builder::PossibleValuesParser, builder::TypedValueParser};
@@ -120,6 +120,10 @@ pub struct Args {
 
     #[command(flatten)]
     plugins: PluginArgs,
+
+    /// Tell everything of a difference from the twin: page walks, rules, the exits up to there
+    #[arg(long, conflicts_with = "json")]
+    explain: bool,
 
     /// Print JSON
     #[arg(long)]
@@ -336,7 +340,7 @@ fn print(args: &Args, moved: &Moved) -> Result<ExitCode> {
     if args.json {
         print_json(moved)?;
     } else {
-        text::print(&mut io::stdout().lock(), moved)?;
+        text::print(&mut Printable(io::stdout().lock()), moved, Detail::of(args.explain))?;
     }
     Ok(code(moved.verdict))
 }

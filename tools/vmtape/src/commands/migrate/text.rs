@@ -1,6 +1,6 @@
 //! A migration in words.
 
-use crate::commands::report;
+use crate::commands::report::{self, Detail};
 use std::io::{self, Write};
 use vmtape_migrate::{Outcome, report::Round};
 use vmtape_replay::migration::Moved;
@@ -10,13 +10,13 @@ const ROUNDS: usize = 12;
 /// Things dropped that are listed.
 const DROPPED: usize = 6;
 
-pub fn print(out: &mut impl Write, moved: &Moved) -> io::Result<()> {
+pub fn print(out: &mut impl Write, moved: &Moved, detail: Detail) -> io::Result<()> {
     for outcome in &moved.outcomes {
         write_outcome(out, outcome)?;
     }
     writeln!(out, "{}", moved.verdict.text())?;
     match &moved.report {
-        Some(report) => report::write(out, report),
+        Some(report) => report::write(out, report, detail),
         None => writeln!(out, "  (nothing is compared: there is no one guest that goes on)"),
     }
 }

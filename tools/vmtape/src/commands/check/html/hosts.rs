@@ -88,6 +88,7 @@ pub fn pinned(pinned: &Pinned) -> String {
         push(&mut html, format_args!("<p>libvirt:</p>\n<pre>{}</pre>", escape(&pinned.libvirt.join("\n"))));
     }
     let hosts = pinned.hosts.iter().map(|host| format!("{}: {}", host.host, host.setting));
+    let hosts = pinned.needs.iter().map(ToString::to_string).chain(hosts);
     let conflicts = pinned.settings.conflicts.iter().map(|conflict| format!("cannot be had: {conflict}"));
     html += &list(hosts.chain(conflicts));
     push(

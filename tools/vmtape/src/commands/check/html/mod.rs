@@ -8,13 +8,40 @@ use super::{
     pins::Pinned,
     text::GuestText,
 };
-use std::fmt::Write;
+use chrono::DateTime;
+use std::{
+    fmt::Write,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 const STYLE: &str = include_str!("page.css");
 const TITLE: &str = "To which hosts may a guest move?";
 
+/// What made a page, and when.
+pub struct Made {
+    /// Of the program, with its commit.
+    pub version: &'static str,
+    pub command: String,
+    /// To the minute.
+    pub date: String,
+}
+
+impl Made {
+    /// Now, or when SOURCE_DATE_EPOCH says, by the command line of this process.
+    // See: reproducible-builds.org, SOURCE_DATE_EPOCH
+    pub fn here() -> Self {
+        let told = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|seconds| seconds.parse().ok());
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+        let date = DateTime::from_timestamp(told.unwrap_or_else(now), 0).unwrap_or_default();
+        let words: Vec<String> = std::env::args().skip(1).collect();
+        let words = words.iter().map(|word| shlex::try_quote(word).map_or(word.clone(), Into::into));
+        let command = std::iter::once("vmtape".to_owned()).chain(words).collect::<Vec<_>>().join(" ");
+        Self { version: env!("VMTAPE_BUILD"), command, date: date.format("%Y-%m-%d %H:%M UTC").to_string() }
+    }
+}
+
 /// The page. `guest`: the one of a tape.
-pub fn page(matrix: &Matrix, guest: Option<&GuestText>, pinned: Option<&Pinned>) -> String {
+pub fn page(matrix: &Matrix, guest: Option<&GuestText>, pinned: Option<&Pinned>, made: &Made) -> String {
     let mut body = format!("<h1>{TITLE}</h1>\n");
     body += &summary(matrix, guest);
     body += &moves::matrix(matrix);
@@ -23,6 +50,15 @@ pub fn page(matrix: &Matrix, guest: Option<&GuestText>, pinned: Option<&Pinned>)
         body += &hosts::pinned(pinned);
     }
     body += &moves::reasons(matrix);
+    push(
+        &mut body,
+        format_args!(
+            "<footer class=\"soft\">Made on {} by {}: <code>{}</code></footer>",
+            escape(&made.date),
+            escape(made.version),
+            escape(&made.command)
+        ),
+    );
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
@@ -43,6 +79,7 @@ fn escape(text: &str) -> String {
 fn style(outcome: Outcome) -> (&'static str, &'static str) {
     match outcome {
         Outcome::Safe => ("safe", "\u{2713}"),
+        Outcome::Conditional => ("conditional", "~"),
         Outcome::Unsafe => ("unsafe", "!"),
         Outcome::Refused => ("refused", "\u{2715}"),
         Outcome::NotStarted => ("none", "\u{2013}"),
@@ -65,7 +102,14 @@ fn told(cell: &Cell) -> bool {
 /// How many moves there are of each outcome, and which guests move.
 fn summary(matrix: &Matrix, guest: Option<&GuestText>) -> String {
     let moves = || matrix.moves();
-    let outcomes = [Outcome::Safe, Outcome::Unsafe, Outcome::Refused, Outcome::NotStarted, Outcome::Unknown];
+    let outcomes = [
+        Outcome::Safe,
+        Outcome::Conditional,
+        Outcome::Unsafe,
+        Outcome::Refused,
+        Outcome::NotStarted,
+        Outcome::Unknown,
+    ];
     let counts =
         outcomes.into_iter().map(|outcome| (outcome, moves().filter(|c| c.outcome == outcome).count()));
     let words: Vec<_> = counts
@@ -136,6 +180,19 @@ mod tests {
         }
     }
 
+    fn made() -> Made {
+        Made { version: "vmtape 0", command: "vmtape check <x>".into(), date: "2026-01-01 00:00 UTC".into() }
+    }
+
+    #[test]
+    fn the_page_says_what_made_it() {
+        let page = page(&matrix(&["a"]), None, None, &made());
+        assert!(
+            page.contains("Made on 2026-01-01 00:00 UTC by vmtape 0: <code>vmtape check &lt;x&gt;</code>"),
+            "{page}"
+        );
+    }
+
     /// The values of an attribute.
     fn values<'p>(page: &'p str, attribute: &str) -> Vec<&'p str> {
         page.split(attribute).skip(1).filter_map(|rest| rest.split('"').next()).collect()
@@ -143,7 +200,7 @@ mod tests {
 
     #[test]
     fn the_page_stands_alone() {
-        let page = page(&matrix(&["a", "b"]), None, None);
+        let page = page(&matrix(&["a", "b"]), None, None, &made());
         for foreign in ["http:", "https:", "<script", "<link", "url(", "src=", "@import"] {
             assert!(!page.contains(foreign), "{foreign}");
         }
@@ -152,7 +209,7 @@ mod tests {
 
     #[test]
     fn every_move_is_in_the_picture_and_what_is_not_safe_is_told() {
-        let page = page(&matrix(&["a", "b"]), None, None);
+        let page = page(&matrix(&["a", "b"]), None, None, &made());
         assert_eq!(page.matches("<td class=\"cell").count(), 4);
         assert_eq!(page.matches("class=\"inside\"").count(), 1, "one of four is not safe");
         assert!(page.contains("1 <span class=\"word unsafe\">! unsafe</span>"), "home is no move: {page}");
@@ -161,7 +218,7 @@ mod tests {
     #[test]
     fn links_lead_somewhere_and_only_to_one_place() {
         // Names that differ in punctuation alone.
-        let page = page(&matrix(&["a.b", "a-b", "a b", "A-B"]), None, None);
+        let page = page(&matrix(&["a.b", "a-b", "a b", "A-B"]), None, None, &made());
         let ids = values(&page, " id=\"");
         let unique: BTreeSet<_> = ids.iter().collect();
         let links = values(&page, " href=\"#");
@@ -172,14 +229,14 @@ mod tests {
     #[test]
     fn names_are_text_whatever_they_say() {
         let evil = "\"><script>alert('x')</script><b x=\"";
-        let page = page(&matrix(&[evil, "b & c"]), None, None);
+        let page = page(&matrix(&[evil, "b & c"]), None, None, &made());
         assert!(!page.contains("<script") && !page.contains("<b "), "{page}");
         assert!(page.contains("&quot;&gt;&lt;script&gt;") && page.contains("b &amp; c"), "{page}");
     }
 
     #[test]
     fn what_is_opened_is_closed() {
-        let page = page(&matrix(&["a", "b", "c"]), None, None);
+        let page = page(&matrix(&["a", "b", "c"]), None, None, &made());
         for tag in [
             "table", "thead", "tbody", "tr", "td", "th", "details", "summary", "div", "span", "svg", "a",
             "p", "ul",
@@ -193,7 +250,7 @@ mod tests {
 
     #[test]
     fn one_host_is_told_as_such() {
-        let page = page(&matrix(&["alone"]), None, None);
+        let page = page(&matrix(&["alone"]), None, None, &made());
         assert!(page.contains("there is no move"), "{page}");
     }
 }

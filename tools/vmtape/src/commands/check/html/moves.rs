@@ -6,10 +6,7 @@ use crate::commands::check::{
     text::{STORY, pin_lines},
 };
 use vmtape_replay::{
-    check::{
-        Assessment,
-        finding::{Finding, Severity},
-    },
+    check::{Assessment, finding::Finding},
     report::Divergence,
 };
 
@@ -137,11 +134,7 @@ fn assessed(cell: &Cell, assessment: &Assessment) -> String {
 }
 
 fn finding(finding: &Finding) -> String {
-    let word = match finding.severity {
-        Severity::Refuses => "refused",
-        Severity::Breaks => "breaks",
-        Severity::Caution => "caution",
-    };
+    let word = finding.severity.text();
     format!(
         "<li><b>{word}</b>: {} <span class=\"soft\">({})</span></li>\n",
         escape(&finding.to_string()),

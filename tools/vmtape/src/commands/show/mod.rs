@@ -1,12 +1,23 @@
-use crate::output::{ExitCode, Printable, tell, usage};
+//! `vmtape show`: a tape in words, or the exits of it that are asked for.
+
+mod choice;
+mod episodes;
+mod json;
+
+use crate::{
+    commands::replay::Plugins,
+    machine_args::PluginArgs,
+    output::{ExitCode, Printable, tell, usage},
+};
 use anyhow::Result;
+use choice::Choice;
 use clap::ValueHint;
 use std::{
     io::{self, BufWriter, Write},
     path::PathBuf,
 };
-use vmtape_arch::{level::Level, note::Note};
-use vmtape_traces::{Event, Tape, flat::tag, text::Printer};
+use vmtape_arch::level::Level;
+use vmtape_traces::{Event, Metadata, Tape, flat::tag, text::Printer};
 
 /// Print a tape, every exit in the words of the kernel's tracepoints
 #[derive(Debug, clap::Args)]
@@ -21,12 +32,16 @@ pub struct Args {
     /// Stop after so many exits
     #[arg(long, value_name = "N")]
     count: Option<u64>,
-    /// Only exits of a level, and what was done about them: L2 is a guest's guest
-    #[arg(long, value_name = "L1|L2", value_parser = level, conflicts_with = "ioctls")]
-    level: Option<Level>,
+    #[command(flatten)]
+    choice: Choice,
     /// Only what the VMM did beside running the guest
-    #[arg(long, conflicts_with_all = ["from", "count"])]
+    #[arg(long, conflicts_with_all = ["from", "count", "json", "choice"])]
     ioctls: bool,
+    #[command(flatten)]
+    plugins: PluginArgs,
+    /// Print JSON: each exit with its walk, its rules and its notes
+    #[arg(long)]
+    json: bool,
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -37,11 +52,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             return Err(usage(format!("--from {}: {} has {exits} exits", args.from, args.tape.display())));
         }
     }
+    let names = names(&tape, &Plugins::new(&args.plugins));
     let mut out = BufWriter::new(Printable(io::stdout().lock()));
-    if args.ioctls {
+    if args.json {
+        json::print(&tape, &names, args)?;
+    } else if args.ioctls {
         print_ioctls(&tape, &mut out)?;
+    } else if args.choice.is_everything() && args.from == 0 && args.count.is_none() {
+        print(&tape, &names, &mut out)?;
     } else {
-        print_of(&tape, args.level, args.from, args.count, &mut out)?;
+        episodes::print(&tape, &names, args, &mut out)?;
     }
     out.flush()?;
     Ok(match damage(&tape) {
@@ -51,6 +71,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             ExitCode::COULD_NOT_TEST
         }
     })
+}
+
+/// The tape's names for numbers; of rules, where it has none, those of the backend that is here.
+fn names(tape: &Tape, plugins: &Plugins) -> Metadata {
+    let mut names = tape.metadata().clone();
+    if !names.names_rules()
+        && !names.backend.is_empty()
+        && let Ok(plugin) = plugins.get(&names.backend)
+    {
+        let rules = plugin.description.rules.iter().map(|rule| Metadata::rule_note(rule.id, &rule.name));
+        names.notes.extend(rules);
+    }
+    names
 }
 
 /// Reads the name of a level.
@@ -66,36 +99,11 @@ pub fn damage(tape: &Tape) -> Option<String> {
     }
 }
 
-/// Prints exits of a tape with everything around them.
-pub fn print(tape: &Tape, from: u64, count: Option<u64>, out: impl Write) -> Result<()> {
-    print_of(tape, None, from, count, out)
-}
-
-/// Prints exits of one level, or all.
-fn print_of(tape: &Tape, only: Option<Level>, from: u64, count: Option<u64>, out: impl Write) -> Result<()> {
-    let mut shown = only.is_none();
-    let mut printer = Printer::of_tape(out, tape.metadata())?;
-    let mut left = count.unwrap_or(u64::MAX);
-    let events = if from == 0 { tape.events() } else { tape.events_from_exit(from)? };
-    for event in events {
-        let event = event?;
-        match &event {
-            Event::Exit(exit) => {
-                shown = only.is_none_or(|only| only == exit.exit.level);
-                if shown && left == 0 {
-                    break;
-                }
-                left -= u64::from(shown);
-            }
-            // An interrupt that is L1's takes L2 out at an entry, which no exit of L2's came before.
-            Event::Note { place, note: Note::NestedIntrVmexit { .. }, .. } => {
-                shown |= only == Some(place.level);
-            }
-            _ => {}
-        }
-        if shown {
-            printer.event(&event)?;
-        }
+/// Prints a whole tape.
+pub fn print(tape: &Tape, names: &Metadata, out: impl Write) -> Result<()> {
+    let mut printer = Printer::of_tape(out, names)?;
+    for event in tape.events() {
+        printer.event(&event?)?;
     }
     printer.finish()?;
     Ok(())

@@ -1,0 +1,16 @@
+//! The program names its commit.
+
+#[path = "../../plugins/commit.rs"]
+mod commit;
+
+fn main() {
+    commit::tell(&[
+        "host",
+        "plugins/abi",
+        "traces",
+        "replay",
+        "tools/vmtape/src",
+        "tools/vmtape/Cargo.toml",
+        "Cargo.lock",
+    ]);
+}
