@@ -154,7 +154,10 @@ impl Replayed {
     pub fn take(&mut self, group: &ExitGroup) -> Result<Handling, Error> {
         if let Some(mut guide) = self.guide.take() {
             if self.diverged {
-                self.machine.resynchronize(&guide.machine);
+                self.machine.copy_memory(&guide.machine);
+                if self.beside.is_none() {
+                    self.machine.copy_registers(&guide.machine);
+                }
             }
             guide.take(group)?;
             self.guide = Some(guide);

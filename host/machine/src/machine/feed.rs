@@ -44,12 +44,22 @@ impl Machine {
         })
     }
 
-    /// Takes registers and memory of another fed machine of the same tape, after an exit that this one dealt with otherwise.
-    /// An exit is told with the memory that it needs and some registers; the rest of them that machine alone knows.
-    pub fn resynchronize(&mut self, other: &Self) {
-        if self.services.fed.as_ref().is_some_and(Feeding::keeps) {
-            self.copy_memory(other);
+    /// Copies the memory of another fed machine of the same tape, after an exit that this one dealt with otherwise: what this one
+    /// wrote would be taken for what the guest has rewritten since.
+    pub fn copy_memory(&mut self, other: &Self) {
+        self.services.memory.absent = other.services.memory.absent.clone();
+        let pages: Vec<u64> = self.written_pages().chain(other.written_pages()).collect();
+        let (mut own, mut wanted) = ([0; PAGE_SIZE as usize], [0; PAGE_SIZE as usize]);
+        for hpa in pages.into_iter().map(|page| page << PAGE_SHIFT) {
+            let read = self.services.ram().read(hpa, &mut own) && other.services.ram().read(hpa, &mut wanted);
+            if read && own != wanted {
+                self.services.ram().write(hpa, &wanted);
+            }
         }
+    }
+
+    /// Copies its registers. An exit is told with some of them; the rest that machine alone knows.
+    pub fn copy_registers(&mut self, other: &Self) {
         for (n, (vcpu, other)) in (0..).zip(self.vcpus.iter_mut().zip(&other.vcpus)) {
             let VcpuState { inject, delivering, intercepts, .. } = vcpu.state;
             let state = VcpuState { inject, delivering, intercepts, ..other.state };
@@ -73,18 +83,6 @@ impl Machine {
         for (vcpu, other) in self.vcpus.iter_mut().zip(&running.vcpus) {
             let VcpuState { inject, delivering, intercepts, .. } = vcpu.state;
             vcpu.state = VcpuState { inject, delivering, intercepts, ..other.state };
-        }
-    }
-
-    fn copy_memory(&mut self, other: &Self) {
-        self.services.memory.absent = other.services.memory.absent.clone();
-        let pages: Vec<u64> = self.written_pages().chain(other.written_pages()).collect();
-        let (mut own, mut wanted) = ([0; PAGE_SIZE as usize], [0; PAGE_SIZE as usize]);
-        for hpa in pages.into_iter().map(|page| page << PAGE_SHIFT) {
-            let read = self.services.ram().read(hpa, &mut own) && other.services.ram().read(hpa, &mut wanted);
-            if read && own != wanted {
-                self.services.ram().write(hpa, &wanted);
-            }
         }
     }
 

@@ -119,7 +119,11 @@ impl Machine {
             if let Some(end) = ended {
                 return Err(end);
             }
-            let after = &self.vcpus[n as usize].state;
+            let after = &mut self.vcpus[n as usize].state;
+            if after.inject.reinjected.is_set() {
+                // Silicon delivers the event again, and meets what it has met, or what lies behind it.
+                after.inject = Default::default();
+            }
             // The instruction is done, or as much of one that repeats as an exit does, or the guest has an exception: the
             // stimulus is dealt with. An exit like a trap comes after its instruction.
             if trap.is_set() || self.services.repeats || after.rip != rip || after.inject.valid.is_set() {
