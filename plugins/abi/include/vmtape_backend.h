@@ -85,6 +85,10 @@ struct vt_HostRef;
 // EMULTYPE_TRAP_UD: from a #UD; inject #UD again if it is one.
 #define vt_EMULTYPE_TRAP_UD (1 << 3)
 
+// EMULTYPE_TRAP_UD_FORCED: from a #UD of the prefix that asks for emulation, which RIP is behind; inject #UD if the
+// instruction is unknown.
+#define vt_EMULTYPE_TRAP_UD_FORCED (1 << 4)
+
 // EMULTYPE_PF: `gpa` is the exit's address. `MmuTable.translate` knows it and does not walk again for an
 // operand with the same page offset.
 #define vt_EMULTYPE_PF (1 << 6)
@@ -395,6 +399,8 @@ typedef struct vt_EmulateRequest {
     // EMULTYPE_PF: the exit's linear address (shadow paging) and guest physical address.
     uint64_t gva;
     uint64_t gpa;
+    // What `MmuTable.sensitive` is asked about: kinds of instructions and control registers.
+    struct vt_Intercepts intercepts;
 } vt_EmulateRequest;
 
 // What the access does.
@@ -476,6 +482,108 @@ typedef struct vt_Translated {
     struct vt_Exception fault;
 } vt_Translated;
 
+// What the guest is about to do. The value is also the bit in `Intercepts.sensitive`.
+typedef uint8_t vt_SensitiveKind;
+#define vt_SensitiveKind_CPUID 0
+#define vt_SensitiveKind_RDMSR 1
+#define vt_SensitiveKind_WRMSR 2
+// MOV to CR; `number` is the register, `value` the operand.
+#define vt_SensitiveKind_CR_WRITE 3
+#define vt_SensitiveKind_CR_READ 4
+#define vt_SensitiveKind_CLTS 5
+// `value` is the 16-bit operand.
+#define vt_SensitiveKind_LMSW 6
+// Reads CR0.
+#define vt_SensitiveKind_SMSW 7
+#define vt_SensitiveKind_DR_WRITE 8
+#define vt_SensitiveKind_DR_READ 9
+// `address` is the linear address.
+#define vt_SensitiveKind_INVLPG 10
+// `value` is the type, `address` the descriptor's address, `aux` its PCID and `aux2` its linear address.
+#define vt_SensitiveKind_INVPCID 11
+#define vt_SensitiveKind_HLT 12
+// `number` is the port, `size` bytes; OUT: `value`.
+#define vt_SensitiveKind_IN 13
+#define vt_SensitiveKind_OUT 14
+// String forms: `address` is the linear address of the operand.
+#define vt_SensitiveKind_INS 15
+#define vt_SensitiveKind_OUTS 16
+#define vt_SensitiveKind_RDTSC 17
+#define vt_SensitiveKind_RDTSCP 18
+#define vt_SensitiveKind_RDPMC 19
+#define vt_SensitiveKind_WBINVD 20
+#define vt_SensitiveKind_INVD 21
+#define vt_SensitiveKind_MONITOR 22
+#define vt_SensitiveKind_MWAIT 23
+#define vt_SensitiveKind_PAUSE 24
+#define vt_SensitiveKind_VMCALL 25
+#define vt_SensitiveKind_VMMCALL 26
+#define vt_SensitiveKind_XSETBV 27
+// LGDT, LIDT, SGDT, SIDT: `number` 0 GDTR, 1 IDTR; `value` 1 for a load.
+#define vt_SensitiveKind_GDTR_IDTR 28
+// LLDT, LTR, SLDT, STR: `number` 0 LDTR, 1 TR; `value` 1 for a load.
+#define vt_SensitiveKind_LDTR_TR 29
+// VMXON, VMXOFF, VMREAD, ...: Intel's nested instructions.
+#define vt_SensitiveKind_VMX 30
+// VMRUN, VMLOAD, VMSAVE, STGI, CLGI, INVLPGA, SKINIT: AMD's; `number` is the opcode's last byte (`svm`), `value`
+// RAX in the size of addresses, `aux` ECX. Wanted by a backend whose silicon has SVM. Natively such an instruction
+// does what the backend has done to the state when it was asked.
+#define vt_SensitiveKind_SVM 31
+#define vt_SensitiveKind_RDRAND 32
+#define vt_SensitiveKind_RDSEED 33
+#define vt_SensitiveKind_TASK_SWITCH 34
+#define vt_SensitiveKind_IRET 35
+#define vt_SensitiveKind_RSM 36
+// Not instructions: conditions checked between instructions.
+#define vt_SensitiveKind_INTERRUPT_WINDOW 40
+#define vt_SensitiveKind_NMI_WINDOW 41
+#define vt_SensitiveKind_TRIPLE_FAULT 42
+#define vt_SensitiveKind_INIT 43
+#define vt_SensitiveKind_SIPI 44
+// Accesses to a mapping of kind `APIC_PAGE`: `number` is the offset; write: `value`.
+#define vt_SensitiveKind_APIC_READ 45
+#define vt_SensitiveKind_APIC_WRITE 46
+// An x87 or SSE instruction met CR0.TS or similar; not intercepted by current KVM.
+#define vt_SensitiveKind_RDPRU 47
+#define vt_SensitiveKind_GETSEC 48
+#define vt_SensitiveKind_ENCLS 49
+// A condition: the guest is left before its first instruction, after what is injected has been delivered.
+#define vt_SensitiveKind_IMMEDIATE_EXIT 50
+#define vt_SensitiveKind_PUSHF 51
+#define vt_SensitiveKind_POPF 52
+// INT n; `number` is the vector.
+#define vt_SensitiveKind_INTN 53
+// INT1.
+#define vt_SensitiveKind_ICEBP 54
+
+// A sensitive instruction with the operands that an exit needs. The RIP of the vCPU state still points at it.
+typedef struct vt_Sensitive {
+    vt_SensitiveKind kind;
+    // Instruction length in bytes.
+    uint8_t len;
+    // Operand or address size in bytes, where it matters.
+    uint8_t size;
+    // General register of the operand (MOV CR/DR), 0-15.
+    uint8_t gpr;
+    // Register or port number, APIC offset.
+    uint32_t number;
+    uint64_t value;
+    uint64_t address;
+    uint64_t aux;
+    uint64_t aux2;
+    // REP prefix on INS and OUTS.
+    vt_Flag rep;
+    // Port given as immediate.
+    vt_Flag immediate;
+    // Memory operand instead of a register (LMSW, SMSW, SLDT, ...).
+    vt_Flag memory;
+    // Segment register of OUTS, 0-5.
+    uint8_t segment;
+    // Address size of string instructions in bytes.
+    uint8_t address_size;
+    uint8_t bytes[15];
+} vt_Sensitive;
+
 // The backend's side of an emulation.
 typedef struct vt_MmuTable {
     // The backend's ABI_VERSION.
@@ -493,6 +601,9 @@ typedef struct vt_MmuTable {
     vt_Status (*wrote)(void *ctx, uint64_t gpa, uint8_t len, struct vt_HostRef host);
     // Whether KVM's emulator knows the instruction (bytes from the first prefix on).
     vt_Status (*knows)(void *ctx, struct vt_Slice_u8 insn, uint8_t *out);
+    // An instruction that `EmulateRequest.intercepts` asks for is about to be executed: its operands are read, and what
+    // faults before an intercept has not. True: it is the backend's affair, and the emulation ends with SENSITIVE.
+    vt_Status (*sensitive)(void *ctx, const struct vt_Sensitive *insn, uint8_t *out);
 } vt_MmuTable;
 
 // The backend's side of one emulation, lent to the host for the length of the `emulate` call.
@@ -509,6 +620,8 @@ typedef uint32_t vt_EmulateStatus;
 #define vt_EmulateStatus_FAULT 1
 // The emulator does not know the instruction or cannot fetch it.
 #define vt_EmulateStatus_UNHANDLEABLE 2
+// `MmuTable.sensitive` keeps the instruction for the backend; nothing was changed.
+#define vt_EmulateStatus_SENSITIVE 3
 
 // The result of an emulation.
 typedef struct vt_Emulated {
@@ -892,108 +1005,6 @@ typedef uint32_t vt_StimulusKind;
 #define vt_StimulusKind_EXCEPTION 2
 // Nothing that the guest did.
 #define vt_StimulusKind_HOST 3
-
-// What the guest is about to do. The value is also the bit in `Intercepts.sensitive`.
-typedef uint8_t vt_SensitiveKind;
-#define vt_SensitiveKind_CPUID 0
-#define vt_SensitiveKind_RDMSR 1
-#define vt_SensitiveKind_WRMSR 2
-// MOV to CR; `number` is the register, `value` the operand.
-#define vt_SensitiveKind_CR_WRITE 3
-#define vt_SensitiveKind_CR_READ 4
-#define vt_SensitiveKind_CLTS 5
-// `value` is the 16-bit operand.
-#define vt_SensitiveKind_LMSW 6
-// Reads CR0.
-#define vt_SensitiveKind_SMSW 7
-#define vt_SensitiveKind_DR_WRITE 8
-#define vt_SensitiveKind_DR_READ 9
-// `address` is the linear address.
-#define vt_SensitiveKind_INVLPG 10
-// `value` is the type, `address` the descriptor's address, `aux` its PCID and `aux2` its linear address.
-#define vt_SensitiveKind_INVPCID 11
-#define vt_SensitiveKind_HLT 12
-// `number` is the port, `size` bytes; OUT: `value`.
-#define vt_SensitiveKind_IN 13
-#define vt_SensitiveKind_OUT 14
-// String forms: `address` is the linear address of the operand.
-#define vt_SensitiveKind_INS 15
-#define vt_SensitiveKind_OUTS 16
-#define vt_SensitiveKind_RDTSC 17
-#define vt_SensitiveKind_RDTSCP 18
-#define vt_SensitiveKind_RDPMC 19
-#define vt_SensitiveKind_WBINVD 20
-#define vt_SensitiveKind_INVD 21
-#define vt_SensitiveKind_MONITOR 22
-#define vt_SensitiveKind_MWAIT 23
-#define vt_SensitiveKind_PAUSE 24
-#define vt_SensitiveKind_VMCALL 25
-#define vt_SensitiveKind_VMMCALL 26
-#define vt_SensitiveKind_XSETBV 27
-// LGDT, LIDT, SGDT, SIDT: `number` 0 GDTR, 1 IDTR; `value` 1 for a load.
-#define vt_SensitiveKind_GDTR_IDTR 28
-// LLDT, LTR, SLDT, STR: `number` 0 LDTR, 1 TR; `value` 1 for a load.
-#define vt_SensitiveKind_LDTR_TR 29
-// VMXON, VMXOFF, VMREAD, ...: Intel's nested instructions.
-#define vt_SensitiveKind_VMX 30
-// VMRUN, VMLOAD, VMSAVE, STGI, CLGI, INVLPGA, SKINIT: AMD's; `number` is the opcode's last byte (`svm`), `value`
-// RAX in the size of addresses, `aux` ECX. Wanted by a backend whose silicon has SVM. Natively such an instruction
-// does what the backend has done to the state when it was asked.
-#define vt_SensitiveKind_SVM 31
-#define vt_SensitiveKind_RDRAND 32
-#define vt_SensitiveKind_RDSEED 33
-#define vt_SensitiveKind_TASK_SWITCH 34
-#define vt_SensitiveKind_IRET 35
-#define vt_SensitiveKind_RSM 36
-// Not instructions: conditions checked between instructions.
-#define vt_SensitiveKind_INTERRUPT_WINDOW 40
-#define vt_SensitiveKind_NMI_WINDOW 41
-#define vt_SensitiveKind_TRIPLE_FAULT 42
-#define vt_SensitiveKind_INIT 43
-#define vt_SensitiveKind_SIPI 44
-// Accesses to a mapping of kind `APIC_PAGE`: `number` is the offset; write: `value`.
-#define vt_SensitiveKind_APIC_READ 45
-#define vt_SensitiveKind_APIC_WRITE 46
-// An x87 or SSE instruction met CR0.TS or similar; not intercepted by current KVM.
-#define vt_SensitiveKind_RDPRU 47
-#define vt_SensitiveKind_GETSEC 48
-#define vt_SensitiveKind_ENCLS 49
-// A condition: the guest is left before its first instruction, after what is injected has been delivered.
-#define vt_SensitiveKind_IMMEDIATE_EXIT 50
-#define vt_SensitiveKind_PUSHF 51
-#define vt_SensitiveKind_POPF 52
-// INT n; `number` is the vector.
-#define vt_SensitiveKind_INTN 53
-// INT1.
-#define vt_SensitiveKind_ICEBP 54
-
-// A sensitive instruction with the operands that an exit needs. The RIP of the vCPU state still points at it.
-typedef struct vt_Sensitive {
-    vt_SensitiveKind kind;
-    // Instruction length in bytes.
-    uint8_t len;
-    // Operand or address size in bytes, where it matters.
-    uint8_t size;
-    // General register of the operand (MOV CR/DR), 0-15.
-    uint8_t gpr;
-    // Register or port number, APIC offset.
-    uint32_t number;
-    uint64_t value;
-    uint64_t address;
-    uint64_t aux;
-    uint64_t aux2;
-    // REP prefix on INS and OUTS.
-    vt_Flag rep;
-    // Port given as immediate.
-    vt_Flag immediate;
-    // Memory operand instead of a register (LMSW, SMSW, SLDT, ...).
-    vt_Flag memory;
-    // Segment register of OUTS, 0-5.
-    uint8_t segment;
-    // Address size of string instructions in bytes.
-    uint8_t address_size;
-    uint8_t bytes[15];
-} vt_Sensitive;
 
 // One departure from guest mode. The first six fields are those of the kernel's `kvm_exit` tracepoint and mean the same.
 typedef struct vt_Exit {

@@ -12,7 +12,7 @@ use vmtape_arch::{
     open_enum,
     sensitive::Sensitive,
     state::{MsrEntry, StateKind},
-    vcpu::VcpuState,
+    vcpu::{Intercepts, VcpuState},
 };
 
 pub use vmtape_arch::{memory::MemoryStatus, query::Query};
@@ -90,6 +90,9 @@ pub mod emultype {
     pub const SKIP: u32 = 1 << 1;
     /// EMULTYPE_TRAP_UD: from a #UD; inject #UD again if it is one.
     pub const TRAP_UD: u32 = 1 << 3;
+    /// EMULTYPE_TRAP_UD_FORCED: from a #UD of the prefix that asks for emulation, which RIP is behind; inject #UD if the
+    /// instruction is unknown.
+    pub const TRAP_UD_FORCED: u32 = 1 << 4;
     /// EMULTYPE_PF: `gpa` is the exit's address. `EmulatorMmu::translate` knows it and does not walk again for an
     /// operand with the same page offset.
     pub const PF: u32 = 1 << 6;
@@ -108,9 +111,11 @@ pub struct EmulateRequest {
     /// EMULTYPE_PF: the exit's linear address (shadow paging) and guest physical address.
     pub gva: u64,
     pub gpa: u64,
+    /// What [`EmulatorMmu::sensitive`] is asked about: kinds of instructions and control registers.
+    pub intercepts: Intercepts,
 }
 
-layout!(EmulateRequest: 40, insn_len: 4, insn: 5, gva: 24, gpa: 32);
+layout!(EmulateRequest: 64, insn_len: 4, insn: 5, gva: 24, gpa: 32, intercepts: 40);
 
 open_enum! {
     /// How an emulation ended.
@@ -121,6 +126,8 @@ open_enum! {
         FAULT = 1 => "fault",
         /// The emulator does not know the instruction or cannot fetch it.
         UNHANDLEABLE = 2 => "unhandleable",
+        /// [`EmulatorMmu::sensitive`] keeps the instruction for the backend; nothing was changed.
+        SENSITIVE = 3 => "sensitive",
     }
 }
 
@@ -175,6 +182,13 @@ macro_rules! mmu_calls {
             fn knows(&self, insn: &[u8]) -> bool {
                 let _ = insn;
                 true
+            }
+
+            /// An instruction that `EmulateRequest.intercepts` asks for is about to be executed: its operands are read, and what
+            /// faults before an intercept has not. True: it is the backend's affair, and the emulation ends with SENSITIVE.
+            fn sensitive(&mut self, insn: &Sensitive) -> bool {
+                let _ = insn;
+                false
             }
         }
     };

@@ -18,6 +18,7 @@ use vmtape_arch::{
     exception::Exception,
     level::Place,
     note::{Note, NoteKind},
+    sensitive::Sensitive,
     vcpu::VcpuState,
 };
 

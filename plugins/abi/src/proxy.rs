@@ -15,6 +15,7 @@ use vmtape_arch::{
     exception::Exception,
     level::Place,
     note::{Note, NoteKind},
+    sensitive::Sensitive,
     vcpu::VcpuState,
 };
 

@@ -16,7 +16,7 @@ use vmtape_arch::{
     host::{Silicon, Vendor},
     level::Place,
     note::{Note, NoteKind},
-    sensitive::Sensitive,
+    sensitive::{Sensitive, SensitiveKind},
     state::{MsrEntry, StateKind},
     vcpu::VcpuState,
 };
@@ -91,6 +91,10 @@ impl EmulatorMmu for ProbeMmu {
 
     fn knows(&self, insn: &[u8]) -> bool {
         insn != [0xd9]
+    }
+
+    fn sensitive(&mut self, insn: &Sensitive) -> bool {
+        insn.kind == SensitiveKind::CPUID
     }
 }
 
@@ -363,6 +367,8 @@ impl Host for FakeHost {
         mmu: &mut dyn EmulatorMmu,
     ) -> Emulated {
         assert!(mmu.knows(&[0x90]) && !mmu.knows(&[0xd9]));
+        let insn = |kind| Sensitive { kind, ..Default::default() };
+        assert!(mmu.sensitive(&insn(SensitiveKind::CPUID)) && !mmu.sensitive(&insn(SensitiveKind::HLT)));
         match mmu.translate(state, &Access { gva: request.gva, ..Default::default() }, self) {
             Ok(found) => {
                 mmu.wrote(found.gpa, 4, self);

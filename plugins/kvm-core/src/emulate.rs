@@ -3,6 +3,7 @@
 //! See: KVM arch/x86/kvm/x86.c x86_emulate_instruction(), handle_emulation_failure()
 
 use crate::{
+    events,
     hypercall::{self, Hypercall},
     profile::{Options, Switch},
     tracer::Tracer,
@@ -15,6 +16,7 @@ use vmtape_arch::{
     exception::Exception,
     exit::{Exit, Resume, ResumeKind},
     note::Note,
+    regs::Rflags,
     vcpu::VcpuState,
 };
 use vmtape_kvm_mmu::{Unmappable, insn, walker::EmulatorView};
@@ -46,8 +48,12 @@ pub fn x86_emulate(
     // What an exit interrupted in its delivery is dropped: the instruction raises it anew.
     vcpu.events.clear_exceptions();
     mmu.in_mode_of(state);
+    let before = state.rflags();
     let result = host.emulate(vcpu.id, state, request, mmu);
     if done(vcpu, state, &result, options, mmu) {
+        if request.flags & emultype::SKIP == 0 && result.status == EmulateStatus::DONE {
+            single_step(vcpu, state, before, &result);
+        }
         Resume::GUEST
     } else {
         failure(vcpu, state, &result, options, host)
@@ -77,8 +83,23 @@ pub fn on_ud(
     false
 }
 
-/// Whether the emulation is over, a fault of the guest's being one of its ends. One of L1's nested tables is L1's, and waits for
-/// whoever runs L2. See: KVM x86.c inject_emulated_exception()
+/// `kvm_vcpu_do_singlestep`, where RFLAGS had TF before the instruction. KVM forgets it where userspace has to finish the
+/// instruction. `before`: RFLAGS then.
+pub fn single_step(vcpu: &mut Vcpu, state: &mut VcpuState, before: Rflags, result: &Emulated) {
+    if let Some(trap) = events::single_step(before.tf() && !result.user_mmio.is_set()) {
+        vcpu.inject(state, &trap);
+    }
+}
+
+/// The guest's fault, unless it is one of L1's nested tables: that is L1's, and waits for whoever runs L2.
+/// See: KVM x86.c inject_emulated_exception()
+pub fn fault(vcpu: &mut Vcpu, state: &mut VcpuState, fault: &Exception, mmu: &mut EmulatorView<'_>) {
+    if !mmu.ends_in_nested_fault(fault) {
+        vcpu.inject(state, fault);
+    }
+}
+
+/// Whether the emulation is over, a fault of the guest's being one of its ends.
 fn done(
     vcpu: &mut Vcpu,
     state: &mut VcpuState,
@@ -88,8 +109,8 @@ fn done(
 ) -> bool {
     let faulted =
         result.status == EmulateStatus::FAULT && (decoded(result) || options.on(Switch::DECODE_KEEPS_FAULT));
-    if faulted && !mmu.ends_in_nested_fault(&result.fault) {
-        vcpu.inject(state, &result.fault);
+    if faulted {
+        fault(vcpu, state, &result.fault, mmu);
     }
     faulted || result.status == EmulateStatus::DONE
 }
@@ -99,8 +120,8 @@ fn decoded(result: &Emulated) -> bool {
     result.insn_len != 0
 }
 
-/// `handle_emulation_failure`: the guest takes #UD; at CPL 0 userspace hears of it too.
-fn failure(
+/// `handle_emulation_failure`: the guest takes #UD; at CPL 0 userspace hears of it too, if it is not L2.
+pub fn failure(
     vcpu: &mut Vcpu,
     state: &mut VcpuState,
     result: &Emulated,
@@ -108,7 +129,7 @@ fn failure(
     host: &mut dyn Host,
 ) -> Resume {
     vcpu.inject(state, &Exception::ud());
-    if state.cpl != 0 {
+    if state.cpl != 0 || vcpu.guest_mode {
         return Resume::GUEST;
     }
     vcpu.note(Note::UserspaceExit { reason: ResumeKind::INTERNAL_ERROR.0, errno: 0 }, host);

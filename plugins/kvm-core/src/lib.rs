@@ -13,6 +13,7 @@ pub mod cpuid;
 pub mod cr;
 pub mod emulate;
 pub mod events;
+pub mod forced;
 pub mod hypercall;
 pub mod io;
 pub mod kvm;

@@ -16,7 +16,7 @@ use vmtape_arch::{
     level::{Dimension, Level, Place},
     msr::Msr,
     note::Note,
-    vcpu::{Interruptibility, VcpuState},
+    vcpu::{Intercepts, Interruptibility, VcpuState},
 };
 
 /// IA32_APIC_BASE after reset of the boot processor.
@@ -39,6 +39,8 @@ pub struct Vcpu {
     pub exited: bool,
     /// `is_guest_mode`: L2 runs, or is about to.
     pub guest_mode: bool,
+    /// What L1 intercepts of L2's instructions while L2 runs.
+    pub l1_intercepts: Intercepts,
     /// The exit that is being handled interrupted the delivery of an event.
     #[serde(skip)]
     pub vectoring: bool,
@@ -74,6 +76,7 @@ impl Vcpu {
             cpu: None,
             exited: false,
             guest_mode: false,
+            l1_intercepts: Intercepts::default(),
             vectoring: false,
         }
     }

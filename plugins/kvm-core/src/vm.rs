@@ -172,6 +172,17 @@ pub trait Ops {
         false
     }
 
+    /// `check_intercept`: an instruction of L2 that KVM emulates, and that L1 wants. True: L1 has got it.
+    fn check_intercept(
+        &mut self,
+        _vcpu: &mut Self::Vcpu,
+        _state: &mut VcpuState,
+        _insn: &Sensitive,
+        _host: &mut dyn Host,
+    ) -> bool {
+        false
+    }
+
     /// `enable_irq_window`, `enable_nmi_window`, and that an NMI is on its way.
     fn request_windows(&self, vcpu: &mut Self::Vcpu, requests: WindowRequests);
 

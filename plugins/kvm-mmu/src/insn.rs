@@ -91,6 +91,10 @@ pub fn is_known(insn: &[u8]) -> bool {
         [0x0f, 0xae, modrm, ..] => in_memory(modrm) && matches!(reg(modrm), 0 | 1 | 7),
         // CMPXCHG8B, RDPID
         [0x0f, 0xc7, modrm, ..] => reg(modrm) == if in_memory(modrm) { 1 } else { 7 },
+        // Of group 7 without memory: VMCALL, MONITOR, MWAIT, XSETBV, SVM's, SMSW, LMSW, RDTSCP
+        [0x0f, 0x01, modrm @ 0xc0..=0xff, ..] => {
+            matches!(modrm, 0xc1 | 0xc8 | 0xc9 | 0xd1 | 0xd8..=0xdf | 0xe0..=0xe7 | 0xf0..=0xf7 | 0xf9)
+        }
         // MOVBE
         [0x0f, 0x38, third, ..] => matches!(third, 0xf0 | 0xf1),
         [0x0f, second, ..] => is_known_two_byte(*second),
@@ -101,6 +105,11 @@ pub fn is_known(insn: &[u8]) -> bool {
 /// INT3, INT n, INTO: the emulator has them in real mode only. See: KVM emulate.c emulate_int()
 pub fn is_software_interrupt(insn: &[u8]) -> bool {
     matches!(opcode(insn), [0xcc..=0xce, ..])
+}
+
+/// INT n, the one of them with an intercept.
+pub fn is_int_n(insn: &[u8]) -> bool {
+    matches!(opcode(insn), [0xcd, ..])
 }
 
 /// Instructions with the EmulateOnUD flag: SYSCALL, SYSENTER, SYSEXIT, VMCALL, VMMCALL, MOVBE, RDPID.

@@ -20,6 +20,7 @@ use vmtape_arch::{
     level::{Dimension, Place, Stage},
     note::{Note, NoteKind},
     paging::{Pte, bits},
+    sensitive::Sensitive,
     vcpu::VcpuState,
 };
 
@@ -431,6 +432,8 @@ impl Mmu {
             atomic: Cell::new(false),
             skips: false,
             protected: false,
+            forced: false,
+            taken: None,
         }
     }
 }
@@ -450,6 +453,10 @@ pub struct EmulatorView<'a> {
     skips: bool,
     /// The guest is in protected mode.
     protected: bool,
+    /// Emulation was asked for: what L1 may want to intercept is known, whether or not it is executed.
+    forced: bool,
+    /// The instruction that was kept back, of those that were asked for.
+    taken: Option<Sensitive>,
 }
 
 impl EmulatorView<'_> {
@@ -457,6 +464,16 @@ impl EmulatorView<'_> {
     /// silicon, so their length is taken as it is.
     pub fn skipping(self) -> Self {
         Self { skips: true, ..self }
+    }
+
+    /// For EMULTYPE_TRAP_UD_FORCED.
+    pub fn forced(self) -> Self {
+        Self { forced: true, ..self }
+    }
+
+    /// The instruction that ended the emulation with SENSITIVE.
+    pub fn taken(&self) -> Option<Sensitive> {
+        self.taken
     }
 
     /// For an instruction of a guest in this state.
@@ -566,6 +583,13 @@ impl EmulatorMmu for EmulatorView<'_> {
         self.use_gpa.set(!has_two_operands_in_memory(insn));
         self.reads_first.set(reads_before_write(insn));
         self.atomic.set(insn::is_atomic(insn));
-        self.skips || insn::is_known(insn) && !(self.protected && insn::is_software_interrupt(insn))
+        let offered = self.forced && insn::is_int_n(insn);
+        let executed = !(self.protected && insn::is_software_interrupt(insn));
+        self.skips || insn::is_known(insn) && (executed || offered)
+    }
+
+    fn sensitive(&mut self, insn: &Sensitive) -> bool {
+        self.taken = Some(*insn);
+        true
     }
 }

@@ -187,6 +187,17 @@ impl Ops for Shared {
         wanted
     }
 
+    fn check_intercept(
+        &mut self,
+        v: &mut SvmVcpu,
+        state: &mut VcpuState,
+        insn: &Sensitive,
+        host: &mut dyn Host,
+    ) -> bool {
+        let cx = &mut Cx { shared: self, vcpu: v, state, exit: &Exit::default(), host };
+        nested::emulated::check(cx, insn)
+    }
+
     fn get_nested_state_pages(
         &mut self,
         v: &mut SvmVcpu,

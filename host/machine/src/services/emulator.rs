@@ -14,9 +14,10 @@ use vmtape_arch::{
     exception::Exception,
     exit::ResumeKind,
     note::{EmulateMode, Note, NoteKind},
+    sensitive::Sensitive,
     vcpu::{VcpuState, seg},
 };
-use vmtape_cpu::{Cpu, CpuConfig, Env, Interrupted, Ram, Step, decode_as_kvm};
+use vmtape_cpu::{Cpu, CpuConfig, Decision, Env, Interrupted, Ram, Step, decode_as_kvm};
 
 const MAX_INSN: usize = 15;
 
@@ -76,10 +77,13 @@ fn execute(
         user_writes: 0,
         user_mmio: false,
         user_output: false,
+        taken: false,
     };
+    let guests = std::mem::replace(&mut state.intercepts, request.intercepts);
     let (bytes, icount) = (&result.insn[..usize::from(result.insn_len)], state.icount);
     let emulation = cpu.step_emulated(state, &mut env, Some(bytes));
-    let EmulatorEnv { writes, user_writes, user_mmio, .. } = env;
+    let EmulatorEnv { writes, user_writes, user_mmio, taken, .. } = env;
+    state.intercepts = guests;
     services.emulator = Some(cpu);
     result.user_mmio = user_mmio.into();
     for (gpa, hpa, len) in writes {
@@ -102,6 +106,7 @@ fn execute(
             result
         }
         Step::Fault(fault) => Emulated { status: EmulateStatus::FAULT, fault, ..result },
+        Step::Unhandleable if taken => Emulated { status: EmulateStatus::SENSITIVE, ..result },
         Step::Unhandleable => {
             if request.flags & emultype::TRAP_UD == 0 {
                 trace(services, vcpu, state, &result, true);
@@ -121,7 +126,7 @@ fn unhandleable(
     result: Emulated,
 ) -> Emulated {
     trace(services, vcpu, state, &result, false);
-    if request.flags & emultype::TRAP_UD == 0 {
+    if request.flags & (emultype::TRAP_UD | emultype::TRAP_UD_FORCED) == 0 {
         trace(services, vcpu, state, &result, true);
     }
     Emulated { status: EmulateStatus::UNHANDLEABLE, ..result }
@@ -255,6 +260,8 @@ struct EmulatorEnv<'a> {
     user_mmio: bool,
     /// A port of userspace's was written to.
     user_output: bool,
+    /// The instruction is the backend's.
+    taken: bool,
 }
 
 impl EmulatorEnv<'_> {
@@ -316,6 +323,11 @@ impl Env for EmulatorEnv<'_> {
             kind,
             ..Mapping::default()
         })
+    }
+
+    fn sensitive(&mut self, _state: &mut VcpuState, insn: &Sensitive) -> Decision {
+        self.taken = self.mmu.sensitive(insn);
+        if self.taken { Decision::Interrupted(Interrupted::Exit) } else { Decision::Native }
     }
 
     fn exception(&mut self, _state: &mut VcpuState, _exception: &Exception) -> Option<()> {

@@ -107,10 +107,22 @@ impl Options {
             plugin: plugin.into(),
             known: entries_of(self.scope).filter_map(|e| e.switch.name()).collect::<Vec<_>>().join(", "),
         })?;
-        let value = parse_value(value)
-            .ok_or_else(|| OptionError::Value { name: name.into(), value: value.into() })?;
-        self.on.set(entry.switch, value);
+        let bad_value = || OptionError::Value { name: name.into(), value: value.into() };
+        if let Some(clears_rf) = self.prefix_value(entry, value) {
+            self.on.set(Switch::FORCE_EMULATION_PREFIX, true);
+            self.on.set(Switch::FEP_CLEAR_RFLAGS_RF, clears_rf);
+            return Ok(());
+        }
+        self.on.set(entry.switch, parse_value(value).ok_or_else(bad_value)?);
         Ok(())
+    }
+
+    /// The values of `force_emulation_prefix` that are more than a boolean: whether bit 1 is set. It was a boolean before.
+    fn prefix_value(&self, entry: &Entry, value: &str) -> Option<bool> {
+        let flag = entries_of(self.scope).find(|e| e.switch == Switch::FEP_CLEAR_RFLAGS_RF)?;
+        let number = value.parse::<u8>().ok().filter(|number| (1..=3).contains(number))?;
+        let is_flags = entry.switch == Switch::FORCE_EMULATION_PREFIX && flag.has_come(self.profile.release);
+        is_flags.then_some(number & 2 != 0)
     }
 
     /// What a module parameter was before it was one: a constant, or nothing at all. The kernel ignores a parameter that

@@ -125,6 +125,22 @@ pub const PARAMETERS: &[Entry] = &[
          makes active. What it would do with them is not modelled",
     )
     .source("vmx/nested.c alloc_shadow_vmcs(), vmx/vmx.c __loaded_vmcs_clear(), commit 355f4fb1405e"),
+    Entry::parameter(
+        Switch::FORCE_EMULATION_PREFIX,
+        Scope::ALL,
+        false,
+        "`ud2; .ascii \"kvm\"` asks for the emulation of the instruction behind it; bit 1 of the value (2, 3) is fep_clear_rflags_rf",
+    )
+    .source("x86.c handle_ud()"),
+    Entry::parameter(
+        Switch::FEP_CLEAR_RFLAGS_RF,
+        Scope::ALL,
+        false,
+        "And clears RFLAGS.RF, so that its code breakpoints strike: force_emulation_prefix=2. Before, that is no value of the parameter",
+    )
+    .commit("d500e1ed3dc8", "KVM: x86: Allow clearing RFLAGS.RF on forced emulation to test code #DBs")
+    .source("x86.c handle_ud(), KVM_FEP_CLEAR_RFLAGS_RF; not in 5.10, there in 6.1; id and release unverified")
+    .since("v6.1"),
     Entry::parameter(Switch::NRIPS, Scope::AMD, true, "Use next-RIP save where silicon has it")
         .source("svm/svm.c"),
 ];

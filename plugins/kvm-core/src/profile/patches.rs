@@ -445,6 +445,14 @@ pub const CRASH: &[Entry] = &[
 /// The instruction emulator, where it meets more than an instruction.
 pub const EMULATION: &[Entry] = &[
 Entry::patch(
+    Switch::CODE_BREAKPOINTS_INHIBITED,
+    Scope::VMX,
+    "The shadow of MOV SS holds back the code breakpoint of an instruction whose emulation a prefix asks for",
+)
+.commit("baf67ca8e545", "KVM: x86: Suppress code #DBs on Intel if MOV/POP SS blocking is active")
+.source("x86.c kvm_is_code_breakpoint_inhibited(); not in 5.10, there in 6.1; id and release unverified")
+.since("v6.1"),
+Entry::patch(
     Switch::APIC_PAGE_NEEDS_APICV,
     Scope::VMX,
     "The APIC-access page is mapped only while APICv is active: without it each access to the local APIC's page is an EPT \

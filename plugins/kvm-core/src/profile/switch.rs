@@ -35,6 +35,8 @@ open_enum! {
         NONCOHERENT_DMA = 27 => "noncoherent_dma",
         // Nor this, but what a guest that is a hypervisor makes of it.
         SHADOW_VMCS = 28 => "shadow_vmcs",
+        FORCE_EMULATION_PREFIX = 29 => "force_emulation_prefix",
+        FEP_CLEAR_RFLAGS_RF = 30 => "fep_clear_rflags_rf",
         /// Numbers from 100 on: patches. First those about guests narrower than their host.
         SMALLER_MAXPHYADDR = 100 => "smaller-maxphyaddr",
         SMALLER_MAXPHYADDR_DEFAULT_OFF = 101 => "smaller-maxphyaddr-default-off",
@@ -67,6 +69,7 @@ open_enum! {
         GFN_WITHIN_HOST = 139 => "gfn-within-host",
         EVENT_VECTORING_CHECKED = 140 => "event-vectoring-checked",
         APIC_PAGE_NEEDS_APICV = 141 => "apic-page-needs-apicv",
+        CODE_BREAKPOINTS_INHIBITED = 142 => "code-breakpoints-inhibited",
         /// KVM_SET_CPUID2 after KVM_RUN.
         WARN_CPUID_AFTER_RUN = 150 => "warn-cpuid-after-run",
         FORBID_CPUID_AFTER_RUN = 151 => "forbid-cpuid-after-run",

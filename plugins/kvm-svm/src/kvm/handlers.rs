@@ -20,7 +20,7 @@ use vmtape_arch::{
     sensitive::SensitiveKind,
     vcpu::{VcpuState, gpr},
 };
-use vmtape_kvm_core::{cpuid, cr, events, hypercall, io, msr, profile::Switch};
+use vmtape_kvm_core::{cpuid, cr, events, forced, hypercall, io, msr, profile::Switch};
 use vmtape_kvm_mmu::fault::FaultCode;
 
 /// Everything a handler works on.
@@ -52,7 +52,7 @@ fn dispatch(cx: &mut Cx<'_>) -> Resume {
     match cx.control().exit_code() {
         C::NPF => npf(cx),
         C::EXCP_PF => page_fault(cx),
-        C::EXCP_UD => cx.shared.kvm.handle_ud(&mut cx.vcpu.core, cx.state, cx.host),
+        C::EXCP_UD => forced::handle_ud(cx.shared, cx.vcpu, cx.state, cx.host),
         C::EXCP_AC => cx.inject(Exception::with_code(Vector::AC, 0)),
         C::EXCP_DB => debug(cx),
         C::EXCP_MC => machine_check(cx),

@@ -206,7 +206,7 @@ fn io_info(insn: &Sensitive) -> u64 {
 }
 
 /// Reads and writes of GDTR, IDTR, LDTR and TR.
-fn table_code(insn: &Sensitive) -> SvmExitCode {
+pub fn table_code(insn: &Sensitive) -> SvmExitCode {
     use SvmExitCode as C;
     match (insn.kind, insn.number, insn.value) {
         (SensitiveKind::GDTR_IDTR, 0, 0) => C::GDTR_READ,
@@ -221,7 +221,7 @@ fn table_code(insn: &Sensitive) -> SvmExitCode {
 }
 
 /// Nested SVM's instructions by the last byte of their opcode.
-fn svm_code(number: u32) -> Option<SvmExitCode> {
+pub fn svm_code(number: u32) -> Option<SvmExitCode> {
     use SvmExitCode as C;
     Some(match number {
         0xd8 => C::VMRUN,

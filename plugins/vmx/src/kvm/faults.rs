@@ -12,7 +12,7 @@ use vmtape_arch::{
     note::Note,
     qualification::ApicQualification,
 };
-use vmtape_kvm_core::profile::Switch;
+use vmtape_kvm_core::{forced, profile::Switch};
 use vmtape_kvm_mmu::fault::FaultCode;
 
 /// KVM_INTERNAL_ERROR_SIMUL_EX.
@@ -28,7 +28,7 @@ pub fn exception_nmi(cx: &mut Cx<'_>) -> Resume {
         return Resume::GUEST;
     }
     if exception.vector == Vector::UD {
-        return cx.shared.kvm.handle_ud(&mut cx.vcpu.core, cx.state, cx.host);
+        return forced::handle_ud(cx.shared, cx.vcpu, cx.state, cx.host);
     }
     if cx.exit.access.delivering.valid.is_set() && (!page_fault || error.rsvd()) {
         cx.userspace(ResumeKind::INTERNAL_ERROR);

@@ -60,6 +60,7 @@ pub const G_PAT: Field = field(0x668, 8);
 /// Exit codes; below 0xc0 the number of the intercept's bit too. See: Appendix C SVM Intercept Exit Codes
 pub mod exit {
     pub const CR0_READ: u32 = 0x00;
+    pub const CR3_READ: u32 = 0x03;
     pub const CR4_READ: u32 = 0x04;
     pub const CR0_WRITE: u32 = 0x10;
     pub const CR4_WRITE: u32 = 0x14;
@@ -72,6 +73,8 @@ pub mod exit {
     pub const VINTR: u32 = 0x64;
     pub const CR0_SEL_WRITE: u32 = 0x65;
     pub const IDTR_READ: u32 = 0x66;
+    pub const TR_READ: u32 = 0x69;
+    pub const GDTR_WRITE: u32 = 0x6b;
     pub const RDTSC: u32 = 0x6e;
     pub const PUSHF: u32 = 0x70;
     pub const POPF: u32 = 0x71;

@@ -4,7 +4,7 @@
 //! nested_vmcb02_prepare_save()
 
 use super::{
-    TSC_RATIO_DEFAULT, checks, events, exit,
+    TSC_RATIO_DEFAULT, checks, emulated, events, exit,
     instructions::{self, VmcbAddress},
     intercepts, lbr, msrpm, pat,
     patches::L1,
@@ -107,7 +107,7 @@ pub fn enter_guest_mode(cx: &mut Cx<'_>, gpa: u64, vmcb12: Option<&Vmcb>) -> boo
     let spec_ctrl = cx.vcpu.vmcb01.vmcb.save.spec_ctrl;
     cx.vcpu.nested.vmcb02.vmcb.save.spec_ctrl = spec_ctrl;
     cx.vcpu.core.guest_mode = true;
-    watch_exceptions(cx);
+    watch_l2(cx);
     prepare_control(cx);
     if let Some(vmcb12) = vmcb12 {
         prepare_save(cx, vmcb12);
@@ -120,11 +120,12 @@ pub fn enter_guest_mode(cx: &mut Cx<'_>, gpa: u64, vmcb12: Option<&Vmcb>) -> boo
     legal
 }
 
-/// From 6.1 on exceptions that L1 intercepts are told apart when KVM queues them.
-fn watch_exceptions(cx: &mut Cx<'_>) {
+/// From 6.1 on exceptions that L1 intercepts are told apart when KVM queues them; instructions are when it emulates them.
+fn watch_l2(cx: &mut Cx<'_>) {
     let wanted = cx.vcpu.nested.vmcb12.control.intercepts.exceptions();
     let apart = cx.on(Switch::NESTED_EXCEPTIONS_APART);
     cx.vcpu.core.events.wanted_by_l1 = if apart { wanted } else { 0 };
+    cx.vcpu.core.l1_intercepts = emulated::wanted(&cx.vcpu.nested.vmcb12, &cx.shared.kvm.silicon);
 }
 
 /// `kvm_nested_vmenter` or its ancestor, and `kvm_nested_intercepts`.
@@ -284,7 +285,7 @@ fn load_cr3(cx: &mut Cx<'_>, cr3: u64, l1: &VcpuState, reload: bool) -> bool {
 /// Into L2 from restored state: the controls of `vmcb02`, and the MMU by L1's saved registers. False: CR3 of L2 is not legal, and
 /// guest mode stays on. Neither PDPTEs nor L1's map are read yet.
 pub fn restore(cx: &mut Cx<'_>) -> bool {
-    watch_exceptions(cx);
+    watch_l2(cx);
     prepare_control(cx);
     let save = &cx.vcpu.vmcb01.vmcb.save;
     let l1 = VcpuState { cr0: save.cr0, cr4: save.cr4, efer: save.efer, ..*cx.state };

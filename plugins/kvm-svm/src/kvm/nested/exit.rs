@@ -60,6 +60,11 @@ pub fn reflect(cx: &mut Cx<'_>) -> bool {
         cx.vcpu.nested.vmcb12.control.next_rip = cx.control().next_rip;
     }
     note_exit(cx);
+    to_owner(cx)
+}
+
+/// `nested_svm_exit_handled`: the exit in `vmcb02` goes to L1 if it wants it. True: it has got it.
+pub fn to_owner(cx: &mut Cx<'_>) -> bool {
     let l1 = L1::new(cx.shared, &cx.vcpu.core.cpuid);
     let exited = Exited {
         vmcb01: &cx.vcpu.vmcb01.vmcb,
@@ -100,7 +105,7 @@ pub fn simple_vmexit(cx: &mut Cx<'_>, code: C) {
 }
 
 /// The code of an exit that silicon did not make.
-fn synthesize(cx: &mut Cx<'_>, code: C) {
+pub fn synthesize(cx: &mut Cx<'_>, code: C) {
     let clears = cx.on(Switch::NESTED_SYNTHETIC_CODE_HIGH);
     let control = &mut cx.vcpu.nested.vmcb02.vmcb.control;
     let high = if clears { 0 } else { control.exit_code & !u64::from(u32::MAX) };

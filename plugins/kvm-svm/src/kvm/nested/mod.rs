@@ -5,6 +5,7 @@
 //! See: KVM arch/x86/kvm/svm/nested.c, svm.h struct svm_nested_state
 
 pub mod checks;
+pub mod emulated;
 pub mod enter;
 pub mod events;
 pub mod exit;

@@ -10,13 +10,13 @@ use crate::{
 };
 use iced_x86::{IcedError, code_asm::*};
 
-const STAR: u32 = 0xc000_0081;
-const LSTAR: u32 = 0xc000_0082;
+pub const STAR: u32 = 0xc000_0081;
+pub const LSTAR: u32 = 0xc000_0082;
 /// In none of the ranges of the permission map.
 const OUTSIDE: u32 = 0x4000_0000;
 /// A port that no device claims, whose bit is set, beside one whose bit is clear.
-const PORT: u16 = 0x80;
-const OTHER_PORT: i32 = 0x84;
+pub const PORT: u16 = 0x80;
+pub const OTHER_PORT: i32 = 0x84;
 
 /// A step whose intercept is a code.
 macro_rules! intercepted {
@@ -90,15 +90,20 @@ const STEPS: &[Step] = &[
 ];
 
 pub fn list(k: &mut Kernel, hypervisor: &Hypervisor) -> Result<(), IcedError> {
+    maps(k)?;
+    STEPS.iter().try_for_each(|step| super::run(k, hypervisor, step))
+}
+
+/// What the permission maps hold of the two MSRs and the two ports.
+pub fn maps(k: &mut Kernel) -> Result<(), IcedError> {
     // Both bits of an MSR whose write does no harm, and one port.
     // See: APM vol. 2 15.11 MSR Intercepts, 15.10.1 I/O Permissions Map
     let bit = 0x4000 + (STAR & 0x1fff) * 2;
     k.a.or(byte_ptr(layout::MSRPM + u64::from(bit / 8)), 3 << (bit % 8))?;
-    k.a.or(byte_ptr(layout::IOPM + u64::from(PORT / 8)), 1 << (PORT % 8))?;
-    STEPS.iter().try_for_each(|step| super::run(k, hypervisor, step))
+    k.a.or(byte_ptr(layout::IOPM + u64::from(PORT / 8)), 1 << (PORT % 8))
 }
 
-fn with_vmcb(k: &mut Kernel, body: Emit) -> Result<(), IcedError> {
+pub fn with_vmcb(k: &mut Kernel, body: Emit) -> Result<(), IcedError> {
     k.a.mov(eax, layout::VMCB as u32)?;
     body(k)
 }
@@ -125,7 +130,7 @@ fn port(k: &mut Kernel, body: Emit) -> Result<(), IcedError> {
     body(k)
 }
 
-fn msr(k: &mut Kernel, number: u32, body: Emit) -> Result<(), IcedError> {
+pub fn msr(k: &mut Kernel, number: u32, body: Emit) -> Result<(), IcedError> {
     k.a.xor(eax, eax)?;
     k.a.xor(edx, edx)?;
     k.a.mov(ecx, number)?;

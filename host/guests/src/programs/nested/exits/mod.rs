@@ -1,8 +1,9 @@
 //! A list of the exits of a guest's guest, in parts: what instructions do, what events do, what VMRUN refuses, which injected
-//! events it refuses, and what it leaves then. Parts that may be the end of the machine run by name only.
+//! events it refuses, what it leaves then, and what KVM's emulator leaves to it. Parts that may be the end of the machine run by name only.
 
 mod checks;
 mod events;
+mod forced;
 mod instructions;
 
 use super::{
@@ -30,10 +31,11 @@ pub const PARAMETERS: &[Parameter] = &[
             "no-memory",
             "svme",
             "vmmcall",
+            "forced",
         ]),
         "all",
-        "which part of the list; by name only: the last three, which may end the machine, and the checks without nCR3, which ends it \
-         in old releases",
+        "which part of the list; by name only: the last four, which may end the machine or need a parameter of KVM, and the checks \
+         without nCR3, which ends it in old releases",
     ),
 ];
 
@@ -84,6 +86,7 @@ pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
         ("no-memory", checks::no_memory, false),
         ("svme", checks::svme_cleared, false),
         ("vmmcall", checks::vmmcall, false),
+        ("forced", forced::list, false),
     ] {
         if part == name || part == "all" && in_all {
             emit(k, &hypervisor)?;
