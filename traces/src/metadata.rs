@@ -93,7 +93,6 @@ impl From<Stored> for Metadata {
 }
 
 fn silicon_bytes(s: &Silicon) -> [u8; 16] {
-    let [p0, p1] = s.pad;
     [
         s.vendor.0,
         s.phys_bits,
@@ -109,8 +108,8 @@ fn silicon_bytes(s: &Silicon) -> [u8; 16] {
         s.rmw_reads_first.into(),
         s.encryption_bits,
         s.vgif.into(),
-        p0,
-        p1,
+        s.vls.into(),
+        s.vnmi.into(),
     ]
 }
 
@@ -130,7 +129,8 @@ fn silicon(b: [u8; 16]) -> Silicon {
         rmw_reads_first: (b[11] != 0).into(),
         encryption_bits: b[12],
         vgif: (b[13] != 0).into(),
-        pad: [b[14], b[15]],
+        vls: (b[14] != 0).into(),
+        vnmi: (b[15] != 0).into(),
     }
 }
 

@@ -44,7 +44,10 @@ pub struct Silicon {
     pub encryption_bits: u8,
     /// SVM: virtual GIF.
     pub vgif: Flag,
-    pub pad: [u8; 2],
+    /// SVM: virtual VMLOAD and VMSAVE.
+    pub vls: Flag,
+    /// SVM: virtual NMI.
+    pub vnmi: Flag,
 }
 
 layout!(Silicon: 16, gbpages: 4, backing_shift: 10, encryption_bits: 12);

@@ -51,7 +51,7 @@ fn larger(mut header: String) -> String {
 fn smaller(mut header: String) -> String {
     for last in [
         "    struct vt_Fpu fpu;\n",
-        "    uint8_t encryption_bits;\n    // SVM: virtual GIF.\n    vt_Flag vgif;\n    uint8_t pad[2];\n} vt_Silicon",
+        "    uint8_t encryption_bits;\n    // SVM: virtual GIF.\n    vt_Flag vgif;\n    // SVM: virtual VMLOAD and VMSAVE.\n    vt_Flag vls;\n    // SVM: virtual NMI.\n    vt_Flag vnmi;\n} vt_Silicon",
     ] {
         assert!(header.contains(last), "{last}");
         let kept = if last.contains('}') { "} vt_Silicon" } else { "" };

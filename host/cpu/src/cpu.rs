@@ -281,14 +281,11 @@ fn events(core: &mut Core<'_>) -> Result<bool, Stop> {
     let shadowed = shadow.sti() || shadow.mov_ss();
     if !shadowed && !shadow.nmi() {
         window(core, SensitiveKind::NMI_WINDOW)?;
+        virtual_event(core)?;
     }
     if !shadowed && core.state.rflags & IF != 0 {
         window(core, SensitiveKind::INTERRUPT_WINDOW)?;
-        if core.state.inject.valid.is_set() {
-            // A virtual interrupt that no local APIC knows of.
-            inject(core)?;
-            core.check_events = true;
-        }
+        virtual_event(core)?;
         if core.state.intercepts.virtual_interrupts.is_set()
             && let Some(vector) = core.env.virtual_interrupt(core.state)
         {
@@ -299,6 +296,15 @@ fn events(core: &mut Core<'_>) -> Result<bool, Stop> {
         }
     }
     Ok(needs_single_steps(core))
+}
+
+/// A virtual NMI or interrupt that no local APIC knows of.
+fn virtual_event(core: &mut Core<'_>) -> Result<(), Stop> {
+    if core.state.inject.valid.is_set() {
+        inject(core)?;
+        core.check_events = true;
+    }
+    Ok(())
 }
 
 fn window(core: &mut Core<'_>, kind: SensitiveKind) -> Result<(), Stop> {

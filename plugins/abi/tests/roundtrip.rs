@@ -449,7 +449,8 @@ fn silicon(vendor: Vendor) -> Silicon {
         rmw_reads_first: false.into(),
         encryption_bits: 0,
         vgif: false.into(),
-        pad: [0; 2],
+        vls: false.into(),
+            vnmi: false.into(),
     }
 }
 

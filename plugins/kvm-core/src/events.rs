@@ -53,6 +53,8 @@ pub struct Windows {
     pub busy: bool,
     /// And `check_nested_events` has said so.
     pub late: bool,
+    /// Silicon delivers NMIs by itself, and has none to deliver.
+    pub virtual_nmi: bool,
 }
 
 /// What the vendor has to ask its silicon for.
@@ -60,6 +62,8 @@ pub struct Windows {
 pub struct WindowRequests {
     pub interrupt: bool,
     pub nmi: bool,
+    /// An NMI is silicon's to deliver.
+    pub virtual_nmi: bool,
     /// An NMI is injected: silicon blocks further ones until IRET.
     pub nmi_injected: bool,
     /// The guest is to be left again at once, before its first instruction.
@@ -75,6 +79,8 @@ pub struct Events {
     pub(crate) injected: Option<QueuedException>,
     pub(crate) interrupt: Option<QueuedInterrupt>,
     pub(crate) nmi_injected: bool,
+    /// An NMI that was silicon's to deliver, and is KVM's again (`arch.nmi_pending`); others wait in the local APIC.
+    pub nmi_pending: bool,
     /// A third fault: the guest shuts down at the next entry (KVM_REQ_TRIPLE_FAULT).
     pub(crate) triple_fault: bool,
     /// Exceptions that L1 takes as exits while L2 runs, a bit each (`nested_ops->is_exception_vmexit`).
@@ -235,6 +241,16 @@ impl Events {
         }
     }
 
+    /// Whether an NMI waits for KVM to inject it.
+    pub fn has_nmi(&self, vcpu: u32, host: &mut dyn Host) -> bool {
+        self.nmi_pending || host.nmi(vcpu, false)
+    }
+
+    /// Takes one that waits; false: none does.
+    pub fn take_nmi(&mut self, vcpu: u32, host: &mut dyn Host) -> bool {
+        std::mem::take(&mut self.nmi_pending) || host.nmi(vcpu, true)
+    }
+
     /// Chooses what the next entry injects, writes it to `state.inject`, and says which windows to ask for.
     pub fn check_and_inject(
         &mut self,
@@ -269,18 +285,23 @@ impl Events {
             self.injected = Some(exception);
             can_inject = false;
         }
-        if host.nmi(tracer.vcpu, false) {
+        if windows.virtual_nmi && self.has_nmi(tracer.vcpu, host) {
+            // `kvm_x86_ops.set_vnmi_pending`, in process_nmi().
+            self.take_nmi(tracer.vcpu, host);
+            requests.virtual_nmi = true;
+        }
+        if self.has_nmi(tracer.vcpu, host) {
             if can_inject && windows.busy {
                 requests.immediate_exit = true;
                 return requests;
             }
             if can_inject && windows.nmi {
-                host.nmi(tracer.vcpu, true);
+                self.take_nmi(tracer.vcpu, host);
                 self.nmi_injected = true;
                 inject_nmi(state, false, &mut requests);
                 can_inject = false;
             }
-            requests.nmi = host.nmi(tracer.vcpu, false);
+            requests.nmi = self.has_nmi(tracer.vcpu, host);
         }
         // Silicon delivers the local APIC's interrupts by itself then, but not the PIC's.
         let injectable = |vector: &u8| !windows.virtual_interrupts || *vector == EXTINT;

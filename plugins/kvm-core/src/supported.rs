@@ -165,7 +165,8 @@ mod tests {
             rmw_reads_first: false.into(),
             encryption_bits: 0,
             vgif: false.into(),
-            pad: [0; 2],
+            vls: false.into(),
+            vnmi: false.into(),
         }
     }
 

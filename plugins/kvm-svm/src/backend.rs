@@ -12,7 +12,7 @@ use crate::{
         vmcb::{set_intercept, set_vintr, write_state},
     },
     rules::Rule,
-    silicon::{exits, vmrun},
+    silicon::{exits, vls, vmrun},
     vm::{Shared, SvmVcpu, VmcbInfo},
 };
 use vmtape_abi::{Errno, Host, Query};
@@ -223,7 +223,13 @@ impl Ops for Shared {
         }
         let masked = v.vmcb01.vmcb.control.intercepts.has(SvmExitCode::IRET);
         v.nmi_singlestep = requests.nmi && v.nested.gif && !masked;
-        if requests.nmi_injected {
+        if requests.virtual_nmi {
+            let control = &mut v.vmcb01.vmcb.control;
+            control.int_ctl.set_v_nmi_pending(true);
+            control.clean.set_tpr(false);
+        }
+        // Where silicon knows when NMIs are blocked it needs no watching.
+        if requests.nmi_injected && !v.has_virtual_nmi() {
             set_intercept(self, v, SvmExitCode::IRET, true);
         }
     }
@@ -392,10 +398,19 @@ impl Ops for Shared {
         insn: &Sensitive,
         host: &mut dyn Host,
         exit: &mut Exit,
-        _fault: &mut Exception,
+        fault: &mut Exception,
     ) -> Verdict {
         if insn.kind == SensitiveKind::INTERRUPT_WINDOW && !v.running.has_virtual_interrupt(state) {
             return Verdict::NATIVE;
+        }
+        if insn.kind == SensitiveKind::NMI_WINDOW {
+            if v.running.has_virtual_nmi(state) {
+                v.running.take_virtual_nmi(state);
+                return Verdict::NATIVE;
+            }
+            if !v.nmi_singlestep {
+                return Verdict::NATIVE;
+            }
         }
         let control = &v.running.vmcb.control;
         let decode_assists = self.kvm.silicon.decode_assists.is_set();
@@ -418,8 +433,14 @@ impl Ops for Shared {
                 Verdict::EXIT
             }
             _ => {
-                if let (SensitiveKind::SVM, svm::STGI | svm::CLGI) = (insn.kind, insn.number) {
-                    nested::events::toggle_gif(self, v, state, insn.number == svm::STGI);
+                match (insn.kind, insn.number) {
+                    (SensitiveKind::SVM, svm::STGI | svm::CLGI) => {
+                        nested::events::toggle_gif(self, v, state, insn.number == svm::STGI);
+                    }
+                    (SensitiveKind::SVM, svm::VMLOAD | svm::VMSAVE) => {
+                        return vls::execute(self, v, state, insn, host, exit, fault);
+                    }
+                    _ => {}
                 }
                 if allowed {
                     note_passed(self, v, state, insn, host);
@@ -471,7 +492,8 @@ impl Shared {
 
 /// With the window that KVM opens by single-stepping.
 fn windows(v: &SvmVcpu, mut intercepts: Intercepts) -> Intercepts {
-    intercepts.set(SensitiveKind::NMI_WINDOW, v.nmi_singlestep);
+    let wanted = v.nmi_singlestep || intercepts.wants(SensitiveKind::NMI_WINDOW);
+    intercepts.set(SensitiveKind::NMI_WINDOW, wanted);
     intercepts
 }
 

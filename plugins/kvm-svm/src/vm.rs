@@ -156,6 +156,20 @@ impl Shared {
         self.kvm.silicon.vgif.is_set() && self.kvm.options.on(Switch::VGIF)
     }
 
+    /// Silicon executes VMLOAD and VMSAVE.
+    pub fn vls(&self) -> bool {
+        self.kvm.silicon.vls.is_set() && self.kvm.options.on(Switch::VLS) && self.kvm.tdp()
+    }
+
+    /// Silicon delivers NMIs and blocks them.
+    pub fn vnmi(&self) -> bool {
+        let options = &self.kvm.options;
+        self.vgif()
+            && self.kvm.silicon.vnmi.is_set()
+            && options.on(Switch::VNMI)
+            && options.on(Switch::NESTED_VNMI)
+    }
+
     /// Next-RIP save is used.
     pub fn nrips(&self) -> bool {
         self.kvm.silicon.nrips.is_set() && self.kvm.options.on(Switch::NRIPS)

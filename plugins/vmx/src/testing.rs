@@ -67,7 +67,8 @@ pub fn silicon(phys_bits: u8) -> Silicon {
         rmw_reads_first: false.into(),
         encryption_bits: 0,
         vgif: false.into(),
-        pad: [0; 2],
+        vls: false.into(),
+            vnmi: false.into(),
     }
 }
 

@@ -47,6 +47,14 @@ const PROPERTIES: [(&str, &str, Copy); 8] = [
         to.vgif = from.vgif;
         from.vgif.to_string()
     }),
+    ("virtual VMLOAD and VMSAVE", "APM vol. 2 15.33.1 Virtual VMSAVE and VMLOAD", |to, from| {
+        to.vls = from.vls;
+        from.vls.to_string()
+    }),
+    ("virtual NMI", "APM vol. 2 15.21.10 NMI Virtualization", |to, from| {
+        to.vnmi = from.vnmi;
+        from.vnmi.to_string()
+    }),
     ("read-modify-write order", "the software CPU under the recordings reads first", |to, from| {
         to.rmw_reads_first = from.rmw_reads_first;
         from.rmw_reads_first.to_string()

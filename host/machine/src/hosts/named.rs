@@ -33,12 +33,14 @@ const fn intel(phys_bits: u8, ept_levels: u8, host_levels: u8) -> Silicon {
         rmw_reads_first: Flag::NO,
         encryption_bits: 0,
         vgif: Flag::NO,
-        pad: [0; 2],
+        vls: Flag::NO,
+        vnmi: Flag::NO,
     }
 }
 
-/// An AMD host of today. Virtual GIF is offered from 52 bits on, though older ones have it.
+/// An AMD host of today. Virtual GIF, VMLOAD, VMSAVE and NMI are offered from 52 bits on, though older ones have some of them.
 const fn amd(phys_bits: u8, host_levels: u8) -> Silicon {
+    let is_newest = if phys_bits == 52 { Flag::YES } else { Flag::NO };
     Silicon {
         vendor: Vendor::AMD,
         phys_bits,
@@ -53,8 +55,9 @@ const fn amd(phys_bits: u8, host_levels: u8) -> Silicon {
         backing_shift: 21,
         rmw_reads_first: Flag::NO,
         encryption_bits: 0,
-        vgif: if phys_bits == 52 { Flag::YES } else { Flag::NO },
-        pad: [0; 2],
+        vgif: is_newest,
+        vls: is_newest,
+        vnmi: is_newest,
     }
 }
 

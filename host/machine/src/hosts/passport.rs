@@ -123,6 +123,8 @@ struct File {
     nrips: Option<bool>,
     decode_assists: Option<bool>,
     vgif: Option<bool>,
+    vls: Option<bool>,
+    vnmi: Option<bool>,
     rmw_reads_first: Option<bool>,
     /// `4K`, `2M` or `1G`.
     backing: Option<String>,
@@ -185,10 +187,11 @@ impl File {
             nrips: self.nrips.unwrap_or(base.nrips.is_set()).into(),
             decode_assists: self.decode_assists.unwrap_or(base.decode_assists.is_set()).into(),
             vgif: self.vgif.unwrap_or(base.vgif.is_set()).into(),
+            vls: self.vls.unwrap_or(base.vls.is_set()).into(),
+            vnmi: self.vnmi.unwrap_or(base.vnmi.is_set()).into(),
             backing_shift: self.backing.as_deref().map_or(Ok(base.backing_shift), backing_shift)?,
             rmw_reads_first: self.rmw_reads_first.unwrap_or(base.rmw_reads_first.is_set()).into(),
             encryption_bits: self.encryption_bits.unwrap_or(base.encryption_bits),
-            pad: [0; 2],
         })
     }
 
@@ -215,6 +218,8 @@ impl File {
             nrips: (!intel).then_some(s.nrips.is_set()),
             decode_assists: (!intel).then_some(s.decode_assists.is_set()),
             vgif: (!intel).then_some(s.vgif.is_set()),
+            vls: (!intel).then_some(s.vls.is_set()),
+            vnmi: (!intel).then_some(s.vnmi.is_set()),
             without: passport.without.clone(),
             backend: passport.backend.clone(),
             kvm: passport.kvm.clone(),

@@ -25,8 +25,10 @@ enum Owner {
     /// The software CPU, whatever the vendor.
     Everyone,
     Amd,
-    /// AMD's with virtual GIF.
+    /// AMD's with virtual GIF, with virtual VMLOAD and VMSAVE, with virtual NMI.
     VirtualGif,
+    VirtualVmload,
+    VirtualNmi,
     /// AMD's with next-RIP save, which all have but the one below the recordings.
     NextRip,
     /// Only where a model asks for it by name.
@@ -139,7 +141,9 @@ pub static FEATURES: &[Feature] = &{
         feature("flushbyasid", SVM, Edx, 6, Amd),
         feature("pause-filter", SVM, Edx, 10, NextRip),
         feature("pfthreshold", SVM, Edx, 12, NextRip),
+        feature("v-vmsave-vmload", SVM, Edx, 15, VirtualVmload),
         feature("vgif", SVM, Edx, 16, VirtualGif),
+        feature("vnmi", SVM, Edx, 25, VirtualNmi),
         feature("svme-addr-chk", SVM, Edx, 28, Amd),
     ]
 };
@@ -181,6 +185,8 @@ impl FeatureSet {
             Owner::Baseline | Owner::Everyone => true,
             Owner::Amd => silicon.vendor == Vendor::AMD,
             Owner::VirtualGif => silicon.vendor == Vendor::AMD && silicon.vgif.is_set(),
+            Owner::VirtualVmload => silicon.vendor == Vendor::AMD && silicon.vls.is_set(),
+            Owner::VirtualNmi => silicon.vendor == Vendor::AMD && silicon.vnmi.is_set(),
             Owner::NextRip => silicon.vendor == Vendor::AMD && silicon.nrips.is_set(),
             Owner::OnRequest => false,
             Owner::FiveLevel => silicon.host_levels == 5,

@@ -27,7 +27,7 @@ pub fn get(core: &Vcpu, state: &VcpuState, host: &mut dyn Host) -> VcpuEvents {
         flags: VcpuEventsFlags::KNOWN.with_sipi_vector(false),
         interrupt_shadow: shadow(state),
         nmi_injected: events.nmi_injected.into(),
-        nmi_pending: host.nmi(core.id, false).into(),
+        nmi_pending: events.has_nmi(core.id, host).into(),
         nmi_masked: state.interruptibility.nmi().into(),
         triple_fault_pending: events.triple_fault.into(),
         ..VcpuEvents::default()

@@ -8,7 +8,7 @@ use super::nested::{
     patches::L1,
     state::leave,
 };
-use super::setup::recalc_gif_intercepts;
+use super::setup::recalc_svm_intercepts;
 use crate::{
     rules::Rule,
     vm::{Shared, SvmVcpu, VmCr},
@@ -190,7 +190,7 @@ fn set_efer(
     let had = state.efer().svme();
     let written = msr::set_common(&mut vcpu.core, state, Msr::EFER.0, data, host_initiated, host)?;
     if had != state.efer().svme() {
-        recalc_gif_intercepts(shared, vcpu, !had);
+        recalc_svm_intercepts(shared, vcpu, !had);
     }
     if had && !state.efer().svme() {
         let (l2, shutdown) = (vcpu.is_guest_mode(), options.on(Switch::SVME_CLEARED_SHUTDOWN));

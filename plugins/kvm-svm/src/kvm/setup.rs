@@ -83,7 +83,10 @@ pub fn create(shared: &Shared, id: u32) -> SvmVcpu {
     }
     let control = &mut vmcb.control;
     (control.iopm_base_pa, control.msrpm_base_pa) = (iopm_pa(shared), msrpm_pa(shared, id, false));
-    control.int_ctl = IntCtl::new().with_v_intr_masking(true).with_v_gif_enable(shared.vgif());
+    control.int_ctl = IntCtl::new()
+        .with_v_intr_masking(true)
+        .with_v_gif_enable(shared.vgif())
+        .with_v_nmi_enable(shared.vnmi());
     control.nested_ctl.set_np_enable(npt);
     control.asid = id + 1;
     let mut msrpm = Msrpm::default();
@@ -99,16 +102,19 @@ pub fn create(shared: &Shared, id: u32) -> SvmVcpu {
         nmi_singlestep: false,
     };
     set_dr_intercepts(shared, &mut vcpu, true);
-    recalc_gif_intercepts(shared, &mut vcpu, false);
     after_set_cpuid(shared, &mut vcpu);
     vcpu
 }
 
-/// `svm_recalc_instruction_intercepts`, what virtual GIF makes of it.
-pub fn recalc_gif_intercepts(shared: &Shared, vcpu: &mut SvmVcpu, svme: bool) {
-    let exits = !shared.vgif() || !svme && shared.kvm.options.on(Switch::SVM_INTERCEPTED_WITHOUT_SVME);
-    set_intercept(shared, vcpu, C::STGI, exits);
-    set_intercept(shared, vcpu, C::CLGI, exits);
+/// `svm_recalc_instruction_intercepts`, `init_vmcb_after_set_cpuid`: what virtual GIF, and virtual VMLOAD and VMSAVE, make of SVM's
+/// instructions. A guest that thinks it is an Intel CPU gets its SYSENTER MSRs from KVM.
+pub fn recalc_svm_intercepts(shared: &Shared, vcpu: &mut SvmVcpu, svme: bool) {
+    let emulated = !svme && shared.kvm.options.on(Switch::SVM_INTERCEPTED_WITHOUT_SVME);
+    let vls = shared.vls() && !vcpu.core.cpuid.intel_compatible();
+    vcpu.vmcb01.vmcb.control.virt_ext.set_v_vmload_vmsave(vls);
+    for (codes, virtual_) in [([C::STGI, C::CLGI], shared.vgif()), ([C::VMLOAD, C::VMSAVE], vls)] {
+        codes.into_iter().for_each(|code| set_intercept(shared, vcpu, code, emulated || !virtual_));
+    }
 }
 
 /// Where KVM's own pages lie: at the top of the host's physical address space, where no guest memory is.
@@ -148,6 +154,7 @@ pub fn after_set_cpuid(shared: &Shared, vcpu: &mut SvmVcpu) {
     set_intercept(shared, vcpu, C::EXCP_PF, page_faults);
     set_intercept(shared, vcpu, C::INVPCID, invpcid);
     set_intercept(shared, vcpu, C::RDTSCP, rdtscp);
+    recalc_svm_intercepts(shared, vcpu, false);
     let cpuid = &vcpu.core.cpuid;
     let map = &mut vcpu.msrpm;
     map.set_exits(Msr::IA32_SPEC_CTRL.0, true, true);

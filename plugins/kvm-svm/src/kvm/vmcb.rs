@@ -123,6 +123,9 @@ pub fn write_state(shared: &Shared, vcpu: &mut SvmVcpu, state: &VcpuState) {
     if !virtual_tpr {
         control.int_ctl.set_v_tpr(state.cr8 as u8 & 0xf);
     }
+    if control.int_ctl.v_nmi_enable() {
+        control.int_ctl.set_v_nmi_blocking(state.interruptibility.nmi());
+    }
     let clean = &mut control.clean;
     save.cr2 = state.cr2;
     let tsc_offset = state.guest_tsc(0);

@@ -2,5 +2,6 @@
 
 pub mod checks;
 pub mod exits;
+pub mod vls;
 pub mod vmcb;
 pub mod vmrun;

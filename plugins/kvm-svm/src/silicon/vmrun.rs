@@ -9,6 +9,7 @@ use super::{
 use serde::{Deserialize, Serialize};
 use vmtape_arch::{
     event::{Event, EventKind},
+    exception::Vector,
     exit::{Exit, SvmExitCode},
     host::Silicon,
     regs::Cr4,
@@ -102,6 +103,25 @@ impl Running {
         open && int_ctl.v_irq() && (int_ctl.v_ign_tpr() || u64::from(int_ctl.v_intr_prio()) > state.cr8)
     }
 
+    /// A virtual NMI is pending that the guest, which blocks none, may take now. See: APM 15.21.10 NMI Virtualization
+    pub fn has_virtual_nmi(&self, state: &VcpuState) -> bool {
+        let int_ctl = self.vmcb.control.int_ctl;
+        let open = !int_ctl.v_gif_enable() || state.interruptibility.virtual_gif();
+        open && waits_for_nmi(&self.vmcb)
+    }
+
+    /// Delivers it. Silicon blocks further ones until IRET.
+    pub fn take_virtual_nmi(&mut self, state: &mut VcpuState) {
+        self.vmcb.control.int_ctl.set_v_nmi_pending(false);
+        state.intercepts.set(SensitiveKind::NMI_WINDOW, false);
+        state.inject = Event {
+            valid: true.into(),
+            kind: EventKind::NMI,
+            vector: Vector::NMI.0,
+            ..Default::default()
+        };
+    }
+
     /// A virtual interrupt is pending that the guest may take now: delivers it.
     /// See: APM 15.21.4 Injecting Virtual (INTR) Interrupts
     pub fn take_virtual_interrupt(&mut self, state: &mut VcpuState) {
@@ -152,6 +172,7 @@ impl Running {
     pub fn intercepts(&self) -> Intercepts {
         let mut intercepts = self.published;
         intercepts.set(SensitiveKind::INTERRUPT_WINDOW, opens_window(&self.vmcb));
+        intercepts.set(SensitiveKind::NMI_WINDOW, waits_for_nmi(&self.vmcb));
         intercepts
     }
 
@@ -175,6 +196,10 @@ impl Running {
         (control.event_inj, control.event_inj_err) = (EventInfo::new(), 0);
         control.int_state = int_state(state);
         control.int_ctl.set_v_irq(self.vmcb.control.int_ctl.v_irq());
+        if control.int_ctl.v_nmi_enable() {
+            control.int_ctl.set_v_nmi_pending(self.vmcb.control.int_ctl.v_nmi_pending());
+            control.int_ctl.set_v_nmi_blocking(state.interruptibility.nmi());
+        }
         let np = control.nested_ctl.np_enable();
         let (segments, tables) = mirror.update(state);
         // Silicon keeps what it stores: the clean bits of the next VMRUN speak of that.
@@ -194,6 +219,11 @@ impl Running {
 pub fn sign_extended(address: u64, la57: bool) -> u64 {
     let unused = if la57 { 64 - 57 } else { 64 - 48 };
     ((address << unused) as i64 >> unused) as u64
+}
+
+/// Whether the guest is asked when it can take an NMI.
+fn waits_for_nmi(vmcb: &Vmcb) -> bool {
+    vmcb.control.int_ctl.v_nmi_enable() && vmcb.control.int_ctl.v_nmi_pending()
 }
 
 /// Whether the guest is asked when it can take an interrupt: to exit, or to take a virtual one. The priority is compared then,

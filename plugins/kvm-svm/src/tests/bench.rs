@@ -106,7 +106,8 @@ pub fn silicon(host_width: u8) -> Silicon {
         rmw_reads_first: false.into(),
         encryption_bits: 0,
         vgif: false.into(),
-        pad: [0; 2],
+        vls: false.into(),
+            vnmi: false.into(),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
         handlers::Cx,
         setup::{msrpm_pa, update_cr0_intercept},
     },
-    silicon::vmcb::{Clean, ControlArea, Vmcb},
+    silicon::vmcb::{Clean, ControlArea, IntCtl, Vmcb},
 };
 use vmtape_arch::{
     exit::Resume,
@@ -169,16 +169,19 @@ fn prepare_control(cx: &mut Cx<'_>) {
     // Without a GIF of L2's it is L1's, which VMRUN sets.
     let own_gif = l1.vgif() && of_l1.int_ctl.v_gif_enable();
     let gif = if own_gif { of_l1.int_ctl } else { of_l0.int_ctl };
+    let nmi = if l1.vnmi() { of_l1.int_ctl } else { IntCtl::new() };
     control.int_ctl = of_l1
         .int_ctl
         .with_v_intr_masking(true)
         .with_v_gif(own_gif && gif.v_gif())
         .with_v_gif_enable(gif.v_gif_enable())
-        .with_v_nmi_pending(false)
-        .with_v_nmi_blocking(false)
-        .with_v_nmi_enable(false)
+        .with_v_nmi_pending(nmi.v_nmi_pending())
+        .with_v_nmi_blocking(nmi.v_nmi_blocking())
+        .with_v_nmi_enable(nmi.v_nmi_enable())
         .with_x2apic(false)
         .with_avic_enable(false);
+    let vls = intercepts::has_vls(&l1, of_l1);
+    control.virt_ext.set_v_vmload_vmsave(vls);
     control.int_vector = of_l1.int_vector;
     control.clean.set_tpr(false);
     (control.event_inj, control.event_inj_err) = (of_l1.event_inj, of_l1.event_inj_err);
@@ -197,6 +200,16 @@ fn prepare_control(cx: &mut Cx<'_>) {
     let kept = cx.state.interruptibility;
     cx.state.interruptibility = kept.with_sti(shadow).with_mov_ss(false);
     intercepts::recalc(cx.shared, cx.vcpu);
+    enter_vnmi(cx, nmi);
+}
+
+/// An NMI that silicon was to deliver to L1 is KVM's now, and L2 has a mask of its own.
+fn enter_vnmi(cx: &mut Cx<'_>, of_l1: IntCtl) {
+    if !cx.shared.vnmi() {
+        return;
+    }
+    cx.vcpu.core.events.nmi_pending |= cx.vcpu.vmcb01.vmcb.control.int_ctl.v_nmi_pending();
+    cx.state.interruptibility.set_nmi(of_l1.v_nmi_enable() && of_l1.v_nmi_blocking());
 }
 
 /// L1's filter, where L1 has one: L0 has none of its own, and lets PAUSE through.

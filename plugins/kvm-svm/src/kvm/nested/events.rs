@@ -87,6 +87,11 @@ impl SvmVcpu {
         masked || !self.exits_for(C::INTR) && shadowed(state)
     }
 
+    /// `is_vnmi_enabled`: L1's NMIs are silicon's affair.
+    pub fn has_virtual_nmi(&self) -> bool {
+        !self.is_guest_mode() && self.vmcb01.vmcb.control.int_ctl.v_nmi_enable()
+    }
+
     /// `svm_nmi_blocked`.
     fn nmi_blocked(&self, state: &VcpuState) -> bool {
         let masked = state.interruptibility.nmi() || shadowed(state);
@@ -98,6 +103,7 @@ impl SvmVcpu {
         Windows {
             interrupt: !self.interrupt_blocked(state),
             nmi: !self.nmi_blocked(state),
+            virtual_nmi: self.has_virtual_nmi() && !self.vmcb01.vmcb.control.int_ctl.v_nmi_pending(),
             busy: self.is_guest_mode() && self.nested.run_pending,
             ..Default::default()
         }
@@ -165,7 +171,7 @@ pub fn check(cx: &mut Cx<'_>) -> bool {
         }
         return busy;
     }
-    if cx.host.nmi(id, false) && !cx.vcpu.nmi_blocked(cx.state) {
+    if cx.vcpu.core.events.has_nmi(id, cx.host) && !cx.vcpu.nmi_blocked(cx.state) {
         if !busy && cx.vcpu.exits_for(C::NMI) {
             exit::simple_vmexit(cx, C::NMI);
         }

@@ -50,6 +50,10 @@ pub fn sync(shared: &Shared, vcpu: &mut SvmVcpu) {
     if to.int_ctl.v_gif_enable() && L1::new(shared, &vcpu.core.cpuid).vgif() {
         to.int_ctl.set_v_gif(from.int_ctl.v_gif());
     }
+    if L1::new(shared, &vcpu.core.cpuid).vnmi() {
+        let (pending, blocking) = (from.int_ctl.v_nmi_pending(), from.int_ctl.v_nmi_blocking());
+        to.int_ctl = to.int_ctl.with_v_nmi_pending(pending).with_v_nmi_blocking(blocking);
+    }
     to.int_ctl.set_v_tpr(to.int_ctl.v_tpr() & !0xf | from.int_ctl.v_tpr() & 0xf);
     nested.run_pending = false;
 }
@@ -178,6 +182,7 @@ pub fn vmexit(cx: &mut Cx<'_>) {
     (cx.vcpu.nested.vmcb12_gpa, cx.vcpu.nested.pages_wanted) = (0, false);
     restore_l1(cx);
     lbr::leave(cx);
+    leave_vnmi(cx);
     if let Some(mapped) = stored {
         note_injected(cx, &mapped);
         mapped.write_back(cx.host);
@@ -241,6 +246,18 @@ fn restore_l1(cx: &mut Cx<'_>) {
     }
     state.interruptibility = shadow.with_sti(false).with_mov_ss(false).with_virtual_tpr(false);
     setup::update_cr0_intercept(cx.shared, cx.vcpu, cx.state);
+}
+
+/// L1 goes on with L2's mask of NMIs, where L2 has one. An NMI that waits is silicon's to deliver.
+fn leave_vnmi(cx: &mut Cx<'_>) {
+    if !cx.shared.vnmi() {
+        return;
+    }
+    let blocked = cx.vcpu.nested.vmcb02.vmcb.control.int_ctl.v_nmi_blocking();
+    cx.state.interruptibility.set_nmi(blocked);
+    let pending = cx.vcpu.core.events.take_nmi(cx.vcpu.core.id, cx.host);
+    let int_ctl = &mut cx.vcpu.vmcb01.vmcb.control.int_ctl;
+    *int_ctl = int_ctl.with_v_nmi_pending(pending).with_v_nmi_blocking(blocked);
 }
 
 /// `nested_svm_uninit_mmu_context`, and `nested_svm_load_cr3` on the way out.

@@ -134,7 +134,7 @@ impl SaveArea {
     }
 
     /// To the registers.
-    fn vmload(&self, state: &mut VcpuState) {
+    pub(crate) fn vmload(&self, state: &mut VcpuState) {
         let la57 = state.cr4().la57();
         let load = |from: &VmcbSegment| Segment { base: sign_extended(from.base, la57), ..from.into() };
         (state.seg[seg::FS], state.seg[seg::GS]) = (load(&self.fs), load(&self.gs));
@@ -147,7 +147,7 @@ impl SaveArea {
     }
 
     /// From the registers.
-    fn vmsave(&mut self, state: &VcpuState) {
+    pub(crate) fn vmsave(&mut self, state: &VcpuState) {
         let store = |number: usize| VmcbSegment::from(&state.seg[number]);
         (self.fs, self.gs, self.tr, self.ldtr) =
             (store(seg::FS), store(seg::GS), store(seg::TR), store(seg::LDTR));

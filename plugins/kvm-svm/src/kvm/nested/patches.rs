@@ -7,7 +7,7 @@ use vmtape_kvm_core::{
 };
 
 /// L1 as KVM sees it. Questions about features are `guest_cpu_cap_has`, or the `*_enabled` of 6.1: the parameter, the release
-/// and L1's CPUID together. Virtual NMI is not asked for: the modelled silicon does not have it.
+/// and L1's CPUID together.
 #[derive(Clone, Copy)]
 pub struct L1<'a> {
     pub options: &'a Options,
@@ -55,6 +55,10 @@ impl<'a> L1<'a> {
 
     pub fn vgif(&self) -> bool {
         self.may(Switch::VGIF, Switch::NESTED_VGIF, feature::VGIF)
+    }
+
+    pub fn vnmi(&self) -> bool {
+        self.may(Switch::VNMI, Switch::NESTED_VNMI, feature::VNMI)
     }
 
     pub fn pause_filter(&self) -> bool {

@@ -117,7 +117,11 @@ impl Mapped {
     pub fn read(slots: &Slots, gpa: u64, fields: Fields, host: &mut dyn Host) -> Result<Self, Unmapped> {
         let page = gpa & !(PAGE_SIZE - 1);
         let slot = slots.find(page).filter(|slot| !slot.readonly()).ok_or(Unmapped::NoSlot)?;
-        let hpa = slot.hpa(page);
+        Self::at(slot.hpa(page), fields, host)
+    }
+
+    /// The same of a page whose host physical address is known.
+    pub fn at(hpa: u64, fields: Fields, host: &mut dyn Host) -> Result<Self, Unmapped> {
         let mut vmcb = Vmcb::new_zeroed();
         for range in fields {
             if !host.read(hpa + range.start as u64, &mut vmcb.as_mut_bytes()[range.clone()]) {

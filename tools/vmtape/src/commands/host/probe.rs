@@ -26,7 +26,7 @@ A passport is TOML; every key but `vendor` (or `base`, a named host to start fro
                     those of the vendor
   without           features that the host lacks, by QEMU's names: [\"pku\", \"vmx-rdrand-exit\"]
   backend, kvm      what virtualizes like its KVM: kvm = \"v6.12,allow_smaller_maxphyaddr=on\"
-  gbpages, ept-ad, ept-advanced, apicv, nrips, decode-assists, vgif, backing   details of its silicon";
+  gbpages, ept-ad, ept-advanced, apicv, nrips, decode-assists, vgif, vls, vnmi, backing   details of its silicon";
 
 /// Write the passport of this machine, as `check` and `--host` read it
 #[derive(Debug, clap::Args)]
@@ -102,7 +102,9 @@ fn probe(sources: &Sources, releases: &dyn Fn(&str) -> Vec<String>) -> (Passport
         let features = sources.cpuid(0x8000_000a, 0).edx;
         silicon.nrips = (features >> 3 & 1 != 0).into();
         silicon.decode_assists = (features >> 7 & 1 != 0).into();
+        silicon.vls = (features >> 15 & 1 != 0).into();
         silicon.vgif = (features >> 16 & 1 != 0).into();
+        silicon.vnmi = (features >> 25 & 1 != 0).into();
     }
     let told = sources.supported.as_deref().map_or(0, guest_phys_bits);
     passport.guest_phys_bits = (32..=52).contains(&told).then_some(told);

@@ -104,6 +104,8 @@ impl Evidence {
             silicon.nrips = flag("nrip-save", base.nrips);
             silicon.decode_assists = flag("decodeassists", base.decode_assists);
             silicon.vgif = flag("vgif", base.vgif);
+            silicon.vls = flag("v-vmsave-vmload", base.vls);
+            silicon.vnmi = flag("vnmi", base.vnmi);
         } else {
             silicon.ept_levels = self.ept_levels.unwrap_or(base.ept_levels);
             silicon.ept_ad = self.ept_ad.map_or(base.ept_ad, Into::into);
