@@ -849,7 +849,10 @@ typedef struct vt_Silicon {
     uint8_t encryption_bits;
     // SVM: virtual GIF.
     vt_Flag vgif;
-    uint8_t pad[2];
+    // SVM: virtual VMLOAD and VMSAVE.
+    vt_Flag vls;
+    // SVM: virtual NMI.
+    vt_Flag vnmi;
 } vt_Silicon;
 
 // A key and its value.

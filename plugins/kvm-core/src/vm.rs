@@ -172,6 +172,11 @@ pub trait Ops {
         false
     }
 
+    /// `is_vnmi_pending`: silicon has an NMI to deliver.
+    fn is_vnmi_pending(&self, _vcpu: &Self::Vcpu) -> bool {
+        false
+    }
+
     /// `check_intercept`: an instruction of L2 that KVM emulates, and that L1 wants. True: L1 has got it.
     fn check_intercept(
         &mut self,

@@ -187,6 +187,10 @@ impl Ops for Shared {
         wanted
     }
 
+    fn is_vnmi_pending(&self, v: &SvmVcpu) -> bool {
+        v.has_virtual_nmi() && v.vmcb01.vmcb.control.int_ctl.v_nmi_pending()
+    }
+
     fn check_intercept(
         &mut self,
         v: &mut SvmVcpu,

@@ -42,6 +42,7 @@ pub struct TestHost {
     /// An interrupt that waits.
     pub interrupt: Option<u8>,
     /// Signals that wait.
+    pub nmi: bool,
     pub init: bool,
     pub smi: bool,
     /// The vector in service whose end a device hears of, and those that it was told.
@@ -168,8 +169,10 @@ impl Host for TestHost {
         if ack { self.interrupt.take() } else { self.interrupt }
     }
 
-    fn nmi(&mut self, _vcpu: u32, _ack: bool) -> bool {
-        false
+    fn nmi(&mut self, _vcpu: u32, ack: bool) -> bool {
+        let pending = self.nmi;
+        self.nmi &= !ack;
+        pending
     }
 
     fn init(&mut self, _vcpu: u32) -> bool {

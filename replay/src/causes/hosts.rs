@@ -10,7 +10,7 @@ use vmtape_machine::MachineSpec;
 /// Sets a property as another host has it, and says how that is.
 type Copy = fn(&mut Silicon, &Silicon) -> String;
 
-const PROPERTIES: [(&str, &str, Copy); 8] = [
+const PROPERTIES: [(&str, &str, Copy); 10] = [
     (
         "MAXPHYADDR",
         "SDM vol. 3A 4.1.4 Enumeration of Paging Features by CPUID; APM vol. 3 E.4.7",

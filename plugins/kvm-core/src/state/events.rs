@@ -88,6 +88,7 @@ pub fn set<O: Ops>(
         injected: injected.then_some(exception),
         interrupt: (new.interrupt_injected != 0).then_some(interrupt),
         nmi_injected: new.nmi_injected != 0,
+        nmi_pending: false,
         triple_fault,
         wanted_by_l1: core.events.wanted_by_l1,
         exception_vmexit: None,

@@ -39,7 +39,11 @@ pub fn get_state<O: Ops>(
         BackendState::DebugRegs => DebugRegs::of(state).to_bytes(),
         BackendState::Xcrs => xcrs::get(state).to_bytes(),
         BackendState::Xsave => Xsave::of(state, v.core_mut().cpuid.supported_xcr0()).to_bytes(),
-        BackendState::VcpuEvents => events::get(v.core_mut(), state, host).to_bytes(),
+        BackendState::VcpuEvents => {
+            let mut events = events::get(v.core_mut(), state, host);
+            events.nmi_pending |= u8::from(ops.is_vnmi_pending(v));
+            events.to_bytes()
+        }
         BackendState::MpState => MpState::of(state.activity).to_bytes(),
         BackendState::NestedState => ops.get_nested_state(v, state),
         BackendState::TscOffset => state.tsc_offset.to_bytes(),

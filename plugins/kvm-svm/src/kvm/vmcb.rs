@@ -43,9 +43,10 @@ pub fn set_intercept(shared: &Shared, vcpu: &mut SvmVcpu, code: SvmExitCode, on:
     }
 }
 
-/// `svm_set_vintr`, `svm_clear_vintr`. In L2 the virtual interrupt that only opens a window takes the place of one of L1's.
+/// `svm_set_vintr`, `svm_clear_vintr`. In L2 the virtual interrupt that only opens a window takes the place of one of L1's. Asking again
+/// is not idle: with virtual GIF the intercept outlives #VMEXIT, and the virtual interrupt does not.
 pub fn set_vintr(shared: &Shared, vcpu: &mut SvmVcpu, on: bool) {
-    if vcpu.vmcb01.vmcb.control.intercepts.has(SvmExitCode::VINTR) == on {
+    if !on && !vcpu.vmcb01.vmcb.control.intercepts.has(SvmExitCode::VINTR) {
         return;
     }
     set_intercept(shared, vcpu, SvmExitCode::VINTR, on);

@@ -72,6 +72,8 @@ pub struct Setup<'a> {
     pub host_width: u8,
     /// Of them, taken by memory encryption.
     pub encryption_bits: u8,
+    /// Silicon has virtual GIF, VMLOAD, VMSAVE and NMI.
+    pub newest: bool,
     pub pde: u64,
     pub pte: u64,
 }
@@ -84,6 +86,7 @@ impl Default for Setup<'_> {
             guest_width: 36,
             host_width: 46,
             encryption_bits: 0,
+            newest: false,
             pde: pde(7),
             pte: DATA | 7,
         }
@@ -107,7 +110,7 @@ pub fn silicon(host_width: u8) -> Silicon {
         encryption_bits: 0,
         vgif: false.into(),
         vls: false.into(),
-            vnmi: false.into(),
+        vnmi: false.into(),
     }
 }
 
@@ -125,7 +128,14 @@ impl Setup<'_> {
     /// A guest in long mode with paging on, before its first access.
     pub fn build(&self) -> Bench {
         let options = self.options.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        let silicon = Silicon { encryption_bits: self.encryption_bits, ..silicon(self.host_width) };
+        let newest = self.newest.into();
+        let silicon = Silicon {
+            encryption_bits: self.encryption_bits,
+            vgif: newest,
+            vls: newest,
+            vnmi: newest,
+            ..silicon(self.host_width)
+        };
         let config = VmConfig { silicon, options };
         let mut state = VcpuState::reset();
         state.cr0 = Cr0::new().with_pe(true).with_pg(true).with_et(true).into_bits();

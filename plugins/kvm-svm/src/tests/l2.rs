@@ -29,7 +29,11 @@ pub struct World {
 
 impl World {
     pub fn new(options: &[(&str, &str)], npt: bool, edit: impl FnOnce(&mut Vmcb)) -> Self {
-        let mut bench = l1(options, npt);
+        Self::on(l1(options, npt), npt, edit)
+    }
+
+    /// The same on a machine.
+    pub fn on(mut bench: Bench, npt: bool, edit: impl FnOnce(&mut Vmcb)) -> Self {
         bench.vm.set_msr(0, &mut bench.states[0], Msr::VM_HSAVE_PA.0, 0x7000, &mut bench.host).unwrap();
         let mut vmcb = vmcb12();
         vmcb.control.nested_ctl.set_np_enable(npt);

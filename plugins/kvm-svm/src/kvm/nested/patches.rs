@@ -16,11 +16,21 @@ pub struct L1<'a> {
     npt: bool,
     /// Next-RIP save is used.
     nrips: bool,
+    /// Virtual VMLOAD and VMSAVE, and virtual NMI.
+    vls: bool,
+    vnmi: bool,
 }
 
 impl<'a> L1<'a> {
     pub fn new(shared: &'a Shared, cpuid: &'a GuestCpuid) -> Self {
-        Self { options: &shared.kvm.options, cpuid, npt: shared.kvm.tdp(), nrips: shared.nrips() }
+        Self {
+            options: &shared.kvm.options,
+            cpuid,
+            npt: shared.kvm.tdp(),
+            nrips: shared.nrips(),
+            vls: shared.vls(),
+            vnmi: shared.vnmi(),
+        }
     }
 
     /// Whether KVM has this change.
@@ -58,7 +68,7 @@ impl<'a> L1<'a> {
     }
 
     pub fn vnmi(&self) -> bool {
-        self.may(Switch::VNMI, Switch::NESTED_VNMI, feature::VNMI)
+        self.vnmi && self.cpuid.has(feature::VNMI)
     }
 
     pub fn pause_filter(&self) -> bool {
@@ -71,6 +81,7 @@ impl<'a> L1<'a> {
 
     /// Not for a guest that thinks it is an Intel CPU.
     pub fn vls(&self) -> bool {
-        self.may(Switch::VLS, Switch::NESTED_VLS, feature::V_VMSAVE_VMLOAD) && self.cpuid.amd_compatible()
+        let told = self.on(Switch::NESTED_VLS) && self.cpuid.has(feature::V_VMSAVE_VMLOAD);
+        self.vls && told && self.cpuid.amd_compatible()
     }
 }

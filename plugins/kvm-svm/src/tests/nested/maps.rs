@@ -59,7 +59,7 @@ fn vmload_exits_without_its_virtualization() {
         ("v6.12", false, true, true),
         ("v7.2", true, true, false),
     ] {
-        let bench = l1(&[("kvm", kvm)], true);
+        let bench = l1_on(Setup { options: &[("kvm", kvm)], newest: true, ..Default::default() });
         let mut vmcb01 = bench.vm.vcpus[0].vmcb01.vmcb.clone();
         for code in [C::VMLOAD, C::VMSAVE] {
             vmcb01.control.intercepts.set(code, false);

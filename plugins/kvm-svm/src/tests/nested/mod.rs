@@ -4,6 +4,7 @@
 mod checks;
 mod lbr;
 mod maps;
+mod newest;
 mod pat;
 mod resume;
 mod state;
@@ -49,7 +50,12 @@ fn cpuid() -> Vec<CpuidEntry> {
 
 /// An L1 that has turned SVM on.
 pub fn l1(options: &[(&str, &str)], npt: bool) -> Bench {
-    let mut bench = Setup { options, npt, ..Default::default() }.build();
+    l1_on(Setup { options, npt, ..Default::default() })
+}
+
+/// The same on this machine.
+pub fn l1_on(setup: Setup<'_>) -> Bench {
+    let mut bench = setup.build();
     bench.vm.set_cpuid(0, &mut bench.states[0], &cpuid(), &mut bench.host).unwrap_or_else(|_| {
         // Releases that refuse a table after KVM_RUN.
         bench.vm.vcpus[0].core.cpuid = vmtape_kvm_core::cpuid::GuestCpuid::new(&cpuid()).unwrap();
