@@ -450,7 +450,7 @@ fn silicon(vendor: Vendor) -> Silicon {
         encryption_bits: 0,
         vgif: false.into(),
         vls: false.into(),
-            vnmi: false.into(),
+        vnmi: false.into(),
     }
 }
 

@@ -49,12 +49,7 @@ const OWN: &[K] = &[
 const CR_WRITES: u32 = 1 << 0 | 1 << 3 | 1 << 4;
 
 /// `handle_ud`: a #UD of an instruction that KVM's emulator may execute all the same, or of the prefix.
-pub fn handle_ud<O: Ops>(
-    ops: &mut O,
-    v: &mut O::Vcpu,
-    state: &mut VcpuState,
-    host: &mut dyn Host,
-) -> Resume {
+pub fn handle_ud<O: Ops>(ops: &mut O, v: &mut O::Vcpu, state: &mut VcpuState, host: &mut dyn Host) -> Resume {
     if !is_prefixed(ops.kvm_mut(), v.core().id, state, host) {
         return ops.kvm_mut().handle_ud(v.core_mut(), state, host);
     }
@@ -188,7 +183,8 @@ fn own<O: Ops>(
         Ok(true) => v.core_mut().skip(state, insn.len),
         Ok(false) => {
             state.rflags = old.into_bits();
-            let result = Emulated { insn_len: insn.len, insn: insn.bytes, fetched: insn.len, ..Default::default() };
+            let result =
+                Emulated { insn_len: insn.len, insn: insn.bytes, fetched: insn.len, ..Default::default() };
             return emulate::failure(v.core_mut(), state, &result, &ops.kvm().options, host);
         }
         Err(exception) => {

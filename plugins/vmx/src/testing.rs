@@ -68,7 +68,7 @@ pub fn silicon(phys_bits: u8) -> Silicon {
         encryption_bits: 0,
         vgif: false.into(),
         vls: false.into(),
-            vnmi: false.into(),
+        vnmi: false.into(),
     }
 }
 

@@ -70,10 +70,7 @@ const ELSEWHERE: [(&str, &[&str]); 6] = [
     ("vnmi", &["--cpu", CPU, "--smp", "1", "-m", "512M", "--host", "amd-52"]),
     ("svm_vmload_vmsave", &["--cpu", CPU, "--smp", "1", "-m", "512M", "--host", "amd-52"]),
     // With instructions that KVM emulates for L2.
-    (
-        "sel_cr0*",
-        &["--kvm", "v6.12,force_emulation_prefix=1", "--cpu", CPU, "--smp", "1", "-m", "512M"],
-    ),
+    ("sel_cr0*", &["--kvm", "v6.12,force_emulation_prefix=1", "--cpu", CPU, "--smp", "1", "-m", "512M"]),
     // Since 7.2 an intercept of an instruction that L1 does not have means nothing.
     (
         "svm_unsupported_instruction_intercept_test",

@@ -114,12 +114,8 @@ impl Running {
     pub fn take_virtual_nmi(&mut self, state: &mut VcpuState) {
         self.vmcb.control.int_ctl.set_v_nmi_pending(false);
         state.intercepts.set(SensitiveKind::NMI_WINDOW, false);
-        state.inject = Event {
-            valid: true.into(),
-            kind: EventKind::NMI,
-            vector: Vector::NMI.0,
-            ..Default::default()
-        };
+        state.inject =
+            Event { valid: true.into(), kind: EventKind::NMI, vector: Vector::NMI.0, ..Default::default() };
     }
 
     /// A virtual interrupt is pending that the guest may take now: delivers it.

@@ -165,6 +165,10 @@ pub fn check(cx: &mut Cx<'_>) -> bool {
         }
         return busy;
     }
+    if !cx.vcpu.nested.gif && cx.shared.vgif() && cx.host.smi(id) {
+        // `svm_enable_smi_window`
+        set_intercept(cx.shared, cx.vcpu, C::STGI, true);
+    }
     if cx.vcpu.nested.gif && cx.vcpu.exits_for(C::SMI) && cx.host.smi(id) {
         if !busy {
             exit::simple_vmexit(cx, C::SMI);

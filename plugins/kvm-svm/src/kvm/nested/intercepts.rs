@@ -139,7 +139,13 @@ pub fn cr0_write(l1: &L1<'_>, vmcb12: &Vmcb12, write: Cr0Write, old: u64, operan
     }
     // Neither TS nor MP is selective.
     let mask = Cr0::new().with_ts(true).with_mp(true).into_bits();
-    let changes = (old ^ operand) & !mask != 0;
+    // LMSW writes the low four bits, and does not clear PE.
+    let machine_status = |value: u64| value & 0xf | old & Cr0::new().with_pe(true).into_bits();
+    let changed = match write {
+        Cr0Write::Lmsw => machine_status(old) ^ machine_status(operand),
+        _ => old ^ operand,
+    };
+    let changes = changed & !mask != 0;
     let selective = match write {
         Cr0Write::Clts => false,
         Cr0Write::Lmsw => changes || l1.on(Switch::NESTED_LMSW_SELECTIVE),

@@ -5,6 +5,7 @@
 
 use super::{Setup, l1_on};
 use crate::{
+    kvm::setup,
     silicon::vmcb::Vmcb,
     tests::l2::{VMCB12, World},
 };
@@ -16,7 +17,10 @@ use vmtape_arch::{
 };
 
 fn world(kvm: &str, edit: impl FnOnce(&mut Vmcb)) -> World {
-    World::on(l1_on(Setup { options: &[("kvm", kvm)], newest: true, ..Default::default() }), true, edit)
+    let mut bench = l1_on(Setup { options: &[("kvm", kvm)], newest: true, ..Default::default() });
+    // Its CPUID came after KVM_RUN.
+    setup::after_set_cpuid(&bench.vm.shared, &mut bench.vm.vcpus[0]);
+    World::on(bench, true, edit)
 }
 
 /// The NMI that silicon delivers, if it does.
@@ -96,6 +100,25 @@ fn a_window_that_l2_had_no_use_for() {
     world.vmmcall();
     world.enter();
     assert!(world.bench.state().intercepts.wants(SensitiveKind::INTERRUPT_WINDOW));
+}
+
+/// STGI exits where an SMI waits for it.
+#[test]
+fn an_smi_that_waits_for_stgi() {
+    let mut world = world("v6.12", |vmcb| {
+        vmcb.control.intercepts.set(C::SMI, true);
+    });
+    world.enter();
+    world.vmrun();
+    world.enter();
+    let insn = |number| Sensitive { kind: SensitiveKind::SVM, number, len: 3, ..Default::default() };
+    assert_eq!(world.step(insn(svm::CLGI)), None);
+    world.bench.host.smi = true;
+    world.bench.state().icount += 1;
+    world.enter();
+    assert!(world.in_l2() && world.step(insn(svm::STGI)).is_some());
+    world.enter();
+    assert_eq!((world.in_l2(), world.vmcb12().control.exit_code), (false, C::SMI.0.into()));
 }
 
 /// VMSAVE without an exit, once its page is mapped; in L2 with one, unless L1 has its virtualization and uses it.
