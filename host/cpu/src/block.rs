@@ -8,6 +8,7 @@ use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, host::Vendor};
+use vmtape_jit::BlockId;
 
 /// Instructions in a block.
 const MAX_BLOCK: usize = 32;
@@ -26,6 +27,18 @@ pub(crate) struct Block {
     pub(crate) bytes: u32,
     generation: u32,
     page: u64,
+    /// How often it was executed, or what became of it.
+    pub(crate) heat: Heat,
+}
+
+/// How hot a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heat {
+    /// It was interpreted so often.
+    Interpreted(u8),
+    Compiled(BlockId),
+    /// It stays interpreted.
+    Refused,
 }
 
 /// Where a linear address led last time.
@@ -52,6 +65,12 @@ impl Hasher for AddressHasher {
     fn write_u64(&mut self, value: u64) {
         let mixed = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.0 = mixed ^ mixed >> 32;
+    }
+}
+
+impl Default for Heat {
+    fn default() -> Self {
+        Self::Interpreted(0)
     }
 }
 
@@ -91,7 +110,7 @@ impl Blocks {
         self.clear();
     }
 
-    fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.insns.clear();
         self.insns.push(Insn::new(&Instruction::default(), dispatch::undefined));
         self.index.clear();
@@ -183,6 +202,7 @@ impl Blocks {
             bytes: at as u32,
             generation: core.ram.generation(hpa >> PAGE_SHIFT),
             page: hpa >> PAGE_SHIFT,
+            heat: Heat::default(),
         })
     }
 
@@ -230,18 +250,40 @@ impl Blocks {
         scratch_block(&self.insns[0])
     }
 
+    /// Notes what became of the block at RIP, which is the recent one.
+    pub(crate) fn set_heat(&mut self, core: &Core<'_>, heat: Heat) {
+        let gva = core.code_address();
+        let block = &mut self.jumps[slot(gva)].block;
+        block.heat = heat;
+        let index = (block.page << PAGE_SHIFT) | (gva % PAGE_SIZE);
+        if matches!(heat, Heat::Compiled(_) | Heat::Refused)
+            && let Some(known) = self.index.get_mut(&(index << 2 | u64::from(core.mode)))
+        {
+            known.heat = heat;
+        }
+    }
+
+    /// The instructions of the block at RIP as the decoder has them.
+    pub(crate) fn instructions(&self, core: &Core<'_>, block: &Block) -> Option<Vec<Instruction>> {
+        let mut bytes = vec![0; block.bytes as usize];
+        let hpa = (block.page << PAGE_SHIFT) | (core.code_address() % PAGE_SIZE);
+        if !core.ram.read(hpa, &mut bytes) {
+            return None;
+        }
+        let mut at = 0;
+        let insns = self.insns[block.start as usize..][..block.len as usize].iter();
+        let decoded = insns.map(|insn| {
+            let (instruction, _) =
+                self.instruction(core, core.state.rip.wrapping_add(at as u64), &bytes[at..]);
+            at += usize::from(insn.len);
+            (instruction.len() == usize::from(insn.len)).then_some(instruction)
+        });
+        decoded.collect()
+    }
+
     /// Decodes one instruction; `None`: the bytes end too early.
     pub(crate) fn decode(&self, core: &Core<'_>, rip: u64, bytes: &[u8]) -> Option<Insn> {
-        let bits = 16 << core.mode;
-        // AMD lets an operand-size prefix cut near branches in 64-bit mode; Intel ignores it.
-        let vendor =
-            if core.model.vendor == Vendor::AMD { DecoderOptions::AMD } else { DecoderOptions::NONE };
-        let (instruction, error) = if core.emulating {
-            decode_as_kvm(bits, bytes, rip, DecoderOptions::FORCE_RESERVED_NOP)
-        } else {
-            let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::FORCE_RESERVED_NOP | vendor);
-            (decoder.decode(), decoder.last_error())
-        };
+        let (instruction, error) = self.instruction(core, rip, bytes);
         if instruction.code() != Code::INVALID {
             return Some(dispatch::insn(&instruction, &self.features));
         }
@@ -255,11 +297,23 @@ impl Blocks {
         insn.ends_block = true;
         Some(insn)
     }
+
+    fn instruction(&self, core: &Core<'_>, rip: u64, bytes: &[u8]) -> (Instruction, DecoderError) {
+        let bits = 16 << core.mode;
+        // AMD lets an operand-size prefix cut near branches in 64-bit mode; Intel ignores it.
+        let vendor =
+            if core.model.vendor == Vendor::AMD { DecoderOptions::AMD } else { DecoderOptions::NONE };
+        if core.emulating {
+            return decode_as_kvm(bits, bytes, rip, DecoderOptions::FORCE_RESERVED_NOP);
+        }
+        let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::FORCE_RESERVED_NOP | vendor);
+        (decoder.decode(), decoder.last_error())
+    }
 }
 
 /// The block that consists of the scratch instruction.
 fn scratch_block(insn: &Insn) -> Block {
-    Block { start: 0, len: 1, bytes: u32::from(insn.len), generation: 0, page: u64::MAX }
+    Block { start: 0, len: 1, bytes: u32::from(insn.len), generation: 0, page: u64::MAX, heat: Heat::Refused }
 }
 
 #[inline(always)]
@@ -272,6 +326,6 @@ const MODE: u64 = 3;
 
 /// What a remembered jump hangs on besides its address.
 #[inline(always)]
-fn key(core: &Core<'_>) -> u64 {
+pub(crate) fn key(core: &Core<'_>) -> u64 {
     core.tlb.version() << 3 | u64::from(core.state.cpl == 3) << 2 | u64::from(core.mode)
 }

@@ -1,12 +1,13 @@
 //! The run loop.
 
 use crate::{
-    block::{Block, Blocks},
+    block::Blocks,
+    compiled::{self, Compiled},
     core::{Core, Leave},
     env::{Env, Interrupted},
+    execute::execute,
     features::Features,
     flags::{IF, TF},
-    insn::Insn,
     system::{self, model::Model},
     tlb::{Flush, FlushHandle, Geometry, Tlb},
 };
@@ -26,6 +27,17 @@ pub struct CpuConfig {
     pub model: Model,
     /// What the TLB holds.
     pub tlb: Geometry,
+    pub engine: Engine,
+}
+
+/// How blocks are executed. No guest can tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// One handler after the other.
+    #[default]
+    Interpreter,
+    /// Hot blocks of 64-bit code as host code, where the host is x86-64; the interpreter has the rest.
+    Compiler,
 }
 
 /// Why [`Cpu::run`] came back.
@@ -65,6 +77,7 @@ pub struct Emulation {
 pub struct Cpu {
     tlb: Tlb,
     blocks: Blocks,
+    compiled: Option<Compiled>,
     model: Model,
     /// Where [`Cpu::run`] stops before any event.
     pause: u64,
@@ -75,6 +88,7 @@ impl Cpu {
         Self {
             tlb: Tlb::new(config.tlb),
             blocks: Blocks::new(config.features),
+            compiled: Compiled::new(config.engine, config.tlb),
             model: config.model,
             pause: u64::MAX,
         }
@@ -89,6 +103,14 @@ impl Cpu {
     /// Changes the instruction-set extensions (KVM_SET_CPUID2).
     pub fn set_features(&mut self, features: Features) {
         self.blocks.set_features(features);
+        if let Some(compiled) = &mut self.compiled {
+            compiled.clear();
+        }
+    }
+
+    /// How many blocks were compiled, and how often one was entered other than from another one.
+    pub fn compiled(&self) -> (u64, u64) {
+        self.compiled.as_ref().map_or((0, 0), Compiled::counts)
     }
 
     /// Drops translations.
@@ -106,7 +128,17 @@ impl Cpu {
     pub fn run(&mut self, state: &mut VcpuState, env: &mut dyn Env, until_icount: u64) -> Stop {
         let mut core = Core::new(&mut self.tlb, self.model, state, env);
         core.tlb.sync(core.ram.epoch());
-        match run(&mut core, &mut self.blocks, until_icount, self.pause) {
+        match run(&mut core, &mut self.blocks, self.compiled.as_mut(), until_icount, self.pause, false) {
+            Ok(never) => match never {},
+            Err(stop) => stop,
+        }
+    }
+
+    /// As [`Cpu::run`], for at most one block: for a comparison after each.
+    pub fn run_block(&mut self, state: &mut VcpuState, env: &mut dyn Env, until_icount: u64) -> Stop {
+        let mut core = Core::new(&mut self.tlb, self.model, state, env);
+        core.tlb.sync(core.ram.epoch());
+        match run(&mut core, &mut self.blocks, self.compiled.as_mut(), until_icount, self.pause, true) {
             Ok(never) => match never {},
             Err(stop) => stop,
         }
@@ -144,8 +176,10 @@ impl Cpu {
 fn run(
     core: &mut Core<'_>,
     blocks: &mut Blocks,
+    mut compiled: Option<&mut Compiled>,
     until: u64,
     pause: u64,
+    one_block: bool,
 ) -> Result<std::convert::Infallible, Stop> {
     inject(core)?;
     loop {
@@ -164,6 +198,8 @@ fn run(
         let done = if one_by_one {
             core.check_events = true;
             step(core, blocks)
+        } else if let Some(compiled) = &mut compiled {
+            compiled::execute(core, blocks, compiled, left, !one_block)
         } else if let Some(block) = blocks.recent(core) {
             execute(core, &blocks.insns, block, left)
         } else {
@@ -171,6 +207,7 @@ fn run(
         };
         match done {
             Ok(()) if core.leave == Leave::Exit => return Err(Stop::Exit),
+            Ok(()) if one_block && !core.check_events => return Err(Stop::Budget),
             Ok(()) => {}
             Err(Interrupted::Exit) => return Err(Stop::Exit),
             Err(Interrupted::Fault(exception)) => {
@@ -180,44 +217,6 @@ fn run(
             }
         }
     }
-}
-
-/// Executes a block, or as much of it as the budget and the segment limit allow.
-#[inline(always)]
-fn execute(core: &mut Core<'_>, insns: &[Insn], block: &Block, left: u64) -> Result<(), Interrupted> {
-    let mut rip = core.state.rip;
-    let mut len = u64::from(block.len).min(left) as usize;
-    let start = block.start as usize;
-    if rip.wrapping_add(u64::from(block.bytes)) > core.code_end {
-        len = len.min(core.insns_within_limit(&insns[start..start + len])?);
-    }
-    let mut icount = core.state.icount;
-    let mut refresh = false;
-    core.leave = Leave::No;
-    core.outcome = false;
-    for insn in &insns[start..start + len] {
-        core.state.rip = rip;
-        core.state.icount = icount;
-        rip = rip.wrapping_add(u64::from(insn.len));
-        core.next_rip = rip;
-        (insn.handler)(core, insn)?;
-        icount += 1;
-        refresh = insn.refresh;
-        if core.leave != Leave::No {
-            break;
-        }
-    }
-    core.state.icount = icount;
-    if refresh {
-        core.after_env();
-        core.check_events = true;
-    }
-    // RIP wraps in the mode that the instruction leads to.
-    core.state.rip = core.next_rip & core.rip_mask;
-    if core.outcome {
-        core.env.outcome(core.state);
-    }
-    Ok(())
 }
 
 /// Executes one instruction with everything that may happen around it.

@@ -6,11 +6,13 @@
 
 mod block;
 mod changes;
+mod compiled;
 pub mod core;
 mod cpu;
 pub mod dispatch;
 mod emulate;
 mod env;
+mod execute;
 mod features;
 pub mod flags;
 mod fp;
@@ -26,7 +28,7 @@ mod tlb;
 mod used;
 
 pub use core::Core;
-pub use cpu::{Cpu, CpuConfig, Emulation, Step, Stop};
+pub use cpu::{Cpu, CpuConfig, Emulation, Engine, Step, Stop};
 pub use emulate::decode_as_kvm;
 pub use env::{Decision, Env, Interrupted};
 pub use features::Features;

@@ -31,6 +31,8 @@ struct Pages {
     /// Begins anew when pages must no longer be written behind this module's back: a TLB that has seen an older epoch
     /// announces its writes again.
     epoch: Cell<u64>,
+    /// How often the generation of a page has ended.
+    code_changes: Cell<u64>,
     changes: Changes,
     /// Ranges that lie elsewhere on other hosts.
     elsewhere: Vec<Range<u64>>,
@@ -83,7 +85,8 @@ impl Ram {
         let groups = vec![Cell::new(0); count.div_ceil(1 << GROUP_SHIFT)];
         let epoch = Cell::new(Mark::START.0);
         let changes = Changes::default();
-        let pages = Rc::new(Pages { info, groups, epoch, changes, elsewhere, _owner: owner });
+        let code_changes = Cell::new(0);
+        let pages = Rc::new(Pages { info, groups, epoch, code_changes, changes, elsewhere, _owner: owner });
         Self { bytes, pages, common }
     }
 
@@ -162,6 +165,7 @@ impl Ram {
             if info.code.get() & lines(at, next.min(end)) != 0 {
                 info.code.set(0);
                 info.generation.set(info.generation.get().wrapping_add(1));
+                self.pages.code_changes.set(self.pages.code_changes.get() + 1);
                 hit = true;
             }
             at = next;
@@ -189,6 +193,17 @@ impl Ram {
     #[inline(always)]
     pub(crate) fn generation(&self, page: u64) -> u32 {
         self.pages.info.get(page as usize).map_or(0, |info| info.generation.get())
+    }
+
+    /// Changes with the generation of any page.
+    #[inline(always)]
+    pub(crate) fn code_changes(&self) -> u64 {
+        self.pages.code_changes.get()
+    }
+
+    /// All bytes.
+    pub(crate) fn bytes(&self) -> &[Cell<u8>] {
+        self.bytes
     }
 
     /// Changes when writes to pages must be announced again.

@@ -41,4 +41,4 @@ pub use time::{
     Asked, Decision, Exited, Faults, HostPoint, Inputs, Live, NS_PER_SECOND, NS_PER_TICK, Phase, Recorded,
     Scripted, Taken,
 };
-pub use vmtape_cpu::revision::REVISION as CPU_REVISION;
+pub use vmtape_cpu::{Engine, revision::REVISION as CPU_REVISION};

@@ -3,6 +3,7 @@
 use crate::{Error, memory::Layout, vmm::Step};
 use serde::{Deserialize, Serialize};
 use vmtape_arch::{cpuid::CpuidEntry, host::Silicon};
+use vmtape_cpu::Engine;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The guest image. Its bytes are part of the specification, so that a tape needs no file.
@@ -51,6 +52,9 @@ pub struct MachineSpec {
     pub pcpus: u32,
     /// How often the VMM calls KVM_RUN again that has failed with an errno.
     pub retries: u32,
+    /// How instructions are executed. No tape has it: the run is the same.
+    #[serde(skip)]
+    pub engine: Engine,
 }
 
 /// Instructions between two milestones, unless somebody asks for more or fewer: a hundredth of a second or so.
@@ -112,6 +116,7 @@ mod tests {
             fault_points: Vec::new(),
             pcpus: 0,
             retries: 0,
+            engine: Default::default(),
         }
     }
 

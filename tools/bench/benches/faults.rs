@@ -52,6 +52,7 @@ fn specification(guest: &str) -> MachineSpec {
         fault_points: Vec::new(),
         pcpus: 0,
         retries: 0,
+        engine: Default::default(),
     }
 }
 

@@ -19,7 +19,7 @@ use vmtape_arch::{
 };
 use vmtape_backends::{LoadedPlugin, Search};
 use vmtape_machine::{
-    GuestImage, Layout, MILESTONE_EVERY, MachineSpec, hosts,
+    Engine, GuestImage, Layout, MILESTONE_EVERY, MachineSpec, hosts,
     model::{CpuOption, silicon_cpuid},
 };
 use vmtape_replay::spec::{self, Budget};
@@ -57,6 +57,24 @@ pub enum LayoutArg {
     Flat,
     /// As the small VMM of the kvm_intel recordings lays it out: a hole at 0xa0000-0xbffff
     Mvmm,
+}
+
+/// How instructions are executed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum EngineArg {
+    /// One after the other
+    Interp,
+    /// Hot 64-bit code is compiled, where this host is x86-64
+    Jit,
+}
+
+impl From<EngineArg> for Engine {
+    fn from(engine: EngineArg) -> Self {
+        match engine {
+            EngineArg::Interp => Self::Interpreter,
+            EngineArg::Jit => Self::Compiler,
+        }
+    }
 }
 
 /// A guest, the host it runs on, and the backend between them.
@@ -140,6 +158,10 @@ pub struct MachineArgs {
     /// Try a guest that is wider than its host
     #[arg(long)]
     force: bool,
+
+    /// How the guest's instructions are executed; its tape is the same
+    #[arg(long, value_enum, default_value = "interp")]
+    engine: EngineArg,
 
     #[command(flatten)]
     limits: LimitArgs,
@@ -240,6 +262,7 @@ impl MachineArgs {
             fault_points: Vec::new(),
             pcpus: self.pcpus,
             retries: 0,
+            engine: self.engine.into(),
         };
         Ok((spec, backend))
     }

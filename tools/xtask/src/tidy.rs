@@ -15,7 +15,8 @@ const LINES_MAX: usize = 800;
 /// Which workspace crates a crate may depend on (outside of tests). Lower layers come first.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("vmtape_arch", &[]),
-    ("vmtape_cpu", &["vmtape_arch"]),
+    ("vmtape_jit", &[]),
+    ("vmtape_cpu", &["vmtape_arch", "vmtape_jit"]),
     ("vmtape_abi", &["vmtape_arch"]),
     ("vmtape_traces", &["vmtape_arch"]),
     ("vmtape_guests", &["vmtape_arch"]),

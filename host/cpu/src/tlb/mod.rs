@@ -18,13 +18,12 @@ pub use second::Geometry;
 use second::{Rights, SecondLevel};
 use std::{cell::Cell, rc::Rc};
 use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, access::AccessKind, access::Mapping};
+use vmtape_jit::{TLB_ENTRIES as ENTRIES, TlbEntry as Entry};
 
-/// Pages of each context in the first level.
-const ENTRIES: usize = 1024;
 const CONTEXTS: usize = 4;
 const OFFSET: u64 = PAGE_SIZE - 1;
-/// Epochs fit the low bits of a tag; zero never matches.
-const EPOCHS: u64 = PAGE_SIZE;
+/// Epochs fit the low bits of a tag; zero and this one never match.
+const EPOCHS: u64 = PAGE_SIZE - 1;
 
 /// Whose permissions an entry carries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,15 +36,6 @@ pub(crate) enum Context {
     SupervisorAc = 2,
     /// Never filled: every access takes the slow path, which alone checks alignment and breakpoints.
     Slow = 3,
-}
-
-/// One page: a tag per kind of access, and what to add to a linear address for the host physical one.
-#[derive(Clone, Copy, Default)]
-struct Entry {
-    read: u64,
-    write: u64,
-    fetch: u64,
-    addend: u64,
 }
 
 /// What is to be dropped from a TLB.
@@ -218,6 +208,14 @@ impl Tlb {
         if let Some(flush) = self.requests.0.take() {
             self.flush(flush);
         }
+    }
+
+    /// A context's part of the first level, and what tags have in their low bits for reading and for writing. Where no write may
+    /// pass unseen, the latter matches nothing.
+    #[inline(always)]
+    pub(crate) fn table(&self, context: Context, writes: bool) -> (&[Entry; ENTRIES], u64, u64) {
+        let table = &self.entries.as_chunks::<ENTRIES>().0[context as usize];
+        (table, self.epoch, if writes { self.write_epoch } else { EPOCHS })
     }
 
     #[inline(always)]

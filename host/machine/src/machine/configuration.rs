@@ -14,6 +14,7 @@ pub(super) fn cpu_config(spec: &MachineSpec) -> CpuConfig {
             ..Model::from_cpuid(&silicon_cpuid(&spec.silicon))
         },
         tlb: revision::tlb(spec.cpu_revision),
+        engine: spec.engine,
     }
 }
 
@@ -23,7 +24,12 @@ pub(super) fn cpu_config(spec: &MachineSpec) -> CpuConfig {
 pub(super) fn emulator_config(spec: &MachineSpec) -> CpuConfig {
     let told = Model::from_cpuid(&spec.cpuid);
     let model = Model { rules: revision::emulator(spec.cpu_revision, told.vendor), ..told };
-    CpuConfig { features: Features::from_cpuid(&spec.cpuid), model, tlb: revision::tlb(spec.cpu_revision) }
+    CpuConfig {
+        features: Features::from_cpuid(&spec.cpuid),
+        model,
+        tlb: revision::tlb(spec.cpu_revision),
+        ..CpuConfig::default()
+    }
 }
 
 pub(super) fn device_config(spec: &MachineSpec) -> DeviceConfig {

@@ -1,6 +1,6 @@
 use crate::{
     commands::report::{self, Detail},
-    machine_args::{PluginArgs, agree, create, find_host, fits, load, parse_backend, parse_kvm},
+    machine_args::{EngineArg, PluginArgs, agree, create, find_host, fits, load, parse_backend, parse_kvm},
     output::{ExitCode, end_progress, progress_of, tell, usage},
 };
 use anyhow::Result;
@@ -38,6 +38,10 @@ pub struct Args {
     /// Begin at the last checkpoint before this exit (same backend only; see record --checkpoint-every)
     #[arg(long, value_name = "EXIT")]
     from: Option<u64>,
+
+    /// How the guest's instructions are executed, whatever the recording's were
+    #[arg(long, value_enum, default_value = "interp")]
+    engine: EngineArg,
 
     /// Tell everything of a difference: page walks, rules, the exits up to there, what exits cost
     #[arg(long, conflicts_with = "json")]
@@ -211,7 +215,7 @@ impl Plugins {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let tape = Tape::open_whole(&args.tape)?;
     let plugins = Plugins::new(&args.plugins);
-    let expected = spec::machine(&tape)?;
+    let expected = MachineSpec { engine: args.engine.into(), ..spec::machine(&tape)? };
     let actual = args.elsewhere.machine(&expected, &plugins)?;
     let others = plugins.other_builds(&tape)?;
     let alike = !args.elsewhere.is_given() || same_machine(&expected, &actual);

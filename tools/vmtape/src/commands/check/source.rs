@@ -65,6 +65,7 @@ impl Template {
             fault_points: Vec::new(),
             pcpus: 0,
             retries: 0,
+            engine: Default::default(),
         };
         let budget = Budget { instructions: MOST_INSTRUCTIONS, ..Budget::default() };
         Ok(Self { image, cpu: cpu.to_owned(), argument: format!("--guest {name}"), machine, budget })

@@ -1,0 +1,116 @@
+//! Where everything is while compiled code runs: guest registers in host registers, and the rest in a frame that RBP points
+//! into.
+//!
+//! RAX, R14 and R15 are scratch, R13 counts the budget down. RCX and RDX are their own homes, so that shifts by CL and
+//! products need no moves.
+
+use crate::interface::TlbEntry;
+use crate::links::{Slot, Target};
+use std::mem::offset_of;
+
+/// Host registers by their encoding number.
+pub(crate) mod host {
+    pub(crate) const RAX: u8 = 0;
+    /// Host addresses and linear ones.
+    pub(crate) const ADDRESS: u8 = 14;
+    pub(crate) const SCRATCH: u8 = 15;
+}
+
+/// What RBP points 128 bytes into.
+#[repr(C)]
+pub(crate) struct Frame {
+    pub(crate) gpr: [u64; 16],
+    /// Status flags as LAHF and SETO give them: OF in bit 0, the others from bit 8.
+    pub(crate) flags: u64,
+    /// OF of a shift to the right, kept from before it.
+    pub(crate) overflow: u64,
+    pub(crate) budget: i64,
+    pub(crate) tlb: *const TlbEntry,
+    pub(crate) read_epoch: u64,
+    pub(crate) write_epoch: u64,
+    pub(crate) ram: *mut u8,
+    /// The last host physical address that eight bytes fit behind.
+    pub(crate) ram_last: u64,
+    pub(crate) slots: *const Slot,
+    pub(crate) targets: *const Target,
+    pub(crate) tag: u64,
+    pub(crate) fs_base: u64,
+    pub(crate) gs_base: u64,
+    pub(crate) rip: u64,
+    /// The routine that leaves compiled code.
+    pub(crate) exit: u64,
+    /// Where a call goes on, kept while it pushes.
+    pub(crate) next: u64,
+}
+
+/// Bytes from the frame's beginning to where RBP points, so that displacements fit a byte.
+pub(crate) const BIAS: usize = 128;
+
+const fn displacement(offset: usize) -> i8 {
+    (offset as isize - BIAS as isize) as i8
+}
+
+pub(crate) const FLAGS: i8 = displacement(offset_of!(Frame, flags));
+pub(crate) const OVERFLOW: i8 = displacement(offset_of!(Frame, overflow));
+pub(crate) const BUDGET: i8 = displacement(offset_of!(Frame, budget));
+pub(crate) const TLB: i8 = displacement(offset_of!(Frame, tlb));
+pub(crate) const READ_EPOCH: i8 = displacement(offset_of!(Frame, read_epoch));
+pub(crate) const WRITE_EPOCH: i8 = displacement(offset_of!(Frame, write_epoch));
+pub(crate) const RAM: i8 = displacement(offset_of!(Frame, ram));
+pub(crate) const RAM_LAST: i8 = displacement(offset_of!(Frame, ram_last));
+pub(crate) const SLOTS: i8 = displacement(offset_of!(Frame, slots));
+pub(crate) const TARGETS: i8 = displacement(offset_of!(Frame, targets));
+pub(crate) const TAG: i8 = displacement(offset_of!(Frame, tag));
+pub(crate) const FS_BASE: i8 = displacement(offset_of!(Frame, fs_base));
+pub(crate) const GS_BASE: i8 = displacement(offset_of!(Frame, gs_base));
+pub(crate) const RIP: i8 = displacement(offset_of!(Frame, rip));
+pub(crate) const EXIT: i8 = displacement(offset_of!(Frame, exit));
+pub(crate) const NEXT: i8 = displacement(offset_of!(Frame, next));
+
+const _: () = assert!(size_of::<Frame>() == 2 * BIAS);
+
+/// Where a guest register is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// A host register.
+    Host(u8),
+    /// The frame, at this displacement from RBP.
+    Frame(i8),
+}
+
+pub(crate) const RSP_HOME: u8 = 10;
+pub(crate) const RAX_HOME: u8 = 11;
+pub(crate) const RBP_HOME: u8 = 12;
+
+/// The home of a general register.
+pub(crate) const fn home(register: u8) -> Home {
+    match register {
+        0 => Home::Host(RAX_HOME),
+        4 => Home::Host(RSP_HOME),
+        5 => Home::Host(RBP_HOME),
+        1..=9 => Home::Host(register),
+        _ => Home::Frame(displacement(register as usize * 8)),
+    }
+}
+
+/// Guest registers that live in host registers: both numbers.
+pub(crate) fn in_host() -> impl Iterator<Item = (i8, u8)> {
+    (0..16u8).filter_map(|register| match home(register) {
+        Home::Host(host) => Some((displacement(usize::from(register) * 8), host)),
+        Home::Frame(_) => None,
+    })
+}
+
+/// Status flags in the frame's form.
+pub(crate) fn pack_flags(rflags: u64) -> u64 {
+    (rflags & LOW) << 8 | (rflags >> OF_BIT & 1)
+}
+
+/// RFLAGS with status flags out of the frame.
+pub(crate) fn unpack_flags(rflags: u64, packed: u64) -> u64 {
+    rflags & !(LOW | 1 << OF_BIT) | (packed >> 8 & LOW) | (packed & 1) << OF_BIT
+}
+
+/// CF, PF, AF, ZF and SF. See: SDM vol. 1 3.4.3.1 Status Flags
+const LOW: u64 = 0xd5;
+const OF_BIT: u32 = 11;

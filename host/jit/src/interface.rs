@@ -1,0 +1,66 @@
+//! What an interpreter and compiled code tell each other.
+
+use std::cell::Cell;
+
+/// Pages of a table that compiled code looks in.
+pub const TLB_ENTRIES: usize = 1024;
+
+/// One page: a tag per kind of access, and what to add to a linear address for the host physical one. A tag is the page's
+/// linear address with an epoch in its low bits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TlbEntry {
+    pub read: u64,
+    pub write: u64,
+    pub fetch: u64,
+    pub addend: u64,
+}
+
+/// A compiled block, until the compiler is cleared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockId(pub u32);
+
+/// A way out of a compiled block that always leads to the same address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link(pub u32);
+
+/// What the chains between blocks hang on: mode, translations of code, contents of code. A chain that was made under one tag is
+/// followed under that tag only. Zero is no tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tag(pub u64);
+
+/// What compiled code works on.
+pub struct Guest<'a> {
+    pub gpr: &'a mut [u64; 16],
+    pub rflags: &'a mut u64,
+    /// By page number modulo its length.
+    pub tlb: &'a [TlbEntry; TLB_ENTRIES],
+    /// What valid tags have in their low bits.
+    pub read_epoch: u64,
+    pub write_epoch: u64,
+    /// Host physical memory.
+    pub ram: &'a [Cell<u8>],
+    pub fs_base: u64,
+    pub gs_base: u64,
+}
+
+/// Why compiled code came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The guest goes on at `rip`, and no chain leads there yet.
+    Left { rip: u64, link: Link },
+    /// An instruction of a block, by its number, is the interpreter's. It has had no effect, and the budget is less by all of the
+    /// block.
+    Handler { block: BlockId, at: usize },
+    /// The block is longer than the budget. None of it was executed.
+    Budget { block: BlockId },
+}
+
+/// Why a block was not compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The interpreter is as fast.
+    Block,
+    /// There was no room: all code was forgotten, and every [`BlockId`] is void.
+    Full,
+}
