@@ -8,7 +8,7 @@ use crate::{
     plan::Plan,
     points::Points,
     report::Outcome,
-    shared::Surroundings,
+    shared::{Surroundings, Watch},
     source::{Source, Step},
     stream::Offer,
 };
@@ -39,7 +39,7 @@ impl Journal for Kept {
 
 impl Conversation {
     /// Moves a guest, or does not. Only what the outcome says runs the guest afterwards.
-    pub fn run(self, guest: &mut dyn Guest, machine: &mut Machine) -> Outcome {
+    pub fn run(self, guest: &mut dyn Guest, machine: &mut Machine, watch: Watch) -> Outcome {
         let Self { plan, offer, terms, points, witness } = self;
         let witness = Rc::new(RefCell::new(witness));
         let journal = Rc::new(RefCell::new(Kept::default()));
@@ -53,7 +53,7 @@ impl Conversation {
             moment: Moment::default(),
         };
         let [here, there] = link::pair(CAPACITY).map(|end| Wire::new(Box::new(end), points.clone()));
-        let mut source = Source::new(guest, here, plan, offer, around(Side::Source, State::Running));
+        let mut source = Source::new(guest, here, plan, offer, around(Side::Source, State::Running), watch);
         let mut destination =
             Destination::new(machine, there, terms, around(Side::Destination, State::Empty));
         // The destination does what is due before the source goes on, so that what is on its way stays little.

@@ -5,6 +5,7 @@
 //! it. Both go step by step: in one process they take turns ([`Conversation`]), in two each has its own. Time is virtual
 //! throughout. What may go wrong on purpose are [`points`].
 
+pub mod classes;
 mod conversation;
 pub mod destination;
 mod error;
@@ -24,4 +25,4 @@ pub use error::Error;
 pub use guest::Guest;
 pub use plan::{Method, Plan};
 pub use report::Outcome;
-pub use shared::Surroundings;
+pub use shared::{Live, Surroundings, Watch};

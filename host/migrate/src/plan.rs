@@ -62,6 +62,10 @@ pub struct Plan {
     pub handover: Handover,
     /// Of this attempt.
     pub epoch: u64,
+    /// Which attempt it is to make the same move, from one on.
+    pub attempt: u32,
+    /// How many there are at most, where the guest stays.
+    pub attempts: u32,
 }
 
 /// See: QEMU 10.2.2 migration/options.c, whose limit of downtime this is
@@ -78,6 +82,8 @@ impl Default for Plan {
             auto_converge: false,
             handover: Handover::default(),
             epoch: 1,
+            attempt: 1,
+            attempts: 1,
         }
     }
 }

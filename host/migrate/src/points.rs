@@ -29,6 +29,7 @@ vmtape_arch::open_enum! {
         REQUEST_LOST = 0x8000_1050 => "move-request-lost",
         REQUEST_NEVER = 0x8000_1051 => "move-request-never",
         REQUEST_ZERO = 0x8000_1052 => "move-request-zero",
+        RETRY_DIRTY = 0x8000_1060 => "move-retry-dirty",
     }
 }
 
@@ -95,6 +96,11 @@ impl MovePoint {
             Self::REQUEST_LOST => ("A request for a page is lost, and comes again", PAGE, "answer: any"),
             Self::REQUEST_NEVER => ("A page that is asked for does not come", PAGE, "answer: any"),
             Self::REQUEST_ZERO => ("A page that is asked for is one of zeros", PAGE, "answer: any"),
+            Self::RETRY_DIRTY => (
+                "A further attempt sends what was written since the last one only",
+                "a: the epoch; b: 0; ",
+                "answer: any",
+            ),
             _ => ("", "", ""),
         };
         (text, format!("{asked}{answer}"))
@@ -106,6 +112,20 @@ impl MovePoint {
     }
 }
 
+/// Answers of points by what they ask: the first word, and the second one if it matters.
+#[derive(Clone, Debug, Default)]
+pub struct Named(pub Vec<(MovePoint, u64, Option<u64>, u64)>);
+
+impl Faults for Named {
+    fn decide(&mut self, asked: &Asked) -> Option<Decision> {
+        let wanted = |(point, a, b, _): &&(MovePoint, u64, Option<u64>, u64)| {
+            (point.0, *a) == (asked.point, asked.a) && b.is_none_or(|b| b == asked.b)
+        };
+        let (.., answer) = self.0.iter().find(wanted)?;
+        Some(Decision { answer: *answer, ..Decision::default() })
+    }
+}
+
 #[derive(Default)]
 struct Asking {
     faults: Option<Box<dyn Faults>>,
@@ -113,6 +133,7 @@ struct Asking {
     fired: Vec<Fault>,
     icount: u64,
     phase: Phase,
+    waited: u64,
 }
 
 /// Both sides of a migration in one process ask the same.
@@ -131,7 +152,7 @@ impl Points {
 
     /// What a point answers; `None`: everything is as it should be.
     pub fn ask(&self, point: MovePoint, a: u64, b: u64) -> Option<u64> {
-        let Asking { faults, occurrences, fired, icount, phase } = &mut *self.0.borrow_mut();
+        let Asking { faults, occurrences, fired, icount, phase, .. } = &mut *self.0.borrow_mut();
         let faults = faults.as_mut()?;
         let occurrence = occurrences.entry(point.0).or_default();
         *occurrence += 1;
@@ -158,6 +179,16 @@ impl Points {
     pub(crate) fn at(&self, icount: u64, phase: Phase) {
         let mut asking = self.0.borrow_mut();
         (asking.icount, asking.phase) = (icount, phase);
+    }
+
+    /// The guest waits for a page.
+    pub(crate) fn waits(&self) {
+        self.0.borrow_mut().waited += 1;
+    }
+
+    /// How often it has.
+    pub fn waited(&self) -> u64 {
+        self.0.borrow().waited
     }
 
     /// What happened so far.

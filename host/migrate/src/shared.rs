@@ -7,6 +7,29 @@ use crate::{
 };
 use std::{cell::RefCell, rc::Rc};
 
+/// How far a migration is, while it is under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Live {
+    /// From one on; of pre-copy, or the one in which the guest stands still.
+    pub round: usize,
+    pub stopped: bool,
+    /// Pages of this round: sent, and still to be sent.
+    pub pages: u64,
+    pub left: u64,
+    /// Sent in all.
+    pub bytes: u64,
+    /// Virtual time that sending what is left takes, at the bandwidth.
+    pub left_ns: u64,
+    /// Of the last round: how many pages the guest wrote, and in which virtual time.
+    pub dirty: u64,
+    pub dirty_ns: u64,
+    /// Virtual time that the guest has stood still so far.
+    pub downtime_ns: u64,
+}
+
+/// Who is told how far it is.
+pub type Watch<'a> = &'a dyn Fn(&Live);
+
 /// A side of a migration, as what surrounds it sees it.
 pub struct Surroundings {
     pub side: Side,

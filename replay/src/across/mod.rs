@@ -141,7 +141,7 @@ impl Sides<'_> {
             }
             Way::Landed(landed) => {
                 let mut actual = self.traveller(last, listen)?;
-                actual.machine.take_over(&mut landed.borrow_mut().machine)?;
+                landed.onto(&mut actual)?;
                 (actual, None)
             }
         };
@@ -183,8 +183,7 @@ impl Sides<'_> {
     ) -> Result<Option<Found>, Error> {
         let (mut stretch, mut equal_at) = (FIRST_STRETCH, pair.expected.machine.icount());
         // What a guest did not bring along it may write again before the first stretch ends. Memory that follows it has not come.
-        let follows =
-            self.way.and_then(Way::journey).is_some_and(|journey| journey.plan.method.is_postcopy());
+        let follows = self.way.is_some_and(Way::follows);
         if self.way.is_some() && !follows && !pair.differences().is_empty() {
             return Ok(Some(Found { equal_at, stretch: 1 }));
         }

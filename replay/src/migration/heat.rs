@@ -1,14 +1,15 @@
-//! A guest that is moved at every exit of its tape, one at a time: which moments are safe.
+//! A guest that is moved at every exit of its tape, one at a time: which moments are safe, and which would not be with a fault.
 //!
 //! One machine goes through the tape; at each exit a copy of its guest moves and runs to its end, which is held against the twin's
 //! end: registers, memory and every write of it since the move, what devices saw, what was printed. A single moment is looked at
 //! more closely by [`Sides::migrate`].
 
-use super::{Journey, Verdict};
+use super::{Journey, Verdict, loses};
 use crate::{Error, player::Player, sides::Sides, state, text};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use vmtape_machine::{Digest, vmm::When};
+use vmtape_migrate::{classes::Class, points::Points};
 use vmtape_traces::Event;
 
 /// One moment.
@@ -23,14 +24,36 @@ pub struct Cell {
     pub why: String,
 }
 
+/// Moments, in order.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Map {
+    pub cells: Vec<Cell>,
+    /// By the last exit before the move, and verdict.
+    pub by_exit: BTreeMap<String, BTreeMap<&'static str, u64>>,
+}
+
+/// A map for a class of faults.
+#[derive(Clone, Debug, Serialize)]
+pub struct OfClass {
+    pub class: String,
+    pub text: String,
+    /// Moments at which a fault happened.
+    pub reached: u64,
+    #[serde(flatten)]
+    pub map: Map,
+}
+
 /// All of them.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Heat {
-    pub cells: Vec<Cell>,
+    /// The worst of all classes.
+    #[serde(flatten)]
+    pub map: Map,
     /// Exits after which the guest does not come to rest before it ends.
     pub restless: u64,
-    /// By the last exit before the move, and verdict.
-    pub by_exit: BTreeMap<String, BTreeMap<&'static str, u64>>,
+    /// Where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub by_class: Vec<OfClass>,
 }
 
 /// How the twin ends.
@@ -40,12 +63,33 @@ struct Twin {
     digest: Digest,
 }
 
+impl Map {
+    fn add(&mut self, cell: Cell) {
+        *self.by_exit.entry(cell.after.clone()).or_default().entry(cell.verdict.text()).or_default() += 1;
+        self.cells.push(cell);
+    }
+}
+
 impl Sides<'_> {
-    /// Moves the guest at every `step`-th exit, by the journey's first hop.
-    pub fn heat(&self, journey: &Journey, step: u64, progress: &mut dyn FnMut(u64)) -> Result<Heat, Error> {
+    /// Moves the guest at every `step`-th exit, by the journey's first hop: with the journey's own faults, or, where there are classes,
+    /// once with each of those.
+    pub fn heat(
+        &self,
+        journey: &Journey,
+        step: u64,
+        classes: &[Class],
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Heat, Error> {
         let twin = self.twin()?;
         let (mut source, mut printed) = (self.traveller(&self.expected, true)?, Vec::new());
         let (mut heat, mut after) = (Heat::default(), "start".to_owned());
+        let of_class = |Class { name, text, .. }: &Class| OfClass {
+            class: name.clone(),
+            text: text.clone(),
+            reached: 0,
+            map: Map::default(),
+        };
+        heat.by_class = classes.iter().map(of_class).collect();
         for exit in (0..).step_by(usize::try_from(step.max(1)).unwrap_or(usize::MAX)) {
             let rests = source.come_to_rest(if exit == 0 { When::Start } else { When::Exit(exit) })?;
             let last = source.take_events().into_iter().rev().find_map(|event| match event {
@@ -62,16 +106,28 @@ impl Sides<'_> {
                 continue;
             }
             // Where it came to rest later exits may have passed.
-            if heat.cells.last().is_some_and(|cell| cell.instructions == source.machine.icount()) {
+            if heat.map.cells.last().is_some_and(|cell| cell.instructions >= source.machine.icount()) {
                 continue;
             }
-            let (verdict, why) = self.cell(journey, &mut source, &mut printed, &twin)?;
-            let instructions = source.machine.icount();
-            *heat.by_exit.entry(after.clone()).or_default().entry(verdict.text()).or_default() += 1;
-            heat.cells.push(Cell { exit, instructions, after: after.clone(), verdict, why });
+            let (instructions, mut worst) = (source.machine.icount(), None::<(Verdict, String)>);
+            let cell = |(verdict, why)| Cell { exit, instructions, after: after.clone(), verdict, why };
+            for (class, of_class) in classes.iter().zip(&mut heat.by_class) {
+                let points = class.points();
+                let found = self.cell(journey, points.clone(), &mut source, &mut printed, &twin)?;
+                of_class.reached += u64::from(!points.fired().is_empty());
+                if worst.as_ref().is_none_or(|worst| found.0 < worst.0) {
+                    worst = Some((found.0, format!("{}: {}", class.name, found.1)));
+                }
+                of_class.map.add(cell(found));
+            }
+            let worst = match worst {
+                Some(worst) => worst,
+                None => self.cell(journey, (journey.points)(), &mut source, &mut printed, &twin)?,
+            };
+            heat.map.add(cell(worst));
             progress(exit);
         }
-        if heat.cells.is_empty() {
+        if heat.map.cells.is_empty() {
             return Err(Error::NobodyMoves { tape: self.tape.name().to_owned(), at: When::Start });
         }
         Ok(heat)
@@ -87,13 +143,14 @@ impl Sides<'_> {
     fn cell(
         &self,
         journey: &Journey,
+        points: Points,
         source: &mut Player,
         printed: &mut Vec<u8>,
         twin: &Twin,
     ) -> Result<(Verdict, String), Error> {
         let hop = journey.hops.first().ok_or_else(|| Error::Other("there is no way to go".to_owned()))?;
         let mut there = self.traveller(&hop.to, false)?;
-        let outcome = journey.hop(source, &mut there, (journey.points)(), 0)?;
+        let outcome = journey.hop(source, &mut there, points, 0, 1)?;
         // In rounds of pre-copy it has run on.
         printed.extend(source.take_serial());
         let at = source.machine.digest();
@@ -120,6 +177,7 @@ impl Sides<'_> {
             () if theirs.memory != ours.memory => "memory was written otherwise on the way".to_owned(),
             () => return Ok((Verdict::Moved, String::new())),
         };
-        Ok((Verdict::SilentCorruption, why))
+        let verdict = if loses(&there, &twin.player) { Verdict::Lost } else { Verdict::SilentCorruption };
+        Ok((verdict, why))
     }
 }

@@ -17,26 +17,28 @@ impl Sides<'_> {
         journey.asked.replace(points.clone());
         let (mut player, mut outcomes, mut printed) =
             (self.traveller(&self.expected, listen)?, Vec::new(), Vec::new());
+        let mut tried = 0;
         for (n, hop) in journey.hops.iter().enumerate() {
             if !player.come_to_rest(hop.at)? {
                 return Err(Error::NobodyMoves { tape: self.tape.name().to_owned(), at: hop.at });
             }
             let to = if n + 1 == journey.hops.len() { last } else { &hop.to };
-            let mut next = match self.traveller(to, listen) {
-                // A VM that cannot be built takes no guest, which goes on where it is.
-                Err(Error::Machine(cause @ vmtape_machine::Error::Backend { .. })) => {
-                    return Err(Error::Machine(cause));
+            for attempt in 1.. {
+                let mut next = self.traveller(to, listen)?;
+                let outcome = journey.hop(&mut player, &mut next, points.clone(), tried, attempt)?;
+                tried += 1;
+                printed.extend(player.take_serial());
+                let (source, destination) = (outcome.source, outcome.destination);
+                outcomes.push(outcome);
+                match (source, destination) {
+                    (_, State::Running) => {
+                        player = next;
+                        break;
+                    }
+                    (State::Running, _) if attempt < journey.plan.attempts => {}
+                    (State::Running, _) => return Ok(Travelled { player: Some(player), outcomes, printed }),
+                    _ => return Ok(Travelled { player: None, outcomes, printed }),
                 }
-                next => next?,
-            };
-            let outcome = journey.hop(&mut player, &mut next, points.clone(), n as u64)?;
-            printed.extend(player.take_serial());
-            let (source, destination) = (outcome.source, outcome.destination);
-            outcomes.push(outcome);
-            match (source, destination) {
-                (_, State::Running) => player = next,
-                (State::Running, _) => return Ok(Travelled { player: Some(player), outcomes, printed }),
-                _ => return Ok(Travelled { player: None, outcomes, printed }),
             }
         }
         Ok(Travelled { player: Some(player), outcomes, printed })

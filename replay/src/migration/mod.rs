@@ -7,12 +7,14 @@
 mod guest;
 mod heat;
 mod journey;
+mod landed;
 mod policies;
 mod remote;
 mod verdict;
 mod way;
 
-pub use heat::{Cell, Heat};
+pub use heat::{Cell, Heat, Map, OfClass};
+pub use landed::Landed;
 pub use policies::Judged;
 pub use remote::Peer;
 pub use verdict::{Moved, Verdict};
@@ -22,6 +24,7 @@ use crate::{
     Error, Report,
     across::COMPARED,
     exempt::{self, Exemption},
+    player::Player,
     sides::Sides,
 };
 use vmtape_traces::event::End;
@@ -54,6 +57,7 @@ impl Sides<'_> {
         // Memory that follows its guest asks later.
         if let Some(last) = outcomes.last_mut() {
             last.faults = journey.asked.borrow().fired();
+            last.loaded.waited = journey.asked.borrow().waited();
         }
         let mut verdict = Verdict::of(&outcomes, Some(&report));
         if verdict == Verdict::SilentCorruption && self.is_lost(journey)? {
@@ -64,17 +68,11 @@ impl Sides<'_> {
 
     /// Whether the guest that moved cannot run on to an end of its own, as its twin does.
     fn is_lost(&self, journey: &Journey) -> Result<bool, Error> {
-        let cannot = |end: &Option<End>| {
-            matches!(
-                end,
-                Some(End::Fatal { .. } | End::NoProgress { .. } | End::Shutdown { .. } | End::Idle { .. })
-            )
-        };
         let Some(mut player) = self.travel(journey, &self.actual, false)?.player else { return Ok(true) };
         player.advance(u64::MAX, u64::MAX)?;
         let mut twin = self.traveller(&self.expected, false)?;
         twin.advance(u64::MAX, u64::MAX)?;
-        Ok(cannot(&player.end) && !cannot(&twin.end))
+        Ok(loses(&player, &twin))
     }
 
     fn beside_twin(&self, progress: &mut dyn FnMut(u64)) -> Result<Report, Error> {
@@ -84,6 +82,17 @@ impl Sides<'_> {
         self.compare(&mut report, progress)?;
         Ok(report)
     }
+}
+
+/// Whether a guest has come to an end that is none of its own, and its twin has not.
+fn loses(player: &Player, twin: &Player) -> bool {
+    let cannot = |player: &Player| {
+        matches!(
+            player.end,
+            Some(End::Fatal { .. } | End::NoProgress { .. } | End::Shutdown { .. } | End::Idle { .. })
+        )
+    };
+    cannot(player) && !cannot(twin)
 }
 
 /// Whether a difference may come of what a TLB holds ([`exempt::TLB_CONTENTS`]): the accessed or dirty bit of a guest's entry.

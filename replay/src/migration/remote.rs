@@ -1,10 +1,10 @@
 //! A move between two processes, each of which has the tape: one has its guest leave, the other takes it, and holds it against its
 //! twin.
 
-use super::{Journey, Moved, Verdict, Way};
-use crate::{Error, player::Player, sides::Sides};
+use super::{Journey, Landed, Moved, Verdict, Way};
+use crate::{Error, sides::Sides};
 use std::{cell::RefCell, rc::Rc};
-use vmtape_machine::{MachineSpec, vmm::When};
+use vmtape_machine::vmm::When;
 use vmtape_migrate::{
     Outcome, Surroundings,
     destination::{Destination, Terms},
@@ -15,30 +15,39 @@ use vmtape_migrate::{
     stream::Offer,
 };
 
-/// The other process, and where transitions are written down.
+/// The other process, and what both or this one have at hand.
 pub struct Peer {
     pub link: Box<dyn Link>,
+    /// Makes another link where that one breaks while memory follows the guest.
+    pub renew: Box<dyn FnMut() -> Option<Box<dyn Link>>>,
+    /// Where transitions are written down.
     pub journal: Rc<RefCell<dyn Journal>>,
+    /// The device that both have; `None`: they have none.
+    pub witness: Option<Witness>,
 }
 
 impl Sides<'_> {
     /// Has the guest leave at a moment.
     pub fn send(&self, journey: &Journey, at: When, peer: Peer) -> Result<Outcome, Error> {
+        let Peer { link, mut renew, journal, witness } = peer;
         let mut player = self.traveller(&self.expected, false)?;
         if !player.come_to_rest(at)? {
             return Err(Error::NobodyMoves { tape: self.tape.name().to_owned(), at });
         }
         let offer = Offer::of(&mut player.machine, journey.plan.epoch)?;
-        let around = around(journey, Side::Source, State::Running, peer.journal);
-        let wire = Wire::new(peer.link, around.points.clone());
-        let mut source = Source::new(&mut player, wire, journey.plan, offer, around);
+        let around = around(journey, Side::Source, State::Running, journal, witness);
+        let points = around.points.clone();
+        let wire = Wire::new(link, points.clone());
+        let mut source = Source::new(&mut player, wire, journey.plan, offer, around, journey.watch);
         while source.step() != Step::Over {}
         let mut outcome = outcome(journey, &source.around, source.failure.take());
         (outcome.source, outcome.sent) = (source.around.state, source.sent.clone());
         if outcome.source == State::Gone && journey.plan.method.is_postcopy() {
-            let mut server = source.into_server();
-            // Until the destination has everything, and leaves.
-            while let Ok(true) = server.step() {}
+            let left = source.into_server().serve(&mut *renew);
+            outcome.faults = points.fired();
+            if left > 0 {
+                outcome.failure = Some(format!("the destination has left without {left} pages of its guest"));
+            }
         }
         Ok(outcome)
     }
@@ -50,6 +59,7 @@ impl Sides<'_> {
         peer: Peer,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Moved, Error> {
+        let Peer { link, renew, journal, witness } = peer;
         let mut player = self.traveller(&self.actual, false)?;
         let terms = Terms {
             policy: journey.policy,
@@ -57,8 +67,9 @@ impl Sides<'_> {
             identity: player.machine.spec().identity()?,
             rules: journey.plan.handover.rules(),
         };
-        let around = around(journey, Side::Destination, State::Empty, peer.journal);
-        let wire = Wire::new(peer.link, around.points.clone());
+        let around = around(journey, Side::Destination, State::Empty, journal, witness);
+        let points = around.points.clone();
+        let wire = Wire::new(link, points.clone());
         let mut destination = Destination::new(&mut player.machine, wire, terms, around);
         while destination.step() != Step::Over {}
         let mut outcome = outcome(journey, &destination.around, destination.failure.take());
@@ -67,33 +78,33 @@ impl Sides<'_> {
         if outcome.destination != State::Running {
             return Ok(Moved { verdict: Verdict::of_move(&outcome), report: None, outcomes: vec![outcome] });
         }
-        if destination.is_followed() {
-            let follower = destination.into_follower();
-            player.machine.set_pager(Box::new(follower));
-            player.machine.pull();
+        let follower = destination.is_followed().then(|| destination.into_follower().renewed_by(renew));
+        let landed = Landed::new(player, follower);
+        let report = self.landed(&landed, progress)?;
+        // What its guest has not needed comes all the same, before the source may go.
+        outcome.loaded.waited = points.waited();
+        let lost = landed.pull();
+        outcome.faults = points.fired();
+        let mut outcomes = vec![outcome];
+        let mut verdict = Verdict::of(&outcomes, Some(&report));
+        if lost > 0 {
+            outcomes[0].failure = Some(format!("{lost} pages of the guest do not come"));
+            verdict = Verdict::Lost;
         }
-        let report = self.landed(player, &self.actual, progress)?;
-        let outcomes = vec![outcome];
-        Ok(Moved { verdict: Verdict::of(&outcomes, Some(&report)), report: Some(report), outcomes })
+        Ok(Moved { verdict, report: Some(report), outcomes })
     }
 
-    fn landed(
-        &self,
-        player: Player,
-        machine: &MachineSpec,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<crate::Report, Error> {
-        let landed = RefCell::new(player);
+    fn landed(&self, landed: &Landed, progress: &mut dyn FnMut(u64)) -> Result<crate::Report, Error> {
         let sides = Sides {
             tape: self.tape,
             expected: self.expected.clone(),
-            actual: machine.clone(),
+            actual: self.actual.clone(),
             create: self.create,
             expected_plugin: self.expected_plugin,
             plugin: self.plugin,
             context: self.context,
             at: self.at,
-            way: Some(Way::Landed(&landed)),
+            way: Some(Way::Landed(landed)),
             explain: self.explain,
             reproduce: self.reproduce.clone(),
             inputs: None,
@@ -102,18 +113,27 @@ impl Sides<'_> {
     }
 }
 
-fn around(journey: &Journey, side: Side, state: State, journal: Rc<RefCell<dyn Journal>>) -> Surroundings {
-    let mut witness = Witness::new();
-    if side == Side::Destination {
-        // Nobody in this process runs the guest.
-        witness.stops(Side::Source, journey.plan.epoch);
-    }
+fn around(
+    journey: &Journey,
+    side: Side,
+    state: State,
+    journal: Rc<RefCell<dyn Journal>>,
+    shared: Option<Witness>,
+) -> Surroundings {
+    let alone = || {
+        let mut witness = Witness::new();
+        if side == Side::Destination {
+            // Nobody in this process runs the guest.
+            witness.stops(Side::Source, journey.plan.epoch);
+        }
+        witness
+    };
     Surroundings {
         side,
         epoch: journey.plan.epoch,
         state,
         points: (journey.points)(),
-        witness: Rc::new(RefCell::new(witness)),
+        witness: Rc::new(RefCell::new(shared.unwrap_or_else(alone))),
         journal,
         moment: Moment::default(),
     }

@@ -1,10 +1,11 @@
 //! What a guest's way is: moves, one after the other, or one that another process has made.
 
+use super::Landed;
 use crate::{Error, player::Player};
 use std::cell::{Cell, RefCell};
 use vmtape_machine::{MachineSpec, vmm::When};
 use vmtape_migrate::{
-    Conversation, Outcome, Plan,
+    Conversation, Outcome, Plan, Watch,
     destination::Terms,
     handover::Witness,
     points::Points,
@@ -30,6 +31,8 @@ pub struct Journey<'a> {
     pub witness: bool,
     /// What goes wrong on purpose. The same each time that the journey is made.
     pub points: &'a dyn Fn() -> Points,
+    /// Who is told how far a move is.
+    pub watch: Watch<'a>,
     /// The twin loses its TLB where the guest goes on elsewhere.
     pub flush_twin: Cell<bool>,
     /// Those points of the last time that it was made.
@@ -41,8 +44,8 @@ pub struct Journey<'a> {
 pub enum Way<'a> {
     /// By moves that can be made again.
     Journey(&'a Journey<'a>),
-    /// From another process, once: the machine as it arrived, which never runs, and what it is to be on.
-    Landed(&'a RefCell<Player>),
+    /// From another process, once.
+    Landed(&'a Landed),
 }
 
 impl<'a> Way<'a> {
@@ -50,6 +53,14 @@ impl<'a> Way<'a> {
         match self {
             Self::Journey(journey) => Some(journey),
             Self::Landed(_) => None,
+        }
+    }
+
+    /// Whether memory comes after its guest.
+    pub(crate) fn follows(self) -> bool {
+        match self {
+            Self::Journey(journey) => journey.plan.method.is_postcopy(),
+            Self::Landed(landed) => landed.follows(),
         }
     }
 }
@@ -65,17 +76,24 @@ pub struct Travelled {
 }
 
 impl Journey<'_> {
-    /// Moves a guest from one machine to another, or does not; the `n`-th time on its way.
+    /// Moves a guest from one machine to another, or does not: the `n`-th time on its way that this is tried, and which attempt to make
+    /// this move.
     pub(super) fn hop(
         &self,
         player: &mut Player,
         next: &mut Player,
         points: Points,
         n: u64,
+        attempt: u32,
     ) -> Result<Outcome, Error> {
         // What follows it from its last move must have come.
-        player.machine.pull();
-        let plan = Plan { epoch: self.plan.epoch + n, ..self.plan };
+        let lost = player.machine.pull();
+        if lost > 0 {
+            return Err(Error::Other(format!(
+                "{lost} pages of the guest's last move have not come: it cannot move on"
+            )));
+        }
+        let plan = Plan { epoch: self.plan.epoch + n, attempt, ..self.plan };
         let conversation = Conversation {
             plan,
             offer: Offer::of(&mut player.machine, plan.epoch)?,
@@ -88,6 +106,6 @@ impl Journey<'_> {
             points,
             witness: if self.witness { Witness::deciding() } else { Witness::new() },
         };
-        Ok(conversation.run(player, &mut next.machine))
+        Ok(conversation.run(player, &mut next.machine, self.watch))
     }
 }

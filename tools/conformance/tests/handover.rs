@@ -4,12 +4,12 @@
 use anyhow::{Result, ensure};
 use std::path::Path;
 use vmtape_conformance::bench::Bench;
-use vmtape_machine::{Asked, Decision, Faults, vmm::When};
+use vmtape_machine::vmm::When;
 use vmtape_migrate::{
     Conversation, Outcome, Plan,
     destination::Terms,
     handover::{Handover, Moment, State, Witness},
-    points::{MovePoint, Points},
+    points::{MovePoint, Named, Points},
     policy::{Ground, Policy},
     stream::{Offer, Record, SectionKind, Writer},
 };
@@ -32,35 +32,21 @@ fn moves(bench: &Bench, handover: Handover, witness: Witness, faults: Vec<Fault>
             identity: destination.machine.spec().identity()?,
             rules: handover.rules(),
         },
-        points: Points::new(Box::new(Plot(faults))),
+        points: Points::new(Box::new(Named(faults))),
         witness,
     };
-    Ok(conversation.run(&mut source, &mut destination.machine))
+    Ok(conversation.run(&mut source, &mut destination.machine, &|_| {}))
 }
 
 /// A point answers where its first word is this one.
-#[derive(Clone, Copy)]
-struct Fault {
-    point: MovePoint,
-    a: u64,
-    answer: u64,
-}
-
-struct Plot(Vec<Fault>);
-
-impl Faults for Plot {
-    fn decide(&mut self, asked: &Asked) -> Option<Decision> {
-        let found = self.0.iter().find(|fault| (fault.point.0, fault.a) == (asked.point, asked.a))?;
-        Some(Decision { answer: found.answer, ..Decision::default() })
-    }
-}
+type Fault = (MovePoint, u64, Option<u64>, u64);
 
 fn kill(point: MovePoint, moment: Moment) -> Fault {
-    Fault { point, a: moment.0, answer: 1 }
+    (point, moment.0, None, 1)
 }
 
 fn cut(kind: SectionKind, bytes: usize) -> Fault {
-    Fault { point: MovePoint::SEND_CUT, a: kind.0.into(), answer: bytes as u64 }
+    (MovePoint::SEND_CUT, kind.0.into(), None, bytes as u64)
 }
 
 /// Bytes of one of the last messages, on its own stream as it is sent: the destination's READY is not the first there.
@@ -129,10 +115,10 @@ fn wherever_the_link_is_cut_the_guest_never_runs_twice() -> Result<()> {
     for kind in LAST {
         for bytes in 0..=length(kind) {
             for point in [MovePoint::SEND_CUT, MovePoint::SEND_LOST] {
-                let fault = Fault { point, ..cut(kind, bytes) };
+                let fault = (point, kind.0.into(), None, bytes as u64);
                 let what = || format!("{kind} cut at byte {bytes}, {point}");
-                for witness in [Witness::new(), Witness::deciding()] {
-                    let decides = witness.clone().fence(0);
+                for decides in [false, true] {
+                    let witness = if decides { Witness::deciding() } else { Witness::new() };
                     let outcome = moves(&bench, Handover::Strict, witness, vec![fault])?;
                     ensure!(!outcome.two_running, "{}: {outcome:?}", what());
                     let parked = outcome.source == State::Parked && outcome.runners == 0;
@@ -171,7 +157,7 @@ fn a_lost_answer_makes_two_of_one_guest_where_the_source_goes_on_without_it() ->
 fn what_each_hand_over_makes_of_a_lost_go() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let bench = bench(folder.path(), "svm-npt")?;
-    let lost = Fault { point: MovePoint::SEND_LOST, ..cut(SectionKind::GO, 3) };
+    let lost = (MovePoint::SEND_LOST, SectionKind::GO.0.into(), None, 3);
     for (handover, runners, source) in [
         (Handover::Strict, 0, State::Parked),
         (Handover::Ch, 1, State::Running),
@@ -187,7 +173,7 @@ fn what_each_hand_over_makes_of_a_lost_go() -> Result<()> {
 fn a_go_of_another_attempt_does_nothing() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let bench = bench(folder.path(), "vmx")?;
-    let late = Fault { point: MovePoint::GO_EPOCH, a: 7, answer: 6 };
+    let late = (MovePoint::GO_EPOCH, 7, None, 6);
     let outcome = moves(&bench, Handover::Strict, Witness::new(), vec![late])?;
     ensure!(outcome.runners == 0 && outcome.source == State::Parked, "{outcome:?}");
     ensure!(outcome.loaded.dropped.iter().any(|text| text.contains("epoch 6")), "{outcome:?}");
@@ -211,7 +197,7 @@ fn a_bent_stream_leaves_the_guest_where_it_was() -> Result<()> {
             (MovePoint::SEND_CUT, 5),
             (MovePoint::SEND_LOST, 21),
         ] {
-            let fault = Fault { point, a: kind.0.into(), answer };
+            let fault = (point, kind.0.into(), None, answer);
             let outcome = moves(&bench, Handover::Strict, Witness::new(), vec![fault])?;
             let what = format!("{kind}, {point} {answer}: {outcome:?}");
             ensure!(outcome.source == State::Running && outcome.runners == 1, "{what}");

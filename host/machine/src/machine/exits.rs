@@ -134,6 +134,16 @@ impl Machine {
         End::Fatal { vcpu: n, resume: Resume::errno(errno.0), reason }
     }
 
+    /// The kernel waits for a page that nobody brings, within KVM_RUN. What it was to be read or written for is of no matter any more:
+    /// a fault in the kernel, of `__get_user` in KVM's walk of the guest's tables for one, is repeated until the page is there or the
+    /// process is killed, and never fails.
+    /// See: Linux include/linux/sched/signal.h fault_signal_pending(), fs/userfaultfd.c handle_userfault()
+    pub(super) fn waits_for_ever(&self, gpa: u64) -> End {
+        let vcpu = self.turn.vcpu;
+        let reason = format!("KVM_RUN of vCPU {vcpu} waits for the page at {gpa:#x}, which does not come");
+        End::NoProgress { vcpu, repeats: 0, reason }
+    }
+
     /// Acts on how the backend came back. True: the guest may run.
     fn apply(&mut self, n: u32, resume: &Resume, exit: Option<&Exit>) -> Result<bool, End> {
         if resume.kind == ResumeKind::DIRTY_RING_FULL && self.empty_rings() {

@@ -92,6 +92,11 @@ impl Machine {
         hpa.inspect(|hpa| self.services.pages_follow(*hpa)).is_some()
     }
 
+    /// The pages that are still where the guest has come from.
+    pub fn following(&self) -> Vec<(u32, u64)> {
+        self.services.memory.remote.iter().filter_map(|hpa| self.services.memory.block_page(*hpa)).collect()
+    }
+
     /// Who brings the pages that follow.
     pub fn set_pager(&mut self, pager: Box<dyn Pager>) {
         self.services.pager = Some(pager);

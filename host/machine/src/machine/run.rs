@@ -73,6 +73,9 @@ impl Machine {
         if let Some(end) = self.services.devices.take_end() {
             return Some(end);
         }
+        if let Some(gpa) = self.services.stranded {
+            return Some(self.waits_for_ever(gpa));
+        }
         if self.services.tape.is_stopped() {
             return Some(End::Cut);
         }

@@ -62,6 +62,8 @@ pub(crate) struct Services {
     pub(crate) rules: Vec<u32>,
     /// The backend has led the guest to a page that is not there, and that does not come.
     pub(crate) unmapped: Option<MemoryStatus>,
+    /// A page that the guest waits for, and that nobody brings: its guest physical address.
+    pub(crate) stranded: Option<u64>,
     /// Brings pages that are still where the guest has come from.
     pub(crate) pager: Option<Box<dyn Pager>>,
     /// What was wrong with an answer of the backend's, the first one.
@@ -103,6 +105,7 @@ impl Services {
             watching: false,
             rules: Vec::new(),
             unmapped: None,
+            stranded: None,
             pager: None,
             wrong: None,
             said: None,

@@ -18,6 +18,9 @@ impl Services {
             };
             let gpa = self.memory.gpa(page >> PAGE_SHIFT).unwrap_or(page);
             self.tape.event(Event::FaultIn(FaultIn { icount, gpa, answer }));
+            if answer == MemoryStatus::MISSING && self.memory.remote.contains(&page) {
+                self.stranded = Some(gpa);
+            }
             if answer != MemoryStatus::READY {
                 return answer;
             }

@@ -4,7 +4,7 @@
 //! has, and goes on.
 
 use crate::{
-    link::{self, Incoming, Wire},
+    link::{self, Incoming, Link, Wire},
     points::{MovePoint, Points},
     source::Server,
     stream::{Pages, Record},
@@ -16,11 +16,22 @@ use vmtape_machine::{Arrived, Pager};
 /// Times that a request is repeated, and that a broken link is made again.
 const PATIENCE: usize = 8;
 
+/// Makes a new link to the source's process; `None`: it does not come.
+type NewLink = Box<dyn FnMut() -> Option<Box<dyn Link>>>;
+
+/// Where the source is.
+enum Source {
+    Nowhere,
+    /// In this process.
+    Here(Box<Server>),
+    /// In one of its own.
+    Away(NewLink),
+}
+
 /// Fetches pages from a source.
 pub struct Follower {
     wire: Wire,
-    /// The source, where it is in this process.
-    server: Option<Server>,
+    source: Source,
     points: Points,
     /// By slot: what has come.
     has: BTreeMap<u32, Vec<u64>>,
@@ -28,13 +39,17 @@ pub struct Follower {
 
 impl Follower {
     pub(super) fn new(wire: Wire, points: Points) -> Self {
-        Self { wire, server: None, points, has: BTreeMap::new() }
+        Self { wire, source: Source::Nowhere, points, has: BTreeMap::new() }
     }
 
     /// With a source that has no process of its own.
-    pub(crate) fn beside(mut self, server: Server) -> Self {
-        self.server = Some(server);
-        self
+    pub(crate) fn beside(self, server: Server) -> Self {
+        Self { source: Source::Here(Box::new(server)), ..self }
+    }
+
+    /// With a source that comes again where the link breaks.
+    pub fn renewed_by(self, renew: NewLink) -> Self {
+        Self { source: Source::Away(renew), ..self }
     }
 
     /// Takes what has come. `None`: the link is broken.
@@ -60,10 +75,18 @@ impl Follower {
 
     /// Makes a new link. `false`: there is nobody to make one with.
     fn recover(&mut self) -> bool {
-        let Some(server) = &mut self.server else { return false };
-        let [here, there] = link::pair(usize::MAX).map(|end| Wire::new(Box::new(end), self.points.clone()));
-        server.reconnect(there);
-        self.wire = here;
+        self.wire = match &mut self.source {
+            Source::Nowhere => return false,
+            Source::Here(server) => {
+                let [here, there] = link::pair(usize::MAX).map(|end| self.wire.renewed(Box::new(end)));
+                server.reconnect(there);
+                here
+            }
+            Source::Away(renew) => match renew() {
+                Some(link) => self.wire.renewed(link),
+                None => return false,
+            },
+        };
         let known = self.has.iter().map(|(slot, pages)| Record::Received {
             slot: *slot,
             runs: pages.iter().map(|page| (*page, 1)).collect(),
@@ -74,7 +97,7 @@ impl Follower {
 
     fn ask(&mut self, slot: u32, page: u64) -> Option<Vec<Arrived>> {
         self.wire.send(&Record::Request { slot, page }).ok()?;
-        if let Some(server) = &mut self.server {
+        if let Source::Here(server) = &mut self.source {
             // What goes wrong on its side is a broken link on this one.
             while let Ok(true) = server.step() {}
         }
@@ -85,6 +108,7 @@ impl Follower {
 impl Pager for Follower {
     fn fetch(&mut self, slot: u32, page: u64) -> Vec<Arrived> {
         let points = self.points.clone();
+        points.waits();
         let happens = |point| points.ask(point, slot.into(), page).is_some();
         let mut arrived = Vec::new();
         if happens(MovePoint::REQUEST_NEVER) {

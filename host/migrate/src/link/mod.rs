@@ -26,6 +26,9 @@ pub trait Link {
     fn close(&mut self);
 }
 
+/// Makes a new link where one is broken; `None`: the peer does not come.
+pub type Renew<'a> = &'a mut dyn FnMut() -> Option<Box<dyn Link>>;
+
 /// What comes out of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Received {

@@ -14,6 +14,24 @@ use std::{
 /// How long a peer may be silent. A guest that is being moved is not; a peer that hangs must not hang this one.
 const SILENCE: Duration = Duration::from_secs(60);
 const PIECE: usize = 1 << 16;
+/// How often a link that broke is tried again, and how long after.
+const TRIES: u32 = 200;
+const BETWEEN: Duration = Duration::from_millis(50);
+
+/// Tries until the peer is there, or for so long that it will not come any more.
+fn patiently(mut attempt: impl FnMut() -> io::Result<Socket>) -> io::Result<Option<Socket>> {
+    use io::ErrorKind::{ConnectionRefused, Interrupted, NotFound, WouldBlock};
+    for _ in 0..TRIES {
+        match attempt() {
+            Ok(socket) => return Ok(Some(socket)),
+            Err(error) if matches!(error.kind(), ConnectionRefused | Interrupted | NotFound | WouldBlock) => {
+            }
+            Err(error) => return Err(error),
+        }
+        std::thread::sleep(BETWEEN);
+    }
+    Ok(None)
+}
 
 /// `unix:PATH`, or `tcp:PORT` on loopback.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +90,23 @@ impl Listener {
             Self::Tcp(listener) => Socket::tcp(listener.accept()?.0),
         }
     }
+
+    /// A peer that has been here comes again; `None`: it does not.
+    pub fn accept_again(&self) -> io::Result<Option<Socket>> {
+        self.block(false)?;
+        let accepted = patiently(|| self.accept());
+        self.block(true)?;
+        let accepted = accepted?;
+        accepted.iter().try_for_each(|socket| socket.block())?;
+        Ok(accepted)
+    }
+
+    fn block(&self, blocks: bool) -> io::Result<()> {
+        match self {
+            Self::Unix(listener, _) => listener.set_nonblocking(!blocks),
+            Self::Tcp(listener) => listener.set_nonblocking(!blocks),
+        }
+    }
 }
 
 impl Drop for Listener {
@@ -96,6 +131,18 @@ impl Socket {
             Address::Tcp(port) => {
                 Self::tcp(TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, *port)))?)
             }
+        }
+    }
+
+    /// Goes to where a peer was reached before; `None`: it is not there any more.
+    pub fn connect_again(address: &Address) -> io::Result<Option<Self>> {
+        patiently(|| Self::connect(address))
+    }
+
+    fn block(&self) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.set_nonblocking(false),
+            Self::Tcp(stream) => stream.set_nonblocking(false),
         }
     }
 

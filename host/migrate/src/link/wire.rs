@@ -30,6 +30,11 @@ impl Wire {
         Self { link, writer: Writer::new(), reader: Reader::new(), points, sent: 0 }
     }
 
+    /// Another wire over another link: both streams begin anew.
+    pub fn renewed(&self, link: Box<dyn Link>) -> Self {
+        Self::new(link, self.points.clone())
+    }
+
     pub fn has_room(&self) -> bool {
         self.link.has_room()
     }

@@ -52,6 +52,11 @@ impl Memory {
         self.pending.extend(pages);
     }
 
+    /// Pages that are still to be sent.
+    pub(super) fn pending(&self) -> u64 {
+        self.pending.len() as u64
+    }
+
     /// Pages that were sent, each time that it was.
     pub(super) fn sent(&self) -> u64 {
         self.sent

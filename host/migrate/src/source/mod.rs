@@ -15,11 +15,13 @@ use crate::{
     handover::State,
     link::{Incoming, Wire},
     plan::{Method, Plan},
+    points::MovePoint,
     report::Sent,
-    shared::Surroundings,
+    shared::{Live, Surroundings, Watch},
     stream::{Offer, Record},
 };
 use memory::Memory;
+use vmtape_arch::PAGE_SIZE;
 use vmtape_machine::Phase as MovePhase;
 
 /// The version of the VMM's models and books that this program writes and reads.
@@ -58,6 +60,7 @@ pub struct Source<'g> {
     memory: Memory,
     log: Option<DirtyLog>,
     states: Vec<Record>,
+    watch: Watch<'g>,
     pub around: Surroundings,
     pub sent: Sent,
     /// Why the guest stays.
@@ -65,7 +68,14 @@ pub struct Source<'g> {
 }
 
 impl<'g> Source<'g> {
-    pub fn new(guest: &'g mut dyn Guest, wire: Wire, plan: Plan, offer: Offer, around: Surroundings) -> Self {
+    pub fn new(
+        guest: &'g mut dyn Guest,
+        wire: Wire,
+        plan: Plan,
+        offer: Offer,
+        around: Surroundings,
+        watch: Watch<'g>,
+    ) -> Self {
         Self {
             guest,
             wire,
@@ -75,6 +85,7 @@ impl<'g> Source<'g> {
             memory: Memory::new(around.points.clone()),
             log: None,
             states: Vec::new(),
+            watch,
             around,
             sent: Sent::default(),
             failure: None,
@@ -130,7 +141,11 @@ impl<'g> Source<'g> {
             self.sent.log = Some(log.mode().to_string());
             self.log = Some(log);
         }
-        self.memory.everything(self.guest.machine());
+        let further = self.plan.attempt > 1;
+        let asks = || self.around.points.ask(MovePoint::RETRY_DIRTY, self.plan.epoch, 0).is_some();
+        if !(further && asks()) {
+            self.memory.everything(self.guest.machine());
+        }
         self.phase = if self.log.is_some() { Phase::Round } else { Phase::Freeze };
         Ok(Step::Worked)
     }
@@ -221,6 +236,25 @@ impl<'g> Source<'g> {
             }
         };
         Ok(Step::Worked)
+    }
+
+    /// Tells how far it is.
+    fn tell(&self, stopped: bool) {
+        let rounds = &self.sent.rounds;
+        let now = if stopped { &self.sent.stopped } else { &self.memory.round };
+        let last = rounds.last().copied().unwrap_or_default();
+        let left = self.memory.pending();
+        (self.watch)(&Live {
+            round: rounds.len() + 1,
+            stopped,
+            pages: now.pages,
+            left,
+            bytes: self.wire.sent,
+            left_ns: self.plan.time(left * PAGE_SIZE),
+            dirty: last.dirty,
+            dirty_ns: last.ns,
+            downtime_ns: self.sent.stopped.ns,
+        });
     }
 
     /// Takes what was not expected: a refusal, nothing, a peer that left, or something that has no place here.

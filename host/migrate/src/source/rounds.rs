@@ -34,6 +34,7 @@ impl Source<'_> {
                 return Err(Error::Ended);
             }
         }
+        self.tell(stopped);
         Ok(())
     }
 

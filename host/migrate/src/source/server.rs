@@ -3,7 +3,7 @@
 use super::Page;
 use crate::{
     Error,
-    link::{Incoming, Wire},
+    link::{Incoming, Renew, Wire},
     stream::{Pages, Record, Run},
 };
 use std::collections::BTreeMap;
@@ -24,6 +24,21 @@ impl Server {
     pub(super) fn new(wire: Wire, pages: BTreeMap<Page, [u8; PAGE_SIZE as usize]>) -> Self {
         let left = pages.keys().rev().copied().collect();
         Self { wire, pages, left }
+    }
+
+    /// Answers until the destination has everything. A link that breaks before is made anew; where it cannot be, some pages are left.
+    pub fn serve(&mut self, renew: Renew) -> usize {
+        loop {
+            // What goes wrong on a link is a link that is no more.
+            while let Ok(true) = self.step() {}
+            if self.left.is_empty() {
+                return 0;
+            }
+            match renew() {
+                Some(link) => self.reconnect(self.wire.renewed(link)),
+                None => return self.left.len(),
+            }
+        }
     }
 
     /// Answers what was asked. `false`: nothing was, or the destination has left.
@@ -54,9 +69,10 @@ impl Server {
 
     fn answer(&mut self, wanted: Page) -> Result<(), Error> {
         let mut pages = vec![wanted];
-        self.left.retain(|page| *page != wanted);
+        let mut rest = self.left.clone();
+        rest.retain(|page| *page != wanted);
         while pages.len() <= PUSHED
-            && let Some(page) = self.left.pop()
+            && let Some(page) = rest.pop()
         {
             pages.push(page);
         }
@@ -66,6 +82,9 @@ impl Server {
             pages: self.pages.get(&(slot, first)).map_or(Pages::Zero(1), |bytes| Pages::Bytes(vec![*bytes])),
         };
         let runs = pages.into_iter().map(run).collect();
-        Ok(self.wire.send(&Record::Pages(runs))?)
+        self.wire.send(&Record::Pages(runs))?;
+        // What could not be sent is still here to be sent.
+        self.left = rest;
+        Ok(())
     }
 }

@@ -1,12 +1,12 @@
-//! The heat map: a guest moved at every exit, one at a time.
+//! The heat map: a guest moved at every exit, one at a time, and with each class of faults.
 
-use super::Args;
+use super::{Args, classes};
 use crate::output::{ExitCode, print_json, progress};
 use anyhow::Result;
 use std::io::{self, Write};
 use vmtape_replay::{
     across::Sides,
-    migration::{Heat, Journey, Verdict},
+    migration::{Cell, Heat, Journey, Map, OfClass, Verdict},
 };
 
 /// Moments in a line.
@@ -16,14 +16,15 @@ const LISTED: usize = 8;
 
 pub fn run(args: &Args, step: u64, sides: &Sides, journey: &Journey) -> Result<ExitCode> {
     let bar = progress("migrate");
-    let heat = sides.heat(journey, step, &mut |exit| bar.set_message(format!("exit {exit}")))?;
+    let classes = classes(&args.classes)?;
+    let heat = sides.heat(journey, step, &classes, &mut |exit| bar.set_message(format!("exit {exit}")))?;
     bar.finish_and_clear();
     if args.json {
         print_json(&heat)?;
     } else {
         print(&mut io::stdout().lock(), args, &heat)?;
     }
-    let safe = heat.cells.iter().all(|cell| cell.verdict == Verdict::Moved);
+    let safe = heat.map.cells.iter().all(|cell| cell.verdict == Verdict::Moved);
     Ok(if safe { ExitCode::SAME } else { ExitCode::DIFFERENT })
 }
 
@@ -41,21 +42,31 @@ fn letter(verdict: Verdict) -> char {
     }
 }
 
+fn letters(cells: &[Cell]) -> String {
+    cells.iter().map(|cell| letter(cell.verdict)).collect()
+}
+
+fn safe(map: &Map) -> usize {
+    map.cells.iter().filter(|cell| cell.verdict == Verdict::Moved).count()
+}
+
 fn print(out: &mut impl Write, args: &Args, heat: &Heat) -> io::Result<()> {
     writeln!(
         out,
         ". moved and the same  # silent corruption  d detected  r refused  p parked  x lost  2 two running"
     )?;
-    for line in heat.cells.chunks(LINE) {
-        let letters: String = line.iter().map(|cell| letter(cell.verdict)).collect();
-        writeln!(out, "{:>8}  {letters}", line[0].exit)?;
+    if !heat.by_class.is_empty() {
+        return by_class(out, args, heat);
+    }
+    for line in heat.map.cells.chunks(LINE) {
+        writeln!(out, "{:>8}  {}", line[0].exit, letters(line))?;
     }
     writeln!(out, "\nafter the exit")?;
-    for (after, verdicts) in &heat.by_exit {
+    for (after, verdicts) in &heat.map.by_exit {
         let counts: Vec<_> = verdicts.iter().map(|(verdict, count)| format!("{verdict} {count}")).collect();
         writeln!(out, "  {after:24} {}", counts.join(", "))?;
     }
-    let unsafe_ones: Vec<_> = heat.cells.iter().filter(|cell| cell.verdict != Verdict::Moved).collect();
+    let unsafe_ones: Vec<_> = heat.map.cells.iter().filter(|cell| cell.verdict != Verdict::Moved).collect();
     for cell in unsafe_ones.iter().take(LISTED) {
         writeln!(out, "exit {}, {}: {}", cell.exit, cell.verdict.text(), cell.why)?;
         writeln!(
@@ -72,5 +83,40 @@ fn print(out: &mut impl Write, args: &Args, heat: &Heat) -> io::Result<()> {
     if heat.restless != 0 {
         writeln!(out, "{} exits after which the guest does not come to rest", heat.restless)?;
     }
-    writeln!(out, "{} moments, {} of them safe", heat.cells.len(), heat.cells.len() - unsafe_ones.len())
+    writeln!(
+        out,
+        "{} moments, {} of them safe",
+        heat.map.cells.len(),
+        heat.map.cells.len() - unsafe_ones.len()
+    )
+}
+
+/// A line or more for each class, below each other.
+fn by_class(out: &mut impl Write, args: &Args, heat: &Heat) -> io::Result<()> {
+    let width = heat.by_class.iter().map(|of| of.class.len()).max().unwrap_or(0);
+    for (n, line) in heat.map.cells.chunks(LINE).enumerate() {
+        writeln!(out, "\nfrom exit {} on, after {} instructions", line[0].exit, line[0].instructions)?;
+        for OfClass { class, map, .. } in &heat.by_class {
+            let cells = map.cells.chunks(LINE).nth(n).unwrap_or_default();
+            writeln!(out, "  {class:width$}  {}", letters(cells))?;
+        }
+    }
+    writeln!(out)?;
+    for OfClass { class, text, reached, map } in &heat.by_class {
+        let never = if *reached == 0 && class != "plain" { "; it never happened" } else { "" };
+        writeln!(out, "{class:width$}  {text}: {} of {} safe{never}", safe(map), map.cells.len())?;
+        if let Some(cell) = map.cells.iter().find(|cell| cell.verdict != Verdict::Moved) {
+            writeln!(out, "  exit {}, {}: {}", cell.exit, cell.verdict.text(), cell.why)?;
+        }
+    }
+    writeln!(
+        out,
+        "the same of one class: vmtape migrate {} --at every-exit --to {} --classes NAME",
+        args.tape.display(),
+        args.to.join(" ")
+    )?;
+    if heat.restless != 0 {
+        writeln!(out, "{} exits after which the guest does not come to rest", heat.restless)?;
+    }
+    writeln!(out, "{} moments, {} of them safe with every class", heat.map.cells.len(), safe(&heat.map))
 }

@@ -1,6 +1,7 @@
 //! `vmtape migrate`: moves a running guest to another machine, and holds it against a twin that never moved.
 
 mod faults;
+mod live;
 mod map;
 mod plot;
 mod policies;
@@ -11,7 +12,7 @@ mod text;
 use crate::{
     commands::{replay::Plugins, report::Detail},
     machine_args::PluginArgs,
-    output::{ExitCode, Printable, print_json, progress, tell, usage},
+    output::{ExitCode, Printable, print_json, tell, usage},
 };
 use anyhow::Result;
 use clap::{ValueHint, builder::PossibleValuesParser, builder::TypedValueParser};
@@ -23,7 +24,9 @@ use std::{
     str::FromStr,
 };
 use vmtape_machine::{MachineSpec, vmm::When};
-use vmtape_migrate::{Method, Plan, handover::Handover, link::Address, policy::Policy, source::LogMode};
+use vmtape_migrate::{
+    Live, Method, Plan, classes::Class, handover::Handover, link::Address, policy::Policy, source::LogMode,
+};
 use vmtape_replay::{
     across::Sides,
     migration::{Journey, Moved, Verdict, Way},
@@ -103,9 +106,17 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["listen", "connect"])]
     policies: bool,
 
-    /// Both sides share a device whose generation decides who may run the guest
-    #[arg(long)]
-    witness: bool,
+    /// Both sides share a device whose generation decides who may run the guest; between two processes it is a file
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "", value_hint = ValueHint::FilePath)]
+    witness: Option<PathBuf>,
+
+    /// Attempts to make each move, where the guest stays
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    attempts: u32,
+
+    /// Fault classes of a map (--at every-exit): all, or names, as in lost-regs, or what several begin with, as in lost
+    #[arg(long, value_name = "CLASS", value_delimiter = ',', conflicts_with_all = ["faults", "cut", "kill", "plan"])]
+    classes: Vec<String>,
 
     /// Exits of context before a difference
     #[arg(long, value_name = "N", default_value_t = 3)]
@@ -184,6 +195,21 @@ where
     PossibleValuesParser::new(known).try_map(|text| text.parse::<T>())
 }
 
+/// Classes of faults by their names.
+fn classes(names: &[String]) -> Result<Vec<Class>> {
+    let mut classes: Vec<Class> = Vec::new();
+    for name in names {
+        let named = Class::named(name);
+        if named.is_empty() {
+            let all: Vec<_> = Class::all().into_iter().map(|class| class.name).collect();
+            return Err(usage(format!("--classes: `{name}` is none of all, {}", all.join(", "))));
+        }
+        let new = named.into_iter().filter(|class| classes.iter().all(|known| known.name != class.name));
+        classes.extend(new.collect::<Vec<_>>());
+    }
+    Ok(classes)
+}
+
 impl Args {
     /// One for each machine.
     fn moments(&self) -> Result<Vec<When>> {
@@ -196,6 +222,9 @@ impl Args {
             };
         }
         let every = self.at.iter().any(|moment| matches!(moment, Moment::Every(_)));
+        if !every && !self.classes.is_empty() {
+            return Err(usage("--classes: they are of a map, --at every-exit"));
+        }
         if every && (self.at.len() != 1 || self.to.len() != 1) {
             return Err(usage("--at every-exit: one moment and one machine, in one process"));
         }
@@ -225,7 +254,8 @@ impl Args {
             rounds: self.rounds as usize,
             auto_converge: self.auto_converge,
             handover: self.handover,
-            epoch: 1,
+            attempts: self.attempts,
+            ..Plan::default()
         }
     }
 
@@ -258,16 +288,20 @@ impl Args {
                 format!("{}us", Plan::default().downtime_ns / 1000),
             ),
             ("rounds", self.rounds.to_string(), "30".to_owned()),
+            ("attempts", self.attempts.to_string(), "1".to_owned()),
+            ("classes", self.classes.join(","), String::new()),
         ];
         for (name, value, default) in plan {
             if value != default {
                 line += &format!(" --{name} {value}");
             }
         }
-        for (name, given) in [("auto-converge", self.auto_converge), ("witness", self.witness)] {
-            if given {
-                line += &format!(" --{name}");
-            }
+        if self.auto_converge {
+            line += " --auto-converge";
+        }
+        if let Some(path) = &self.witness {
+            let file = path.display().to_string();
+            line += &if file.is_empty() { " --witness".to_owned() } else { format!(" --witness={file}") };
         }
         line + &self.plot.command_line()
     }
@@ -284,13 +318,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Some(planned) => planned.points(),
         None => plot.points(),
     };
+    let display = live::Display::new(args.bandwidth);
+    let watch = |live: &Live| display.show(live);
     let actual = hops.last().map_or_else(|| expected.clone(), |hop| hop.to.clone());
     let journey = Journey {
         hops,
         plan: args.plan(),
         policy: args.policy,
-        witness: args.witness,
+        witness: args.witness.is_some(),
         points: &points,
+        watch: &watch,
         flush_twin: Cell::new(false),
         asked: RefCell::default(),
     };
@@ -312,17 +349,23 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     match (&args.listen, &args.connect, args.at.first()) {
         (.., Some(Moment::At(at))) if args.policies => policies::run(args, *at, &sides, &journey),
-        (Some(address), ..) => remote::listen(args, address, &sides, &journey),
-        (_, Some(address), Some(Moment::At(at))) => remote::connect(args, address, *at, &sides, &journey),
+        (Some(address), ..) => remote::listen(args, address, &sides, &journey, &display),
+        (_, Some(address), Some(Moment::At(at))) => {
+            remote::connect(args, address, *at, &sides, &journey, &display)
+        }
         (_, None, Some(Moment::Every(step))) => map::run(args, *step, &sides, &journey),
-        _ => in_one_process(args, &sides, planned.as_ref()),
+        _ => in_one_process(args, &sides, planned.as_ref(), &display),
     }
 }
 
-fn in_one_process(args: &Args, sides: &Sides, planned: Option<&faults::Planned>) -> Result<ExitCode> {
-    let bar = progress("migrate");
-    let moved = sides.migrate(&mut |instructions| bar.set_message(format!("{instructions} instructions")))?;
-    bar.finish_and_clear();
+fn in_one_process(
+    args: &Args,
+    sides: &Sides,
+    planned: Option<&faults::Planned>,
+    display: &live::Display,
+) -> Result<ExitCode> {
+    let moved = sides.migrate(&mut |instructions| display.message(format!("{instructions} instructions")))?;
+    display.finish();
     let printed = print(args, &moved)?;
     let Some((verdict, expected)) = planned.map(|planned| planned.verdict(&moved)) else {
         return Ok(printed);

@@ -7,7 +7,7 @@ use vmtape_abi::TableRow;
 use vmtape_machine::{Asked, Decision, Faults, Scripted};
 use vmtape_migrate::{
     handover::Moment,
-    points::{MovePoint, Points},
+    points::{MovePoint, Named, Points},
     stream::SectionKind,
 };
 
@@ -104,9 +104,9 @@ impl PlotArgs {
     pub fn plot(&self) -> Result<Plot> {
         let row = |(id, name)| TableRow { id, name, ..Default::default() };
         let rows: Vec<_> = MovePoint::names().into_iter().map(row).collect();
-        let cuts = self.cut.iter().map(|cut| (MovePoint::SEND_CUT, u64::from(cut.kind.0), cut.bytes));
-        let kills = self.kill.iter().map(|kill| (kill.point, kill.moment.0, 1));
-        Ok(Plot { scripted: self.faults.script(&rows)?, named: cuts.chain(kills).collect() })
+        let cuts = self.cut.iter().map(|cut| (MovePoint::SEND_CUT, u64::from(cut.kind.0), None, cut.bytes));
+        let kills = self.kill.iter().map(|kill| (kill.point, kill.moment.0, None, 1));
+        Ok(Plot { scripted: self.faults.script(&rows)?, named: Named(cuts.chain(kills).collect()) })
     }
 }
 
@@ -114,21 +114,18 @@ impl PlotArgs {
 #[derive(Clone)]
 pub struct Plot {
     scripted: Vec<Scripted>,
-    /// Points, their first word, and their answer.
-    named: Vec<(MovePoint, u64, u64)>,
+    named: Named,
 }
 
 impl Plot {
     pub fn points(&self) -> Points {
-        let none = self.scripted.is_empty() && self.named.is_empty();
+        let none = self.scripted.is_empty() && self.named.0.is_empty();
         if none { Points::default() } else { Points::new(Box::new(self.clone())) }
     }
 }
 
 impl Faults for Plot {
     fn decide(&mut self, asked: &Asked) -> Option<Decision> {
-        let named = self.named.iter().find(|(point, a, _)| (point.0, *a) == (asked.point, asked.a));
-        let named = named.map(|(.., answer)| Decision { answer: *answer, ..Decision::default() });
-        named.or_else(|| self.scripted.decide(asked))
+        self.named.decide(asked).or_else(|| self.scripted.decide(asked))
     }
 }

@@ -63,6 +63,9 @@ pub fn write_outcome(out: &mut impl Write, outcome: &Outcome) -> io::Result<()> 
     if sent.bytes != 0 {
         writeln!(out, "  {} bytes in all", sent.bytes)?;
     }
+    if outcome.loaded.waited != 0 {
+        writeln!(out, "  the guest waited for {} pages", outcome.loaded.waited)?;
+    }
     let dropped = &outcome.loaded.dropped;
     if !dropped.is_empty() {
         let more = dropped.len().saturating_sub(DROPPED);
