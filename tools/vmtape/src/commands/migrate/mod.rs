@@ -107,7 +107,7 @@ pub struct Args {
     policies: bool,
 
     /// Both sides share a device whose generation decides who may run the guest; between two processes it is a file
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = NO_FILE, value_hint = ValueHint::FilePath)]
     witness: Option<PathBuf>,
 
     /// Attempts to make each move, where the guest stays
@@ -140,6 +140,9 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 }
+
+/// What `--witness` has that names no file.
+const NO_FILE: &str = "-";
 
 /// A moment, or all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -300,8 +303,12 @@ impl Args {
             line += " --auto-converge";
         }
         if let Some(path) = &self.witness {
-            let file = path.display().to_string();
-            line += &if file.is_empty() { " --witness".to_owned() } else { format!(" --witness={file}") };
+            let file = path.display();
+            line += &if path.as_os_str() == NO_FILE {
+                " --witness".to_owned()
+            } else {
+                format!(" --witness={file}")
+            };
         }
         line + &self.plot.command_line()
     }

@@ -1,6 +1,6 @@
 //! A move between two processes.
 
-use super::{Args, live::Display, print};
+use super::{Args, NO_FILE, live::Display, print};
 use crate::output::{ExitCode, print_json, tell, usage};
 use anyhow::{Context, Result};
 use std::{cell::RefCell, io, rc::Rc};
@@ -28,7 +28,7 @@ fn journal(args: &Args) -> Result<Rc<RefCell<dyn Journal>>> {
 fn witness(args: &Args) -> Result<Option<Witness>> {
     match &args.witness {
         None => Ok(None),
-        Some(path) if path.as_os_str().is_empty() => {
+        Some(path) if path.as_os_str() == NO_FILE => {
             Err(usage("--witness: two processes share a file: --witness=FILE, the same for both"))
         }
         Some(path) => Ok(Some(Witness::shared(path).with_context(|| path.display().to_string())?)),
