@@ -84,6 +84,27 @@ fn all_pass_on_svm_npt() -> Result<()> {
     all_pass_on(BACKENDS[2])
 }
 
+/// `emulator` runs twice as much where a prefix asks KVM for emulation. Some of what its exits read is on no tape, so that exits mode
+/// does not judge all of it.
+#[test]
+#[ignore = "needs kvm-unit-tests: VMTAPE_KUT=FOLDER, its x86, built"]
+fn instructions_are_emulated_on_request() -> Result<()> {
+    let images = kvm_unit_tests()?;
+    let (folder, image) = (tempfile::tempdir()?, images.join("emulator.flat"));
+    let image = image.to_string_lossy();
+    for (backend, kvm) in BACKENDS.into_iter().flat_map(|backend| [(backend, "v6.12"), (backend, "v7.2")]) {
+        let kvm = format!("{kvm},force_emulation_prefix=1");
+        let record = ["record", "-b", backend, "--kvm", &kvm, "--cpu", "max", "--guest-status", "-o"];
+        let recorded = vmtape(folder.path(), &[&record[..], &["a.tape", &image]].concat())?;
+        assert_eq!(recorded.status.code(), Some(guest_status::PASS), "{backend} {kvm}: {}", tail(&recorded));
+        let shown = String::from_utf8_lossy(&recorded.stdout);
+        assert!(!shown.contains("SKIP: Skipping tests that require forced emulation"), "{backend}");
+        let replayed = vmtape(folder.path(), &["replay", "a.tape"])?;
+        assert!(replayed.status.success(), "{backend} {kvm}: {}", tail(&replayed));
+    }
+    Ok(())
+}
+
 /// `setjmp` reads x2APIC registers, which only some silicon virtualizes; `debug` DR4, where silicon differs in what comes first.
 #[test]
 #[ignore = "needs kvm-unit-tests: VMTAPE_KUT=FOLDER, its x86, built"]

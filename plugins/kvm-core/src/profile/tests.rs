@@ -153,3 +153,28 @@ fn quirks_are_disabled_at_run_time() {
     options.set_disabled_quirks(0);
     assert_eq!(on(&options), (true, false));
 }
+
+/// `force_emulation_prefix` is a set of flags from 6.1 on, and a boolean before.
+#[test]
+fn the_prefix_has_flags() {
+    let on = |options: &Options| {
+        (options.on(Switch::FORCE_EMULATION_PREFIX), options.on(Switch::FEP_CLEAR_RFLAGS_RF))
+    };
+    for (kvm, value, expected) in [
+        ("v5.10", "1", Some((true, false))),
+        ("v5.10", "2", None),
+        ("v6.1", "1", Some((true, false))),
+        ("v6.12", "0", Some((false, false))),
+        ("v6.12", "2", Some((true, true))),
+        ("v6.12", "3", Some((true, true))),
+        ("v6.12", "4", None),
+    ] {
+        let parsed = parse_for(Scope::VMX, &[("kvm", kvm), ("force_emulation_prefix", value)]);
+        assert_eq!(parsed.as_ref().ok().map(on), expected, "{kvm} {value}");
+        if let Ok(options) = parsed {
+            let resolved = options.resolved();
+            let again: Vec<_> = resolved.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+            assert_eq!(parse_for(Scope::VMX, &again).as_ref(), Ok(&options), "{kvm} {value}");
+        }
+    }
+}

@@ -63,6 +63,9 @@ const STEPS: &[Step] = &[
     forced!("mov to cr0", exit::CR0_WRITE, |k| k.a.mov(cr0, rax)),
     after!("mov to cr0, the same", exit::CR0_SEL_WRITE, old_cr0, |k| k.a.mov(cr0, rax)),
     after!("mov to cr0, cache disabled", exit::CR0_SEL_WRITE, new_cr0, |k| k.a.mov(cr0, rax)),
+    step("mov to cr0, cache disabled, both", both_cr0_writes, |k| {
+        new_cr0(k, |k| force(k, |k| k.a.mov(cr0, rax)))
+    }),
     after!("lmsw, the same", exit::CR0_SEL_WRITE, old_cr0, |k| k.a.lmsw(ax)),
     forced!("clts", exit::CR0_SEL_WRITE, |k| k.a.clts()),
     forced!("clts, plain", exit::CR0_WRITE, |k| k.a.clts()),
@@ -86,6 +89,11 @@ pub fn list(k: &mut Kernel, hypervisor: &Hypervisor) -> Result<(), IcedError> {
 fn force(k: &mut Kernel, body: Emit) -> Result<(), IcedError> {
     k.a.db(PREFIX)?;
     body(k)
+}
+
+fn both_cr0_writes(k: &mut Kernel) -> Result<(), IcedError> {
+    intercept(k, exit::CR0_WRITE)?;
+    intercept(k, exit::CR0_SEL_WRITE)
 }
 
 fn old_cr0(k: &mut Kernel, body: Emit) -> Result<(), IcedError> {
