@@ -353,7 +353,10 @@ fn named(state: &VcpuState) -> Vec<(String, u64)> {
         ("DR7", s.dr7),
         ("activity", s.activity.0.into()),
         // V_GIF is there where silicon has it, whatever the guest does.
-        ("interruptibility", s.interruptibility.with_virtual_gif(false).into_bits().into()),
+        (
+            "interruptibility",
+            s.interruptibility.with_virtual_gif(false).with_virtual_nmi(false).into_bits().into(),
+        ),
         ("pending debug exceptions", s.pending_debug),
         ("SYSENTER_CS", s.sysenter_cs),
         ("SYSENTER_ESP", s.sysenter_esp),

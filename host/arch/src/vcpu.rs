@@ -75,7 +75,9 @@ pub struct Interruptibility {
     pub virtual_tpr: bool,
     /// V_GIF, where silicon executes STGI and CLGI by itself. Written by the backend.
     pub virtual_gif: bool,
-    #[bits(23)]
+    /// V_NMI_PENDING, where silicon delivers NMIs by itself. Written by the backend.
+    pub virtual_nmi: bool,
+    #[bits(22)]
     __: u32,
 }
 

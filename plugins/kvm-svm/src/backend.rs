@@ -133,7 +133,10 @@ impl Ops for Shared {
             .vmrun(vmcb, pa, &self.kvm.silicon, honour)
             .map_err(|_| fail_entry(vmcb.control.exit_code().0))?;
         running.load_kept(vmcb, state);
-        state.interruptibility = v.held(self, state).with_virtual_tpr(v.virtualizes_tpr());
+        state.interruptibility = v
+            .held(self, state)
+            .with_virtual_tpr(v.virtualizes_tpr())
+            .with_virtual_nmi(vmrun::waits_for_nmi(&v.running.vmcb));
         Ok(windows(v, v.running.intercepts()))
     }
 

@@ -50,9 +50,9 @@ pub(crate) fn guest_visible(state: &VcpuState) -> VcpuState {
 }
 
 /// Registers as far as every backend has them alike after an instruction: without clocks, events on their way, and the
-/// cached PDPTEs, and V_GIF, which some silicon has.
+/// cached PDPTEs, and V_GIF and V_NMI_PENDING, which some silicon has.
 pub(crate) fn observable(state: &VcpuState) -> VcpuState {
     let none = GuestEvent::default();
-    let interruptibility = state.interruptibility.with_virtual_gif(false);
+    let interruptibility = state.interruptibility.with_virtual_gif(false).with_virtual_nmi(false);
     VcpuState { tsc: 0, icount: 0, delivering: none, pdptr: [0; 4], interruptibility, ..guest_visible(state) }
 }

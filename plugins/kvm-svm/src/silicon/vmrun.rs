@@ -113,6 +113,7 @@ impl Running {
     /// Delivers it. Silicon blocks further ones until IRET.
     pub fn take_virtual_nmi(&mut self, state: &mut VcpuState) {
         self.vmcb.control.int_ctl.set_v_nmi_pending(false);
+        state.interruptibility.set_virtual_nmi(false);
         state.intercepts.set(SensitiveKind::NMI_WINDOW, false);
         state.inject =
             Event { valid: true.into(), kind: EventKind::NMI, vector: Vector::NMI.0, ..Default::default() };
@@ -193,7 +194,8 @@ impl Running {
         control.int_state = int_state(state);
         control.int_ctl.set_v_irq(self.vmcb.control.int_ctl.v_irq());
         if control.int_ctl.v_nmi_enable() {
-            control.int_ctl.set_v_nmi_pending(self.vmcb.control.int_ctl.v_nmi_pending());
+            // The tape has it there, where an NMI was taken without an exit.
+            control.int_ctl.set_v_nmi_pending(state.interruptibility.virtual_nmi());
             control.int_ctl.set_v_nmi_blocking(state.interruptibility.nmi());
         }
         let np = control.nested_ctl.np_enable();
@@ -218,7 +220,7 @@ pub fn sign_extended(address: u64, la57: bool) -> u64 {
 }
 
 /// Whether the guest is asked when it can take an NMI.
-fn waits_for_nmi(vmcb: &Vmcb) -> bool {
+pub fn waits_for_nmi(vmcb: &Vmcb) -> bool {
     vmcb.control.int_ctl.v_nmi_enable() && vmcb.control.int_ctl.v_nmi_pending()
 }
 
