@@ -10,7 +10,7 @@ use vmtape_arch::{
     regs::{Cr0, Cr4, Efer, SegAttr},
     vcpu::{Segment, VcpuState, seg},
 };
-use vmtape_cpu::{Cpu, CpuConfig, Env, Interrupted, Model, Ram, Stop};
+use vmtape_cpu::{Cpu, CpuConfig, Engine, Env, Interrupted, Model, Ram, Stop};
 
 const PAGE: u64 = 0x1000;
 /// Host physical addresses.
@@ -80,6 +80,8 @@ pub struct Interpreter {
     world: World,
     start: VcpuState,
     next: u64,
+    /// What a step is: compiled code needs room for a whole block.
+    step: u64,
 }
 
 impl Interpreter {
@@ -92,13 +94,31 @@ impl Interpreter {
         let config = CpuConfig { model: Model::of(vendor), ..CpuConfig::default() };
         let world = World { ram: Ram::leaked(2 * PAGE as usize + DATA_SIZE), exception: None };
         assert!(world.ram.write(LDT_AT, &crate::segments::ldt()));
-        Self { cpu: Cpu::new(config), world, start: user_mode(mode), next: RIP }
+        Self { cpu: Cpu::new(config), world, start: user_mode(mode), next: RIP, step: 1 }
+    }
+
+    /// With the compiler: each instruction is a block with a jump that stays where it is.
+    pub fn compiled(mode: Mode) -> Self {
+        let config =
+            CpuConfig { model: Model::of(vendor()), engine: Engine::Compiler, ..CpuConfig::default() };
+        Self { cpu: Cpu::new(config), step: 2, ..Self::new(mode) }
+    }
+
+    /// Times that compiled code was entered.
+    pub fn entered(&self) -> u64 {
+        self.cpu.compiled().1
     }
 
     /// Puts the code page in place.
     pub fn load(&mut self, code: &[u8], len: usize) {
         assert!(self.world.ram.write(CODE_AT, code));
         self.next = RIP + len as u64;
+        if self.step > 1 {
+            const STAY: [u8; 2] = [0xeb, 0xfe];
+            for pad in [self.next, TARGET] {
+                assert!(self.world.ram.write(CODE_AT + pad - CODE, &STAY));
+            }
+        }
     }
 
     /// Runs the instruction from `context` and `data` (at `offset` in the data pages), and updates both.
@@ -140,7 +160,7 @@ impl Interpreter {
     /// times.
     fn go(&mut self, state: &mut VcpuState) -> Stop {
         for _ in 0..1000 {
-            let until = state.icount + 1;
+            let until = state.icount + self.step;
             let stop = self.cpu.run(state, &mut self.world, until);
             let landed = [self.next, TARGET, TARGET16].contains(&(state.seg[seg::CS].base + state.rip));
             if stop != Stop::Budget || landed {

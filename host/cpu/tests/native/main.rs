@@ -59,6 +59,14 @@ fn instructions_behave_as_on_this_processor() {
     assert!(forms >= LEAST_FORMS, "only {forms} forms are tested");
 }
 
+/// The same for code that the compiler has made of the instructions.
+#[test]
+fn compiled_instructions_behave_as_on_this_processor() {
+    let mut compiled = Interpreter::compiled(Mode::Bits64);
+    compare_forms_with(Mode::Bits64, ENCODINGS / 5, &mut compiled);
+    assert!(compiled.entered() > 10_000, "little was compiled: {}", compiled.entered());
+}
+
 #[test]
 fn compatibility_mode_behaves_as_on_this_processor() {
     compare_forms(Mode::Bits32, ENCODINGS / 2);
@@ -135,9 +143,14 @@ fn kept_silicon_is_still_met() {
 
 /// Compares every form of a mode that VMTAPE_NATIVE_FORMS, if it is set, is part of the name of; how many there are.
 fn compare_forms(mode: Mode, encodings: usize) -> usize {
+    let (forms, digests) = compare_forms_with(mode, encodings, &mut Interpreter::new(mode));
+    kept::record(&digests);
+    forms
+}
+
+fn compare_forms_with(mode: Mode, encodings: usize, interpreter: &mut Interpreter) -> (usize, Digests) {
     let _pages = PAGES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let silicon = Silicon::new(mode);
-    let mut interpreter = Interpreter::new(mode);
     let only = std::env::var("VMTAPE_NATIVE_FORMS").ok();
     let all = forms::all(mode);
     let chosen = |form: &&Form| only.as_ref().is_none_or(|part| form.name().contains(part));
@@ -147,7 +160,7 @@ fn compare_forms(mode: Mode, encodings: usize) -> usize {
     for (number, form) in all.iter().filter(chosen).enumerate() {
         let mut rng = Pcg64::new(number as u128, 0x7461_7065);
         let mut digest = Digest::default();
-        match check(form, encodings, &silicon, &mut interpreter, &mut rng, Against::Silicon(&mut digest)) {
+        match check(form, encodings, &silicon, interpreter, &mut rng, Against::Silicon(&mut digest)) {
             Ok(count) => {
                 states += count;
                 digests.add(form, &digest);
@@ -162,8 +175,7 @@ fn compare_forms(mode: Mode, encodings: usize) -> usize {
         println!("{form}: {why}");
     }
     assert!(failures.is_empty(), "{} of {} forms differ", failures.len(), all.len());
-    kept::record(&digests);
-    all.len()
+    (all.len(), digests)
 }
 
 /// Runs one form; the number of states, or the first difference.

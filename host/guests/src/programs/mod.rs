@@ -20,6 +20,7 @@ mod smp2;
 mod stale;
 mod touch;
 mod vectoring;
+mod work;
 
 use crate::{GuestInfo, Program};
 
@@ -136,6 +137,14 @@ pub const ALL: &[GuestInfo] = &[
         default_memory: 64,
         default_smp: 1,
         program: Program::Long(luggage::program),
+    },
+    GuestInfo {
+        name: "work",
+        summary: "keeps the processor busy, for measurements",
+        parameters: work::PARAMETERS,
+        default_memory: 64,
+        default_smp: 1,
+        program: Program::Long(work::program),
     },
     GuestInfo {
         name: "legacy",
