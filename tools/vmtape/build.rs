@@ -6,7 +6,7 @@ mod commit;
 fn main() {
     commit::tell(&[
         "host",
-        "plugins/abi",
+        "plugins",
         "traces",
         "replay",
         "tools/vmtape/src",

@@ -3,12 +3,21 @@
 // UNSAFETY: dlopen runs a foreign library's code; this is where that is decided.
 #![allow(unsafe_code)]
 
+use crate::{
+    embedded::Embedded,
+    isolated::{Isolation, Which},
+};
 use libloading::Library;
-use std::path::{Path, PathBuf};
+use std::{
+    cell::RefCell,
+    fmt,
+    path::{Path, PathBuf},
+};
 use thiserror::Error;
 use vmtape_abi::{
     Backend, Description, VmConfig,
     import::{Backends, HandshakeError},
+    remote::RemotePlugin,
     table::{ABI_VERSION, ENTRY_SYMBOL, EntryFn},
 };
 
@@ -29,20 +38,52 @@ pub enum Error {
         path.display()
     )]
     OtherVersion { path: PathBuf, found: u32 },
-    #[error("{}: {source}", path.display())]
-    Handshake { path: PathBuf, source: HandshakeError },
+    #[error("{origin}: {source}")]
+    Handshake { origin: Origin, source: HandshakeError },
+    /// In a process of its own; the sentence is what was said there.
+    #[error("{origin}: {reason}")]
+    Isolated { origin: Origin, reason: String },
     #[error("no backend named `{name}`; found: {found}; looked in: {searched}")]
     NotFound { name: String, found: String, searched: String },
+}
+
+/// Where a plugin comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    File(PathBuf),
+    /// The program has it.
+    Embedded,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Embedded => f.write_str("the program itself"),
+        }
+    }
 }
 
 /// A plugin, ready to create VMs.
 #[derive(Debug)]
 pub struct LoadedPlugin {
-    pub path: PathBuf,
+    pub origin: Origin,
     /// Name and version of the build, as the plugin gives them.
     pub build: String,
     pub description: Description,
-    backends: Backends,
+    place: Place,
+}
+
+/// Where its code runs.
+#[derive(Debug)]
+enum Place {
+    Here(Backends),
+    /// A process for each VM. The one that said what the plugin is takes the first.
+    Isolated {
+        isolation: Isolation,
+        which: Which,
+        met: RefCell<Option<Box<RemotePlugin>>>,
+    },
 }
 
 impl LoadedPlugin {
@@ -51,15 +92,45 @@ impl LoadedPlugin {
         let path =
             path.canonicalize().map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
         let entry = entry(&path)?;
-        let broken = |source| match source {
-            HandshakeError::OtherVersion { found } => Error::OtherVersion { path: path.clone(), found },
-            source => Error::Handshake { path: path.clone(), source },
-        };
+        let origin = Origin::File(path.clone());
         // SAFETY: the library has the entry by its name, which carries the ABI version, and stays loaded.
-        let backends = unsafe { Backends::handshake(entry) }.map_err(broken)?;
-        let description = backends.describe().map_err(broken)?;
-        tracing::debug!(path = %path.display(), name = description.name, "loaded a backend");
-        Ok(Self { build: backends.build(), description, backends, path })
+        let backends = unsafe { Backends::handshake(entry) }.map_err(|source| match source {
+            HandshakeError::OtherVersion { found } => Error::OtherVersion { path, found },
+            source => Error::Handshake { origin: origin.clone(), source },
+        })?;
+        Self::of(backends, origin)
+    }
+
+    /// One that is linked in.
+    pub(crate) fn embedded(embedded: &Embedded) -> Result<Self, Error> {
+        Self::of(embedded.backends(), Origin::Embedded)
+    }
+
+    /// Asks a backend what it is.
+    fn of(backends: Backends, origin: Origin) -> Result<Self, Error> {
+        let description = match backends.describe() {
+            Ok(description) => description,
+            Err(source) => return Err(Error::Handshake { origin, source }),
+        };
+        tracing::debug!(%origin, name = description.name, "loaded a backend");
+        Ok(Self { build: backends.build(), description, place: Place::Here(backends), origin })
+    }
+
+    /// One whose VMs run in processes of their own.
+    pub(crate) fn isolated(origin: Origin, which: Which, isolation: &Isolation) -> Result<Self, Error> {
+        let met = match isolation.start(&which) {
+            Ok(met) => met,
+            Err(reason) => {
+                // What the process said of the file names it.
+                let prefix = format!("{origin}: ");
+                let reason = reason.strip_prefix(&prefix).unwrap_or(&reason).to_owned();
+                return Err(Error::Isolated { origin, reason });
+            }
+        };
+        let (build, description) = (met.build.clone(), met.description.clone());
+        let place =
+            Place::Isolated { isolation: isolation.clone(), which, met: RefCell::new(Some(Box::new(met))) };
+        Ok(Self { origin, build, description, place })
     }
 
     /// The name by which options call it.
@@ -69,7 +140,16 @@ impl LoadedPlugin {
 
     /// Creates a VM; the error is the backend's own sentence about what does not fit.
     pub fn create(&self, config: &VmConfig) -> Result<Box<dyn Backend>, String> {
-        self.backends.create(config)
+        match &self.place {
+            Place::Here(backends) => backends.create(config),
+            Place::Isolated { isolation, which, met } => {
+                let plugin = match met.take() {
+                    Some(met) => *met,
+                    None => isolation.start(which)?,
+                };
+                Ok(Box::new(plugin.create(config)?))
+            }
+        }
     }
 }
 

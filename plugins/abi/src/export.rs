@@ -8,7 +8,7 @@ use crate::{
     cross::{Argument, Returned},
     handshake,
     plugin::{Plugin, TableRow, VmConfig},
-    proxy::take_panic,
+    proxy::{backend_runs, on_side, remember_panic, take_panic},
     raw::{put_bytes, slice, text},
     table::*,
 };
@@ -16,6 +16,7 @@ use std::{
     cell::RefCell,
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Once,
 };
 use vmtape_arch::{
     access::{Access, Answer, Verdict},
@@ -53,7 +54,19 @@ macro_rules! export_backend {
 /// Keeps panic messages for [`BackendTable::last_error`] instead of printing them. For a library of its own only: the
 /// panic hook belongs to the copy of the standard library that is linked into it.
 pub fn quiet_panics() {
-    std::panic::set_hook(Box::new(crate::proxy::remember_panic));
+    std::panic::set_hook(Box::new(remember_panic));
+}
+
+/// The same for backends that are linked into a program: only their own panics are kept.
+pub(crate) fn quiet_backend_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let programs = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| match backend_runs() {
+            true => remember_panic(info),
+            false => programs(info),
+        }));
+    });
 }
 
 /// What the host's `*mut Vm` points to.
@@ -75,7 +88,7 @@ unsafe fn guarded<B>(vm: *const Vm, call: impl FnOnce(&mut B) -> Status) -> Stat
     }
     // SAFETY: as above; calls never overlap, so this is the only reference to the backend.
     let backend = unsafe { &mut (*exported).backend };
-    match catch_unwind(AssertUnwindSafe(|| call(backend))) {
+    match on_side(true, || catch_unwind(AssertUnwindSafe(|| call(backend)))) {
         Ok(status) => status,
         Err(panic) => {
             // SAFETY: as above; the reference to the backend is gone.
@@ -149,7 +162,7 @@ impl<P: Plugin> Exports<P> {
         let options = unsafe { slice(raw.options, raw.options_len) };
         let options = options.iter().map(|o| unsafe { (text(o.key), text(o.value)) }).collect();
         let config = VmConfig { silicon: unsafe { *raw.silicon }, options };
-        match catch_unwind(AssertUnwindSafe(|| P::create(&config))) {
+        match on_side(true, || catch_unwind(AssertUnwindSafe(|| P::create(&config)))) {
             Ok(Ok(backend)) => {
                 let exported = Box::new(Exported { backend, broken: RefCell::new(None) });
                 unsafe { *vm = Box::into_raw(exported).cast() };

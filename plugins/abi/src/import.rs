@@ -7,9 +7,10 @@ pub use crate::handshake::HandshakeError;
 use crate::{
     contract::*,
     cross::{Argument, Collected, Returned},
+    export,
     handshake::{self, Call},
     lend::HOST_TABLE,
-    plugin::{Description, VmConfig},
+    plugin::{Description, Plugin, VmConfig},
     raw::text,
     sinks::description_sink,
     table::*,
@@ -49,13 +50,27 @@ impl Backends {
     /// `entry` is the entry of a library that stays loaded, written to the rules of `plugins/README.md`.
     pub unsafe fn handshake(entry: EntryFn) -> Result<Self, HandshakeError> {
         // SAFETY: the caller vouches for the entry and for what its table says of itself; the library is never unloaded.
+        unsafe { Self::of(entry()) }
+    }
+
+    /// # Safety
+    /// As for `handshake`.
+    unsafe fn of(table: *const BackendTable) -> Result<Self, HandshakeError> {
+        // SAFETY: the caller vouches for the table.
         unsafe {
-            let table = entry();
             handshake::check(table, [])?;
             let sizes = handshake::sizes(table)?;
             handshake::check(table, PLUGIN_CALLS.into_iter().chain(BackendTable::CALLS.iter().copied()))?;
             Ok(Self { table, sizes: Box::leak(Box::new(sizes)) })
         }
+    }
+
+    /// A backend that is linked into the program: it goes through the same table, and the same handshake.
+    pub fn linked<P: Plugin>(build: &'static str) -> Self {
+        export::quiet_backend_panics();
+        let table: &'static BackendTable = Box::leak(Box::new(export::table::<P>(build)));
+        // SAFETY: the table is this crate's own and stays.
+        unsafe { Self::of(table) }.expect("a table of this crate fits this crate")
     }
 
     /// Name and version of the build.

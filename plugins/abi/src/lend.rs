@@ -6,6 +6,7 @@
 use crate::{
     contract::*,
     cross::{Argument, Returned},
+    proxy::on_side,
     table::*,
 };
 use std::{
@@ -36,7 +37,20 @@ pub struct Lent<'a, T: ?Sized> {
 pub type LentHost<'a> = Lent<'a, dyn Host + 'a>;
 pub type LentMmu<'a> = Lent<'a, dyn EmulatorMmu + 'a>;
 
-impl<'a, T: ?Sized> Lent<'a, T> {
+/// Whose code a service is.
+pub trait Service {
+    const IS_BACKEND: bool;
+}
+
+impl Service for dyn Host + '_ {
+    const IS_BACKEND: bool = false;
+}
+
+impl Service for dyn EmulatorMmu + '_ {
+    const IS_BACKEND: bool = true;
+}
+
+impl<'a, T: Service + ?Sized> Lent<'a, T> {
     pub fn new(target: &'a mut T, peer: &'static Sizes) -> Self {
         Self { target, peer, busy: false, panic: None }
     }
@@ -66,7 +80,8 @@ impl<'a, T: ?Sized> Lent<'a, T> {
             }
             (*lent).busy = true;
             let (target, peer) = (&raw mut *(*lent).target, (*lent).peer);
-            let served = catch_unwind(AssertUnwindSafe(|| service(&mut *target, peer)));
+            let served =
+                on_side(T::IS_BACKEND, || catch_unwind(AssertUnwindSafe(|| service(&mut *target, peer))));
             (*lent).busy = false;
             served.unwrap_or_else(|panic| {
                 (*lent).panic = Some(panic);

@@ -20,6 +20,7 @@ pub mod observer;
 mod plugin;
 mod proxy;
 mod raw;
+pub mod remote;
 mod sinks;
 mod sizes;
 pub mod table;

@@ -9,7 +9,12 @@ use crate::{
     handshake,
     table::*,
 };
-use std::{any::Any, cell::RefCell, mem::offset_of, panic::PanicHookInfo};
+use std::{
+    any::Any,
+    cell::{Cell, RefCell},
+    mem::offset_of,
+    panic::PanicHookInfo,
+};
 use vmtape_arch::{
     access::Access,
     exception::Exception,
@@ -22,6 +27,20 @@ use vmtape_arch::{
 thread_local! {
     /// The message and place of the last panic, kept by [`remember_panic`].
     static LAST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+    static BACKEND_RUNS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs one side's code, a backend's or (called back by it) the host's, within the other's. It must not unwind.
+pub fn on_side<R>(is_backend: bool, code: impl FnOnce() -> R) -> R {
+    let before = BACKEND_RUNS.replace(is_backend);
+    let result = code();
+    BACKEND_RUNS.set(before);
+    result
+}
+
+/// Whether a backend's code runs on this thread: one that is linked in shares the panic hook with the host.
+pub fn backend_runs() -> bool {
+    BACKEND_RUNS.get()
 }
 
 /// A panic hook that keeps the message for [`take_panic`].

@@ -19,7 +19,7 @@ use vmtape_arch::{
     level::Place,
     note::{NoteKind, RawNote},
     sensitive::Sensitive,
-    state::MsrEntry,
+    state::{MsrEntry, StateKind},
     vcpu::VcpuState,
 };
 
@@ -54,7 +54,7 @@ macro_rules! numbers {
     )*};
 }
 
-numbers!(u8, u32, u64, i64, FlushScope, MemoryStatus, NoteKind, Place, Query, Verdict);
+numbers!(u8, u32, u64, i64, FlushScope, MemoryStatus, NoteKind, Place, Query, StateKind, Verdict);
 
 /// Makes everything that follows from the list of structures.
 macro_rules! structures {

@@ -6,10 +6,12 @@
 mod backend;
 pub mod describe;
 mod kvm;
+mod plugins;
 pub mod rules;
 mod silicon;
 #[cfg(test)]
 mod tests;
 mod vm;
 
+pub use plugins::{Svm, SvmNpt};
 pub use vm::{Vm, create};

@@ -1,20 +1,3 @@
-//! The backend `svm-npt`: AMD's SVM with nested paging (`npt=1`), and `kvm_amd`.
+//! The backend `svm-npt` as a library: AMD's SVM with nested paging (`npt=1`), and `kvm_amd`.
 
-use vmtape_abi::{Description, Plugin, VmConfig};
-
-/// The plugin.
-pub struct SvmNpt;
-
-impl Plugin for SvmNpt {
-    type Vm = vmtape_kvm_svm::Vm;
-
-    fn describe() -> Description {
-        vmtape_kvm_svm::describe::description(true)
-    }
-
-    fn create(config: &VmConfig) -> Result<Self::Vm, String> {
-        vmtape_kvm_svm::create(config, true)
-    }
-}
-
-vmtape_abi::export_backend!(SvmNpt);
+vmtape_abi::export_backend!(vmtape_kvm_svm::SvmNpt);

@@ -4,6 +4,8 @@
 
 pub mod bench;
 pub mod browser;
+pub mod identity;
+pub mod random;
 pub mod timer;
 
 use anyhow::{Context, Result, bail};

@@ -1,14 +1,15 @@
-//! What is installed under an empty prefix works from any folder, and goes without a trace.
+//! What is installed under an empty prefix, or from a package in an empty root, works from any folder, and goes without a trace.
 
 use anyhow::{Context, Result, ensure};
 use std::{
+    fs,
     path::Path,
     process::{Command, Output},
 };
-use vmtape_conformance::{program, tail};
+use vmtape_conformance::{BACKENDS, program, skipped, tail};
 
 /// `cargo xtask`, with what the running test was built with.
-fn xtask(arguments: &[&str]) -> Result<()> {
+fn xtask(arguments: &[&str]) -> Result<String> {
     let program = program()?;
     let folder = program.parent().context("a profile's folder")?;
     let profile = match folder.file_name().and_then(|name| name.to_str()) {
@@ -25,14 +26,97 @@ fn xtask(arguments: &[&str]) -> Result<()> {
         .env("CARGO_TARGET_DIR", folder.parent().context("a target folder")?)
         .output()?;
     ensure!(output.status.success(), "{}", tail(&output));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A program with nothing of this environment.
+fn alone(program: &Path, folder: &Path, arguments: &[&str]) -> Result<Output> {
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(folder).env_clear().env("HOME", folder);
+    Ok(command.output()?)
+}
+
+/// The tour goes to its end, and the backends are those of this repository, each from a place that `origin` is a part of.
+fn tours(program: &Path, folder: &Path, origin: &str) -> Result<()> {
+    let toured = alone(program, folder, &["tour"])?;
+    ensure!(toured.status.success(), "{}", tail(&toured));
+    let listed = alone(program, folder, &["backends", "--json"])?;
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout)?;
+    let listed = listed["backends"].as_array().context("a list of backends")?;
+    let mut names: Vec<_> = listed.iter().filter_map(|backend| backend["name"].as_str()).collect();
+    names.sort_unstable();
+    let mut expected = BACKENDS;
+    expected.sort_unstable();
+    ensure!(names == expected, "{names:?}");
+    for backend in listed {
+        let path = backend["path"].as_str().unwrap_or_default();
+        ensure!(path.contains(origin), "{path} is not from {origin}");
+    }
     Ok(())
 }
 
-/// The installed program, with nothing of this environment.
-fn installed(prefix: &Path, folder: &Path, arguments: &[&str]) -> Result<Output> {
-    let mut command = Command::new(prefix.join("bin/vmtape"));
-    command.args(arguments).current_dir(folder).env_clear().env("HOME", folder);
-    Ok(command.output()?)
+/// As `cargo install` leaves it: a program, and no plugins anywhere.
+#[test]
+fn the_program_alone_has_its_backends() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let copy = folder.path().join("vmtape");
+    fs::copy(program()?, &copy)?;
+    tours(&copy, folder.path(), "the program itself")?;
+    // A file is taken instead, and where both are, it is listed once.
+    let plugin = "libvmtape_svm.so";
+    fs::copy(program()?.with_file_name(plugin), folder.path().join(plugin))?;
+    let listed = alone(&copy, folder.path(), &["backends", "--json"])?;
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout)?;
+    let listed = listed["backends"].as_array().context("a list of backends")?;
+    assert_eq!(listed.len(), BACKENDS.len());
+    for backend in listed {
+        let path = backend["path"].as_str().unwrap_or_default();
+        assert_eq!(path.ends_with(plugin), backend["name"] == "svm", "{path}");
+    }
+    Ok(())
+}
+
+/// The package in an empty root, by dpkg, and out of it again.
+#[test]
+fn the_package_installs_in_an_empty_root() -> Result<()> {
+    let made = xtask(&["dist"])?;
+    let package = |end: &str| made.lines().find(|line| line.ends_with(end));
+    let [unpacked, root, elsewhere] = [tempfile::tempdir()?, tempfile::tempdir()?, tempfile::tempdir()?];
+    let tarball = package(".tar.gz").context("a tarball")?;
+    let tar = Command::new("tar").arg("-xzf").arg(tarball).arg("-C").arg(unpacked.path()).output()?;
+    ensure!(tar.status.success(), "{}", tail(&tar));
+    let inside = fs::read_dir(unpacked.path())?.next().context("a folder in the tarball")??.path();
+    tours(&inside.join("bin/vmtape"), elsewhere.path(), "lib/vmtape/plugins")?;
+
+    let Some(deb) = package(".deb") else {
+        skipped("no dpkg-deb here");
+        return Ok(());
+    };
+    let root = root.path();
+    for folder in ["var/lib/dpkg/info", "var/lib/dpkg/updates"] {
+        fs::create_dir_all(root.join(folder))?;
+    }
+    fs::write(root.join("var/lib/dpkg/status"), "")?;
+    let dpkg = |action: &[&str]| -> Result<()> {
+        let mut command = Command::new("dpkg");
+        command.args(["--force-depends", "--force-not-root", "--force-script-chrootless"]);
+        let output = command.arg(format!("--root={}", root.display())).args(action).output()?;
+        ensure!(output.status.success(), "{}", tail(&output));
+        Ok(())
+    };
+    dpkg(&["--install", deb])?;
+    for file in [
+        "usr/include/vmtape_backend.h",
+        "usr/share/doc/vmtape/LICENSE",
+        "usr/share/man/man1/vmtape.1",
+        "usr/share/bash-completion/completions/vmtape",
+    ] {
+        assert!(root.join(file).is_file(), "{file}");
+    }
+    tours(&root.join("usr/bin/vmtape"), elsewhere.path(), "usr/lib/vmtape/plugins")?;
+    dpkg(&["--remove", "vmtape"])?;
+    assert!(!root.join("usr/bin/vmtape").exists() && !root.join("usr/lib/vmtape").exists());
+    Ok(())
 }
 
 #[test]
@@ -51,16 +135,10 @@ fn the_tour_goes_from_another_folder() -> Result<()> {
     ] {
         assert!(prefix.join(file).is_file(), "{file}");
     }
-    let toured = installed(prefix, elsewhere, &["tour"])?;
-    assert!(toured.status.success(), "{}", tail(&toured));
-    let backends = installed(prefix, elsewhere, &["backends"])?;
-    let text = String::from_utf8_lossy(&backends.stdout).into_owned();
-    for name in ["vmx", "svm", "svm-npt"] {
-        assert!(text.contains(name), "{text}");
-    }
-    std::fs::write(prefix.join("bin/other"), "somebody else's")?;
+    tours(&prefix.join("bin/vmtape"), elsewhere, "lib/vmtape/plugins")?;
+    fs::write(prefix.join("bin/other"), "somebody else's")?;
     xtask(&["uninstall", "--prefix", place])?;
-    let left: Vec<_> = std::fs::read_dir(prefix)?.collect::<Result<_, _>>()?;
+    let left: Vec<_> = fs::read_dir(prefix)?.collect::<Result<_, _>>()?;
     assert_eq!(
         left.iter().map(|entry| entry.file_name()).collect::<Vec<_>>(),
         ["bin"],

@@ -3,53 +3,11 @@
 
 use anyhow::{Result, ensure};
 use std::{fs, path::Path};
-use vmtape_conformance::{BACKENDS, tail, vmtape};
+use vmtape_conformance::{BACKENDS, random, tail, vmtape};
 
 const GUESTS: u64 = 24;
 /// A guest that runs in circles ends by this.
 const LIMITS: [&str; 4] = ["--max-insns", "20000", "--max-exits", "20000"];
-
-/// xorshift64*: the same bytes for a seed on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-}
-
-/// Random code, of which every second piece is an instruction that virtualization is about.
-fn guest(seed: u64) -> Vec<u8> {
-    const SENSITIVE: [&[u8]; 12] = [
-        b"\x0f\xa2",
-        b"\x0f\x30",
-        b"\x0f\x32",
-        b"\x0f\x01\xc1",
-        b"\x0f\x0b",
-        b"\xf3\x6c",
-        b"\xf3\x6e",
-        b"\xe6\x43",
-        b"\xe4\x40",
-        b"\x0f\x20\xc0",
-        b"\x0f\x22\xc0",
-        b"\xf3\xa4",
-    ];
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let mut sector = Vec::new();
-    while sector.len() < 496 {
-        let word = random.next();
-        match word & 1 {
-            0 => sector.extend_from_slice(SENSITIVE[(word >> 8) as usize % SENSITIVE.len()]),
-            _ => sector.extend_from_slice(&word.to_le_bytes()[..1 + (word >> 8) as usize % 7]),
-        }
-    }
-    sector.resize(510, 0xf4);
-    sector.extend([0x55, 0xaa]);
-    sector
-}
 
 fn hold(folder: &Path, backend: &str, other: &str) -> Result<()> {
     for tape in ["a.tape", "b.tape"] {
@@ -82,7 +40,10 @@ fn random_code_does_no_harm() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut failed = Vec::new();
     for seed in 0..guests {
-        fs::write(folder.path().join("guest.bin"), guest(seed))?;
+        fs::write(
+            folder.path().join("guest.bin"),
+            if seed % 2 == 0 { random::boot_sector(seed) } else { random::paged(seed) },
+        )?;
         let backend = BACKENDS[seed as usize % BACKENDS.len()];
         let other = BACKENDS[(seed as usize + 1) % BACKENDS.len()];
         if let Err(error) = hold(folder.path(), backend, other) {

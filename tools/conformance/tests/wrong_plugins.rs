@@ -1,13 +1,8 @@
 //! Plugins that answer against the ABI, as a user meets them: the run ends as "the backend broke", which names the call and the
 //! field, with exit code 125. No panic, no hang.
 
-use anyhow::{Context, Result, ensure};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
-use vmtape_conformance::{tail, vmtape};
+use anyhow::{Result, ensure};
+use vmtape_conformance::{identity::compile, vmtape};
 
 const COULD_NOT_TEST: i32 = 125;
 
@@ -42,23 +37,6 @@ const WRONG: [Wrong; 6] = [
         &["`handle_exit`", "state.activity"],
     ),
 ];
-
-fn abi() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/abi")
-}
-
-/// Compiles the backend in C with one thing changed.
-fn compile(folder: &Path, from: &str, to: &str) -> Result<()> {
-    let source = fs::read_to_string(abi().join("tests/c/identity.c"))?;
-    ensure!(source.contains(from), "the backend in C has no longer `{from}`");
-    fs::write(folder.join("wrong.c"), source.replacen(from, to, 1))?;
-    let mut cc = Command::new("cc");
-    cc.args(["-std=c11", "-w", "-shared", "-fPIC", "-O1", "-I"]).arg(abi().join("include"));
-    let built = cc.arg(folder.join("wrong.c")).arg("-o").arg(folder.join("libidentity.so")).output();
-    let built = built.context("a C compiler is installed as `cc`")?;
-    ensure!(built.status.success(), "{}", tail(&built));
-    Ok(())
-}
 
 const RECORD: [&str; 8] =
     ["record", "--plugin", "libidentity.so", "-b", "identity", "--host", "intel-46", "-o"];

@@ -1,6 +1,7 @@
 //! Options that describe a machine, shared by the commands that run one.
 
 use crate::{
+    embedded::EMBEDDED,
     libvirt, near,
     output::{Refused, is_quiet, usage},
     script_args::{ScriptArgs, asked_width},
@@ -11,13 +12,14 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
+    time::Duration,
 };
 use vmtape_abi::{Backend, TableRow, VmConfig};
 use vmtape_arch::{
     cpuid::{CpuidEntry, maxphyaddr},
     host::{Silicon, Vendor},
 };
-use vmtape_backends::{LoadedPlugin, Search};
+use vmtape_backends::{Isolation, LoadedPlugin, Search};
 use vmtape_machine::{
     Engine, GuestImage, Layout, MILESTONE_EVERY, MachineSpec, hosts,
     model::{CpuOption, silicon_cpuid},
@@ -37,11 +39,28 @@ pub struct PluginArgs {
     /// A backend library, or a folder of them, to look at first (also: VMTAPE_PLUGIN_PATH)
     #[arg(long = "plugin", value_name = "PATH", value_hint = ValueHint::AnyPath)]
     plugin: Vec<PathBuf>,
+
+    /// Run the backend in a process of its own, which may take SECONDS for a call (30): its death ends the run, not the program
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "30", env = ISOLATE,
+        hide_env = true, value_parser = clap::value_parser!(u64).range(1..))]
+    isolate: Option<u64>,
 }
+
+/// What `--isolate` is for programs that this one starts.
+pub const ISOLATE: &str = "VMTAPE_ISOLATE";
 
 impl PluginArgs {
     pub fn search(&self) -> Search {
-        Search::new(&self.plugin)
+        let isolation = self.isolate.map(|seconds| Isolation {
+            program: std::env::current_exe().unwrap_or_else(|_| "vmtape".into()),
+            limit: Duration::from_secs(seconds),
+        });
+        Search::new(&self.plugin).or_embedded(EMBEDDED).isolated(isolation)
+    }
+
+    /// The seconds of `--isolate`.
+    pub fn isolate(&self) -> Option<u64> {
+        self.isolate
     }
 
     /// What the user gave.

@@ -2,6 +2,7 @@
 
 mod cli;
 mod commands;
+mod embedded;
 mod fault_args;
 mod files;
 mod help;
@@ -23,6 +24,9 @@ use std::{
 };
 
 fn main() -> std::process::ExitCode {
+    if vmtape_backends::serve_if_child(embedded::EMBEDDED) {
+        return ExitCode::SAME.into();
+    }
     vmtape_replay::spec::made_by(env!("VMTAPE_BUILD"));
     let arguments: Vec<OsString> = match qemu::normalize(std::env::args_os()) {
         Ok(arguments) => arguments,

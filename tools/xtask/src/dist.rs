@@ -8,20 +8,7 @@ use std::{
     process::Command,
 };
 
-const CONTROL: &str = "\
-Package: vmtape
-Version: {version}
-Architecture: {architecture}
-Maintainer: The vmtape authors <vmtape@localhost>
-Section: devel
-Priority: optional
-Depends: libc6, libgcc-s1
-Description: record, replay and break x86 virtualization, without hardware
- Runs a guest on a software CPU under models of VMX and SVM, tapes every exit, and says what would change for the guest on
- another backend, host or KVM.
-";
-
-/// Makes both and gives their paths. The .deb needs `dpkg-deb`.
+/// Makes both and gives their paths. The .deb needs `cargo-deb` or `dpkg-deb`.
 pub fn dist(build: &Build) -> Result<Vec<PathBuf>> {
     let (version, machine) = (env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
     let folder = build.root.join("target/dist");
@@ -32,23 +19,78 @@ pub fn dist(build: &Build) -> Result<Vec<PathBuf>> {
     let mut tar = Command::new("tar");
     tar.args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "-czf"]).arg(&tarball);
     succeed(tar.arg("-C").arg(&folder).arg(&name))?;
-    let mut made = vec![tarball];
-    if Command::new("dpkg-deb").arg("--version").output().is_ok() {
-        made.push(deb(build, &folder, version)?);
-    }
-    Ok(made)
+    Ok([Some(tarball), deb(build, &folder, version)?].into_iter().flatten().collect())
 }
 
-fn deb(build: &Build, folder: &Path, version: &str) -> Result<PathBuf> {
+/// The words of the package, as cargo-deb reads them in the program's manifest.
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Words {
+    maintainer: String,
+    section: String,
+    priority: String,
+    depends: String,
+    extended_description: String,
+}
+
+impl Words {
+    fn read(manifest: &Path) -> Result<(Self, String)> {
+        let text = fs::read_to_string(manifest).with_context(|| manifest.display().to_string())?;
+        let package = text.parse::<toml::Table>()?["package"].clone();
+        let words =
+            package.get("metadata").and_then(|all| all.get("deb")).context("metadata of the package")?;
+        let summary = package["description"].as_str().context("a description")?.to_owned();
+        Ok((words.clone().try_into()?, summary))
+    }
+
+    fn control(&self, version: &str, architecture: &str, summary: &str) -> String {
+        let Self { maintainer, section, priority, depends, extended_description } = self;
+        let description = extended_description.trim().replace('\n', "\n ");
+        format!(
+            "Package: vmtape\nVersion: {version}\nArchitecture: {architecture}\nMaintainer: {maintainer}\n\
+             Section: {section}\nPriority: {priority}\nDepends: {depends}\nDescription: {summary}\n {description}\n"
+        )
+    }
+}
+
+/// By cargo-deb where it is installed, else by dpkg-deb.
+fn deb(build: &Build, folder: &Path, version: &str) -> Result<Option<PathBuf>> {
     let architecture = if cfg!(target_arch = "x86_64") { "amd64" } else { std::env::consts::ARCH };
     let root = fresh(&folder.join("deb"))?;
     install::install(&Build { is_done: true, ..build.clone() }, &root.join("usr"))?;
-    fs::create_dir(root.join("DEBIAN"))?;
-    let control = CONTROL.replace("{version}", version).replace("{architecture}", architecture);
-    fs::write(root.join("DEBIAN/control"), control)?;
     let package = folder.join(format!("vmtape_{version}_{architecture}.deb"));
-    succeed(Command::new("dpkg-deb").args(["--root-owner-group", "--build"]).arg(&root).arg(&package))?;
-    Ok(package)
+    let manifest = build.root.join("tools/vmtape/Cargo.toml");
+    let there = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    if there("cargo", &["deb", "--version"]) {
+        let mut command = Command::new("cargo");
+        command.args([
+            "deb",
+            "--no-build",
+            "--no-strip",
+            "--deb-version",
+            version,
+            "--profile",
+            &build.profile,
+        ]);
+        command.arg("--manifest-path").arg(&manifest).arg("--output").arg(&package);
+        succeed(command.current_dir(&build.root))?;
+    } else if there("dpkg-deb", &["--version"]) {
+        let (words, summary) = Words::read(&manifest)?;
+        fs::create_dir(root.join("DEBIAN"))?;
+        fs::write(root.join("DEBIAN/control"), words.control(version, architecture, &summary))?;
+        succeed(
+            Command::new("dpkg-deb")
+                .args(["-Zgzip", "--root-owner-group", "--build"])
+                .arg(&root)
+                .arg(&package),
+        )?;
+    } else {
+        return Ok(None);
+    }
+    Ok(Some(package))
 }
 
 /// An empty folder.

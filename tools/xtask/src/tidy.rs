@@ -27,6 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vmtape_vmx", &["vmtape_arch", "vmtape_abi", "vmtape_kvm_mmu", "vmtape_kvm_core"]),
     ("vmtape_svm", &["vmtape_arch", "vmtape_abi", "vmtape_kvm_mmu", "vmtape_kvm_core", "vmtape_kvm_svm"]),
     ("vmtape_svm_npt", &["vmtape_arch", "vmtape_abi", "vmtape_kvm_mmu", "vmtape_kvm_core", "vmtape_kvm_svm"]),
+    ("vmtape_template", &["vmtape_arch", "vmtape_abi"]),
     ("vmtape_machine", &["vmtape_arch", "vmtape_cpu", "vmtape_abi", "vmtape_traces"]),
     ("vmtape_backends", &["vmtape_arch", "vmtape_abi", "vmtape_machine"]),
     ("vmtape_faults", &["vmtape_arch", "vmtape_traces", "vmtape_machine"]),

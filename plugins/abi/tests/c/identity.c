@@ -313,10 +313,14 @@ static vt_Status handle_exit(vt_Vm *vm, uint32_t vcpu, vt_VcpuState *state, cons
     case vt_SensitiveKind_CPUID:
         cpuid(vm, state);
         state->rip += exit->insn.len;
+        // With the instruction the shadow of STI or MOV SS before it is over.
+        state->interruptibility &= ~3u;
         break;
     case vt_SensitiveKind_HLT:
+        state->interruptibility &= ~3u;
         state->rip += exit->insn.len;
         state->activity = vt_Activity_HLT;
+        resume->kind = vt_ResumeKind_BLOCKED;
         break;
     case vt_SensitiveKind_TRIPLE_FAULT: resume->kind = vt_ResumeKind_SHUTDOWN; break;
     default: break;
@@ -350,6 +354,14 @@ static vt_Status create(const vt_RawConfig *config, vt_Vm **vm, vt_Sink_u8 error
         error.put(error.ctx, reason.ptr, reason.len);
         return vt_STATUS_REFUSED;
     }
+    // A tape with an option that is not known here means something else. `resolved` gives ("kvm", "none").
+    for (size_t i = 0; i < config->options_len; i++)
+        if (config->options[i].key.len != 3 || memcmp(config->options[i].key.ptr, "kvm", 3)) {
+            vt_Text reason = TEXT("identity has no option ");
+            error.put(error.ctx, reason.ptr, reason.len);
+            error.put(error.ctx, config->options[i].key.ptr, config->options[i].key.len);
+            return vt_STATUS_REFUSED;
+        }
     *vm = calloc(1, sizeof **vm);
     return *vm ? vt_STATUS_OK : -12;
 }
@@ -384,8 +396,13 @@ static vt_Status supported_cpuid(vt_Vm *vm, vt_Slice_CpuidEntry silicon, vt_Sink
 static vt_Status set_memory_region(vt_Vm *vm, const vt_MemoryRegion *region, vt_HostRef host) {
     (void)host;
     GROWN_IS_ZERO(region);
-    if (region->slot >= MAX_SLOTS)
-        return -22;
+    if (region->slot >= MAX_SLOTS || (region->gpa | region->size | region->hpa) & 0xfff)
+        return -22; // -EINVAL
+    for (uint32_t i = 0; i < MAX_SLOTS; i++) {
+        const vt_MemoryRegion *other = &vm->slots[i];
+        if (i != region->slot && region->gpa < other->gpa + other->size && other->gpa < region->gpa + region->size)
+            return -17; // -EEXIST
+    }
     vm->slots[region->slot] = *region;
     return vt_STATUS_OK;
 }

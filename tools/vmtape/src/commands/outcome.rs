@@ -68,7 +68,7 @@ pub fn report(run: &Run, json: bool, guest_status: bool) -> Result<ExitCode> {
     if let End::Fatal { resume, reason, .. } = end
         && resume.kind == ResumeKind::BACKEND_FAILED
     {
-        let (path, exits) = (plugin.path.display(), machine.exits());
+        let (path, exits) = (&plugin.origin, machine.exits());
         bail!("{path}: the backend broke after {exits} exits: {reason}");
     }
     let because = because(machine, end, &plugin.description.rules);

@@ -5,7 +5,7 @@ use crate::{
     scenarios::{
         catalogue::{self, Case, Scenario},
         report::{Report, table},
-        runner::Runner,
+        runner::{self, Runner},
     },
 };
 use anyhow::Result;
@@ -33,6 +33,9 @@ pub struct Args {
     /// Only this backend
     #[arg(short, long, value_name = "BACKEND")]
     backend: Option<String>,
+    /// What holds for every backend, whoever wrote it, for the one that -b names
+    #[arg(long, requires = "backend", conflicts_with = "files")]
+    kit: bool,
     /// Also rows that take minutes
     #[arg(long)]
     slow: bool,
@@ -67,7 +70,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let runner = Runner {
         program: env::current_exe()?,
-        plugins: args.plugins.paths().to_vec(),
+        plugins: args.plugins.paths().iter().map(|path| runner::absolute(path)).collect::<Result<_>>()?,
+        isolate: args.plugins.isolate(),
         search: args.plugins.search(),
         kvm_unit_tests: env::var_os("VMTAPE_KUT").map(PathBuf::from),
         slow: args.slow,
@@ -94,6 +98,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 const ROWS: &str = "rows";
 
 fn rows(args: &Args) -> Result<Vec<Scenario>> {
+    if let (true, Some(backend)) = (args.kit, &args.backend) {
+        return catalogue::kit(backend);
+    }
     if args.files.is_empty() {
         return catalogue::built_in();
     }
@@ -104,7 +111,7 @@ fn rows(args: &Args) -> Result<Vec<Scenario>> {
 fn wanted(args: &Args, (row, case): &(&Scenario, &Case)) -> bool {
     args.name.as_ref().is_none_or(|text| row.name.contains(text.as_str()))
         && args.history.as_ref().is_none_or(|history| row.history == *history)
-        && args.backend.as_ref().is_none_or(|backend| case.backend() == backend)
+        && args.backend.as_ref().is_none_or(|backend| args.kit || case.backend() == backend)
 }
 
 #[derive(Serialize)]

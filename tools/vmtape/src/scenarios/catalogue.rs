@@ -22,6 +22,9 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("migration.toml", include_str!("../../scenarios/migration.toml")),
 ];
 
+/// What holds for every backend.
+const KIT: (&str, &str) = ("kit.toml", include_str!("../../scenarios/kit.toml"));
+
 /// A file of rows about one subject.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,6 +51,9 @@ struct Entry {
     /// Minutes rather than moments: run on request.
     #[serde(default)]
     slow: bool,
+    /// KVM_CAP numbers that a backend claims.
+    #[serde(default)]
+    needs: Vec<u32>,
     /// What the command must show, by what follows `-b`; a row without a backend has one entry, named `any`.
     expect: toml::Table,
 }
@@ -63,6 +69,7 @@ pub struct Scenario {
     pub command: String,
     pub files: BTreeMap<String, String>,
     pub slow: bool,
+    pub needs: Vec<u32>,
     pub cases: Vec<Case>,
 }
 
@@ -92,6 +99,16 @@ pub fn built_in() -> Result<Vec<Scenario>> {
     }
     unique(&all)?;
     Ok(all)
+}
+
+/// What holds for every backend, for one that is looked at: its name and options, as `-b` takes them.
+pub fn kit(backend: &str) -> Result<Vec<Scenario>> {
+    let mut rows = parse(KIT.1).context(KIT.0)?;
+    for case in rows.iter_mut().flat_map(|row| &mut row.cases) {
+        backend.clone_into(&mut case.on);
+    }
+    unique(&rows)?;
+    Ok(rows)
 }
 
 /// The rows of a user's file.
@@ -137,6 +154,7 @@ fn scenario(history: &str, entry: Entry) -> Result<Scenario> {
         command: entry.command,
         files: entry.files,
         slow: entry.slow,
+        needs: entry.needs,
     })
 }
 
@@ -156,6 +174,10 @@ mod tests {
     #[test]
     fn the_built_in_rows_are_well_formed() {
         assert!(!built_in().unwrap().is_empty());
+        let kit = kit("mine").unwrap();
+        assert!(
+            !kit.is_empty() && kit.iter().all(|row| row.cases.len() == 1 && row.name.starts_with("kit-"))
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::{
     catalogue::{ANY, Case, Scenario},
     expect::{self, Channel, Line, Shown},
 };
+use crate::machine_args::{ISOLATE, create, default_host, parse_backend};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use std::{
@@ -49,6 +50,8 @@ pub struct Runner {
     pub program: PathBuf,
     /// Folders and files given with `--plugin`.
     pub plugins: Vec<PathBuf>,
+    /// The seconds of `--isolate`.
+    pub isolate: Option<u64>,
     pub search: Search,
     /// kvm-unit-tests' x86 folder.
     pub kvm_unit_tests: Option<PathBuf>,
@@ -91,9 +94,17 @@ impl Runner {
             reasons: Vec::new(),
             commands: Vec::new(),
         };
-        if let Some(reason) = self.unfit(scenario) {
-            outcome.reasons.push(reason);
-            return outcome;
+        match self.unfit(scenario, case) {
+            Ok(None) => {}
+            Ok(Some(reason)) => {
+                outcome.reasons.push(reason);
+                return outcome;
+            }
+            Err(error) => {
+                outcome.verdict = Verdict::Deviates;
+                outcome.reasons.push(format!("{error:#}"));
+                return outcome;
+            }
         }
         match self.attempt(scenario, case, &mut outcome.commands) {
             Ok(deviations) => outcome.reasons = deviations,
@@ -104,14 +115,23 @@ impl Runner {
     }
 
     /// Why a row cannot run here.
-    fn unfit(&self, scenario: &Scenario) -> Option<String> {
+    fn unfit(&self, scenario: &Scenario, case: &Case) -> Result<Option<String>> {
         if scenario.slow && !self.slow {
-            return Some("takes minutes: --slow runs it".into());
+            return Ok(Some("takes minutes: --slow runs it".into()));
         }
         let commands = || scenario.setup.iter().chain([&scenario.command]);
         let needs_images = commands().any(|command| command.contains(IMAGES));
-        (needs_images && self.kvm_unit_tests.is_none())
-            .then(|| "VMTAPE_KUT is not set to the x86 folder of a built kvm-unit-tests".into())
+        if needs_images && self.kvm_unit_tests.is_none() {
+            return Ok(Some("VMTAPE_KUT is not set to the x86 folder of a built kvm-unit-tests".into()));
+        }
+        if scenario.needs.is_empty() {
+            return Ok(None);
+        }
+        let (name, options) = parse_backend(&case.on)?;
+        let plugin = self.search.load(&name)?;
+        let vm = create(&plugin, default_host(plugin.description.vendor)?.1, &options)?;
+        let missing = scenario.needs.iter().find(|cap| vm.check_extension(**cap) <= 0);
+        Ok(missing.map(|cap| format!("the backend does not claim KVM_CAP {cap}")))
     }
 
     fn attempt(&self, scenario: &Scenario, case: &Case, typed: &mut Vec<String>) -> Result<Vec<String>> {
@@ -177,6 +197,9 @@ impl Runner {
             let path = std::env::join_paths(&self.plugins).context("--plugin")?;
             command.env("VMTAPE_PLUGIN_PATH", path);
         }
+        if let Some(seconds) = self.isolate {
+            command.env(ISOLATE, seconds.to_string());
+        }
         let output = command.output().with_context(|| self.program.display().to_string())?;
         let lines = |bytes: &[u8]| String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect();
         Ok(Shown {
@@ -221,7 +244,7 @@ impl Place {
             placeholders.extend([("{backend}", case.on.clone()), ("{vendor}", vendor.to_string())]);
         }
         if let Some(folder) = &runner.kvm_unit_tests {
-            placeholders.push((IMAGES, absolute(folder)?));
+            placeholders.push((IMAGES, absolute(folder)?.display().to_string()));
         }
         Ok(Self { path, _temporary: temporary, placeholders })
     }
@@ -237,6 +260,7 @@ impl Place {
     }
 }
 
-fn absolute(path: &Path) -> Result<String> {
-    Ok(path.canonicalize().with_context(|| path.display().to_string())?.display().to_string())
+/// Rows run in folders of their own.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
+    path.canonicalize().with_context(|| path.display().to_string())
 }

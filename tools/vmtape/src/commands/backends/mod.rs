@@ -128,7 +128,7 @@ fn backend<'a>(plugin: &'a LoadedPlugin, args: &Args) -> Result<Backend<'a>> {
         summary: &d.summary,
         vendor: d.vendor.to_string(),
         build: &plugin.build,
-        path: plugin.path.display().to_string(),
+        path: plugin.origin.to_string(),
         profiles: rows(&d.profiles),
         capabilities: rows(&seen.capabilities),
         parameters: rows(&seen.parameters),
@@ -196,7 +196,7 @@ fn print_backend(out: &mut impl Write, plugin: &LoadedPlugin, args: &Args) -> Re
     let d = &plugin.description;
     let seen = Seen::of(plugin, args.kvm.as_deref())?;
     writeln!(out, "{}: {}", d.name, d.summary)?;
-    writeln!(out, "  {} host, {}, {}", d.vendor, plugin.build, plugin.path.display())?;
+    writeln!(out, "  {} host, {}, {}", d.vendor, plugin.build, plugin.origin)?;
     let profiles: Vec<_> = d.profiles.iter().map(|row| row.name.as_str()).collect();
     writeln!(out, "  profiles: {}", profiles.join(", "))?;
     print_rows(out, &format!("capabilities on {}", plugin_host(plugin)), &seen.capabilities)?;
