@@ -134,6 +134,15 @@ impl Kvm {
         Some(Exception { payload: status, ..Exception::new(Vector::MC) })
     }
 
+    /// The machine check of a fetch through a large page.
+    pub fn itlb_multihit(&self, vcpu: u32, gva: u64, gpa: u64, host: &mut dyn Host) -> Option<Exception> {
+        if !self.mmu.maps_large(vcpu, gpa) {
+            return None;
+        }
+        let status = self.mmu.fault(vcpu, FaultPoint::ITLB_MULTIHIT, gva, gpa, host)?;
+        Some(Exception { payload: status, ..Exception::new(Vector::MC) })
+    }
+
     /// The VMM has disabled these quirks since the VM was made. Entries of the MMU that there are stay as they are.
     pub fn set_disabled_quirks(&mut self, bits: u64) {
         self.options.set_disabled_quirks(bits);

@@ -44,6 +44,11 @@ impl Mmu {
         positions.map(|at| (at.level, self.pages.read(at.sptep))).collect()
     }
 
+    /// Whether a large page of two-dimensional paging maps an address, in a run that has faults.
+    pub fn maps_large(&self, vcpu: u32, gpa: u64) -> bool {
+        self.armed && self.is_tdp_mmu(vcpu) && self.way(vcpu, gpa).last().is_some_and(|(level, _)| *level > 1)
+    }
+
     /// The lowest entry for an address links to what is no page of KVM's. KVM would go on with whatever lies there (struct
     /// kvm_mmu_page is found through the frame), and ends in an oops, or in KVM_BUG_ON where it looks.
     /// See: KVM mmu/spte.h to_shadow_page(), mmu/mmu.c pte_list_remove()

@@ -22,7 +22,7 @@ use crate::{
 };
 use vmtape_abi::{Errno, Host, Query};
 use vmtape_arch::{
-    access::{Access, Answer, Mapping, MappingKind, Verdict},
+    access::{Access, AccessKind, Answer, Mapping, MappingKind, Verdict},
     exception::{Exception, Vector},
     exit::{Exit, Resume},
     note::NoteKind,
@@ -287,7 +287,15 @@ impl Ops for Shared {
         let (result, steps) =
             self.kvm.mmu.tdp_access(vcpu, state, access.gva, &WalkAccess::from(access), caching, host);
         match result {
-            GuestAccess::Mapped(mapping) => native(mapping, v.controls.apic),
+            GuestAccess::Mapped(mapping) => {
+                if access.kind == AccessKind::FETCH
+                    && let Some(mc) = self.kvm.itlb_multihit(vcpu, access.gva, mapping.gpa, host)
+                {
+                    *exit = exits::exception(&mc, state);
+                    return Answer { verdict: Verdict::EXIT, ..Default::default() };
+                }
+                native(mapping, v.controls.apic)
+            }
             GuestAccess::Fault(error) => {
                 if error.rsvd() && host.wants(NoteKind::RULE) {
                     tracer.note(Rule::RESERVED_BY_HOST_WIDTH.note(), host);

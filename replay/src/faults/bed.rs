@@ -7,7 +7,7 @@ use crate::{
 };
 use std::path::Path;
 use vmtape_abi::{Description, TableRow};
-use vmtape_faults::{Candidate, Engine, Firing, Point, Shrunk, Signature, Source, Verdict};
+use vmtape_faults::{Candidate, Engine, Firing, Plan, Point, Shrunk, Signature, Source, Verdict};
 use vmtape_machine::{Live, MachineSpec};
 use vmtape_traces::{Tape, event::Fault};
 
@@ -92,6 +92,12 @@ impl<'a> Bed<'a> {
         Ok(Self { machine, create, plugin, points, budget, twin })
     }
 
+    /// Records the run without faults again, to be kept.
+    pub fn record_twin(&self, path: &Path) -> Result<Tape, Error> {
+        let inputs = Box::new(Live::new(self.machine.seed));
+        record(&self.machine, inputs, &Budget::default(), self.create, Some(path))
+    }
+
     pub fn twin(&self) -> &Tape {
         &self.twin
     }
@@ -167,15 +173,35 @@ impl<'a> Bed<'a> {
     }
 
     fn show(&self, candidate: &Candidate, machines: &[MachineSpec]) -> Result<Judgement, Error> {
-        let source = Source::from(candidate.plan.clone());
+        Ok(self.on(candidate, machines, &candidate.plan, None)?.judgement)
+    }
+
+    /// Runs a plan as a candidate of a search was run, and keeps the tape.
+    pub fn run_as(
+        &self,
+        candidate: &Candidate,
+        machines: &[MachineSpec],
+        plan: &Plan,
+        path: &Path,
+    ) -> Result<Run, Error> {
+        self.on(candidate, machines, plan, Some(path))
+    }
+
+    fn on(
+        &self,
+        candidate: &Candidate,
+        machines: &[MachineSpec],
+        plan: &Plan,
+        path: Option<&Path>,
+    ) -> Result<Run, Error> {
+        let source = Source::from(plan.clone());
         let machine = machines.get(candidate.machine);
         if machine.is_none() && candidate.limit.is_none() {
-            return Ok(self.run(&source, None)?.judgement);
+            return self.run(&source, path);
         }
         let instructions = candidate.limit.unwrap_or(u64::MAX);
         let budget = Budget { instructions, ..Budget::default() };
         let machine = machine.unwrap_or(&self.machine).clone();
-        let bed = Bed::new(machine, budget, self.create, self.plugin)?;
-        Ok(bed.run(&source, None)?.judgement)
+        Bed::new(machine, budget, self.create, self.plugin)?.run(&source, path)
     }
 }

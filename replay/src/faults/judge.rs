@@ -52,6 +52,9 @@ impl Runs<'_> {
         let (twin, faulty) = (Told::of(self.twin)?, Told::of(self.faulty)?);
         let report = if fired.is_empty() { None } else { Some(self.compare()?) };
         let divergence = report.as_ref().and_then(|report| report.divergence.clone());
+        if let Some((divergence, first)) = divergence.as_ref().zip(fired.first()) {
+            follows(divergence, first)?;
+        }
         let told = faulty.beyond(&twin);
         let seen = Seen { ends: [&twin.end, &faulty.end], told: &told, fired: &fired };
         let (verdict, why) = match (&report, &divergence) {
@@ -102,6 +105,19 @@ impl Runs<'_> {
         let Some(state) = player.machine.state(divergence.vcpu) else { return Ok(false) };
         Ok(asks(&explain::instruction(&player.machine, state)))
     }
+}
+
+/// A difference comes after a fault, or it is none of the fault's: the run does not repeat itself.
+fn follows(divergence: &Divergence, first: &Fault) -> Result<(), Error> {
+    // A fault at an exit comes where the instruction that exits counts already.
+    if divergence.icount.saturating_add(1) >= first.icount {
+        return Ok(());
+    }
+    let (differs, faulted, what) = (divergence.icount, first.icount, &divergence.summary);
+    Err(Error::Other(format!(
+        "a run differs from its twin after {differs} instructions ({what}), and its first fault comes after {faulted}: runs are not \
+         deterministic"
+    )))
 }
 
 /// Whether an instruction's result comes from elsewhere than registers and memory: port input, CPUID, time, random numbers, MSRs,

@@ -20,6 +20,17 @@ pub use remote::Peer;
 pub use verdict::{Moved, Verdict};
 pub use way::{Hop, Journey, Travelled, Way};
 
+/// The fault points that a plan for a migration may name.
+pub fn points() -> Vec<Point> {
+    let point = |(point, name, text, words): (MovePoint, &str, &str, String)| Point {
+        number: point.0,
+        name: name.to_owned(),
+        text: text.to_owned(),
+        words,
+    };
+    MovePoint::table().into_iter().map(point).collect()
+}
+
 use crate::{
     Error, Report,
     across::COMPARED,
@@ -27,6 +38,8 @@ use crate::{
     player::Player,
     sides::Sides,
 };
+use vmtape_faults::Point;
+use vmtape_migrate::points::MovePoint;
 use vmtape_traces::event::End;
 
 impl Sides<'_> {

@@ -2,6 +2,7 @@
 
 use crate::{Report, report};
 use serde::Serialize;
+use vmtape_machine::Phase;
 use vmtape_migrate::{Outcome, handover::State};
 
 /// The word; where several would do, the first in this order.
@@ -61,6 +62,22 @@ impl Verdict {
             () if outcome.destination == State::Running => Self::Moved,
             () if outcome.loaded.findings.iter().any(|finding| finding.refuses) => Self::Refused,
             () => Self::Detected,
+        }
+    }
+
+    /// In the words of fault plans. `fired`: how many faults happened, the last one in `phase`.
+    pub fn of_faults(self, fired: usize, phase: Phase) -> vmtape_faults::Verdict {
+        use vmtape_faults::Verdict as Faulty;
+        match self {
+            Self::TwoRunning => Faulty::TwoRunning,
+            Self::SilentCorruption => Faulty::SilentCorruption,
+            Self::Lost => Faulty::GuestLost(phase),
+            Self::Parked => Faulty::Parked,
+            Self::Detected => Faulty::Detected,
+            Self::Refused => Faulty::Refused,
+            Self::Moved | Self::Ended if fired == 0 => Faulty::NotReached,
+            Self::Unknown | Self::Ended => Faulty::Unknown,
+            Self::Moved => Faulty::Masked,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use std::{
+    collections::BTreeMap,
     fs,
     path::Path,
     process::{Command, Stdio},
@@ -161,5 +162,120 @@ fn shards_and_job_files() -> Result<()> {
             && job.contains("backoffLimitPerIndex")
             && job.contains("completions: 4")
     );
+    Ok(())
+}
+
+/// Runs all shards of a plan side by side.
+fn run_shards(folder: &Path, plan: &str, shards: u32, results: &str) -> Result<()> {
+    let start = |shard: u32| {
+        let line = ["campaign", "run", plan, "--shard", &shard.to_string(), "-o", results];
+        Command::new(program()?)
+            .current_dir(folder)
+            .args(line)
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("vmtape")
+    };
+    let running: Vec<_> = (0..shards).map(start).collect::<Result<_>>()?;
+    for child in running {
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("{}", tail(&output));
+        }
+    }
+    Ok(())
+}
+
+/// Ten thousand plans: guests, hosts and releases of three backends, and moves between them.
+const LARGE: &str = "seed = 2026\nplans = 10000\nshards = 2\nmoving = 0.03\n\
+    guests = [\"builtin:hello\", \"builtin:touch,access=write\", \"builtin:smp2\", \"builtin:cpuid\"]\n\
+    [[machine]]\nbackend = \"vmx\"\nhosts = [\"intel-46\", \"intel-52\"]\nkvms = [\"v5.10\", \"v6.12\"]\n\
+    [[machine]]\nbackend = \"svm-npt\"\nhosts = [\"amd-48\", \"amd-52\"]\nkvms = [\"v6.1\", \"v6.12\"]\n\
+    [[machine]]\nbackend = \"svm\"\n[[machine]]\nbackend = \"vmx,ept=0\"\n\
+    [[move]]\nto = \"svm-npt\"\nmethod = \"precopy\"\n[[move]]\nto = \"vmx\"\nhandover = \"ch\"\n\
+    [[move]]\nto = \"svm\"\nmethod = \"postcopy\"\n";
+
+/// Nothing of it is this program's failure, no run is another one the second time, canaries are right, and whoever has other data has it
+/// from a fault.
+#[test]
+fn ten_thousand_plans_are_judged() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path();
+    fs::write(path.join("campaign.toml"), LARGE)?;
+    ok(path, &["campaign", "plan", "campaign.toml", "-o", "plan.toml"])?;
+    run_shards(path, "plan.toml", 2, "results")?;
+    let merged = ok(path, &["campaign", "merge", "plan.toml", "results", "-o", "merged.jsonl", "--json"])?;
+    let merged: serde_json::Value = serde_json::from_str(&merged)?;
+    assert_eq!(merged["wrong"], serde_json::json!([]));
+    assert!(
+        merged["jobs"].as_u64() > Some(10_000) && merged["equal_duplicates"].as_u64() > Some(50),
+        "{merged:#}"
+    );
+    let mut verdicts = BTreeMap::<String, u64>::new();
+    for line in fs::read_to_string(path.join("merged.jsonl"))?.lines() {
+        let line: serde_json::Value = serde_json::from_str(line)?;
+        let signature = &line["signature"];
+        let verdict = signature["verdict"].as_str().unwrap_or("none").to_owned();
+        let faultless = signature["points"].as_array().is_none_or(Vec::is_empty);
+        let moved = !line["way"].is_null();
+        assert!(
+            !(faultless && ["silent-corruption", "two-running"].contains(&&*verdict)),
+            "other data without a fault: {line}"
+        );
+        // A guest that moves may be refused, or may have ended.
+        assert!(!faultless || moved || ["not-reached", "none"].contains(&&*verdict), "{line}");
+        *verdicts.entry(verdict).or_default() += 1;
+    }
+    for expected in
+        ["silent-corruption", "guest-lost", "guest-visible", "hang", "detected", "refused", "masked"]
+    {
+        assert!(verdicts.contains_key(expected), "{expected}: {verdicts:?}");
+    }
+    Ok(())
+}
+
+/// A finding of a move shows itself again, too.
+#[test]
+fn findings_of_moves_show_themselves_again() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path();
+    let text = "seed = 3\nplans = 6\nrules = 2\nmoving = 1.0\npoints = [\"move-log-word\", \"move-page-zero\"]\n\
+        guests = [\"builtin:dirty,pages=3,rounds=3000\"]\n[[machine]]\nbackend = \"svm-npt\"\n\
+        [[move]]\nto = \"svm-npt,host=amd-52\"\nmethod = \"precopy\"\n";
+    fs::write(path.join("campaign.toml"), text)?;
+    ok(path, &["campaign", "plan", "campaign.toml", "-o", "plan.toml"])?;
+    run_shards(path, "plan.toml", 1, "results")?;
+    ok(path, &["campaign", "merge", "plan.toml", "results"])?;
+    vmtape(path, &["campaign", "report", "plan.toml", "results", "-o", "findings", "--tries", "12"])?;
+    let mut moves = 0;
+    for entry in fs::read_dir(path.join("findings"))? {
+        let finding = entry?.path();
+        let text = fs::read_to_string(finding.join("README.md"))?;
+        let Some(command) = text.lines().find(|line| line.starts_with("vmtape migrate ")) else { continue };
+        let words = shlex::split(command).context("words")?;
+        let words: Vec<&str> = words.iter().skip(1).map(String::as_str).collect();
+        ok(&finding, &words)?;
+        assert!(text.contains("in phase "), "{text}");
+        moves += 1;
+    }
+    assert!(moves > 0, "no plan found anything");
+    Ok(())
+}
+
+/// A plan of a campaign can be looked at, and run by itself.
+#[test]
+fn a_job_can_be_shown() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let plan = plan(folder.path(), 2)?;
+    let shown = ok(folder.path(), &["campaign", "show", &plan, "7"])?;
+    assert!(shown.starts_with("# vmtape inject ") && shown.contains("[[rule]]"), "{shown}");
+    fs::write(folder.path().join("job.toml"), &shown)?;
+    let command =
+        shown.lines().next().unwrap_or_default().replace("# vmtape ", "").replace("PLAN.toml", "job.toml");
+    let words = shlex::split(&command).context("words")?;
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    ok(folder.path(), &words)?;
+    let output = vmtape(folder.path(), &["campaign", "show", &plan, "1000"])?;
+    assert!(output.status.code() == Some(125) && tail(&output).contains("no job 1000"), "{}", tail(&output));
     Ok(())
 }

@@ -52,6 +52,14 @@ const RING: Reached = Reached {
 /// What only a VMM that moves a guest asks for; the backends' own tests ask these points to fire.
 const IN_MOVES: [&str; 2] = ["get-state-refused", "set-state-refused"];
 
+/// A hypervisor whose guest runs while its nested state is put back.
+const NESTED: Reached = Reached {
+    guest: "builtin:nested-pat,npt=1,rounds=1,invalid=0",
+    options: &["--cpu=max,+svm", "--set-nested-state=same,insn=10720"],
+    n: 1,
+    ..READ
+};
+
 /// How the run comes there that shows the point.
 fn reached(point: &str, backend: &str) -> Reached {
     let shadow = if backend == "vmx" { ",ept=0" } else { "" };
@@ -64,6 +72,13 @@ fn reached(point: &str, backend: &str) -> Reached {
         "kvm-entry-flip" => Reached { guest: "builtin:io", value: 4, n: 1, ..READ },
         // A reserved bit.
         "spte-flip" => Reached { value: 1 << 50, n: if backend == "svm" { 1 } else { 5 }, ..READ },
+        "itlb-multihit" => Reached { options: &["--backing=2M"], n: 3, value: 0xb600_0000_0000_0150, ..READ },
+        "nested-state-pages" if backend == "svm" => Reached {
+            guest: "builtin:nested-pat,npt=0,rounds=1,invalid=0",
+            options: &["--cpu=max,+svm", "--set-nested-state=same,insn=900"],
+            ..NESTED
+        },
+        "nested-state-pages" => NESTED,
         // It leads to no table.
         "link-flip" => Reached { value: 1 << 40, n: 3, ..READ },
         "exit-info-cleared" => Reached { value: 0x1f, n: 5, ..READ },
@@ -227,6 +242,8 @@ fn the_hosts_own_points_fire_and_repeat() -> Result<()> {
             ("host-timer,n=2,value=0x8000000000001b58", &TIMED),
             ("host-irq-lost,n=2", &TIMED),
             ("host-irq-spurious,n=5,value=0x20", &TIMED),
+            ("host-tsc-jump,n=3,value=5000", &TIMED),
+            ("host-tsc-jump,n=3,value=0xffffffffffffff00", &TIMED),
         ] {
             let without = record(folder.path(), "without.tape", backend, reached, None)?;
             let tape = record(folder.path(), "a.tape", backend, reached, Some(fault))?;
@@ -240,6 +257,26 @@ fn the_hosts_own_points_fire_and_repeat() -> Result<()> {
                 assert!(replayed.status.success(), "{backend} {fault} {mode}: {}", tail(&replayed));
             }
         }
+    }
+    Ok(())
+}
+
+/// There is no guest to begin with, and nothing is left of it.
+#[test]
+fn a_vcpu_that_is_not_created_is_told() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for backend in BACKENDS {
+        let fault = "host-create-vcpu,n=1,vcpu=1,value=12";
+        let line = ["record", "-q", "-o", "a.tape", "-b", backend, "--fault", fault, "builtin:smp2"];
+        let refused = vmtape(folder.path(), &line)?;
+        let told = tail(&refused);
+        assert!(refused.status.code() == Some(125) && told.contains("vCPU 1"), "{backend}: {told}");
+        std::fs::write(
+            folder.path().join("plan.toml"),
+            "expect = \"refused\"\n[[rule]]\nwhen = { point = \"host-create-vcpu\", vcpu = 1 }\nwhat = { answer = 12 }\n",
+        )?;
+        let judged = vmtape(folder.path(), &["inject", "plan.toml", "-b", backend, "builtin:smp2"])?;
+        assert!(judged.status.success(), "{backend}: {}", tail(&judged));
     }
     Ok(())
 }

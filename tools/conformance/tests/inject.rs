@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::{fs, path::Path};
 use vmtape_conformance::{BACKENDS, tail, vmtape};
+use vmtape_migrate::points::MovePoint;
 
 /// Injects a plan into a guest; what came of it, and the exit code.
 fn inject(folder: &Path, backend: &str, guest: &str, plan: &str, more: &[&str]) -> Result<(Value, i32)> {
@@ -191,6 +192,42 @@ fn a_migration_takes_a_plan() -> Result<()> {
             assert_eq!(moved.status.code(), Some(code), "{when}: {}", tail(&moved));
             assert!(tail(&moved).contains(verdict), "{}", tail(&moved));
         }
+    }
+    Ok(())
+}
+
+/// Every fault point of a migration happens, in a move that comes there.
+#[test]
+fn every_point_of_a_migration_happens() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let line = ["record", "-q", "-b", "svm-npt", "-o", "a.tape", "builtin:dirty,pages=3,rounds=9000"];
+    let recorded = vmtape(folder.path(), &line)?;
+    assert!(recorded.status.success(), "{}", tail(&recorded));
+    for (point, name) in MovePoint::NAMED {
+        let method: &[&str] = match *name {
+            "move-log-clear" => &["--method", "precopy", "--log", "manual"],
+            name if name.starts_with("move-log") => &["--method", "precopy"],
+            name if name.starts_with("move-request") => &["--method", "postcopy"],
+            _ => &[],
+        };
+        fs::write(folder.path().join("plan.toml"), rule(&format!("point = \"{name}\", n = 1"), "1"))?;
+        let line = [
+            "migrate",
+            "a.tape",
+            "--at",
+            "insn=5000",
+            "--to",
+            "svm-npt,host=amd-52",
+            "--plan",
+            "plan.toml",
+            "--json",
+        ];
+        let moved = vmtape(folder.path(), &[&line, method].concat())?;
+        let report: Value =
+            serde_json::from_slice(&moved.stdout).with_context(|| format!("{name}: {}", tail(&moved)))?;
+        let faults = report["outcomes"].as_array().and_then(|outcomes| outcomes.last()?["faults"].as_array());
+        let fired = faults.is_some_and(|faults| faults.iter().any(|fault| fault["point"] == point.0));
+        assert!(fired, "{name}: {report:#}");
     }
     Ok(())
 }

@@ -70,7 +70,8 @@ Examples:
   vmtape campaign run plan.toml --shard 0/8 -o results
   vmtape campaign jobs plan.toml --engine parallel > run.sh
   vmtape campaign merge plan.toml results -o results.jsonl
-  vmtape campaign report plan.toml results -o findings";
+  vmtape campaign report plan.toml results -o findings
+  vmtape campaign show plan.toml 17";
 
 pub const RUN: &str = "\
 Exit codes: 0 the run ended, 1 it cannot go on, 2 usage, 125 could not test.

@@ -57,6 +57,13 @@ pub const CANARIES: &[Canary] = &[
     },
 ];
 
+/// And one whose guest moves: the link breaks before anything is told, and the guest stays where it is.
+pub(super) const MOVING_CANARY: Canary = Canary {
+    verdict: Verdict::Detected,
+    guest: GUEST,
+    plan: "[[rule]]\nwhen = { point = \"move-send-cut\", n = 1 }\nwhat.answer = 0",
+};
+
 impl Canary {
     /// The plan; `None`: there is no such point.
     pub fn plan(&self, points: &[Point]) -> Option<Plan> {
@@ -72,7 +79,7 @@ mod tests {
 
     #[test]
     fn canaries_are_plans() {
-        for canary in CANARIES {
+        for canary in CANARIES.iter().chain([&MOVING_CANARY]) {
             assert!(canary.plan.parse::<Source>().is_ok_and(|source| !source.plan.rules.is_empty()));
         }
         let points = Point::of_host();

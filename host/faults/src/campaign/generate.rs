@@ -1,12 +1,12 @@
 //! Plan i of a campaign.
 
-use super::{Campaign, Job};
+use super::{Campaign, Job, Moving, Whose};
 use crate::{
     coin::Coin,
     plan::{Number, Numbers, Plan, Rule, What, When},
     points::Point,
 };
-use vmtape_machine::HostPoint;
+use vmtape_machine::{HostPoint, Phase};
 
 /// Numbers of one job, one after the other.
 struct Draw {
@@ -41,6 +41,10 @@ impl Draw {
         (1 << bits) + self.below(1 << bits)
     }
 
+    fn comes_up(&mut self, probability: f64) -> bool {
+        (self.number() as f64) < probability * 2f64.powi(64)
+    }
+
     fn one_in(&mut self, count: u64) -> bool {
         self.below(count) == 0
     }
@@ -54,29 +58,37 @@ pub(super) fn job<'p>(
     campaign: &Campaign,
     index: u64,
     again: bool,
-    points: impl Fn(usize) -> &'p [Point],
+    points: impl Fn(Whose) -> &'p [Point],
 ) -> Job {
+    /// Instructions after which a short guest moves: up to 2^N.
+    const MOMENTS: u64 = 12;
     let mut draw = Draw::new(campaign, index);
     let guest = draw.of(&campaign.guests).clone();
     let machine = draw.below(campaign.machines.len() as u64) as usize;
-    let mut points: Vec<&Point> = points(machine).iter().filter(|point| is_wanted(campaign, point)).collect();
+    let moves = !campaign.moves.is_empty() && draw.comes_up(campaign.moving);
+    let moving = moves.then(|| Moving {
+        way: draw.below(campaign.moves.len() as u64) as usize,
+        insn: draw.logarithmic(MOMENTS),
+    });
+    let whose = if moves { Whose::Migration } else { Whose::Machine(machine) };
+    let mut points: Vec<&Point> = points(whose).iter().filter(|point| is_wanted(campaign, point)).collect();
     points.sort_by(|a, b| a.name.cmp(&b.name));
     let count = 1 + draw.below(campaign.rules);
     let rules = if points.is_empty() { 0 } else { count };
     let rules = (0..rules)
         .map(|_| {
             let point = *draw.of(&points);
-            rule(&mut draw, point)
+            if moves { rule_of_move(&mut draw, point) } else { rule(&mut draw, point) }
         })
         .collect();
     let plan = Plan {
         seed: Number(draw.number() >> 32),
-        retries: if draw.one_in(4) { 2 } else { 0 },
-        heal_from: draw.one_in(4).then(|| Number(draw.logarithmic(15))),
+        retries: if !moves && draw.one_in(4) { 2 } else { 0 },
+        heal_from: (!moves && draw.one_in(4)).then(|| Number(draw.logarithmic(15))),
         rules,
         ..Plan::default()
     };
-    Job { index, again, guest, machine, plan }
+    Job { index, again, guest, machine, moving, plan }
 }
 
 fn is_wanted(campaign: &Campaign, point: &Point) -> bool {
@@ -108,6 +120,25 @@ fn rule(draw: &mut Draw, point: &Point) -> Rule {
     Rule { name: String::new(), when, what }
 }
 
+/// A migration asks in phases, and often at the same instruction.
+fn rule_of_move(draw: &mut Draw, point: &Point) -> Rule {
+    const OCCURRENCES: u64 = 6;
+    let mut when = When { point: point.name.clone(), ..When::default() };
+    match draw.below(4) {
+        0 => {
+            when.probability = Some(1.0 / draw.logarithmic(6) as f64);
+            when.active = Some(0.5);
+        }
+        1 => {
+            let phases = &Phase::NAMED[1..];
+            when.phase = Some(draw.of(phases).1.to_owned());
+        }
+        _ => when.n = Some(Numbers::one(draw.logarithmic(OCCURRENCES))),
+    }
+    let what = What { answer: Some(Number(answer(draw, point.said("answer")))), goto: None };
+    Rule { name: String::new(), when, what }
+}
+
 /// An answer that means something, by what the table says of it.
 fn answer(draw: &mut Draw, said: &str) -> u64 {
     /// Nanoseconds: up to some minutes.
@@ -115,6 +146,12 @@ fn answer(draw: &mut Draw, said: &str) -> u64 {
     match said {
         _ if said.contains("bits that are") => 1 << draw.below(64),
         _ if said.contains("nanoseconds") => draw.logarithmic(NANOSECONDS),
+        _ if said.contains("bytes of it") => draw.below(1 << 12),
+        _ if said.contains("bit's number") => draw.below(1 << 9),
+        _ if said.contains("word's number") => draw.below(1 << 6),
+        _ if said.contains("places") => 1 + draw.below(8),
+        _ if said.ends_with("the bits") => draw.number(),
+        _ if said.ends_with("the errno") => *draw.of(&[0, 5, 12, 14, 22]),
         _ if said.contains("vector (") => *draw.of(&[6, 13]),
         _ if said.contains("vector") => 0x20 + draw.below(0xe0),
         // `the errno (12 is ENOMEM)`: what it says as an example.

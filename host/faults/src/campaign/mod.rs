@@ -6,6 +6,7 @@ mod generate;
 mod results;
 mod shard;
 
+use canary::MOVING_CANARY;
 pub use canary::{CANARIES, Canary};
 pub use results::{Line, Merged, merge};
 pub use shard::{Shard, ShardError};
@@ -41,9 +42,15 @@ pub struct Campaign {
     /// The share of plans that are run twice, the second time in another shard.
     #[serde(default = "hundredth")]
     pub repeat: f64,
+    /// The share of plans whose guest moves, if there are ways to go.
+    #[serde(default = "half")]
+    pub moving: f64,
     /// What guests run on.
     #[serde(rename = "machine")]
     pub machines: Vec<MachineChoice>,
+    /// Where guests move to meanwhile.
+    #[serde(default, rename = "move", skip_serializing_if = "Vec::is_empty")]
+    pub moves: Vec<MoveChoice>,
 }
 
 /// A machine, in the words of the command line.
@@ -57,6 +64,62 @@ pub struct MachineChoice {
     pub kvm: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<String>,
+    /// Several hosts, and several releases: a machine for each pair.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kvms: Vec<String>,
+}
+
+impl MachineChoice {
+    /// The machines that it stands for.
+    fn each(&self) -> impl Iterator<Item = Self> {
+        let one_or_all = |one: &Option<String>, all: &[String]| match all {
+            [] => vec![one.clone()],
+            all => all.iter().cloned().map(Some).collect(),
+        };
+        let kvms = one_or_all(&self.kvm, &self.kvms);
+        let bare = Self { hosts: Vec::new(), kvms: Vec::new(), ..self.clone() };
+        one_or_all(&self.host, &self.hosts).into_iter().flat_map(move |host| {
+            let bare = bare.clone();
+            kvms.clone().into_iter().map(move |kvm| Self { host: host.clone(), kvm, ..bare.clone() })
+        })
+    }
+
+    /// Simpler ones of the same backend, the simplest first: the default host, release and options.
+    pub fn simpler(&self) -> Vec<Self> {
+        let name = self.backend.split(',').next().unwrap_or_default();
+        let plain = Self { backend: name.to_owned(), ..Self::default() };
+        let mut found = vec![
+            plain.clone(),
+            Self { cpu: self.cpu.clone(), ..plain.clone() },
+            Self { host: self.host.clone(), cpu: self.cpu.clone(), ..plain.clone() },
+            Self { kvm: self.kvm.clone(), cpu: self.cpu.clone(), ..plain },
+            Self { backend: name.to_owned(), ..self.clone() },
+        ];
+        found.dedup();
+        found.retain(|choice| choice != self);
+        found
+    }
+}
+
+/// A move, in the words of `vmtape migrate`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoveChoice {
+    pub to: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handover: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+}
+
+fn half() -> f64 {
+    0.5
 }
 
 fn one() -> u32 {
@@ -81,7 +144,27 @@ pub struct Job {
     pub guest: String,
     /// Of the campaign's machines.
     pub machine: usize,
+    /// The guest moves, and the plan is about that.
+    pub moving: Option<Moving>,
     pub plan: Plan,
+}
+
+/// A guest's move in a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moving {
+    /// Of the campaign's ways.
+    pub way: usize,
+    /// After so many instructions.
+    pub insn: u64,
+}
+
+/// Whose fault points a job's plan names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// Those of one of the campaign's machines, and of the host.
+    Machine(usize),
+    /// Those of a migration.
+    Migration,
 }
 
 /// Plans that a campaign may have.
@@ -99,8 +182,14 @@ impl Campaign {
             (self.machines.is_empty(), "there is no [[machine]]"),
             (self.rules == 0 || self.rules > 100, "`rules` goes from 1 to 100"),
             (!(0.0..=1.0).contains(&self.repeat), "`repeat` goes from 0 to 1"),
+            (!(0.0..=1.0).contains(&self.moving), "`moving` goes from 0 to 1"),
         ];
         wrong.iter().find(|(wrong, _)| *wrong).map_or(Ok(()), |(_, what)| Err((*what).to_owned()))
+    }
+
+    /// With a machine for each pair of a host and a release.
+    pub fn expanded(self) -> Self {
+        Self { machines: self.machines.iter().flat_map(MachineChoice::each).collect(), ..self }
     }
 
     /// A number that campaigns with the same jobs share, into however many shards they are divided.
@@ -114,24 +203,29 @@ impl Campaign {
         self.plans + self.canaries().count() as u64
     }
 
-    /// Canaries and the machine of each: all of them on every machine.
-    fn canaries(&self) -> impl Iterator<Item = (usize, &'static Canary)> {
-        (0..self.machines.len()).flat_map(|machine| CANARIES.iter().map(move |canary| (machine, canary)))
+    /// Canaries, the machine of each, and the way it moves: all of them on every machine, and one from there on every way.
+    fn canaries(&self) -> impl Iterator<Item = (usize, Option<usize>, &'static Canary)> {
+        let ways = self.moves.len();
+        (0..self.machines.len()).flat_map(move |machine| {
+            let moving = (0..ways).map(move |way| (machine, Some(way), &MOVING_CANARY));
+            CANARIES.iter().map(move |canary| (machine, None, canary)).chain(moving)
+        })
     }
 
     /// The canary that a job is.
     pub fn canary(&self, index: u64) -> Option<&'static Canary> {
-        self.canaries().nth(index.checked_sub(self.plans)? as usize).map(|(_, canary)| canary)
+        self.canaries().nth(index.checked_sub(self.plans)? as usize).map(|(.., canary)| canary)
     }
 
-    /// A job. `points`: those of a machine of the campaign. `None`: the campaign has no such job, or its machine lacks the point of a
-    /// canary.
-    pub fn job<'p>(&self, index: u64, again: bool, points: impl Fn(usize) -> &'p [Point]) -> Option<Job> {
+    /// A job. `points`: those that its plan may name. `None`: the campaign has no such job, or its machine lacks the point of a canary.
+    pub fn job<'p>(&self, index: u64, again: bool, points: impl Fn(Whose) -> &'p [Point]) -> Option<Job> {
         if let Some(at) = index.checked_sub(self.plans) {
-            let (machine, canary) = self.canaries().nth(at as usize)?;
+            let (machine, way, canary) = self.canaries().nth(at as usize)?;
             let guest = canary.guest.to_owned();
-            let plan = canary.plan(points(machine))?;
-            return Some(Job { index, again, guest, machine, plan });
+            let whose = way.map_or(Whose::Machine(machine), |_| Whose::Migration);
+            let plan = canary.plan(points(whose))?;
+            let moving = way.map(|way| Moving { way, insn: 1 });
+            return Some(Job { index, again, guest, machine, moving, plan });
         }
         Some(generate::job(self, index, again, points))
     }
@@ -213,5 +307,46 @@ mod tests {
         assert!(Campaign { plans: 0, ..campaign() }.check().is_err());
         assert!(Campaign { repeat: f64::NAN, ..campaign() }.check().is_err());
         assert!(Campaign { machines: Vec::new(), ..campaign() }.check().is_err());
+        assert!(Campaign { moving: 1.5, ..campaign() }.check().is_err());
+    }
+
+    #[test]
+    fn machines_come_in_pairs_of_host_and_release() {
+        let text = "plans = 1\nguests = [\"g\"]\n[[machine]]\nbackend = \"b,x=1\"\nhosts = [\"h\", \"i\"]\nkvms = [\"v1\", \"v2\"]\n\
+            [[machine]]\nbackend = \"c\"\nkvm = \"v3\"";
+        let campaign = toml::from_str::<Campaign>(text).unwrap().expanded();
+        let words = |choice: &MachineChoice| {
+            [
+                choice.backend.clone(),
+                choice.host.clone().unwrap_or_default(),
+                choice.kvm.clone().unwrap_or_default(),
+            ]
+            .join(" ")
+        };
+        let machines: Vec<_> = campaign.machines.iter().map(words).collect();
+        assert_eq!(machines, ["b,x=1 h v1", "b,x=1 h v2", "b,x=1 i v1", "b,x=1 i v2", "c  v3"]);
+        assert_eq!(campaign.clone().expanded(), campaign);
+        let simpler: Vec<_> = campaign.machines[3].simpler().iter().map(words).collect();
+        assert_eq!(simpler, ["b  ", "b i ", "b  v2", "b i v2"]);
+        assert!(MachineChoice { backend: "b".into(), ..Default::default() }.simpler().is_empty());
+    }
+
+    #[test]
+    fn guests_move_where_there_are_ways() {
+        let ways = vec![MoveChoice { to: "there".into(), ..Default::default() }; 2];
+        let campaign = Campaign { moves: ways, ..campaign() };
+        let (own, points) =
+            (points(), vec![Point { number: 9, name: "move-send-cut".into(), ..Point::default() }]);
+        let table = |whose| if whose == Whose::Migration { &points[..] } else { &own[..] };
+        let jobs: Vec<_> =
+            (0..campaign.jobs()).filter_map(|index| campaign.job(index, false, table)).collect();
+        let moving = |job: &&Job| job.moving.is_some();
+        let plans = jobs.iter().filter(|job| job.index < campaign.plans).filter(moving).count();
+        assert!((200..300).contains(&plans), "{plans}");
+        assert_eq!(jobs.iter().filter(|job| job.index >= campaign.plans).filter(moving).count(), 2 * 2);
+        for job in &jobs {
+            let whose = job.moving.map_or(Whose::Machine(0), |_| Whose::Migration);
+            crate::Engine::new(&job.plan.clone().into(), table(whose)).unwrap();
+        }
     }
 }

@@ -17,6 +17,9 @@ pub struct Line {
     pub plan: String,
     pub guest: String,
     pub machine: usize,
+    /// Of the campaign's ways, where the guest moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way: Option<usize>,
     /// `None`: this program failed.
     pub signature: Option<Signature>,
     /// How many faults happened.
@@ -130,6 +133,7 @@ mod tests {
             plan: String::new(),
             guest: String::new(),
             machine: 0,
+            way: None,
             signature: Some(Signature::new(verdict, "", [], "b")),
             faults: 1,
             failure: String::new(),

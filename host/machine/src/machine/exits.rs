@@ -87,6 +87,7 @@ impl Machine {
         let icount = self.services.clock.icount;
         self.services.outcomes.leaves(vcpu.state.icount);
         self.services.jump_clock(n);
+        self.services.jump_tsc(n, &mut vcpu.state);
         self.services.pretend_interrupt(n, vcpu.state.rip);
         self.services.tape.begin_exit(n, icount, &vcpu.state, &exit);
         self.services.inputs.begin_exit(n, icount, &exit);

@@ -165,7 +165,8 @@ impl Machine {
         }
         self.run_script_before_vcpus();
         for (n, vcpu) in (0..).zip(&mut self.vcpus) {
-            self.backend.create_vcpu(n).map_err(refused(format!("vCPU {n}")))?;
+            let created = self.services.creates_vcpu(n).and_then(|()| self.backend.create_vcpu(n));
+            created.map_err(refused(format!("vCPU {n}")))?;
             let cpuid = self.services.cpuid[n as usize].clone();
             self.backend
                 .set_cpuid(n, &mut vcpu.state, &cpuid, &mut self.services)

@@ -6,6 +6,8 @@ use crate::{
     devices::TimerId,
     time::{Asked, Decision, HostPoint, NS_PER_SECOND, Phase},
 };
+use vmtape_abi::Errno;
+use vmtape_arch::vcpu::VcpuState;
 use vmtape_traces::event::{Event, Fault, NO_VCPU, Skip};
 
 /// A year: with more the clock would overflow sooner or later.
@@ -105,6 +107,27 @@ impl Services {
             if let Some(ns) = self.fault(vcpu, HostPoint::CLOCK_JUMP.0, now, 0) {
                 self.clock.jump_to(now.saturating_add(ns.min(LONGEST_NS)));
             }
+        }
+    }
+
+    /// A vCPU's time-stamp counter may jump at an exit.
+    pub(crate) fn jump_tsc(&mut self, vcpu: u32, state: &mut VcpuState) {
+        if self.inputs.has_faults()
+            && let Some(ticks) = self.fault(vcpu, HostPoint::TSC_JUMP.0, state.tsc_offset, 0)
+        {
+            state.tsc_offset = state.tsc_offset.wrapping_add(ticks);
+        }
+    }
+
+    /// KVM_CREATE_VCPU finds no memory, or another reason, before a backend hears of it.
+    // See: KVM virt/kvm/kvm_main.c kvm_vm_ioctl_create_vcpu(), kmem_cache_zalloc()
+    pub(crate) fn creates_vcpu(&mut self, vcpu: u32) -> Result<(), Errno> {
+        const LARGEST: u64 = 4095;
+        let refused =
+            self.inputs.has_faults().then(|| self.fault(vcpu, HostPoint::CREATE_VCPU.0, vcpu.into(), 0));
+        match refused.flatten() {
+            Some(errno) => Err(Errno(-(errno.clamp(1, LARGEST) as i32))),
+            None => Ok(()),
         }
     }
 

@@ -87,6 +87,8 @@ vmtape_arch::open_enum! {
         TIMER = 0x8000_0004 => "host-timer",
         IRQ_LOST = 0x8000_0005 => "host-irq-lost",
         IRQ_SPURIOUS = 0x8000_0006 => "host-irq-spurious",
+        TSC_JUMP = 0x8000_0007 => "host-tsc-jump",
+        CREATE_VCPU = 0x8000_0008 => "host-create-vcpu",
     }
 }
 
@@ -119,6 +121,14 @@ impl HostPoint {
                 "An interrupt comes at an exit that nobody has sent",
                 "a: the guest's RIP; b: 0; answer: the vector",
             ),
+            Self::TSC_JUMP => (
+                "A vCPU's time-stamp counter jumps at an exit; at each one it runs at another frequency",
+                "a: its offset; b: 0; answer: ticks forward, or back as a negative number",
+            ),
+            Self::CREATE_VCPU => (
+                "KVM_CREATE_VCPU fails, and there is no guest",
+                "a: the vCPU; b: 0; answer: the errno (12 is ENOMEM)",
+            ),
             _ => ("", ""),
         };
         let row = |(point, name): &(Self, &'static str)| {
@@ -130,7 +140,15 @@ impl HostPoint {
 
     /// Whether nothing else comes of it than that time passes otherwise, or that an input or an interrupt comes, or does not.
     pub fn is_timing(self) -> bool {
-        matches!(self, Self::SERIAL | Self::CLOCK_JUMP | Self::TIMER | Self::IRQ_LOST | Self::IRQ_SPURIOUS)
+        matches!(
+            self,
+            Self::SERIAL
+                | Self::CLOCK_JUMP
+                | Self::TIMER
+                | Self::IRQ_LOST
+                | Self::IRQ_SPURIOUS
+                | Self::TSC_JUMP
+        )
     }
 
     /// Numbers and names of all.

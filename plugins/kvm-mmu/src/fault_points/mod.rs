@@ -24,6 +24,7 @@ open_enum! {
         SPURIOUS_FAULT = 8 => "spurious-fault",
         EXIT_INFO_CLEARED = 9 => "exit-info-cleared",
         MACHINE_CHECK = 10 => "machine-check",
+        ITLB_MULTIHIT = 11 => "itlb-multihit",
         // --- KVM's MMU ---
         LOST_FLUSH = 20 => "lost-flush",
         KVM_ENTRY_FLIP = 21 => "kvm-entry-flip",
@@ -59,6 +60,7 @@ open_enum! {
         SET_STATE_REFUSED = 68 => "set-state-refused",
         USER_IO_STALE = 69 => "user-io-stale",
         VM_BUGGED = 70 => "vm-bugged",
+        NESTED_STATE_PAGES = 71 => "nested-state-pages",
         // --- physical CPUs ---
         VMXON_FAULT = 80 => "vmxon-fault",
         ENABLE_BUSY = 81 => "enable-busy",

@@ -91,6 +91,14 @@ const ROWS: &[Row] = &[
         "KVM svm/svm.c is_erratum_383(), vmx/vmx.c handle_exception_nmi()",
     ),
     (
+        P::ITLB_MULTIHIT,
+        |reach| reach.vmx && reach.tdp,
+        "A fetch through a large page of EPT meets entries of smaller pages in the instruction TLB, which were not flushed: a machine \
+         check. KVM's way around it, small pages wherever the guest executes (nx_huge_pages), is off",
+        "a: the linear address; b: the guest physical address; answer: MCi_STATUS",
+        "Linux Documentation/admin-guide/hw-vuln/multihit.rst; KVM mmu/mmu_internal.h disallowed_hugepage_adjust()",
+    ),
+    (
         P::LOST_FLUSH,
         all,
         "A flush of the TLB that KVM asks for does not happen",
@@ -313,6 +321,13 @@ const ROWS: &[Row] = &[
         "KVM_BUG_ON: the VM is dead, KVM_RUN and what changes a vCPU give -EIO from here on",
         "a: RIP; b: 0; answer: any",
         "KVM include/linux/kvm_host.h KVM_BUG_ON(), kvm_main.c kvm_vcpu_ioctl()",
+    ),
+    (
+        P::NESTED_STATE_PAGES,
+        |reach| !reach.vmx,
+        "Nested state was restored, and the guest's memory that it needs cannot be read at the next KVM_RUN: an internal error",
+        "a: the guest physical address of vmcb12; b: 0; answer: any",
+        "KVM svm/nested.c svm_get_nested_state_pages(), x86.c vcpu_enter_guest()",
     ),
     (
         P::INSN_BYTES_LOST,

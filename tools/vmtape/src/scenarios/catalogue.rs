@@ -19,6 +19,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("event_vectoring.toml", include_str!("../../scenarios/event_vectoring.toml")),
     ("dirty_logging.toml", include_str!("../../scenarios/dirty_logging.toml")),
     ("crash.toml", include_str!("../../scenarios/crash.toml")),
+    ("faults.toml", include_str!("../../scenarios/faults.toml")),
     ("migration.toml", include_str!("../../scenarios/migration.toml")),
 ];
 

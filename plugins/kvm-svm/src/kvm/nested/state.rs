@@ -22,6 +22,7 @@ use vmtape_kvm_core::{
     msr::is_valid_pat,
     profile::{Options, Switch},
 };
+use vmtape_kvm_mmu::fault_points::FaultPoint;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 /// `struct kvm_nested_state` with `struct kvm_svm_nested_state_hdr`, without its data.
@@ -243,7 +244,9 @@ pub fn get_pages(cx: &mut Cx<'_>) -> bool {
     if !std::mem::take(&mut cx.vcpu.nested.pages_wanted) {
         return true;
     }
-    let done = enter::merge_msrpm(cx);
+    let (id, vmcb12) = (cx.vcpu.core.id, cx.vcpu.nested.vmcb12_gpa);
+    let lost = FaultPoint::NESTED_STATE_PAGES.poll(id, vmcb12, 0, cx.host).is_some();
+    let done = !lost && enter::merge_msrpm(cx);
     cx.vcpu.nested.pages_wanted = !done && cx.on(Switch::NESTED_PAGES_REQUESTED_AGAIN);
     done
 }

@@ -8,12 +8,13 @@ use vmtape_abi::Backend;
 use vmtape_backends::LoadedPlugin;
 use vmtape_faults::{
     Point,
-    campaign::{Campaign, MachineChoice},
+    campaign::{Campaign, Job, MachineChoice, Whose},
 };
 use vmtape_machine::MachineSpec;
 use vmtape_replay::{
     Error,
     faults::{Bed, Quick, points},
+    migration,
 };
 
 /// A machine as a command line has it.
@@ -42,6 +43,30 @@ pub fn load(campaign: &Campaign, plugins: &PluginArgs) -> Result<Vec<Loaded>> {
     campaign.machines.iter().map(load).collect()
 }
 
+/// The fault points that the plans of jobs may name.
+pub struct Tables<'a> {
+    loaded: &'a [Loaded],
+    migration: Vec<Point>,
+}
+
+impl<'a> Tables<'a> {
+    pub fn new(loaded: &'a [Loaded]) -> Self {
+        Self { loaded, migration: migration::points() }
+    }
+
+    pub fn of(&self, whose: Whose) -> &[Point] {
+        match whose {
+            Whose::Machine(machine) => &self.loaded[machine].points,
+            Whose::Migration => &self.migration,
+        }
+    }
+
+    /// A job of the campaign.
+    pub fn job(&self, campaign: &Campaign, index: u64, again: bool) -> Option<Job> {
+        campaign.job(index, again, |whose| self.of(whose))
+    }
+}
+
 /// The options that stand for a machine.
 pub fn options(choice: &MachineChoice) -> Vec<String> {
     let mut words = vec!["-b".to_owned(), choice.backend.clone()];
@@ -54,7 +79,12 @@ pub fn options(choice: &MachineChoice) -> Vec<String> {
 
 impl Loaded {
     fn machine(&self, guest: &str) -> Result<MachineSpec> {
-        let words = [vec!["vmtape".to_owned()], options(&self.choice), vec![guest.to_owned()]].concat();
+        self.machine_of(&self.choice, guest)
+    }
+
+    /// A machine of the same backend.
+    pub fn machine_of(&self, choice: &MachineChoice, guest: &str) -> Result<MachineSpec> {
+        let words = [vec!["vmtape".to_owned()], options(choice), vec![guest.to_owned()]].concat();
         let line = Line::try_parse_from(words).context("a machine of the campaign")?;
         let (spec, _) = line.machine.resolve_with(&self.plugin)?;
         Ok(spec)

@@ -5,8 +5,13 @@ mod jobs;
 mod merge;
 mod report;
 mod run;
+mod show;
+mod ways;
 
-use crate::output::{ExitCode, tell};
+use crate::{
+    machine_args::PluginArgs,
+    output::{ExitCode, tell},
+};
 use anyhow::{Context, Result, bail};
 use clap::{Subcommand, ValueHint};
 use std::{
@@ -54,6 +59,16 @@ enum What {
         #[arg(long)]
         json: bool,
     },
+    /// Print the plan of a job, and the command that runs it by itself
+    Show {
+        /// The plan of the campaign
+        #[arg(value_hint = ValueHint::FilePath)]
+        plan: PathBuf,
+        /// Which job, from 0 on
+        job: u64,
+        #[command(flatten)]
+        plugins: PluginArgs,
+    },
     /// Shrink what was found, and write a folder for each finding
     Report(report::ReportArgs),
     /// Write the job file of an engine that runs all shards
@@ -76,6 +91,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         What::Merge { plan, results, output, json } => {
             merge::run(&read(plan)?, results, output.as_deref(), *json)
         }
+        What::Show { plan, job, plugins } => show::run(&read(plan)?, *job, plugins),
         What::Report(args) => report::run(args),
         What::Jobs(args) => jobs::run(args),
     }
@@ -92,7 +108,7 @@ fn read(path: &Path) -> Result<Campaign> {
     let text = fs::read_to_string(path).with_context(named)?;
     let campaign: Campaign = toml::from_str(&text).with_context(named)?;
     campaign.check().map_err(anyhow::Error::msg).with_context(named)?;
-    Ok(campaign)
+    Ok(campaign.expanded())
 }
 
 /// Writes a file whole or not at all, whoever else writes it at the same time.

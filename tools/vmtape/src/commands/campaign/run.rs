@@ -2,8 +2,10 @@
 //! twice at once.
 
 use super::{
-    engine::{Beds, Loaded, creates, load, options},
-    read, whole,
+    engine::{Beds, Tables, creates, load, options},
+    read,
+    ways::Ways,
+    whole,
 };
 use crate::{
     interrupt,
@@ -52,7 +54,8 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
     let loaded = load(&campaign, &args.plugins)?;
     let creates = creates(&loaded);
-    let mut beds = Beds::new(&loaded, &creates);
+    let (mut beds, tables) = (Beds::new(&loaded, &creates), Tables::new(&loaded));
+    let ways = Ways::new(&campaign, &args.plugins)?;
     let jobs: Vec<(u64, bool)> = campaign.of_shard(shard).collect();
     interrupt::listen();
     keep_panics();
@@ -69,14 +72,13 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
             if interrupt::is_wished() {
                 bail!("interrupted: what is written is whole, and the same command goes on from there");
             }
-            let job = campaign.job(*index, *again, |machine| &loaded[machine].points);
-            let line = match job {
-                Some(job) => one(&campaign, &job, &mut beds),
+            let line = match tables.job(&campaign, *index, *again) {
+                Some(job) => one(&campaign, &job, &mut beds, &ways),
                 None => absent(&campaign, *index, *again),
             };
             if !line.failure.is_empty() {
                 failures += 1;
-                bar.suspend(|| keep(&args.output, &campaign, &line, &loaded))?;
+                bar.suspend(|| keep(&args.output, &campaign, &line, &tables))?;
             }
             lines.push(serde_json::to_string(&line).context("a result")?);
             bar.inc(1);
@@ -95,11 +97,9 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
 }
 
 /// Writes down the plan of a job in which this program failed, and says where.
-fn keep(folder: &Path, campaign: &Campaign, line: &Line, loaded: &[Loaded]) -> Result<()> {
+fn keep(folder: &Path, campaign: &Campaign, line: &Line, tables: &Tables<'_>) -> Result<()> {
     let path = folder.join(format!("{}-failed-job-{}.toml", line.campaign, line.job));
-    let Some(job) = campaign.job(line.job, line.again, |machine| &loaded[machine].points) else {
-        return Ok(());
-    };
+    let Some(job) = tables.job(campaign, line.job, line.again) else { return Ok(()) };
     whole(&path, job.plan.to_toml().as_bytes())?;
     let machine = options(&campaign.machines[job.machine]).join(" ");
     let (number, guest, failure) = (line.job, &job.guest, &line.failure);
@@ -139,6 +139,7 @@ fn line(campaign: &Campaign, index: u64, again: bool) -> Line {
         plan: String::new(),
         guest: String::new(),
         machine: 0,
+        way: None,
         signature: None,
         faults: 0,
         failure: String::new(),
@@ -151,18 +152,23 @@ fn absent(campaign: &Campaign, index: u64, again: bool) -> Line {
 }
 
 /// Runs a job. That this program fails is a result too.
-fn one(campaign: &Campaign, job: &Job, beds: &mut Beds<'_>) -> Line {
+fn one(campaign: &Campaign, job: &Job, beds: &mut Beds<'_>, ways: &Ways) -> Line {
     let mut line = Line {
         plan: format!("{:016x}", job.plan.hash()),
         guest: job.guest.clone(),
         machine: job.machine,
+        way: job.moving.map(|moving| moving.way),
         ..line(campaign, job.index, job.again)
     };
     let source = Source::from(job.plan.clone());
     // What the backend warns of is the fault's doing.
     let run = || {
         tracing::subscriber::with_default(NoSubscriber::default(), || -> Result<_> {
-            Ok(beds.of(job.machine, &job.guest)?.run(&source)?)
+            let bed = beds.of(job.machine, &job.guest)?;
+            match job.moving {
+                Some(moving) => Ok(ways.run(&bed.bed, moving, &source)?.outcome()),
+                None => Ok(bed.run(&source)?),
+            }
         })
     };
     match caught(run) {

@@ -14,6 +14,8 @@ use crate::{
     machine_args::PluginArgs,
     output::{ExitCode, Printable, print_json, tell, usage},
 };
+pub use route::hops;
+
 use anyhow::Result;
 use clap::{ValueHint, builder::PossibleValuesParser, builder::TypedValueParser};
 use plot::PlotArgs;
