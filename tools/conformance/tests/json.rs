@@ -7,7 +7,7 @@ use vmtape_conformance::{tail, vmtape};
 
 const PAGE: &str = include_str!("../../vmtape/JSON.md");
 /// Objects whose keys are names out of the run, not fields.
-const MAPS: [&str; 3] = ["cost", "exempted", "unknown"];
+const MAPS: [&str; 4] = ["cost", "exempted", "unknown", "verdicts"];
 /// Fields that hold one of the words that the page lists.
 const WORDS: [&str; 8] = ["verdict", "level", "class", "severity", "subject", "kind", "outcome", "procfs"];
 
@@ -60,7 +60,13 @@ fn every_field_is_documented_and_every_documented_field_is_there() -> Result<()>
         "replay a.tape -b svm-npt --json",
         "host show intel-52-4level --json",
         "migrate a.tape --at start --to intel-46,vmx --json",
+        "inject plan.toml -b svm-npt builtin:touch,access=write --shrink small.toml --json",
+        "campaign merge campaign.toml results --json",
     ];
+    fs::write(folder.path().join("plan.toml"), "[[rule]]\nwhen = { point = \"lost-dirty\", n = 1 }\n")?;
+    let campaign = "plans = 2\nguests = [\"builtin:hello\"]\n[[machine]]\nbackend = \"vmx\"\n";
+    fs::write(folder.path().join("campaign.toml"), campaign)?;
+    vmtape(folder.path(), &["campaign", "run", "campaign.toml", "--shard", "0", "-o", "results"])?;
     let answers = lines.iter().map(|line| answer(folder.path(), line)).collect::<Result<Vec<_>>>()?;
     let (mut fields, mut words) = (BTreeSet::new(), BTreeSet::new());
     for answer in &answers {
