@@ -206,11 +206,17 @@ fn every_point_of_a_migration_happens() -> Result<()> {
     for (point, name) in MovePoint::NAMED {
         let method: &[&str] = match *name {
             "move-log-clear" => &["--method", "precopy", "--log", "manual"],
+            "move-retry-dirty" => &["--method", "precopy", "--attempts", "2"],
             name if name.starts_with("move-log") => &["--method", "precopy"],
             name if name.starts_with("move-request") => &["--method", "postcopy"],
             _ => &[],
         };
-        fs::write(folder.path().join("plan.toml"), rule(&format!("point = \"{name}\", n = 1"), "1"))?;
+        let mut plan = rule(&format!("point = \"{name}\", n = 1"), "1");
+        if *name == "move-retry-dirty" {
+            // There is a second attempt where the first one fails.
+            plan += &rule("point = \"move-log-failed\", n = 1", "\"0xfffffffffffffff2\"");
+        }
+        fs::write(folder.path().join("plan.toml"), plan)?;
         let line = [
             "migrate",
             "a.tape",

@@ -85,6 +85,7 @@ impl<'a> Ways<'a> {
             policy: word("policy", &choice.policy)?,
             witness: false,
             points: &points,
+            watch: &|_| {},
             flush_twin: Cell::new(false),
             asked: RefCell::default(),
         };
