@@ -11,7 +11,10 @@ pub enum Error {
     Machine(#[from] vmtape_machine::Error),
     #[error("the tape's description of the machine cannot be read")]
     Spec(#[from] postcard::Error),
-    #[error("{tape}: has no machine: an imported recording can be compared (`vmtape diff`), not replayed")]
+    #[error(
+        "{tape}: an imported recording has no machine to run: its exits can be judged (`vmtape replay --mode exits`, `vmtape check`) \
+         and held against a run (`vmtape diff`)"
+    )]
     NoMachine { tape: String },
     #[error("{tape}: at {at} there is no guest that could move: it has ended, or does not come to rest")]
     NobodyMoves { tape: String, at: When },

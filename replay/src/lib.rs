@@ -4,7 +4,7 @@
 //! backend), [`across`] (another one, or another host or KVM), [`exits`] (without the guest), and of two tapes without running
 //! anything [`tapes`] or, where one is the real KVM's, [`recording`]. A difference gets a [`Signature`], a [`Cause`] and an
 //! explanation ([`explain`]); a run with faults gets a verdict ([`faults`]); [`bisect`] searches its smallest cause, [`check`] judges
-//! whether a guest may move, [`migration`] moves it and holds it against a twin. Callers bring the
+//! whether a guest may move, [`migration`] moves it and holds it against a twin, [`evidence`] judges a trace that has no guest. Callers bring the
 //! function that makes a VM ([`player::Create`]): this crate loads no plugin.
 
 pub mod across;
@@ -16,6 +16,7 @@ mod checker;
 pub mod cpuid;
 pub mod ends;
 mod error;
+pub mod evidence;
 pub mod exempt;
 pub mod exits;
 pub mod explain;

@@ -4,7 +4,7 @@ use super::footprint::Place;
 use serde::Serialize;
 use std::fmt;
 
-pub(super) const DMA: &str = "Linux drivers/vfio/vfio_iommu_type1.c vfio_iommu_iova_dma_valid()";
+pub(crate) const DMA: &str = "Linux drivers/vfio/vfio_iommu_type1.c vfio_iommu_iova_dma_valid()";
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -30,6 +30,8 @@ pub enum Kind {
     Device,
     /// A memory slot.
     Slot,
+    /// A page that the guest reached, of which a trace does not tell what it is.
+    Page,
 }
 
 /// Something with an address, and where the tape shows it.
@@ -66,6 +68,11 @@ impl Place {
         }
     }
 
+    /// An entry of which no event tells where it stands.
+    pub fn nowhere(self) -> Self {
+        Self { at: None, ..self }
+    }
+
     pub fn device(gpa: u64, exit: u64) -> Self {
         let exit = Some(exit);
         Self { kind: Kind::Device, address: gpa, level: None, value: None, at: None, exit, instruction: None }
@@ -89,6 +96,7 @@ impl fmt::Display for Place {
                 write!(f, " ({:#x})", self.value.unwrap_or(self.address))?;
             }
             Kind::Device => write!(f, "the device address (BAR) {:#x}", self.address)?,
+            Kind::Page => write!(f, "the guest physical address {:#x}", self.at.unwrap_or(self.address))?,
             Kind::Slot => write!(f, "the memory slot {:#x}-{:#x}", self.at.unwrap_or(0), self.address)?,
         }
         match (self.exit, self.instruction) {

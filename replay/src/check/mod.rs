@@ -15,8 +15,9 @@ pub mod rerun;
 pub mod reserved;
 pub mod rules;
 pub mod tables;
+pub mod traced;
 
-use crate::{Error, Report, player::Create};
+use crate::{Error, Report, evidence::Evidence, player::Create};
 use finding::{Finding, Severity};
 use footprint::Footprint;
 use pins::Pins;
@@ -64,6 +65,8 @@ pub enum Verdict {
     Unsafe,
     /// The guest cannot be there: it is wider than the host.
     Refused,
+    /// Of an imported trace: nothing breaks of what it tells, but faults are left open that width and levels decide.
+    Unknown,
 }
 
 impl Verdict {
@@ -73,6 +76,7 @@ impl Verdict {
             Self::Conditional => "conditional",
             Self::Unsafe => "unsafe",
             Self::Refused => "refused",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -95,6 +99,9 @@ pub struct Assessment {
     pub pins: Pins,
     /// The comparison with the guest's run on that host.
     pub replay: Option<Report>,
+    /// Of an imported trace, which has no guest to run: how much of it was judged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Evidence>,
 }
 
 /// Gives the verdict. `reproduce` is the command that shows the comparison again.
@@ -164,6 +171,7 @@ pub fn check(
         findings,
         pins,
         replay,
+        evidence: None,
     })
 }
 

@@ -28,6 +28,6 @@ fn meets(range: &Reserved, place: &Place) -> bool {
     match place.kind {
         Kind::Slot => range.meets(place.at.unwrap_or(place.address), place.address),
         Kind::Device => !range.is_msi_window() && range.meets(place.address, place.address),
-        Kind::Entry => false,
+        Kind::Entry | Kind::Page => false,
     }
 }

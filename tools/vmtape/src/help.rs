@@ -93,7 +93,8 @@ Examples:
 pub const REPLAY: &str = "\
 `--mode exits` gives the taped exits to handlers, and the guest does not run. What it did between
 them is known only for the tape's own machine (backend, options, host): with another one, no
-difference at exits is the verdict `unknown`, never `same`.
+difference at exits is the verdict `unknown`, never `same`. So it is for an imported trace, whose
+exits are judged for the host (-b, --host, --kvm) by what their events tell.
 
 Exit codes: 0 same, 1 different, 2 usage, 125 could not test, or unknown.
 
@@ -118,7 +119,10 @@ SAFE: nothing differs. CONDITIONAL: nothing differs but for a guest that relies 
 are reserved for it and not for the host. UNSAFE: the guest sees a difference. REFUSED: it cannot be
 there. Cautions are what this guest does not mind, but another one might.
 
-Exit codes: 0 safe everywhere, 1 not safe somewhere, 2 usage, 125 could not test.
+Of an imported trace only what its exits tell is judged, and the answer says how many and why not
+the others; faults that do not tell enough make it `unknown`.
+
+Exit codes: 0 safe everywhere, 1 not safe somewhere, 2 usage, 125 could not test, or unknown.
 
 Examples:
   vmtape check a.tape --to amd-48 intel-52,vmx,v6.12,allow_smaller_maxphyaddr=on ./my-host.toml

@@ -48,6 +48,7 @@ impl From<Verdict> for Outcome {
             Verdict::Conditional => Self::Conditional,
             Verdict::Unsafe => Self::Unsafe,
             Verdict::Refused => Self::Refused,
+            Verdict::Unknown => Self::Unknown,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use vmtape_arch::{cpuid::CpuidEntry, host::Vendor};
 use vmtape_backends::LoadedPlugin;
 use vmtape_machine::{MachineSpec, Passport, hosts};
-use vmtape_replay::spec;
+use vmtape_replay::{evidence::Target, spec};
 
 /// KVM_CAP_SMALLER_MAXPHYADDR.
 const SMALLER_MAXPHYADDR: u32 = 185;
@@ -67,6 +67,18 @@ impl KnownHost {
             }
             (own, _) => own.clone().unwrap_or_default(),
         }
+    }
+
+    /// The host for the guest of a trace, of which nothing but its exits is known.
+    pub fn target(&self, plugins: &Plugins, assigned_device: bool) -> Result<Target> {
+        let plugin = plugins.get(&self.backend)?;
+        let vm = create(&plugin, self.passport.silicon, &self.options(None))
+            .with_context(|| self.passport.name.clone())?;
+        let options = vm.resolved();
+        let profile = options.iter().find(|(key, _)| key == spec::PROFILE);
+        let profile = profile.map_or(String::new(), |(_, value)| format!(", {value}"));
+        let machine = format!("{} on {}{profile}", self.backend, self.passport.name);
+        Ok(Target::new(self.passport.clone(), machine, &*vm, assigned_device))
     }
 
     /// The host, its KVM loaded. `like`: the machine that it is compared with.

@@ -23,7 +23,7 @@ use std::{io, path::PathBuf};
 use vmtape_arch::host::Silicon;
 use vmtape_machine::{Passport, hosts::passport, vmm::When};
 use vmtape_replay::{
-    check::{Assessment, Guest, Verdict, footprint::Footprint},
+    check::{Assessment, Guest, Verdict, footprint::Footprint, traced},
     spec,
 };
 use vmtape_traces::Tape;
@@ -135,7 +135,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 /// The verdict of all verdicts. That something could not be tried is worse than that it is unsafe.
 fn code(report: &Report) -> ExitCode {
     let moves: Vec<_> = report.matrix.iter().flat_map(Matrix::moves).collect();
-    if !report.errors.is_empty() || moves.iter().any(|cell| cell.outcome == Outcome::Unknown) {
+    let unknown = report.hosts.iter().any(|host| host.verdict == Verdict::Unknown);
+    if !report.errors.is_empty() || unknown || moves.iter().any(|cell| cell.outcome == Outcome::Unknown) {
         ExitCode::COULD_NOT_TEST
     } else if report.hosts.iter().any(|host| host.verdict != Verdict::Safe)
         || moves.iter().any(|cell| cell.outcome != Outcome::Safe)
@@ -169,6 +170,9 @@ fn one_tape(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Result<
     let path = args.tape.as_ref().context("a tape is needed")?;
     let tape = Tape::open_whole(path)?;
     let known = parse(&args.to)?;
+    if spec::is_recording(&tape) {
+        return one_trace(args, &tape, &known, plugins);
+    }
     let machine = spec::machine(&tape)?;
     let source = recorded_on(&machine);
     let loaded = source.load(plugins, Some(&machine))?;
@@ -217,6 +221,32 @@ fn one_tape(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Result<
     }
     let matrix = args.html.is_some().then(|| Matrix::of_tape(&source, &guest, answers, plugins));
     Ok(Report { guest: Some(guest_text), hosts, errors, matrix, pin })
+}
+
+/// An imported recording: each host is held against what its exits tell.
+fn one_trace(args: &Args, tape: &Tape, known: &[KnownHost], plugins: &Plugins) -> Result<Report> {
+    let started = [(args.pin, "--pin"), (args.html.is_some(), "--html"), (args.at != When::Start, "--at")];
+    if let Some((_, option)) = started.iter().find(|(given, _)| *given) {
+        let name = tape.name();
+        return Err(usage(format!(
+            "{option} needs a guest that can be started, and {name} is an imported recording"
+        )));
+    }
+    let bar = progress("check");
+    let (mut hosts, mut errors) = (Vec::new(), Vec::new());
+    for host in known {
+        let mut tick = |exits| bar.set_message(format!("{}: {exits} exits", host.passport.name));
+        let answer =
+            host.target(plugins, args.vfio).and_then(|target| Ok(traced::check(tape, &target, &mut tick)?));
+        match answer {
+            Ok(assessment) => hosts.push(assessment),
+            Err(error) => {
+                errors.push(Failure { host: host.passport.name.clone(), error: format!("{error:#}") });
+            }
+        }
+    }
+    bar.finish_and_clear();
+    Ok(Report { guest: None, hosts, errors, matrix: None, pin: None })
 }
 
 /// The host that a tape was recorded on, as far as it says.

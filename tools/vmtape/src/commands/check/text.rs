@@ -10,10 +10,13 @@ use serde::Serialize;
 use std::{io::Write, path::Path};
 use vmtape_arch::cpuid::maxphyaddr;
 use vmtape_machine::model::guest_phys_bits;
-use vmtape_replay::check::{
-    Assessment, Guest,
-    finding::{Severity, Subject},
-    machine_text,
+use vmtape_replay::{
+    check::{
+        Assessment, Guest, Verdict,
+        finding::{Severity, Subject},
+        machine_text,
+    },
+    evidence::Evidence,
 };
 
 /// Lines of a side's story: endless loops have thousands.
@@ -92,7 +95,11 @@ pub fn print(out: &mut impl Write, report: &Report) -> Result<()> {
 }
 
 fn print_host(out: &mut impl Write, host: &Assessment) -> Result<()> {
-    let word = host.verdict.text().to_uppercase();
+    let word = match (&host.evidence, host.verdict) {
+        (Some(_), Verdict::Safe) => "SAFE AS FAR AS THE TRACE TELLS".to_owned(),
+        (_, Verdict::Unknown) => "NOTHING BREAKS OF WHAT THE TRACE TELLS, BUT NOT ALL IS KNOWN".to_owned(),
+        (_, verdict) => verdict.text().to_uppercase(),
+    };
     writeln!(out, "\n{}: {word} ({})", host.host, host.machine)?;
     if host.findings.iter().all(|finding| finding.severity == Severity::Caution) {
         writeln!(out, "  {}", host.reason)?;
@@ -105,6 +112,9 @@ fn print_host(out: &mut impl Write, host: &Assessment) -> Result<()> {
     }
     for line in pin_lines(host) {
         writeln!(out, "  {line}")?;
+    }
+    if let Some(evidence) = &host.evidence {
+        print_evidence(out, evidence)?;
     }
     let divergence = host.replay.as_ref().and_then(|report| report.divergence.as_ref());
     if let Some(divergence) = divergence {
@@ -125,6 +135,29 @@ fn print_host(out: &mut impl Write, host: &Assessment) -> Result<()> {
             }
         }
         writeln!(out, "  again: {}", divergence.reproduce)?;
+    }
+    Ok(())
+}
+
+/// How much of a trace was judged, and where it ends.
+fn print_evidence(out: &mut impl Write, evidence: &Evidence) -> Result<()> {
+    writeln!(out, "  the trace: {}", evidence.summary())?;
+    writeln!(
+        out,
+        "    {} alike, {} other exits of which the guest sees nothing, {} of which it sees a difference",
+        evidence.alike, evidence.otherwise, evidence.differ
+    )?;
+    for (what, count) in &evidence.exempt {
+        writeln!(out, "    no question of the host: {count} x {what}")?;
+    }
+    for (why, count) in evidence.open.iter().chain(&evidence.open_events) {
+        writeln!(out, "    not judged: {count} x {why}")?;
+    }
+    if evidence.slots > 0 {
+        writeln!(out, "    {} memory slots are told", evidence.slots)?;
+    }
+    for limit in &evidence.limits {
+        writeln!(out, "    not told: {limit}")?;
     }
     Ok(())
 }

@@ -1,3 +1,5 @@
+mod trace;
+
 use crate::{
     commands::report::{self, Detail},
     machine_args::{EngineArg, PluginArgs, agree, create, find_host, fits, load, parse_backend, parse_kvm},
@@ -215,6 +217,9 @@ impl Plugins {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let tape = Tape::open_whole(&args.tape)?;
     let plugins = Plugins::new(&args.plugins);
+    if args.mode == Mode::Exits && spec::is_recording(&tape) {
+        return trace::judge(args, &tape, &plugins);
+    }
     let expected = MachineSpec { engine: args.engine.into(), ..spec::machine(&tape)? };
     let actual = args.elsewhere.machine(&expected, &plugins)?;
     let others = plugins.other_builds(&tape)?;
