@@ -7,7 +7,7 @@ use vmtape_conformance::{tail, vmtape};
 
 const PAGE: &str = include_str!("../../vmtape/JSON.md");
 /// Objects whose keys are names out of the run, not fields.
-const MAPS: [&str; 4] = ["cost", "exempted", "unknown", "verdicts"];
+const MAPS: [&str; 8] = ["cost", "exempted", "unknown", "verdicts", "exempt", "open", "open_events", "count"];
 /// Fields that hold one of the words that the page lists.
 const WORDS: [&str; 8] = ["verdict", "level", "class", "severity", "subject", "kind", "outcome", "procfs"];
 
@@ -50,6 +50,10 @@ fn every_field_is_documented_and_every_documented_field_is_there() -> Result<()>
     let record =
         "record -q -b vmx,allow_smaller_maxphyaddr=on --cpu max,phys-bits=36 -o a.tape builtin:illegal";
     answer(folder.path(), record).ok();
+    let trace =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../traces/recordings/npt1-guests/hello/trace.txt.gz");
+    let import = format!("import -o real.tape {} --json", trace.display());
+    answer(folder.path(), &import)?;
     fs::write(
         folder.path().join("node.toml"),
         "vendor = 'intel'\nphys-bits = 39\niommu-bits = 36\nwithout = ['pku']\n",
@@ -62,6 +66,8 @@ fn every_field_is_documented_and_every_documented_field_is_there() -> Result<()>
         "migrate a.tape --at start --to intel-46,vmx --json",
         "inject plan.toml -b svm-npt builtin:touch,access=write --shrink small.toml --json",
         "campaign merge campaign.toml results --json",
+        "check real.tape --to amd-52 --json",
+        "diff real.tape a.tape --json",
     ];
     fs::write(folder.path().join("plan.toml"), "[[rule]]\nwhen = { point = \"lost-dirty\", n = 1 }\n")?;
     let campaign = "plans = 2\nguests = [\"builtin:hello\"]\n[[machine]]\nbackend = \"vmx\"\n";

@@ -11,7 +11,7 @@ use crate::files;
 use crate::{
     commands::replay::Plugins,
     machine_args::PluginArgs,
-    output::{ExitCode, end_progress, print_json, progress_of, usage},
+    output::{ExitCode, end_progress, print_json, progress, progress_of, usage},
 };
 use anyhow::{Context, Result};
 use clap::ValueHint;
