@@ -7,7 +7,7 @@ use crate::{
 use std::{cell::RefCell, io::Write, ops::ControlFlow, rc::Rc};
 use vmtape_abi::Backend;
 use vmtape_arch::{exit::ResumeKind, note::NoteKind};
-use vmtape_machine::{Inputs, Limits, Machine, MachineSpec, Recorder, vmm::When};
+use vmtape_machine::{Inputs, Limits, Machine, MachineSpec, Recorder, Snapshot, vmm::When};
 use vmtape_traces::{Event, event::End};
 
 /// Makes a VM of the backend that a specification names.
@@ -124,6 +124,21 @@ impl Player {
         let mut machine = Machine::new(spec, backend, inputs, Some(Box::new(heard.clone())))?;
         machine.set_serial(Box::new(heard.clone()));
         Ok(Self { machine, heard, budget, end: None })
+    }
+
+    /// Keeps this moment: see [`Machine::snapshot`].
+    pub fn snapshot(&mut self) -> Result<Snapshot, Error> {
+        Ok(self.machine.snapshot()?)
+    }
+
+    /// Goes back to a moment of this machine, with inputs of which nothing was taken. What was heard and not taken is forgotten.
+    pub fn rewind(&mut self, snapshot: &Snapshot, inputs: Box<dyn Inputs>) -> Result<(), Error> {
+        self.machine.rewind(snapshot, inputs, Some(Box::new(self.heard.clone())))?;
+        self.end = None;
+        self.take_events();
+        self.take_serial();
+        self.take_observations();
+        Ok(())
     }
 
     /// Keeps events from here on, or stops keeping them.

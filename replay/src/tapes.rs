@@ -45,9 +45,27 @@ pub fn compare(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &
         report.leave_open(format!("first difference for the host: {found}"), 1);
     }
     report.method = "what the guests could observe, aligned by retired instructions".into();
-    observed(expected, actual, report, reproduce)?;
+    let common = last_common(expected, actual);
+    // A difference behind what is equal is the first one. Where there is none that a guest observes, the costs of all count.
+    if common != [0, 0] {
+        let mut late = report.clone();
+        late.compared = Checker::from_chunk(expected, common[0]).compared().clone();
+        if observed(expected, actual, common, &mut late, reproduce)? {
+            *report = late;
+            report.conclude();
+            return Ok(());
+        }
+    }
+    observed(expected, actual, [0, 0], report, reproduce)?;
     report.conclude();
     Ok(())
+}
+
+/// The last chunks that the tapes have alike, with exits in them: what ends in them is whole in the next ones.
+fn last_common(expected: &Tape, actual: &Tape) -> [usize; 2] {
+    let [first, other] = [(expected, actual), (actual, expected)].map(|(tape, other)| tape.last_common(other));
+    let exits = |chunk: usize| expected.chunks().get(chunk).map(|chunk| chunk.first_exit);
+    if exits(first + 1) > exits(first) { [first, other] } else { [0, 0] }
 }
 
 /// Compares all events; gives the first difference in words. Chunks of equal digests are not decoded, but for the last one.
@@ -104,10 +122,12 @@ struct Mark {
 }
 
 impl<'t> ObservedExits<'t> {
-    fn new(tape: &'t Tape) -> Result<Self, Error> {
+    /// From a chunk on.
+    fn new(tape: &'t Tape, chunk: usize) -> Result<Self, Error> {
+        let first = tape.chunks().get(chunk).map_or(0, |chunk| chunk.first_exit);
         let mut observed = Self {
             machine: spec::machine(tape)?,
-            exits: Exits::new(tape.events(), 0),
+            exits: Exits::new(tape.events_from(chunk), first),
             ahead: None,
             recent: VecDeque::new(),
             end: None,
@@ -173,8 +193,18 @@ impl ObservedExit {
     }
 }
 
-fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str) -> Result<(), Error> {
-    let mut both = Aligned { expected: ObservedExits::new(expected)?, actual: ObservedExits::new(actual)? };
+/// Compares from these chunks on. False: nothing differs but perhaps the ends.
+fn observed(
+    expected: &Tape,
+    actual: &Tape,
+    chunks: [usize; 2],
+    report: &mut Report,
+    reproduce: &str,
+) -> Result<bool, Error> {
+    let mut both = Aligned {
+        expected: ObservedExits::new(expected, chunks[0])?,
+        actual: ObservedExits::new(actual, chunks[1])?,
+    };
     let ioctl = first_ioctl(expected, actual)?;
     let mut devices = DeviceMarks::default();
     while let Some(at) = both.icount() {
@@ -207,11 +237,15 @@ fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str
         let (name, _) = signature::what(&differences, &expected.outcome, &actual.outcome, guest);
         let row = Row::new(what, Seen::line(&seen[0]), Seen::line(&seen[1]));
         report.diverge(divergence(groups, &name, row, &both, reproduce));
-        return Ok(());
+        return Ok(true);
     }
     let until = ioctl.as_ref().map_or(u64::MAX, |(icount, _)| *icount);
     devices.compare(&mut both, until);
     report.compared.events += devices.equal;
+    if devices.different.is_some() && devices.equal == 0 && chunks != [0, 0] {
+        // Where they were equal last is told before.
+        return Ok(false);
+    }
     if let Some([left, right]) = devices.different {
         let groups = last_exits(&both);
         let text = |mark: Mark| format!("{} accesses, hash {:016x}", mark.accesses, mark.hash);
@@ -220,20 +254,20 @@ fn observed(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &str
         let found = divergence(groups, "devices", row, &both, reproduce);
         let signature = Signature::new("devices", signature::NOWHERE);
         report.diverge(Divergence { signature, icount: devices.equal_at, ..found });
-        return Ok(());
+        return Ok(true);
     }
     if let Some((_, ioctl)) = ioctl {
         let groups = last_exits(&both);
         let found = divergence(groups, &ioctl.name, ioctl.row, &both, reproduce);
         let signature = Signature::new(&ioctl.name, signature::NOWHERE);
         report.diverge(Divergence { level: Level::VmmVisible, signature, ..found });
-        return Ok(());
+        return Ok(true);
     }
     finish(&both, report, reproduce);
     let between = expected.totals()?.icount.saturating_sub(both.expected.retired);
     report.leave_open(native::UNKNOWN, between);
     report.settled_by = Some(native::SETTLED_BY);
-    Ok(())
+    Ok(false)
 }
 
 /// The comparison of what devices saw, which the tapes tell at some instructions, natively or by exits.

@@ -140,7 +140,7 @@ pub struct Milestone {
 pub const NO_VCPU: u32 = u32::MAX;
 
 /// The exit itself and where it happened.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct ExitEvent {
     pub vcpu: u32,
     /// Instructions retired by all vCPUs: the virtual clock.

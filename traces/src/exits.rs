@@ -69,7 +69,7 @@ impl<I: Iterator<Item = Result<Event>>> Exits<I> {
 
     /// Notes that no exit followed, by vCPU: all there is where a trace has no exits. Complete at the end.
     pub fn loose(&self) -> impl Iterator<Item = (u32, &[Note])> {
-        self.groups.open.iter().map(|(vcpu, group)| (*vcpu, &group.loose[..]))
+        self.groups.open.iter().map(|(vcpu, group)| (vcpu, &group.loose[..]))
     }
 }
 
@@ -110,7 +110,7 @@ const HALTED: [ResumeKind; 2] = [ResumeKind::BLOCKED, ResumeKind::HLT];
 
 /// Exits being put together.
 pub(crate) struct Grouping {
-    open: BTreeMap<u32, Group>,
+    open: Open,
     pub(crate) done: VecDeque<Box<ExitGroup>>,
     number: u64,
     /// The vCPU whose exit the events without a vCPU belong to.
@@ -137,10 +137,54 @@ struct Group {
     exit: Option<Box<ExitGroup>>,
 }
 
+/// The groups of all vCPUs.
+#[derive(Default)]
+struct Open {
+    groups: Vec<Group>,
+    places: BTreeMap<u32, usize>,
+    /// The vCPU that was asked for last, and where its group is: nearly always it is asked for again.
+    last: Option<(u32, usize)>,
+}
+
+impl Open {
+    fn place(&mut self, vcpu: u32) -> Option<usize> {
+        if let Some((_, at)) = self.last.filter(|(of, _)| *of == vcpu) {
+            return Some(at);
+        }
+        let at = *self.places.get(&vcpu)?;
+        self.last = Some((vcpu, at));
+        Some(at)
+    }
+
+    fn get(&mut self, vcpu: u32) -> Option<&mut Group> {
+        self.place(vcpu).map(|at| &mut self.groups[at])
+    }
+
+    /// The group of a vCPU, which may be new.
+    fn of(&mut self, vcpu: u32) -> &mut Group {
+        let at = self.place(vcpu).unwrap_or_else(|| {
+            self.groups.push(Group::default());
+            self.places.insert(vcpu, self.groups.len() - 1);
+            self.groups.len() - 1
+        });
+        &mut self.groups[at]
+    }
+
+    /// The open exit of a vCPU.
+    fn exit(&mut self, vcpu: u32) -> Option<&mut ExitGroup> {
+        self.get(vcpu)?.exit.as_deref_mut()
+    }
+
+    /// By vCPU.
+    fn iter(&self) -> impl Iterator<Item = (u32, &Group)> {
+        self.places.iter().map(|(vcpu, at)| (*vcpu, &self.groups[*at]))
+    }
+}
+
 impl Grouping {
     pub(crate) fn new(first: u64) -> Self {
         Self {
-            open: BTreeMap::new(),
+            open: Open::default(),
             done: VecDeque::new(),
             number: first,
             current: NO_VCPU,
@@ -155,17 +199,16 @@ impl Grouping {
     /// Takes an event, or gives it back if it belongs to no exit.
     fn take(&mut self, event: Event) -> Option<Event> {
         match event {
-            Event::Exit(exit) => self.exit(*exit),
+            Event::Exit(exit) => self.exit(&exit),
             Event::Note { vcpu, place, note } => self.note(vcpu, place, note),
             Event::Resume { vcpu, resume } => self.resume(vcpu, resume),
             Event::Entry(entry) => {
-                let group = self.open.entry(entry.vcpu).or_default();
+                let group = self.open.of(entry.vcpu);
                 group.entries.push((group.loose.len(), *entry));
             }
             Event::Registers(registers) => self.registers(registers),
             Event::Read { hpa, data } => {
-                let group = self.open.entry(self.current).or_default();
-                if let Some(exit) = group.exit.as_mut() {
+                if let Some(exit) = self.open.exit(self.current) {
                     exit.reads.push((hpa, data));
                 }
             }
@@ -173,7 +216,7 @@ impl Grouping {
             Event::Fault(fault) => self.fault(fault),
             Event::FaultIn(page) => self.page(page),
             Event::Pcpu(event) if event.kind == PcpuKind::LOAD => {
-                let group = self.open.entry(event.vcpu).or_default();
+                let group = self.open.of(event.vcpu);
                 group.exit.as_mut().map_or(&mut group.cpus, |exit| &mut exit.cpus).push(event.cpu);
             }
             other => return Some(other),
@@ -186,7 +229,7 @@ impl Grouping {
         decoder.advance()?;
         let (words, clock) = decoder.view();
         match words.tag {
-            tag::EXIT => self.exit(words.exit(clock)?),
+            tag::EXIT => self.exit(&words.exit(clock)?),
             tag::RESUME => {
                 let (vcpu, resume) = words.resume()?;
                 self.resume(vcpu, resume);
@@ -205,11 +248,11 @@ impl Grouping {
         Ok(())
     }
 
-    fn exit(&mut self, exit: ExitEvent) {
+    fn exit(&mut self, exit: &ExitEvent) {
         self.current = exit.vcpu;
         self.close(exit.vcpu);
         self.close_halted();
-        let group = self.open.entry(exit.vcpu).or_default();
+        let group = self.open.of(exit.vcpu);
         let mut new = self.spare.pop().unwrap_or_default();
         self.values.extend(new.registers.drain(..).map(|registers| registers.values));
         new.start(self.number, exit);
@@ -226,13 +269,16 @@ impl Grouping {
     /// A halted vCPU lets the others go on, and is complete where one of them exits: what comes when it wakes stands before its
     /// own next exit. So exits come in their order.
     fn close_halted(&mut self) {
-        for group in self.open.values_mut() {
-            self.done.extend(group.exit.take_if(|exit| exit.is_halted()));
+        // The vCPU that exits has closed its own.
+        if self.open.groups.len() > 1 {
+            for at in self.open.places.values() {
+                self.done.extend(self.open.groups[*at].exit.take_if(|exit| exit.is_halted()));
+            }
         }
     }
 
     fn note(&mut self, vcpu: u32, place: Place, note: Note) {
-        let group = self.open.entry(vcpu).or_default();
+        let group = self.open.of(vcpu);
         if let Some(exit) = group.exit.as_mut().filter(|_| place != Place::L1) {
             exit.places.push((exit.notes.len(), place));
         }
@@ -243,13 +289,13 @@ impl Grouping {
     }
 
     fn registers(&mut self, registers: Registers) {
-        if let Some(exit) = self.open.entry(registers.vcpu).or_default().exit.as_mut() {
+        if let Some(exit) = self.open.exit(registers.vcpu) {
             exit.registers.push(registers);
         }
     }
 
     fn resume(&mut self, vcpu: u32, resume: Resume) {
-        if let Some(exit) = self.open.entry(vcpu).or_default().exit.as_mut() {
+        if let Some(exit) = self.open.exit(vcpu) {
             exit.handled = exit.notes.len();
             exit.resume = Some(resume);
         }
@@ -258,7 +304,7 @@ impl Grouping {
     /// The VMM acts between the end of an exit's handling and the entry; where it stops a running guest or finds it
     /// halted, what it did comes before the next exit.
     fn control(&mut self, control: Control) {
-        let open = self.open.get_mut(&self.current).and_then(|group| group.exit.as_mut());
+        let open = self.open.exit(self.current);
         match open.filter(|exit| exit.resume.is_some() && !exit.is_halted()) {
             Some(exit) => exit.controls.push(control),
             None => self.controls.push(control),
@@ -267,22 +313,22 @@ impl Grouping {
 
     fn fault(&mut self, fault: Fault) {
         let vcpu = if fault.vcpu == NO_VCPU { self.current } else { fault.vcpu };
-        let open = self.open.get_mut(&vcpu).and_then(|group| group.exit.as_mut());
+        let open = self.open.exit(vcpu);
         open.map_or(&mut self.faults, |exit| &mut exit.faults).push(fault);
     }
 
     fn page(&mut self, page: FaultIn) {
-        let open = self.open.get_mut(&self.current).and_then(|group| group.exit.as_mut());
+        let open = self.open.exit(self.current);
         open.map_or(&mut self.pages, |exit| &mut exit.pages).push(page);
     }
 
     fn close(&mut self, vcpu: u32) {
-        let exit = self.open.get_mut(&vcpu).and_then(|group| group.exit.take());
+        let exit = self.open.get(vcpu).and_then(|group| group.exit.take());
         self.done.extend(exit);
     }
 
     pub(crate) fn close_all(&mut self) {
-        let mut rest: Vec<_> = self.open.values_mut().filter_map(|group| group.exit.take()).collect();
+        let mut rest: Vec<_> = self.open.groups.iter_mut().filter_map(|group| group.exit.take()).collect();
         rest.sort_by_key(|exit| exit.number);
         self.done.extend(rest);
     }
@@ -329,8 +375,9 @@ impl ExitGroup {
     }
 
     /// Begins anew, in the memory that the group has.
-    fn start(&mut self, number: u64, exit: ExitEvent) {
-        (self.number, self.exit, self.handled, self.resume) = (number, exit, 0, None);
+    fn start(&mut self, number: u64, exit: &ExitEvent) {
+        (self.number, self.handled, self.resume) = (number, 0, None);
+        self.exit = *exit;
         self.before.clear();
         self.entries.clear();
         self.controls_before.clear();

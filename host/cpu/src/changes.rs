@@ -29,6 +29,11 @@ impl Changes {
         self.kept.set(true);
     }
 
+    pub(crate) fn forget(&self) {
+        self.sum.set(0);
+        self.kept.set(false);
+    }
+
     /// Whether somebody wants it.
     #[inline(always)]
     pub(crate) fn are_kept(&self) -> bool {

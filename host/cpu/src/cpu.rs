@@ -100,6 +100,12 @@ impl Cpu {
         self.pause = icount;
     }
 
+    /// Knows no translation and has fetched no code, as a CPU that was just made. What it has decoded stays: that cannot be seen.
+    pub fn forget_translations(&mut self) {
+        self.tlb.forget();
+        self.pause = u64::MAX;
+    }
+
     /// Changes the instruction-set extensions (KVM_SET_CPUID2).
     pub fn set_features(&mut self, features: Features) {
         self.blocks.set_features(features);

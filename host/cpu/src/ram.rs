@@ -140,6 +140,11 @@ impl Ram {
         self.pages.changes.keep();
     }
 
+    /// Counts none from here on, and forgets those that were.
+    pub fn forget_changes(&self) {
+        self.pages.changes.forget();
+    }
+
     /// Whether changes are counted.
     pub(crate) fn keeps_changes(&self) -> bool {
         self.pages.changes.are_kept()
@@ -228,14 +233,6 @@ impl Ram {
         let groups = (0..).zip(&self.pages.groups).filter(move |(_, written)| written.get() >= mark.0);
         let pages = groups.flat_map(|(group, _)| group << GROUP_SHIFT..(group + 1) << GROUP_SHIFT);
         pages.filter(move |page| self.written_since(*page, mark))
-    }
-
-    /// Forgets which bytes were decoded; for a caller that drops every [`crate::Cpu`] on this memory too.
-    pub fn forget_code(&self) {
-        for info in &self.pages.info {
-            info.code.set(0);
-        }
-        self.begin_epoch();
     }
 
     fn begin_epoch(&self) {

@@ -31,7 +31,7 @@ pub use devices::{MAX_VCPUS, Seen};
 pub use error::{Error, LoadError};
 pub use hosts::{Passport, enumeration};
 pub use loader::load as load_image;
-pub use machine::{Block, Capability, Digest, Limits, Machine, Resolved};
+pub use machine::{Block, Capability, Digest, Limits, Machine, Resolved, Snapshot};
 pub use memory::{Layout, Memory};
 pub use model::CpuidChange;
 pub use services::{Arrived, MemoryTypes, Pager, Typed, TypedPage};

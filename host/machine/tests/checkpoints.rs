@@ -56,6 +56,24 @@ fn a_second_run_is_equal() {
 }
 
 #[test]
+fn a_machine_that_starts_over_goes_to_any_checkpoint() {
+    let (mut machine, kept) = machine();
+    machine.run(&Limits::default());
+    let hash = machine.state_hash().unwrap();
+    let (events, checkpoints) = (kept.borrow().events.clone(), kept.borrow().checkpoints.clone());
+    for n in [3, 1, 4, 2] {
+        let again = Rc::new(RefCell::new(Kept::default()));
+        machine.start_over(Box::new(Live::new(3)), Some(Box::new(Keep(again.clone())))).unwrap();
+        machine.restore(checkpoints[..n].iter().map(|(_, bytes)| bytes.as_slice())).unwrap();
+        assert_eq!(machine.exits(), checkpoints[n - 1].0);
+        assert_eq!(machine.run(&Limits::default()), End::DebugExit { status: 1 });
+        assert_eq!(machine.state_hash().unwrap(), hash);
+        assert!(events.ends_with(&again.borrow().events), "checkpoint {n}");
+        assert_eq!(again.borrow().checkpoints, checkpoints[n..], "checkpoint {n}");
+    }
+}
+
+#[test]
 fn damaged_checkpoints_are_refused() {
     let (mut whole, kept) = machine();
     whole.run(&Limits::default());

@@ -540,15 +540,16 @@ impl<O: Ops> Backend for Vm<O> {
     }
 
     fn save(&self) -> Vec<u8> {
-        let Kvm { mmu, options, .. } = self.shared.kvm();
-        postcard::to_stdvec(&(options.disabled_quirks(), mmu, &self.vcpus, &self.cpus))
+        let Kvm { mmu, options, bugged, .. } = self.shared.kvm();
+        postcard::to_stdvec(&(options.disabled_quirks(), bugged, mmu, &self.vcpus, &self.cpus))
             .expect("plain data always serializes")
     }
 
     fn restore(&mut self, saved: &[u8]) -> Result<(), Errno> {
-        let (quirks, mmu, vcpus, cpus): (u64, Mmu, Vec<O::Vcpu>, Vec<O::Cpu>) =
+        let (quirks, bugged, mmu, vcpus, cpus): (u64, bool, Mmu, Vec<O::Vcpu>, Vec<O::Cpu>) =
             postcard::from_bytes(saved).map_err(|_| Errno::EINVAL)?;
         self.shared.kvm_mut().set_disabled_quirks(quirks);
+        self.shared.kvm_mut().bugged = bugged;
         if vcpus.len() != self.vcpus.len() || mmu.config != self.shared.kvm().mmu.config {
             return Err(Errno::EINVAL);
         }

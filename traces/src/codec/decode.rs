@@ -93,7 +93,7 @@ impl Decoder {
         self.run = run.checked_sub(1);
         let mask = if run > 0 { 0 } else { self.differing()? };
         let slot = self.model.predicted().ok_or("nothing predicts the event")?;
-        let (tag, count) = (slot.tag, slot.words.len());
+        let (tag, count) = (slot.tag, slot.words().len());
         self.words(tag, count, mask)?;
         self.reached = self.model.advance();
         Ok(())
@@ -128,22 +128,19 @@ impl Decoder {
         if mask & !BLOB_BIT & !((1 << count) - 1) != 0 {
             return Err("a mask of more words than the event has");
         }
-        let mut from = 0;
+        let at = recent.push_slot(slot);
         for i in words_of(slot.found | mask & !BLOB_BIT) {
-            recent.extend(&slot.words[from..i]);
-            from = i + 1;
-            let (mut word, mut back) = (slot.words[i], slot.back[i]);
+            let (mut word, mut back) = slot.word(i);
             if mask >> i & 1 != 0 {
                 let input = self.columns.get(tag, i as u8)?;
-                (word, back) = input.word(word, |back| recent.get(back))?;
+                (word, back) = input.word(word, |back| recent.get(at + i, back))?;
                 slot.set_back(i, back);
             } else {
-                word = recent.get(back);
+                word = recent.get(at + i, back);
             }
-            slot.words[i] = word;
-            recent.push(word);
+            slot.set_word(i, word);
+            recent.set(at + i, word);
         }
-        recent.extend(&slot.words[from..]);
         if mask & BLOB_BIT != 0 {
             let input = self.columns.get(tag, column::BLOB)?;
             let length = input.varint()?;

@@ -71,7 +71,7 @@ impl Encoder {
         let predicted = self
             .model
             .predicted()
-            .is_some_and(|slot| slot.tag == flat.tag && slot.words.len() == flat.words.len());
+            .is_some_and(|slot| slot.tag == flat.tag && slot.words().len() == flat.words.len());
         if !predicted {
             self.operation(op::TAG + flat.tag);
             self.model.unpredicted(flat.tag, flat.words.len());
@@ -102,24 +102,20 @@ impl Encoder {
     /// Stores the words that differ from their prediction and says which those are.
     fn words(&mut self, flat: &Flat) -> u64 {
         let (slot, recent) = self.model.current();
-        let (mut mask, mut from) = (0, 0);
-        for i in words_of(slot.found | differing(&slot.words, &flat.words)) {
-            recent.extend(&flat.words[from..i]);
-            from = i + 1;
-            let (word, back) = (flat.words[i], slot.back[i]);
-            let predicted = if back == 0 { slot.words[i] } else { recent.get(back) };
+        let (mut mask, at) = (0, recent.push(&flat.words));
+        for i in words_of(slot.found | differing(slot.words(), &flat.words)) {
+            let (word, (last, back)) = (flat.words[i], slot.word(i));
+            let predicted = if back == 0 { last } else { recent.get(at + i, back) };
             if word != predicted {
                 mask |= 1 << i;
                 let output = self.columns.entry((flat.tag, i as u8)).or_default();
                 let before = output.bytes.len();
-                let back = output.put(word, slot.words[i], || recent.find(word));
+                let back = output.put(word, last, || recent.find(at + i, word));
                 slot.set_back(i, back);
                 self.size += output.bytes.len() - before;
             }
-            slot.words[i] = word;
-            recent.push(word);
+            slot.set_word(i, word);
         }
-        recent.extend(&flat.words[from..]);
         // Most events have no bytes beside their words.
         let both_empty = slot.blob.is_empty() && flat.blob.is_empty();
         if !both_empty && slot.blob != flat.blob {

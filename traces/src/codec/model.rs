@@ -1,72 +1,123 @@
 //! What encoder and decoder both remember, so that they predict alike.
 
-use crate::flat::{View, tag};
+use crate::flat::{MAX_WORDS, View, tag};
 
 /// Contexts are remembered by their high 16 bits: a new one takes the place of an old one with the same.
 const PLACES: usize = 1 << 16;
 /// Tags whose last event is remembered.
 pub const TAGS: usize = 512;
 
+/// Words of an event, and room that makes copying them cheap.
+const WORDS: usize = MAX_WORDS.next_power_of_two();
+/// Words that are copied at once.
+const STEP: usize = 8;
+
 /// The last event in a context.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Slot {
     context: u64,
     pub tag: u64,
-    pub words: Vec<u64>,
+    /// Zero behind the event's own.
+    words: [u64; WORDS],
+    count: usize,
     /// Per word: how far back the word was last found, or zero where its last value is the prediction.
-    pub back: Vec<u8>,
+    back: [u8; WORDS],
     /// A bit per word whose `back` is not zero.
     pub found: u64,
     pub blob: Vec<u8>,
 }
 
 impl Slot {
+    fn new(context: u64, tag: u64) -> Self {
+        let (words, back) = ([0; WORDS], [0; WORDS]);
+        Self { context, tag, words, count: 0, back, found: 0, blob: Vec::new() }
+    }
+
+    /// The event's words.
+    pub fn words(&self) -> &[u64] {
+        &self.words[..self.count]
+    }
+
+    /// A word, and how far back it was last found.
+    #[inline]
+    pub fn word(&self, n: usize) -> (u64, u8) {
+        (self.words[n % WORDS], self.back[n % WORDS])
+    }
+
+    #[inline]
+    pub fn set_word(&mut self, n: usize, word: u64) {
+        self.words[n % WORDS] = word;
+    }
+
     /// Where a word was last found.
     pub fn set_back(&mut self, word: usize, back: u8) {
-        self.back[word] = back;
+        self.back[word % WORDS] = back;
         self.found = self.found & !(1 << word) | u64::from(back != 0) << word;
     }
 }
 
-/// The last 256 words.
+/// Words that are remembered.
+const MEMORY: usize = 256;
+/// Words until the last ones move to the front.
+const ROOM: usize = 16 * MEMORY;
+
+/// The last 256 words, which are zero at first: the end of a long row.
 #[derive(Clone)]
 pub struct Recent {
-    words: [u64; 256],
-    next: u8,
+    words: Box<[u64; ROOM]>,
+    len: usize,
 }
 
 impl Recent {
-    pub fn push(&mut self, word: u64) {
-        self.words[usize::from(self.next)] = word;
-        self.next = self.next.wrapping_add(1);
+    fn new() -> Self {
+        Self { words: Box::new([0; ROOM]), len: MEMORY }
     }
 
-    /// Pushes words one after the other.
-    pub fn extend(&mut self, words: &[u64]) {
-        let next = usize::from(self.next);
-        if let Some(room) = self.words[next..].get_mut(..words.len()) {
-            room.copy_from_slice(words);
-            self.next = self.next.wrapping_add(words.len() as u8);
-        } else {
-            words.iter().for_each(|word| self.push(*word));
+    fn make_room(&mut self) {
+        if self.len > ROOM - WORDS {
+            self.words.copy_within(self.len - MEMORY..self.len, 0);
+            self.len = MEMORY;
         }
     }
 
-    /// The word `back` words ago, 1 being the last.
-    pub fn get(&self, back: u8) -> u64 {
-        self.words[usize::from(self.next.wrapping_sub(back))]
+    /// Appends an event's words; gives the place of the first.
+    pub fn push(&mut self, words: &[u64]) -> usize {
+        self.make_room();
+        let at = self.len;
+        self.len = at + words.len();
+        self.words[at..self.len].copy_from_slice(words);
+        at
     }
 
-    /// How far back a word is, the nearest first.
-    pub fn find(&self, word: u64) -> Option<u8> {
-        let next = usize::from(self.next);
-        let newer = self.words[..next].iter().rposition(|known| *known == word).map(|at| next - at);
-        // The word at `next` is 256 back.
-        let older = || {
-            let at = self.words[next + 1..].iter().rposition(|known| *known == word)?;
-            Some(self.words.len() - 1 - at)
-        };
-        newer.or_else(older).map(|back| back as u8)
+    /// Appends the words of a slot's event, as [`Recent::push`].
+    #[inline]
+    pub fn push_slot(&mut self, slot: &Slot) -> usize {
+        self.make_room();
+        let at = self.len;
+        self.len = at + slot.count;
+        let (from, to) = (slot.words.as_chunks::<STEP>().0, self.words[at..].as_chunks_mut::<STEP>().0);
+        for (to, from) in to.iter_mut().zip(from).take(slot.count.div_ceil(STEP)) {
+            *to = *from;
+        }
+        at
+    }
+
+    /// Replaces an appended word.
+    #[inline]
+    pub fn set(&mut self, at: usize, word: u64) {
+        self.words[at] = word;
+    }
+
+    /// The word `back` words before a place.
+    #[inline]
+    pub fn get(&self, at: usize, back: u8) -> u64 {
+        self.words[at - usize::from(back)]
+    }
+
+    /// How far before a place a word is, the nearest first.
+    pub fn find(&self, at: usize, word: u64) -> Option<u8> {
+        let found = self.words[at + 1 - MEMORY..at].iter().rev().position(|known| *known == word)?;
+        Some(found as u8 + 1)
     }
 }
 
@@ -98,7 +149,7 @@ impl Model {
             slots: Vec::new(),
             places: vec![0; PLACES],
             last: [0; TAGS],
-            recent: Recent { words: [0; 256], next: 0 },
+            recent: Recent::new(),
             context: 0,
             slot: None,
             exit: 0,
@@ -113,16 +164,15 @@ impl Model {
 
     /// Predicts an event that was not predicted, now that its tag is known: by the last event with that tag.
     pub fn unpredicted(&mut self, tag: u64, count: usize) {
-        let mut slot = Slot { context: self.context, tag, ..Default::default() };
+        let mut slot = Slot::new(self.context, tag);
         let last =
             self.last.get(tag as usize).and_then(|last| self.slots.get((*last as usize).wrapping_sub(1)));
         if let Some(last) = last.filter(|last| last.tag == tag) {
-            slot.words.clone_from(&last.words);
-            slot.back.clone_from(&last.back);
+            slot.words[..count].copy_from_slice(&last.words[..count]);
+            slot.back[..count].copy_from_slice(&last.back[..count]);
             slot.found = last.found & ((1 << count) - 1);
         }
-        slot.words.resize(count, 0);
-        slot.back.resize(count, 0);
+        slot.count = count;
         let place = &mut self.places[(self.context >> 48) as usize];
         if *place == 0 {
             self.slots.push(slot);
@@ -143,7 +193,7 @@ impl Model {
     pub fn event(&self, slot: usize) -> View<'_> {
         self.slots.get(slot).map_or(View::default(), |slot| View {
             tag: slot.tag,
-            words: &slot.words,
+            words: slot.words(),
             blob: &slot.blob,
         })
     }
@@ -157,12 +207,12 @@ impl Model {
         }
         self.context = match event.tag {
             tag::EXIT => {
-                let key = event.words.iter().skip(2).take(3).fold(0, |key, word| mix(key, *word));
+                let key = event.words().iter().skip(2).take(3).fold(0, |key, word| mix(key, *word));
                 self.previous_exit = std::mem::replace(&mut self.exit, key);
                 key
             }
             tag::RESUME => mix(mix(self.context, event.tag), self.previous_exit),
-            _ => mix(self.context, event.tag.wrapping_add(event.words.len() as u64)),
+            _ => mix(self.context, event.tag.wrapping_add(event.count as u64)),
         };
         let slot = (self.places[(self.context >> 48) as usize] as usize).checked_sub(1);
         self.slot = slot.filter(|slot| self.slots[*slot].context == self.context);

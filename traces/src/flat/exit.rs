@@ -76,7 +76,11 @@ fn sensitive_words(insn: &Sensitive, out: &mut Vec<u64>) {
     ]);
 }
 
+/// An exit has so many words.
+pub(super) const WORDS: usize = 24;
+
 /// The inverse of [`exit_words`].
+#[inline(always)]
 pub(super) fn read_exit(w: &mut Words<'_>, clock: &mut Clock) -> Result<ExitEvent, &'static str> {
     let (vcpu, icount, rip) = (w.u32()?, clock.at(w.next()?), w.next()?);
     clock.exits += 1;
@@ -115,6 +119,7 @@ pub(super) fn read_exit(w: &mut Words<'_>, clock: &mut Clock) -> Result<ExitEven
     Ok(ExitEvent { vcpu, icount, rip, exit })
 }
 
+#[inline(always)]
 fn read_access(w: &mut Words<'_>) -> Result<Access, &'static str> {
     let (gva, what) = (w.next()?, w.next()?);
     let [kind, user, implicit, size] = low(what).to_le_bytes();
@@ -130,6 +135,7 @@ fn read_access(w: &mut Words<'_>) -> Result<Access, &'static str> {
 }
 
 /// The inverse of [`injected_words`].
+#[inline(always)]
 pub(super) fn read_injected(w: &mut Words<'_>) -> Result<Injected, &'static str> {
     let (event, rest) = (w.next()?, w.next()?);
     let [valid, kind, vector, has_error_code] = low(event).to_le_bytes();
@@ -146,6 +152,7 @@ pub(super) fn read_injected(w: &mut Words<'_>) -> Result<Injected, &'static str>
     })
 }
 
+#[inline(always)]
 fn read_sensitive(w: &mut Words<'_>) -> Result<Sensitive, &'static str> {
     let what = w.next()?;
     let [kind, len, size, gpr] = low(what).to_le_bytes();

@@ -305,6 +305,10 @@ impl View<'_> {
 
     /// The exit that these words are.
     pub(crate) fn exit(&self, clock: &mut Clock) -> Result<ExitEvent, &'static str> {
+        // Of as many words as it needs, it is read without a look at each.
+        if let Ok(words) = <&[u64; exit::WORDS]>::try_from(self.words) {
+            return read_exit(&mut Words(words), clock);
+        }
         let mut w = Words(self.words);
         let exit = read_exit(&mut w, clock)?;
         w.end()?;
@@ -355,12 +359,14 @@ const MORE: &str = "more words than the event has";
 struct Words<'a>(&'a [u64]);
 
 impl<'a> Words<'a> {
+    #[inline(always)]
     fn next(&mut self) -> Result<u64, &'static str> {
         let (first, rest) = self.0.split_first().ok_or(FEWER)?;
         self.0 = rest;
         Ok(*first)
     }
 
+    #[inline(always)]
     fn u32(&mut self) -> Result<u32, &'static str> {
         self.next()?.try_into().map_err(|_| "a word beyond 32 bits")
     }

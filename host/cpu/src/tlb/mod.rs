@@ -178,6 +178,13 @@ impl Tlb {
         }
     }
 
+    /// As it was when it was made, replacement included, and nobody has asked for a flush.
+    pub(crate) fn forget(&mut self) {
+        self.requests.0.take();
+        self.second.forget_turns();
+        self.flush(Flush::All);
+    }
+
     fn flush_all(&mut self) {
         self.large = None;
         self.end_writes();

@@ -101,6 +101,11 @@ impl SecondLevel {
         Self { geometry, translations, turns: vec![0; geometry.sets()] }
     }
 
+    /// In each set it is the first way's turn.
+    pub(super) fn forget_turns(&mut self) {
+        self.turns.fill(0);
+    }
+
     fn ways(&mut self, set: usize) -> &mut [Translation] {
         let ways = self.geometry.ways();
         &mut self.translations[set * ways..][..ways]

@@ -3,20 +3,20 @@
 //! A checkpoint holds the memory pages that changed since the one before. What an interpreter caches is not part of it:
 //! the machine drops those caches wherever it makes one, so that the run goes on there exactly as a restored one does.
 
-use super::{Machine, configuration::cpu_config};
+use super::Machine;
 use crate::{
     Error,
     devices::Devices,
     memory::{Absent, is_zero},
     services::MemoryTypes,
+    tape::Standing,
     time::{Clock, Counts, Milestones, Taken},
-    vcpu::{Placement, Progress, Turn, Vcpu, flush_handles},
+    vcpu::{Placement, Progress, Turn},
     vmm::Carried,
 };
 use serde::{Deserialize, Serialize};
 use vmtape_abi::MemoryRegion;
 use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, cpuid::CpuidEntry, vcpu::VcpuState};
-use vmtape_cpu::Cpu;
 
 /// Set in a page's number where the page is zero and its bytes are left out.
 const ZERO_PAGE: u64 = 1 << 63;
@@ -24,7 +24,7 @@ const PAGE: usize = PAGE_SIZE as usize;
 
 /// Everything but memory.
 #[derive(Serialize, Deserialize)]
-struct Saved<D> {
+pub(super) struct Saved<D> {
     vcpus: Vec<(VcpuState, bool, Progress)>,
     devices: D,
     clock: Clock,
@@ -45,8 +45,7 @@ struct Saved<D> {
     placement: Placement,
     absent: Absent,
     carried: Carried,
-    /// The vCPU whose exit the tape tells, up to its entry.
-    exited: Option<u32>,
+    tape: Standing,
     memory_types: MemoryTypes,
 }
 
@@ -70,17 +69,13 @@ impl Machine {
         Ok(())
     }
 
-    /// Interpreters start with nothing cached, as they do after [`Machine::restore`].
+    /// Silicon starts with nothing cached, as it does after [`Machine::restore`].
     pub(super) fn drop_caches(&mut self) {
-        self.services.ram().forget_code();
-        let config = cpu_config(&self.spec);
-        for vcpu in &mut self.vcpus {
-            vcpu.cpu = Cpu::new(config);
-        }
-        self.services.flushes = flush_handles(&self.vcpus);
+        self.vcpus.iter_mut().for_each(|vcpu| vcpu.cpu.forget_translations());
     }
 
-    pub(super) fn save(&self) -> Result<Vec<u8>, Error> {
+    /// Everything but memory.
+    pub(super) fn save_state(&self) -> Result<Vec<u8>, Error> {
         let saved = Saved {
             vcpus: self.vcpus.iter().map(|v| (v.state, v.needs_entry, v.progress)).collect(),
             devices: &self.services.devices,
@@ -101,11 +96,14 @@ impl Machine {
             placement: self.placement.clone(),
             absent: self.services.memory.absent.clone(),
             carried: self.carried.clone(),
-            exited: self.services.tape.exited(),
+            tape: self.services.tape.standing(),
             memory_types: self.services.memory_types.clone(),
         };
-        let state =
-            postcard::to_stdvec(&saved).map_err(|cause| Error::Encode { what: "a checkpoint", cause })?;
+        postcard::to_stdvec(&saved).map_err(|cause| Error::Encode { what: "a checkpoint", cause })
+    }
+
+    pub(super) fn save(&self) -> Result<Vec<u8>, Error> {
+        let state = self.save_state()?;
         let mut out = (state.len() as u64).to_le_bytes().to_vec();
         out.extend_from_slice(&state);
         let mut bytes = [0; PAGE];
@@ -123,8 +121,8 @@ impl Machine {
         Ok(out)
     }
 
-    /// Brings a machine that was just built from the same specification to where the last checkpoint of a chain was
-    /// made. The chain begins with the first checkpoint of the run.
+    /// Brings a machine that was just built from the same specification, or has started over ([`Machine::start_over`]), to where the
+    /// last checkpoint of a chain was made. The chain begins with the first checkpoint of the run.
     pub fn restore<'a>(&mut self, chain: impl IntoIterator<Item = &'a [u8]>) -> Result<(), Error> {
         let mut last = None;
         for checkpoint in chain {
@@ -185,7 +183,7 @@ impl Machine {
         Ok(())
     }
 
-    fn restore_state(&mut self, saved: Saved<Devices>) -> Result<(), Error> {
+    pub(super) fn restore_state(&mut self, saved: Saved<Devices>) -> Result<(), Error> {
         let vcpus_fit = saved.vcpus.len() == self.vcpus.len() && (saved.current as usize) < self.vcpus.len();
         if !vcpus_fit || !saved.devices.fit(self.vcpus.len()) {
             return Err(Error::Checkpoint("it is of a machine with another number of vCPUs".to_owned()));
@@ -203,9 +201,8 @@ impl Machine {
         self.backend
             .restore(&saved.backend)
             .map_err(|errno| Error::Backend { what: "its saved state".to_owned(), errno })?;
-        let config = cpu_config(&self.spec);
         for (vcpu, (state, needs_entry, progress)) in self.vcpus.iter_mut().zip(saved.vcpus) {
-            *vcpu = Vcpu { state, needs_entry, progress, cpu: Cpu::new(config) };
+            (vcpu.state, vcpu.needs_entry, vcpu.progress) = (state, needs_entry, progress);
         }
         self.services.cpuid = saved.cpuid;
         self.script.resume(saved.script);
@@ -223,7 +220,7 @@ impl Machine {
         self.drop_caches();
         self.marks.checkpoint = self.services.memory.mark();
         self.services.memory_types = saved.memory_types;
-        self.services.tape.resume(saved.exited);
+        self.services.tape.resume(&saved.tape);
         Ok(())
     }
 }
@@ -238,6 +235,6 @@ fn split(checkpoint: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)
 }
 
-fn damaged() -> Error {
+pub(super) fn damaged() -> Error {
     Error::Checkpoint("it is damaged".to_owned())
 }

@@ -12,6 +12,7 @@ mod moving;
 mod pcpus;
 mod resolve;
 mod run;
+mod snapshot;
 mod state;
 mod take_over;
 mod wake;
@@ -20,6 +21,7 @@ pub use hashes::Digest;
 pub use limits::Limits;
 pub use moving::{Block, Capability};
 pub use resolve::Resolved;
+pub use snapshot::Snapshot;
 
 use crate::{
     Error,

@@ -126,6 +126,17 @@ impl Services {
         self.wrong.take()
     }
 
+    /// Nothing has happened since memory and devices were put back to another moment, and nobody has asked for digests.
+    pub(crate) fn forget_run(&mut self) {
+        self.outcomes = Outcomes::default();
+        self.ram().forget_changes();
+        self.memory.uncounted = 0;
+        self.memory.remote.clear();
+        (self.emulated, self.repeats, self.repetitions, self.watching) = (false, false, 0, false);
+        self.rules.clear();
+        (self.unmapped, self.pager, self.wrong, self.fed) = (None, None, None, None);
+    }
+
     pub(crate) fn ram(&self) -> &Ram {
         self.memory.ram()
     }

@@ -41,6 +41,15 @@ impl Knowledge {
         self.memory.forget();
     }
 
+    /// RFLAGS of each vCPU as they were told last, which stay known where everything else is told anew.
+    pub(crate) fn rflags(&self) -> impl Iterator<Item = u64> {
+        self.registers.iter().map(|told| told.rflags)
+    }
+
+    pub(crate) fn set_rflags(&mut self, rflags: &[u64]) {
+        self.registers.iter_mut().zip(rflags).for_each(|(told, rflags)| told.rflags = *rflags);
+    }
+
     /// What a reader must be told of the registers that the handling of an exit uses.
     pub(crate) fn untold_of_exit(&mut self, vcpu: u32, state: &VcpuState, exit: &Exit) -> Registers {
         self.untold(vcpu, state, bit::ALWAYS | bit::used(exit))

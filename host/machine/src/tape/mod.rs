@@ -9,4 +9,4 @@ pub(crate) mod registers;
 
 pub(crate) use feeding::Feeding;
 pub use recorder::Recorder;
-pub(crate) use recorder::Tape;
+pub(crate) use recorder::{Standing, Tape};

@@ -1,6 +1,7 @@
 //! What happens in a run, told to whoever listens.
 
 use super::{fpu, knowledge::Knowledge, registers};
+use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
 use vmtape_arch::{
     exit::{Exit, Resume, StimulusKind},
@@ -44,6 +45,15 @@ pub trait Recorder {
 
 /// Reads of memory are told in units of so many bytes.
 const WORD: usize = 8;
+
+/// What it hangs on how a tape goes on, beside the guest.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Standing {
+    /// The vCPU whose exit the tape tells, up to its entry.
+    exited: Option<u32>,
+    /// RFLAGS of each vCPU as they were told last.
+    rflags: Vec<u64>,
+}
 
 /// The recorder and what it has been told.
 #[derive(Default)]
@@ -117,15 +127,16 @@ impl Tape {
         self.knowledge.forget();
     }
 
-    /// The vCPU whose exit the tape tells, up to its entry.
-    pub(crate) fn exited(&self) -> Option<u32> {
-        self.exited
+    /// Where the tape stands.
+    pub(crate) fn standing(&self) -> Standing {
+        Standing { exited: self.exited, rflags: self.knowledge.rflags().collect() }
     }
 
-    /// Starts where a checkpoint was made, with what [`Tape::exited`] said there.
-    pub(crate) fn resume(&mut self, exited: Option<u32>) {
-        self.exited = exited;
+    /// Starts where a checkpoint was made, with what [`Tape::standing`] said there.
+    pub(crate) fn resume(&mut self, standing: &Standing) {
+        self.exited = standing.exited;
         self.forget();
+        self.knowledge.set_rflags(&standing.rflags);
     }
 
     /// The silicon begins to translate an access.

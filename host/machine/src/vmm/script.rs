@@ -182,6 +182,11 @@ impl Script {
         self.look_ahead();
     }
 
+    /// What was done after so many ioctls never was.
+    pub(crate) fn forget_since(&mut self, count: usize) {
+        self.log.truncate(count);
+    }
+
     /// Goes on where another machine's is, with what was done there.
     pub(crate) fn take_over(&mut self, done: Vec<bool>, log: Vec<(u64, Control)>) {
         self.log = log;
