@@ -63,7 +63,8 @@ pub fn compare(expected: &Tape, actual: &Tape, report: &mut Report, reproduce: &
 
 /// The last chunks that the tapes have alike, with exits in them: what ends in them is whole in the next ones.
 fn last_common(expected: &Tape, actual: &Tape) -> [usize; 2] {
-    let [first, other] = [(expected, actual), (actual, expected)].map(|(tape, other)| tape.last_common(other));
+    let [first, other] =
+        [(expected, actual), (actual, expected)].map(|(tape, other)| tape.last_common(other));
     let exits = |chunk: usize| expected.chunks().get(chunk).map(|chunk| chunk.first_exit);
     if exits(first + 1) > exits(first) { [first, other] } else { [0, 0] }
 }

@@ -251,6 +251,7 @@ impl Grouping {
     fn exit(&mut self, exit: &ExitEvent) {
         self.current = exit.vcpu;
         self.close(exit.vcpu);
+        self.open.of(exit.vcpu);
         self.close_halted();
         let group = self.open.of(exit.vcpu);
         let mut new = self.spare.pop().unwrap_or_default();

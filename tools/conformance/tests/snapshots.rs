@@ -9,14 +9,14 @@ use vmtape_machine::{Digest, Live};
 use vmtape_replay::{Error, player::Player, spec};
 use vmtape_traces::{Event, Tape, event::End};
 
-/// Guests with paging, devices, a timer, two vCPUs, MSRs, and events whose delivery exits.
+/// Guests with paging, devices, a timer, two vCPUs, and an ioctl of the VMM.
 const GUESTS: [&str; 7] = [
     "builtin:cpuid",
     "builtin:dirty",
     "builtin:io",
     "builtin:luggage",
     "builtin:smp2",
-    "builtin:vectoring",
+    "builtin:role",
     "builtin:late,before=40,rounds=60",
 ];
 

@@ -2,7 +2,7 @@
 //! size of the chunk and the model's own limits.
 
 use super::{
-    BLOB_BIT, DICTIONARY, column, form,
+    BLOB_BIT, DICTIONARY, OF_TAG, column, form,
     model::{Model, TAGS},
     op, varint, words_of,
 };
@@ -22,9 +22,6 @@ struct Input {
     at: usize,
     dictionary: Vec<u64>,
 }
-
-/// The most columns that a tag has.
-const OF_TAG: usize = column::BLOB as usize + 1;
 
 /// The columns of a chunk.
 struct Inputs {

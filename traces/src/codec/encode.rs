@@ -1,6 +1,10 @@
 //! Events into columns.
 
-use super::{BLOB_BIT, DICTIONARY, column, form, model::Model, op, varint, words_of};
+use super::{
+    BLOB_BIT, DICTIONARY, OF_TAG, column, form,
+    model::{Model, TAGS},
+    op, varint, words_of,
+};
 use crate::{
     event::Event,
     flat::{Clock, Flat, kind_bit},
@@ -19,14 +23,57 @@ struct Output {
     dictionary: HashMap<u64, usize>,
 }
 
+/// The columns of a chunk.
+#[derive(Clone)]
+struct Outputs {
+    columns: Vec<((u64, u8), Output)>,
+    /// For each of the lower tags that has columns, where they are by word.
+    places: Vec<Option<Box<[Option<u32>; OF_TAG]>>>,
+    /// Likewise for the other tags.
+    others: BTreeMap<(u64, u8), u32>,
+}
+
+impl Outputs {
+    fn new() -> Self {
+        Self { columns: Vec::new(), places: vec![None; TAGS], others: BTreeMap::new() }
+    }
+
+    fn get(&mut self, tag: u64, word: u8) -> &mut Output {
+        let next = self.columns.len() as u32;
+        let place = match self.places.get_mut(tag as usize) {
+            Some(of_tag) => {
+                let of_tag = of_tag.get_or_insert_with(|| Box::new([None; OF_TAG]));
+                *of_tag[usize::from(word)].get_or_insert(next)
+            }
+            None => *self.others.entry((tag, word)).or_insert(next),
+        };
+        if place == next {
+            self.columns.push(((tag, word), Output::default()));
+        }
+        &mut self.columns[place as usize].1
+    }
+
+    /// By tag and word.
+    fn sorted(mut self) -> impl Iterator<Item = Column> {
+        self.columns.sort_by_key(|(key, _)| *key);
+        self.columns.into_iter().map(|((tag, word), output)| Column { tag, word, bytes: output.bytes })
+    }
+}
+
 /// Encodes the events of one chunk.
 #[derive(Clone)]
 pub struct Encoder {
-    model: Model,
     clock: Clock,
     flat: Flat,
+    coded: Coded,
+}
+
+/// What has become of the events.
+#[derive(Clone)]
+struct Coded {
+    model: Model,
     ops: Vec<u8>,
-    columns: BTreeMap<(u64, u8), Output>,
+    columns: Outputs,
     /// Predicted events since the last operation.
     run: u64,
     size: usize,
@@ -36,16 +83,9 @@ pub struct Encoder {
 impl Encoder {
     /// An encoder for a chunk that starts at `clock`.
     pub fn new(clock: Clock) -> Self {
-        Self {
-            model: Model::new(),
-            clock,
-            flat: Flat::default(),
-            ops: Vec::new(),
-            columns: BTreeMap::new(),
-            run: 0,
-            size: 0,
-            kinds: 0,
-        }
+        let (model, columns) = (Model::new(), Outputs::new());
+        let coded = Coded { model, ops: Vec::new(), columns, run: 0, size: 0, kinds: 0 };
+        Self { clock, flat: Flat::default(), coded }
     }
 
     /// Where the stream is.
@@ -55,18 +95,32 @@ impl Encoder {
 
     /// About how many bytes the columns hold.
     pub fn size(&self) -> usize {
-        self.size + self.ops.len()
+        self.coded.size + self.coded.ops.len()
     }
 
     /// The kinds of events so far, as an index has them.
     pub fn kinds(&self) -> u32 {
-        self.kinds
+        self.coded.kinds
     }
 
     /// Appends an event.
     pub fn push(&mut self, event: &Event) {
-        let mut flat = std::mem::take(&mut self.flat);
-        flat.set(event, &mut self.clock);
+        self.flat.set(event, &mut self.clock);
+        self.coded.push(&self.flat);
+    }
+
+    /// Ends the chunk.
+    pub fn finish(self) -> Columns {
+        let Coded { mut ops, columns, run, .. } = self.coded;
+        if run > 0 {
+            varint::put(&mut ops, run);
+        }
+        Columns { ops, columns: columns.sorted().collect() }
+    }
+}
+
+impl Coded {
+    fn push(&mut self, flat: &Flat) {
         self.kinds |= kind_bit(flat.tag);
         let predicted = self
             .model
@@ -75,28 +129,24 @@ impl Encoder {
         if !predicted {
             self.operation(op::TAG + flat.tag);
             self.model.unpredicted(flat.tag, flat.words.len());
-            varint::put(self.column(flat.tag, column::COUNT), flat.words.len() as u64);
+            let count = &mut self.columns.get(flat.tag, column::COUNT).bytes;
+            varint::put(count, flat.words.len() as u64);
         }
-        let mask = self.words(&flat);
+        let mask = self.words(flat);
         if predicted && mask == 0 {
             self.run += 1;
         } else {
             if predicted {
                 self.operation(op::DIFFERS);
             }
-            varint::put(self.column(flat.tag, column::MASK), mask);
+            varint::put(&mut self.columns.get(flat.tag, column::MASK).bytes, mask);
         }
         self.model.advance();
-        self.flat = flat;
     }
 
     fn operation(&mut self, code: u64) {
         varint::put(&mut self.ops, std::mem::take(&mut self.run));
         varint::put(&mut self.ops, code);
-    }
-
-    fn column(&mut self, tag: u64, word: u8) -> &mut Vec<u8> {
-        &mut self.columns.entry((tag, word)).or_default().bytes
     }
 
     /// Stores the words that differ from their prediction and says which those are.
@@ -108,7 +158,7 @@ impl Encoder {
             let predicted = if back == 0 { last } else { recent.get(at + i, back) };
             if word != predicted {
                 mask |= 1 << i;
-                let output = self.columns.entry((flat.tag, i as u8)).or_default();
+                let output = self.columns.get(flat.tag, i as u8);
                 let before = output.bytes.len();
                 let back = output.put(word, last, || recent.find(at + i, word));
                 slot.set_back(i, back);
@@ -121,21 +171,12 @@ impl Encoder {
         if !both_empty && slot.blob != flat.blob {
             mask |= BLOB_BIT;
             slot.blob.clone_from(&flat.blob);
-            let output = &mut self.columns.entry((flat.tag, column::BLOB)).or_default().bytes;
+            let output = &mut self.columns.get(flat.tag, column::BLOB).bytes;
             varint::put(output, flat.blob.len() as u64);
             output.extend_from_slice(&flat.blob);
             self.size += flat.blob.len();
         }
         mask
-    }
-
-    /// Ends the chunk.
-    pub fn finish(mut self) -> Columns {
-        if self.run > 0 {
-            varint::put(&mut self.ops, self.run);
-        }
-        let column = |((tag, word), output): (_, Output)| Column { tag, word, bytes: output.bytes };
-        Columns { ops: self.ops, columns: self.columns.into_iter().map(column).collect() }
     }
 }
 

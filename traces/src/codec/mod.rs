@@ -22,6 +22,9 @@ mod column {
     pub const BLOB: u8 = 66;
 }
 
+/// The most columns that a tag has.
+const OF_TAG: usize = column::BLOB as usize + 1;
+
 /// The mask's bit for the blob.
 const BLOB_BIT: u64 = 1 << 63;
 

@@ -8,7 +8,7 @@ use crate::event::{EntryEvent, EntryOutcome};
 /// An entry's words, and what it read.
 pub(super) fn entry_words(entry: &EntryEvent, clock: &mut Clock, out: &mut Vec<u64>, blob: &mut Vec<u8>) {
     let EntryEvent { vcpu, icount, rip, rflags, interruptibility, reads, outcome } = entry;
-    out.extend([join(*vcpu, *interruptibility), clock.forward(*icount), *rip, *rflags]);
+    out.extend_from_slice(&[join(*vcpu, *interruptibility), clock.forward(*icount), *rip, *rflags]);
     resume_words(&outcome.resume, out);
     injected_words(&outcome.inject, out);
     out.push(outcome.windows);

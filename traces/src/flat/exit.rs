@@ -16,7 +16,7 @@ pub(super) fn exit_words(event: &ExitEvent, clock: &mut Clock, out: &mut Vec<u64
     let ExitEvent { vcpu, icount, rip, exit } = event;
     let Exit { isa, reason, info1, info2, intr_info, error_code, gpa, gva, .. } = *exit;
     let [p0, p1] = exit.pad;
-    out.extend([
+    out.extend_from_slice(&[
         (*vcpu).into(),
         clock.forward(*icount),
         *rip,
@@ -32,7 +32,7 @@ pub(super) fn exit_words(event: &ExitEvent, clock: &mut Clock, out: &mut Vec<u64
     access_words(&exit.access, out);
     sensitive_words(&exit.insn, out);
     let x = &exit.exception;
-    out.extend([
+    out.extend_from_slice(&[
         join(half([x.vector.0, x.has_error_code.into(), x.insn_len, x.pad]), x.error_code),
         x.payload,
     ]);
@@ -40,14 +40,14 @@ pub(super) fn exit_words(event: &ExitEvent, clock: &mut Clock, out: &mut Vec<u64
 
 fn access_words(access: &Access, out: &mut Vec<u64>) {
     let Access { gva, kind, user, implicit, size, pad, delivering } = *access;
-    out.extend([gva, join(half([kind.0, user.into(), implicit.into(), size]), pad)]);
+    out.extend_from_slice(&[gva, join(half([kind.0, user.into(), implicit.into(), size]), pad)]);
     injected_words(&delivering, out);
 }
 
 /// The words of an event that is delivered.
 pub(super) fn injected_words(d: &Injected, out: &mut Vec<u64>) {
     let [p0, p1, p2, p3, p4, p5] = d.pad;
-    out.extend([
+    out.extend_from_slice(&[
         join(half([d.valid.into(), d.kind.0, d.vector, d.has_error_code.into()]), d.error_code),
         bytes([d.insn_len, d.reinjected.into(), p0, p1, p2, p3, p4, p5]),
     ]);
@@ -55,7 +55,7 @@ pub(super) fn injected_words(d: &Injected, out: &mut Vec<u64>) {
 
 fn sensitive_words(insn: &Sensitive, out: &mut Vec<u64>) {
     let b = &insn.bytes;
-    out.extend([
+    out.extend_from_slice(&[
         join(half([insn.kind.0, insn.len, insn.size, insn.gpr]), insn.number),
         insn.value,
         insn.address,

@@ -116,7 +116,7 @@ impl Flat {
             Event::Registers(registers) => {
                 self.words.push(join(registers.vcpu, registers.mask));
                 let inline = registers.values.len().min(MAX_WORDS - 1);
-                self.words.extend(&registers.values[..inline]);
+                self.words.extend_from_slice(&registers.values[..inline]);
                 self.blob.extend(registers.values[inline..].iter().flat_map(|v| v.to_le_bytes()));
                 tag::REGISTERS
             }
@@ -129,13 +129,13 @@ impl Flat {
                         (2, 0)
                     }
                 };
-                self.words.extend([*hpa, kind, value]);
+                self.words.extend_from_slice(&[*hpa, kind, value]);
                 tag::READ
             }
             Event::Note { vcpu, place, note } => {
                 let raw = note.to_raw();
                 self.words.push(join(*vcpu, place.packed() | u32::from(raw.pad) << 16));
-                self.words.extend(raw.args);
+                self.words.extend_from_slice(&raw.args);
                 tag::NOTE + u64::from(raw.kind.0)
             }
             Event::Resume { vcpu, resume } => {
@@ -148,24 +148,37 @@ impl Flat {
                 tag::ENTRY
             }
             Event::Input { icount, source, value } => {
-                self.words.extend([clock.forward(*icount), source.0.into(), *value]);
+                self.words.extend_from_slice(&[clock.forward(*icount), source.0.into(), *value]);
                 tag::INPUT
             }
             Event::Fault(fault) => {
                 let Fault { icount, vcpu, point, occurrence, since_exit, a, b, answer, rule, skipped } =
                     *fault;
                 let icount = clock.forward(icount);
-                self.words.extend([icount, join(vcpu, point), occurrence, since_exit, a, b, answer]);
+                self.words.extend_from_slice(&[
+                    icount,
+                    join(vcpu, point),
+                    occurrence,
+                    since_exit,
+                    a,
+                    b,
+                    answer,
+                ]);
                 self.words.extend(Some(join(rule, skipped.0)).filter(|plan| *plan != 0));
                 tag::FAULT
             }
             Event::FaultIn(FaultIn { icount, gpa, answer }) => {
-                self.words.extend([clock.forward(*icount), *gpa, answer.0.into()]);
+                self.words.extend_from_slice(&[clock.forward(*icount), *gpa, answer.0.into()]);
                 tag::FAULT_IN
             }
             Event::Pcpu(PcpuEvent { icount, kind, cpu, vcpu, result }) => {
                 let icount = clock.forward(*icount);
-                self.words.extend([icount, kind.0.into(), join(*cpu, *vcpu), u64::from(*result as u32)]);
+                self.words.extend_from_slice(&[
+                    icount,
+                    kind.0.into(),
+                    join(*cpu, *vcpu),
+                    u64::from(*result as u32),
+                ]);
                 tag::PCPU
             }
             Event::Control { icount, control } => {
@@ -174,15 +187,23 @@ impl Flat {
                 tag::CONTROL
             }
             Event::StateHash { icount, exits, hash } => {
-                self.words.extend([clock.forward(*icount), exits.wrapping_sub(clock.exits), *hash]);
+                self.words.extend_from_slice(&[
+                    clock.forward(*icount),
+                    exits.wrapping_sub(clock.exits),
+                    *hash,
+                ]);
                 tag::STATE_HASH
             }
             Event::Milestone(Milestone { icount, exits, hash }) => {
-                self.words.extend([clock.forward(*icount), exits.wrapping_sub(clock.exits), *hash]);
+                self.words.extend_from_slice(&[
+                    clock.forward(*icount),
+                    exits.wrapping_sub(clock.exits),
+                    *hash,
+                ]);
                 tag::MILESTONE
             }
             Event::Devices { icount, accesses, hash } => {
-                self.words.extend([clock.forward(*icount), *accesses, *hash]);
+                self.words.extend_from_slice(&[clock.forward(*icount), *accesses, *hash]);
                 tag::DEVICES
             }
             Event::Line { vcpu, text } => {
@@ -192,11 +213,11 @@ impl Flat {
             }
             Event::Moment { vcpu, icount, rip } => {
                 self.words.push(clock.forward(*icount));
-                self.words.extend([join(*vcpu, rip.is_some().into()), rip.unwrap_or(0)]);
+                self.words.extend_from_slice(&[join(*vcpu, rip.is_some().into()), rip.unwrap_or(0)]);
                 tag::MOMENT
             }
             Event::End { icount, exits, end } => {
-                self.words.extend([clock.forward(*icount), exits.wrapping_sub(clock.exits)]);
+                self.words.extend_from_slice(&[clock.forward(*icount), exits.wrapping_sub(clock.exits)]);
                 end_words(end, &mut self.words, &mut self.blob);
                 tag::END
             }
@@ -405,7 +426,7 @@ fn read_fault(w: &mut Words<'_>, clock: &mut Clock) -> Result<Fault, &'static st
 
 fn resume_words(resume: &Resume, out: &mut Vec<u64>) {
     out.push(join(resume.kind.0, resume.errno as u32));
-    out.extend(resume.data);
+    out.extend_from_slice(&resume.data);
 }
 
 fn read_resume(w: &mut Words<'_>) -> Result<Resume, &'static str> {

@@ -65,7 +65,7 @@ impl<'a> Packed<'a> {
 
     pub fn finish(&mut self, number: u64) {
         let head = |at: usize| self.heads.get(at).copied().unwrap_or(0);
-        self.words.extend([number, join(head(0), head(1)), self.result.into()]);
+        self.words.extend_from_slice(&[number, join(head(0), head(1)), self.result.into()]);
         self.words.append(&mut self.tail);
     }
 }
