@@ -1,4 +1,5 @@
-//! Runs of a campaign per second and core: plans over two short built-in guests under `vmx`, closer looks included.
+//! Runs of a campaign per second and core: plans over two short built-in guests under `vmx`, closer looks included. And runs of these
+//! guests alone, from a snapshot.
 
 mod common;
 
@@ -7,12 +8,13 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use vmtape_abi::{Backend, Plugin, VmConfig};
 use vmtape_faults::{Source, campaign::Campaign};
 use vmtape_machine::{
-    GuestImage, Layout, MachineSpec, hosts,
+    GuestImage, Layout, Live, MachineSpec, hosts,
     model::{CpuOption, silicon_cpuid},
 };
 use vmtape_replay::{
     Error,
     faults::{Bed, Quick},
+    player::{Budget, Player},
 };
 use vmtape_vmx::Vmx;
 
@@ -83,5 +85,28 @@ fn runs(c: &mut Criterion<CpuTime>) {
     group.finish();
 }
 
-criterion_group!(name = benches; config = Criterion::default().with_measurement(CpuTime); targets = runs);
+/// Runs of the same guests from where their machines were built.
+fn again(c: &mut Criterion<CpuTime>) {
+    let mut players = GUESTS.map(|guest| {
+        let inputs = Box::new(Live::new(0));
+        let player = Player::new(specification(guest), inputs, Budget::default(), &create, false);
+        let mut player = player.expect("a machine");
+        let start = player.snapshot().expect("a snapshot");
+        (player, start)
+    });
+    let mut group = c.benchmark_group("snapshots");
+    group.throughput(Throughput::Elements(GUESTS.len() as u64)).sample_size(10);
+    group.bench_function("runs", |b| {
+        b.iter(|| {
+            for (player, start) in &mut players {
+                player.rewind(start, Box::new(Live::new(0))).expect("the way back");
+                player.advance(u64::MAX, u64::MAX).expect("the run");
+                assert!(player.end.is_some());
+            }
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(name = benches; config = Criterion::default().with_measurement(CpuTime); targets = runs, again);
 criterion_main!(benches);

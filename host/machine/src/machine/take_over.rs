@@ -2,7 +2,8 @@
 
 use super::Machine;
 use crate::{Error, vcpu::Vcpu};
-use vmtape_arch::{PAGE_SIZE, vcpu::Activity};
+use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, vcpu::Activity};
+use vmtape_cpu::Mark;
 
 const PAGE: usize = PAGE_SIZE as usize;
 
@@ -46,7 +47,8 @@ impl Machine {
             return Err(Error::Checkpoint("its memory is laid out otherwise".to_owned()));
         }
         let (mut old, mut new) = ([0; PAGE], [0; PAGE]);
-        for hpa in (0..self.services.ram().len()).step_by(PAGE) {
+        let written = |machine: &Self| machine.services.memory.written_since(Mark::START).collect::<Vec<_>>();
+        for hpa in written(source).into_iter().chain(written(self)).map(|page| page << PAGE_SHIFT) {
             let read = self.services.ram().read(hpa, &mut old) && source.services.ram().read(hpa, &mut new);
             if read && old != new {
                 self.services.ram().write(hpa, &new);
