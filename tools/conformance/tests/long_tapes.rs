@@ -22,7 +22,11 @@ fn repeat(original: &Tape, path: &Path, exits: u64, last: u32) -> Result<()> {
         let event = event?;
         if matches!(
             event,
-            Event::Exit(_) | Event::Registers(_) | Event::Note { .. } | Event::Read { .. } | Event::Resume { .. }
+            Event::Exit(_)
+                | Event::Registers(_)
+                | Event::Note { .. }
+                | Event::Read { .. }
+                | Event::Resume { .. }
         ) {
             group.push(event);
         }
@@ -63,7 +67,8 @@ fn repeat(original: &Tape, path: &Path, exits: u64, last: u32) -> Result<()> {
 /// Runs `vmtape` with bounded memory.
 fn bounded(folder: &Path, arguments: &[&str]) -> Result<Output> {
     let limited = format!("ulimit -d {MOST} && exec \"$0\" \"$@\"");
-    let output = Command::new("sh").current_dir(folder).args(["-c", &limited]).arg(program()?).args(arguments);
+    let output =
+        Command::new("sh").current_dir(folder).args(["-c", &limited]).arg(program()?).args(arguments);
     output.output().context("sh")
 }
 
@@ -81,7 +86,11 @@ fn memory_does_not_grow_with_a_tape() -> Result<()> {
     let (last, count) = (total - 1, total.to_string());
 
     let stat = bounded(folder, &["stat", "a.tape"])?;
-    assert!(stat.status.success() && String::from_utf8_lossy(&stat.stdout).contains(&count), "{}", tail(&stat));
+    assert!(
+        stat.status.success() && String::from_utf8_lossy(&stat.stdout).contains(&count),
+        "{}",
+        tail(&stat)
+    );
     let shown = bounded(folder, &["show", "a.tape", "--from", &last.to_string()])?;
     let text = String::from_utf8(shown.stdout.clone())?;
     assert!(shown.status.success() && text.matches("kvm_exit:").count() == 1, "{}", tail(&shown));
