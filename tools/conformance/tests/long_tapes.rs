@@ -67,9 +67,9 @@ fn repeat(original: &Tape, path: &Path, exits: u64, last: u32) -> Result<()> {
 /// Runs `vmtape` with bounded memory.
 fn bounded(folder: &Path, arguments: &[&str]) -> Result<Output> {
     let limited = format!("ulimit -d {MOST} && exec \"$0\" \"$@\"");
-    let output =
-        Command::new("sh").current_dir(folder).args(["-c", &limited]).arg(program()?).args(arguments);
-    output.output().context("sh")
+    let mut command = Command::new("sh");
+    command.current_dir(folder).args(["-c", &limited]).arg(program()?).args(arguments);
+    command.output().context("sh")
 }
 
 #[test]
