@@ -48,7 +48,7 @@ impl Observation {
             [Some(event), injected(note)].into_iter().flatten()
         });
         let resume = group.resume.map(|resume| Self::Event(Event::Resume { vcpu, resume }));
-        let exit = Self::Event(Event::Exit(Box::new(group.exit.clone())));
+        let exit = Self::Event(Event::Exit(Box::new(group.exit)));
         walk.into_iter().chain([exit]).chain(notes).chain(resume).collect()
     }
 }

@@ -40,7 +40,7 @@ impl View {
     pub(super) fn of_replayed(replayed: &Replayed, group: &ExitGroup, handling: &Handling) -> Self {
         let answer = replayed.answer();
         let told = ExitGroup {
-            exit: group.exit.clone(),
+            exit: group.exit,
             notes: answer.notes.clone(),
             resume: answer.resume,
             ..ExitGroup::default()
