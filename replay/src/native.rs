@@ -36,7 +36,7 @@ mod tests {
     #[test]
     fn an_exit_retires_where_rip_moves() {
         let exit = ExitEvent { rip: 0x1000, ..ExitEvent::default() };
-        let group = |notes| ExitGroup { exit: *exit, notes, ..ExitGroup::default() };
+        let group = |notes| ExitGroup { exit, notes, ..ExitGroup::default() };
         let entry = |rip| Note::Entry { rip, intr_info: 0, error_code: 0 };
         assert!(retired(&group(vec![entry(0x1002)])));
         assert!(!retired(&group(vec![entry(0x1000)])), "the instruction is executed again");
