@@ -27,6 +27,21 @@ fn json_has_stdout_for_itself() -> Result<()> {
     Ok(())
 }
 
+/// See: full(4)
+#[test]
+fn a_guest_whose_output_cannot_be_written_has_failed() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let run = |to: &str| -> Result<std::process::Output> {
+        let mut command = std::process::Command::new(program()?);
+        command.current_dir(folder.path()).args(["run", "-b", "vmx", "builtin:hello"]);
+        Ok(command.stdout(std::fs::File::options().write(true).open(to)?).stderr(Stdio::piped()).output()?)
+    };
+    assert!(run("/dev/null")?.status.success());
+    let full = run("/dev/full")?;
+    assert_eq!(full.status.code(), Some(125), "{}", tail(&full));
+    Ok(())
+}
+
 /// See: signal(7), SIGPIPE; a shell's 128 + 13.
 #[test]
 fn a_reader_that_goes_away_is_no_crash() -> Result<()> {

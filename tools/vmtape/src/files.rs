@@ -38,6 +38,7 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Re
     fill(&mut out).with_context(name)?;
     out.flush().with_context(name)?;
     drop(out);
+    temporary.as_file().sync_all().with_context(name)?;
     temporary.persist(&target).map_err(|error| error.error).with_context(name)?;
     Ok(())
 }

@@ -3,7 +3,8 @@ use crate::{
     machine_args::MachineArgs,
     output::{ExitCode, is_quiet},
 };
-use anyhow::Result;
+use anyhow::{Context, Result};
+use std::{cell::RefCell, io, io::Write, rc::Rc};
 use vmtape_machine::{Limits, Live, Machine};
 
 /// Run a guest under a backend, without a tape
@@ -24,11 +25,47 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let (spec, backend, plugin) = args.machine.resolve()?;
     let inputs = Box::new(Live::new(spec.seed));
     let mut machine = Machine::new(spec, backend, inputs, None)?;
-    machine.set_serial(args.machine.serial(args.json));
+    let output = Watched::new(args.machine.serial(args.json));
+    machine.set_serial(Box::new(output.clone()));
     let end = machine.run(&limits(&args.machine));
+    output.finish().context("the guest's output")?;
     let quiet = is_quiet();
     let run = outcome::Run { machine: &machine, end: &end, plugin: &plugin, tape: None, quiet };
     outcome::report(&run, args.json, args.guest_status)
+}
+
+/// Where a guest's output goes. The machine runs on whatever becomes of it; here it is known.
+#[derive(Clone)]
+struct Watched(Rc<RefCell<(Box<dyn Write>, io::Result<()>)>>);
+
+impl Watched {
+    fn new(output: Box<dyn Write>) -> Self {
+        Self(Rc::new(RefCell::new((output, Ok(())))))
+    }
+
+    /// The first error, if there was one.
+    fn finish(&self) -> io::Result<()> {
+        let (output, written) = &mut *self.0.borrow_mut();
+        std::mem::replace(written, Ok(())).and_then(|()| output.flush())
+    }
+}
+
+impl Write for Watched {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let (output, written) = &mut *self.0.borrow_mut();
+        if written.is_ok() {
+            *written = output.write_all(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let (output, written) = &mut *self.0.borrow_mut();
+        if written.is_ok() {
+            *written = output.flush();
+        }
+        Ok(())
+    }
 }
 
 /// The limits of a run: the user's, and the watchdog's.

@@ -71,8 +71,21 @@ fn push(text: &mut String, line: std::fmt::Arguments) {
     let _ = writeln!(text, "{line}");
 }
 
+/// Text from wherever as a page has it: no markup, and no control characters.
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    let mut escaped = String::new();
+    for character in text.chars() {
+        match character {
+            '&' => escaped += "&amp;",
+            '<' => escaped += "&lt;",
+            '>' => escaped += "&gt;",
+            '"' => escaped += "&quot;",
+            '\n' | '\t' => escaped.push(character),
+            _ if character.is_control() => escaped += &format!("\\x{:02x}", u32::from(character)),
+            _ => escaped.push(character),
+        }
+    }
+    escaped
 }
 
 /// The style of an outcome, and a sign for those who do not see its colour.
@@ -231,6 +244,7 @@ mod tests {
         let evil = "\"><script>alert('x')</script><b x=\"";
         let page = page(&matrix(&[evil, "b & c"]), None, None, &made());
         assert!(!page.contains("<script") && !page.contains("<b "), "{page}");
+        assert_eq!(escape("a\u{1b}[2J\u{9b}\nb"), "a\\x1b[2J\\x9b\nb");
         assert!(page.contains("&quot;&gt;&lt;script&gt;") && page.contains("b &amp; c"), "{page}");
     }
 

@@ -7,7 +7,10 @@ mod libvirt;
 mod templates;
 mod vmm;
 
-use crate::output::{ExitCode, usage};
+use crate::{
+    files,
+    output::{ExitCode, usage},
+};
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueHint;
 use evidence::Evidence;
@@ -62,7 +65,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         .map_err(anyhow::Error::msg)
         .with_context(|| shown.to_string())?;
     match &args.output {
-        Some(path) => std::fs::write(path, out).with_context(|| path.display().to_string())?,
+        Some(path) => files::write(path, |file| Ok(file.write_all(out.as_bytes())?))?,
         None => io::stdout().lock().write_all(out.as_bytes())?,
     }
     Ok(ExitCode::SAME)
