@@ -52,6 +52,7 @@ const ALSO: &[(&str, &str)] = &[
     ("npt", "a CPUID feature"),
     ("lbrv", "a CPUID feature"),
     ("vgif", "a CPUID feature"),
+    ("vnmi", "a CPUID feature"),
     ("nested", "a dimension of a walk"),
     ("guest-phys-bits", "a property of CPU models"),
 ];

@@ -1,6 +1,5 @@
 //! Which exits are asked for.
 
-use super::level;
 use std::{ops::RangeInclusive, str::FromStr};
 use vmtape_arch::{
     exception::Vector,
@@ -35,6 +34,11 @@ pub struct Choice {
     /// Only exits of which a line has this text
     #[arg(long, value_name = "TEXT")]
     pub grep: Option<String>,
+}
+
+/// Reads the name of a level.
+pub fn level(text: &str) -> Result<Level, String> {
+    Level::from_name(text).ok_or_else(|| format!("`{text}` is neither L1 nor L2"))
 }
 
 impl Choice {

@@ -11,12 +11,12 @@ use crate::{
 };
 use anyhow::Result;
 use choice::Choice;
+pub use choice::level;
 use clap::ValueHint;
 use std::{
     io::{self, BufWriter, Write},
     path::PathBuf,
 };
-use vmtape_arch::level::Level;
 use vmtape_traces::{Event, Metadata, Tape, flat::tag, text::Printer};
 
 /// Print a tape, every exit in the words of the kernel's tracepoints
@@ -84,11 +84,6 @@ fn names(tape: &Tape, plugins: &Plugins) -> Metadata {
         names.notes.extend(rules);
     }
     names
-}
-
-/// Reads the name of a level.
-pub fn level(text: &str) -> Result<Level, String> {
-    Level::from_name(text).ok_or_else(|| format!("`{text}` is neither L1 nor L2"))
 }
 
 /// What is wrong with a tape, also with what nobody has read of it.
