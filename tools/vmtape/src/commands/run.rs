@@ -34,9 +34,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     outcome::report(&run, args.json, args.guest_status)
 }
 
+/// Where output goes, and how writing it went.
+type Output = (Box<dyn Write>, io::Result<()>);
+
 /// Where a guest's output goes. The machine runs on whatever becomes of it; here it is known.
 #[derive(Clone)]
-struct Watched(Rc<RefCell<(Box<dyn Write>, io::Result<()>)>>);
+struct Watched(Rc<RefCell<Output>>);
 
 impl Watched {
     fn new(output: Box<dyn Write>) -> Self {
