@@ -1,8 +1,8 @@
 //! One exit after the other, held against a host.
 
 use super::{
-    Found,
     faults::{self, Fault},
+    found::Found,
     slots::Slot,
     target::Target,
 };

@@ -6,15 +6,17 @@
 //! what happens between exits ([`LIMITS`]).
 
 mod faults;
+mod found;
 mod judge;
 mod slots;
 mod steps;
 mod target;
 pub mod verdict;
 
+pub use found::Found;
 pub use target::Target;
 
-use crate::{check::finding::Finding, report::Cost};
+use crate::report::Cost;
 use judge::{Answer, Judge};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -29,20 +31,6 @@ pub const LIMITS: [&str; 4] = [
     "the values that devices and MSRs gave, but for the bits of CPUID",
     "everything before the trace began and after it ended",
 ];
-
-/// A finding, where it was made first, and how often.
-#[derive(Clone, Debug, Serialize)]
-pub struct Found {
-    pub finding: Finding,
-    pub times: u64,
-    /// Of the first exit that shows it.
-    #[serde(skip)]
-    pub vcpu: u32,
-    #[serde(skip)]
-    pub rip: u64,
-    #[serde(skip)]
-    pub time: u64,
-}
 
 /// What a trace shows of a guest on a host.
 #[derive(Clone, Debug, Default, Serialize)]
