@@ -81,6 +81,7 @@ pub struct Cpu {
     model: Model,
     /// Where [`Cpu::run`] stops before any event.
     pause: u64,
+    deliveries: (u32, u64),
 }
 
 impl Cpu {
@@ -91,7 +92,18 @@ impl Cpu {
             compiled: Compiled::new(config.engine, config.tlb),
             model: config.model,
             pause: u64::MAX,
+            deliveries: (0, 0),
         }
+    }
+
+    /// Events delivered since the instruction count last changed, and that count, as the last run left them.
+    pub fn deliveries(&self) -> (u32, u64) {
+        self.deliveries
+    }
+
+    /// Lets the next run go on counting where another one was stopped, so that no guest can tell that it was.
+    pub fn count_on(&mut self, deliveries: (u32, u64)) {
+        self.deliveries = deliveries;
     }
 
     /// At this instruction count a run that ends there leaves traps and interrupts to the next one: the state is the
@@ -133,8 +145,11 @@ impl Cpu {
     /// the guest.
     pub fn run(&mut self, state: &mut VcpuState, env: &mut dyn Env, until_icount: u64) -> Stop {
         let mut core = Core::new(&mut self.tlb, self.model, state, env);
+        core.deliveries = self.deliveries;
         core.tlb.sync(core.ram.epoch());
-        match run(&mut core, &mut self.blocks, self.compiled.as_mut(), until_icount, self.pause, false) {
+        let ran = run(&mut core, &mut self.blocks, self.compiled.as_mut(), until_icount, self.pause, false);
+        self.deliveries = core.deliveries;
+        match ran {
             Ok(never) => match never {},
             Err(stop) => stop,
         }
@@ -143,8 +158,11 @@ impl Cpu {
     /// As [`Cpu::run`], for at most one block: for a comparison after each.
     pub fn run_block(&mut self, state: &mut VcpuState, env: &mut dyn Env, until_icount: u64) -> Stop {
         let mut core = Core::new(&mut self.tlb, self.model, state, env);
+        core.deliveries = self.deliveries;
         core.tlb.sync(core.ram.epoch());
-        match run(&mut core, &mut self.blocks, self.compiled.as_mut(), until_icount, self.pause, true) {
+        let ran = run(&mut core, &mut self.blocks, self.compiled.as_mut(), until_icount, self.pause, true);
+        self.deliveries = core.deliveries;
+        match ran {
             Ok(never) => match never {},
             Err(stop) => stop,
         }

@@ -12,7 +12,8 @@ use vmtape_arch::{fpu::Fpu, host::Vendor};
 /// - 2: a TLB of 8192 pages, set-associative; before, [`Geometry::DirectMapped`].
 /// - 3: KVM's emulator goes back to the guest within instructions that repeat ([`repeats_in_bunches`]).
 /// - 4: the x87 starts as KVM leaves it to a guest ([`fcw`]).
-/// - 5: devices see a store at its instruction, also where silicon exits after it ([`traps_keep_their_time`]).
+/// - 5: devices see a store at its instruction, also where silicon exits after it ([`traps_keep_their_time`]);
+///   a guest of which no instruction retires is where it is whenever a run was stopped ([`counts_on`]).
 pub const REVISION: u32 = 5;
 
 /// The TLB in a revision.
@@ -34,6 +35,12 @@ pub const fn fcw(revision: u32) -> u16 {
 /// Whether what an exit after its instruction (a trap) does happens at the instruction, as with an exit before it: a timer that
 /// APIC-register virtualization starts is due when it is due without. Before, one instruction later.
 pub const fn traps_keep_their_time(revision: u32) -> bool {
+    revision >= 5
+}
+
+/// Whether events that are delivered without an instruction retiring are counted across the stops of a run. Before, each stop
+/// gave such a guest new patience.
+pub const fn counts_on(revision: u32) -> bool {
     revision >= 5
 }
 

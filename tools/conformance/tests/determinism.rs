@@ -7,6 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 use vmtape_conformance::{BACKENDS, program, tail, vmtape};
+use vmtape_traces::{Event, Tape};
 
 const GUESTS: [&str; 6] = ["hello", "io", "cpuid", "illegal", "smp2", "bar"];
 
@@ -62,5 +63,28 @@ fn a_tape_replays_identically_in_both_modes() -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// Every handler of this guest faults at its first instruction, so none retires, and after a while its events alone take time.
+#[test]
+fn where_a_run_stops_changes_no_guest() -> Result<()> {
+    // xor di, di; mov es, di; mov cx, 0x200; mov ax, 0xffff; rep stosw; ud2: all vectors are FFFF:FFFF.
+    let mut sector = b"\x31\xff\x8e\xc7\xb9\x00\x02\xb8\xff\xff\xf3\xab\x0f\x0b".to_vec();
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
+    let folder = tempfile::tempdir()?;
+    std::fs::write(folder.path().join("endless"), sector)?;
+    let mut hashes = Vec::new();
+    for more in [&["--milestone-every", "0"][..], &["--milestone-every", "7"], &["--checkpoint-every", "1"]] {
+        let line =
+            ["record", "-q", "-b", "vmx", "-m", "16M", "--max-insns", "2000", "-o", "a.tape", "endless"];
+        let recorded = vmtape(folder.path(), &[&line, more].concat())?;
+        assert!(recorded.status.success(), "{more:?}: {}", tail(&recorded));
+        let events = Tape::open_whole(&folder.path().join("a.tape"))?;
+        let hash = |event| if let Event::StateHash { hash, .. } = event { Some(hash) } else { None };
+        hashes.push(events.events().map_while(Result::ok).filter_map(hash).last());
+    }
+    assert!(hashes[0].is_some() && hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:x?}");
     Ok(())
 }

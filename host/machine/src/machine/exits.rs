@@ -14,7 +14,7 @@ use vmtape_arch::{
     note::{Note, NoteKind},
     vcpu::{Activity, VcpuState},
 };
-use vmtape_cpu::Stop;
+use vmtape_cpu::{Stop, revision};
 use vmtape_traces::event::{End, EntryOutcome};
 
 impl Machine {
@@ -45,7 +45,10 @@ impl Machine {
             ram,
             apic_write_traps: false,
         };
+        let counts_on = revision::counts_on(self.spec.cpu_revision);
+        vcpu.cpu.count_on(if counts_on { vcpu.progress.deliveries } else { (0, 0) });
         let stop = vcpu.cpu.run(&mut vcpu.state, &mut env, until);
+        vcpu.progress.deliveries = vcpu.cpu.deliveries();
         self.services.sync_clock(&mut vcpu.state);
         self.services.outcomes.sample(n, &vcpu.state);
         stop

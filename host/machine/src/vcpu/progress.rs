@@ -24,6 +24,8 @@ pub(crate) struct Progress {
     /// The last exit's isa, reason, info1 and gpa, and how often it came in a row.
     pub(crate) exit: (u32, u32, u64, u64),
     pub(crate) equal: u64,
+    /// Events that were delivered without an instruction retiring: see [`vmtape_cpu::Cpu::deliveries`].
+    pub(crate) deliveries: (u32, u64),
 }
 
 /// An instruction that repeats may exit for every page that it touches, and be emulated iteration by iteration; no guest waits
@@ -56,6 +58,7 @@ impl Progress {
             icount,
             rip: state.rip,
             counters,
+            deliveries: self.deliveries,
             repeats: if here { self.repeats + 1 } else { 0 },
             standing: if place { self.standing + 1 } else { 0 },
             repetitions: if place { self.repetitions + repetitions } else { repetitions },
