@@ -117,3 +117,91 @@ fn perfetto_opens_the_slices() -> Result<()> {
     assert_eq!(parsed(&text)?, counts(folder.path())?);
     Ok(())
 }
+
+/// The published schema of the JSON lines.
+const SCHEMA: &str = include_str!("../../../traces/schema/events.json");
+
+/// Whether a value is what the schema says of it: by `$ref` to `hex`, or `type`.
+fn is_as(schema: &serde_json::Value, value: &serde_json::Value) -> bool {
+    if schema["$ref"] == "#/$defs/hex" {
+        return value
+            .as_str()
+            .and_then(|text| text.strip_prefix("0x"))
+            .is_some_and(|text| u64::from_str_radix(text, 16).is_ok());
+    }
+    let is = |name: &str| match name {
+        "integer" => value.is_u64() || value.is_i64(),
+        "number" => value.is_number(),
+        "string" => value.is_string(),
+        "boolean" => value.is_boolean(),
+        "object" => value.is_object(),
+        "array" => value.is_array(),
+        "null" => value.is_null(),
+        _ => false,
+    };
+    match &schema["type"] {
+        serde_json::Value::String(name) => is(name),
+        serde_json::Value::Array(names) => names.iter().filter_map(|name| name.as_str()).any(is),
+        _ => true,
+    }
+}
+
+/// What is wrong with an event: a field that the schema does not have, has otherwise, or asks for.
+fn wrong(schema: &serde_json::Value, event: &serde_json::Value) -> Option<String> {
+    let name = event["event"].as_str()?;
+    let definition = &schema["$defs"][name];
+    let kept = event.get("text").is_some();
+    let definition = if kept { &schema["$defs"]["kept"] } else { definition };
+    let Some(known) = definition["properties"].as_object() else {
+        return Some(format!("{name}: not in the schema"));
+    };
+    let fields = event.as_object()?.iter().filter(|(field, _)| !matches!(field.as_str(), "event" | "exit"));
+    for (field, value) in fields {
+        match known.get(field) {
+            None => return Some(format!("{name}: {field} is not in the schema")),
+            Some(schema) if !is_as(schema, value) => return Some(format!("{name}: {field} is {value}")),
+            _ => {}
+        }
+    }
+    let required = definition["required"].as_array()?.iter().filter_map(|field| field.as_str());
+    required.filter(|field| event.get(field).is_none()).map(|field| format!("{name}: no {field}")).next()
+}
+
+#[test]
+fn every_line_is_as_the_schema_says() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let schema: serde_json::Value = serde_json::from_str(SCHEMA)?;
+    let mut seen = std::collections::BTreeSet::new();
+    let trace =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../traces/recordings/ept1/setjmp/trace.txt.gz");
+    let import = format!("import -o a.tape {}", trace.display());
+    for make in [
+        "record -q -b svm-npt -o a.tape builtin:smp2",
+        "record -q -b svm --cpu max,+svm -o a.tape builtin:nested-exits",
+        "record -q -b vmx,allow_smaller_maxphyaddr=on --cpu max,phys-bits=36 -o a.tape builtin:illegal",
+        "record -q -b svm --host amd-52 -o a.tape builtin:bar",
+        &import,
+    ] {
+        for line in [make, "export a.tape --format jsonl -o a.jsonl"] {
+            let output = vmtape(folder.path(), &line.split(' ').collect::<Vec<_>>())?;
+            ensure!(output.status.success(), "{line}: {}", tail(&output));
+        }
+        let text = fs::read_to_string(folder.path().join("a.jsonl"))?;
+        let head: serde_json::Value = serde_json::from_str(text.lines().next().context("a line")?)?;
+        ensure!(
+            head["schema_version"] == schema["$defs"]["tape"]["properties"]["schema_version"]["const"],
+            "{head}"
+        );
+        for line in text.lines().skip(1) {
+            let event = serde_json::from_str(line)?;
+            let wrong = wrong(&schema, &event);
+            ensure!(wrong.is_none(), "{make}: {}: {line}", wrong.unwrap_or_default());
+            seen.extend(event["event"].as_str().map(str::to_owned));
+        }
+    }
+    ensure!(seen.len() > 25, "{seen:?}");
+    // It can fail.
+    let bad = serde_json::json!({"event": "kvm_pio", "exit": 0, "vcpu": 0, "port": 1016});
+    ensure!(wrong(&schema, &bad).is_some(), "a number where an address is");
+    Ok(())
+}

@@ -224,7 +224,8 @@ pub const EXPORT: &str = "\
 Examples:
   vmtape export a.tape -o a.txt
   vmtape export a.tape --format jsonl -o a.jsonl
-  vmtape export a.tape --format chrome -o a.json";
+  vmtape export a.tape --format chrome -o a.json
+  vmtape export a.tape --redact=somekey -o for-others.tape";
 
 pub const COMPLETIONS: &str = "\
 Examples:

@@ -5,6 +5,9 @@
 
 pub mod chrome;
 pub mod csv;
+#[cfg(feature = "parquet")]
+pub mod parquet;
+pub mod redact;
 mod rows;
 
 use crate::{
