@@ -217,13 +217,15 @@ impl Campaign {
         self.canaries().nth(index.checked_sub(self.plans)? as usize).map(|(.., canary)| canary)
     }
 
-    /// A job. `points`: those that its plan may name. `None`: the campaign has no such job, or its machine lacks the point of a canary.
+    /// A job. `points`: those that its plan may name. `None`: the campaign has no such job, or its machine has
+    /// no use for a canary.
     pub fn job<'p>(&self, index: u64, again: bool, points: impl Fn(Whose) -> &'p [Point]) -> Option<Job> {
         if let Some(at) = index.checked_sub(self.plans) {
             let (machine, way, canary) = self.canaries().nth(at as usize)?;
             let guest = canary.guest.to_owned();
             let whose = way.map_or(Whose::Machine(machine), |_| Whose::Migration);
-            let plan = canary.plan(points(whose))?;
+            let fits = canary.fits(&self.machines[machine].backend);
+            let plan = canary.plan(points(whose)).filter(|_| fits)?;
             let moving = way.map(|way| Moving { way, insn: 1 });
             return Some(Job { index, again, guest, machine, moving, plan });
         }

@@ -91,12 +91,11 @@ impl Episode {
         // Walks before the last one went on natively.
         let mut skip = last_walk(&notes, exit.exit.level);
         for event in own {
-            let is_note = note(event).is_some();
-            if is_note && skip > 0 {
-                skip -= 1;
-                continue;
+            let is_before = skip > 0 && note(event).is_some();
+            skip -= usize::from(is_before);
+            if !(is_before && note(event).is_some_and(is_of_a_walk)) {
+                printer.event(event)?;
             }
-            printer.event(event)?;
         }
         for event in &self.after {
             printer.event(event)?;
@@ -110,6 +109,10 @@ fn note(event: &Event) -> Option<&Note> {
         Event::Note { note, .. } => Some(note),
         _ => None,
     }
+}
+
+fn is_of_a_walk(note: &Note) -> bool {
+    matches!(note, Note::SiliconStep { .. } | Note::Rule { .. })
 }
 
 /// Whether an event outside exits may belong to a vCPU.
