@@ -50,6 +50,9 @@ impl Frames {
     pub fn frame(&self, gfn: u64, level: u8) -> u64 {
         let (gib, rest) = (gfn >> (2 * ENTRY_BITS), gfn & ((1 << (2 * ENTRY_BITS)) - 1));
         let (large, small) = (rest >> ENTRY_BITS, rest & (ENTRIES - 1));
+        if gib != APIC_GIB && stays(gib) {
+            return gfn;
+        }
         let to_gib = self.gib(gib);
         let (to_large, to_small) = match (level, gib == APIC_GIB && APICS.contains(&large)) {
             (3.., _) | (_, true) => (large, small),
