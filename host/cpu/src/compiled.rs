@@ -9,7 +9,7 @@ use crate::{
     core::{Core, Leave},
     cpu::Engine,
     env::Interrupted,
-    execute::execute as interpret,
+    execute::{execute as interpret, handle},
     insn::Insn,
     tlb::Geometry,
 };
@@ -197,54 +197,15 @@ fn run(
                 core.state.icount = until - (budget as u64 + rest);
                 let (compiler, tags) = (&compiled.compiler, &mut compiled.tags);
                 let resumes = |core: &Core<'_>, at| {
-                    compiler.resumes(block, at) && (tag == Tags::NONE || tags.current(core) == tag)
+                    compiler.resumes(block, from + at) && (tag == Tags::NONE || tags.current(core) == tag)
                 };
-                let Some(next) = handle(core, insns, place, from, resumes)? else { return Ok(()) };
-                (id, at) = (block, next);
+                let remaining = &insns[place.block.start as usize..][from..place.block.len as usize];
+                let rip = place.rip.wrapping_add(u64::from(place.offsets[from]));
+                let Some(next) = handle(core, remaining, rip, resumes)? else { return Ok(()) };
+                (id, at) = (block, from + next);
             }
         }
     }
-}
-
-/// Executes instructions of a block by their handlers, to the block's end or to where compiled code goes on, with which instruction
-/// is told. The budget is that of the whole block.
-fn handle(
-    core: &mut Core<'_>,
-    insns: &[Insn],
-    place: &Place,
-    from: usize,
-    mut resumes: impl FnMut(&Core<'_>, usize) -> bool,
-) -> Result<Option<usize>, Interrupted> {
-    let insns = &insns[place.block.start as usize..][..place.block.len as usize];
-    let mut rip = place.rip.wrapping_add(u64::from(place.offsets[from]));
-    let mut icount = core.state.icount;
-    let mut refresh = false;
-    for (n, insn) in insns.iter().enumerate().skip(from) {
-        core.state.rip = rip;
-        core.state.icount = icount;
-        rip = rip.wrapping_add(u64::from(insn.len));
-        core.next_rip = rip;
-        (insn.handler)(core, insn)?;
-        icount += 1;
-        refresh = insn.refresh;
-        if core.leave != Leave::No {
-            break;
-        }
-        if n + 1 < insns.len() && resumes(core, n + 1) {
-            core.state.icount = icount;
-            return Ok(Some(n + 1));
-        }
-    }
-    core.state.icount = icount;
-    if refresh {
-        core.after_env();
-        core.check_events = true;
-    }
-    core.state.rip = core.next_rip & core.rip_mask;
-    if core.outcome {
-        core.env.outcome(core.state);
-    }
-    Ok(None)
 }
 
 fn guest<'a>(core: &'a mut Core<'_>) -> Guest<'a> {

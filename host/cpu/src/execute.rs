@@ -15,17 +15,29 @@ pub(crate) fn execute(
     block: &Block,
     left: u64,
 ) -> Result<(), Interrupted> {
-    let mut rip = core.state.rip;
+    let rip = core.state.rip;
     let mut len = u64::from(block.len).min(left) as usize;
     let start = block.start as usize;
     if rip.wrapping_add(u64::from(block.bytes)) > core.code_end {
         len = len.min(core.insns_within_limit(&insns[start..start + len])?);
     }
-    let mut icount = core.state.icount;
-    let mut refresh = false;
     core.leave = Leave::No;
     core.outcome = false;
-    for insn in &insns[start..start + len] {
+    handle(core, &insns[start..start + len], rip, |_, _| false).map(drop)
+}
+
+/// Executes instructions by their handlers, the first of them at `rip`, to the last or to where compiled code goes on: `resumes`
+/// says whether it does at the instruction of that number, which is given back then.
+#[inline(always)]
+pub(crate) fn handle(
+    core: &mut Core<'_>,
+    insns: &[Insn],
+    mut rip: u64,
+    mut resumes: impl FnMut(&Core<'_>, usize) -> bool,
+) -> Result<Option<usize>, Interrupted> {
+    let mut icount = core.state.icount;
+    let mut refresh = false;
+    for (n, insn) in insns.iter().enumerate() {
         core.state.rip = rip;
         core.state.icount = icount;
         rip = rip.wrapping_add(u64::from(insn.len));
@@ -35,6 +47,10 @@ pub(crate) fn execute(
         refresh = insn.refresh;
         if core.leave != Leave::No {
             break;
+        }
+        if n + 1 < insns.len() && resumes(core, n + 1) {
+            core.state.icount = icount;
+            return Ok(Some(n + 1));
         }
     }
     core.state.icount = icount;
@@ -47,5 +63,5 @@ pub(crate) fn execute(
     if core.outcome {
         core.env.outcome(core.state);
     }
-    Ok(())
+    Ok(None)
 }
