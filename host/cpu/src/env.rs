@@ -106,6 +106,9 @@ pub trait Env {
         false
     }
 
+    /// Said by an instruction that repeats INS before its first iteration: KVM's emulator takes so many elements from the port at once.
+    fn reads_ahead(&mut self, _elements: u64) {}
+
     /// Whether [`crate::Cpu::run`] must return at the next instruction boundary, although its budget is not used up: a
     /// device access raised an interrupt, moved a timer or ended the run. Asked after each instruction that called
     /// [`Env::sensitive`], [`Env::device`], [`Env::port`], [`Env::msr`] or [`Env::tpr_changed`].

@@ -14,7 +14,8 @@ use vmtape_arch::{fpu::Fpu, host::Vendor};
 /// - 4: the x87 starts as KVM leaves it to a guest ([`fcw`]).
 /// - 5: devices see a store at its instruction, also where silicon exits after it ([`traps_keep_their_time`]);
 ///   a guest of which no instruction retires is where it is whenever a run was stopped ([`counts_on`]).
-pub const REVISION: u32 = 5;
+/// - 6: KVM's emulator reads a port for a bunch of INS at once ([`reads_ports_ahead`]).
+pub const REVISION: u32 = 6;
 
 /// The TLB in a revision.
 pub const fn tlb(revision: u32) -> Geometry {
@@ -24,6 +25,11 @@ pub const fn tlb(revision: u32) -> Geometry {
 /// Whether KVM's emulator does a repeated instruction in bunches, each an exit of its own, as KVM does.
 pub const fn repeats_in_bunches(revision: u32) -> bool {
     revision >= 3
+}
+
+/// Whether a bunch of INS reads its port once for all of its iterations, and then stores: one KVM_EXIT_IO with a count.
+pub const fn reads_ports_ahead(revision: u32) -> bool {
+    revision >= 6
 }
 
 /// The x87 control word that a vCPU starts with: all exceptions masked, where silicon's RESET has 40h.

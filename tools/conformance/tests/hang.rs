@@ -61,6 +61,17 @@ fn string_io_exits_as_often_as_in_kvm() -> Result<()> {
             let count: u64 = of_io.filter_map(|(_, count)| count.as_u64()).sum();
             // And the exit that ends the guest.
             assert_eq!(count, exits + 1, "{backend}: {stat}");
+            if code == INS {
+                let shown = vmtape(folder.path(), &["show", "a.tape"])?;
+                let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+                let reads: Vec<_> =
+                    shown.lines().filter_map(|line| line.split_once("pio_read at 0x80 size 1 ")).collect();
+                let counts: Vec<_> = reads.iter().map(|(_, rest)| rest.trim_end()).collect();
+                // 0x1900 + 1024, the rest of the page, 1024, what is left: one KVM_EXIT_IO for each.
+                let expected = [1024, 768, 1024, 184].map(|count| format!("count {count} val 0xff (...)"));
+                assert_eq!(counts, expected, "{backend}");
+                assert_eq!(shown.matches("reason KVM_EXIT_IO (2)").count(), 4 + 1, "{backend}");
+            }
         }
     }
     Ok(())

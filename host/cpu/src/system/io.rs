@@ -101,6 +101,9 @@ pub(super) fn string(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted
     let rep = insn.has(prefix::REP) || insn.has(prefix::REPNE);
     let mask = insn.address_mask();
     let ahead = read_ahead(core, insn, mask);
+    if let (true, Some(elements)) = (rep, ahead) {
+        core.env.reads_ahead(elements);
+    }
     for n in 0..MAX_ITERATIONS {
         if rep && core.state.gpr[gpr::RCX] & mask == 0 {
             return Ok(());

@@ -122,6 +122,7 @@ impl Machine {
         services.flushes = flush_handles(&vcpus);
         services.traps_keep_their_time = revision::traps_keep_their_time(spec.cpu_revision);
         services.repeats_in_bunches = revision::repeats_in_bunches(spec.cpu_revision);
+        services.reads_ports_ahead = revision::reads_ports_ahead(spec.cpu_revision);
         services.fault_numbers = FaultNumbers::new(&backend.fault_points(), &spec.fault_points);
         let placement = Placement::new(spec.vcpus);
         let next_checkpoint = spec.checkpoint_every;

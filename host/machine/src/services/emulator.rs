@@ -5,6 +5,7 @@
 use super::{Services, answers};
 use crate::tape::{fpu, registers};
 use iced_x86::{DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess};
+use std::{collections::VecDeque, mem};
 use vmtape_abi::{
     BusOp, BusSpace, EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Host, MemoryStatus, emultype,
 };
@@ -78,6 +79,8 @@ fn execute(
         user_mmio: false,
         user_output: false,
         taken: false,
+        ahead: 1,
+        input: VecDeque::new(),
     };
     let guests = std::mem::replace(&mut state.intercepts, request.intercepts);
     let (bytes, icount) = (&result.insn[..usize::from(result.insn_len)], state.icount);
@@ -262,6 +265,9 @@ struct EmulatorEnv<'a> {
     user_output: bool,
     /// The instruction is the backend's.
     taken: bool,
+    /// Elements that the next read of a port takes at once, and those that it has taken beyond the first.
+    ahead: u64,
+    input: VecDeque<u32>,
 }
 
 impl EmulatorEnv<'_> {
@@ -270,6 +276,35 @@ impl EmulatorEnv<'_> {
         let mut op = BusOp { space, write: write.is_some().into(), size, pad: 0, address, data };
         let claimed = self.services.bus(self.vcpu, &mut op);
         (claimed, op.data)
+    }
+
+    fn write_port(&mut self, port: u16, size: u8, value: u64) -> u32 {
+        self.note(Note::Pio { write: true, port, size, count: 1, value });
+        let (claimed, mut data) = self.bus(BusSpace::KERNEL_PIO, port.into(), size, Some(value));
+        if !claimed {
+            self.userspace(ResumeKind::IO);
+            self.user_output = true;
+            (_, data) = self.bus(BusSpace::USER_PIO, port.into(), size, Some(value));
+        }
+        data as u32
+    }
+
+    /// Who has the port for the first element has it for all of a bunch.
+    /// See: KVM x86.c emulator_pio_in_out(), complete_emulator_pio_in()
+    fn read_port(&mut self, port: u16, size: u8) -> u32 {
+        let count = mem::replace(&mut self.ahead, 1) as u32;
+        let (claimed, mut first) = self.bus(BusSpace::KERNEL_PIO, port.into(), size, None);
+        let space = if claimed { BusSpace::KERNEL_PIO } else { BusSpace::USER_PIO };
+        if !claimed {
+            self.userspace(ResumeKind::IO);
+            (_, first) = self.bus(space, port.into(), size, None);
+        }
+        for _ in 1..count {
+            let (_, data) = self.bus(space, port.into(), size, None);
+            self.input.push_back(data as u32);
+        }
+        self.note(Note::Pio { write: false, port, size, count, value: first });
+        first as u32
     }
 
     fn note(&mut self, note: Note) {
@@ -366,21 +401,16 @@ impl Env for EmulatorEnv<'_> {
     }
 
     fn port(&mut self, _state: &mut VcpuState, port: u16, size: u8, write: Option<u32>) -> u32 {
-        let note = |value: u64| Note::Pio { write: write.is_some(), port, size, count: 1, value };
-        if let Some(value) = write {
-            self.note(note(value.into()));
+        match write {
+            Some(value) => self.write_port(port, size, value.into()),
+            None => self.input.pop_front().unwrap_or_else(|| self.read_port(port, size)),
         }
-        let value = write.map(u64::from);
-        let (claimed, mut data) = self.bus(BusSpace::KERNEL_PIO, port.into(), size, value);
-        if !claimed {
-            self.userspace(ResumeKind::IO);
-            self.user_output |= write.is_some();
-            (_, data) = self.bus(BusSpace::USER_PIO, port.into(), size, value);
+    }
+
+    fn reads_ahead(&mut self, elements: u64) {
+        if self.services.reads_ports_ahead {
+            self.ahead = elements;
         }
-        if write.is_none() {
-            self.note(note(data));
-        }
-        data as u32
     }
 
     /// See: KVM emulate.c x86_emulate_insn(): after each 1024 iterations, or what was read ahead; x86.c

@@ -50,6 +50,8 @@ pub(crate) struct Services {
     pub(crate) repeats: bool,
     /// How KVM's emulator does instructions that repeat: see [`vmtape_cpu::revision::repeats_in_bunches`].
     pub(crate) repeats_in_bunches: bool,
+    /// See [`vmtape_cpu::revision::reads_ports_ahead`].
+    pub(crate) reads_ports_ahead: bool,
     /// Whether [`vmtape_cpu::revision::traps_keep_their_time`].
     pub(crate) traps_keep_their_time: bool,
     /// The exit that is being handled came after its instruction.
@@ -99,6 +101,7 @@ impl Services {
             emulated: false,
             repeats: false,
             repeats_in_bunches: true,
+            reads_ports_ahead: true,
             traps_keep_their_time: true,
             trapped: false,
             repetitions: 0,
