@@ -12,6 +12,8 @@ pub struct Point {
     pub text: String,
     /// What it tells and what its answer means: `a: WHAT; b: WHAT; answer: WHAT`.
     pub words: String,
+    /// With which options of its backend nobody comes here: `NAME=VALUE`, separated by spaces.
+    pub unreached: String,
 }
 
 /// A word that a point tells.
@@ -29,8 +31,16 @@ impl Point {
             name: (*name).to_owned(),
             text: (*text).to_owned(),
             words: (*words).to_owned(),
+            unreached: String::new(),
         };
         HostPoint::table().iter().map(point).collect()
+    }
+
+    /// Whether a machine with these options of its backend comes here.
+    pub fn is_reached_with(&self, options: &[(String, String)]) -> bool {
+        let set =
+            |option: &str| options.iter().any(|(name, value)| option.split_once('=') == Some((name, value)));
+        !self.unreached.split_whitespace().any(set)
     }
 
     /// What is said of `a`, `b` or `answer`.
@@ -71,6 +81,14 @@ impl Point {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_point_knows_who_does_not_come_to_it() {
+        let point = Point { unreached: "paging=off log=off".into(), ..Point::default() };
+        let with = |name: &str, value: &str| point.is_reached_with(&[(name.into(), value.into())]);
+        assert!(with("paging", "on") && with("other", "off") && point.is_reached_with(&[]));
+        assert!(!with("paging", "off") && !with("log", "off"));
+    }
 
     #[test]
     fn what_words_are_stands_in_the_tables() {

@@ -182,7 +182,8 @@ typedef struct vt_RawRow {
     struct vt_Text since;
     // PATCHES and PARAMETERS: the first release that no longer has it. Empty: all later ones have it.
     struct vt_Text until;
-    // The commit that took it out there.
+    // PATCHES and PARAMETERS: the commit that took it out there. FAULT_POINTS: options of a VM, NAME=VALUE as it resolves them and
+    // separated by spaces, with any of which the model does not come to the point.
     struct vt_Text undone_by;
 } vt_RawRow;
 

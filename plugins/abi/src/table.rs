@@ -176,7 +176,8 @@ pub struct RawRow {
     pub since: Text,
     /// PATCHES and PARAMETERS: the first release that no longer has it. Empty: all later ones have it.
     pub until: Text,
-    /// The commit that took it out there.
+    /// PATCHES and PARAMETERS: the commit that took it out there. FAULT_POINTS: options of a VM, NAME=VALUE as it resolves them and
+    /// separated by spaces, with any of which the model does not come to the point.
     pub undone_by: Text,
 }
 

@@ -553,7 +553,10 @@ impl<O: Ops> Backend for Vm<O> {
         if vcpus.len() != self.vcpus.len() || mmu.config != self.shared.kvm().mmu.config {
             return Err(Errno::EINVAL);
         }
-        self.shared.kvm_mut().mmu = mmu;
+        let kvm = self.shared.kvm_mut();
+        let armed = kvm.mmu.armed;
+        kvm.mmu = mmu;
+        kvm.mmu.armed = armed;
         (self.vcpus, self.cpus) = (vcpus, cpus);
         Ok(())
     }

@@ -24,7 +24,13 @@ pub fn description(npt: bool) -> Description {
         rules: rules::rows(npt),
         patches,
         parameters,
-        fault_points: fault_points::rows(&Reach { tdp: npt, shadow: !npt, vmx: false, insn_bytes: true }),
+        fault_points: fault_points::rows(&Reach {
+            tdp: npt,
+            shadow: !npt,
+            vmx: false,
+            insn_bytes: true,
+            either: None,
+        }),
         profiles,
         capabilities: caps::rows(),
     }

@@ -20,7 +20,13 @@ pub fn description() -> Description {
         rules: rules::rows(),
         patches,
         parameters,
-        fault_points: fault_points::rows(&Reach { tdp: true, shadow: true, vmx: true, insn_bytes: false }),
+        fault_points: fault_points::rows(&Reach {
+            tdp: true,
+            shadow: true,
+            vmx: true,
+            insn_bytes: false,
+            either: Some("ept"),
+        }),
         profiles,
         capabilities: caps::rows(),
     }

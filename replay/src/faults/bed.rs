@@ -37,6 +37,7 @@ pub fn points(table: &[TableRow]) -> Vec<Point> {
         name: row.name.clone(),
         text: row.text.clone(),
         words: row.value.clone(),
+        unreached: row.undone_by.clone(),
     };
     table.iter().map(point).chain(Point::of_host()).collect()
 }

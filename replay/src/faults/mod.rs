@@ -3,6 +3,7 @@
 mod bed;
 mod judge;
 mod quick;
+mod runner;
 mod told;
 mod twin;
 

@@ -1,9 +1,14 @@
-//! Many plans on one bed: a run that leaves everything as its twin does needs no closer look.
+//! Many plans on one bed: each run goes back to one start and resets only what was written, and one that leaves everything as its twin
+//! does needs no closer look.
 
-use super::{Bed, Judgement, bed::refused};
+use super::{
+    Bed, Judgement,
+    bed::refused,
+    runner::{Early, Runner},
+};
 use crate::{Error, player::Player, state};
 use std::collections::BTreeMap;
-use vmtape_faults::{Engine, Firing, Signature, Source, Verdict};
+use vmtape_faults::{Engine, Firing, Log, Signature, Source, Verdict};
 use vmtape_machine::{Digest, Live, MachineSpec};
 use vmtape_traces::event::Skip;
 
@@ -11,6 +16,11 @@ use vmtape_traces::event::Skip;
 pub struct Quick<'a> {
     pub bed: Bed<'a>,
     twin: Player,
+    /// `None`: the last run failed, and nobody goes on with its machine.
+    runner: Option<Runner>,
+    early: Early,
+    /// Each run builds its machine.
+    afresh: bool,
     /// Where the twin left the guest.
     left: Vec<u64>,
     printed: Vec<u8>,
@@ -40,8 +50,25 @@ impl<'a> Quick<'a> {
         finish(&mut twin)?;
         let left = twin.machine.take_left();
         let printed = twin.take_serial();
+        let (runner, early) = Runner::new(&bed)?;
         let (digests, known) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { bed, twin, left, printed, digests, known, looked_at: 0 })
+        Ok(Self {
+            bed,
+            twin,
+            runner: Some(runner),
+            early,
+            afresh: false,
+            left,
+            printed,
+            digests,
+            known,
+            looked_at: 0,
+        })
+    }
+
+    /// Builds a machine for each run, instead of going back to where its guest begins: what comes of it is the same.
+    pub fn afresh(self) -> Self {
+        Self { afresh: true, ..self }
     }
 
     /// Runs a plan. An error is this program's failure, or the backend's.
@@ -49,27 +76,44 @@ impl<'a> Quick<'a> {
         let engine =
             Engine::new(source, &self.bed.points).map_err(|wrong| Error::Other(wrong.to_string()))?;
         let log = engine.log();
+        let inputs = Live::new(self.bed.machine.seed).with_faults(Box::new(engine));
+        if self.afresh || self.early.has(&source.plan, &self.bed.points) {
+            return self.run_afresh(source, inputs, &log);
+        }
+        let mut runner = match self.runner.take() {
+            Some(runner) => runner,
+            None => Runner::new(&self.bed)?.0,
+        };
+        let player = runner.begin(Box::new(inputs), source.plan.retries)?;
+        let outcome = self.judge(source, player, &log)?;
+        self.runner = Some(runner);
+        Ok(outcome)
+    }
+
+    fn run_afresh(&mut self, source: &Source, inputs: Live, log: &Log) -> Result<Outcome, Error> {
         let machine = MachineSpec { retries: source.plan.retries, ..self.bed.machine.clone() };
-        let inputs = Live::new(machine.seed).with_faults(Box::new(engine));
         let player = Player::new(machine, Box::new(inputs), self.bed.budget(), self.bed.create, false);
         if refused(&player, &log.fired()).is_some() {
             let fired = log.fired();
             let signature = self.signature(Verdict::Refused, &fired);
             return Ok(Outcome { signature, faults: fired.len() as u64 });
         }
-        let mut player = player?;
+        self.judge(source, &mut player?, log)
+    }
+
+    /// Runs to the end and judges.
+    fn judge(&mut self, source: &Source, player: &mut Player, log: &Log) -> Result<Outcome, Error> {
         player.machine.keep_digest();
         player.machine.sample_at(self.left.iter().copied());
-        finish(&mut player)?;
+        finish(player)?;
         let fired = log.fired();
         let faults = fired.len() as u64;
         let verdict = match () {
             () if fired.is_empty() => Some(Verdict::NotReached),
-            () if !self.is_as_twin(&mut player)? => None,
+            () if !self.is_as_twin(player)? => None,
             () if player.machine.retried() > 0 => Some(Verdict::Detected),
             () => Some(Verdict::Masked),
         };
-        drop(player);
         let signature = match verdict {
             Some(verdict) => self.signature(verdict, &fired),
             None => self.look(source, &fired)?,

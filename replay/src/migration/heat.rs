@@ -4,7 +4,7 @@
 //! end: registers, memory and every write of it since the move, what devices saw, what was printed. A single moment is looked at
 //! more closely by [`Sides::migrate`].
 
-use super::{Journey, Verdict, loses};
+use super::{Fate, Journey, loses};
 use crate::{Error, player::Player, sides::Sides, state, text};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -20,7 +20,8 @@ pub struct Cell {
     pub instructions: u64,
     /// The last exit before the move.
     pub after: String,
-    pub verdict: Verdict,
+    #[serde(rename = "verdict")]
+    pub fate: Fate,
     pub why: String,
 }
 
@@ -29,7 +30,7 @@ pub struct Cell {
 pub struct Map {
     pub cells: Vec<Cell>,
     /// By the last exit before the move, and verdict.
-    pub by_exit: BTreeMap<String, BTreeMap<&'static str, u64>>,
+    pub by_exit: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
 /// A map for a class of faults.
@@ -65,7 +66,7 @@ struct Twin {
 
 impl Map {
     fn add(&mut self, cell: Cell) {
-        *self.by_exit.entry(cell.after.clone()).or_default().entry(cell.verdict.text()).or_default() += 1;
+        *self.by_exit.entry(cell.after.clone()).or_default().entry(cell.fate.text()).or_default() += 1;
         self.cells.push(cell);
     }
 }
@@ -109,8 +110,8 @@ impl Sides<'_> {
             if heat.map.cells.last().is_some_and(|cell| cell.instructions >= source.machine.icount()) {
                 continue;
             }
-            let (instructions, mut worst) = (source.machine.icount(), None::<(Verdict, String)>);
-            let cell = |(verdict, why)| Cell { exit, instructions, after: after.clone(), verdict, why };
+            let (instructions, mut worst) = (source.machine.icount(), None::<(Fate, String)>);
+            let cell = |(fate, why)| Cell { exit, instructions, after: after.clone(), fate, why };
             for (class, of_class) in classes.iter().zip(&mut heat.by_class) {
                 let points = class.points();
                 let found = self.cell(journey, points.clone(), &mut source, &mut printed, &twin)?;
@@ -147,7 +148,7 @@ impl Sides<'_> {
         source: &mut Player,
         printed: &mut Vec<u8>,
         twin: &Twin,
-    ) -> Result<(Verdict, String), Error> {
+    ) -> Result<(Fate, String), Error> {
         let hop = journey.hops.first().ok_or_else(|| Error::Other("there is no way to go".to_owned()))?;
         let mut there = self.traveller(&hop.to, false)?;
         let outcome = journey.hop(source, &mut there, points, 0, 1)?;
@@ -156,7 +157,7 @@ impl Sides<'_> {
         let at = source.machine.digest();
         if !outcome.has_moved() {
             let why = outcome.failure.clone().unwrap_or_default();
-            return Ok((Verdict::of_move(&outcome), why));
+            return Ok((Fate::of_move(&outcome), why));
         }
         let before = there.machine.digest();
         there.advance(u64::MAX, u64::MAX)?;
@@ -175,9 +176,9 @@ impl Sides<'_> {
             () if there.machine.icount() != twin.player.machine.icount() => "it has got elsewhere".to_owned(),
             () if theirs.devices != ours.devices => "devices saw something else".to_owned(),
             () if theirs.memory != ours.memory => "memory was written otherwise on the way".to_owned(),
-            () => return Ok((Verdict::Moved, String::new())),
+            () => return Ok((Fate::Moved, String::new())),
         };
-        let verdict = if loses(&there, &twin.player) { Verdict::Lost } else { Verdict::SilentCorruption };
-        Ok((verdict, why))
+        let fate = if loses(&there, &twin.player) { Fate::LOST } else { Fate::CORRUPT };
+        Ok((fate, why))
     }
 }

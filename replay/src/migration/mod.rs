@@ -4,20 +4,20 @@
 //! run side by side, compared as two backends are ([`crate::across`]): registers, memory, devices, what the guest prints. What is
 //! exempt stands in [`crate::exempt::MIGRATION`].
 
+mod fate;
 mod guest;
 mod heat;
 mod journey;
 mod landed;
 mod policies;
 mod remote;
-mod verdict;
 mod way;
 
+pub use fate::{Fate, Moved};
 pub use heat::{Cell, Heat, Map, OfClass};
 pub use landed::Landed;
 pub use policies::Judged;
 pub use remote::Peer;
-pub use verdict::{Moved, Verdict};
 pub use way::{Hop, Journey, Travelled, Way};
 
 /// The fault points that a plan for a migration may name.
@@ -27,6 +27,7 @@ pub fn points() -> Vec<Point> {
         name: name.to_owned(),
         text: text.to_owned(),
         words,
+        unreached: String::new(),
     };
     MovePoint::table().into_iter().map(point).collect()
 }
@@ -52,7 +53,7 @@ impl Sides<'_> {
             .ok_or_else(|| Error::Other("nobody moves: there is no journey".to_owned()))?;
         let Travelled { player, mut outcomes, .. } = self.travel(journey, &self.actual, false)?;
         if player.is_none() || outcomes.iter().any(|outcome| outcome.two_running) {
-            return Ok(Moved { verdict: Verdict::of(&outcomes, None), report: None, outcomes });
+            return Ok(Moved { fate: Fate::of(&outcomes, None), report: None, outcomes });
         }
         drop(player);
         let mut report = self.beside_twin(progress)?;
@@ -72,11 +73,11 @@ impl Sides<'_> {
             last.faults = journey.asked.borrow().fired();
             last.loaded.waited = journey.asked.borrow().waited();
         }
-        let mut verdict = Verdict::of(&outcomes, Some(&report));
-        if verdict == Verdict::SilentCorruption && self.is_lost(journey)? {
-            verdict = Verdict::Lost;
+        let mut fate = Fate::of(&outcomes, Some(&report));
+        if fate == Fate::CORRUPT && self.is_lost(journey)? {
+            fate = Fate::LOST;
         }
-        Ok(Moved { verdict, report: Some(report), outcomes })
+        Ok(Moved { fate, report: Some(report), outcomes })
     }
 
     /// Whether the guest that moved cannot run on to an end of its own, as its twin does.

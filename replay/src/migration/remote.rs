@@ -1,7 +1,7 @@
 //! A move between two processes, each of which has the tape: one has its guest leave, the other takes it, and holds it against its
 //! twin.
 
-use super::{Journey, Landed, Moved, Verdict, Way};
+use super::{Fate, Journey, Landed, Moved, Way};
 use crate::{Error, sides::Sides};
 use std::{cell::RefCell, rc::Rc};
 use vmtape_machine::vmm::When;
@@ -76,7 +76,7 @@ impl Sides<'_> {
         (outcome.destination, outcome.loaded) = (destination.around.state, destination.loaded.clone());
         outcome.epoch = destination.around.epoch;
         if outcome.destination != State::Running {
-            return Ok(Moved { verdict: Verdict::of_move(&outcome), report: None, outcomes: vec![outcome] });
+            return Ok(Moved { fate: Fate::of_move(&outcome), report: None, outcomes: vec![outcome] });
         }
         let follower = destination.is_followed().then(|| destination.into_follower().renewed_by(renew));
         let landed = Landed::new(player, follower);
@@ -86,12 +86,12 @@ impl Sides<'_> {
         let lost = landed.pull();
         outcome.faults = points.fired();
         let mut outcomes = vec![outcome];
-        let mut verdict = Verdict::of(&outcomes, Some(&report));
+        let mut fate = Fate::of(&outcomes, Some(&report));
         if lost > 0 {
             outcomes[0].failure = Some(format!("{lost} pages of the guest do not come"));
-            verdict = Verdict::Lost;
+            fate = Fate::LOST;
         }
-        Ok(Moved { verdict, report: Some(report), outcomes })
+        Ok(Moved { fate, report: Some(report), outcomes })
     }
 
     fn landed(&self, landed: &Landed, progress: &mut dyn FnMut(u64)) -> Result<crate::Report, Error> {

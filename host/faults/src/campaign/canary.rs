@@ -65,13 +65,7 @@ pub(super) const MOVING_CANARY: Canary = Canary {
 };
 
 impl Canary {
-    /// Whether a machine with this backend comes to the canary's point. Silicon's walk of the guest's own tables, on which a bit
-    /// is lost, is what a parameter takes away (`vmx,ept=0`).
-    pub(super) fn fits(&self, backend: &str) -> bool {
-        self.verdict != Verdict::SilentCorruption || !backend.contains(',')
-    }
-
-    /// The plan; `None`: there is no such point.
+    /// The plan; `None`: a machine that comes to these points only has no use for it.
     pub fn plan(&self, points: &[Point]) -> Option<Plan> {
         let source: Source = self.plan.parse().ok()?;
         Engine::check(&source, points).ok()?;

@@ -217,15 +217,14 @@ impl Campaign {
         self.canaries().nth(index.checked_sub(self.plans)? as usize).map(|(.., canary)| canary)
     }
 
-    /// A job. `points`: those that its plan may name. `None`: the campaign has no such job, or its machine has
+    /// A job. `points`: those that its plan may name, to which its machine comes. `None`: the campaign has no such job, or its machine has
     /// no use for a canary.
     pub fn job<'p>(&self, index: u64, again: bool, points: impl Fn(Whose) -> &'p [Point]) -> Option<Job> {
         if let Some(at) = index.checked_sub(self.plans) {
             let (machine, way, canary) = self.canaries().nth(at as usize)?;
             let guest = canary.guest.to_owned();
             let whose = way.map_or(Whose::Machine(machine), |_| Whose::Migration);
-            let fits = canary.fits(&self.machines[machine].backend);
-            let plan = canary.plan(points(whose)).filter(|_| fits)?;
+            let plan = canary.plan(points(whose))?;
             let moving = way.map(|way| Moving { way, insn: 1 });
             return Some(Job { index, again, guest, machine, moving, plan });
         }
@@ -265,6 +264,7 @@ mod tests {
             name: "flip".into(),
             text: String::new(),
             words: "a: the address; b: the entry; answer: the bits that are inverted".into(),
+            ..Point::default()
         });
         points
     }

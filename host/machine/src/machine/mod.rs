@@ -184,6 +184,11 @@ impl Machine {
         self.serial = Some(sink);
     }
 
+    /// So often is KVM_RUN called again after an errno.
+    pub fn set_retries(&mut self, retries: u32) {
+        self.spec.retries = retries;
+    }
+
     /// The specification, with everything resolved: what a tape's header stores.
     pub fn spec(&self) -> &MachineSpec {
         &self.spec

@@ -138,6 +138,7 @@ impl Services {
         (self.emulated, self.repeats, self.repetitions, self.watching) = (false, false, 0, false);
         self.rules.clear();
         (self.unmapped, self.pager, self.wrong, self.fed) = (None, None, None, None);
+        (self.stranded, self.said) = (None, None);
     }
 
     pub(crate) fn ram(&self) -> &Ram {

@@ -14,6 +14,8 @@ pub struct Reach {
     pub vmx: bool,
     /// Silicon hands over the bytes of an instruction.
     pub insn_bytes: bool,
+    /// Where a VM has either two-dimensional or shadow paging: the parameter that says so.
+    pub either: Option<&'static str>,
 }
 
 /// A row: the point, who reaches it, what happens, the words and answers, the source.
@@ -202,7 +204,7 @@ const ROWS: &[Row] = &[
     ),
     (
         P::PML_NOT_DRAINED,
-        |reach| reach.vmx,
+        |reach| reach.vmx && reach.tdp,
         "What silicon logged is not read on an exit",
         "a: 0; b: 0; answer: 0 later, else never",
         "KVM vmx/vmx.c vmx_flush_pml_buffer()",
@@ -367,16 +369,50 @@ const ROWS: &[Row] = &[
     ),
 ];
 
+/// With which options of a VM its model does not come to a row's point.
+fn unreached((point, reaches, ..): &Row, reach: &Reach) -> String {
+    let mut options = Vec::new();
+    if let Some(parameter) = reach.either {
+        options.extend((!reaches(&Reach { tdp: false, ..*reach })).then(|| format!("{parameter}=off")));
+        options.extend((!reaches(&Reach { shadow: false, ..*reach })).then(|| format!("{parameter}=on")));
+    }
+    if *point == P::PML_NOT_DRAINED {
+        options.extend(["eptad=off".to_owned(), "pml=off".to_owned()]);
+    }
+    options.join(" ")
+}
+
 /// The table of a plugin that reaches so much.
 pub fn rows(reach: &Reach) -> Vec<TableRow> {
     let mine = ROWS.iter().filter(|(_, reaches, ..)| reaches(reach));
-    mine.map(|(point, _, text, value, source)| TableRow {
+    mine.map(|row @ (point, _, text, value, source)| TableRow {
         id: point.0,
         name: point.name().unwrap_or_default().into(),
         text: (*text).into(),
         value: (*value).into(),
         source: (*source).into(),
+        undone_by: unreached(row, reach),
         ..Default::default()
     })
     .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_point_says_with_which_options_it_is_not_reached() {
+        let both = Reach { tdp: true, shadow: true, vmx: true, insn_bytes: false, either: Some("paging") };
+        let unreached = |reach: &Reach, point: P| {
+            rows(reach).into_iter().find(|row| row.id == point.0).map(|row| row.undone_by)
+        };
+        assert_eq!(unreached(&both, P::LOST_DIRTY).as_deref(), Some("paging=off"));
+        assert_eq!(unreached(&both, P::SHADOW_ENTRY_FLIP).as_deref(), Some("paging=on"));
+        assert_eq!(unreached(&both, P::LOST_FLUSH).as_deref(), Some(""));
+        assert_eq!(unreached(&both, P::PML_NOT_DRAINED).as_deref(), Some("paging=off eptad=off pml=off"));
+        let shadow = Reach { shadow: true, ..Reach::default() };
+        assert_eq!(unreached(&shadow, P::LOST_DIRTY), None);
+        assert_eq!(unreached(&shadow, P::SHADOW_ENTRY_FLIP).as_deref(), Some(""));
+    }
 }

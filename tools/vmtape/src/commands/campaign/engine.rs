@@ -1,6 +1,8 @@
 //! The machines of a campaign, made when a job first needs them.
 
-use crate::machine_args::{MachineArgs, PluginArgs, create};
+use crate::machine_args::{
+    MachineArgs, PluginArgs, create, default_host, find_host, parse_backend, parse_kvm,
+};
 use anyhow::{Context, Result};
 use clap::Parser;
 use std::collections::BTreeMap;
@@ -24,7 +26,7 @@ struct Line {
     machine: MachineArgs,
 }
 
-/// A machine of the campaign and its plugin.
+/// A machine of the campaign, its plugin, and the fault points to which it comes.
 pub struct Loaded {
     pub choice: MachineChoice,
     pub plugin: LoadedPlugin,
@@ -35,12 +37,25 @@ pub struct Loaded {
 pub fn load(campaign: &Campaign, plugins: &PluginArgs) -> Result<Vec<Loaded>> {
     let search = plugins.search();
     let load = |choice: &MachineChoice| -> Result<Loaded> {
-        let (name, _) = crate::machine_args::parse_backend(&choice.backend)?;
+        let (name, _) = parse_backend(&choice.backend)?;
         let plugin = search.load(&name)?;
-        let points = points(&plugin.description.fault_points);
+        let options = resolved(choice, &plugin)?;
+        let mut points = points(&plugin.description.fault_points);
+        points.retain(|point| point.is_reached_with(&options));
         Ok(Loaded { choice: choice.clone(), plugin, points })
     };
     campaign.machines.iter().map(load).collect()
+}
+
+/// A machine's options, all of them.
+fn resolved(choice: &MachineChoice, plugin: &LoadedPlugin) -> Result<Vec<(String, String)>> {
+    let (_, mut options) = parse_backend(&choice.backend)?;
+    options.extend(choice.kvm.as_deref().map(parse_kvm).transpose()?.unwrap_or_default());
+    let silicon = match &choice.host {
+        Some(host) => find_host(host)?,
+        None => default_host(plugin.description.vendor)?.1,
+    };
+    Ok(create(plugin, silicon, &options)?.resolved())
 }
 
 /// The fault points that the plans of jobs may name.
@@ -115,12 +130,14 @@ pub fn creates(loaded: &[Loaded]) -> Creates<'_> {
 pub struct Beds<'a> {
     loaded: &'a [Loaded],
     creates: &'a Creates<'a>,
+    afresh: bool,
     beds: BTreeMap<(usize, String), Quick<'a>>,
 }
 
 impl<'a> Beds<'a> {
-    pub fn new(loaded: &'a [Loaded], creates: &'a Creates<'a>) -> Self {
-        Self { loaded, creates, beds: BTreeMap::new() }
+    /// `afresh`: each run builds its machine, instead of going back to a snapshot.
+    pub fn new(loaded: &'a [Loaded], creates: &'a Creates<'a>, afresh: bool) -> Self {
+        Self { loaded, creates, afresh, beds: BTreeMap::new() }
     }
 
     /// The bed of a guest on a machine.
@@ -132,7 +149,8 @@ impl<'a> Beds<'a> {
                 loaded.machine(guest).with_context(|| format!("{guest} on {}", loaded.choice.backend))?;
             let create = &*self.creates[machine];
             let bed = Bed::new(spec, Default::default(), create, &loaded.plugin.description)?;
-            self.beds.insert(key.clone(), Quick::new(bed)?);
+            let quick = Quick::new(bed)?;
+            self.beds.insert(key.clone(), if self.afresh { quick.afresh() } else { quick });
         }
         self.beds.get_mut(&key).context("a bed")
     }

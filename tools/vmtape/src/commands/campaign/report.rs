@@ -57,7 +57,7 @@ pub fn run(args: &ReportArgs) -> Result<ExitCode> {
     }
     let loaded = load(&campaign, &args.plugins)?;
     let creates = creates(&loaded);
-    let (mut beds, tables) = (Beds::new(&loaded, &creates), Tables::new(&loaded));
+    let (mut beds, tables) = (Beds::new(&loaded, &creates, false), Tables::new(&loaded));
     let ways = Ways::new(&campaign, &args.plugins)?;
     let findings = merged.findings();
     let bar = progress("report");

@@ -41,6 +41,9 @@ pub struct RunArgs {
     /// PARALLEL_SEQ
     #[arg(long, value_name = "I")]
     shard: Option<String>,
+    /// Build each run's machine anew, instead of going back to a snapshot of its guest's beginning: the same results, and slower
+    #[arg(long)]
+    afresh: bool,
     #[command(flatten)]
     plugins: PluginArgs,
 }
@@ -54,7 +57,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
     let loaded = load(&campaign, &args.plugins)?;
     let creates = creates(&loaded);
-    let (mut beds, tables) = (Beds::new(&loaded, &creates), Tables::new(&loaded));
+    let (mut beds, tables) = (Beds::new(&loaded, &creates, args.afresh), Tables::new(&loaded));
     let ways = Ways::new(&campaign, &args.plugins)?;
     let jobs: Vec<(u64, bool)> = campaign.of_shard(shard).collect();
     interrupt::listen();

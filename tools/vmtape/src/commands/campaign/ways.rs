@@ -120,7 +120,7 @@ impl<'a> Ways<'a> {
         };
         let fired = log.fired();
         let phase = fired.last().map_or(Phase::NONE, |firing| firing.asked.phase);
-        let verdict = moved.verdict.of_faults(fired.len(), phase);
+        let verdict = moved.fate.of_faults(fired.len(), phase);
         let found = moved.report.as_ref().and_then(|report| report.divergence.as_ref());
         let failure = moved.outcomes.last().and_then(|outcome| outcome.failure.clone());
         let why = found.map(|found| found.summary.clone()).or(failure);

@@ -32,7 +32,7 @@ impl Planned {
     pub fn verdict(&self, moved: &Moved) -> (Verdict, Option<bool>) {
         let log = self.engine.log();
         let phase = log.all().last().map_or(Phase::NONE, |firing| firing.asked.phase);
-        let verdict = moved.verdict.of_faults(log.fired().len(), phase);
+        let verdict = moved.fate.of_faults(log.fired().len(), phase);
         (verdict, (!self.expect.is_open()).then(|| self.expect.allows(verdict)))
     }
 }

@@ -4,9 +4,10 @@ use super::{Args, classes};
 use crate::output::{ExitCode, print_json, progress};
 use anyhow::Result;
 use std::io::{self, Write};
+use vmtape_faults::Verdict;
 use vmtape_replay::{
     across::Sides,
-    migration::{Cell, Heat, Journey, Map, OfClass, Verdict},
+    migration::{Cell, Fate, Heat, Journey, Map, OfClass},
 };
 
 /// Moments in a line.
@@ -24,30 +25,32 @@ pub fn run(args: &Args, step: u64, sides: &Sides, journey: &Journey) -> Result<E
     } else {
         print(&mut io::stdout().lock(), args, &heat)?;
     }
-    let safe = heat.map.cells.iter().all(|cell| cell.verdict == Verdict::Moved);
+    let safe = heat.map.cells.iter().all(|cell| cell.fate == Fate::Moved);
     Ok(if safe { ExitCode::SAME } else { ExitCode::DIFFERENT })
 }
 
-fn letter(verdict: Verdict) -> char {
-    match verdict {
-        Verdict::Moved => '.',
-        Verdict::SilentCorruption => '#',
-        Verdict::TwoRunning => '2',
-        Verdict::Lost => 'x',
-        Verdict::Parked => 'p',
-        Verdict::Detected => 'd',
-        Verdict::Refused => 'r',
-        Verdict::Ended => 'e',
-        Verdict::Unknown => '?',
+fn letter(fate: Fate) -> char {
+    match fate {
+        Fate::Moved => '.',
+        Fate::Ended => 'e',
+        Fate::Wrong(verdict) => match verdict {
+            Verdict::SilentCorruption => '#',
+            Verdict::TwoRunning => '2',
+            Verdict::GuestLost(_) => 'x',
+            Verdict::Parked => 'p',
+            Verdict::Detected => 'd',
+            Verdict::Refused => 'r',
+            _ => '?',
+        },
     }
 }
 
 fn letters(cells: &[Cell]) -> String {
-    cells.iter().map(|cell| letter(cell.verdict)).collect()
+    cells.iter().map(|cell| letter(cell.fate)).collect()
 }
 
 fn safe(map: &Map) -> usize {
-    map.cells.iter().filter(|cell| cell.verdict == Verdict::Moved).count()
+    map.cells.iter().filter(|cell| cell.fate == Fate::Moved).count()
 }
 
 fn print(out: &mut impl Write, args: &Args, heat: &Heat) -> io::Result<()> {
@@ -66,9 +69,9 @@ fn print(out: &mut impl Write, args: &Args, heat: &Heat) -> io::Result<()> {
         let counts: Vec<_> = verdicts.iter().map(|(verdict, count)| format!("{verdict} {count}")).collect();
         writeln!(out, "  {after:24} {}", counts.join(", "))?;
     }
-    let unsafe_ones: Vec<_> = heat.map.cells.iter().filter(|cell| cell.verdict != Verdict::Moved).collect();
+    let unsafe_ones: Vec<_> = heat.map.cells.iter().filter(|cell| cell.fate != Fate::Moved).collect();
     for cell in unsafe_ones.iter().take(LISTED) {
-        writeln!(out, "exit {}, {}: {}", cell.exit, cell.verdict.text(), cell.why)?;
+        writeln!(out, "exit {}, {}: {}", cell.exit, cell.fate.text(), cell.why)?;
         writeln!(
             out,
             "  vmtape migrate {} --at exit={} --to {}",
@@ -105,8 +108,8 @@ fn by_class(out: &mut impl Write, args: &Args, heat: &Heat) -> io::Result<()> {
     for OfClass { class, text, reached, map } in &heat.by_class {
         let never = if *reached == 0 && class != "plain" { "; it never happened" } else { "" };
         writeln!(out, "{class:width$}  {text}: {} of {} safe{never}", safe(map), map.cells.len())?;
-        if let Some(cell) = map.cells.iter().find(|cell| cell.verdict != Verdict::Moved) {
-            writeln!(out, "  exit {}, {}: {}", cell.exit, cell.verdict.text(), cell.why)?;
+        if let Some(cell) = map.cells.iter().find(|cell| cell.fate != Fate::Moved) {
+            writeln!(out, "  exit {}, {}: {}", cell.exit, cell.fate.text(), cell.why)?;
         }
     }
     writeln!(

@@ -25,13 +25,14 @@ use std::{
     path::PathBuf,
     str::FromStr,
 };
+use vmtape_faults::Verdict;
 use vmtape_machine::{MachineSpec, vmm::When};
 use vmtape_migrate::{
     Live, Method, Plan, classes::Class, handover::Handover, link::Address, policy::Policy, source::LogMode,
 };
 use vmtape_replay::{
     across::Sides,
-    migration::{Journey, Moved, Verdict, Way},
+    migration::{Fate, Journey, Moved, Way},
     spec,
 };
 use vmtape_traces::Tape;
@@ -394,13 +395,13 @@ fn print(args: &Args, moved: &Moved) -> Result<ExitCode> {
     } else {
         text::print(&mut Printable(io::stdout().lock()), moved, Detail::of(args.explain))?;
     }
-    Ok(code(moved.verdict))
+    Ok(code(moved.fate))
 }
 
-fn code(verdict: Verdict) -> ExitCode {
-    match verdict {
-        Verdict::Moved => ExitCode::SAME,
-        Verdict::Unknown | Verdict::Ended => ExitCode::COULD_NOT_TEST,
+fn code(fate: Fate) -> ExitCode {
+    match fate {
+        Fate::Moved => ExitCode::SAME,
+        Fate::Wrong(Verdict::Unknown) | Fate::Ended => ExitCode::COULD_NOT_TEST,
         _ => ExitCode::DIFFERENT,
     }
 }

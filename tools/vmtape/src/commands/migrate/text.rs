@@ -14,7 +14,7 @@ pub fn print(out: &mut impl Write, moved: &Moved, detail: Detail) -> io::Result<
     for outcome in &moved.outcomes {
         write_outcome(out, outcome)?;
     }
-    writeln!(out, "{}", moved.verdict.text())?;
+    writeln!(out, "{}", moved.fate.text())?;
     match &moved.report {
         Some(report) => report::write(out, report, detail),
         None => writeln!(out, "  (nothing is compared: there is no one guest that goes on)"),
