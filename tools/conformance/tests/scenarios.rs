@@ -1,7 +1,7 @@
 //! The scenarios: all of them hold, and one that does not hold is seen.
 
 use anyhow::{Context, Result};
-use std::fs;
+use std::{fs, path::Path};
 use vmtape_conformance::{skipped, tail, vmtape};
 
 #[test]
@@ -39,6 +39,23 @@ fn the_list_covers_every_subject() -> Result<()> {
     for row in rows {
         assert!(row["source"].as_str().is_some_and(|source| !source.is_empty()), "{row}");
     }
+    Ok(())
+}
+
+/// What changed in nested SVM has a row, or a reason at the head of the file.
+#[test]
+fn every_change_of_nested_svm_is_accounted_for() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let output = vmtape(folder.path(), &["backends", "--patches", "svm-npt"])?;
+    let shown = String::from_utf8(output.stdout)?;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../vmtape/scenarios/nested_svm.toml");
+    let rows = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let names = shown.lines().filter_map(|line| line.split_once(" (")).map(|(name, _)| name);
+    let nested: Vec<_> =
+        names.filter(|name| name.starts_with("nested-") || name.starts_with("vmrun-")).collect();
+    assert!(nested.len() > 40, "{shown}");
+    let missing: Vec<_> = nested.into_iter().filter(|name| !rows.contains(name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
     Ok(())
 }
 

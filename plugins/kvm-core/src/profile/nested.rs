@@ -156,8 +156,8 @@ pub const NESTED_6_1: &[Entry] = &[
     Entry::patch(
         Switch::VMRUN_UNMAPPED_GP,
         Scope::AMD,
-        "VMRUN raises #GP whatever keeps KVM from mapping vmcb12; before, a slot without memory skipped the \
-         instruction",
+        "VMRUN raises #GP whatever keeps KVM from mapping vmcb12; before, memory of a device that could not be \
+         mapped skipped the instruction",
     )
     .commit("in stable 6.1.175", "KVM: nSVM: Always inject a #GP if mapping VMCB12 fails on nested VMRUN")
     .source("svm/nested.c nested_svm_vmrun(); stable 6.1.175, 6.12.86")

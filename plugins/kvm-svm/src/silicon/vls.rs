@@ -1,4 +1,5 @@
-//! VMLOAD and VMSAVE as silicon executes them for a guest: RAX goes through the nested page table.
+//! VMLOAD and VMSAVE as silicon executes them for a guest: RAX goes through the nested page table, or is the host's where a
+//! hypervisor left them to its guest without saying that they are virtual.
 //!
 //! See: APM 15.33.1 Virtual VMSAVE and VMLOAD
 
@@ -39,22 +40,22 @@ pub fn execute(
         return Verdict::FAULT;
     }
     let saves = insn.number == svm::VMSAVE;
-    let kind = if saves { AccessKind::WRITE } else { AccessKind::READ };
-    let access = Access { gva: gpa, kind, size: 8, delivering: state.delivering, ..Default::default() };
-    // Guest physical addresses are what a guest without paging has.
-    let flat = VcpuState { cr0: Cr0::from_bits(state.cr0).with_pg(false).into_bits(), ..*state };
-    let (caching, wanted) = (Caching::of(v.running.vmcb.save.g_pat), WalkAccess::from(&access));
-    let (answer, _) = shared.kvm.mmu.tdp_access(v.core.id, &flat, gpa, &wanted, caching, host);
-    let mapping = match answer {
-        GuestAccess::Mapped(mapping) => mapping,
-        GuestAccess::Fault(_) => return Verdict::NATIVE,
-        GuestAccess::Nested(stop) => {
-            *exit = exits::nested(&stop, state, &access);
-            (exit.stimulus, exit.insn) = (StimulusKind::SENSITIVE, *insn);
-            return Verdict::EXIT;
+    let hpa = if v.running.vmcb.control.virt_ext.v_vmload_vmsave() {
+        let kind = if saves { AccessKind::WRITE } else { AccessKind::READ };
+        let access = Access { gva: gpa, kind, size: 8, delivering: state.delivering, ..Default::default() };
+        match translate(shared, v, state, &access, host) {
+            GuestAccess::Mapped(mapping) => mapping.hpa,
+            GuestAccess::Fault(_) => return Verdict::NATIVE,
+            GuestAccess::Nested(stop) => {
+                *exit = exits::nested(&stop, state, &access);
+                (exit.stimulus, exit.insn) = (StimulusKind::SENSITIVE, *insn);
+                return Verdict::EXIT;
+            }
         }
+    } else {
+        gpa
     };
-    if let Ok(mut mapped) = Mapped::at(mapping.hpa, vmcb12::VMLOAD, host) {
+    if let Ok(mut mapped) = Mapped::at(hpa, vmcb12::VMLOAD, host) {
         if saves {
             mapped.vmcb.save.vmsave(state);
             mapped.write_back(host);
@@ -63,4 +64,17 @@ pub fn execute(
         }
     }
     Verdict::NATIVE
+}
+
+/// Guest physical addresses are what a guest without paging has.
+fn translate(
+    shared: &mut Shared,
+    v: &SvmVcpu,
+    state: &VcpuState,
+    access: &Access,
+    host: &mut dyn Host,
+) -> GuestAccess {
+    let flat = VcpuState { cr0: Cr0::from_bits(state.cr0).with_pg(false).into_bits(), ..*state };
+    let (caching, wanted) = (Caching::of(v.running.vmcb.save.g_pat), WalkAccess::from(access));
+    shared.kvm.mmu.tdp_access(v.core.id, &flat, access.gva, &wanted, caching, host).0
 }

@@ -54,6 +54,7 @@ pub const RFLAGS: Field = field(0x570, 8);
 pub const RIP: Field = field(0x578, 8);
 pub const RSP: Field = field(0x5d8, 8);
 pub const RAX: Field = field(0x5f8, 8);
+pub const STAR: Field = field(0x600, 8);
 pub const CR2: Field = field(0x640, 8);
 pub const G_PAT: Field = field(0x668, 8);
 

@@ -30,7 +30,7 @@ pub fn vmrun(cx: &mut Cx<'_>) -> Resume {
     if cx.on(Switch::HSAVE_PA_REQUIRED) && cx.vcpu.msrs.hsave_pa == 0 {
         return cx.gp();
     }
-    let VmcbAddress { gpa, mut mapped } = match instructions::vmcb(cx, vmcb12::VMRUN, vmcb12::vmrun_failure) {
+    let VmcbAddress { gpa, mut mapped } = match instructions::vmcb(cx, vmcb12::VMRUN) {
         Ok(found) => found,
         Err(resume) => return resume,
     };
@@ -58,6 +58,10 @@ pub fn vmrun(cx: &mut Cx<'_>) -> Resume {
             events::set_gif(cx, false);
         }
         return resume;
+    }
+    if !cx.on(Switch::NESTED_VMCB02) {
+        // "Clear internal status": 5.10 forgets the #DB too.
+        cx.vcpu.core.events.clear_exceptions();
     }
     save_l1(cx);
     cx.vcpu.nested.run_pending = true;

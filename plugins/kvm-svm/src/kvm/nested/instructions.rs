@@ -6,7 +6,7 @@
 use super::{
     enter, events,
     patches::L1,
-    vmcb12::{self, Failure, Fields, Mapped, Unmapped},
+    vmcb12::{self, Fields, Mapped},
 };
 use crate::{
     kvm::handlers::Cx,
@@ -61,28 +61,20 @@ pub struct VmcbAddress {
     pub mapped: Mapped,
 }
 
-/// Maps it; otherwise how the instruction ends.
-pub fn vmcb(
-    cx: &mut Cx<'_>,
-    fields: Fields,
-    failure: fn(&L1<'_>, Unmapped) -> Failure,
-) -> Result<VmcbAddress, Resume> {
+/// Maps it; otherwise how the instruction ends. What some releases do where the page has no `struct page` (skip VMRUN, execute
+/// VMLOAD for ever) is about memory of devices, which no slot has here.
+pub fn vmcb(cx: &mut Cx<'_>, fields: Fields) -> Result<VmcbAddress, Resume> {
     let l1 = L1::new(cx.shared, &cx.vcpu.core.cpuid);
     let address = vmcb12::address(&l1, cx.state.gpr[gpr::RAX], cx.state.is_64bit_code());
     let Some(gpa) = address else { return Err(cx.gp()) };
-    let why = match Mapped::read(&cx.shared.kvm.mmu.slots, gpa, fields, cx.host) {
-        Ok(mapped) => return Ok(VmcbAddress { gpa, mapped }),
-        Err(why) => failure(&l1, why),
-    };
-    Err(match why {
-        Failure::GeneralProtection => cx.gp(),
-        Failure::Nothing if cx.control().exit_code() == C::VMRUN => cx.skip(),
-        Failure::Nothing => Resume::GUEST,
-        Failure::InternalError => {
+    match Mapped::read(&cx.shared.kvm.mmu.slots, gpa, fields, cx.host) {
+        Ok(mapped) => Ok(VmcbAddress { gpa, mapped }),
+        Err(_) if cx.on(Switch::VMCB_UNMAPPED_INTERNAL_ERROR) => {
             cx.note(Note::UserspaceExit { reason: ResumeKind::INTERNAL_ERROR.0, errno: 0 });
-            emulation_error()
+            Err(emulation_error())
         }
-    })
+        Err(_) => Err(cx.gp()),
+    }
 }
 
 /// Whether VMLOAD and VMSAVE work on a VMCB that L2's registers are not in: a bug of older releases.
@@ -92,7 +84,7 @@ fn lost(cx: &Cx<'_>) -> bool {
 
 /// `vmload_vmsave_interception`. Silicon makes bases canonical when it loads them.
 fn vmload(cx: &mut Cx<'_>) -> Resume {
-    let VmcbAddress { gpa, mapped } = match vmcb(cx, vmcb12::VMLOAD, vmcb12::vmload_failure) {
+    let VmcbAddress { gpa, mapped } = match vmcb(cx, vmcb12::VMLOAD) {
         Ok(found) => found,
         Err(resume) => return resume,
     };
@@ -108,7 +100,7 @@ fn vmload(cx: &mut Cx<'_>) -> Resume {
 }
 
 fn vmsave(cx: &mut Cx<'_>) -> Resume {
-    let VmcbAddress { gpa, mut mapped } = match vmcb(cx, vmcb12::VMLOAD, vmcb12::vmload_failure) {
+    let VmcbAddress { gpa, mut mapped } = match vmcb(cx, vmcb12::VMLOAD) {
         Ok(found) => found,
         Err(resume) => return resume,
     };

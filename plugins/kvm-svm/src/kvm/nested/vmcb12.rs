@@ -28,42 +28,10 @@ const WORD: usize = size_of::<u64>();
 /// KVM's copy: `svm->nested.ctl` and `svm->nested.save`.
 pub type Vmcb12 = Vmcb;
 
-/// Why KVM cannot map a page of guest memory (`kvm_vcpu_map`).
+/// KVM cannot map a page of guest memory (-EINVAL of `kvm_vcpu_map`): no memory slot has it, or one that may not be written, or the
+/// host does not give the page. A page that has not arrived is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unmapped {
-    /// No memory slot has it, or one that may not be written.
-    NoSlot,
-    /// The slot has no memory behind it.
-    NoMemory,
-}
-
-/// What becomes of a VMRUN, VMLOAD or VMSAVE whose VMCB cannot be mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    GeneralProtection,
-    /// The instruction is skipped, and nothing else happens. VMLOAD and VMSAVE: they are not even skipped.
-    Nothing,
-    /// KVM_EXIT_INTERNAL_ERROR.
-    InternalError,
-}
-
-/// What VMRUN does about it.
-pub fn vmrun_failure(l1: &L1<'_>, why: Unmapped) -> Failure {
-    match why {
-        _ if l1.on(Switch::VMCB_UNMAPPED_INTERNAL_ERROR) => Failure::InternalError,
-        Unmapped::NoMemory if !l1.on(Switch::VMRUN_UNMAPPED_GP) => Failure::Nothing,
-        _ => Failure::GeneralProtection,
-    }
-}
-
-/// What VMLOAD and VMSAVE do about it.
-pub fn vmload_failure(l1: &L1<'_>, why: Unmapped) -> Failure {
-    match why {
-        _ if l1.on(Switch::VMCB_UNMAPPED_INTERNAL_ERROR) => Failure::InternalError,
-        Unmapped::NoMemory => Failure::Nothing,
-        Unmapped::NoSlot => Failure::GeneralProtection,
-    }
-}
+pub struct Unmapped;
 
 /// The address that RAX of VMRUN, VMLOAD or VMSAVE gives. `None`: #GP(0).
 pub fn address(l1: &L1<'_>, rax: u64, is_64bit: bool) -> Option<u64> {
@@ -116,7 +84,7 @@ impl Mapped {
     /// what KVM looks at.
     pub fn read(slots: &Slots, gpa: u64, fields: Fields, host: &mut dyn Host) -> Result<Self, Unmapped> {
         let page = gpa & !(PAGE_SIZE - 1);
-        let slot = slots.find(page).filter(|slot| !slot.readonly()).ok_or(Unmapped::NoSlot)?;
+        let slot = slots.find(page).filter(|slot| !slot.readonly()).ok_or(Unmapped)?;
         Self::at(slot.hpa(page), fields, host)
     }
 
@@ -125,7 +93,7 @@ impl Mapped {
         let mut vmcb = Vmcb::new_zeroed();
         for range in fields {
             if !host.read(hpa + range.start as u64, &mut vmcb.as_mut_bytes()[range.clone()]) {
-                return Err(Unmapped::NoMemory);
+                return Err(Unmapped);
             }
         }
         Ok(Self { hpa, fields, memory: vmcb.clone(), vmcb })

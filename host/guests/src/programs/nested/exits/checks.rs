@@ -149,7 +149,7 @@ fn steps(k: &mut Kernel, hypervisor: &Hypervisor, wanted: fn(&str) -> bool) -> R
 }
 
 /// Changes one bit of a field.
-fn flip(k: &mut Kernel, field: vmcb::Field, bit: i32) -> Result<(), IcedError> {
+pub fn flip(k: &mut Kernel, field: vmcb::Field, bit: i32) -> Result<(), IcedError> {
     k.a.btc(dword_ptr(at(field) + 4 * (bit as u64 / 32)), bit % 32)
 }
 

@@ -16,10 +16,10 @@ use crate::{
 use iced_x86::{IcedError, code_asm::*};
 
 const VECTOR: u32 = 0x21;
-const GP_WITH_CODE: u32 = vmcb::EVENT_VALID | vmcb::EVENT_ERROR_CODE | vmcb::EVENT_EXCEPTION | 13;
+pub const GP_WITH_CODE: u32 = vmcb::EVENT_VALID | vmcb::EVENT_ERROR_CODE | vmcb::EVENT_EXCEPTION | 13;
 const INT: u32 = vmcb::EVENT_VALID | vmcb::EVENT_SOFTWARE_INTERRUPT | VECTOR;
 /// An address without an entry of level 4.
-const NOWHERE: u64 = crate::programs::paging::GVA + (1 << 39);
+pub const NOWHERE: u64 = crate::programs::paging::GVA + (1 << 39);
 // RFLAGS with bit 1, which is always set. See: APM vol. 2 3.1.6 RFLAGS Register
 const RFLAGS_IF: u64 = 0x202;
 const RFLAGS_TF: u64 = 0x102;
@@ -115,7 +115,7 @@ fn send(k: &mut Kernel, command: u32) -> Result<(), IcedError> {
 }
 
 /// An event before the first instruction; its handler leads to that instruction.
-fn inject(k: &mut Kernel, event: u32) -> Result<(), IcedError> {
+pub fn inject(k: &mut Kernel, event: u32) -> Result<(), IcedError> {
     fixup(k)?;
     set(k, vmcb::EVENTINJ, event.into())?;
     set(k, vmcb::EVENTINJ_ERROR, 0x18)

@@ -1,9 +1,11 @@
 //! A list of the exits of a guest's guest, in parts: what instructions do, what events do, what VMRUN refuses, which injected
 //! events it refuses, what it leaves then, and what KVM's emulator leaves to it. Parts that may be the end of the machine run by name only.
 
+mod branches;
 mod checks;
 mod events;
 mod forced;
+mod history;
 mod instructions;
 
 use super::{
@@ -32,10 +34,16 @@ pub const PARAMETERS: &[Parameter] = &[
             "svme",
             "vmmcall",
             "forced",
+            "single-step",
+            "clean-bits",
+            "vmload",
+            "branches",
+            "fields",
+            "elsewhere",
         ]),
         "all",
-        "which part of the list; by name only: the last four, which may end the machine or need a parameter of KVM, and the checks \
-         without nCR3, which ends it in old releases",
+        "which part of the list; by name only, from old-checks on: those that may end the machine, need a parameter of KVM or \
+         memory of the VMM's, or are about one change of KVM each",
     ),
 ];
 
@@ -87,6 +95,12 @@ pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
         ("svme", checks::svme_cleared, false),
         ("vmmcall", checks::vmmcall, false),
         ("forced", forced::list, false),
+        ("single-step", history::single_step, false),
+        ("clean-bits", history::clean_bits, false),
+        ("vmload", history::vmload, false),
+        ("branches", branches::list, false),
+        ("fields", history::fields, false),
+        ("elsewhere", history::elsewhere, false),
     ] {
         if part == name || part == "all" && in_all {
             emit(k, &hypervisor)?;
