@@ -42,7 +42,8 @@ pub const FRAME_NUMBERS: Exemption = Exemption {
 };
 pub const HOST_SCHEDULING: Exemption = Exemption {
     name: "host scheduling",
-    what: "exits for the host's own interrupts and NMIs, and the preemption timer, with what they did",
+    what: "exits for the host's own interrupts and NMIs, and the preemption timer, with what they did, and events that are injected \
+           again after an exit that did not interrupt their delivery",
     why: "they come from the recording host's devices and scheduler, at times of its wall clock",
 };
 pub const FPU_SWITCH: Exemption = Exemption {
@@ -65,10 +66,25 @@ pub const FIRMWARE_TOUCHED: Exemption = Exemption {
     what: "our page faults on pages, and kinds of pages, that the recording's firmware had touched before the entry",
     why: "their entries existed when the recorded guest began",
 };
+pub const FIRMWARE_APIC: Exemption = Exemption {
+    name: "firmware's APIC",
+    what: "values that the guest reads of registers of its local APIC before it has written them, after a firmware",
+    why: "the recording's firmware has programmed the APIC; our loader starts the guest with one that was reset",
+};
 pub const NOT_TRACED: Exemption = Exemption {
     name: "not traced",
     what: "kinds of events that the recording contains nowhere, and exits that did nothing else",
     why: "the recording was made with a reduced set of trace events",
+};
+pub const APIC_BY_ITSELF: Exemption = Exemption {
+    name: "interrupts of timers and lines",
+    what: "kvm_apic_accept_irq of an interrupt that no processor sent in the same exit",
+    why: "when a timer or a device interrupts depends on the recording host's clock",
+};
+pub const SKIPPED_INT: Exemption = Exemption {
+    name: "length of INT n",
+    what: "the walk and the kvm_emulate_insn of an INT n that is injected again",
+    why: "KVM emulates it to learn its length where silicon saves no next RIP; the model keeps the length",
 };
 pub const AFTER_RECORDING: Exemption = Exemption {
     name: "after the recording",
@@ -169,7 +185,7 @@ pub const MIGRATION: [Exemption; 5] =
     [TLB_CONTENTS, MIGRATION_COST, LOGGED_FOR_MIGRATION, DOWNTIME, DIRTY_PAGES];
 
 /// The exemptions between a recording of the real KVM and a run of ours.
-pub const RECORDING: [Exemption; 13] = [
+pub const RECORDING: [Exemption; 16] = [
     TIMESTAMPS,
     FRAME_NUMBERS,
     HOST_SCHEDULING,
@@ -177,6 +193,9 @@ pub const RECORDING: [Exemption; 13] = [
     REFAULT,
     FIRMWARE,
     FIRMWARE_TOUCHED,
+    FIRMWARE_APIC,
+    APIC_BY_ITSELF,
+    SKIPPED_INT,
     NOT_TRACED,
     AFTER_RECORDING,
     TIME_VALUES,
@@ -200,9 +219,21 @@ pub fn is_host_exit(exit: &Exit) -> bool {
     }
 }
 
-/// An exception that an exit of the host's own delayed ([`HOST_SCHEDULING`]).
+/// An event that an exit of the host's own delayed ([`HOST_SCHEDULING`]).
 pub fn is_reinjection(note: &Note) -> bool {
-    matches!(note, Note::InjException { reinjected: true, .. })
+    matches!(note, Note::InjException { reinjected: true, .. } | Note::InjVirq { reinjected: true, .. })
+}
+
+/// Whether an exit interrupted the delivery of an event, which KVM then injects again.
+/// See: SDM vol. 3C 26.9.3 Information for VM Exits During Event Delivery; APM vol. 2 15.20 Event Injection
+pub fn interrupts_delivery(exit: &Exit) -> bool {
+    /// Bit 31 of IDT-vectoring information, which is `info2` of VMX's exits, and of EXITINTINFO: it is valid.
+    const VALID: u64 = 1 << 31;
+    match exit.isa {
+        Isa::VMX => exit.info2 & VALID != 0,
+        Isa::SVM => u64::from(exit.intr_info) & VALID != 0,
+        _ => false,
+    }
 }
 
 /// An event whose entry the host's own work put off: KVM injects it again with no exit in between ([`HOST_SCHEDULING`]).
@@ -216,6 +247,18 @@ pub fn is_injected_again(first: &Note, again: &Note) -> bool {
         (Note::InjVirq { vector: a, .. }, Note::InjVirq { vector: b, reinjected: true, .. }) => a == b,
         _ => false,
     }
+}
+
+/// The notes by which KVM learns the length of an INT n that it injects again ([`SKIPPED_INT`]).
+/// See: KVM svm/svm.c svm_update_soft_interrupt_rip()
+pub fn skip_of_injected_again(notes: &[Note]) -> Option<std::ops::Range<usize>> {
+    const INT_N: u8 = 0xcd;
+    let injected =
+        notes.iter().position(|note| matches!(note, Note::InjVirq { soft: true, reinjected: true, .. }))?;
+    let emulated = injected.checked_sub(1)?;
+    let Note::EmulateInsn { insn, .. } = notes[emulated] else { return None };
+    let walked = emulated.checked_sub(1).filter(|at| matches!(notes[*at], Note::PagetableWalk { .. }));
+    (insn as u8 == INT_N).then(|| walked.unwrap_or(emulated)..injected)
 }
 
 /// EXITINFO1 of both exits as it is compared, and whether [`IO_ADDRESS_SIZE`] had a part in it.
@@ -234,7 +277,7 @@ pub fn comparable_info1(recorded: &Exit, own: &Exit) -> ([u64; 2], bool) {
 
 /// The kinds that are compared with a recording; the rest of KVM's trace events is MMU bookkeeping that follows from
 /// the compared ones, or host state.
-pub const COMPARED_NOTES: [NoteKind; 9] = [
+pub const COMPARED_NOTES: [NoteKind; 17] = [
     NoteKind::PAGE_FAULT,
     NoteKind::CPUID,
     NoteKind::MSR,
@@ -244,6 +287,14 @@ pub const COMPARED_NOTES: [NoteKind; 9] = [
     NoteKind::SPTE_REQUESTED,
     NoteKind::PIO,
     NoteKind::MMIO,
+    NoteKind::EMULATE_INSN,
+    NoteKind::PAGETABLE_WALK,
+    NoteKind::WALKER_ERROR,
+    NoteKind::SET_SPTE,
+    NoteKind::FAST_PAGE_FAULT,
+    NoteKind::APIC,
+    NoteKind::APIC_IPI,
+    NoteKind::APIC_ACCEPT_IRQ,
 ];
 
 /// A note as it is compared with a recording: exempt fields are zero. `None`: the note is exempt.
@@ -254,6 +305,10 @@ pub fn comparable(note: &Note) -> Option<Note> {
     }
     Some(match *note {
         Note::SpteRequested { gfn, level, .. } => Note::SpteRequested { gfn, pfn: 0, level },
+        Note::SetSpte { gfn, level, .. } => Note::SetSpte { gfn, spte: 0, level },
+        Note::Apic { write, register, .. } if is_apic_time(register) => {
+            Note::Apic { write, register, value: 0 }
+        }
         Note::Msr { .. } if !is_traced(note) => return None,
         Note::Msr { write, index, data, exception, host_initiated, passed, .. } => {
             let (data, pat) = (if is_time(Msr(index)) { 0 } else { data }, ReachedPat::ONLY);
@@ -267,6 +322,11 @@ pub fn comparable(note: &Note) -> Option<Note> {
 /// Whether KVM's own tracepoint shows an access to an MSR: it has only those that exits brought to KVM's emulation.
 pub fn is_traced(note: &Note) -> bool {
     matches!(note, Note::Msr { host_initiated: false, passed: false, .. })
+}
+
+/// The timer's initial and current count.
+fn is_apic_time(register: u32) -> bool {
+    matches!(register, 0x380 | 0x390)
 }
 
 fn is_time(msr: Msr) -> bool {
@@ -289,6 +349,28 @@ pub fn is_apic_access(note: &Note) -> bool {
             (Msr::X2APIC_FIRST.0..=Msr::X2APIC_LAST.0).contains(&index)
         }
         _ => false,
+    }
+}
+
+/// The register of the local APIC that a note tells of, and whether it is written.
+pub fn apic_register(note: &Note) -> Option<(u32, bool)> {
+    const APIC_PAGE: u64 = 0xfee0_0000;
+    const MMIO_WRITE: u8 = 2;
+    match *note {
+        Note::Apic { write, register, .. } => Some((register, write)),
+        Note::Mmio { kind, gpa, .. } if gpa & !(PAGE_SIZE - 1) == APIC_PAGE => {
+            Some(((gpa - APIC_PAGE) as u32, kind == MMIO_WRITE))
+        }
+        _ => None,
+    }
+}
+
+/// A note without the value that was read.
+pub fn without_value(note: &Note) -> Note {
+    match *note {
+        Note::Apic { write, register, .. } => Note::Apic { write, register, value: 0 },
+        Note::Mmio { kind, len, gpa, .. } => Note::Mmio { kind, len, gpa, value: 0 },
+        other => other,
     }
 }
 

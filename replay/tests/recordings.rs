@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use vmtape_arch::{
+    exception::Vector,
     exit::{Exit, Isa, SvmExitCode, VmxReason},
     level::Place,
     msr::ReachedPat,
@@ -139,4 +140,105 @@ fn nothing_in_common_is_no_verdict() {
     assert_eq!(compare(&ours, &[], &[]).verdict, Verdict::Nothing, "no exit was taken");
     let other_host = compare(&[interrupt()], &[], &ours);
     assert_eq!(other_host.verdict, Verdict::Nothing, "only the host's own exits");
+}
+
+/// An exit with one note.
+fn noted(note: Note) -> Step {
+    let mut step = msr(Isa::SVM, 7);
+    step.2.push(note);
+    step
+}
+
+#[test]
+fn what_the_emulator_and_the_walker_did_counts() {
+    let insn =
+        |insn, mode| Note::EmulateInsn { rip: 0x40_1000, csbase: 0, len: 2, insn, mode, failed: false };
+    let prot64 = 9;
+    let pairs = [
+        (insn(0x01d8, prot64), insn(0x03d8, prot64)),
+        (
+            Note::PagetableWalk { address: 0x1000, pferr: 2 },
+            Note::PagetableWalk { address: 0x1000, pferr: 6 },
+        ),
+        (Note::WalkerError { pferr: 9 }, Note::WalkerError { pferr: 8 }),
+        (Note::SetSpte { gfn: 1, spte: 0x5067, level: 1 }, Note::SetSpte { gfn: 2, spte: 0x5067, level: 1 }),
+        (
+            Note::FastPageFault { address: 0x1000, code: 2, fixed: true },
+            Note::FastPageFault { address: 0x1000, code: 2, fixed: false },
+        ),
+        (
+            Note::Apic { write: true, register: 0x300, value: 1 },
+            Note::Apic { write: true, register: 0x300, value: 2 },
+        ),
+        (Note::ApicIpi { icr: 0xc_4500, destination: 0 }, Note::ApicIpi { icr: 0xc_4600, destination: 0 }),
+    ];
+    for (real, other) in pairs {
+        let same = compare(&[noted(real)], &[], &[noted(real)]);
+        assert_eq!(same.verdict, Verdict::Same, "{real:?}");
+        let report = compare(&[noted(real)], &[], &[noted(other)]);
+        assert_eq!(report.verdict, Verdict::Different, "{other:?}");
+    }
+    // The host's frames are its own.
+    let elsewhere = Note::SetSpte { gfn: 1, spte: 0x9067, level: 1 };
+    let spte = compare(&[noted(elsewhere)], &[], &[noted(Note::SetSpte { gfn: 1, spte: 0x5067, level: 1 })]);
+    assert_eq!(spte.verdict, Verdict::Same);
+    // A printer that does not tell the mode.
+    let untold = compare(&[noted(insn(0x01d8, 0xff))], &[], &[noted(insn(0x01d8, prot64))]);
+    assert_eq!(untold.verdict, Verdict::Same, "{:?}", untold.divergence);
+}
+
+/// An entry that the host's own work puts off injects its event again; an exit that interrupts the delivery does so for the guest.
+#[test]
+fn events_are_injected_again_for_the_guest_only_after_its_exits() {
+    let again =
+        Note::InjException { vector: Vector::GP, has_error: true, error_code: 0x18, reinjected: true };
+    let with = |intr_info| {
+        let mut step = noted(again);
+        step.0.intr_info = intr_info;
+        [step]
+    };
+    let without = |intr_info| {
+        let mut step = with(intr_info);
+        step[0].2.pop();
+        step
+    };
+    let (valid_gp, none) = (0x8000_0b0d, 0);
+    for host in [&[][..], &[interrupt()]] {
+        let put_off = compare(&[&with(none), host].concat(), &[], &without(none));
+        assert_eq!(put_off.verdict, Verdict::Same, "{:?}", put_off.divergence);
+        let delivered = compare(&[&with(valid_gp), host].concat(), &[], &without(valid_gp));
+        assert_eq!(delivered.verdict, Verdict::Different);
+    }
+}
+
+#[test]
+fn only_interrupts_that_a_processor_sent_are_held_against_each_other() {
+    let accepted = Note::ApicAcceptIrq { apic: 0, mode: 0, level: false, vector: 0x20 };
+    let sent = Note::ApicIpi { icr: 0x4_4020, destination: 0 };
+    let with = |notes: &[Note]| {
+        let mut step = msr(Isa::SVM, 7);
+        step.2.extend(notes);
+        step
+    };
+    let timer = compare(&[with(&[accepted])], &[], &[with(&[])]);
+    assert_eq!(timer.verdict, Verdict::Same, "{:?}", timer.divergence);
+    let both = [with(&[sent, accepted])];
+    assert_eq!(compare(&both, &[], &both).verdict, Verdict::Same);
+    assert_eq!(compare(&both, &[], &[with(&[sent])]).verdict, Verdict::Different);
+}
+
+/// A guest reads what its firmware left in the local APIC, until it has written there.
+#[test]
+fn the_firmwares_apic_does_not_count() {
+    let read = |value| noted(Note::Apic { write: false, register: 0x300, value });
+    let write = noted(Note::Apic { write: true, register: 0x300, value: 5 });
+    let firmware = npf(0x8000, 1);
+    let begin = npf(0x20_0000, 2);
+    let report = compare(&[firmware.clone(), begin.clone(), read(7)], &[], &[begin.clone(), read(0)]);
+    assert_eq!(report.verdict, Verdict::Same, "{:?}", report.divergence);
+    let bare = compare(&[begin.clone(), read(7)], &[], &[begin.clone(), read(0)]);
+    assert_eq!(bare.verdict, Verdict::Different, "there was no firmware");
+    let written = [begin.clone(), write.clone(), read(0)];
+    let report = compare(&[firmware, begin, write, read(7)], &[], &written);
+    assert_eq!(report.verdict, Verdict::Different, "the guest has written it");
 }

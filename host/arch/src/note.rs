@@ -58,6 +58,9 @@ open_enum! {
         NESTED_VMENTER_FAILED = 37 => "kvm_nested_vmenter_failed",
         INVLPGA = 38 => "kvm_invlpga",
         SKINIT = 39 => "kvm_skinit",
+        /// Put on the tape by the host, whose local APICs they are.
+        APIC_IPI = 40 => "kvm_apic_ipi",
+        APIC_ACCEPT_IRQ = 41 => "kvm_apic_accept_irq",
         // From here on: not tracepoints of KVM.
         /// One step of the silicon's own walk: entry gpa, value before, value after, level.
         SILICON_STEP = 64 => "silicon_step",
@@ -300,6 +303,18 @@ pub enum Note {
         write: bool,
         register: u32,
         value: u64,
+    },
+    /// `icr` is the low half of the ICR without the bit that says it is busy; `destination` as an x2APIC has it.
+    ApicIpi {
+        icr: u32,
+        destination: u32,
+    },
+    /// A local APIC is given an interrupt. `mode` is the delivery mode in the ICR's encoding.
+    ApicAcceptIrq {
+        apic: u32,
+        mode: u8,
+        level: bool,
+        vector: u8,
     },
     Hypercall {
         nr: u64,

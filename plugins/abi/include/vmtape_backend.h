@@ -736,6 +736,9 @@ typedef uint32_t vt_NoteKind;
 #define vt_NoteKind_NESTED_VMENTER_FAILED 37
 #define vt_NoteKind_INVLPGA 38
 #define vt_NoteKind_SKINIT 39
+// Put on the tape by the host, whose local APICs they are.
+#define vt_NoteKind_APIC_IPI 40
+#define vt_NoteKind_APIC_ACCEPT_IRQ 41
 // One step of the silicon's own walk: entry gpa, value before, value after, level.
 #define vt_NoteKind_SILICON_STEP 64
 // A rule of the backend's table decided the outcome.

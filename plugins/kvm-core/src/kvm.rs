@@ -87,6 +87,7 @@ pub fn mmu_config(silicon: &Silicon, options: &Options, table_width: u8) -> Conf
         gfn_within_host: options.on(Switch::GFN_WITHIN_HOST),
         tdp_splits_on_fault: options.on(Switch::TDP_SPLITS_ON_FAULT),
         interruptible: options.on(Switch::SLOW_PF_INTERRUPTIBLE),
+        full_fault_code: options.on(Switch::FULL_FAULT_CODE),
     }
 }
 
@@ -196,6 +197,10 @@ impl Kvm {
                 self.note(vcpu, Decided::Unmappable, host);
                 emulate::unmappable(vcpu.tracer(), address, how, host)
             }
+            Handled::EmulateOrRetry if self.unprotects_for_reinjection(vcpu, state, address, host) => {
+                self.note(vcpu, Decided::Unprotected, host);
+                Resume::GUEST
+            }
             Handled::EmulateOrRetry if self.retries(id, state, address, host) => {
                 self.note(vcpu, Decided::Unprotected, host);
                 Resume::GUEST
@@ -226,6 +231,21 @@ impl Kvm {
             return Resume::GUEST;
         }
         emulate::delivery_error(vcpu.tracer(), emulate::DELIVERY_WORDS, [0, 0, 0, address], host)
+    }
+
+    /// An event in delivery is not to wait until instructions are emulated: the page is unprotected instead.
+    /// See: KVM mmu/mmu.c kvm_mmu_write_protect_fault()
+    fn unprotects_for_reinjection(
+        &mut self,
+        vcpu: &Vcpu,
+        state: &VcpuState,
+        address: u64,
+        host: &mut dyn Host,
+    ) -> bool {
+        vcpu.vectoring
+            && self.options.on(Switch::UNPROTECT_FOR_REINJECTION)
+            && !self.mmu.context(vcpu.id).root_role.direct()
+            && self.mmu.unprotect_and_retry(vcpu.id, state, address, host)
     }
 
     /// EMULTYPE_ALLOW_RETRY_PF: an instruction that does not look like an edit of page tables is not emulated, if the page

@@ -58,6 +58,8 @@ pub struct Config {
     pub tdp_splits_on_fault: bool,
     /// A signal ends the wait for a page that is not there.
     pub interruptible: bool,
+    /// The MMU has all of a fault's code, not its lower half.
+    pub full_fault_code: bool,
 }
 
 /// What KVM does about a fault in a memory slot whose address the nested tables cannot translate.
@@ -120,6 +122,7 @@ impl Config {
             gfn_within_host: true,
             tdp_splits_on_fault: true,
             interruptible: true,
+            full_fault_code: true,
             unmappable: Unmappable::Map,
         }
     }

@@ -291,6 +291,12 @@ impl Mmu {
         if !caching || fault.gfn > self.max_gfn() { RetPf::Emulate } else { RetPf::Continue }
     }
 
+    /// A fault's code as `fast_page_fault` tells it.
+    pub(crate) fn told_code(&self, code: FaultCode) -> u64 {
+        let code = code.into_bits();
+        if self.config.full_fault_code { code } else { u64::from(code as u32) }
+    }
+
     /// The note `kvm_mmu_spte_requested`.
     pub(crate) fn note_requested(&self, vcpu: u32, fault: &PageFault, host: &mut dyn Host) {
         let offset = fault.gfn ^ round_gfn(fault.gfn, fault.goal_level);

@@ -16,13 +16,13 @@ use crate::{
     signature::Signature,
     spec, text,
 };
-use std::cell::Cell;
+use std::{cell::Cell, collections::BTreeSet};
 use vmtape_arch::{
     exit::{Exit, Isa, SvmExitCode, VmxReason},
     note::Note,
 };
 use vmtape_machine::MachineSpec;
-use vmtape_traces::{ExitGroup, Result, Tape};
+use vmtape_traces::{ExitGroup, Result, Tape, text::MODE_UNTOLD};
 
 /// Exits shown before a difference.
 const CONTEXT: usize = 3;
@@ -36,8 +36,8 @@ pub fn compare(real: &Tape, ours: &Tape, report: &mut Report, reproduce: &str) -
     let survey = Survey::of(real, entry)?;
     let mut comparison = Comparison {
         touched: Pages::default(),
+        apic_written: BTreeSet::new(),
         alignment: Alignment::default(),
-        reinjects: survey.host_exits != 0,
         machine,
         report,
         left: survey.exits,
@@ -84,8 +84,8 @@ struct Comparison<'r> {
     left: u64,
     /// What the recorded guest has touched so far.
     touched: Pages,
-    /// The recording shows the host's own exits, so that an exception that one of them delayed is told after it.
-    reinjects: bool,
+    /// Registers of the local APIC that the recorded guest has written since its firmware.
+    apic_written: BTreeSet<u32>,
     /// Ours, whose widths the recorded guest has too.
     machine: Option<MachineSpec>,
     report: &'r mut Report,
@@ -125,6 +125,8 @@ impl Comparison<'_> {
                 continue;
             }
             self.touched.add(theirs);
+            let written = theirs.notes.iter().filter_map(exempt::apic_register);
+            self.apic_written.extend(written.filter(|(_, write)| *write).map(|(register, _)| register));
             if takes_theirs {
                 self.left -= 1;
                 real.advance()?;
@@ -214,10 +216,41 @@ impl Comparison<'_> {
     fn notes(&mut self, group: &ExitGroup) -> Vec<Note> {
         let comparable = group.notes.iter().filter_map(exempt::comparable);
         let traced = comparable.filter(|note| self.survey.traced.contains(&note.to_raw().kind));
-        let mut notes: Vec<_> =
-            traced.filter(|note| self.reinjects || !exempt::is_reinjection(note)).collect();
+        let mut sent = false;
+        let mut notes: Vec<_> = traced
+            .filter(|note| {
+                sent |= matches!(note, Note::ApicIpi { .. });
+                sent || !matches!(note, Note::ApicAcceptIrq { .. })
+            })
+            .map(|note| self.as_told(note))
+            .collect();
+        if let Some(skip) = exempt::skip_of_injected_again(&notes) {
+            notes.drain(skip);
+        }
         notes.dedup_by(|again, first| exempt::is_injected_again(first, again));
+        if !exempt::interrupts_delivery(&group.exit.exit) {
+            notes.retain(|note| !exempt::is_reinjection(note));
+        }
         notes
+    }
+
+    /// A note without what the recording cannot tell alike: values that a firmware left in the local APIC, and the processor's
+    /// mode where the trace's printer does not tell it.
+    fn as_told(&self, note: Note) -> Note {
+        match note {
+            Note::EmulateInsn { rip, csbase, len, insn, failed, .. } if self.survey.modes_untold => {
+                Note::EmulateInsn { rip, csbase, len, insn, mode: MODE_UNTOLD, failed }
+            }
+            _ => match exempt::apic_register(&note) {
+                Some((register, false)) if self.is_of_firmware(register) => exempt::without_value(&note),
+                _ => note,
+            },
+        }
+    }
+
+    /// Whether the local APIC's register may hold what the firmware left there.
+    fn is_of_firmware(&self, register: u32) -> bool {
+        self.survey.firmware_exits > 0 && !self.apic_written.contains(&register)
     }
 
     fn differences(&mut self, theirs: &ExitGroup, own: &ExitGroup) -> Vec<Row> {

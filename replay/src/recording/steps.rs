@@ -3,8 +3,8 @@
 use super::pages::Pages;
 use crate::exempt;
 use std::collections::{BTreeSet, VecDeque};
-use vmtape_arch::note::NoteKind;
-use vmtape_traces::{ExitGroup, Exits, Result, Tape, reader::Events};
+use vmtape_arch::note::{Note, NoteKind};
+use vmtape_traces::{ExitGroup, Exits, Result, Tape, reader::Events, text::MODE_UNTOLD};
 
 /// An exit of vCPU 0, and whether the host has taken pages back before it.
 pub(super) struct Step {
@@ -114,6 +114,8 @@ pub(super) struct Survey {
     pub exits: u64,
     /// Exits that are the host's own business.
     pub host_exits: u64,
+    /// kvm_emulate_insn does not tell the processor's mode.
+    pub modes_untold: bool,
 }
 
 impl Survey {
@@ -148,6 +150,8 @@ impl Survey {
 
     fn add(&mut self, group: &ExitGroup) {
         self.traced.extend(group.notes.iter().map(|note| note.to_raw().kind));
+        self.modes_untold |=
+            group.notes.iter().any(|note| matches!(note, Note::EmulateInsn { mode: MODE_UNTOLD, .. }));
         if exempt::is_host_exit(&group.exit.exit) {
             self.host_exits += 1;
         } else {

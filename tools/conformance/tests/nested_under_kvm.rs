@@ -156,6 +156,17 @@ fn exit_by_exit() -> Result<()> {
 }
 
 #[test]
+fn exit_by_exit_under_shadow_paging() -> Result<()> {
+    let guests = [
+        ("nested-events-np0", "nested-exits,part=events,npt=0"),
+        ("nested-pat-np0", "nested-pat,npt=0,rounds=2"),
+        ("nested-touch-np0", "nested-touch,npt=0"),
+        ("nested-touch-np0-wide", "nested-touch,npt=0,pte=0x1002000001"),
+    ];
+    compare_all("npt0-nested", "svm", "v6.12", &guests, Scope::Exits)
+}
+
+#[test]
 fn exit_by_exit_under_an_older_kvm() -> Result<()> {
     let guests =
         OLDER.into_iter().filter(|(name, _)| ["nested-npf", "nested-pat", "nested-touch"].contains(name));

@@ -3,6 +3,7 @@
 //! See: KVM arch/x86/kvm/trace.h, arch/x86/kvm/mmu/mmutrace.h (5.10, 6.1, 6.12)
 
 use super::note;
+use crate::text::tables::IcrLow;
 use vmtape_arch::{
     exception::Vector,
     exit::{Exit, Isa},
@@ -104,6 +105,24 @@ pub fn note(event: &str, f: &dyn Fields) -> Option<Note> {
         }
         "kvm_fast_mmio" => Note::FastMmio { gpa: get("gpa")? },
         "kvm_apic" => Note::Apic { write: yes("rw")?, register: word("reg")?, value: get("val")? },
+        "kvm_apic_ipi" => {
+            let icr = IcrLow::from_bits(word("icr_low")?);
+            // The bits that are printed, as text has them.
+            let icr = IcrLow::new()
+                .with_vector(icr.vector())
+                .with_mode(icr.mode())
+                .with_logical(icr.logical())
+                .with_assert(icr.assert())
+                .with_level(icr.level())
+                .with_shorthand(icr.shorthand());
+            Note::ApicIpi { icr: icr.into_bits(), destination: word("dest_id")? }
+        }
+        "kvm_apic_accept_irq" => Note::ApicAcceptIrq {
+            apic: word("apicid")?,
+            mode: (get("dm")? >> 8 & 7) as u8,
+            level: yes("tm")?,
+            vector: small("vec")?,
+        },
         "kvm_hypercall" => {
             Note::Hypercall { nr: get("nr")?, args: [get("a0")?, get("a1")?, get("a2")?, get("a3")?] }
         }

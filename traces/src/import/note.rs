@@ -4,7 +4,9 @@ use super::{
     fields::{self, Fields, RawText},
     plugin,
 };
-use crate::text::tables::{ACCESS, ApicRegister, MmioKind, parse_pferr, parse_reason};
+use crate::text::tables::{
+    ACCESS, ApicRegister, DeliverMode, IcrLow, MmioKind, Shorthand, parse_pferr, parse_reason,
+};
 use vmtape_arch::{
     exception::Vector,
     exit::{Exit, Isa, VmxReason},
@@ -178,6 +180,25 @@ fn kernel_note(event: &str, text: &str) -> Option<Note> {
             let number = || u32::from_str_radix(register.strip_prefix("0x")?, 16).ok();
             let register = ApicRegister::from_name(register).map(|r| r.0).or_else(number)?;
             Note::Apic { write, register, value: s.hex("")? }
+        }
+        "kvm_apic_ipi" => {
+            let (destination, vector) = (s.hex("dst ")?, s.dec("vec ")?);
+            let mut word = |end| s.until(end);
+            word("(")?;
+            let icr = IcrLow::new()
+                .with_vector(vector)
+                .with_mode(DeliverMode::from_name(word("|")?)?.0)
+                .with_logical(word("|")? == "logical")
+                .with_assert(word("|")? == "assert")
+                .with_level(word("|")? == "level")
+                .with_shorthand(Shorthand::from_name(word(")")?)?.0);
+            Note::ApicIpi { icr: icr.into_bits(), destination }
+        }
+        "kvm_apic_accept_irq" => {
+            let (apic, vector) = (s.hex("apicid ")?, s.dec("vec ")?);
+            s.until("(")?;
+            let mode = DeliverMode::from_name(s.until("|")?)?.0;
+            Note::ApicAcceptIrq { apic, vector, mode, level: s.until(")")? == "level" }
         }
         "kvm_hypercall" => Note::Hypercall {
             nr: s.hex("nr ")?,

@@ -88,6 +88,10 @@ impl Note {
                 raw(K::FAST_PAGE_FAULT, &[address, code, fixed.into()])
             }
             Self::Apic { write, register, value } => raw(K::APIC, &[register.into(), value, write.into()]),
+            Self::ApicIpi { icr, destination } => raw(K::APIC_IPI, &[icr.into(), destination.into()]),
+            Self::ApicAcceptIrq { apic, mode, level, vector } => {
+                raw(K::APIC_ACCEPT_IRQ, &[apic.into(), mode.into(), level.into(), vector.into()])
+            }
             Self::Hypercall { nr, args } => raw(K::HYPERCALL, &[nr, args[0], args[1], args[2], args[3]]),
             Self::FastMmio { gpa } => raw(K::FAST_MMIO, &[gpa]),
             Self::Entry { rip, intr_info, error_code } => {
@@ -247,6 +251,13 @@ impl Note {
             }
             K::FAST_PAGE_FAULT => Self::FastPageFault { address: a[0], code: a[1], fixed: bit(a[2], 0) },
             K::APIC => Self::Apic { register: a[0] as u32, value: a[1], write: bit(a[2], 0) },
+            K::APIC_IPI => Self::ApicIpi { icr: a[0] as u32, destination: a[1] as u32 },
+            K::APIC_ACCEPT_IRQ => Self::ApicAcceptIrq {
+                apic: a[0] as u32,
+                mode: a[1] as u8,
+                level: bit(a[2], 0),
+                vector: a[3] as u8,
+            },
             K::HYPERCALL => Self::Hypercall { nr: a[0], args: [a[1], a[2], a[3], a[4]] },
             K::FAST_MMIO => Self::FastMmio { gpa: a[0] },
             K::ENTRY => Self::Entry { rip: a[0], intr_info: a[1] as u32, error_code: a[2] as u32 },

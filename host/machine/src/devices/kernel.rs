@@ -129,6 +129,7 @@ impl Devices {
     ) -> Result<(), Refused> {
         let mut effects = Effects { messages: std::mem::take(&mut self.messages), ended: None };
         let result = write(&mut self.lapics[vcpu as usize], &mut effects);
+        self.traced = Some(effects.messages.iter().map(lapic::ipi).collect());
         if let Some(vector) = effects.ended {
             self.ioapic.end_of_interrupt(vector, &mut effects.messages);
         }
@@ -141,6 +142,7 @@ impl Devices {
     /// Silicon that virtualizes the APIC handles the write itself: the effect without the exit and the tracepoint.
     pub fn silicon_apic_write(&mut self, vcpu: u32, register: u32, value: u32, now: u64) {
         let _ = self.with_effects(vcpu, |apic, effects| apic.write(register, value, now, effects));
+        self.traced = None;
     }
 
     /// As the virtual-APIC page holds it.

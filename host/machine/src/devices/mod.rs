@@ -21,7 +21,7 @@ use pic::PicPair;
 use pit::Pit;
 pub use seen::Seen;
 use serde::{Deserialize, Serialize};
-use vmtape_arch::{state::LapicState, vcpu::VcpuState};
+use vmtape_arch::{note::Note, state::LapicState, vcpu::VcpuState};
 use vmtape_traces::event::End;
 
 /// Local APIC identifiers must fit xAPIC mode's eight bits, without the broadcast.
@@ -62,6 +62,9 @@ pub struct Devices {
     /// Work that `service` has to do, kept to save allocations.
     #[serde(skip)]
     messages: Vec<Message>,
+    /// While an access to a local APIC is handled, the tracepoints of the interrupts that it sends.
+    #[serde(skip)]
+    traced: Option<Vec<Note>>,
 }
 
 impl Devices {
@@ -83,6 +86,7 @@ impl Devices {
             kicked: false,
             ended: None,
             messages: Vec::new(),
+            traced: None,
         }
     }
 
@@ -192,7 +196,13 @@ impl Devices {
         }
         for apic in self.lapics.iter_mut().filter(|apic| apic.base().enabled() && apic.matches(message)) {
             self.kicked |= apic.accept(message);
+            self.traced.iter_mut().for_each(|notes| notes.push(apic.accepted(message)));
         }
+    }
+
+    /// The tracepoints that follow the access to a local APIC's register.
+    pub fn take_traced(&mut self) -> impl Iterator<Item = Note> + use<> {
+        self.traced.take().into_iter().flatten()
     }
 
     /// KVM's vector hashing: the vector selects one of the matching processors.
@@ -204,6 +214,7 @@ impl Devices {
             let index = usize::from(message.vector) % count;
             if let Some(apic) = self.lapics.iter_mut().filter(|apic| matching(apic)).nth(index) {
                 self.kicked |= apic.accept(message);
+                self.traced.iter_mut().for_each(|notes| notes.push(apic.accepted(message)));
             }
         }
     }

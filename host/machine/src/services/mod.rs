@@ -27,6 +27,9 @@ use vmtape_arch::{cpuid::CpuidEntry, vcpu::VcpuState};
 use vmtape_cpu::{Cpu, FlushHandle, Ram};
 use vmtape_traces::event::{Event, InputSource};
 
+/// The MSR of the x2APIC's interrupt command register.
+const ICR_MSR: u64 = 0x830;
+
 /// Everything of a machine but its vCPUs and its backend.
 pub(crate) struct Services {
     pub(crate) memory: Memory,
@@ -191,9 +194,11 @@ impl Services {
                 } else {
                     self.devices.kernel_mmio(vcpu, op, now)
                 };
-                if let Some(note) = answered.note {
-                    self.note(vcpu, note);
-                }
+                let sent = self.devices.take_traced();
+                // See: KVM lapic.c kvm_x2apic_icr_write()
+                let icr = op.space == BusSpace::MSR && op.address == ICR_MSR;
+                let (first, last) = if icr { (None, answered.note) } else { (answered.note, None) };
+                first.into_iter().chain(sent).chain(last).for_each(|note| self.note(vcpu, note));
                 answered.claimed
             }
             _ => false,

@@ -462,6 +462,23 @@ Entry::patch(
 .source("mmu/mmu.c kvm_faultin_pfn(); not in 5.10, in 6.1 and 6.12, the release between is unverified")
 .since("v5.16"),
 Entry::patch(
+    Switch::UNPROTECT_FOR_REINJECTION,
+    Scope::AMD,
+    "Under shadow paging a page fault in the delivery of an event unprotects the page only where it is write-protected; before, \
+     each such fault walks the guest's tables for it first",
+)
+.commit("b299c273c06f", "KVM: x86/mmu: Move event re-injection unprotect+retry into common path")
+.source("mmu/mmu.c kvm_mmu_write_protect_fault(), kvm_handle_page_fault(); not in 6.1, there in 6.12")
+.since("v6.12"),
+Entry::patch(
+    Switch::FULL_FAULT_CODE,
+    Scope::ALL,
+    "The MMU has all 64 bits of a fault's code, which fast_page_fault tells; before, their lower half",
+)
+.commit("c9710130ccae", "KVM: x86/mmu: Pass full 64-bit error code when handling page faults")
+.source("mmu/mmu.c kvm_mmu_page_fault(), mmu/mmu_internal.h kvm_mmu_do_page_fault(); not in 6.1, there in 6.12")
+.since("v6.10"),
+Entry::patch(
     Switch::EVENT_VECTORING_CHECKED,
     Scope::ALL,
     "MMIO in the delivery of an event leaves to userspace at once (suberror 3); before, VMX did so from the first \

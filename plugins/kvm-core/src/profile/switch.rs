@@ -70,6 +70,8 @@ open_enum! {
         EVENT_VECTORING_CHECKED = 140 => "event-vectoring-checked",
         APIC_PAGE_NEEDS_APICV = 141 => "apic-page-needs-apicv",
         CODE_BREAKPOINTS_INHIBITED = 142 => "code-breakpoints-inhibited",
+        UNPROTECT_FOR_REINJECTION = 143 => "unprotect-for-reinjection",
+        FULL_FAULT_CODE = 144 => "full-fault-code",
         /// KVM_SET_CPUID2 after KVM_RUN.
         WARN_CPUID_AFTER_RUN = 150 => "warn-cpuid-after-run",
         FORBID_CPUID_AFTER_RUN = 151 => "forbid-cpuid-after-run",

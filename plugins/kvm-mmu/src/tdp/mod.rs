@@ -229,7 +229,7 @@ impl Mmu {
         host.note_at(
             vcpu,
             self.place(vcpu),
-            Note::FastPageFault { address: fault.addr, code: fault.code.into_bits(), fixed },
+            Note::FastPageFault { address: fault.addr, code: self.told_code(fault.code), fixed },
         );
         result
     }

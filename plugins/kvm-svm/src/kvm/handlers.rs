@@ -243,7 +243,7 @@ fn page_fault(cx: &mut Cx<'_>) -> Resume {
         return guests_page_fault(cx, address, PageFaultError::from_bits(code as u32));
     }
     cx.note(Note::PageFault { address, code });
-    if cx.exit.access.delivering.valid.is_set() {
+    if cx.exit.access.delivering.valid.is_set() && !cx.on(Switch::UNPROTECT_FOR_REINJECTION) {
         // The event may be stuck on a page that is a page table no longer.
         cx.shared.kvm.mmu.unprotect_and_retry(cx.vcpu.core.id, cx.state, address, cx.host);
     }

@@ -9,12 +9,13 @@ mod state;
 mod timer;
 
 pub use layout::{ApicBase, DEFAULT_BASE, Lvt, SIZE, reg};
-pub use registers::Effects;
+pub use registers::{Effects, ipi};
 
 use super::message::{DeliveryMode, Message, Shorthand};
 use layout::{DFR_FLAT, SPURIOUS_ENABLE};
 use serde::{Deserialize, Serialize};
 use timer::Timer;
+use vmtape_arch::note::Note;
 
 /// The access is refused: #GP for an MSR, ignored in the xAPIC page.
 #[derive(Debug, PartialEq, Eq)]
@@ -227,6 +228,12 @@ impl LocalApic {
             0 => mda == 0xff || mda >> 4 == logical >> 4 && mda & logical & 0xf != 0,
             _ => false,
         }
+    }
+
+    /// The tracepoint of a message that [`LocalApic::matches`]. See: KVM lapic.c __apic_accept_irq()
+    pub fn accepted(&self, message: &Message) -> Note {
+        let Message { vector, mode, level, .. } = *message;
+        Note::ApicAcceptIrq { apic: self.vcpu, mode: mode.0, level, vector }
     }
 
     /// Takes a message that [`LocalApic::matches`]. True: the processor has to look.

@@ -2,6 +2,7 @@
 
 use super::{LocalApic, Refused, layout::*, timer::TimerMode};
 use crate::devices::message::{DeliveryMode, Message, Shorthand};
+use vmtape_arch::note::Note;
 
 impl LocalApic {
     /// Reads a 32-bit register.
@@ -66,6 +67,7 @@ impl LocalApic {
             reg::SELF_IPI if x2apic && value >> 8 == 0 => effects.messages.push(Message {
                 vector: value as u8,
                 shorthand: Shorthand::SELF,
+                deassert: true,
                 source: self.vcpu,
                 ..Message::default()
             }),
@@ -171,4 +173,16 @@ pub struct Effects {
     pub messages: Vec<Message>,
     /// A level-triggered interrupt that ended.
     pub ended: Option<u8>,
+}
+
+/// The tracepoint of a local APIC that sends a message. See: KVM lapic.c kvm_apic_send_ipi()
+pub fn ipi(message: &Message) -> Note {
+    let icr = Icr::new()
+        .with_vector(message.vector)
+        .with_mode(message.mode.0)
+        .with_logical(message.logical)
+        .with_assert(!message.deassert)
+        .with_level(message.level)
+        .with_shorthand(message.shorthand.0);
+    Note::ApicIpi { icr: icr.into_bits() as u32, destination: message.destination }
 }
