@@ -168,8 +168,13 @@ impl Blocks {
         Ok(block)
     }
 
+    /// The next block that is decoded is the first of a new cache. Whoever keeps blocks forgets them before.
+    pub(crate) fn is_full(&self) -> bool {
+        self.insns.len() > CAPACITY
+    }
+
     fn build(&mut self, core: &mut Core<'_>, gva: u64, hpa: u64) -> Result<Block, Interrupted> {
-        if self.insns.len() > CAPACITY {
+        if self.is_full() {
             self.clear();
         }
         let mut buffer = [0; MAX_BLOCK * MAX_INSN];

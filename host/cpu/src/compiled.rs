@@ -128,7 +128,7 @@ pub(crate) fn execute(
     left: u64,
     chains: bool,
 ) -> Result<(), Interrupted> {
-    if compiled.full {
+    if compiled.full || blocks.is_full() {
         blocks.clear();
         compiled.clear();
     }

@@ -125,6 +125,38 @@ fn random_code_runs_alike() {
     check(0..300);
 }
 
+/// More code than decoded instructions are kept: what is compiled is forgotten with them, also where blocks lead to each other.
+#[cfg(all(target_arch = "x86_64", unix))]
+#[test]
+fn much_code_runs_alike() {
+    /// Two blocks: `inc rbx; add rcx, rbx; jmp`, and `add rdx, rcx; xor rsi, rdx; lahf; rcl ebx, 1; fninit; add rdi, rsi; jmp` back.
+    const LOOP: &[u8] = &[
+        0x48, 0xff, 0xc3, 0x48, 0x01, 0xd9, 0xeb, 0x00, // the first
+        0x48, 0x01, 0xca, 0x48, 0x31, 0xd6, 0x9f, 0xd1, 0xd3, 0xdb, 0xe3, 0x48, 0x01, 0xf7, 0xeb, 0xe8,
+    ];
+    const NOP: u8 = 0x90;
+    /// Each of them begins a block of its own: more than 2^19 instructions.
+    const ENTRIES: std::ops::Range<u64> = 0x2000..0x8000;
+    let start = [1, 1, 1, 1, 0x8800, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 0, 0];
+    let mut pair = [Engine::Compiler, Engine::Interpreter].map(World::new);
+    for world in &mut pair {
+        world.write(CODE, LOOP);
+        world.write(ENTRIES.start, &[NOP; 0x7000]);
+    }
+    for _ in 0..3 {
+        for world in &mut pair {
+            world.begin(&start);
+            assert_eq!(world.run(10_000, true), Stop::Budget);
+        }
+        compare(&pair, true, "the loop");
+        for entry in ENTRIES {
+            pair[0].go_on(entry, &start);
+            let until = pair[0].state.icount + 1;
+            assert_eq!(pair[0].run(until, true), Stop::Budget);
+        }
+    }
+}
+
 /// Ten million blocks: `cargo test --release -p vmtape_cpu --test lockstep -- --ignored`, from seed VMTAPE_SEED on.
 #[cfg(all(target_arch = "x86_64", unix))]
 #[test]

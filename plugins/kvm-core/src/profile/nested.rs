@@ -1,8 +1,8 @@
 //! Nested SVM, which stable updates rewrote. What is guest-visible is a switch each; a profile stands for a point release: v5.10
 //! for 5.10.262, v6.1 for 6.1.192, v6.12 for 6.12.117, v7.2 for 7.2.13, and those between two of them for the older one.
 //!
-//! Subjects are those of Debian's changelogs of stable updates; ids that nobody could check say so, and where none is known the
-//! first stable update stands for it.
+//! Subjects are those of Debian's changelogs of stable updates and of the pull requests; where no id is known the first stable update
+//! stands for it.
 
 use super::{Entry, Scope, Switch};
 
@@ -47,7 +47,7 @@ pub const NESTED_OLD: &[Entry] = &[
         Scope::AMD,
         "A VMRUN that fails KVM's checks clears GIF, as every #VMEXIT does",
     )
-    .commit("in stable 5.10.258", "KVM: nSVM: Clear GIF on nested #VMEXIT(INVALID)")
+    .commit("f85a6ce06e4a", "KVM: nSVM: Clear GIF on nested #VMEXIT(INVALID)")
     .source("svm/nested.c nested_svm_vmrun(); stable 5.10.258, 6.1.175, 6.12.86")
     .since("v5.10"),
     Entry::patch(
@@ -56,7 +56,7 @@ pub const NESTED_OLD: &[Entry] = &[
         "The interrupt shadow of L2 is in the cached vmcb12 after each run, so that saved state has it \
          (CVE-2026-45987)",
     )
-    .commit("in stable 5.10.258", "KVM: nSVM: Sync interrupt shadow to cached vmcb12 after VMRUN of L2")
+    .commit("03bee264f8eb", "KVM: nSVM: Sync interrupt shadow to cached vmcb12 after VMRUN of L2")
     .source("svm/nested.c nested_sync_control_from_vmcb02(); stable 5.10.258, 6.1.175, 6.12.86")
     .since("v5.10"),
     Entry::patch(
@@ -85,7 +85,7 @@ pub const NESTED_6_1: &[Entry] = &[
         "L2 has a VMCB of its own, vmcb02, which keeps its state between runs; of vmcb12's clean bits those of \
          segments, descriptor tables and debug registers are honoured",
     )
-    .commit("4995a3685f1b (unverified)", "KVM: SVM: Use a separate vmcb for the nested L2 guest")
+    .commit("4995a3685f1b", "KVM: SVM: Use a separate vmcb for the nested L2 guest")
     .source("svm/nested.c nested_vmcb02_prepare_save()")
     .since("v5.13"),
     Entry::patch(
@@ -117,7 +117,7 @@ pub const NESTED_6_1: &[Entry] = &[
         Scope::AMD,
         "VMRUN fails on a TLB_CONTROL other than 0 and 1 (which values: unverified)",
     )
-    .commit("174a921b6975 (unverified)", "nSVM: Check for reserved encodings of TLB_CONTROL in nested VMCB")
+    .commit("174a921b6975", "nSVM: Check for reserved encodings of TLB_CONTROL in nested VMCB")
     .source("svm/nested.c __nested_vmcb_check_controls(); stable 6.1.0 to 6.1.75")
     .since("v5.16")
     .until("v6.1", "reverted in stable 6.1.76"),
@@ -159,7 +159,7 @@ pub const NESTED_6_1: &[Entry] = &[
         "VMRUN raises #GP whatever keeps KVM from mapping vmcb12; before, memory of a device that could not be \
          mapped skipped the instruction",
     )
-    .commit("in stable 6.1.175", "KVM: nSVM: Always inject a #GP if mapping VMCB12 fails on nested VMRUN")
+    .commit("01ddcdc55e09", "KVM: nSVM: Always inject a #GP if mapping VMCB12 fails on nested VMRUN")
     .source("svm/nested.c nested_svm_vmrun(); stable 6.1.175, 6.12.86")
     .since("v6.1"),
     Entry::patch(
@@ -175,7 +175,7 @@ pub const NESTED_6_1: &[Entry] = &[
         Scope::AMD,
         "VMRUN fails on EFER bits that L1 could not set itself",
     )
-    .commit("in stable 6.1.175", "KVM: nSVM: Add missing consistency check for EFER, CR0, CR4, and CS")
+    .commit("96bd3e76a171", "KVM: nSVM: Add missing consistency check for EFER, CR0, CR4, and CS")
     .source("svm/nested.c __nested_vmcb_check_save(); stable 6.1.175, 6.12.86")
     .since("v6.1"),
     Entry::patch(
@@ -183,7 +183,7 @@ pub const NESTED_6_1: &[Entry] = &[
         Scope::AMD,
         "VMRUN fails on CS.L with CS.D in long mode",
     )
-    .commit("in stable 6.1.175", "KVM: nSVM: Add missing consistency check for EFER, CR0, CR4, and CS")
+    .commit("96bd3e76a171", "KVM: nSVM: Add missing consistency check for EFER, CR0, CR4, and CS")
     .source("svm/nested.c __nested_vmcb_check_save(); stable 6.1.175, 6.12.86")
     .since("v6.1"),
     Entry::patch(
@@ -191,7 +191,7 @@ pub const NESTED_6_1: &[Entry] = &[
         Scope::AMD,
         "VMRUN fails on an nCR3 beyond L1's width",
     )
-    .commit("in stable 6.1.175", "KVM: nSVM: Add missing consistency check for nCR3 validity")
+    .commit("b71138fcc362", "KVM: nSVM: Add missing consistency check for nCR3 validity")
     .source("svm/nested.c __nested_vmcb_check_controls(); stable 6.1.175, 6.12.86")
     .since("v6.1"),
     Entry::patch(
@@ -207,7 +207,7 @@ pub const NESTED_6_1: &[Entry] = &[
         Scope::AMD,
         "vmcb12 gets the CR2 that KVM keeps; before, vmcb02's, without what KVM injected",
     )
-    .commit("in stable 6.1.175", "KVM: nSVM: Use vcpu->arch.cr2 when updating vmcb12 on nested #VMEXIT")
+    .commit("5c247d08bc81", "KVM: nSVM: Use vcpu->arch.cr2 when updating vmcb12 on nested #VMEXIT")
     .source("svm/nested.c nested_svm_vmexit(); stable 6.1.175, 6.12.86")
     .since("v6.1"),
     Entry::patch(
@@ -215,7 +215,7 @@ pub const NESTED_6_1: &[Entry] = &[
         Scope::AMD,
         "The next RIP of L2 is in the cached vmcb12 after each run, so that saved state has it",
     )
-    .commit("in stable 6.1.175", "KVM: nSVM: Sync NextRIP to cached vmcb12 after VMRUN of L2")
+    .commit("778d8c1b2a6f", "KVM: nSVM: Sync NextRIP to cached vmcb12 after VMRUN of L2")
     .source("svm/svm.c svm_vcpu_run(); stable 6.1.175, 6.12.86")
     .since("v6.1"),
     Entry::patch(
@@ -223,7 +223,7 @@ pub const NESTED_6_1: &[Entry] = &[
         Scope::AMD,
         "#VMEXIT forgets that L1 injected an NMI or a software interrupt into L2",
     )
-    .commit("in stable 6.1.175", "KVM: nSVM: Clear tracking of L1->L2 NMI and soft IRQ on nested #VMEXIT")
+    .commit("8998e1d012f3", "KVM: nSVM: Clear tracking of L1->L2 NMI and soft IRQ on nested #VMEXIT")
     .source("svm/nested.c nested_svm_vmexit(); stable 6.1.175, 6.12.86")
     .since("v6.1"),
     Entry::patch(
@@ -231,7 +231,7 @@ pub const NESTED_6_1: &[Entry] = &[
         Scope::AMD,
         "KVM_SET_NESTED_STATE marks all of vmcb02 dirty; before, what KVM_SET_SREGS restored could count as clean",
     )
-    .commit("in stable 6.1.175", "KVM: nSVM: Mark all of vmcb02 dirty when restoring nested state")
+    .commit("e63fb1379f4b", "KVM: nSVM: Mark all of vmcb02 dirty when restoring nested state")
     .source("svm/nested.c svm_set_nested_state(); stable 6.1.175, 6.12.86")
     .since("v6.1"),
     Entry::patch(
@@ -239,7 +239,7 @@ pub const NESTED_6_1: &[Entry] = &[
         Scope::AMD,
         "INVLPGA raises #UD without EFER.SVME and #GP outside ring 0 (CVE-2026-46082)",
     )
-    .commit("in stable 6.1.175", "KVM: SVM: Inject #UD for INVLPGA if EFER.SVME=0")
+    .commit("d99df02ff427", "KVM: SVM: Inject #UD for INVLPGA if EFER.SVME=0")
     .source("svm/svm.c invlpga_interception(); stable 6.1.175, 6.12.86")
     .since("v6.1"),
     Entry::patch(
@@ -255,7 +255,7 @@ pub const NESTED_6_1: &[Entry] = &[
         Scope::AMD,
         "#VMEXIT no longer clears the clean bit of LBRs in vmcb12 (CVE-2026-46071)",
     )
-    .commit("in stable 6.1.191", "KVM: nSVM: Avoid clearing VMCB_LBR in vmcb12")
+    .commit("b53ab5167a81", "KVM: nSVM: Avoid clearing VMCB_LBR in vmcb12")
     .source("svm/svm.c svm_copy_lbrs(); stable 6.1.191, 6.12.114")
     .since("v6.1"),
     Entry::patch(
@@ -263,7 +263,7 @@ pub const NESTED_6_1: &[Entry] = &[
         Scope::AMD,
         "After the first run vmcb02's next RIP is that of the cached vmcb12 (CVE-2026-46059)",
     )
-    .commit("in stable 6.1.191", "KVM: nSVM: Always use NextRIP as vmcb02's NextRIP after first L2 VMRUN")
+    .commit("8d397582f6b5", "KVM: nSVM: Always use NextRIP as vmcb02's NextRIP after first L2 VMRUN")
     .source("svm/nested.c nested_vmcb02_prepare_control(); stable 6.1.191, 6.12.114")
     .since("v6.1"),
     Entry::patch(
@@ -272,7 +272,7 @@ pub const NESTED_6_1: &[Entry] = &[
         "#VMEXIT to an L1 whose CR3 is no longer legal is a triple fault; before, the rest of the exit was left \
          out (CVE-2026-46032)",
     )
-    .commit("in stable 6.1.191", "KVM: nSVM: Triple fault if restore host CR3 fails on nested #VMEXIT")
+    .commit("5d291ef0585e", "KVM: nSVM: Triple fault if restore host CR3 fails on nested #VMEXIT")
     .source("svm/nested.c nested_svm_vmexit(); stable 6.1.191, 6.12.114")
     .since("v6.1"),
     Entry::patch(
@@ -289,7 +289,7 @@ pub const NESTED_6_1: &[Entry] = &[
         "An exception that L1 intercepts is queued as an exit of its own and never merged into a double fault; \
          before, merged first",
     )
-    .commit("7709aba8f716 (unverified)", "KVM: x86: Morph pending exceptions to pending VM-Exits at queue time")
+    .commit("7709aba8f716", "KVM: x86: Morph pending exceptions to pending VM-Exits at queue time")
     .source("svm/nested.c nested_svm_inject_exception_vmexit()")
     .since("v6.1"),
     Entry::patch(
@@ -297,7 +297,7 @@ pub const NESTED_6_1: &[Entry] = &[
         Scope::AMD,
         "A triple fault that KVM makes in L2 is a SHUTDOWN exit for an L1 that intercepts it",
     )
-    .commit("92e7d5c83aff (unverified)", "KVM: x86: allow L1 to not intercept triple fault")
+    .commit("92e7d5c83aff", "KVM: x86: allow L1 to not intercept triple fault")
     .source("svm/nested.c nested_svm_triple_fault()")
     .since("v6.1"),
     Entry::patch(
@@ -305,7 +305,7 @@ pub const NESTED_6_1: &[Entry] = &[
         Scope::AMD,
         "After #VMEXIT an L1 that single-steps VMRUN gets its #DB",
     )
-    .commit("9a7de6ecc3ed (unverified)", "KVM: nSVM: If VMRUN is single-stepped, queue the #DB intercept in nested_svm_vmexit()")
+    .commit("9a7de6ecc3ed", "KVM: nSVM: If VMRUN is single-stepped, queue the #DB intercept in nested_svm_vmexit()")
     .source("svm/nested.c nested_svm_vmexit()")
     .since("v6.1"),
     Entry::patch(
@@ -313,7 +313,7 @@ pub const NESTED_6_1: &[Entry] = &[
         Scope::AMD,
         "L1 may virtualize the LBRs of L2",
     )
-    .commit("1d5a1b5860ed (unverified)", "KVM: x86: nSVM: implement nested LBR virtualization")
+    .commit("d20c796ca370", "KVM: x86: nSVM: implement nested LBR virtualization")
     .source("svm/nested.c nested_vmcb02_prepare_save()")
     .since("v6.1"),
     Entry::patch(
@@ -321,7 +321,7 @@ pub const NESTED_6_1: &[Entry] = &[
         Scope::AMD,
         "L1 may virtualize VMLOAD and VMSAVE of L2",
     )
-    .commit("d20c796ca370 (unverified)", "KVM: x86: nSVM: implement nested VMLOAD/VMSAVE")
+    .commit("b9f3973ab3a8", "KVM: x86: nSVM: implement nested VMLOAD/VMSAVE")
     .source("svm/nested.c nested_vmcb_needs_vls_intercept()")
     .since("v6.1"),
     Entry::patch(
@@ -329,7 +329,7 @@ pub const NESTED_6_1: &[Entry] = &[
         Scope::AMD,
         "L1 may give L2 a GIF of its own",
     )
-    .commit("0b349662be88 (unverified)", "KVM: x86: nSVM: implement nested vGIF")
+    .commit("0b349662184b", "KVM: x86: nSVM: implement nested vGIF")
     .source("svm/nested.c nested_vmcb02_prepare_control()")
     .since("v6.1"),
     Entry::patch(
@@ -338,7 +338,7 @@ pub const NESTED_6_1: &[Entry] = &[
         "CPUID tells L1 of the pause filter, which starts from L0's counts; before, L1's were used as they were \
          and written back",
     )
-    .commit("74fd41ed16fd (unverified)", "KVM: x86: nSVM: support PAUSE filtering when L0 doesn't intercept PAUSE")
+    .commit("74fd41ed16fd", "KVM: x86: nSVM: support PAUSE filtering when L0 doesn't intercept PAUSE")
     .source("svm/nested.c nested_vmcb02_prepare_control()")
     .since("v6.1"),
     Entry::patch(
@@ -408,7 +408,7 @@ pub const NESTED_6_12: &[Entry] = &[
         Scope::AMD,
         "#VMEXIT and a failed VMRUN clear EVENTINJ in vmcb12; before, it was written back from the cache, or left",
     )
-    .commit("in stable 6.12.86", "KVM: nSVM: Clear EVENTINJ fields in vmcb12 on nested #VMEXIT")
+    .commit("69b721a86d0d", "KVM: nSVM: Clear EVENTINJ fields in vmcb12 on nested #VMEXIT")
     .source("svm/nested.c nested_svm_vmexit(); stable 6.12.86")
     .since("v6.12"),
     Entry::patch(
@@ -416,7 +416,7 @@ pub const NESTED_6_12: &[Entry] = &[
         Scope::AMD,
         "VMMCALL of L2 that L1 does not intercept is #UD; before, an endless loop of #UD exits (CVE-2026-46076)",
     )
-    .commit("in stable 6.12.86", "KVM: nSVM: Always intercept VMMCALL when L2 is active")
+    .commit("33d3617a52f9", "KVM: nSVM: Always intercept VMMCALL when L2 is active")
     .source("svm/nested.c recalc_intercepts(); stable 6.12.86")
     .since("v6.12"),
     Entry::patch(
@@ -432,7 +432,7 @@ pub const NESTED_6_12: &[Entry] = &[
         Scope::AMD,
         "A VMM can write the LBR MSRs, and nested state has L1's (CVE-2026-46014)",
     )
-    .commit("in stable 6.12.114", "KVM: SVM: Add missing save/restore handling of LBR MSRs")
+    .commit("3700f0788da6", "KVM: SVM: Add missing save/restore handling of LBR MSRs")
     .source("svm/svm.c svm_set_msr(), svm/nested.c svm_copy_vmrun_state(); stable 6.12.114")
     .since("v6.12"),
     Entry::patch(
@@ -505,7 +505,7 @@ pub const NESTED_7_2: &[Entry] = &[
         "The cached vmcb12 loses what L1's CPUID does not have: NP_ENABLE, intercepts of missing instructions, \
          reserved bits of events",
     )
-    .commit("in 7.2.13, not in 6.12.118", "(subject unverified)")
+    .commit("c8123e827256", "KVM: nSVM: Sanitize INT/EVENTINJ fields when copying from vmcb12")
     .source("svm/nested.c __nested_copy_vmcb_control_to_cache()")
     .since("v7.2"),
     Entry::patch(
@@ -513,7 +513,7 @@ pub const NESTED_7_2: &[Entry] = &[
         Scope::AMD,
         "VMRUN fails on an EVENTINJ of a reserved type, or of an exception that L1 does not have",
     )
-    .commit("in 7.2.13, not in 6.12.118", "(subject unverified)")
+    .commit("7e79f71bca5c", "KVM: nSVM: Add missing consistency check for EVENTINJ")
     .source("svm/nested.c nested_svm_check_event_inj()")
     .since("v7.2"),
     Entry::patch(
@@ -530,7 +530,7 @@ pub const NESTED_7_2: &[Entry] = &[
         "RAX of VMRUN, VMLOAD and VMSAVE is cut to the mode's width, and must be aligned and within L1's width; \
          before, 64 bits with the low ones dropped",
     )
-    .commit("in 7.2.13, not in 6.12.118", "(subject unverified)")
+    .commit("d2fbeb61e145", "KVM: SVM: Move RAX legality check to SVM insn interception handlers")
     .source("svm/nested.c nested_svm_vmrun(), svm/svm.c vmload_vmsave_interception()")
     .since("v7.2"),
     Entry::patch(
@@ -538,7 +538,7 @@ pub const NESTED_7_2: &[Entry] = &[
         Scope::AMD,
         "A VMCB address without memory is KVM_EXIT_INTERNAL_ERROR",
     )
-    .commit("in 7.2.13, not in 6.12.118", "(subject unverified)")
+    .commit("2daf71bfd77d", "KVM: nSVM: Fail emulation of VMRUN/VMLOAD/VMSAVE if mapping vmcb12 fails")
     .source("svm/nested.c nested_svm_vmrun()")
     .since("v7.2"),
     Entry::patch(
@@ -546,7 +546,7 @@ pub const NESTED_7_2: &[Entry] = &[
         Scope::AMD,
         "#VMEXIT to a vmcb12 that cannot be mapped is a triple fault; before, L2 went on",
     )
-    .commit("b709087e9e54", "(subject unverified)")
+    .commit("1b30e7551767", "KVM: nSVM: Triple fault if mapping VMCB12 fails on nested #VMEXIT")
     .source("svm/nested.c nested_svm_vmexit()")
     .since("v7.2"),
     Entry::patch(
@@ -563,7 +563,7 @@ pub const NESTED_7_2: &[Entry] = &[
         Scope::AMD,
         "L2 that clears EFER.SVME is a triple fault; before, it went on as L1",
     )
-    .commit("in 7.2.13, not in 6.12.118", "(subject unverified)")
+    .commit("cdc69269b18a", "KVM: SVM: Triple fault L1 on unintercepted EFER.SVME clear by L2")
     .source("svm/svm.c svm_set_efer()")
     .since("v7.2"),
     Entry::patch(
@@ -627,7 +627,7 @@ pub const NESTED_7_2: &[Entry] = &[
         Scope::AMD,
         "STGI and CLGI of a guest whose EFER.SVME is clear raise #UD; before, virtual GIF let silicon execute them",
     )
-    .commit("in 7.2.13, not in 6.12.118", "(subject unverified)")
+    .commit("460c7eb2e759", "KVM: SVM: Recalc instructions intercepts when EFER.SVME is toggled")
     .source("svm/svm.c svm_recalc_instruction_intercepts()")
     .since("v7.2"),
 ];

@@ -139,7 +139,7 @@ pub const PARAMETERS: &[Entry] = &[
         "And clears RFLAGS.RF, so that its code breakpoints strike: force_emulation_prefix=2. Before, that is no value of the parameter",
     )
     .commit("d500e1ed3dc8", "KVM: x86: Allow clearing RFLAGS.RF on forced emulation to test code #DBs")
-    .source("x86.c handle_ud(), KVM_FEP_CLEAR_RFLAGS_RF; not in 5.10, there in 6.1; id and release unverified")
+    .source("x86.c handle_ud(), KVM_FEP_CLEAR_RFLAGS_RF; merged with v6.1")
     .since("v6.1"),
     Entry::parameter(Switch::NRIPS, Scope::AMD, true, "Use next-RIP save where silicon has it")
         .source("svm/svm.c"),

