@@ -28,7 +28,7 @@ use explain::{At, Last};
 use found::{Found, taped};
 use replayed::Replayed;
 use vmtape_arch::note::Note;
-use vmtape_traces::{ExitGroup, Metadata, Tape, ahead};
+use vmtape_traces::{ExitGroup, Metadata, Tape, ahead, event::Control};
 
 /// Feeds the whole tape, or all of it up to the first difference.
 pub fn replay(
@@ -49,12 +49,13 @@ pub fn replay(
     };
     let reached = ahead::with_exits(sides.tape, 0, 0, |exits| -> Result<_, Error> {
         while let Some(group) = exits.next_exit()? {
+            let retired = u64::from(native::retired(group));
             if feeder.take(group, report)? {
                 report.compared.exits += 1;
                 report.compared.events += group.notes.len() as u64;
-                report.compared.instructions += u64::from(native::retired(group));
+                report.compared.instructions += retired;
             }
-            feeder.retired += u64::from(native::retired(group));
+            feeder.retired += retired;
             if group.number.is_multiple_of(PROGRESS) {
                 progress(group.number);
             }
@@ -119,13 +120,8 @@ impl Feeder {
     /// Compares an exit. False: it is unknown.
     fn take(&mut self, group: &ExitGroup, report: &mut Report) -> Result<bool, Error> {
         let last = Last::of(&mut self.replayed, group)?;
-        let (changes, questions) = compare_controls(taped(group), last.controls.clone(), false);
-        report.answers.extend(questions.iter().map(Difference::row));
-        if let Some(question) = questions.into_iter().next() {
-            self.asked.get_or_insert_with(|| Found::of_differences(group, vec![question]));
-        }
-        if !changes.is_empty() {
-            self.keep(Found::of_differences(group, changes), report);
+        if !last.controls.is_empty() {
+            self.compare_ioctls(group, &last.controls, report);
         }
         let entries = self.replayed.machine.other_entries();
         if let Some((expected, actual)) = entries.first().filter(|_| self.method.same && !last.unknown) {
@@ -140,8 +136,7 @@ impl Feeder {
             let found = Found::of_missed_fault(group, fault, &self.names);
             self.keep(found, report);
         } else if self.method.same {
-            let compared = events::compare(group, &self.replayed.answer(), handling.has_ended());
-            match compared {
+            match self.replayed.take_compared() {
                 events::Compared::Equal => {}
                 events::Compared::Exempt => {
                     *report.exempted.entry(exempt::SILICON_BITS.name).or_default() += 1;
@@ -164,12 +159,25 @@ impl Feeder {
         if !self.method.same {
             report.leave_open(MISSED, last.missed.len() as u64);
         }
-        let types = group.before.iter().filter(|note| matches!(note, Note::MemoryType { .. })).count() as u64;
-        if !self.method.same && types > 0 {
-            *report.unknown.entry(TYPES.into()).or_default() += types;
+        if !self.method.same {
+            let types = group.before.iter().filter(|note| matches!(note, Note::MemoryType { .. })).count();
+            if types > 0 {
+                *report.unknown.entry(TYPES.into()).or_default() += types as u64;
+            }
         }
         self.last = Some(last);
         Ok(known)
+    }
+
+    fn compare_ioctls(&mut self, group: &ExitGroup, done: &[Control], report: &mut Report) {
+        let (changes, questions) = compare_controls(taped(group), done.to_vec(), false);
+        report.answers.extend(questions.iter().map(Difference::row));
+        if let Some(question) = questions.into_iter().next() {
+            self.asked.get_or_insert_with(|| Found::of_differences(group, vec![question]));
+        }
+        if !changes.is_empty() {
+            self.keep(Found::of_differences(group, changes), report);
+        }
     }
 
     fn keep(&mut self, found: Found, report: &mut Report) {

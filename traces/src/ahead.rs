@@ -79,23 +79,26 @@ impl AheadDecoder<'_> {
     /// The next exits; fewer than a full batch at the end or before an error.
     fn batch(&mut self) -> (Batch, Option<Error>) {
         let mut batch = self.returned.try_recv().unwrap_or_default();
-        self.groups.spare.append(&mut batch);
-        while batch.len() < BATCH {
-            if let Some(group) = self.groups.done.pop_front() {
-                batch.push(group);
-                continue;
-            }
-            match self.events.decode_with(|decoder| self.groups.take_decoded(decoder)) {
+        let groups = &mut self.groups;
+        groups.spare.append(&mut batch);
+        while groups.done.len() < BATCH {
+            let decoded = self.events.decode_while(|decoder| {
+                groups.take_decoded(decoder)?;
+                Ok(groups.done.len() < BATCH)
+            });
+            match decoded {
                 Some(Ok(())) => {}
-                Some(Err(error)) => return (batch, Some(error)),
+                Some(Err(error)) => {
+                    batch.extend(groups.done.drain(..));
+                    return (batch, Some(error));
+                }
                 None => {
-                    self.groups.close_all();
-                    if self.groups.done.is_empty() {
-                        break;
-                    }
+                    groups.close_all();
+                    break;
                 }
             }
         }
+        batch.extend(groups.done.drain(..));
         (batch, None)
     }
 }

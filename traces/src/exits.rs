@@ -147,6 +147,7 @@ struct Open {
 }
 
 impl Open {
+    #[inline]
     fn place(&mut self, vcpu: u32) -> Option<usize> {
         if let Some((_, at)) = self.last.filter(|(of, _)| *of == vcpu) {
             return Some(at);
@@ -160,13 +161,17 @@ impl Open {
         self.place(vcpu).map(|at| &mut self.groups[at])
     }
 
-    /// The group of a vCPU, which may be new.
-    fn of(&mut self, vcpu: u32) -> &mut Group {
-        let at = self.place(vcpu).unwrap_or_else(|| {
+    /// Where the group of a vCPU is, which may be new.
+    fn at(&mut self, vcpu: u32) -> usize {
+        self.place(vcpu).unwrap_or_else(|| {
             self.groups.push(Group::default());
             self.places.insert(vcpu, self.groups.len() - 1);
             self.groups.len() - 1
-        });
+        })
+    }
+
+    fn of(&mut self, vcpu: u32) -> &mut Group {
+        let at = self.at(vcpu);
         &mut self.groups[at]
     }
 
@@ -207,11 +212,7 @@ impl Grouping {
                 group.entries.push((group.loose.len(), *entry));
             }
             Event::Registers(registers) => self.registers(registers),
-            Event::Read { hpa, data } => {
-                if let Some(exit) = self.open.exit(self.current) {
-                    exit.reads.push((hpa, data));
-                }
-            }
+            Event::Read { hpa, data } => self.read(hpa, data),
             Event::Control { control, .. } => self.control(control),
             Event::Fault(fault) => self.fault(fault),
             Event::FaultIn(page) => self.page(page),
@@ -243,26 +244,38 @@ impl Grouping {
                 let registers = words.registers(values)?;
                 self.registers(registers);
             }
+            tag::READ => {
+                let (hpa, data) = words.read()?;
+                self.read(hpa, data);
+            }
             _ => _ = self.take(decoder.event()?),
         }
         Ok(())
     }
 
     fn exit(&mut self, exit: &ExitEvent) {
+        /// Most exits have nothing of these.
+        fn hand_over<T>(from: &mut Vec<T>, to: &mut Vec<T>) {
+            if !from.is_empty() {
+                std::mem::swap(from, to);
+            }
+        }
         self.current = exit.vcpu;
-        self.close(exit.vcpu);
-        self.open.of(exit.vcpu);
+        let at = self.open.at(exit.vcpu);
+        self.close(at);
         self.close_halted();
-        let group = self.open.of(exit.vcpu);
+        let group = &mut self.open.groups[at];
         let mut new = self.spare.pop().unwrap_or_default();
-        self.values.extend(new.registers.drain(..).map(|registers| registers.values));
+        while let Some(registers) = new.registers.pop() {
+            self.values.push(registers.values);
+        }
         new.start(self.number, exit);
-        std::mem::swap(&mut new.before, &mut group.loose);
-        std::mem::swap(&mut new.cpus_before, &mut group.cpus);
-        std::mem::swap(&mut new.entries, &mut group.entries);
-        std::mem::swap(&mut new.controls_before, &mut self.controls);
-        std::mem::swap(&mut new.faults_before, &mut self.faults);
-        std::mem::swap(&mut new.pages_before, &mut self.pages);
+        hand_over(&mut group.loose, &mut new.before);
+        hand_over(&mut group.cpus, &mut new.cpus_before);
+        hand_over(&mut group.entries, &mut new.entries);
+        hand_over(&mut self.controls, &mut new.controls_before);
+        hand_over(&mut self.faults, &mut new.faults_before);
+        hand_over(&mut self.pages, &mut new.pages_before);
         group.exit = Some(new);
         self.number += 1;
     }
@@ -279,19 +292,31 @@ impl Grouping {
     }
 
     fn note(&mut self, vcpu: u32, place: Place, note: Note) {
-        let group = self.open.of(vcpu);
-        if let Some(exit) = group.exit.as_mut().filter(|_| place != Place::L1) {
-            exit.places.push((exit.notes.len(), place));
+        let at = self.open.at(vcpu);
+        let Group { loose, exit, .. } = &mut self.open.groups[at];
+        match exit {
+            Some(exit) => {
+                if place != Place::L1 {
+                    exit.places.push((exit.notes.len(), place));
+                }
+                exit.notes.push(note);
+            }
+            None => loose.push(note),
         }
-        group.exit.as_mut().map_or(&mut group.loose, |exit| &mut exit.notes).push(note);
         if matches!(note, Note::Entry { .. }) {
-            self.close(vcpu);
+            self.close(at);
         }
     }
 
     fn registers(&mut self, registers: Registers) {
         if let Some(exit) = self.open.exit(registers.vcpu) {
             exit.registers.push(registers);
+        }
+    }
+
+    fn read(&mut self, hpa: u64, data: Data) {
+        if let Some(exit) = self.open.exit(self.current) {
+            exit.reads.push((hpa, data));
         }
     }
 
@@ -323,9 +348,11 @@ impl Grouping {
         open.map_or(&mut self.pages, |exit| &mut exit.pages).push(page);
     }
 
-    fn close(&mut self, vcpu: u32) {
-        let exit = self.open.get(vcpu).and_then(|group| group.exit.take());
-        self.done.extend(exit);
+    /// The open exit of a vCPU's group is complete.
+    fn close(&mut self, at: usize) {
+        if let Some(exit) = self.open.groups[at].exit.take() {
+            self.done.push_back(exit);
+        }
     }
 
     pub(crate) fn close_all(&mut self) {

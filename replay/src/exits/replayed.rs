@@ -1,6 +1,6 @@
 //! A machine that replays taped exits, and what it did about the last one.
 
-use super::events::{self, Answer};
+use super::events::{self, Answer, Compared};
 use crate::{
     Error,
     explain::{self, Widths},
@@ -46,6 +46,8 @@ pub(super) struct Replayed {
     same: bool,
     /// It has done something else about the last exit.
     diverged: bool,
+    /// What is to be said of the last exit, where it is the tape's own machine.
+    compared: Compared,
 }
 
 /// How the machine dealt with what it was given.
@@ -87,21 +89,24 @@ impl Recorder for Listener {
         if let Some(log) = &self.log {
             log.push(Observation::Event(event.clone()));
         }
-        let mut answer = self.answer.borrow_mut();
-        match event {
-            Event::Note { place, note, .. } => {
-                if place != Place::L1 {
-                    let index = answer.notes.len();
-                    answer.places.push((index, place));
-                }
-                answer.notes.push(note);
-            }
-            Event::Resume { resume, .. } => {
-                answer.resume = Some(resume);
-                answer.handled = answer.notes.len();
-            }
-            _ => {}
+        if let Event::Resume { resume, .. } = event {
+            let mut answer = self.answer.borrow_mut();
+            answer.resume = Some(resume);
+            answer.handled = answer.notes.len();
         }
+        ControlFlow::Continue(())
+    }
+
+    fn note(&mut self, vcpu: u32, place: Place, note: Note) -> ControlFlow<()> {
+        if let Some(log) = &self.log {
+            log.push(Observation::Event(Event::Note { vcpu, place, note }));
+        }
+        let mut answer = self.answer.borrow_mut();
+        if place != Place::L1 {
+            let index = answer.notes.len();
+            answer.places.push((index, place));
+        }
+        answer.notes.push(note);
         ControlFlow::Continue(())
     }
 
@@ -147,7 +152,8 @@ impl Replayed {
         let inputs = Box::new(spec::inputs(sides.tape)?);
         let mut machine = Machine::new(machine.clone(), backend, inputs, Some(Box::new(listener)))?;
         machine.start_feeding(sides.tape.schema());
-        Ok(Self { machine, answer, guide, beside, same: method.same, diverged: false })
+        let compared = Compared::Equal;
+        Ok(Self { machine, answer, guide, beside, same: method.same, diverged: false, compared })
     }
 
     /// Gives the machine an exit, or if it is not the tape's own what caused the exit.
@@ -166,8 +172,8 @@ impl Replayed {
         let handling = self.give(group);
         self.diverged = match self.same {
             true => {
-                let compared = events::compare(group, &self.answer(), handling.has_ended());
-                matches!(compared, events::Compared::Different(..))
+                self.compared = events::compare(group, &self.answer.borrow(), handling.has_ended());
+                matches!(self.compared, Compared::Different(..))
             }
             false => !self.is_alike(group, &handling),
         };
@@ -223,6 +229,11 @@ impl Replayed {
             return false;
         }
         true
+    }
+
+    /// What is to be said of the last exit, to be asked once, of the tape's own machine.
+    pub fn take_compared(&mut self) -> Compared {
+        std::mem::replace(&mut self.compared, Compared::Equal)
     }
 
     pub fn answer(&self) -> Ref<'_, Answer> {

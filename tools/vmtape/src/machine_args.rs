@@ -9,6 +9,7 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum, ValueHint};
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
@@ -417,27 +418,32 @@ pub fn load(search: &Search, name: &str) -> Result<LoadedPlugin> {
 
 /// Refuses a release, patch or parameter that a backend does not know, and says which one may be meant.
 fn known(plugin: &LoadedPlugin, options: &[(String, String)]) -> Result<()> {
-    let names = |rows: &'_ [TableRow]| rows.iter().map(|row| row.name.clone()).collect::<Vec<_>>();
+    let refused = |reason| Err(Refused { backend: plugin.name().to_owned(), reason }.into());
     let description = &plugin.description;
     let releases = names(&description.profiles);
+    let words = names(&description.parameters).chain(names(&description.patches));
+    // A tape names every option of its machine.
+    let all: BTreeSet<&str> = words.clone().collect();
     for (name, value) in options {
-        let refused = |reason: String| Refused { backend: plugin.name().to_owned(), reason };
-        if name == spec::PROFILE && !releases.is_empty() && value != LATEST && !releases.contains(value) {
-            let hint = near::hint(value, releases.iter().map(String::as_str));
-            let known = releases.join(", ");
-            return Err(refused(format!("no release `{value}`{hint}; there are {known}, {LATEST}")).into());
+        let mut profiles = releases.clone().chain([LATEST]);
+        if name == spec::PROFILE && releases.len() > 0 && !profiles.any(|release| release == value) {
+            let hint = near::hint(value, releases.clone());
+            let known = releases.collect::<Vec<_>>().join(", ");
+            return refused(format!("no release `{value}`{hint}; there are {known}, {LATEST}"));
         }
         let word = name.trim_start_matches(['+', '-']);
-        let patches = names(&description.patches);
-        let all = [names(&description.parameters), patches].concat();
-        if name != spec::PROFILE && !all.is_empty() && !all.iter().any(|other| other == word) {
-            let hint = near::hint(word, all.iter().map(String::as_str));
+        if name != spec::PROFILE && !all.is_empty() && !all.contains(word) {
+            let hint = near::hint(word, words.clone());
             if !hint.is_empty() {
-                return Err(refused(format!("no parameter or patch `{word}`{hint}")).into());
+                return refused(format!("no parameter or patch `{word}`{hint}"));
             }
         }
     }
     Ok(())
+}
+
+fn names(rows: &[TableRow]) -> impl ExactSizeIterator<Item = &str> + Clone {
+    rows.iter().map(|row| row.name.as_str())
 }
 
 /// The newest release that a backend knows.

@@ -251,14 +251,8 @@ impl View<'_> {
             tag::EXIT => return Ok(Event::Exit(Box::new(self.exit(clock)?))),
             tag::REGISTERS => return Ok(Event::Registers(self.registers(Vec::new())?)),
             tag::READ => {
-                let (hpa, kind, value) = (w.next()?, w.next()?, w.next()?);
-                let data = match kind {
-                    0 => Data::U64(value),
-                    1 => Data::U32(value as u32),
-                    2 => Data::Bytes(self.blob.to_vec()),
-                    _ => return Err("unknown form of read data"),
-                };
-                Event::Read { hpa, data }
+                let (hpa, data) = self.read()?;
+                return Ok(Event::Read { hpa, data });
             }
             tag::RESUME => {
                 let (vcpu, resume) = self.resume()?;
@@ -343,6 +337,20 @@ impl View<'_> {
         values.extend_from_slice(rest);
         values.extend(self.blob_words()?);
         Ok(Registers { vcpu: low(*first), mask: high(*first), values })
+    }
+
+    /// The read that these words are.
+    pub(crate) fn read(&self) -> Result<(u64, Data), &'static str> {
+        let mut w = Words(self.words);
+        let (hpa, kind, value) = (w.next()?, w.next()?, w.next()?);
+        w.end()?;
+        let data = match kind {
+            0 => Data::U64(value),
+            1 => Data::U32(value as u32),
+            2 => Data::Bytes(self.blob.to_vec()),
+            _ => return Err("unknown form of read data"),
+        };
+        Ok((hpa, data))
     }
 
     /// The note that these words are, its vCPU and where it belongs: L1 on tapes of the first two schemas, which have

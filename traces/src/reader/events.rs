@@ -67,42 +67,61 @@ impl<'t> Events<'t> {
     }
 
     fn decode(&mut self) -> Option<Result<Event>> {
-        self.decode_with(Decoder::next_event)
+        let mut event = None;
+        let decoded = self.decode_while(|decoder| {
+            event = Some(decoder.next_event()?);
+            Ok(false)
+        })?;
+        decoded.map(|()| event).transpose()
     }
 
-    /// Decodes the next event and makes of it what `take` does.
-    pub(crate) fn decode_with<T>(
+    /// Gives the next events of a chunk to `take`, for as long as it wants another. `None`: there are none.
+    #[inline]
+    pub(crate) fn decode_while(
         &mut self,
-        take: impl FnOnce(&mut Decoder) -> std::result::Result<T, &'static str>,
-    ) -> Option<Result<T>> {
+        mut take: impl FnMut(&mut Decoder) -> std::result::Result<bool, &'static str>,
+    ) -> Option<Result<()>> {
         loop {
             if let Some(open) = self.open.as_mut().filter(|open| open.number < open.header.events.get()) {
-                let decoded = take(&mut open.decoder);
+                let count = open.header.events.get();
+                let mut taken = Ok(true);
+                while open.number < count && matches!(taken, Ok(true)) {
+                    taken = take(&mut open.decoder);
+                    open.number += 1;
+                }
                 self.clock = open.decoder.clock();
-                open.number += 1;
-                let place = Place::Chunk { offset: open.offset, kind: ChunkKind::EVENTS };
-                let number = open.number.into();
-                return Some(
-                    decoded.map_err(|why| self.stop(Cause::Event { number, why }.at(&self.tape.name, place))),
-                );
+                return Some(taken.map(drop).map_err(|why| self.undecodable(why)));
             }
             if self.next >= self.end.min(self.tape.chunks.len()) {
                 return None;
             }
-            let chunk = self.next;
-            self.next += 1;
-            let entry = self.tape.chunks[chunk];
-            if entry.kind == ChunkKind::EVENTS.0 {
-                match self.tape.columns(chunk) {
-                    Ok((header, columns)) => {
-                        let clock = Clock { icount: entry.first_icount, exits: entry.first_exit };
-                        let decoder = Decoder::new(columns, clock);
-                        self.open = Some(Open { decoder, header, offset: entry.offset, number: 0 });
-                    }
-                    Err(error) => return Some(Err(self.stop(error))),
-                }
+            if let Err(error) = self.open_next() {
+                return Some(Err(self.stop(error)));
             }
         }
+    }
+
+    /// Opens the next chunk, if it is one of events.
+    fn open_next(&mut self) -> Result<()> {
+        let chunk = self.next;
+        self.next += 1;
+        let entry = self.tape.chunks[chunk];
+        if entry.kind == ChunkKind::EVENTS.0 {
+            let (header, columns) = self.tape.columns(chunk)?;
+            let clock = Clock { icount: entry.first_icount, exits: entry.first_exit };
+            let decoder = Decoder::new(columns, clock);
+            self.open = Some(Open { decoder, header, offset: entry.offset, number: 0 });
+        }
+        Ok(())
+    }
+
+    /// The error of the event that was decoded last, after which there is none.
+    #[cold]
+    fn undecodable(&mut self, why: &'static str) -> Error {
+        let (number, offset) = self.open.as_ref().map_or((0, 0), |open| (open.number.into(), open.offset));
+        let place = Place::Chunk { offset, kind: ChunkKind::EVENTS };
+        let error = Cause::Event { number, why }.at(&self.tape.name, place);
+        self.stop(error)
     }
 
     fn stop(&mut self, error: Error) -> Error {

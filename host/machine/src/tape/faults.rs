@@ -15,8 +15,12 @@ pub(crate) struct TapedFaults {
 
 impl TapedFaults {
     pub(crate) fn begin(&mut self, before: &[Fault], within: &[Fault]) {
-        self.before = before.iter().copied().collect();
-        self.within = within.iter().copied().collect();
+        for (list, told) in [(&mut self.before, before), (&mut self.within, within)] {
+            // As nearly all exits have it.
+            if !(list.is_empty() && told.is_empty()) {
+                *list = told.iter().copied().collect();
+            }
+        }
     }
 
     pub(crate) fn take(&mut self, asked: &Fault) -> Option<Decision> {

@@ -68,13 +68,14 @@ impl Knowledge {
         while wanted != 0 {
             let n = wanted.trailing_zeros();
             wanted &= wanted - 1;
-            let places = bit::places(n);
-            if told.mask >> n & 1 != 0 && places.clone().all(|place| told.values[place] == now[place]) {
+            let more = bit::more_places(n);
+            let is_told = |place: usize| told.values[place] == now[place];
+            if told.mask >> n & 1 != 0 && is_told(n as usize) && more.clone().all(is_told) {
                 continue;
             }
             event.mask |= 1 << n;
             told.mask |= 1 << n;
-            for place in places {
+            for place in (n as usize..n as usize + 1).chain(more) {
                 event.values.push(now[place]);
                 told.values[place] = now[place];
             }
@@ -103,7 +104,8 @@ impl Knowledge {
                 continue;
             }
             told.mask |= 1 << n;
-            for place in bit::places(n) {
+            told.values[n as usize] = values.next().unwrap_or_default();
+            for place in bit::more_places(n) {
                 told.values[place] = values.next().unwrap_or_default();
             }
         }

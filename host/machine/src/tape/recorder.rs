@@ -29,6 +29,11 @@ pub trait Recorder {
     /// Takes an event; `Break` ends the run with [`vmtape_traces::event::End::Cut`].
     fn event(&mut self, event: Event) -> ControlFlow<()>;
 
+    /// Takes a note, which most events are.
+    fn note(&mut self, vcpu: u32, place: Place, note: Note) -> ControlFlow<()> {
+        self.event(Event::Note { vcpu, place, note })
+    }
+
     /// Whether the run is to end here, as a whole one: asked now and then. [`vmtape_traces::event::End::Interrupted`]
     fn is_interrupted(&mut self) -> bool {
         false
@@ -119,7 +124,9 @@ impl Tape {
     }
 
     pub(crate) fn note(&mut self, vcpu: u32, place: Place, note: Note) {
-        self.event(Event::Note { vcpu, place, note });
+        if let Some(recorder) = &mut self.recorder {
+            self.stop |= recorder.note(vcpu, place, note).is_break();
+        }
     }
 
     /// A reader that starts here knows nothing: tell everything again.

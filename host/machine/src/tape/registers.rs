@@ -10,7 +10,8 @@ use vmtape_arch::{
 };
 use vmtape_traces::registers::Register;
 
-// Bits 0 to 15 are the general registers.
+/// The general registers.
+const GPRS: u32 = 0xffff;
 pub(crate) const RFLAGS: u32 = Register::RFLAGS.mask();
 pub(crate) const CR0: u32 = Register::CR0.mask();
 pub(crate) const CR2: u32 = Register::CR2.mask();
@@ -41,11 +42,9 @@ pub(crate) const ALWAYS: u32 = CR0 | CR3 | CR4 | CR8 | EFER | CPL | INTERRUPTIBI
 pub(crate) type Values = [u64; 32];
 const CS_BASE: usize = 31;
 
-/// Where in [`Values`] the register with a bit's number is.
-pub(crate) fn places(number: u32) -> std::iter::Chain<Range<usize>, Range<usize>> {
-    let number = number as usize;
-    let base = if 1 << number == CS { CS_BASE..CS_BASE + 1 } else { 0..0 };
-    (number..number + 1).chain(base)
+/// Where in [`Values`] the register with a bit's number is, besides the place of that number.
+pub(crate) fn more_places(number: u32) -> Range<usize> {
+    if 1 << number == CS { CS_BASE..CS_BASE + 1 } else { 0..0 }
 }
 
 pub(crate) fn values(state: &VcpuState) -> Values {
@@ -75,8 +74,11 @@ pub(crate) fn values(state: &VcpuState) -> Values {
 
 /// Sets the registers of a mask: the inverse of [`values`].
 pub(crate) fn set(state: &mut VcpuState, mask: u32, values: &Values) {
-    for (n, gpr) in state.gpr.iter_mut().enumerate() {
-        *gpr = if mask >> n & 1 != 0 { values[n] } else { *gpr };
+    let mut gprs = mask & GPRS;
+    while gprs != 0 {
+        let n = gprs.trailing_zeros() as usize;
+        gprs &= gprs - 1;
+        state.gpr[n] = values[n];
     }
     let told = |bit: u32| (mask & bit != 0).then(|| values[bit.trailing_zeros() as usize]);
     let put = |register: &mut u64, bit: u32| *register = told(bit).unwrap_or(*register);
