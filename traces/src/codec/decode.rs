@@ -77,11 +77,13 @@ impl Decoder {
     }
 
     /// The words of that event, for who knows better than [`Decoder::event`] what to make of them.
+    #[inline]
     pub fn view(&mut self) -> (View<'_>, &mut Clock) {
         (self.model.event(self.reached), &mut self.clock)
     }
 
     /// Decodes the words of the next event.
+    #[inline]
     pub fn advance(&mut self) -> Decoded<()> {
         let run = match self.run {
             Some(run) => run,
@@ -120,6 +122,7 @@ impl Decoder {
         self.columns.get(tag, column::MASK)?.varint()
     }
 
+    #[inline]
     fn words(&mut self, tag: u64, count: usize, mask: u64) -> Decoded<()> {
         let (slot, recent) = self.model.current();
         if mask & !BLOB_BIT & !((1 << count) - 1) != 0 {
@@ -167,6 +170,7 @@ impl Inputs {
         Self { columns, places }
     }
 
+    #[inline]
     fn get(&mut self, tag: u64, word: u8) -> Decoded<&mut Input> {
         let found = match self.places.get(tag as usize) {
             Some(of_tag) => of_tag.as_ref().and_then(|of_tag| of_tag[usize::from(word)]),

@@ -17,14 +17,13 @@ const SMALL: u64 = 32;
 /// Differences from here on are stored as literals.
 const LARGE: u64 = 1 << 19;
 
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Output {
     bytes: Vec<u8>,
     dictionary: HashMap<u64, usize>,
 }
 
 /// The columns of a chunk.
-#[derive(Clone)]
 struct Outputs {
     columns: Vec<((u64, u8), Output)>,
     /// For each of the lower tags that has columns, where they are by word.
@@ -54,14 +53,26 @@ impl Outputs {
     }
 
     /// By tag and word.
-    fn sorted(mut self) -> impl Iterator<Item = Column> {
+    fn sorted(mut self) -> Vec<Column> {
         self.columns.sort_by_key(|(key, _)| *key);
-        self.columns.into_iter().map(|((tag, word), output)| Column { tag, word, bytes: output.bytes })
+        let column = |((tag, word), output): ((u64, u8), Output)| Column { tag, word, bytes: output.bytes };
+        self.columns.into_iter().map(column).collect()
+    }
+
+    /// What [`Outputs::sorted`] would give now.
+    fn so_far(&self) -> Vec<Column> {
+        let column = |((tag, word), output): &((u64, u8), Output)| Column {
+            tag: *tag,
+            word: *word,
+            bytes: output.bytes.clone(),
+        };
+        let mut columns: Vec<_> = self.columns.iter().map(column).collect();
+        columns.sort_by_key(|column| (column.tag, column.word));
+        columns
     }
 }
 
 /// Encodes the events of one chunk.
-#[derive(Clone)]
 pub struct Encoder {
     clock: Clock,
     flat: Flat,
@@ -69,7 +80,6 @@ pub struct Encoder {
 }
 
 /// What has become of the events.
-#[derive(Clone)]
 struct Coded {
     model: Model,
     ops: Vec<u8>,
@@ -112,10 +122,22 @@ impl Encoder {
     /// Ends the chunk.
     pub fn finish(self) -> Columns {
         let Coded { mut ops, columns, run, .. } = self.coded;
-        if run > 0 {
-            varint::put(&mut ops, run);
-        }
-        Columns { ops, columns: columns.sorted().collect() }
+        end(&mut ops, run);
+        Columns { ops, columns: columns.sorted() }
+    }
+
+    /// The chunk as it would be if it ended now.
+    pub fn so_far(&self) -> Columns {
+        let mut ops = self.coded.ops.clone();
+        end(&mut ops, self.coded.run);
+        Columns { ops, columns: self.coded.columns.so_far() }
+    }
+}
+
+/// The predicted events behind the last operation.
+fn end(ops: &mut Vec<u8>, run: u64) {
+    if run > 0 {
+        varint::put(ops, run);
     }
 }
 

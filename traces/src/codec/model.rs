@@ -13,7 +13,6 @@ const WORDS: usize = MAX_WORDS.next_power_of_two();
 const STEP: usize = 8;
 
 /// The last event in a context.
-#[derive(Clone)]
 pub struct Slot {
     context: u64,
     pub tag: u64,
@@ -62,7 +61,6 @@ const MEMORY: usize = 256;
 const ROOM: usize = 16 * MEMORY;
 
 /// The last 256 words, which are zero at first: the end of a long row.
-#[derive(Clone)]
 pub struct Recent {
     words: Box<[u64; ROOM]>,
     len: usize,
@@ -122,7 +120,6 @@ impl Recent {
 }
 
 /// The memory of one chunk.
-#[derive(Clone)]
 pub struct Model {
     slots: Vec<Slot>,
     /// The slot at each place plus one, or zero.
@@ -158,6 +155,7 @@ impl Model {
     }
 
     /// The slot that predicts the next event.
+    #[inline]
     pub fn predicted(&self) -> Option<&Slot> {
         self.slot.map(|slot| &self.slots[slot])
     }
@@ -184,12 +182,14 @@ impl Model {
     }
 
     /// The slot of the current context, which one of the above has made sure of, and the recent words.
+    #[inline]
     pub fn current(&mut self) -> (&mut Slot, &mut Recent) {
         let slot = self.slot.expect("an event is predicted or has got a slot");
         (&mut self.slots[slot], &mut self.recent)
     }
 
     /// The event in a slot.
+    #[inline]
     pub fn event(&self, slot: usize) -> View<'_> {
         self.slots.get(slot).map_or(View::default(), |slot| View {
             tag: slot.tag,
@@ -199,6 +199,7 @@ impl Model {
     }
 
     /// Goes on to the context after the event that the current slot holds now; gives that slot.
+    #[inline]
     pub fn advance(&mut self) -> usize {
         let at = self.slot.expect("an event is predicted or has got a slot");
         let event = &self.slots[at];

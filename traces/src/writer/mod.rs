@@ -23,10 +23,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Events that cross the channel at once.
-const BATCH: usize = 2048;
+/// Events that cross the channel at once: few, so that those under way stay in the processors' caches.
+const BATCH: usize = 512;
 /// Batches that may wait: beyond them the guest waits for the writer.
-const QUEUE: usize = 16;
+const QUEUE: usize = 64;
 
 enum Message {
     Events(Vec<Event>),
@@ -56,6 +56,8 @@ pub struct Writer {
     path: PathBuf,
     batch: Vec<Event>,
     queue: Option<Sender<Message>>,
+    /// Memory of batches that are written.
+    used: Receiver<Vec<Event>>,
     thread: Option<JoinHandle<Result<Summary>>>,
     /// The thread waits for events that are not in the file.
     due: Arc<AtomicBool>,
@@ -86,16 +88,18 @@ impl Writer {
             stream.image(name, data)?;
         }
         let (queue, messages) = bounded(QUEUE);
+        let (give_back, used) = bounded(QUEUE);
         let due = Arc::new(AtomicBool::new(false));
         let asks = due.clone();
         let thread = thread::Builder::new()
             .name("tape-writer".to_owned())
-            .spawn(move || write(stream, &messages, options.flush_every, &asks))
+            .spawn(move || write(stream, &messages, &give_back, options.flush_every, &asks))
             .map_err(|e| Cause::Io(e).at(&name, Place::File))?;
         Ok(Self {
             path: path.to_owned(),
             batch: Vec::with_capacity(BATCH),
             queue: Some(queue),
+            used,
             thread: Some(thread),
             due,
             file: lock,
@@ -133,8 +137,9 @@ impl Writer {
 
     #[cold]
     fn flush(&mut self) {
-        let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
-        if !batch.is_empty() {
+        if !self.batch.is_empty() {
+            let next = self.used.try_recv().unwrap_or_else(|_| Vec::with_capacity(BATCH));
+            let batch = std::mem::replace(&mut self.batch, next);
             self.send(Message::Events(batch));
         }
     }
@@ -246,6 +251,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 fn write(
     mut stream: Stream<File>,
     messages: &Receiver<Message>,
+    give_back: &Sender<Vec<Event>>,
     flush_every: Option<Duration>,
     due: &AtomicBool,
 ) -> Result<Summary> {
@@ -254,10 +260,12 @@ fn write(
     let (mut last, mut asked) = (Instant::now(), false);
     loop {
         match messages.recv_timeout(every.saturating_sub(last.elapsed())) {
-            Ok(Message::Events(batch)) => {
-                for event in &batch {
-                    stream.event(event)?;
+            Ok(Message::Events(mut batch)) => {
+                for event in batch.drain(..) {
+                    stream.event(&event)?;
                 }
+                // Who sends has memory enough where it takes none back.
+                let _ = give_back.try_send(batch);
                 if std::mem::take(&mut asked) {
                     stream.flush();
                 }

@@ -253,7 +253,7 @@ impl Stream<File> {
         if self.events == 0 {
             return;
         }
-        let Ok(packed) = pack(&self.encoder.clone().finish(), BLOB_LEVEL) else { return };
+        let Ok(packed) = pack(&self.encoder.so_far(), BLOB_LEVEL) else { return };
         let (_, bytes) = self.sealed(ChunkKind::EVENTS, &packed.stored, packed.uncompressed);
         // A disk that is full is met again by the full chunk, which tells.
         let _ = self.out.write_all_at(&bytes, self.offset);
