@@ -29,6 +29,7 @@ pub mod observer;
 pub mod player;
 pub mod recording;
 pub mod report;
+pub mod reproducer;
 mod row;
 mod seen;
 mod sides;

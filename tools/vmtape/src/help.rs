@@ -225,7 +225,8 @@ Examples:
   vmtape export a.tape -o a.txt
   vmtape export a.tape --format jsonl -o a.jsonl
   vmtape export a.tape --format chrome -o a.json
-  vmtape export a.tape --redact=somekey -o for-others.tape";
+  vmtape export a.tape --redact=somekey -o for-others.tape
+  vmtape export a.tape --reproducer -b vmx --host intel-46 -o test.c";
 
 pub const COMPLETIONS: &str = "\
 Examples:

@@ -1,17 +1,22 @@
 use crate::{
-    commands::show,
+    commands::{
+        replay::{self, Elsewhere},
+        show,
+    },
     files,
+    machine_args::PluginArgs,
     output::{ExitCode, tell, usage},
 };
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use clap::{ValueEnum, ValueHint};
 use std::path::{Path, PathBuf};
+use vmtape_replay::{reproducer, spec};
 use vmtape_traces::{
     Tape,
     export::{self, redact},
 };
 
-/// Write a tape in another format, or without what is in its memory
+/// Write a tape in another format, without what is in its memory, or its first divergence as a test
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = crate::help::EXPORT)]
 pub struct Args {
@@ -27,8 +32,18 @@ pub struct Args {
 
     /// Permute guest frame numbers and drop contents of memory and strings. One KEY permutes alike: give it for tapes that
     /// are to be compared, and keep it, since whoever has it can undo it (default: one that only this tape gives)
-    #[arg(long, value_name = "KEY", num_args = 0..=1, require_equals = true)]
+    #[arg(long, value_name = "KEY", num_args = 0..=1, require_equals = true, conflicts_with = "reproducer")]
     redact: Option<Option<String>>,
+
+    /// Write the first divergence from the machine that -b, --host and --kvm name as a test of kvm-unit-tests, in C
+    #[arg(long, conflicts_with = "format")]
+    reproducer: bool,
+
+    #[command(flatten)]
+    elsewhere: Elsewhere,
+
+    #[command(flatten)]
+    plugins: PluginArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -48,6 +63,14 @@ enum Format {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
+    if args.reproducer {
+        return write_reproducer(args);
+    }
+    if args.elsewhere.is_given() || args.elsewhere.force {
+        return Err(usage(
+            "-b, --host, --kvm and --force are for --reproducer, which compares with another machine",
+        ));
+    }
     let tape = Tape::open(&args.tape)?;
     if let Some(damage) = tape.damage() {
         return Err(anyhow!("{damage}"));
@@ -109,4 +132,18 @@ fn write_redacted(tape: &Tape, key: Option<&str>, args: &Args) -> Result<()> {
         tell(format!("redacted with --redact={key}: keep it, to redact tapes alike that are to be compared"));
     }
     Ok(())
+}
+
+fn write_reproducer(args: &Args) -> Result<ExitCode> {
+    if !args.elsewhere.is_given() {
+        return Err(usage("--reproducer needs a machine to compare with: -b, --host or --kvm"));
+    }
+    let (tape, report) = replay::first_divergence(args.tape.clone(), &args.elsewhere, &args.plugins)?;
+    let divergence =
+        report.divergence.context("nothing differs there: there is no divergence to write as a test")?;
+    let table = spec::machine(&tape)?.cpuid;
+    let test = reproducer::write(&tape, &table, &divergence)?;
+    files::write(&args.output, |out| Ok(out.write_all(test.as_bytes())?))?;
+    tell(format!("{}: {}", args.output.display(), divergence.summary));
+    Ok(ExitCode::SAME)
 }

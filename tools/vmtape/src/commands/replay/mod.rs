@@ -240,6 +240,33 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     })
 }
 
+/// The first divergence of a tape from a replay of it elsewhere, for other commands.
+pub fn first_divergence(
+    tape: PathBuf,
+    elsewhere: &Elsewhere,
+    plugins: &PluginArgs,
+) -> Result<(Tape, Report)> {
+    let args = Args {
+        tape,
+        elsewhere: elsewhere.clone(),
+        plugins: plugins.clone(),
+        mode: Mode::Run,
+        go_on: false,
+        from: None,
+        engine: EngineArg::Interp,
+        explain: false,
+        context: 0,
+        bisect: None,
+        json: false,
+    };
+    let tape = Tape::open_whole(&args.tape)?;
+    let plugins = Plugins::new(&args.plugins);
+    let expected = spec::machine(&tape)?;
+    let actual = args.elsewhere.machine(&expected, &plugins)?;
+    let report = compare(&args, &tape, &plugins, expected, actual)?;
+    Ok((tape, report))
+}
+
 fn compare(
     args: &Args,
     tape: &Tape,
