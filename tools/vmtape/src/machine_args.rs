@@ -115,8 +115,8 @@ pub struct MachineArgs {
     ///
     /// What QEMU's -cpu takes: max, host, and its named models with their versions (EPYC-Rome-v2), which have 40 address
     /// bits unless phys-bits=N or host-phys-bits=on says otherwise. Also host-phys-bits-limit=N, guest-phys-bits=N and
-    /// vendor=GenuineIntel or AuthenticAMD. What has no meaning here is said once and ignored. Of a file that ends in .xml,
-    /// or has libvirt: before its name, the domain's <cpu> is taken.
+    /// vendor=NAME (GenuineIntel, AuthenticAMD, HygonGenuine). What has no meaning here is said once and ignored. Of a file
+    /// that ends in .xml, or has libvirt: before its name, the domain's <cpu> is taken.
     #[arg(long, value_name = "MODEL", default_value = "max", allow_hyphen_values = true)]
     cpu: String,
 

@@ -1,6 +1,7 @@
 //! CPUID tables, leaf by leaf.
 
 use super::{
+    VendorName,
     features::{
         self, Feature, FeatureSet,
         Register::{Eax, Ebx, Ecx, Edx},
@@ -51,7 +52,7 @@ pub fn silicon_cpuid_with(silicon: &Silicon, changes: &[(&Feature, bool)]) -> Ve
     for (feature, on) in changes {
         set.set(feature, *on);
     }
-    table(silicon, &set, silicon.phys_bits, 0, None)
+    table(silicon, vendor_name(silicon.vendor), &set, silicon.phys_bits, 0, None)
 }
 
 /// GuestPhysBits as KVM_GET_SUPPORTED_CPUID gives it; 0 where it does not.
@@ -62,12 +63,12 @@ pub fn guest_phys_bits(supported: &[CpuidEntry]) -> u8 {
 /// The table of vCPU 0 with these features and widths, of this processor or the software CPU's own.
 pub fn table(
     silicon: &Silicon,
+    name: &VendorName,
     set: &FeatureSet,
     phys_bits: u8,
     guest_phys_bits: u8,
     identity: Option<&Identity>,
 ) -> Vec<CpuidEntry> {
-    let name = vendor_name(silicon.vendor);
     let word = |at: usize| u32::from_le_bytes([name[at], name[at + 1], name[at + 2], name[at + 3]]);
     let vendor = [word(0), word(8), word(4)];
     let own_signature = if silicon.vendor == Vendor::AMD { AMD_SIGNATURE } else { INTEL_SIGNATURE };

@@ -57,7 +57,7 @@ pub struct CpuOption {
     host_phys_bits: Option<bool>,
     host_phys_bits_limit: Option<u8>,
     guest_phys_bits: Option<u8>,
-    vendor: Option<Vendor>,
+    vendor: Option<VendorName>,
     ignored: Vec<String>,
 }
 
@@ -109,7 +109,7 @@ impl CpuOption {
             "host-phys-bits" => self.host_phys_bits = Some(switch(key, value)?),
             "host-phys-bits-limit" => self.host_phys_bits_limit = width_or_none(key, value)?,
             "guest-phys-bits" => self.guest_phys_bits = Some(width(key, value)?),
-            "vendor" => self.vendor = Some(named_vendor(value)?),
+            "vendor" => self.vendor = Some(vendor_of_text(value)?),
             name if qemu::known(name) == Some(Known::Property) => self.ignored.push(word.to_owned()),
             _ => {
                 let on = switch(key, value);
@@ -166,7 +166,8 @@ impl CpuOption {
     /// out, as VMMs do.
     pub fn cpuid(&self, silicon: &Silicon, supported: &[CpuidEntry]) -> Vec<CpuidEntry> {
         // The guest may be told another vendor than its host's.
-        let told = &Silicon { vendor: self.vendor.unwrap_or(silicon.vendor), ..*silicon };
+        let name = self.vendor.unwrap_or(*vendor_name(silicon.vendor));
+        let told = &Silicon { vendor: vendor_named(&name).unwrap_or(silicon.vendor), ..*silicon };
         let all = FeatureSet::all(told);
         let (mut set, identity) = match &self.model {
             Model::Max => (all, None),
@@ -177,7 +178,7 @@ impl CpuOption {
         }
         let asked: Vec<&Feature> = self.changes.iter().filter(|(_, on)| *on).map(|(f, _)| *f).collect();
         set.keep_supported(supported, &asked);
-        leaves::table(told, &set, self.phys_bits(silicon), self.guest_phys_bits(supported), identity)
+        leaves::table(told, &name, &set, self.phys_bits(silicon), self.guest_phys_bits(supported), identity)
     }
 }
 
@@ -206,11 +207,11 @@ fn width(key: &str, value: &str) -> Result<u8, String> {
     }
 }
 
-fn named_vendor(name: &str) -> Result<Vendor, String> {
-    [Vendor::INTEL, Vendor::AMD]
-        .into_iter()
-        .find(|vendor| name.as_bytes() == vendor_name(*vendor))
-        .ok_or_else(|| format!("vendor={name} is neither GenuineIntel nor AuthenticAMD"))
+// See: QEMU target/i386/cpu.c x86_cpuid_set_vendor()
+fn vendor_of_text(text: &str) -> Result<VendorName, String> {
+    text.as_bytes()
+        .try_into()
+        .map_err(|_| format!("vendor={text} has not the twelve characters of a name such as GenuineIntel"))
 }
 
 fn switch(key: &str, value: &str) -> Result<bool, String> {
@@ -222,8 +223,20 @@ fn switch(key: &str, value: &str) -> Result<bool, String> {
 }
 
 /// The name that CPUID leaf 0 spells, as EBX, EDX and ECX hold it.
-pub(crate) fn vendor_name(vendor: Vendor) -> &'static [u8; 12] {
+pub type VendorName = [u8; 12];
+
+pub(crate) fn vendor_name(vendor: Vendor) -> &'static VendorName {
     if vendor == Vendor::AMD { b"AuthenticAMD" } else { b"GenuineIntel" }
+}
+
+/// Whose architecture a processor of this name has.
+// See: KVM arch/x86/kvm/cpuid.h guest_cpuid_is_amd_compatible(); arch/x86/kvm/kvm_emulate.h is_guest_vendor_hygon()
+pub fn vendor_named(name: &VendorName) -> Option<Vendor> {
+    match name {
+        b"AuthenticAMD" | b"HygonGenuine" => Some(Vendor::AMD),
+        b"GenuineIntel" => Some(Vendor::INTEL),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -283,6 +296,10 @@ mod tests {
             ("Skylake-Server,enforce,level=0x16", &["enforce", "level=0x16"]),
             ("qemu64,+sse4_1,+sse4-2,+ssse3,+pclmuldq,+lzcnt", &["+pclmuldq"]),
             ("base,tsc-freq=2000000000", &["tsc-freq=2000000000"]),
+            (
+                "max,full-cpuid-auto-level=off,hotpluggable=on",
+                &["full-cpuid-auto-level=off", "hotpluggable=on"],
+            ),
             ("max,tsc-deadline=on,l3-cache=on,pmu=off", &["l3-cache=on", "pmu=off"]),
         ] {
             assert_eq!(CpuOption::parse(text).expect(text).ignored(), ignored, "{text}");
@@ -302,6 +319,27 @@ mod tests {
         let intel = table("Haswell", "intel-46");
         let leaf = |number| find(&intel, number, 0).expect("a leaf");
         assert_eq!((leaf(0x8000_0000).ebx, leaf(0x8000_0001).eax), (0, 0), "reserved there");
+    }
+
+    /// Hygon's processors are AMD's by another name. See: QEMU target/i386/cpu.h CPUID_VENDOR_HYGON
+    #[test]
+    fn a_vendor_is_any_twelve_characters() {
+        for (text, name, repeats) in [
+            ("Dhyana,vendor=HygonGenuine", b"HygonGenuine", true),
+            ("EPYC", b"AuthenticAMD", true),
+            ("max,vendor=KVMKVMKVMKVM", b"KVMKVMKVMKVM", true),
+            ("Haswell,vendor=GenuineIntel", b"GenuineIntel", false),
+        ] {
+            let entries = table(text, "amd-48");
+            let spelled = |number| {
+                let leaf = find(&entries, number, 0).expect("a leaf");
+                [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat()
+            };
+            assert_eq!(spelled(0), name, "{text}");
+            assert_eq!(spelled(0x8000_0000) == name, repeats, "{text}");
+        }
+        let refused = CpuOption::parse("max,vendor=Hygon").expect_err("five characters").to_string();
+        assert!(refused.contains("vendor=Hygon"), "{refused}");
     }
 
     #[test]

@@ -12,8 +12,17 @@ pub const DEFAULT_PHYS_BITS: u8 = 40;
 
 /// Names of features that other tools give; QEMU's own aliases stand in the file.
 const FOREIGN_ALIASES: &[(&str, &str)] = &[("lzcnt", "abm")];
-/// Properties that are aliases of others. See: QEMU target/i386/cpu.c x86_cpu_initfn()
-const OTHER_PROPERTIES: &[&str] = &["tsc-freq"];
+/// Properties that are aliases of others, of each device, or of earlier releases.
+/// See: QEMU target/i386/cpu.c x86_cpu_initfn(), x86_cpu_properties[]; hw/core/qdev.c
+const OTHER_PROPERTIES: &[&str] = &[
+    "tsc-freq",
+    "hotpluggable",
+    "hotplugged",
+    "full-cpuid-auto-level",
+    "intel-pt-auto-level",
+    "x-intel-pt-auto-level",
+    "x-hv-synic-kvm-only",
+];
 
 /// Levels of the x86-64 psABI, as Proxmox and others offer them for models: what each adds to the one before.
 /// See: System V Application Binary Interface, AMD64, Table 3.1 Micro-Architecture Levels

@@ -24,8 +24,8 @@ use vmtape_arch::host::Vendor;
 /// Write the passport of another machine, from what it told
 ///
 /// Read are, recognised by what is in them: /proc/cpuinfo; `cpuid -r` and `cpuid -1 -r`; `virsh domcapabilities` and `virsh
-/// capabilities`; QEMU's answer to query-cpu-model-expansion; Firecracker's CPU templates; Cloud Hypervisor's configuration. What
-/// such a source cannot tell is named in the passport's remarks and left as hosts of that vendor have it.
+/// capabilities`; QEMU's answer to query-cpu-model-expansion; Firecracker's CPU templates; Cloud Hypervisor's configuration and
+/// CPU profiles. What such a source cannot tell is named in the passport's remarks and left as hosts of that vendor have it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What describes the machine; `-` is standard input
@@ -227,6 +227,28 @@ mod tests {
         );
         assert_eq!(cloud.phys_bits_limit, Some(46));
         assert!(cloud.without.iter().any(|name| name == "amx-tile"));
+    }
+
+    /// Bits of a mask stay the host's.
+    #[test]
+    fn profiles_put_values_in_place_of_the_hosts() {
+        let adjustment = |leaf: &str, register: &str, replacements: &str, mask: &str| {
+            format!(
+                r#"[{{"leaf": "{leaf}", "sub_leaf": {{"start": 0, "end": 0}}, "register": "{register}"}},
+                {{"replacements": "{replacements}", "mask": "{mask}"}}]"#
+            )
+        };
+        let text = format!(
+            r#"{{"hypervisor": "Kvm", "cpu_vendor": "Intel", "adjustments": [{}, {}, {}]}}"#,
+            adjustment("0x00000000", "EBX", "0x756e6547", "0x00000000"),
+            adjustment("0x00000007", "ECX", "0x00400000", "0x00000004"),
+            adjustment("0x80000008", "EAX", "0x0000002d", "0x0000ff00"),
+        );
+        assert_eq!(recognise(&text).expect("a profile").vendor, Some(Vendor::INTEL));
+        let (profile, _) = passport(&text);
+        assert_eq!(profile.silicon.phys_bits, 45);
+        let lacks = |name: &str| profile.without.iter().any(|n| n == name);
+        assert!(lacks("pku") && !lacks("umip"), "{:?}", profile.without);
     }
 
     #[test]

@@ -78,11 +78,10 @@ fn apply(evidence: &mut Evidence, (function, index, register): (u32, u32, &str),
     }
     match (function, register) {
         (0x8000_0008, "eax") => evidence.phys_bits = bitmap.byte(),
-        // "Genu" and "Auth".
         (0, "ebx") if bitmap.decided == u32::MAX => {
-            evidence.vendor = match bitmap.value {
-                0x756e_6547 => Some(Vendor::INTEL),
-                0x6874_7541 => Some(Vendor::AMD),
+            evidence.vendor = match &bitmap.value.to_le_bytes() {
+                b"Genu" => Some(Vendor::INTEL),
+                b"Auth" | b"Hygo" => Some(Vendor::AMD),
                 _ => None,
             }
         }
@@ -101,6 +100,24 @@ fn number(value: Option<&Value>) -> Result<u32> {
         None => Some(0),
     };
     found.context("a leaf's number is none")
+}
+
+/// A CPU profile of Cloud Hypervisor's: of each register, what stands in the place of the host's bits, and which of them stay.
+///
+/// See: cloud-hypervisor arch/src/x86_64/cpu_profiles/*.json
+pub fn cloud_hypervisor_profile(adjustments: &Value) -> Result<Evidence> {
+    let mut evidence = Evidence::of("a CPU profile of Cloud Hypervisor's");
+    for adjustment in adjustments.as_array().context("adjustments is no list")? {
+        let (place, bits) = (adjustment.get(0), adjustment.get(1));
+        let at = |name: &str| place.and_then(|place| place.get(name));
+        let word = |name: &str| number(bits.and_then(|bits| bits.get(name)));
+        let register = at("register").and_then(Value::as_str).context("an adjustment has no register")?;
+        let subleaf = number(at("sub_leaf").and_then(|range| range.get("start")))?;
+        let bitmap = Bitmap { decided: !word("mask")?, value: word("replacements")? };
+        apply(&mut evidence, (number(at("leaf"))?, subleaf, &register.to_lowercase()), bitmap);
+    }
+    evidence.remarks.push("what the profile leaves as it is is the host's".to_owned());
+    Ok(evidence)
 }
 
 /// `cpus` of Cloud Hypervisor's configuration of a VM.

@@ -1,4 +1,4 @@
-//! JSON: QEMU's query-cpu-model-expansion, Firecracker's templates, Cloud Hypervisor's configuration.
+//! JSON: QEMU's query-cpu-model-expansion, Firecracker's templates, Cloud Hypervisor's configurations and CPU profiles.
 
 use super::{evidence::Evidence, templates};
 use anyhow::{Context, Result, bail};
@@ -18,14 +18,17 @@ pub fn read(text: &str) -> Result<Evidence> {
         found = one(&value.context("no JSON")?)?.or(found);
     }
     found.context(
-        "neither an answer to query-cpu-model-expansion, nor a CPU template of Firecracker's, nor a configuration of Cloud \
-         Hypervisor's",
+        "neither an answer to query-cpu-model-expansion, nor a CPU template of Firecracker's, nor a configuration or CPU \
+         profile of Cloud Hypervisor's",
     )
 }
 
 fn one(value: &Value) -> Result<Option<Evidence>> {
     if value.get("cpuid_modifiers").is_some() {
         return templates::firecracker(value).map(Some);
+    }
+    if let Some(adjustments) = value.get("adjustments") {
+        return templates::cloud_hypervisor_profile(adjustments).map(Some);
     }
     if let Some(cpus) = value.get("cpus").filter(|cpus| cpus.is_object()) {
         return templates::cloud_hypervisor(cpus).map(Some);
