@@ -65,6 +65,22 @@ impl Class {
                 None,
                 0,
             ),
+            one(
+                "exit-uncompleted",
+                "state is saved before userspace has completed the exit",
+                MovePoint::EXIT_UNCOMPLETED,
+                0,
+                None,
+                1,
+            ),
+            one(
+                "apic-of-kernel",
+                "the VMM has no models of the local APICs, only what the kernel gives of them",
+                MovePoint::APIC_OF_KERNEL,
+                0,
+                None,
+                1,
+            ),
             one("page-lost", "the page at 1 MiB is not sent", MovePoint::PAGE_LOST, 0, image, 1),
             one("page-zero", "the page at 1 MiB is sent as one of zeros", MovePoint::PAGE_ZERO, 0, image, 1),
             one(

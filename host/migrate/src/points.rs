@@ -19,6 +19,9 @@ vmtape_arch::open_enum! {
         STATE_LATER = 0x8000_1011 => "move-state-later",
         STATE_ZERO = 0x8000_1012 => "move-state-zero",
         STATE_REFUSED = 0x8000_1013 => "move-state-refused",
+        EXIT_UNCOMPLETED = 0x8000_1014 => "move-exit-uncompleted",
+        MSR_LOST = 0x8000_1015 => "move-msr-lost",
+        APIC_OF_KERNEL = 0x8000_1016 => "move-apic-of-kernel",
         LOG_FAILED = 0x8000_1020 => "move-log-failed",
         LOG_WORD = 0x8000_1021 => "move-log-word",
         LOG_CLEAR = 0x8000_1022 => "move-log-clear",
@@ -77,6 +80,21 @@ impl MovePoint {
                 "The kernel refuses a part of the state",
                 STATE,
                 "answer: 0 and nobody looks, else the errno",
+            ),
+            Self::EXIT_UNCOMPLETED => (
+                "State is saved at an exit to userspace before the instruction is completed, and it is done once more",
+                "a: the vCPU; b: the instruction's address; ",
+                "answer: any",
+            ),
+            Self::MSR_LOST => (
+                "An MSR is not in the VMM's list, and stays behind",
+                "a: the MSR; b: the vCPU; ",
+                "answer: any",
+            ),
+            Self::APIC_OF_KERNEL => (
+                "The VMM has no models of the local APICs: there is what KVM_SET_LAPIC, events and MSRs bring, and nothing else",
+                "a: 0; b: 0; ",
+                "answer: any",
             ),
             Self::LOG_FAILED => (
                 "The dirty log is cleared, and reading it fails",

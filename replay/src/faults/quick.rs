@@ -73,13 +73,12 @@ impl<'a> Quick<'a> {
 
     /// Runs a plan. An error is this program's failure, or the backend's.
     pub fn run(&mut self, source: &Source) -> Result<Outcome, Error> {
-        let engine =
-            Engine::new(source, &self.bed.points).map_err(|wrong| Error::Other(wrong.to_string()))?;
+        let mut engine = self.engine(source)?;
+        if self.afresh || !self.early.passes(&mut engine) {
+            return self.run_afresh(source);
+        }
         let log = engine.log();
         let inputs = Live::new(self.bed.machine.seed).with_faults(Box::new(engine));
-        if self.afresh || self.early.has(&source.plan, &self.bed.points) {
-            return self.run_afresh(source, inputs, &log);
-        }
         let mut runner = match self.runner.take() {
             Some(runner) => runner,
             None => Runner::new(&self.bed)?.0,
@@ -90,7 +89,14 @@ impl<'a> Quick<'a> {
         Ok(outcome)
     }
 
-    fn run_afresh(&mut self, source: &Source, inputs: Live, log: &Log) -> Result<Outcome, Error> {
+    fn engine(&self, source: &Source) -> Result<Engine, Error> {
+        Engine::new(source, &self.bed.points).map_err(|wrong| Error::Other(wrong.to_string()))
+    }
+
+    fn run_afresh(&mut self, source: &Source) -> Result<Outcome, Error> {
+        let engine = self.engine(source)?;
+        let log = engine.log();
+        let inputs = Live::new(self.bed.machine.seed).with_faults(Box::new(engine));
         let machine = MachineSpec { retries: source.plan.retries, ..self.bed.machine.clone() };
         let player = Player::new(machine, Box::new(inputs), self.bed.budget(), self.bed.create, false);
         if refused(&player, &log.fired()).is_some() {
@@ -98,7 +104,7 @@ impl<'a> Quick<'a> {
             let signature = self.signature(Verdict::Refused, &fired);
             return Ok(Outcome { signature, faults: fired.len() as u64 });
         }
-        self.judge(source, &mut player?, log)
+        self.judge(source, &mut player?, &log)
     }
 
     /// Runs to the end and judges.

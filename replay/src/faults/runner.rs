@@ -2,8 +2,8 @@
 
 use super::Bed;
 use crate::{Error, player::Player};
-use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
-use vmtape_faults::{Plan, Point};
+use std::{cell::RefCell, rc::Rc};
+use vmtape_faults::Engine;
 use vmtape_machine::{Asked, Decision, Faults, Inputs, Live, Snapshot};
 
 /// A machine, and where its guest begins.
@@ -12,16 +12,16 @@ pub(super) struct Runner {
     start: Snapshot,
 }
 
-/// Fault points that are asked while a machine is built: a plan with one of them builds a machine of its own.
+/// What fault points are asked while a machine is built, in order.
 #[derive(Debug, Default)]
-pub(super) struct Early(BTreeSet<u32>);
+pub(super) struct Early(Vec<Asked>);
 
 /// Lets nothing go wrong, and hears what is asked.
-struct Listener(Rc<RefCell<BTreeSet<u32>>>);
+struct Listener(Rc<RefCell<Vec<Asked>>>);
 
 impl Faults for Listener {
     fn decide(&mut self, asked: &Asked) -> Option<Decision> {
-        self.0.borrow_mut().insert(asked.point);
+        self.0.borrow_mut().push(*asked);
         None
     }
 }
@@ -29,7 +29,7 @@ impl Faults for Listener {
 impl Runner {
     /// And what is asked on the way.
     pub(super) fn new(bed: &Bed<'_>) -> Result<(Self, Early), Error> {
-        let asked = Rc::<RefCell<BTreeSet<u32>>>::default();
+        let asked = Rc::<RefCell<Vec<Asked>>>::default();
         let inputs = Live::new(bed.machine.seed).with_faults(Box::new(Listener(asked.clone())));
         let mut player = Player::new(bed.machine.clone(), Box::new(inputs), bed.budget(), bed.create, false)?;
         let start = player.snapshot()?;
@@ -45,10 +45,9 @@ impl Runner {
 }
 
 impl Early {
-    /// Whether a plan's faults may happen before there is a guest.
-    pub(super) fn has(&self, plan: &Plan, points: &[Point]) -> bool {
-        let number =
-            |name: &String| points.iter().find(|point| point.name == *name).map(|point| point.number);
-        plan.rules.iter().filter_map(|rule| number(&rule.when.point)).any(|point| self.0.contains(&point))
+    /// Asks a plan what its machine would have been asked before there is a guest. `false`: one of its faults happens there, and it needs
+    /// a machine of its own, and must begin anew.
+    pub(super) fn passes(&self, engine: &mut Engine) -> bool {
+        self.0.iter().all(|asked| engine.decide(asked).is_none())
     }
 }

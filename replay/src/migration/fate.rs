@@ -47,15 +47,17 @@ impl Fate {
 
     /// What became of a move, whatever became of the guest.
     pub fn of_move(outcome: &Outcome) -> Self {
+        let refuses = outcome.loaded.findings.iter().any(|finding| finding.refuses);
         match () {
             () if outcome.two_running => Self::Wrong(Verdict::TwoRunning),
             () if outcome.runners == 0 && outcome.source == State::Parked => Self::Wrong(Verdict::Parked),
             () if outcome.source == State::Ended => Self::Ended,
+            () if outcome.source == State::Unheard && refuses => Self::Wrong(Verdict::Refused),
+            // Who sends has the guest, or had it: nothing of it was ever here.
+            () if outcome.source == State::Unheard => Self::Wrong(Verdict::Unknown),
             () if outcome.runners == 0 => Self::LOST,
             () if outcome.destination == State::Running => Self::Moved,
-            () if outcome.loaded.findings.iter().any(|finding| finding.refuses) => {
-                Self::Wrong(Verdict::Refused)
-            }
+            () if refuses => Self::Wrong(Verdict::Refused),
             () => Self::Wrong(Verdict::Detected),
         }
     }

@@ -142,12 +142,12 @@ fn around(
 /// What this side knows of the outcome; of the other one it knows what it has been told.
 fn outcome(journey: &Journey, around: &Surroundings, failure: Option<String>) -> Outcome {
     let witness = around.witness.borrow();
-    let told = |gone| if around.state == gone { State::Running } else { State::Empty };
+    let told = |own, other| if around.state == own { other } else { State::Unheard };
     Outcome {
         handover: journey.plan.handover.name(),
         epoch: around.epoch,
-        source: State::Gone,
-        destination: told(State::Gone),
+        source: told(State::Running, State::Gone),
+        destination: told(State::Gone, State::Running),
         runners: witness.runners(),
         two_running: witness.two_running(),
         failure,

@@ -107,7 +107,7 @@ fn reached(point: &str, backend: &str) -> Reached {
         "set-cpuid-refused" => Reached { options: &["--set-cpuid=same,insn=1000"], n: 2, value: 22, ..READ },
         "insn-bytes-lost" => Reached { guest: "builtin:io", n: 1, ..READ },
         // A page that is not marked again.
-        "dirty-mark-lost" => Reached { n: 6, ..LOG },
+        "dirty-mark-lost" | "nested-lost-dirty" => Reached { n: 6, ..LOG },
         // The exit after the first fetch, in whose round all pages are written.
         "pml-not-drained" => Reached { n: 784, ..LOG },
         "protect-before-snapshot" => Reached { n: 1, value: 9216, ..LOG },
@@ -255,6 +255,28 @@ fn the_hosts_own_points_fire_and_repeat() -> Result<()> {
             for mode in ["run", "exits"] {
                 let replayed = vmtape(folder.path(), &["replay", "a.tape", "--mode", mode])?;
                 assert!(replayed.status.success(), "{backend} {fault} {mode}: {}", tail(&replayed));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// KVM_RUN that is interrupted is called again, and nobody notices; for ever it is a hang with an end.
+#[test]
+fn an_interrupted_run_is_run_again() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for backend in BACKENDS {
+        for (when, expected) in [("n = \"1-200\"", "masked"), ("n = \"5-\"", "hang")] {
+            let plan = format!(
+                "expect = \"{expected}\"\n[[rule]]\nwhen = {{ point = \"host-run-interrupted\", {when} }}\n"
+            );
+            std::fs::write(folder.path().join("plan.toml"), plan)?;
+            let line = ["inject", "plan.toml", "-b", backend, "-o", "a.tape", "builtin:io"];
+            let judged = vmtape(folder.path(), &line)?;
+            assert!(judged.status.success(), "{backend} {when}: {}", tail(&judged));
+            for mode in ["run", "exits"] {
+                let replayed = vmtape(folder.path(), &["replay", "a.tape", "--mode", mode])?;
+                assert!(replayed.status.success(), "{backend} {when} {mode}: {}", tail(&replayed));
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 use vmtape_conformance::{BACKENDS, tail, vmtape};
 use vmtape_migrate::points::MovePoint;
 
@@ -203,6 +203,8 @@ fn every_point_of_a_migration_happens() -> Result<()> {
     let line = ["record", "-q", "-b", "svm-npt", "-o", "a.tape", "builtin:dirty,pages=3,rounds=9000"];
     let recorded = vmtape(folder.path(), &line)?;
     assert!(recorded.status.success(), "{}", tail(&recorded));
+    let line = ["record", "-q", "-b", "svm-npt", "-o", "b.tape", "builtin:hello"];
+    assert!(vmtape(folder.path(), &line)?.status.success());
     for (point, name) in MovePoint::NAMED {
         let method: &[&str] = match *name {
             "move-log-clear" => &["--method", "precopy", "--log", "manual"],
@@ -217,17 +219,13 @@ fn every_point_of_a_migration_happens() -> Result<()> {
             plan += &rule("point = \"move-log-failed\", n = 1", "\"0xfffffffffffffff2\"");
         }
         fs::write(folder.path().join("plan.toml"), plan)?;
-        let line = [
-            "migrate",
-            "a.tape",
-            "--at",
-            "insn=5000",
-            "--to",
-            "svm-npt,host=amd-52",
-            "--plan",
-            "plan.toml",
-            "--json",
-        ];
+        // Behind an exit to userspace.
+        let (tape, moment) = match *name {
+            "move-exit-uncompleted" => ("b.tape", "exit=12"),
+            _ => ("a.tape", "insn=5000"),
+        };
+        let line =
+            ["migrate", tape, "--at", moment, "--to", "svm-npt,host=amd-52", "--plan", "plan.toml", "--json"];
         let moved = vmtape(folder.path(), &[&line, method].concat())?;
         let report: Value =
             serde_json::from_slice(&moved.stdout).with_context(|| format!("{name}: {}", tail(&moved)))?;
@@ -235,5 +233,29 @@ fn every_point_of_a_migration_happens() -> Result<()> {
         let fired = faults.is_some_and(|faults| faults.iter().any(|fault| fault["point"] == point.0));
         assert!(fired, "{name}: {report:#}");
     }
+    Ok(())
+}
+
+/// Every point of the page of what is covered is there, and every point is on the page.
+#[test]
+fn the_page_of_points_is_whole() -> Result<()> {
+    let page = include_str!("../../../host/faults/COVERAGE.md");
+    let mut known: BTreeSet<String> = MovePoint::NAMED.iter().map(|(_, name)| (*name).to_owned()).collect();
+    for backend in BACKENDS {
+        let listed = vmtape(Path::new("."), &["inject", "points", "-b", backend, "--json"])?;
+        let listed: Value = serde_json::from_slice(&listed.stdout).with_context(|| tail(&listed))?;
+        let points = listed["points"].as_array().context("points")?;
+        known.extend(points.iter().filter_map(|point| point["name"].as_str()).map(str::to_owned));
+    }
+    let is_point =
+        |word: &&str| word.contains('-') && word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+    let named: BTreeSet<String> =
+        page.split('`').skip(1).step_by(2).filter(is_point).map(str::to_owned).collect();
+    let histories = ["event-vectoring", "smaller-maxphyaddr", "ept-5level"].map(str::to_owned);
+    let unknown: Vec<_> =
+        named.iter().filter(|name| !known.contains(*name) && !histories.contains(name)).collect();
+    assert!(unknown.is_empty(), "no such points: {unknown:?}");
+    let left_out: Vec<_> = known.difference(&named).collect();
+    assert!(left_out.is_empty(), "not on the page: {left_out:?}");
     Ok(())
 }

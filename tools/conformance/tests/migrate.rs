@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    os::unix::net::UnixStream,
+    os::unix::net::{UnixListener, UnixStream},
     path::Path,
     process::{Child, ChildStderr, Command, Output, Stdio},
 };
@@ -232,6 +232,37 @@ fn every_exit_has_its_place_on_the_map() -> Result<()> {
     Ok(())
 }
 
+/// Interrupts that wait, and a timer on its way, move with their guest at every exit, on each backend and across.
+#[test]
+fn what_waits_moves_with_its_guest() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let common = "--cpu max,-pku,-mmxext,-fxsr_opt,-cr8legacy -m 16M";
+    for (from, to, step) in [
+        ("vmx", "vmx", 1),
+        ("svm-npt", "svm-npt", 4),
+        ("svm", "svm", 4),
+        ("vmx", "svm", 4),
+        ("svm", "vmx", 12),
+        ("svm-npt", "vmx,enable_apicv=0", 12),
+        ("vmx,ept=0", "svm-npt", 12),
+    ] {
+        for timer in ["one-shot", "deadline"] {
+            record(
+                folder.path(),
+                "a.tape",
+                &format!("-b {from} {common} builtin:pending,rounds=2,timer={timer}"),
+            )?;
+            let output = migrate(folder.path(), &format!("--at every-exit={step} --to {to} --json"))?;
+            let map: serde_json::Value =
+                serde_json::from_slice(&output.stdout).with_context(|| tail(&output))?;
+            let cells = map["cells"].as_array().context("cells")?;
+            let wrong = cells.iter().find(|cell| cell["verdict"] != "moved");
+            ensure!(cells.len() > 5 && wrong.is_none(), "{from} to {to}, {timer}: {wrong:?}");
+        }
+    }
+    Ok(())
+}
+
 /// A process that waits for a guest.
 struct Listener {
     child: Child,
@@ -295,13 +326,55 @@ fn a_guest_moves_between_two_processes() -> Result<()> {
         ensure!(journal(format!("there{n}"))?.ends_with("destination running\n"));
     }
 
-    let listener = Listener::new(folder, "--to svm --listen unix:two")?;
-    UnixStream::connect(folder.join("two"))?.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
-    let taken = listener.end()?;
-    ensure!(taken.status.code() == Some(1), "{}", tail(&taken));
-    ensure!(says(&taken, "no stream of a migration"), "{}", tail(&taken));
     let nobody = migrate(folder, "--connect unix:nobody --at exit=20")?;
     ensure!(nobody.status.code() == Some(125), "{}", tail(&nobody));
+    Ok(())
+}
+
+/// Who is not vmtape, or another version of it, gets nothing and takes nothing: an error in words, and the guest is where it was.
+#[test]
+fn strangers_get_nothing() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    record(folder, "a.tape", "-b svm-npt -m 16M builtin:hello")?;
+    let head = |version: u32| [b"vmtape\x1aM", &version.to_le_bytes()[..], &[0; 4]].concat();
+    let section = |length: u32| {
+        let words = [1u32, 1, 0, length].into_iter().flat_map(u32::to_le_bytes);
+        head(1).into_iter().chain(words).chain(*b"nothing").collect::<Vec<u8>>()
+    };
+    let strangers = [
+        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "no stream of a migration"),
+        (head(2), "version 2"),
+        (head(1), "has left"),
+        (Vec::new(), "has left"),
+        (section(u32::MAX), "more than"),
+        (section(3), "checksum"),
+        (section(300), "has left"),
+    ];
+    for (n, (bytes, words)) in strangers.iter().enumerate() {
+        let listener = Listener::new(folder, &format!("--to svm --listen unix:here{n}"))?;
+        UnixStream::connect(folder.join(format!("here{n}")))?.write_all(bytes)?;
+        let taken = listener.end()?;
+        ensure!(taken.status.code() == Some(125), "{n}: {}", tail(&taken));
+        ensure!(says(&taken, words) && says(&taken, "source unheard"), "{n}: {}", tail(&taken));
+    }
+    // The other way round the guest stays where it runs.
+    for (n, (bytes, words)) in strangers.iter().enumerate() {
+        let path = folder.join(format!("there{n}"));
+        let stranger = UnixListener::bind(&path)?;
+        let bytes = bytes.clone();
+        let answers = std::thread::spawn(move || -> std::io::Result<()> {
+            let (mut stream, _) = stranger.accept()?;
+            stream.write_all(&bytes)?;
+            stream.shutdown(std::net::Shutdown::Write)?;
+            std::io::copy(&mut stream, &mut std::io::sink()).map(|_| ())
+        });
+        let sent = migrate(folder, &format!("--connect unix:there{n} --at exit=6"))?;
+        // A stranger whose peer goes away at once has its own error.
+        let _ = answers.join();
+        ensure!(sent.status.code() == Some(1), "{n}: {}", tail(&sent));
+        ensure!(says(&sent, words) && says(&sent, "source running"), "{n}: {}", tail(&sent));
+    }
     Ok(())
 }
 

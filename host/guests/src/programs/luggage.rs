@@ -7,15 +7,15 @@ use crate::{
     boot::layout,
     kernel::{IPI_VECTOR, Kernel, vars},
     parameters::{Kind, Parameter, Values},
-    programs::smp,
+    programs::{expect, smp},
 };
 use iced_x86::{IcedError, code_asm::*};
 
 /// The first of the numbered pages.
-const BASE: u32 = 0x240_0000;
+const BASE: u32 = 0x80_0000;
 const DEFAULT_PAGES: u64 = 32;
 /// What a guest of 64 MiB has from there on.
-const MOST_PAGES: u64 = 7168;
+const MOST_PAGES: u64 = 14336;
 const DEFAULT_ROUNDS: u64 = 50;
 /// The boot tables' entry of the large page in which they lie, and its accessed bit.
 const ENTRY: u64 = layout::PD + (BASE as u64 >> 21) * 8;
@@ -36,6 +36,9 @@ const LOCAL_APIC_TIMER_DIVIDE: u32 = 0xfee0_03e0;
 /// The timer's ticks, and how often the guest looks before it believes that its interrupt is lost.
 const TICKS: i32 = 400;
 const PATIENCE: i32 = 1_000_000;
+/// MSRs with what they hold: variable-range MTRR 0, which makes 1 GiB of no memory write-back, and KERNEL_GS_BASE.
+const MSRS: [(u32, u64); 3] =
+    [(0x200, 0xc000_0006), (0x201, 0xf_c000_0800), (0xc000_0102, 0xffff_9234_5678_9000)];
 /// What each counts.
 const PATTERN: u64 = 0x5a5a_0001_1234_9876;
 
@@ -45,14 +48,17 @@ const HAS_KEYS: u64 = vars::PROGRAM + 0x10;
 
 pub const PARAMETERS: &[Parameter] = &[
     Parameter::new("rounds", Kind::Number, "50", "how often it looks, each round ending with a CPUID exit"),
-    Parameter::new("pages", Kind::Number, "32", "how many are numbered, from 0x2400000 on"),
+    Parameter::new("pages", Kind::Number, "32", "how many are numbered, from 0x800000 on"),
+    Parameter::new("msrs", Kind::Choice(&["off", "on"]), "off", "an MTRR and KERNEL_GS_BASE, too"),
 ];
 
 /// R12 holds the round, R13 the number of pages, R14 the rounds there are.
 pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
     let pages = values.number("pages").unwrap_or(DEFAULT_PAGES).clamp(1, MOST_PAGES) as u32;
     let rounds = values.number("rounds").unwrap_or(DEFAULT_ROUNDS).clamp(1, u32::MAX.into()) as u32;
+    let msrs = if values.word("msrs") == Some("on") { &MSRS[..] } else { &[] };
     prepare(k)?;
+    set_msrs(k, msrs)?;
     k.a.mov(r13d, pages)?;
     k.a.mov(r14d, rounds)?;
     k.a.xor(r12d, r12d)?;
@@ -63,6 +69,7 @@ pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
     check_fpu(k)?;
     check_keys(k)?;
     check_accessed(k)?;
+    check_msrs(k, msrs)?;
     check_timer(k)?;
     k.a.xor(eax, eax)?;
     k.a.cpuid()?;
@@ -74,21 +81,8 @@ pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
     k.exit()
 }
 
-fn fail(k: &mut Kernel, what: &str) -> Result<(), IcedError> {
-    k.print(&format!("luggage: FAIL: {what}, round "))?;
-    k.a.mov(rax, r12)?;
-    k.print_dec()?;
-    k.print("\n")?;
-    k.a.mov(eax, 1)?;
-    k.exit()
-}
-
-/// Gives up unless the last comparison was equal.
 fn expect_equal(k: &mut Kernel, what: &str) -> Result<(), IcedError> {
-    let mut good: CodeLabel = k.a.create_label();
-    k.a.je(good)?;
-    fail(k, what)?;
-    k.here(&mut good)
+    expect::expect_equal(k, "luggage", what)
 }
 
 fn prepare(k: &mut Kernel) -> Result<(), IcedError> {
@@ -173,6 +167,29 @@ fn check_keys(k: &mut Kernel) -> Result<(), IcedError> {
     k.a.cmp(eax, KEY_RIGHTS)?;
     expect_equal(k, "the rights of protection keys are others")?;
     k.here(&mut without)
+}
+
+fn set_msrs(k: &mut Kernel, msrs: &[(u32, u64)]) -> Result<(), IcedError> {
+    for (index, value) in msrs {
+        k.a.mov(ecx, *index)?;
+        k.a.mov(eax, *value as u32)?;
+        k.a.mov(edx, (*value >> 32) as u32)?;
+        k.a.wrmsr()?;
+    }
+    Ok(())
+}
+
+fn check_msrs(k: &mut Kernel, msrs: &[(u32, u64)]) -> Result<(), IcedError> {
+    for (index, value) in msrs {
+        k.a.mov(ecx, *index)?;
+        k.a.rdmsr()?;
+        k.a.shl(rdx, 32)?;
+        k.a.or(rax, rdx)?;
+        k.a.mov(rcx, *value)?;
+        k.a.cmp(rax, rcx)?;
+        expect_equal(k, &format!("MSR {index:#x} is another one"))?;
+    }
+    Ok(())
 }
 
 /// An accessed bit that was cleared, and the entry flushed, is set by the next access.

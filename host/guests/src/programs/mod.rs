@@ -4,6 +4,7 @@ mod access;
 mod bar;
 mod cpuid;
 mod dirty;
+mod expect;
 mod hello;
 mod illegal;
 mod io;
@@ -14,6 +15,7 @@ mod luggage;
 mod matrix;
 mod nested;
 mod paging;
+mod pending;
 mod role;
 mod smp;
 mod smp2;
@@ -137,6 +139,14 @@ pub const ALL: &[GuestInfo] = &[
         default_memory: 64,
         default_smp: 1,
         program: Program::Long(luggage::program),
+    },
+    GuestInfo {
+        name: "pending",
+        summary: "has a timer on its way and interrupts pending at every moment, and looks whether each comes in its time",
+        parameters: pending::PARAMETERS,
+        default_memory: 64,
+        default_smp: 1,
+        program: Program::Long(pending::program),
     },
     GuestInfo {
         name: "work",

@@ -216,6 +216,7 @@ impl Machine {
         self.turn = Turn { vcpu: saved.current, ends: saved.turn_ends };
         self.exits = saved.exits;
         self.retried = saved.retried;
+        self.uncompleted = None;
         self.next_checkpoint = saved.next_checkpoint;
         self.drop_caches();
         self.marks.checkpoint = self.services.memory.mark();

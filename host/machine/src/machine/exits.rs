@@ -1,6 +1,6 @@
 //! Into the guest and out of it: the interpreter, the exit, the entry.
 
-use super::{Limits, Machine};
+use super::{Limits, Machine, uncompleted::Uncompleted};
 use crate::{
     services::{GuestEnv, Services, answers},
     time::HostPoint,
@@ -60,6 +60,9 @@ impl Machine {
         vcpu.state.icount = self.services.clock.icount;
         self.services.sync_clock(&mut vcpu.state);
         vcpu.needs_entry = false;
+        if let Some(end) = self.services.interrupted_for_ever(n, vcpu.state.rip) {
+            return Err(end);
+        }
         self.services.tape.begin_entry(n, &vcpu.state);
         let resume = self.backend.enter(n, &mut vcpu.state, &mut self.services);
         self.services.is_right(answers::resume("enter", &resume, &vcpu.state));
@@ -95,8 +98,13 @@ impl Machine {
         self.services.tape.begin_exit(n, icount, &vcpu.state, &exit);
         self.services.inputs.begin_exit(n, icount, &exit);
         let own_cr8 = !vcpu.state.interruptibility.virtual_tpr();
-        let before =
-            Before { rip: vcpu.state.rip, cr8: own_cr8.then_some(vcpu.state.cr8), pat: vcpu.state.pat };
+        let before = Before {
+            rip: vcpu.state.rip,
+            gpr: vcpu.state.gpr,
+            cr8: own_cr8.then_some(vcpu.state.cr8),
+            pat: vcpu.state.pat,
+        };
+        self.services.to_userspace = false;
         (self.services.emulated, self.services.repeats) = (false, false);
         self.services.repetitions = 0;
         self.services.trapped = exit.trap.is_set();
@@ -114,6 +122,13 @@ impl Machine {
         self.services.outcomes.sample(n, &vcpu.state);
         self.services.tape.end_exit(n, &resume);
         vcpu.needs_entry = true;
+        let completed = self.services.to_userspace && vcpu.state.rip != before.rip;
+        self.uncompleted = completed.then_some(Uncompleted {
+            vcpu: n,
+            icount: self.services.clock.icount,
+            gpr: before.gpr,
+            rip: before.rip,
+        });
         let repetitions = self.services.repetitions;
         let stuck = vcpu.progress.stuck(&vcpu.state, icount, &exit, repetitions, limits.no_progress);
         self.services.watching = vcpu.progress.repeats > 0;
@@ -186,6 +201,7 @@ pub(super) fn answered_wrongly(vcpu: u32, wrong: &str) -> End {
 /// What the handling of an exit found.
 struct Before {
     rip: u64,
+    gpr: [u64; 16],
     /// Where it is the local APIC's.
     cr8: Option<u64>,
     pat: u64,

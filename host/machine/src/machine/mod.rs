@@ -15,6 +15,7 @@ mod run;
 mod snapshot;
 mod state;
 mod take_over;
+mod uncompleted;
 mod wake;
 
 pub use hashes::Digest;
@@ -39,6 +40,7 @@ use crate::{
 use configuration::{cpu_config, device_config, emulator_config};
 use halt::Halt;
 use std::io::Write;
+use uncompleted::Uncompleted;
 use vmtape_abi::{Backend, Errno};
 use vmtape_arch::{PAGE_SIZE, cpuid::CpuidEntry, exit::Exit, vcpu::VcpuState};
 use vmtape_cpu::{Cpu, Mark, revision};
@@ -72,6 +74,7 @@ pub struct Machine {
     used: bool,
     /// How often KVM_RUN was called again that had failed.
     retried: u32,
+    uncompleted: Option<Uncompleted>,
     /// The exit that the backend fills in.
     exit: Box<Exit>,
     next_checkpoint: u64,
@@ -143,6 +146,7 @@ impl Machine {
             attended: 0,
             used: false,
             retried: 0,
+            uncompleted: None,
             exit: Box::default(),
             next_checkpoint,
             page_hashes,

@@ -19,7 +19,7 @@ use vmtape_abi::{Errno, MemoryRegion, MemoryStatus};
 use vmtape_arch::{
     PAGE_SIZE,
     cpuid::CpuidEntry,
-    state::{Layout, NestedState, Owner, StateKind, msrs_from_bytes},
+    state::{Layout, NestedState, Owner, Regs, StateKind, msrs_from_bytes},
 };
 use vmtape_traces::{event::Control, ioctl::RingEntry};
 
@@ -188,6 +188,13 @@ impl Machine {
         Ok(states)
     }
 
+    /// The vCPU whose exit went to userspace last, and the general registers that state has which is saved before it is completed.
+    /// `None`: the last exit was none, or the guest has run on since.
+    pub fn before_completion(&self) -> Option<(u32, Regs)> {
+        let exit = self.uncompleted.as_ref().filter(|exit| self.icount() <= exit.icount + 1)?;
+        Some((exit.vcpu, exit.registers(self.state(exit.vcpu)?)))
+    }
+
     /// Sets a part of a vCPU's state. Of MSRs those are set that KVM lists here too, and one that it refuses stays as it is: gives
     /// the numbers of those that are not set.
     pub fn take_state(&mut self, n: u32, kind: StateKind, bytes: &[u8]) -> Result<Vec<u32>, Errno> {
@@ -210,6 +217,15 @@ impl Machine {
     pub fn devices(&self) -> Result<Vec<u8>, Error> {
         postcard::to_stdvec(&self.services.devices)
             .map_err(|cause| Error::Encode { what: "the devices", cause })
+    }
+
+    /// As [`Machine::take_devices`], for a VMM that has no models of the local APICs: they are as after reset until the kernel's are
+    /// loaded.
+    pub fn take_devices_but_apics(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let own = std::mem::take(&mut self.services.devices.lapics);
+        let taken = self.take_devices(bytes);
+        self.services.devices.lapics = own;
+        taken
     }
 
     pub fn take_devices(&mut self, bytes: &[u8]) -> Result<(), Error> {

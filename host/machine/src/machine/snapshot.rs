@@ -59,13 +59,14 @@ impl Machine {
         inputs: Box<dyn Inputs>,
         recorder: Option<Box<dyn Recorder>>,
     ) -> Result<(), Error> {
+        // What is put back is no change.
+        self.begin_anew(inputs, recorder);
         let memory = &self.services.memory;
         for page in memory.written_since(snapshot.mark) {
             let bytes = snapshot.pages.get(&page).map_or(&[0; PAGE], |bytes| &**bytes);
             memory.ram().write(page << PAGE_SHIFT, bytes);
         }
         self.page_hashes.update(&self.services.memory);
-        self.begin_anew(inputs, recorder);
         self.script.forget_since(snapshot.controls);
         self.used = snapshot.used;
         let saved = postcard::from_bytes(&snapshot.state).map_err(|_| damaged())?;

@@ -8,7 +8,7 @@ use crate::{
 };
 use vmtape_abi::Errno;
 use vmtape_arch::vcpu::VcpuState;
-use vmtape_traces::event::{Event, Fault, NO_VCPU, Skip};
+use vmtape_traces::event::{End, Event, Fault, NO_VCPU, Skip};
 
 /// A year: with more the clock would overflow sooner or later.
 const LONGEST_NS: u64 = 366 * 24 * 3600 * NS_PER_SECOND;
@@ -129,6 +129,20 @@ impl Services {
             Some(errno) => Err(Errno(-(errno.clamp(1, LARGEST) as i32))),
             None => Ok(()),
         }
+    }
+
+    /// KVM_RUN may be interrupted before the guest is entered, and the VMM calls it again: an end where that does not end.
+    // See: KVM x86.c kvm_arch_vcpu_ioctl_run(), `vcpu->run->immediate_exit` and signal_pending()
+    pub(crate) fn interrupted_for_ever(&mut self, vcpu: u32, rip: u64) -> Option<End> {
+        const PATIENCE: u64 = 1000;
+        if !self.inputs.has_faults() {
+            return None;
+        }
+        let interrupted = |_: &u64| self.fault(vcpu, HostPoint::RUN_INTERRUPTED.0, rip, 0).is_some();
+        let repeats = (0..PATIENCE).take_while(interrupted).count() as u64;
+        let reason =
+            || format!("KVM_RUN of vCPU {vcpu} is interrupted {repeats} times in a row, rip {rip:#x}");
+        (repeats == PATIENCE).then(|| End::NoProgress { vcpu, repeats, reason: reason() })
     }
 
     /// The instruction count at which an NMI of the host's comes.

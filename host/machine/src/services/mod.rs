@@ -59,6 +59,8 @@ pub(crate) struct Services {
     pub(crate) traps_keep_their_time: bool,
     /// The exit that is being handled came after its instruction.
     pub(crate) trapped: bool,
+    /// The exit that is being handled has gone to userspace, which has done its part.
+    pub(crate) to_userspace: bool,
     /// Iterations of repeated instructions that KVM's emulator has done for the exit that is being handled.
     pub(crate) repetitions: u64,
     /// The last exit was at the same place as the one before: the rules that decide are worth knowing, tape or not.
@@ -107,6 +109,7 @@ impl Services {
             reads_ports_ahead: true,
             traps_keep_their_time: true,
             trapped: false,
+            to_userspace: false,
             repetitions: 0,
             watching: false,
             rules: Vec::new(),
@@ -181,6 +184,7 @@ impl Services {
     }
 
     fn access_bus(&mut self, vcpu: u32, op: &mut BusOp) -> bool {
+        self.to_userspace |= matches!(op.space, BusSpace::USER_PIO | BusSpace::USER_MMIO);
         let before_trap = u64::from(self.trapped && self.traps_keep_their_time);
         let now = self.clock.now().saturating_sub(before_trap * NS_PER_TICK);
         match op.space {

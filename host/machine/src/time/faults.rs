@@ -89,6 +89,7 @@ vmtape_arch::open_enum! {
         IRQ_SPURIOUS = 0x8000_0006 => "host-irq-spurious",
         TSC_JUMP = 0x8000_0007 => "host-tsc-jump",
         CREATE_VCPU = 0x8000_0008 => "host-create-vcpu",
+        RUN_INTERRUPTED = 0x8000_0009 => "host-run-interrupted",
     }
 }
 
@@ -128,6 +129,10 @@ impl HostPoint {
             Self::CREATE_VCPU => (
                 "KVM_CREATE_VCPU fails, and there is no guest",
                 "a: the vCPU; b: 0; answer: the errno (12 is ENOMEM)",
+            ),
+            Self::RUN_INTERRUPTED => (
+                "A signal, or immediate_exit, ends KVM_RUN before the guest is entered: -EINTR, and the VMM calls it again",
+                "a: the guest's RIP; b: 0; answer: any",
             ),
             _ => ("", ""),
         };

@@ -108,7 +108,11 @@ impl Load {
     ) -> Result<(), Error> {
         let lacks = |what| Error::Refused(format!("the stream has no {what}"));
         machine.take_slots(&self.slots.take().ok_or_else(|| lacks("slots"))?)?;
-        machine.take_devices(&self.devices.take().ok_or_else(|| lacks("devices"))?)?;
+        let devices = self.devices.take().ok_or_else(|| lacks("devices"))?;
+        match points.ask(MovePoint::APIC_OF_KERNEL, 0, 0) {
+            None => machine.take_devices(&devices)?,
+            Some(_) => machine.take_devices_but_apics(&devices)?,
+        }
         machine.take_books(&self.books.take().ok_or_else(|| lacks("books"))?)?;
         self.follow(machine)?;
         for (vcpu, cpuid) in (0..).zip(cpuid) {

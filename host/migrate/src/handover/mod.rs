@@ -55,6 +55,8 @@ pub enum State {
     Dead,
     /// The guest had ended by itself.
     Ended,
+    /// The other process has not said what it became.
+    Unheard,
 }
 
 impl fmt::Display for State {
@@ -71,6 +73,7 @@ impl fmt::Display for State {
             Self::Destroyed => "destroyed",
             Self::Dead => "dead",
             Self::Ended => "ended",
+            Self::Unheard => "unheard",
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Who refuses what: width and CPUID of a guest against a destination, as different management software judges them.
 
 mod cpuid;
+mod state;
 mod vendor;
 mod width;
 
@@ -60,6 +61,7 @@ impl Policy {
         findings.extend(width::judge(self, offer, cpuid, ground));
         findings.extend(cpuid::judge(self, cpuid, &ground.supported));
         findings.extend(vendor::judge(offer, cpuid, ground));
+        findings.extend(state::judge(cpuid));
         findings
     }
 

@@ -5,6 +5,7 @@ mod log;
 mod memory;
 mod rounds;
 mod server;
+mod state;
 
 pub use log::{DirtyLog, LogMode, Page};
 pub use server::Server;
@@ -160,9 +161,7 @@ impl<'g> Source<'g> {
         (self.sent.instructions, self.sent.exits) = (machine.icount(), machine.exits());
         self.around.points.at(machine.icount(), MovePhase::STOP);
         for vcpu in 0..self.offer.vcpus {
-            for (kind, bytes) in machine.states(vcpu)? {
-                self.states.push(Record::State { vcpu, kind, bytes });
-            }
+            self.states.extend(state::saved(machine, vcpu, &self.around.points)?);
         }
         if let Some(log) = &mut self.log {
             let dirty = log.take(machine)?;

@@ -70,6 +70,13 @@ const ROWS: &[Row] = &[
         "SDM vol. 3A 4.8 Accessed and Dirty Flags, broken",
     ),
     (
+        P::NESTED_LOST_DIRTY,
+        |reach| reach.vmx && reach.tdp,
+        "Silicon lets a guest write through an entry of EPT without setting its dirty bit, and so does not log the page",
+        "a: the guest physical address that is translated; b: the entry; answer: any",
+        "SDM vol. 3C 29.3.5 Accessed and Dirty Flags for EPT, 29.3.6 Page-Modification Logging, broken",
+    ),
+    (
         P::SPURIOUS_FAULT,
         all,
         "Silicon faults on an access that the tables allow: an EPT violation, a nested page fault, or a page fault under \
@@ -376,7 +383,7 @@ fn unreached((point, reaches, ..): &Row, reach: &Reach) -> String {
         options.extend((!reaches(&Reach { tdp: false, ..*reach })).then(|| format!("{parameter}=off")));
         options.extend((!reaches(&Reach { shadow: false, ..*reach })).then(|| format!("{parameter}=on")));
     }
-    if *point == P::PML_NOT_DRAINED {
+    if [P::PML_NOT_DRAINED, P::NESTED_LOST_DIRTY].contains(point) {
         options.extend(["eptad=off".to_owned(), "pml=off".to_owned()]);
     }
     options.join(" ")
