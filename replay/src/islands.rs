@@ -1,10 +1,11 @@
 //! Stretches of exits that differ between streams that are alike before and behind them.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// What a stretch has to do with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Why {
     /// The guest reads a clock in it.
@@ -28,7 +29,7 @@ impl Why {
 }
 
 /// One stretch.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Island {
     /// The first exit in it, or behind it where a side has none in it.
     pub expected_exit: Option<u64>,
@@ -45,7 +46,7 @@ pub struct Island {
 const KEPT: usize = 64;
 
 /// How two streams fit together.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Alignment {
     /// Exits that are the same on both sides.
     pub equal: u64,

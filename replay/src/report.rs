@@ -8,11 +8,13 @@ use crate::{
     islands::Alignment,
     signature::Signature,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use vmtape_traces::hex;
 
 /// The answer to "same or not", by which the program's exit code goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Everything was compared, and nothing differs.
@@ -25,7 +27,7 @@ pub enum Verdict {
 }
 
 /// Where a difference shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
     /// Registers, memory, exceptions, CPUID and MSR values, device accesses: a divergence.
@@ -37,7 +39,7 @@ pub enum Level {
 }
 
 /// What kind of difference it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Class {
     /// The manuals ask for it or leave it open.
@@ -74,7 +76,7 @@ impl Class {
 }
 
 /// A rule of a backend's table that decided an outcome.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Rule {
     pub id: u32,
     pub backend: String,
@@ -84,7 +86,7 @@ pub struct Rule {
 }
 
 /// The first difference, with what is needed to understand and repeat it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Divergence {
     pub level: Level,
     pub class: Class,
@@ -96,6 +98,8 @@ pub struct Divergence {
     pub vcpu: u32,
     /// Instructions retired before the one that differs.
     pub icount: u64,
+    #[serde(serialize_with = "hex::word")]
+    #[schemars(with = "String")]
     pub rip: u64,
     /// Where a guest's guest ran: its level.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -123,7 +127,7 @@ impl Divergence {
 }
 
 /// A divergence of a comparison that goes on after it, and how often it is there.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Occurrence {
     /// Where it is for the first time.
     pub divergence: Divergence,
@@ -131,14 +135,14 @@ pub struct Occurrence {
 }
 
 /// How often one exit reason was taken on each side.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Cost {
     pub expected: u64,
     pub actual: u64,
 }
 
 /// How much was compared.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Compared {
     pub instructions: u64,
     pub exits: u64,
@@ -152,7 +156,7 @@ impl Compared {
 }
 
 /// A comparison.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Report {
     pub verdict: Verdict,
     /// How it was compared, in one sentence.

@@ -1,9 +1,10 @@
 //! One line of a report.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// One thing that differs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Row {
     pub what: String,
     pub expected: String,

@@ -14,12 +14,13 @@
 //! - What the guest does between its exits only a run compares ([`crate::native`]).
 
 use crate::{explain::Outcome, state::Difference};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 use thiserror::Error;
 
 /// A divergence's name, equal in all runs that show it. As text: `WHAT@RIP`, as in `outcome:#PF(0x9)>none@0x1004a2`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Signature {
     what: String,

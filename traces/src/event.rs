@@ -6,6 +6,7 @@
 //! wall-clock time, addresses of this process, or threads.
 
 pub use crate::ioctl::Control;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::fmt;
 use vmtape_arch::{
@@ -55,7 +56,7 @@ pub enum Event {
 }
 
 /// A fault: the point that was asked, which time it was, and what it answered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Fault {
     pub icount: u64,
     /// [`NO_VCPU`] where the point is about none.
@@ -67,12 +68,19 @@ pub struct Fault {
     /// How often since its last exit began: what a reader that replays exits without their guest can count.
     pub since_exit: u64,
     /// Two words of detail, which the point's row in its table describes.
+    #[serde(serialize_with = "crate::hex::word")]
+    #[schemars(with = "String")]
     pub a: u64,
+    #[serde(serialize_with = "crate::hex::word")]
+    #[schemars(with = "String")]
     pub b: u64,
+    #[serde(serialize_with = "crate::hex::word")]
+    #[schemars(with = "String")]
     pub answer: u64,
     /// The rule of a plan that gave it, from one on; zero: none.
     pub rule: u32,
     /// Why it did not happen though it was due.
+    #[schemars(with = "u32")]
     pub skipped: Skip,
 }
 

@@ -15,6 +15,7 @@ pub mod export;
 pub mod flat;
 pub mod format;
 pub mod fuzz;
+pub mod hex;
 pub mod import;
 pub mod ioctl;
 pub mod metadata;

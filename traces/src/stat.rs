@@ -10,6 +10,7 @@ use crate::{
     },
     text::tables::reason,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap};
 use vmtape_arch::{level::Level, note::Note};
@@ -18,7 +19,7 @@ use vmtape_arch::{level::Level, note::Note};
 const HOTTEST: usize = 20;
 
 /// Counts over a tape. Maps by address have what is counted as hexadecimal text, which JSON keeps exact.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Stat {
     pub bytes: u64,
     /// Bytes of chunks by kind, their headers included, and of the rest of the file.
@@ -49,15 +50,16 @@ pub struct Stat {
 }
 
 /// Exits of one kind at one place.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Hot {
     pub rip: String,
+    #[serde(rename = "exit_reason")]
     pub reason: String,
     pub exits: u64,
 }
 
 /// Reads and writes of one register.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Accesses {
     pub reads: u64,
     pub writes: u64,

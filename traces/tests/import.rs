@@ -288,3 +288,15 @@ fn what_is_no_trace_is_refused_by_name() {
     }
     assert!(!tape_of(&[]).is_empty());
 }
+
+/// A trace that was made up: memory does not grow with the names in it.
+#[test]
+fn names_without_end_are_counted_together() {
+    let lines = (0..10_000).map(|n| format!("  CPU 0/KVM-1000  [000] .....  1.{n:06}: event_{n}: text\n"));
+    let text = format!("# tracer: nop\n{}", lines.collect::<String>());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let (_, summary) = events(&Source::Path(file.path().to_owned()));
+    assert!(summary.kept.len() <= 4097 && summary.accounts_for_all(), "{}", summary.kept.len());
+    assert_eq!(summary.kept.values().sum::<u64>(), 10_000);
+}

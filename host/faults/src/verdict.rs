@@ -3,13 +3,14 @@
 //! Several may hold at once: the first in the order of [`Verdict`] counts. A failure of this program itself is none of them, and
 //! is an error.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 use thiserror::Error;
 use vmtape_machine::Phase;
 
 /// What came of faults, the worst first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum Verdict {
     /// Two copies of the guest run.

@@ -1,10 +1,11 @@
 //! What became of a migration.
 
 use crate::{handover, policy::Finding};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// A round of pre-copy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Round {
     pub pages: u64,
     /// Of them, zero.
@@ -19,7 +20,7 @@ pub struct Round {
 }
 
 /// What a source tells.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Sent {
     pub log: Option<String>,
     pub rounds: Vec<Round>,
@@ -32,7 +33,7 @@ pub struct Sent {
 }
 
 /// What a destination tells.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Loaded {
     pub findings: Vec<Finding>,
     pub pages: u64,
@@ -43,11 +44,14 @@ pub struct Loaded {
 }
 
 /// What became of both sides.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Outcome {
     pub handover: &'static str,
     pub epoch: u64,
+    /// What became of both sides.
+    #[serde(rename = "source_became")]
     pub source: handover::State,
+    #[serde(rename = "destination_became")]
     pub destination: handover::State,
     /// How many run the guest.
     pub runners: usize,

@@ -21,10 +21,11 @@ use crate::{
     report::{Divergence, Verdict},
     signature::Signature,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// What a bisection found.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Finding {
     pub axis: &'static str,
     pub verdict: Verdict,

@@ -1,11 +1,12 @@
 //! The two searches: where a row of candidates turns bad, and the smallest set that is bad.
 
 use crate::Error;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::HashMap;
 
 /// What a trial says of a candidate, in the words of `git bisect`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mark {
     Good,

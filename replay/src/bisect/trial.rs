@@ -8,6 +8,7 @@ use crate::{
     signature::Signature,
     spec, text,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 use vmtape_abi::Description;
 use vmtape_machine::{MachineSpec, vmm::When};
@@ -53,7 +54,7 @@ pub enum Show {
 }
 
 /// A trial as the evidence lists it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Trial {
     pub what: String,
     pub mark: Mark,

@@ -1,5 +1,6 @@
 //! What a cause is.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -7,7 +8,7 @@ use std::fmt;
 pub const HOST: &str = "host: ";
 
 /// What kind of thing a cause is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// A clause of a manual, which asks for the difference or allows it.
@@ -32,7 +33,7 @@ impl Kind {
 }
 
 /// Why two machines differ.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
 pub struct Cause {
     pub kind: Kind,
     /// A short name: the catalogue's, or that of a switch as options spell it.

@@ -1,13 +1,15 @@
 //! What a check finds, and what would help.
 
 use super::footprint::Place;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::fmt;
+use vmtape_traces::hex;
 
 pub(crate) const DMA: &str = "Linux drivers/vfio/vfio_iommu_type1.c vfio_iommu_iova_dma_valid()";
 
 /// How bad a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
     /// Nothing on this tape shows that the guest minds, but another guest, or this one later, might.
@@ -21,7 +23,7 @@ pub enum Severity {
 }
 
 /// What a finding is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Subject {
     /// MAXPHYADDR of the guest, against what the host gives.
@@ -48,7 +50,7 @@ pub enum Subject {
 }
 
 /// A setting that takes a finding away.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Pin {
     /// The guest's MAXPHYADDR, no more than this.
@@ -60,13 +62,20 @@ pub enum Pin {
     /// Without CPUID features, by QEMU's names.
     Without(Vec<String>),
     /// Memory and BARs lie outside of these addresses, both ends included.
-    KeepOut { first: u64, last: u64 },
+    KeepOut {
+        #[serde(serialize_with = "hex::word")]
+        #[schemars(with = "String")]
+        first: u64,
+        #[serde(serialize_with = "hex::word")]
+        #[schemars(with = "String")]
+        last: u64,
+    },
     /// KVM on this host has to hide its width from narrower guests (KVM_CAP_SMALLER_MAXPHYADDR).
     HideWidth(String),
 }
 
 /// One thing that a check found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Finding {
     pub severity: Severity,
     pub subject: Subject,

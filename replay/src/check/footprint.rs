@@ -6,6 +6,7 @@ use crate::{
     player::{Create, Player},
     spec,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,10 +19,11 @@ use vmtape_arch::{
     paging::Pte,
 };
 use vmtape_machine::{MachineSpec, vmm::When};
+use vmtape_traces::hex;
 use vmtape_traces::{Event, ExitGroup, Exits, Tape, event::Control};
 
 /// What kind of thing an address stands in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// A paging entry of the guest.
@@ -35,14 +37,21 @@ pub enum Kind {
 }
 
 /// Something with an address, and where the tape shows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Place {
     pub kind: Kind,
     /// The last address that belongs to it: what a width has to reach.
+    #[serde(serialize_with = "hex::word")]
+    #[schemars(with = "String")]
     pub address: u64,
     /// Of an entry: its level and value, and where it stands, if that is known. Of a slot: where it begins.
+    #[serde(rename = "paging_level")]
     pub level: Option<u8>,
+    #[serde(serialize_with = "hex::word_or_null")]
+    #[schemars(with = "Option<String>")]
     pub value: Option<u64>,
+    #[serde(serialize_with = "hex::word_or_null")]
+    #[schemars(with = "Option<String>")]
     pub at: Option<u64>,
     /// The first exit that shows it.
     pub exit: Option<u64>,

@@ -21,6 +21,7 @@ use crate::{Error, Report, evidence::Evidence, player::Create};
 use finding::{Finding, Severity};
 use footprint::Footprint;
 use pins::Pins;
+use schemars::JsonSchema;
 use serde::Serialize;
 use vmtape_abi::Description;
 use vmtape_arch::cpuid::CpuidEntry;
@@ -54,7 +55,7 @@ pub struct Host<'a> {
 }
 
 /// The answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     Safe,
@@ -82,7 +83,7 @@ impl Verdict {
 }
 
 /// What is to be said of one host.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Assessment {
     pub host: String,
     /// Backend, silicon and profile that the guest ran on.

@@ -1,18 +1,21 @@
 //! The settings with which a guest may live on all of some hosts.
 
 use super::finding::{Finding, Pin};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{collections::BTreeSet, fmt};
+use vmtape_traces::hex;
 
 /// What to give the guest, and what to set on hosts. `None` and empty: as it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Pins {
     pub phys_bits: Option<u8>,
     pub guest_phys_bits: Option<u8>,
     /// Features to switch off, by QEMU's names.
     pub without: BTreeSet<String>,
     /// Addresses, both ends included, that memory and BARs have to keep out of: no setting of the CPU's, but of who places them.
-    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    #[serde(skip_serializing_if = "BTreeSet::is_empty", serialize_with = "hex::ranges")]
+    #[schemars(with = "Vec<[String; 2]>")]
     pub keep_out: BTreeSet<(u64, u64)>,
     /// Hosts whose KVM has to hide its width.
     pub hide_width: BTreeSet<String>,
@@ -21,7 +24,7 @@ pub struct Pins {
 }
 
 /// A setting, and the first version of a program that knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Need {
     pub program: &'static str,
     pub setting: &'static str,

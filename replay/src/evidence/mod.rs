@@ -18,6 +18,7 @@ pub use target::Target;
 
 use crate::report::Cost;
 use judge::{Answer, Judge};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use steps::{Step, Steps};
@@ -33,7 +34,7 @@ pub const LIMITS: [&str; 4] = [
 ];
 
 /// What a trace shows of a guest on a host.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Evidence {
     pub exits: u64,
     /// Exits that tell enough; of them those about which the host does the same, those that it takes otherwise without the guest

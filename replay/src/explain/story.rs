@@ -6,6 +6,7 @@ use crate::{
     observer::{Entry, Observation, Walk},
     text,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::fmt;
 use vmtape_arch::{
@@ -83,13 +84,14 @@ impl fmt::Display for Outcome {
 }
 
 /// One side's story of an instruction.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Story {
     /// Whose.
     pub side: String,
     /// What happened about the address in question, in order.
     pub lines: Vec<String>,
     /// What came of it.
+    #[serde(rename = "came_of_it")]
     pub outcome: String,
 }
 

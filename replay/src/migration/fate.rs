@@ -1,7 +1,9 @@
 //! What a migration comes to, in a word.
 
 use crate::{Report, report};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
+use std::borrow::Cow;
 use vmtape_faults::Verdict;
 use vmtape_machine::Phase;
 use vmtape_migrate::{Outcome, handover::State};
@@ -19,7 +21,7 @@ pub enum Fate {
 }
 
 /// A migration and what it came to.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Moved {
     #[serde(rename = "verdict")]
     pub fate: Fate,
@@ -91,6 +93,17 @@ impl Fate {
 impl Serialize for Fate {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.word())
+    }
+}
+
+impl JsonSchema for Fate {
+    fn schema_name() -> Cow<'static, str> {
+        "Fate".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let all = Verdict::ALL.into_iter().map(Self::Wrong).chain([Self::Ended, Self::Moved]);
+        json_schema!({ "type": "string", "enum": all.map(Self::word).collect::<Vec<_>>() })
     }
 }
 

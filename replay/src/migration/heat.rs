@@ -6,6 +6,7 @@
 
 use super::{Fate, Journey, loses};
 use crate::{Error, player::Player, sides::Sides, state, text};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use vmtape_machine::{Digest, vmm::When};
@@ -13,7 +14,7 @@ use vmtape_migrate::{classes::Class, points::Points};
 use vmtape_traces::Event;
 
 /// One moment.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Cell {
     /// So many exits were taken before, and so many instructions have retired where the guest came to rest.
     pub exit: u64,
@@ -26,7 +27,7 @@ pub struct Cell {
 }
 
 /// Moments, in order.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Map {
     pub cells: Vec<Cell>,
     /// By the last exit before the move, and verdict.
@@ -34,7 +35,7 @@ pub struct Map {
 }
 
 /// A map for a class of faults.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct OfClass {
     pub class: String,
     pub text: String,
@@ -45,7 +46,7 @@ pub struct OfClass {
 }
 
 /// All of them.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Heat {
     /// The worst of all classes.
     #[serde(flatten)]

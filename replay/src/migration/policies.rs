@@ -2,6 +2,7 @@
 
 use super::Hop;
 use crate::{Error, sides::Sides};
+use schemars::JsonSchema;
 use serde::Serialize;
 use vmtape_machine::vmm::When;
 use vmtape_migrate::{
@@ -10,7 +11,7 @@ use vmtape_migrate::{
 };
 
 /// A policy's word on a machine.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Judged {
     pub to: String,
     pub policy: &'static str,

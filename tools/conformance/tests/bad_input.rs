@@ -143,6 +143,10 @@ fn nonsense_is_a_usage_error() -> Result<()> {
         (&["--host", "intel-9000"], "intel-9000"),
         (&["--host", "amd-48"], "amd"),
         (&["--kvm", "v9.99"], "v9.99"),
+        (&["--kvm", "6.12"], "did you mean `v6.12`?"),
+        (&["--kvm", "v6.12.3"], "did you mean `v6.12`?"),
+        (&["--kvm", "v6.12,allow_smaller_maxphyadr=on"], "did you mean `allow_smaller_maxphyaddr`?"),
+        (&["--host", "intel-64"], "did you mean `intel-46`?"),
         (&["--kvm", "v6.12,+no-such-patch"], "no-such-patch"),
         (&["-m", "lots"], "lots"),
         (&["--smp", "0"], "smp"),
@@ -160,6 +164,33 @@ fn nonsense_is_a_usage_error() -> Result<()> {
         line.push("builtin:hello");
         let run = vmtape(folder.path(), &line)?;
         assert_refused(&run, USAGE, mentions, &arguments.join(" "));
+    }
+    Ok(())
+}
+
+/// An option that a tape has and the installed plugin does not know is the build's matter, not the command line's.
+#[test]
+fn a_tape_of_a_plugin_that_knew_more() -> Result<()> {
+    use vmtape_replay::spec::{self, Budget};
+    use vmtape_traces::{Options, Tape, Writer};
+    let folder = tempfile::tempdir()?;
+    tape(folder.path())?;
+    let known = Tape::open_whole(&folder.path().join("good.tape"))?;
+    for (name, value) in [("of-tomorrow", "on"), (spec::PROFILE, "v99.1")] {
+        let mut machine = spec::machine(&known)?;
+        machine.options.retain(|(other, _)| other != name);
+        machine.options.push((name.into(), value.into()));
+        let path = folder.path().join("newer.tape");
+        let metadata = spec::metadata(&machine, &Budget::default())?;
+        let mut writer = Writer::create(&path, &metadata, &spec::images(&machine), Options::default())?;
+        for event in known.events() {
+            writer.push(event?);
+        }
+        writer.finish()?;
+        for line in [&["replay", "newer.tape"][..], &["replay", "newer.tape", "--host", "intel-52"]] {
+            let mentions = if name == spec::PROFILE { value } else { name };
+            assert_refused(&vmtape(folder.path(), line)?, COULD_NOT_TEST, mentions, &line.join(" "));
+        }
     }
     Ok(())
 }

@@ -55,12 +55,12 @@ fn json_names_the_first_address_that_breaks() -> Result<()> {
     let output = vmtape(folder.path(), &["check", "bar.tape", "--to", "intel-39", "--pin", "--json"])?;
     let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     assert_eq!(report["schema_version"], 2);
-    let host = &report["hosts"][0];
+    let host = &report["assessments"][0];
     assert_eq!(host["verdict"], "refused");
     let place = &host["findings"][0]["place"];
     assert_eq!(place["kind"], "entry");
-    assert_eq!(place["at"], 0x210_1000);
-    assert_eq!(place["value"], 0xfc_0000_009bu64);
+    assert_eq!(place["at"], "0x2101000");
+    assert_eq!(place["value"], "0xfc0000009b");
     assert_eq!(host["exit"], place["exit"], "the first exit that differs shows the entry");
     assert_eq!(report["pin"]["settings"]["phys_bits"], 39);
     assert_eq!((&report["pin"]["safe"], &report["pin"]["moves"]), (&1.into(), &1.into()));
@@ -126,7 +126,7 @@ fn reserved_bits_alone_are_a_grade_of_their_own() -> Result<()> {
     let report: serde_json::Value = serde_json::from_slice(&json.stdout)?;
     let cells = report["matrix"]["cells"].as_array().context("cells")?;
     let outcome = |from: &str, to: &str| {
-        cells.iter().find(|cell| cell["from"] == from && cell["to"] == to).map(|cell| cell["outcome"].clone())
+        cells.iter().find(|cell| cell["from"] == from && cell["to"] == to).map(|cell| cell["verdict"].clone())
     };
     assert_eq!(outcome("intel-46", "intel-52"), Some("safe".into()), "firmware does not rely on them");
     // One whose width is beyond the host's is refused as ever.
@@ -178,19 +178,19 @@ fn what_a_guest_did_before_it_moves_does_not_count() -> Result<()> {
         Ok((output.status.code(), serde_json::from_slice(&output.stdout)?))
     };
     let (code, at_boot) = check("start")?;
-    assert_eq!((code, &at_boot["hosts"][0]["verdict"]), (UNSAFE, &"conditional".into()));
-    let divergence = &at_boot["hosts"][0]["replay"]["divergence"];
+    assert_eq!((code, &at_boot["assessments"][0]["verdict"]), (UNSAFE, &"conditional".into()));
+    let divergence = &at_boot["assessments"][0]["replay"]["divergence"];
     let looks = divergence["icount"].as_u64().context("an instruction")?;
     let (_, before) = check(&format!("insn={}", looks - 20))?;
     let moved = before["guest"]["moves_at_instruction"].as_u64().context("a moment")?;
     assert!((looks - 20..=looks).contains(&moved), "{moved}, not about {looks}");
-    let same = &before["hosts"][0]["replay"]["divergence"];
+    let same = &before["assessments"][0]["replay"]["divergence"];
     assert_eq!((&same["signature"], &same["icount"]), (&divergence["signature"], &divergence["icount"]));
-    assert_eq!(before["hosts"][0]["reason"], at_boot["hosts"][0]["reason"]);
+    assert_eq!(before["assessments"][0]["reason"], at_boot["assessments"][0]["reason"]);
     let (code, after) = check(&format!("insn={}", looks + 1))?;
-    assert_eq!((code, &after["hosts"][0]["verdict"]), (SAFE, &"safe".into()), "{after:#}");
+    assert_eq!((code, &after["assessments"][0]["verdict"]), (SAFE, &"safe".into()), "{after:#}");
     assert!(
-        after["hosts"][0]["findings"].as_array().is_some_and(|found| !found.is_empty()),
+        after["assessments"][0]["findings"].as_array().is_some_and(|found| !found.is_empty()),
         "still a caution"
     );
     let beyond = vmtape(folder.path(), &["check", "a.tape", "--to", "intel-52", "--at", "exit=99999"])?;
@@ -211,7 +211,7 @@ fn what_a_guest_no_longer_holds_when_it_moves_does_not_count() -> Result<()> {
     let held = |report: &serde_json::Value| {
         let guest = &report["guest"];
         let bits = |field: &str| guest[field].as_u64().unwrap_or_default();
-        (bits("entry_bits").max(bits("device_bits")), report["hosts"][0]["verdict"].clone())
+        (bits("entry_bits").max(bits("device_bits")), report["assessments"][0]["verdict"].clone())
     };
     let whole = check("start")?;
     assert_eq!(held(&whole), (40, "unsafe".into()), "{whole:#}");

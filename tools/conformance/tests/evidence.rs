@@ -36,7 +36,7 @@ fn check(lines: &[String], host: &str, code: i32) -> Result<Value> {
     let checked = vmtape(folder.path(), &["check", "real.tape", "--to", host, "--json"])?;
     ensure!(checked.status.code() == Some(code), "{host}: {}", tail(&checked));
     let report: Value = serde_json::from_slice(&checked.stdout)?;
-    Ok(report["hosts"].get(0).cloned().unwrap_or_default())
+    Ok(report["assessments"].get(0).cloned().unwrap_or_default())
 }
 
 /// A device that the guest writes to, under EPT.

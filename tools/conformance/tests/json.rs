@@ -44,16 +44,122 @@ fn answer(folder: &Path, line: &str) -> Result<Value> {
     serde_json::from_slice(&output.stdout).with_context(|| format!("{line}: {}", tail(&output)))
 }
 
+const INJECT: &str = "inject plan.toml -b svm-npt builtin:touch,access=write --shrink small.toml --json";
+
+/// A trace of the real KVM and its tape, a plan, and a campaign that was run.
+fn inputs(folder: &Path) -> Result<()> {
+    let traces = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../traces/recordings/npt1-guests");
+    fs::copy(traces.join("hello/trace.txt.gz"), folder.join("trace.txt.gz"))?;
+    answer(folder, "import -o real.tape trace.txt.gz --json")?;
+    fs::write(folder.join("plan.toml"), "[[rule]]\nwhen = { point = \"lost-dirty\", n = 1 }\n")?;
+    let campaign = "plans = 2\nguests = [\"builtin:hello\"]\n[[machine]]\nbackend = \"vmx\"\n";
+    fs::write(folder.join("campaign.toml"), campaign)?;
+    vmtape(folder, &["campaign", "run", "campaign.toml", "--shard", "0", "-o", "results"])?;
+    Ok(())
+}
+
+/// Each command's answers fit its schema, errors too; and no number needs more bits than every parser has.
+#[test]
+fn answers_fit_their_schemas() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let record =
+        "record -q -b svm-npt --cpu max,phys-bits=36 -o a.tape builtin:touch,pte=0x1002000001 --json";
+    inputs(folder.path())?;
+    let rows: [(&str, &[&str]); 17] = [
+        ("record", &[record, "record -b nothing -o x.tape builtin:hello --json"]),
+        ("backends", &["backends --json", "backends vmx --json", "backends --patches --json"]),
+        ("guests", &["guests --json", "guests nobody --json"]),
+        ("host-show", &["host show intel-52-4level --json", "host show amd-48 --json"]),
+        ("host-crash", &["host crash -b vmx --kvm v5.6 --json"]),
+        (
+            "replay",
+            &[
+                "replay a.tape --json",
+                "replay a.tape -b vmx --json",
+                "replay a.tape -b vmx --mode exits --json",
+            ],
+        ),
+        ("diff", &["diff a.tape a.tape --json", "diff real.tape a.tape --json"]),
+        ("bisect", &["bisect a.tape -b vmx --axis width --json"]),
+        (
+            "check",
+            &[
+                "check a.tape --to intel-46 amd-52 --pin --json",
+                "check --fleet intel-39 amd-48 --pin --json",
+                "check real.tape --to amd-52 --json",
+            ],
+        ),
+        ("show", &["show a.tape --json", "show a.tape --reason npf --json", "show nothing.tape --json"]),
+        ("stat", &["stat a.tape --json"]),
+        ("scenarios", &["scenarios --list --json"]),
+        (
+            "inject",
+            &["inject points -b vmx --json", INJECT, "inject nothing.toml -b vmx builtin:hello --json"],
+        ),
+        ("campaign-merge", &["campaign merge campaign.toml results --json"]),
+        ("run", &["run -b vmx --json builtin:hello"]),
+        (
+            "migrate",
+            &[
+                "migrate a.tape --at exit=2 --to vmx --json",
+                "migrate a.tape --at every-exit=4 --to vmx --classes lost-regs --json",
+                "migrate a.tape --at start --to amd-52 --policies --json",
+                "migrate a.tape --at exit=999999 --to nothing --json",
+            ],
+        ),
+        ("import", &["import -o again.tape trace.txt.gz --json", "import -o x.tape nothing.txt --json"]),
+    ];
+    for (command, lines) in rows {
+        let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../vmtape/schemas/{command}.json"));
+        let schema: Value = serde_json::from_str(&fs::read_to_string(schema)?)?;
+        let validator = jsonschema::validator_for(&schema)?;
+        for line in lines {
+            let answer = answer(folder.path(), line)?;
+            let errors: Vec<_> = validator.iter_errors(&answer).map(|error| error.to_string()).collect();
+            assert!(errors.is_empty(), "{line}: {errors:#?}");
+            assert_eq!(answer["schema_version"], 2, "{line}");
+            numbers(&answer, line);
+            // The schema is of the fields that are there.
+            for name in answer.as_object().context("an object")?.keys() {
+                let mut wrong = answer.clone();
+                wrong[name] = serde_json::json!([[0.5]]);
+                assert!(!validator.is_valid(&wrong), "{line}: {name} may be anything");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Numbers are counts, and addresses text.
+fn numbers(value: &Value, line: &str) {
+    const MOST: u64 = 1 << 53;
+    const WORDS: [&str; 11] =
+        ["rip", "gpa", "gva", "hpa", "address", "value", "at", "last", "before", "after", "ept_vpid_cap"];
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| numbers(item, line)),
+        Value::Object(members) => {
+            for (name, member) in members {
+                let word = WORDS.contains(&name.as_str()) && member.is_number();
+                assert!(!word, "{line}: {name} is a number");
+                numbers(member, line);
+            }
+        }
+        Value::Number(number) => {
+            assert!(number.as_f64().is_some_and(|number| number.abs() < MOST as f64), "{line}: {number}");
+        }
+        _ => {}
+    }
+}
+
 #[test]
 fn every_field_is_documented_and_every_documented_field_is_there() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let record =
         "record -q -b vmx,allow_smaller_maxphyaddr=on --cpu max,phys-bits=36 -o a.tape builtin:illegal";
     answer(folder.path(), record).ok();
-    let trace =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../traces/recordings/npt1-guests/hello/trace.txt.gz");
-    let import = format!("import -o real.tape {} --json", trace.display());
-    answer(folder.path(), &import)?;
+    inputs(folder.path())?;
+    let walked = "record -q -b svm-npt --cpu max,phys-bits=36 -o b.tape builtin:touch,pte=0x1002000001";
+    answer(folder.path(), walked).ok();
     fs::write(
         folder.path().join("node.toml"),
         "vendor = 'intel'\nphys-bits = 39\niommu-bits = 36\nwithout = ['pku']\n",
@@ -62,17 +168,16 @@ fn every_field_is_documented_and_every_documented_field_is_there() -> Result<()>
         "check a.tape --to amd-48 node.toml intel-46,vmx,v5.6 --pin --json",
         "check --fleet node.toml amd-48 --guest builtin:cpuid --pin --json",
         "replay a.tape -b svm-npt --json",
+        "replay a.tape -b svm-npt --mode exits --json",
         "host show intel-52-4level --json",
         "migrate a.tape --at start --to intel-46,vmx --json",
-        "inject plan.toml -b svm-npt builtin:touch,access=write --shrink small.toml --json",
+        INJECT,
         "campaign merge campaign.toml results --json",
         "check real.tape --to amd-52 --json",
         "diff real.tape a.tape --json",
+        "show b.tape --json",
+        "replay nothing.tape --json",
     ];
-    fs::write(folder.path().join("plan.toml"), "[[rule]]\nwhen = { point = \"lost-dirty\", n = 1 }\n")?;
-    let campaign = "plans = 2\nguests = [\"builtin:hello\"]\n[[machine]]\nbackend = \"vmx\"\n";
-    fs::write(folder.path().join("campaign.toml"), campaign)?;
-    vmtape(folder.path(), &["campaign", "run", "campaign.toml", "--shard", "0", "-o", "results"])?;
     let answers = lines.iter().map(|line| answer(folder.path(), line)).collect::<Result<Vec<_>>>()?;
     let (mut fields, mut words) = (BTreeSet::new(), BTreeSet::new());
     for answer in &answers {

@@ -83,7 +83,7 @@ fn json_has_the_same() -> Result<()> {
     record(folder.path())?;
     let text = show(folder.path(), &["--reason", "npf", "--gpa", "0x1002000000", "--json"])?;
     let json: Value = serde_json::from_str(&text)?;
-    let exits = json["exits"].as_array().context("exits")?;
+    let exits = json["shown"].as_array().context("exits")?;
     assert_eq!(exits.len(), 1, "{text}");
     let exit = &exits[0];
     assert_eq!((&exit["gva"], &exit["gpa"]), (&"0xffff923400000000".into(), &"0x1002000000".into()));
@@ -105,5 +105,40 @@ fn builds_are_named() -> Result<()> {
     let stat = String::from_utf8(vmtape(folder.path(), &["stat", "a.tape"])?.stdout)?;
     assert!(stat.contains(&format!("made by {}", version.trim())), "{stat}");
     assert!(stat.contains("backend svm-npt, made by vmtape_svm_npt 0.") && stat.contains("commit"), "{stat}");
+    Ok(())
+}
+
+/// A tape that another build recorded, and that this one does not repeat: both are named.
+#[test]
+fn another_build_is_named_with_this_one() -> Result<()> {
+    use vmtape_arch::note::Note;
+    use vmtape_replay::spec;
+    use vmtape_traces::{Event, Metadata, Options, Tape, Writer};
+    let folder = tempfile::tempdir()?;
+    record(folder.path())?;
+    let tape = Tape::open_whole(&folder.path().join("a.tape"))?;
+    let mut metadata = tape.metadata().clone();
+    metadata.notes.retain(|(name, _)| *name != Metadata::build_note("").0);
+    metadata.notes.push(Metadata::build_note("vmtape_svm_npt 9.9 (commit 0123456789ab)"));
+    let machine = spec::machine(&tape)?;
+    let path = folder.path().join("other.tape");
+    let mut writer = Writer::create(&path, &metadata, &spec::images(&machine), Options::default())?;
+    // It told nothing of MMIO.
+    for event in tape.events() {
+        let event = event?;
+        if !matches!(event, Event::Note { note: Note::Mmio { .. }, .. }) {
+            writer.push(event);
+        }
+    }
+    writer.finish()?;
+    for mode in ["run", "exits"] {
+        let replayed = vmtape(folder.path(), &["replay", "other.tape", "--mode", mode])?;
+        assert_eq!(replayed.status.code(), Some(1), "{}", tail(&replayed));
+        let told = String::from_utf8_lossy(&replayed.stderr).into_owned();
+        assert!(
+            told.contains("recorded by vmtape_svm_npt 9.9 (commit 0123456789ab); this is vmtape_svm_npt 0."),
+            "{told}"
+        );
+    }
     Ok(())
 }

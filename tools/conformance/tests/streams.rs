@@ -39,6 +39,59 @@ fn a_guest_whose_output_cannot_be_written_has_failed() -> Result<()> {
     assert!(run("/dev/null")?.status.success());
     let full = run("/dev/full")?;
     assert_eq!(full.status.code(), Some(125), "{}", tail(&full));
+    assert!(
+        String::from_utf8_lossy(&full.stderr).contains("the guest's output: No space left"),
+        "{}",
+        tail(&full)
+    );
+    Ok(())
+}
+
+/// What a program says on a terminal, which script(1) of util-linux makes.
+fn on_a_terminal(folder: &Path, line: &str) -> Result<String> {
+    let command = format!("{} {line}", program()?.display());
+    let mut script = std::process::Command::new("script");
+    let output =
+        script.current_dir(folder).args(["-qec", &command, "/dev/null"]).stdin(Stdio::null()).output();
+    Ok(String::from_utf8_lossy(&output.context("script(1)")?.stdout).into_owned())
+}
+
+#[test]
+fn progress_ends_with_one_line_and_can_be_silenced() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    tape(folder.path())?;
+    for (line, ends) in [
+        ("replay a.tape", "exits in "),
+        ("replay a.tape -b svm", "instructions in "),
+        ("check a.tape --to intel-52", "instructions in "),
+    ] {
+        let told = on_a_terminal(folder.path(), line)?;
+        assert_eq!(told.matches(ends).count(), 1, "{line}: {told}");
+        let quiet = on_a_terminal(folder.path(), &format!("{line} -q"))?;
+        assert!(!quiet.contains(ends) && quiet.contains("tape"), "{line}: {quiet}");
+    }
+    let help = |color: &str| on_a_terminal(folder.path(), &format!("replay --color {color} --help"));
+    assert!(help("always")?.contains("\x1b[") && !help("never")?.contains("\x1b["));
+    Ok(())
+}
+
+#[test]
+fn errors_are_json_where_json_was_asked_for() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for (line, kind, code) in [
+        ("replay absent.tape --json", "could-not-test", 125),
+        ("run -b vmx builtin:nobody --json", "usage", 2),
+        ("replay --no-such-option --json", "usage", 2),
+        ("replay absent.tape --bisect --json", "usage", 128),
+    ] {
+        let output = vmtape(folder.path(), &line.split(' ').collect::<Vec<_>>())?;
+        let report: serde_json::Value =
+            serde_json::from_slice(&output.stdout).with_context(|| tail(&output))?;
+        let error = &report["error"];
+        assert_eq!((&error["kind"], &error["exit_code"]), (&kind.into(), &code.into()), "{line}: {report}");
+        assert_eq!(output.status.code(), Some(code), "{line}");
+        assert!(error["message"].as_str().is_some_and(|text| !text.is_empty()) && !output.stderr.is_empty());
+    }
     Ok(())
 }
 

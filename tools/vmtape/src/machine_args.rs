@@ -446,6 +446,20 @@ fn names(rows: &[TableRow]) -> impl ExactSizeIterator<Item = &str> + Clone {
     rows.iter().map(|row| row.name.as_str())
 }
 
+/// The first option of a tape's machine that a backend does not know, in words.
+pub fn unknown_option(plugin: &LoadedPlugin, options: &[(String, String)]) -> Option<String> {
+    let description = &plugin.description;
+    let rows = || description.parameters.iter().chain(&description.patches);
+    // Some backends do not say what they know.
+    let is_known = |name: &str| rows().next().is_none() || rows().any(|row| row.name == name);
+    let releases = &description.profiles;
+    let is_release = |value: &str| releases.is_empty() || releases.iter().any(|row| row.name == value);
+    options.iter().find_map(|(name, value)| match name == spec::PROFILE {
+        true => (!is_release(value)).then(|| format!("the release `{value}`")),
+        false => (!is_known(name)).then(|| format!("the option `{name}`")),
+    })
+}
+
 /// The newest release that a backend knows.
 const LATEST: &str = "latest";
 

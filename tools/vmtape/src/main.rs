@@ -14,6 +14,8 @@ mod output;
 mod plan_args;
 mod qemu;
 mod scenarios;
+#[cfg(test)]
+mod schemas;
 mod script_args;
 
 use clap::{ColorChoice, CommandFactory, FromArgMatches};

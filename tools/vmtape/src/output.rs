@@ -3,7 +3,8 @@
 use anyhow::Error;
 use clap::ColorChoice;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::{Serialize, Serializer};
+use schemars::JsonSchema;
+use serde::Serialize;
 use std::{
     io::{self, IsTerminal, Write},
     sync::atomic::{AtomicBool, Ordering},
@@ -95,27 +96,39 @@ pub fn tell(text: impl std::fmt::Display) {
     let _ = writeln!(Printable(io::stderr()), "vmtape: {text}");
 }
 
+/// Standard output for people.
+pub fn printable() -> Printable<io::StdoutLock<'static>> {
+    Printable(io::stdout().lock())
+}
+
 /// Text for people, of which parts may come from a stranger's tape, trace or log: what would control a terminal is written as
 /// an escape (`\x1b`).
 pub struct Printable<W>(pub W);
+
+/// How many bytes at the beginning control a terminal: those of ASCII but for ends of lines and tabs, and C1's two in UTF-8.
+// See: ISO/IEC 6429, ECMA-48 5.3
+fn controls(bytes: &[u8]) -> usize {
+    match bytes {
+        [0xc2, 0x80..=0x9f, ..] => 2,
+        [byte, ..] if byte.is_ascii_control() && !matches!(byte, b'\n' | b'\t') => 1,
+        _ => 0,
+    }
+}
 
 impl<W: Write> Write for Printable<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.write_all(bytes).map(|()| bytes.len())
     }
 
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let controls = |byte: u8| byte.is_ascii_control() && !matches!(byte, b'\n' | b'\t');
-        for part in bytes.split_inclusive(|byte| controls(*byte)) {
-            match part.split_last() {
-                Some((last, text)) if controls(*last) => {
-                    self.0.write_all(text)?;
-                    write!(self.0, "\\x{last:02x}")?;
-                }
-                _ => self.0.write_all(part)?,
-            }
+    fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while let Some(at) = (0..bytes.len()).find(|at| controls(&bytes[*at..]) != 0) {
+            let (text, rest) = bytes.split_at(at);
+            let length = controls(rest);
+            self.0.write_all(text)?;
+            write!(self.0, "\\x{:02x}", rest[length - 1])?;
+            bytes = &rest[length..];
         }
-        Ok(())
+        self.0.write_all(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -170,22 +183,18 @@ pub fn init_logging(verbose: u8, color: ColorChoice) {
         .init();
 }
 
-/// A 64-bit number as JSON has it: a string, for parsers that have no integers of 64 bits.
-pub fn hex<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&format_args!("{value:#x}"))
-}
-
-/// The same of one that may be missing.
-pub fn hex_option<S: Serializer>(value: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
-    value.as_ref().map(|value| format!("{value:#x}")).serialize(serializer)
-}
-
 /// A report with its schema version.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Versioned<'a, T> {
     schema_version: u32,
     #[serde(flatten)]
     report: &'a T,
+}
+
+/// Adds the schema of a report, as it is printed, to others.
+#[cfg(test)]
+pub fn schema<T: JsonSchema + 'static>(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    generator.subschema_for::<Versioned<'static, T>>()
 }
 
 /// Whether somebody was given JSON.
@@ -202,12 +211,12 @@ pub fn print_json<T: Serialize>(report: &T) -> anyhow::Result<()> {
 }
 
 /// A command that failed, for those who asked for JSON.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct Failure {
     error: Told,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Told {
     /// `usage`, or `could-not-test`.
     kind: &'static str,
@@ -292,6 +301,9 @@ mod tests {
         let mut out = Printable(Vec::new());
         out.write_all(b"a\x1b[2Jb\tc\r\n\x7f").unwrap();
         assert_eq!(out.0, b"a\\x1b[2Jb\tc\\x0d\n\\x7f");
+        let mut out = Printable(Vec::new());
+        out.write_all("\u{9b}2Jä".as_bytes()).unwrap();
+        assert_eq!(out.0, "\\x9b2Jä".as_bytes(), "C1 as well");
     }
 
     #[test]

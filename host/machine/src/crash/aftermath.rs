@@ -1,13 +1,15 @@
 //! What a crash leaves to the kernel that comes next.
 
 use super::bare_host::BareHost;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::fmt;
 use vmtape_abi::Backend;
 use vmtape_arch::query::Query;
+use vmtape_traces::hex;
 
 /// A VMCS that is still active on a CPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ActiveVmcs {
     pub vcpu: u32,
     /// The vCPU's shadow VMCS.
@@ -16,16 +18,18 @@ pub struct ActiveVmcs {
 }
 
 /// A page of the next kernel's into which silicon wrote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Overwritten {
     /// The page's host physical address.
+    #[serde(serialize_with = "hex::word")]
+    #[schemars(with = "String")]
     pub hpa: u64,
     /// Bytes in words that are not the kernel's any more.
     pub bytes: usize,
 }
 
 /// What the next kernel finds.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Aftermath {
     pub active: Vec<ActiveVmcs>,
     pub overwritten: Vec<Overwritten>,

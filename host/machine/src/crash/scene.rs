@@ -4,6 +4,7 @@ use super::{
     aftermath::Aftermath,
     bare_host::{BareHost, Moment},
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::fmt;
 use vmtape_abi::{Backend, Errno};
@@ -15,7 +16,7 @@ const CPUS: [u32; 2] = [0, 1];
 const MOST_MOMENTS: u64 = 1000;
 
 /// What KVM does on CPU 0 when the host crashes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Work {
     /// No VM was ever run; the module is there.
@@ -34,14 +35,14 @@ pub enum Work {
 }
 
 /// Work on a list of so many VMCSs; the newest is that of the last vCPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Scene {
     pub list: u32,
     pub work: Work,
 }
 
 /// A crash in a scene.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Crash {
     #[serde(flatten)]
     pub scene: Scene,

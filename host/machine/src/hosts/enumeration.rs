@@ -8,9 +8,11 @@
 
 use super::passport::Passport;
 use crate::model::guest_phys_bits;
+use schemars::JsonSchema;
 use serde::Serialize;
 use vmtape_abi::{Backend, Query};
 use vmtape_arch::cpuid::maxphyaddr;
+use vmtape_traces::hex;
 
 /// KVM_CAP_SMALLER_MAXPHYADDR.
 const CAP_SMALLER_MAXPHYADDR: u32 = 185;
@@ -20,7 +22,7 @@ const EPT_PAGE_WALK_5: u64 = 1 << 7;
 const FOUR_LEVELS: u8 = 48;
 
 /// What /proc/cpuinfo says of five-level EPT.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Procfs {
     /// The VMM may not read it.
@@ -32,15 +34,19 @@ pub enum Procfs {
 }
 
 /// Everything that a VMM can ask, and what it is told.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Enumeration {
     /// IA32_VMX_EPT_VPID_CAP, where silicon has it. A VMM does not see it.
+    #[serde(serialize_with = "hex::word_or_null")]
+    #[schemars(with = "Option<String>")]
     pub ept_vpid_cap: Option<u64>,
     pub procfs: Procfs,
     /// KVM_GET_SUPPORTED_CPUID 0x80000008 EAX bits 7:0 and 23:16.
     pub maxphyaddr: u8,
     pub guest_phys_bits: u8,
     /// The largest usable guest physical address, where KVM has the ioctl.
+    #[serde(serialize_with = "hex::word_or_null")]
+    #[schemars(with = "Option<String>")]
     pub max_usable_gpa: Option<u64>,
     /// KVM_CHECK_EXTENSION(KVM_CAP_SMALLER_MAXPHYADDR).
     pub smaller_maxphyaddr: i64,
@@ -49,7 +55,7 @@ pub struct Enumeration {
 }
 
 /// What a VMM makes of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Conclusion {
     /// Address bits that the guest's devices and memory may use; `None`: nothing tells.
     pub bits: Option<u8>,

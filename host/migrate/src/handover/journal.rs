@@ -2,6 +2,7 @@
 
 use super::{Side, State};
 use crate::Error;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
     fs::File,
@@ -10,7 +11,7 @@ use std::{
 };
 
 /// A transition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Entry {
     pub side: Side,
     pub epoch: u64,

@@ -10,10 +10,11 @@ pub use design::{Handover, Rules};
 pub use journal::{Entry, FileJournal, Journal};
 pub use witness::{Event, Witness};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::fmt;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Side {
     Source,
@@ -30,7 +31,7 @@ impl fmt::Display for Side {
 }
 
 /// What a side is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// A destination that has nothing.

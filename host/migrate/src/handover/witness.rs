@@ -3,6 +3,7 @@
 //! Between two processes it is a file: a line for each event, and whoever looks or writes locks it.
 
 use super::Side;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
     fmt,
@@ -12,7 +13,7 @@ use std::{
 };
 
 /// What the device has seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Event {
     /// A side runs the guest.

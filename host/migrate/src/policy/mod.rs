@@ -6,6 +6,7 @@ mod vendor;
 mod width;
 
 use crate::stream::Offer;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{fmt, str::FromStr};
 use vmtape_arch::{cpuid::CpuidEntry, host::Silicon};
@@ -38,7 +39,7 @@ impl Ground {
 }
 
 /// What a policy has to say.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Finding {
     pub rule: &'static str,
     /// The guest does not move.

@@ -4,7 +4,7 @@ use crate::{
         report::{self, Detail},
     },
     machine_args::{PluginArgs, create, parse_kvm},
-    output::{ExitCode, Printable, print_json, progress, usage},
+    output::{ExitCode, print_json, printable, progress, usage},
 };
 use anyhow::{Context, Result, bail};
 use clap::{ValueEnum, ValueHint};
@@ -358,7 +358,7 @@ fn print(finding: &Finding, args: &Args) -> Result<ExitCode> {
         print_json(finding)?;
     } else {
         let detail = Detail::of(args.explain);
-        write(&mut Printable(io::stdout().lock()), finding, detail).context("stdout")?;
+        write(&mut printable(), finding, detail).context("stdout")?;
     }
     Ok(match finding.verdict {
         Verdict::Same => ExitCode::SAME,
@@ -399,3 +399,7 @@ fn write(out: &mut impl Write, finding: &Finding, detail: Detail) -> io::Result<
     }
     Ok(())
 }
+
+/// What it prints as JSON.
+#[cfg(test)]
+pub const SCHEMA: &[crate::schemas::Part] = &[crate::output::schema::<Finding>];

@@ -1,8 +1,9 @@
 use crate::{
     files,
-    output::{ExitCode, print_json, usage},
+    output::{ExitCode, print_json, printable, usage},
 };
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
     io::{self, Write},
@@ -27,7 +28,7 @@ pub struct Args {
     json: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Guest {
     name: &'static str,
     summary: &'static str,
@@ -36,7 +37,7 @@ struct Guest {
     vcpus: u32,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Parameter {
     name: &'static str,
     values: String,
@@ -45,7 +46,7 @@ struct Parameter {
     summary: &'static str,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Report {
     guests: Vec<Guest>,
 }
@@ -67,7 +68,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         print_json(&Report { guests })?;
         return Ok(ExitCode::SAME);
     }
-    print(&guests, &mut io::stdout().lock())?;
+    print(&guests, &mut printable())?;
     Ok(ExitCode::SAME)
 }
 
@@ -102,3 +103,7 @@ fn print(guests: &[Guest], out: &mut impl Write) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// What it prints as JSON.
+#[cfg(test)]
+pub const SCHEMA: &[crate::schemas::Part] = &[crate::output::schema::<Report>];

@@ -87,3 +87,7 @@ fn warn(summary: &Summary) {
         tell("its clock counts in a unit of its own, not in microseconds");
     }
 }
+
+/// What it prints as JSON.
+#[cfg(test)]
+pub const SCHEMA: &[crate::schemas::Part] = &[crate::output::schema::<Summary>];

@@ -3,6 +3,7 @@
 use crate::output::{ExitCode, print_json, tell};
 use anyhow::{Result, bail};
 use indicatif::HumanBytes;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
     io::{self, Write},
@@ -26,13 +27,13 @@ pub struct Run<'a> {
 }
 
 /// The tape of a run.
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Copy, Serialize, JsonSchema)]
 pub struct Written<'a> {
     pub file: &'a Path,
     pub bytes: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Report<'a> {
     end: &'static str,
     text: String,
@@ -48,17 +49,18 @@ struct Report<'a> {
 }
 
 /// What the VMM did, and after how many exits.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Ioctl {
     exits: u64,
+    name: String,
+    result: String,
     text: String,
-    #[serde(flatten)]
-    control: Control,
 }
 
 impl From<&(u64, Control)> for Ioctl {
     fn from((exits, control): &(u64, Control)) -> Self {
-        Self { exits: *exits, text: control.to_string(), control: control.clone() }
+        let (name, result) = (control.name(), control.result().to_string());
+        Self { exits: *exits, name, result, text: control.to_string() }
     }
 }
 
@@ -152,6 +154,10 @@ fn code(end: &End, guest_status: bool) -> ExitCode {
         End::Shutdown { .. } | End::Idle { .. } => ExitCode(guest_status.into()),
     }
 }
+
+/// What it prints as JSON.
+#[cfg(test)]
+pub const SCHEMA: &[crate::schemas::Part] = &[crate::output::schema::<Report<'static>>];
 
 #[cfg(test)]
 mod tests {

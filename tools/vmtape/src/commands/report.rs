@@ -1,6 +1,6 @@
 //! Comparisons in words.
 
-use crate::output::{ExitCode, Printable, print_json};
+use crate::output::{ExitCode, print_json, printable};
 use anyhow::Result;
 use std::io::{self, Write};
 use vmtape_replay::{
@@ -30,7 +30,7 @@ pub fn print(report: &Report, json: bool, detail: Detail) -> Result<ExitCode> {
     if json {
         print_json(report)?;
     } else {
-        write(&mut Printable(io::stdout().lock()), report, detail)?;
+        write(&mut printable(), report, detail)?;
     }
     Ok(match report.verdict {
         Verdict::Same => ExitCode::SAME,
@@ -262,3 +262,7 @@ fn write_cost(out: &mut impl Write, report: &Report) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// What it prints as JSON.
+#[cfg(test)]
+pub const SCHEMA: &[crate::schemas::Part] = &[crate::output::schema::<Report>];

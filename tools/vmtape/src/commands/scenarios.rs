@@ -1,7 +1,7 @@
 use crate::files;
 use crate::{
     machine_args::PluginArgs,
-    output::{ExitCode, end_progress, print_json, progress_of, usage},
+    output::{ExitCode, end_progress, print_json, printable, progress_of, usage},
     scenarios::{
         catalogue::{self, Case, Scenario},
         report::{Report, table},
@@ -10,6 +10,7 @@ use crate::{
 };
 use anyhow::Result;
 use clap::ValueHint;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
     env,
@@ -89,7 +90,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.json {
         print_json(&report)?;
     } else {
-        report.table(&mut io::stdout().lock())?;
+        report.table(&mut printable())?;
     }
     Ok(if report.totals.deviating == 0 { ExitCode::SAME } else { ExitCode::DIFFERENT })
 }
@@ -114,7 +115,12 @@ fn wanted(args: &Args, (row, case): &(&Scenario, &Case)) -> bool {
         && args.backend.as_ref().is_none_or(|backend| args.kit || case.backend() == backend)
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+struct List<'a> {
+    scenarios: Vec<Listed<'a>>,
+}
+
+#[derive(Serialize, JsonSchema)]
 struct Listed<'a> {
     history: &'a str,
     name: &'a str,
@@ -138,7 +144,7 @@ fn list(args: &Args, cases: &[(&Scenario, &Case)]) -> Result<ExitCode> {
         }
     }
     if args.json {
-        print_json(&serde_json::json!({ "scenarios": rows }))?;
+        print_json(&List { scenarios: rows })?;
         return Ok(ExitCode::SAME);
     }
     let mut table = table(["history", "scenario", "backends", "what it says", "source"]);
@@ -148,3 +154,8 @@ fn list(args: &Args, cases: &[(&Scenario, &Case)]) -> Result<ExitCode> {
     writeln!(io::stdout(), "{table}")?;
     Ok(ExitCode::SAME)
 }
+
+/// What it prints as JSON.
+#[cfg(test)]
+pub const SCHEMA: &[crate::schemas::Part] =
+    &[crate::output::schema::<Report>, crate::output::schema::<List<'static>>];

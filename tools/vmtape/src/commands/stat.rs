@@ -1,7 +1,8 @@
 use super::show::{damage, level};
-use crate::output::{ExitCode, Printable, print_json};
+use crate::output::{ExitCode, print_json, printable};
 use anyhow::Result;
 use clap::ValueHint;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
@@ -31,7 +32,7 @@ pub struct Args {
     json: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Report {
     tape: String,
     format_version: u16,
@@ -55,7 +56,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.json {
         print_json(&report)?;
     } else {
-        print(&mut Printable(io::stdout().lock()), &report)?;
+        print(&mut printable(), &report)?;
     }
     Ok(if report.stat.damage.is_some() { ExitCode::COULD_NOT_TEST } else { ExitCode::SAME })
 }
@@ -156,3 +157,7 @@ fn print_counts(out: &mut impl Write, title: &str, counts: &BTreeMap<String, u64
     }
     Ok(())
 }
+
+/// What it prints as JSON.
+#[cfg(test)]
+pub const SCHEMA: &[crate::schemas::Part] = &[crate::output::schema::<Report>];

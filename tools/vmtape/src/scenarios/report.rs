@@ -4,11 +4,12 @@ use super::runner::{Outcome, Verdict};
 use anyhow::Result;
 use comfy_table::{ContentArrangement, Table, presets};
 use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{collections::BTreeMap, io::Write};
 
 /// How many cases went how.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Totals {
     pub passed: usize,
     pub deviating: usize,
@@ -16,7 +17,7 @@ pub struct Totals {
 }
 
 /// Everything that was run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Report {
     pub totals: Totals,
     pub outcomes: Vec<Outcome>,

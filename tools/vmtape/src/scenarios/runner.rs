@@ -6,6 +6,7 @@ use super::{
 };
 use crate::machine_args::{ISOLATE, create, default_host, parse_backend};
 use anyhow::{Context, Result, bail};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
@@ -21,7 +22,7 @@ use std::{
 use vmtape_backends::Search;
 
 /// How a case went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     Pass,
@@ -31,7 +32,7 @@ pub enum Verdict {
 }
 
 /// A case that was run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Outcome {
     pub history: String,
     pub name: String,

@@ -4,9 +4,10 @@ mod patches;
 
 use crate::{
     machine_args::{PluginArgs, create, default_host, parse_kvm},
-    output::{ExitCode, print_json},
+    output::{ExitCode, print_json, printable},
 };
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::io::{self, Write};
 use vmtape_abi::TableRow;
@@ -31,7 +32,7 @@ pub struct Args {
     json: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Row {
     id: u32,
     name: String,
@@ -48,7 +49,7 @@ struct Row {
     until: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Backend<'a> {
     name: &'a str,
     summary: &'a str,
@@ -63,12 +64,12 @@ struct Backend<'a> {
     rules: Vec<Row>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Patches {
     patches: Vec<patches::Patch>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Report<'a> {
     backends: Vec<Backend<'a>>,
     errors: Vec<String>,
@@ -94,7 +95,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let backends = plugins.iter().map(|plugin| backend(plugin, args)).collect::<Result<_>>()?;
         print_json(&Report { backends, errors: errors.clone() })?;
     } else {
-        let mut out = io::stdout().lock();
+        let mut out = printable();
         for plugin in &plugins {
             print_backend(&mut out, plugin, args)?;
         }
@@ -115,7 +116,7 @@ fn print_patches(plugins: &[LoadedPlugin], json: bool) -> Result<()> {
     if json {
         print_json(&Patches { patches })?;
     } else {
-        patches::print(&mut io::stdout().lock(), &patches)?;
+        patches::print(&mut printable(), &patches)?;
     }
     Ok(())
 }
@@ -234,3 +235,8 @@ fn print_rows(out: &mut impl Write, title: &str, rows: &[TableRow]) -> io::Resul
     }
     Ok(())
 }
+
+/// What it prints as JSON.
+#[cfg(test)]
+pub const SCHEMA: &[crate::schemas::Part] =
+    &[crate::output::schema::<Report<'static>>, crate::output::schema::<Patches>];

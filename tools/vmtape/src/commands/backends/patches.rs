@@ -2,13 +2,14 @@
 
 use crate::machine_args::{create, default_host};
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::io::{self, Write};
 use vmtape_abi::TableRow;
 use vmtape_backends::LoadedPlugin;
 
 /// One patch, or one behaviour of silicon that can be switched like one.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct Patch {
     id: u32,
     name: String,

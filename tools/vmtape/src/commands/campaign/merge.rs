@@ -1,8 +1,9 @@
 //! The results of all shards together.
 
 use super::{run::is_result, whole};
-use crate::output::{ExitCode, print_json};
+use crate::output::{ExitCode, print_json, printable};
 use anyhow::{Context, Result};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
@@ -15,7 +16,7 @@ use vmtape_faults::{
     campaign::{Campaign, Line, Merged, merge},
 };
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Report<'a> {
     jobs: u64,
     equal_duplicates: u64,
@@ -25,7 +26,7 @@ struct Report<'a> {
     wrong: &'a [String],
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Finding {
     signature: String,
     jobs: usize,
@@ -71,7 +72,7 @@ pub fn run(campaign: &Campaign, folder: &Path, output: Option<&Path>, json: bool
     };
     match json {
         true => print_json(&report)?,
-        false => write(&mut io::stdout().lock(), &report).context("stdout")?,
+        false => write(&mut printable(), &report).context("stdout")?,
     }
     Ok(if merged.wrong.is_empty() { ExitCode::SAME } else { ExitCode::COULD_NOT_TEST })
 }
@@ -88,3 +89,7 @@ fn write(out: &mut impl Write, report: &Report<'_>) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// What it prints as JSON.
+#[cfg(test)]
+pub const SCHEMA: &[crate::schemas::Part] = &[crate::output::schema::<Report<'static>>];

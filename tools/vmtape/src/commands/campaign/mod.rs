@@ -2,13 +2,14 @@
 
 mod engine;
 mod jobs;
-mod merge;
+pub mod merge;
 mod report;
 mod run;
 mod show;
 mod ways;
 
 use crate::{
+    files,
     machine_args::PluginArgs,
     output::{ExitCode, tell},
 };
@@ -113,11 +114,5 @@ fn read(path: &Path) -> Result<Campaign> {
 
 /// Writes a file whole or not at all, whoever else writes it at the same time.
 fn whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let named = || path.display().to_string();
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(named)?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).with_context(named)?;
-    file.persist(path).map_err(|error| error.error).with_context(named)?;
-    Ok(())
+    files::write(path, |out| Ok(out.write_all(bytes)?))
 }

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::commands::replay::Plugins;
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::path::Path;
 use vmtape_arch::cpuid::maxphyaddr;
@@ -14,7 +15,7 @@ use vmtape_replay::check::{self, Assessment, Guest, Host, Verdict, finding::Seve
 use vmtape_traces::Tape;
 
 /// What is known of one move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     Safe,
@@ -54,13 +55,15 @@ impl From<Verdict> for Outcome {
 }
 
 /// A move of all guests from one host to another.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Cell {
     pub from: String,
     pub to: String,
+    #[serde(rename = "verdict")]
     pub outcome: Outcome,
     pub reason: String,
     /// The guest that decides, and what was found of it.
+    #[serde(rename = "decided_by")]
     pub guest: String,
     pub assessment: Option<Assessment>,
 }
@@ -86,7 +89,7 @@ impl Cell {
 }
 
 /// A host in a matrix.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Row {
     pub name: String,
     pub backend: String,
@@ -101,7 +104,7 @@ pub struct Row {
 }
 
 /// The matrix, row by row.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Matrix {
     pub guests: Vec<String>,
     pub cpu: Vec<String>,

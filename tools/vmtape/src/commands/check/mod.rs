@@ -11,15 +11,16 @@ use crate::files;
 use crate::{
     commands::replay::Plugins,
     machine_args::PluginArgs,
-    output::{ExitCode, end_progress, print_json, progress, progress_of, usage},
+    output::{ExitCode, end_progress, print_json, printable, progress, progress_of, usage},
 };
 use anyhow::{Context, Result};
 use clap::ValueHint;
 use fleet::{Matrix, Outcome, Question};
 use hosts::KnownHost;
+use schemars::JsonSchema;
 use serde::Serialize;
 use source::Template;
-use std::{io, path::PathBuf};
+use std::path::PathBuf;
 use vmtape_arch::host::Silicon;
 use vmtape_machine::{Passport, hosts::passport, vmm::When};
 use vmtape_replay::{
@@ -28,7 +29,7 @@ use vmtape_replay::{
 };
 use vmtape_traces::Tape;
 
-/// Say to which hosts a guest may move: safe, unsafe, or refused, with the address, entry or CPUID leaf that breaks
+/// Say to which hosts a guest may move: safe, conditional, unsafe, or refused, with the address, entry or CPUID leaf that breaks
 #[derive(Debug, clap::Args)]
 #[command(
     after_long_help = crate::help::CHECK,
@@ -88,12 +89,12 @@ const INSTRUCTIONS: &str = "instructions";
 const STARTS: &str = "guests on hosts";
 
 /// The whole answer.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     guest: Option<text::GuestText>,
     /// One per host, for a tape.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", rename = "assessments")]
     hosts: Vec<Assessment>,
     /// Hosts that could not be tried.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -106,7 +107,7 @@ struct Report {
 }
 
 /// A host that could not be tried, and why.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Failure {
     host: String,
     error: String,
@@ -127,7 +128,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.json {
         print_json(&report)?;
     } else {
-        text::print(&mut io::stdout().lock(), &report)?;
+        text::print(&mut printable(), &report)?;
     }
     Ok(code(&report))
 }
@@ -297,3 +298,7 @@ fn whole_fleet(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Resu
     let pin = pin.transpose()?;
     Ok(Report { guest: None, hosts: Vec::new(), errors: Vec::new(), matrix: Some(matrix), pin })
 }
+
+/// What it prints as JSON.
+#[cfg(test)]
+pub const SCHEMA: &[crate::schemas::Part] = &[crate::output::schema::<Report>];

@@ -5,6 +5,7 @@ use super::{
     hosts::{KnownHost, LoadedHost},
 };
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{fmt, path::Path};
 use vmtape_arch::{cpuid::maxphyaddr, host::Vendor};
@@ -18,14 +19,14 @@ use vmtape_replay::check::{
 const HIDE_WIDTH: &str = "allow_smaller_maxphyaddr";
 
 /// A setting of a host's kernel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct HostSetting {
     pub host: String,
     pub setting: String,
 }
 
 /// Settings and what a trial with them showed.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Pinned {
     pub settings: Pins,
     /// For `-cpu MODEL,...`.
@@ -33,6 +34,7 @@ pub struct Pinned {
     pub libvirt: Vec<String>,
     /// Which versions know these settings.
     pub needs: Vec<Need>,
+    #[serde(rename = "host_settings")]
     pub hosts: Vec<HostSetting>,
     /// Moves between different hosts that are safe with all of that, and all of them.
     pub safe: usize,
@@ -42,10 +44,11 @@ pub struct Pinned {
 }
 
 /// A move that is not safe with all settings, and why.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Left {
     pub from: String,
     pub to: String,
+    #[serde(rename = "verdict")]
     pub outcome: Outcome,
     pub reason: String,
 }

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::scenarios::report::table;
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{io::Write, path::Path};
 use vmtape_arch::cpuid::maxphyaddr;
@@ -23,7 +24,7 @@ use vmtape_replay::{
 pub const STORY: usize = 16;
 
 /// The guest in numbers.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct GuestText {
     pub tape: String,
     pub name: String,

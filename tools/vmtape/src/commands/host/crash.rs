@@ -2,9 +2,10 @@
 
 use crate::{
     machine_args::{PluginArgs, create, default_host, find_host, parse_backend, parse_kvm},
-    output::{ExitCode, print_json, usage},
+    output::{ExitCode, print_json, printable, usage},
 };
 use anyhow::{Context, Result, anyhow};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::io::{self, Write};
 use vmtape_abi::{Backend, Errno};
@@ -53,13 +54,13 @@ pub struct Args {
 }
 
 /// What became of all moments under one KVM.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Profile {
     kvm: String,
     crashes: Vec<Crash>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Report<'a> {
     backend: &'a str,
     host: &'a str,
@@ -94,7 +95,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.json {
         print_json(&report)?;
     } else {
-        print(&mut io::stdout().lock(), args, &report)?;
+        print(&mut printable(), args, &report)?;
     }
     let clean = report.profiles.iter().flat_map(|profile| &profile.crashes).all(Crash::is_clean);
     Ok(if clean { ExitCode::SAME } else { ExitCode::DIFFERENT })
@@ -247,3 +248,7 @@ fn legend(out: &mut impl Write) -> io::Result<()> {
          that silicon overwrites then; those after which no kernel starts; those that leave a CPU in VMX or SVM, or deaf to INIT"
     )
 }
+
+/// What it prints as JSON.
+#[cfg(test)]
+pub const SCHEMA: &[crate::schemas::Part] = &[crate::output::schema::<Report<'static>>];

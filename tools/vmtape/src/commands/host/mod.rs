@@ -1,6 +1,6 @@
 //! `vmtape host`: what a host is, and what it says of itself.
 
-mod crash;
+pub mod crash;
 mod from;
 mod kvm;
 pub mod probe;

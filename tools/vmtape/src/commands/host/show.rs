@@ -2,9 +2,10 @@
 
 use crate::{
     machine_args::{PluginArgs, create, parse_backend, parse_kvm, wrong_host},
-    output::{ExitCode, print_json},
+    output::{ExitCode, print_json, printable},
 };
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::io::{self, Write};
 use vmtape_arch::host::Vendor;
@@ -43,7 +44,7 @@ pub struct Args {
     json: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Report<'a> {
     host: &'a str,
     backend: &'a str,
@@ -79,7 +80,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.json {
         print_json(&report)?;
     } else {
-        print(&mut io::stdout().lock(), &report, &host)?;
+        print(&mut printable(), &report, &host)?;
     }
     let right = report.concluded.bits == Some(report.mappable_bits);
     Ok(if right { ExitCode::SAME } else { ExitCode::DIFFERENT })
@@ -130,3 +131,7 @@ fn print(out: &mut impl Write, r: &Report, host: &Passport) -> io::Result<()> {
     }?;
     writeln!(out, "  the tables below the guest reach  {} bits", r.mappable_bits)
 }
+
+/// What it prints as JSON.
+#[cfg(test)]
+pub const SCHEMA: &[crate::schemas::Part] = &[crate::output::schema::<Report<'static>>];

@@ -1,11 +1,12 @@
 //! What came of the runs of an exhaustive plan.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use vmtape_faults::Verdict;
 
 /// One member.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Member {
     pub n: u64,
     pub verdict: Verdict,
@@ -15,7 +16,7 @@ pub struct Member {
 }
 
 /// All of them.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub struct Members {
     pub members: Vec<Member>,
     pub verdicts: BTreeMap<Verdict, u64>,

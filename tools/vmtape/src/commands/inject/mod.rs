@@ -2,7 +2,7 @@
 
 mod each;
 mod members;
-mod print;
+pub mod print;
 mod shrink;
 
 use crate::{

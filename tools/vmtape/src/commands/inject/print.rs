@@ -1,17 +1,19 @@
 //! What `inject` prints.
 
 use super::{Injection, members::Members, shrink::Smallest};
-use crate::output::{ExitCode, print_json};
+use crate::output::{ExitCode, print_json, printable};
 use anyhow::{Context, Result};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::io::{self, Write};
 use vmtape_faults::{Point, Verdict};
 use vmtape_replay::{faults::Run, report::Divergence};
 use vmtape_traces::{event::Fault, text::fault_text};
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Report<'a> {
     verdict: Verdict,
+    #[serde(rename = "expects")]
     expected: String,
     as_expected: bool,
     why: &'a str,
@@ -50,7 +52,7 @@ pub(super) fn run(injection: &Injection<'_>, run: &Run, smallest: Option<&Smalle
             smallest,
         })?;
     } else {
-        write_run(&mut io::stdout().lock(), injection, run, smallest).context("stdout")?;
+        write_run(&mut printable(), injection, run, smallest).context("stdout")?;
     }
     Ok(code(as_expected))
 }
@@ -111,7 +113,7 @@ pub(super) fn members(injection: &Injection<'_>, all: &Members) -> Result<ExitCo
         print_json(all)?;
         return Ok(code(as_expected));
     }
-    let mut out = io::stdout().lock();
+    let mut out = printable();
     let mut write = || -> io::Result<()> {
         let counts = all.verdicts.iter().map(|(verdict, count)| format!("{count} {verdict}"));
         let counts = counts.collect::<Vec<_>>().join(", ");
@@ -143,12 +145,12 @@ pub(super) fn members(injection: &Injection<'_>, all: &Members) -> Result<ExitCo
     Ok(code(as_expected))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Table {
     points: Vec<Row>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Row {
     name: String,
     number: u32,
@@ -168,9 +170,17 @@ pub(super) fn points(points: &[Point], json: bool) -> Result<ExitCode> {
         print_json(&Table { points: points.iter().map(row).collect() })?;
         return Ok(ExitCode::SAME);
     }
-    let mut out = io::stdout().lock();
+    let mut out = printable();
     for point in points {
         writeln!(out, "{}\n    {}\n    {}", point.name, point.text, point.words).context("stdout")?;
     }
     Ok(ExitCode::SAME)
 }
+
+/// What it prints as JSON.
+#[cfg(test)]
+pub const SCHEMA: &[crate::schemas::Part] = &[
+    crate::output::schema::<Report<'static>>,
+    crate::output::schema::<Members>,
+    crate::output::schema::<Table>,
+];

@@ -1,14 +1,16 @@
 //! The smallest plan that shows the same.
 
 use super::Injection;
-use anyhow::{Context, Result};
+use crate::files;
+use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
-use std::{fs, path::Path};
+use std::path::Path;
 use vmtape_faults::{Expected, Plan, Source};
 use vmtape_replay::faults::Run;
 
 /// What the search for the smallest plan found.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Smallest {
     /// Rules before and after.
     pub rules: [usize; 2],
@@ -32,7 +34,7 @@ impl Injection<'_> {
         let found = self.bed.shrink(source, run, &[], self.result.tries, &tell)?;
         let expect = Expected::One(run.judgement.verdict);
         let plan = Plan { expect, name: source.plan.name.clone(), ..found.smallest.plan };
-        fs::write(path, plan.to_toml()).with_context(|| path.display().to_string())?;
+        files::write(path, |out| Ok(out.write_all(plan.to_toml().as_bytes())?))?;
         let limit = found.smallest.limit.map(|limit| format!(" --max-insns {limit}")).unwrap_or_default();
         let words = path.display().to_string();
         let plan_word = shlex::try_quote(&words).map(|word| word.into_owned()).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! The heat map: a guest moved at every exit, one at a time, and with each class of faults.
 
 use super::{Args, classes};
-use crate::output::{ExitCode, print_json, progress};
+use crate::output::{ExitCode, print_json, printable, progress};
 use anyhow::Result;
 use std::io::{self, Write};
 use vmtape_faults::Verdict;
@@ -23,7 +23,7 @@ pub fn run(args: &Args, step: u64, sides: &Sides, journey: &Journey) -> Result<E
     if args.json {
         print_json(&heat)?;
     } else {
-        print(&mut io::stdout().lock(), args, &heat)?;
+        print(&mut printable(), args, &heat)?;
     }
     let safe = heat.map.cells.iter().all(|cell| cell.fate == Fate::Moved);
     Ok(if safe { ExitCode::SAME } else { ExitCode::DIFFERENT })

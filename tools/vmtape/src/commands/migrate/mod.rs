@@ -4,7 +4,7 @@ mod faults;
 mod live;
 mod map;
 mod plot;
-mod policies;
+pub mod policies;
 mod remote;
 mod route;
 mod text;
@@ -12,7 +12,7 @@ mod text;
 use crate::{
     commands::{replay::Plugins, report::Detail},
     machine_args::PluginArgs,
-    output::{ExitCode, Printable, print_json, tell, usage},
+    output::{ExitCode, print_json, printable, tell, usage},
 };
 pub use route::hops;
 
@@ -21,7 +21,7 @@ use clap::{ValueHint, builder::PossibleValuesParser, builder::TypedValueParser};
 use plot::PlotArgs;
 use std::{
     cell::{Cell, RefCell},
-    fmt, io,
+    fmt,
     path::PathBuf,
     str::FromStr,
 };
@@ -393,7 +393,7 @@ fn print(args: &Args, moved: &Moved) -> Result<ExitCode> {
     if args.json {
         print_json(moved)?;
     } else {
-        text::print(&mut Printable(io::stdout().lock()), moved, Detail::of(args.explain))?;
+        text::print(&mut printable(), moved, Detail::of(args.explain))?;
     }
     Ok(code(moved.fate))
 }
@@ -405,3 +405,12 @@ fn code(fate: Fate) -> ExitCode {
         _ => ExitCode::DIFFERENT,
     }
 }
+
+/// What it prints as JSON: one move, a map, the table of policies, or one side of a move between processes.
+#[cfg(test)]
+pub const SCHEMA: &[crate::schemas::Part] = &[
+    crate::output::schema::<Moved>,
+    crate::output::schema::<vmtape_replay::migration::Heat>,
+    crate::output::schema::<policies::Table>,
+    crate::output::schema::<vmtape_migrate::Outcome>,
+];

@@ -1,8 +1,9 @@
 //! The table of policies: who refuses what.
 
 use super::Args;
-use crate::output::{ExitCode, print_json};
+use crate::output::{ExitCode, print_json, printable};
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::io::{self, Write};
 use vmtape_machine::vmm::When;
@@ -11,8 +12,8 @@ use vmtape_replay::{
     migration::{Journey, Judged},
 };
 
-#[derive(Serialize)]
-struct Table {
+#[derive(Serialize, JsonSchema)]
+pub struct Table {
     policies: Vec<Judged>,
 }
 
@@ -21,7 +22,7 @@ pub fn run(args: &Args, at: When, sides: &Sides, journey: &Journey) -> Result<Ex
     if args.json {
         print_json(&table)?;
     } else {
-        print(&mut io::stdout().lock(), &table)?;
+        print(&mut printable(), &table)?;
     }
     let refused = table.policies.iter().any(|judged| judged.refuses);
     Ok(if refused { ExitCode::DIFFERENT } else { ExitCode::SAME })

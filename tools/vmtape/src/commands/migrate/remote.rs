@@ -1,9 +1,9 @@
 //! A move between two processes.
 
 use super::{Args, NO_FILE, live::Display, print};
-use crate::output::{ExitCode, print_json, tell, usage};
+use crate::output::{ExitCode, print_json, printable, tell, usage};
 use anyhow::{Context, Result};
-use std::{cell::RefCell, io, rc::Rc};
+use std::{cell::RefCell, rc::Rc};
 use vmtape_machine::vmm::When;
 use vmtape_migrate::{
     handover::{FileJournal, Journal, State, Witness},
@@ -79,7 +79,7 @@ pub fn connect(
     if args.json {
         print_json(&outcome)?;
     } else {
-        super::text::write_outcome(&mut io::stdout().lock(), &outcome)?;
+        super::text::write_outcome(&mut printable(), &outcome)?;
     }
     let gone = outcome.source == State::Gone && outcome.failure.is_none();
     Ok(if gone { ExitCode::SAME } else { ExitCode::DIFFERENT })

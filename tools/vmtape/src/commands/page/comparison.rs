@@ -72,7 +72,7 @@ struct Told {
     cause: Option<Cause>,
     vcpu: u32,
     icount: u64,
-    rip: u64,
+    rip: String,
     #[serde(default)]
     rows: Vec<Row>,
     #[serde(default)]
@@ -87,6 +87,7 @@ struct Told {
 struct Lines {
     side: String,
     lines: Vec<String>,
+    #[serde(rename = "came_of_it")]
     outcome: String,
 }
 
@@ -127,7 +128,7 @@ impl Divergence {
             class: told.class,
             cause: told.cause,
             icount: told.icount,
-            rip: format!("{:#x}", told.rip),
+            rip: told.rip,
             vcpu: told.vcpu,
             rows: told.rows,
             stories: told.stories.into_iter().map(story).collect(),

@@ -62,7 +62,9 @@ struct Answer {
 struct Outcome {
     epoch: u64,
     handover: String,
+    #[serde(rename = "source_became")]
     source: String,
+    #[serde(rename = "destination_became")]
     destination: String,
     failure: Option<String>,
     sent: Sent,

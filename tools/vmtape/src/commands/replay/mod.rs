@@ -2,7 +2,9 @@ mod trace;
 
 use crate::{
     commands::report::{self, Detail},
-    machine_args::{EngineArg, PluginArgs, agree, create, find_host, fits, load, parse_backend, parse_kvm},
+    machine_args::{
+        EngineArg, PluginArgs, agree, create, find_host, fits, load, parse_backend, parse_kvm, unknown_option,
+    },
     output::{ExitCode, end_progress, progress_of, tell, usage},
 };
 use anyhow::Result;
@@ -154,6 +156,10 @@ impl Elsewhere {
                 actual.host = format!("{vendor}-{}", actual.silicon.phys_bits);
             }
             None => {}
+        }
+        if let Some(what) = unknown_option(&plugin, &actual.options) {
+            let reason = format!("the tape has {what}, which {} does not know", plugin.build);
+            return Err(Error::Refused { backend: actual.backend, reason }.into());
         }
         for (key, value) in changes {
             actual.options.retain(|(name, _)| *name != key);

@@ -1,41 +1,48 @@
 //! The exits that are asked for, as JSON, one after the other.
 
 use super::{Args, choice::gva};
-use crate::output::{hex, hex_option, print_json};
+use crate::output::print_json;
 use anyhow::{Result, anyhow};
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 use std::cell::RefCell;
 use vmtape_arch::note::Note;
 use vmtape_replay::text;
-use vmtape_traces::{ExitGroup, Metadata, Tape};
+use vmtape_traces::{ExitGroup, Metadata, Tape, hex};
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Shown<'a> {
     tape: &'a str,
     #[serde(serialize_with = "one_by_one")]
-    exits: RefCell<Option<Box<dyn Iterator<Item = Exit> + 'a>>>,
+    #[schemars(with = "Vec<Exit>")]
+    shown: RefCell<Option<Box<dyn Iterator<Item = Exit> + 'a>>>,
 }
 
 /// An exit.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Exit {
     /// Its number on the tape, from 0 on.
     number: u64,
     vcpu: u32,
     /// Instructions retired before it.
     icount: u64,
-    #[serde(serialize_with = "hex")]
+    #[serde(serialize_with = "hex::word")]
+    #[schemars(with = "String")]
     rip: u64,
-    reason: String,
+    exit_reason: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     nested: Option<String>,
-    #[serde(serialize_with = "hex")]
+    #[serde(serialize_with = "hex::word")]
+    #[schemars(with = "String")]
     info1: u64,
-    #[serde(serialize_with = "hex")]
+    #[serde(serialize_with = "hex::word")]
+    #[schemars(with = "String")]
     info2: u64,
-    #[serde(serialize_with = "hex_option")]
+    #[serde(serialize_with = "hex::word_or_null")]
+    #[schemars(with = "Option<String>")]
     gva: Option<u64>,
-    #[serde(serialize_with = "hex_option")]
+    #[serde(serialize_with = "hex::word_or_null")]
+    #[schemars(with = "Option<String>")]
     gpa: Option<u64>,
     /// Silicon's walk of the guest's tables that led to it.
     walk: Vec<Step>,
@@ -49,14 +56,17 @@ struct Exit {
 }
 
 /// A paging entry that silicon read.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Step {
     paging_level: u8,
-    #[serde(serialize_with = "hex")]
+    #[serde(serialize_with = "hex::word")]
+    #[schemars(with = "String")]
     gpa: u64,
-    #[serde(serialize_with = "hex")]
+    #[serde(serialize_with = "hex::word")]
+    #[schemars(with = "String")]
     before: u64,
-    #[serde(serialize_with = "hex")]
+    #[serde(serialize_with = "hex::word")]
+    #[schemars(with = "String")]
     after: u64,
 }
 
@@ -80,7 +90,7 @@ pub fn print(tape: &Tape, names: &Metadata, args: &Args) -> Result<()> {
     let wanted = exits.filter(|group| args.choice.takes(&group.exit)).map(|group| exit(&group, names));
     let wanted = wanted.filter(|exit| args.choice.takes_text(&exit.lines.join("\n")));
     let wanted = wanted.take(args.count.map_or(usize::MAX, |count| count as usize));
-    print_json(&Shown { tape: tape.name(), exits: RefCell::new(Some(Box::new(wanted))) })?;
+    print_json(&Shown { tape: tape.name(), shown: RefCell::new(Some(Box::new(wanted))) })?;
     match failed.take() {
         Some(error) => Err(anyhow!(error)),
         None => Ok(()),
@@ -102,7 +112,7 @@ fn exit(group: &ExitGroup, names: &Metadata) -> Exit {
         vcpu: event.vcpu,
         icount: event.icount,
         rip: event.rip,
-        reason: text::reason(&event.exit),
+        exit_reason: text::reason(&event.exit),
         nested: text::nested(event),
         info1: event.exit.info1,
         info2: event.exit.info2,
@@ -123,3 +133,7 @@ fn step(note: &Note) -> Option<Step> {
         _ => None,
     }
 }
+
+/// What it prints as JSON.
+#[cfg(test)]
+pub const SCHEMA: &[crate::schemas::Part] = &[crate::output::schema::<Shown<'static>>];

@@ -2,19 +2,19 @@
 
 mod choice;
 mod episodes;
-mod json;
+pub mod json;
 
 use crate::{
     commands::replay::Plugins,
     machine_args::PluginArgs,
-    output::{ExitCode, Printable, tell, usage},
+    output::{ExitCode, printable, tell, usage},
 };
 use anyhow::Result;
 use choice::Choice;
 pub use choice::level;
 use clap::ValueHint;
 use std::{
-    io::{self, BufWriter, Write},
+    io::{BufWriter, Write},
     path::PathBuf,
 };
 use vmtape_traces::{Event, Metadata, Tape, flat::tag, text::Printer};
@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     let names = names(&tape, &Plugins::new(&args.plugins));
-    let mut out = BufWriter::new(Printable(io::stdout().lock()));
+    let mut out = BufWriter::new(printable());
     if args.json {
         json::print(&tape, &names, args)?;
     } else if args.ioctls {
