@@ -289,6 +289,30 @@ fn what_is_no_trace_is_refused_by_name() {
     assert!(!tape_of(&[]).is_empty());
 }
 
+/// Exits that no entry follows: memory grows neither with what comes after one, nor with their number.
+#[test]
+fn exits_without_entries_are_not_held_for_ever() {
+    const EVENTS: usize = 140_000;
+    let exit = "kvm_exit: reason MSR_WRITE rip 0x401000 info 0 0";
+    let of_one = (0..EVENTS).map(|n| {
+        let event = if n == 0 { exit } else { "kvm_msr: msr_write 10 = 0x5" };
+        format!(" CPU 0/KVM-1000  [000] d.... 1.{n:06}: {event}\n")
+    });
+    let of_many = (0..EVENTS).map(|n| format!(" CPU 0/KVM-{}  [000] d.... 1.{n:06}: {exit}\n", n + 1));
+    for (text, exits) in [(of_one.collect::<String>(), 1), (of_many.collect(), EVENTS)] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let (events, summary) = events(&Source::Path(file.path().to_owned()));
+        assert!(summary.accounts_for_all() && summary.exits == exits as u64, "{summary:?}");
+        // What comes after so many is outside, with a time of its own.
+        let first_outside = events.iter().position(|event| matches!(event, Event::Moment { .. }));
+        assert!(
+            exits > 1 || first_outside.is_some_and(|at| (100_000..135_000).contains(&at)),
+            "{first_outside:?}"
+        );
+    }
+}
+
 /// A trace that was made up: memory does not grow with the names in it.
 #[test]
 fn names_without_end_are_counted_together() {

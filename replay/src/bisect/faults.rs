@@ -1,7 +1,7 @@
 //! Axis `faults`: the fewest faults of a tape from which the same follows.
 
 use super::{
-    Finding, Trial,
+    Finding, Step, Trial,
     search::{self, Mark},
 };
 use crate::{
@@ -23,7 +23,7 @@ pub struct Request<'a> {
     pub tape: &'a Tape,
     pub create: Create<'a>,
     pub plugin: &'a Description,
-    pub progress: &'a dyn Fn(&str),
+    pub progress: &'a dyn Fn(Step),
 }
 
 impl Request<'_> {
@@ -45,7 +45,7 @@ impl Request<'_> {
             count => search::minimize(count, |set| {
                 let some: Vec<Fault> = set.iter().map(|at| faults[*at]).collect();
                 let what = some.iter().map(name).collect::<Vec<_>>().join(", ");
-                (self.progress)(&what);
+                (self.progress)(Step::Trial(&what));
                 let judged = self.judge(&twin, &self.record(&machine, &some)?)?;
                 let bad = judged.signature.shows_same(&all.signature);
                 let mark = if bad { Mark::Bad } else { Mark::Good };

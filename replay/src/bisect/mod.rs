@@ -15,7 +15,7 @@ pub mod tapes;
 mod trial;
 pub mod width;
 
-pub use trial::{Bench, Criterion, Mode, Pair, Show, Trial};
+pub use trial::{Bench, Criterion, Mode, Pair, Show, Step, Trial};
 
 use crate::{
     report::{Divergence, Verdict},

@@ -61,6 +61,15 @@ pub struct Trial {
     pub shows: String,
 }
 
+/// What somebody who waits for a bisection hears.
+#[derive(Clone, Copy, Debug)]
+pub enum Step<'a> {
+    /// A trial begins.
+    Trial(&'a str),
+    /// It has come so far; the tape is so long.
+    At { at: u64, of: u64 },
+}
+
 /// Everything that the trials of one bisection have in common.
 pub struct Bench<'a> {
     pub tape: &'a Tape,
@@ -72,7 +81,7 @@ pub struct Bench<'a> {
     pub criterion: Criterion,
     /// The command line to which a candidate's own options are added.
     pub command: String,
-    pub progress: &'a dyn Fn(&str),
+    pub progress: &'a dyn Fn(Step),
     pub trials: Vec<Trial>,
     /// What is looked for, once the bad end has shown it.
     pub wanted: Option<Signature>,
@@ -91,7 +100,7 @@ impl<'a> Bench<'a> {
 
     /// Tries a pair of machines. The first bad trial decides what is looked for.
     pub fn test_pair(&mut self, what: &str, pair: Pair, create: Create) -> Result<Mark, Error> {
-        (self.progress)(what);
+        (self.progress)(Step::Trial(what));
         let shown = self.show(&pair, create)?;
         let (mark, shows) = match shown {
             Show::Same => (Mark::Good, "same".to_owned()),
@@ -158,10 +167,12 @@ impl<'a> Bench<'a> {
         let same = is_same(&expected, &actual);
         actual.options = create(&actual)?.resolved();
         let mut report = Report::new("", tape.name(), actual.backend.clone());
-        let nobody = &mut |_| {};
         let (expected_plugin, plugin) =
             ((self.describe)(&expected.backend)?, (self.describe)(&actual.backend)?);
         let same = same || is_same(&expected, &actual);
+        let totals = tape.totals()?;
+        let of = if same || mode == Mode::Exits { totals.exits } else { totals.icount };
+        let tick = &mut |at| (self.progress)(Step::At { at, of });
         /// Exits of context before a difference.
         const CONTEXT: usize = 3;
         let sides = across::Sides {
@@ -180,13 +191,13 @@ impl<'a> Bench<'a> {
         };
         match (mode, same) {
             (Mode::Exits, same) => {
-                exits::replay(&sides, exits::Method { same, ..Default::default() }, &mut report, nobody)?;
+                exits::replay(&sides, exits::Method { same, ..Default::default() }, &mut report, tick)?;
             }
             (Mode::Run, true) => {
                 let machine = sides.actual.clone();
-                identical::replay(tape, machine, create, None, &mut report, "", nobody)?;
+                identical::replay(tape, machine, create, None, &mut report, "", tick)?;
             }
-            (Mode::Run, false) => sides.compare(&mut report, nobody)?,
+            (Mode::Run, false) => sides.compare(&mut report, tick)?,
         }
         Ok(report)
     }

@@ -53,6 +53,42 @@ fn a_changed_byte_is_noticed() -> Result<()> {
     Ok(())
 }
 
+/// A checkpoint is nothing that these commands read.
+#[test]
+fn damage_of_what_is_passed_over_is_told() -> Result<()> {
+    use vmtape_traces::{
+        Tape,
+        format::header::{ChunkHeader, ChunkKind},
+    };
+    let folder = tempfile::tempdir()?;
+    let record = ["record", "-b", "vmx", "--checkpoint-every", "10", "-o", "good.tape", "builtin:hello"];
+    assert!(vmtape(folder.path(), &record)?.status.success());
+    let good = folder.path().join("good.tape");
+    let tape = Tape::open_whole(&good)?;
+    let is_checkpoint = |kind: u32| ChunkKind(kind) == ChunkKind::CHECKPOINT;
+    let chunk = tape.chunks().iter().find(|chunk| is_checkpoint(chunk.kind)).expect("a checkpoint");
+    let mut bent = fs::read(&good)?;
+    bent[chunk.offset as usize + size_of::<ChunkHeader>() + 5] ^= 0x10;
+    fs::write(folder.path().join("bent.tape"), bent)?;
+    for line in [
+        "stat bent.tape",
+        "stat bent.tape --json",
+        "show bent.tape",
+        "show bent.tape --rip 0x10a06c",
+        "show bent.tape --reason IO_INSTRUCTION",
+        "export bent.tape -o out.json",
+        "export bent.tape --format csv -o out.csv",
+    ] {
+        let output = vmtape(folder.path(), &line.split(' ').collect::<Vec<_>>())?;
+        let told = tail(&output);
+        assert_eq!(output.status.code(), Some(COULD_NOT_TEST), "{line}: {told}");
+        let text = [&output.stdout[..], &output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        assert!(text.contains("bent.tape") && text.contains("checkpoint"), "{line}: {told}");
+    }
+    Ok(())
+}
+
 #[test]
 fn what_is_no_file_is_no_tape() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -107,16 +143,39 @@ fn images_that_are_none() -> Result<()> {
 #[test]
 fn a_file_without_end_is_no_hang() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    for line in [
-        &["run", "-b", "vmx", "/dev/zero"][..],
-        &["run", "-b", "vmx", "--initrd", "/dev/zero", "builtin:hello"],
-    ] {
-        assert_refused(
-            &vmtape(folder.path(), line)?,
-            COULD_NOT_TEST,
-            "/dev/zero: is no regular file",
-            &line.join(" "),
-        );
+    tape(folder.path())?;
+    // A name that a host, an image and a plan may have.
+    let made = Command::new("mkfifo").args(["pipe.toml", "pipe.xml"]).current_dir(folder.path()).status()?;
+    assert!(made.success());
+    std::os::unix::fs::symlink("/dev/zero", folder.path().join("zero.toml"))?;
+    for name in ["pipe.toml", "zero.toml"] {
+        for line in [
+            "run -b vmx NAME",
+            "run -b vmx --initrd NAME builtin:hello",
+            "run -b vmx --host NAME builtin:hello",
+            "run -b vmx --qemu-args NAME",
+            "run -b vmx --cpu libvirt:NAME builtin:hello",
+            "inject NAME -b vmx builtin:hello",
+            "campaign plan NAME -o y.toml",
+            "campaign run NAME --shard 0 -o results",
+            "scenarios NAME",
+            "replay good.tape --host NAME",
+            "check good.tape --to NAME",
+            "check --fleet intel-46 --guest NAME",
+            "migrate good.tape --at start --to vmx --plan NAME",
+            "host show NAME",
+            "host from NAME",
+            "import NAME -o x.tape",
+            "repair NAME -o x.tape",
+            "diff NAME good.tape",
+            "export NAME -o x.json",
+            "report NAME -o x.html",
+        ] {
+            let line = line.replace("NAME", name);
+            let output = vmtape(folder.path(), &line.split(' ').collect::<Vec<_>>())?;
+            assert_refused(&output, COULD_NOT_TEST, "no regular file", &line);
+            assert_refused(&output, COULD_NOT_TEST, name, &line);
+        }
     }
     Ok(())
 }

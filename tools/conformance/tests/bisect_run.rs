@@ -139,6 +139,7 @@ fn only_verdicts_are_verdicts() -> Result<()> {
         ("--bisect --plugin good.so absent.tape", 128),
         ("--bisect --plugin good.so a.tape --no-such-option", 128),
         ("--bisect --plugin good.so a.tape --host intel-9000", 128),
+        ("--bisect --plugin good.so a.tape --host absent.toml", 128),
         ("--bisect=nonsense --plugin good.so a.tape", 128),
         ("--bisect", 128),
     ] {

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use std::{fs, path::Path};
-use vmtape_conformance::{BACKENDS, tail, vmtape};
+use vmtape_conformance::{BACKENDS, identity::compile, tail, vmtape};
 
 /// Real-mode code at 0x7c00.
 fn boot_sector(code: &[u8]) -> Vec<u8> {
@@ -73,6 +73,28 @@ fn string_io_exits_as_often_as_in_kvm() -> Result<()> {
                 assert_eq!(shown.matches("reason KVM_EXIT_IO (2)").count(), 4 + 1, "{backend}");
             }
         }
+    }
+    Ok(())
+}
+
+/// xor eax, eax; cpuid; wait until EAX is not zero, which it is; xor eax, eax; out 0xf4, eax
+const WAITS: &[u8] = b"\x66\x31\xc0\x0f\xa2\x66\x85\xc0\x74\xfb\xba\xf4\x00\x66\x31\xc0\x66\xef\xf4";
+
+/// A build of a plugin that makes the guest spin, without any exit, is a verdict: `git bisect run` goes on.
+#[test]
+fn a_build_that_makes_the_guest_spin_is_a_verdict() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    fs::write(folder.path().join("guest.bin"), boot_sector(WAITS))?;
+    compile(folder.path(), "", "")?;
+    let plugin = ["--plugin", "libidentity.so"];
+    let line = ["record", "-b", "identity", "--host", "intel-46", "-o", "a.tape", "guest.bin"];
+    let recorded = vmtape(folder.path(), &[&line[..], &plugin].concat())?;
+    ensure!(recorded.status.success(), "{}", tail(&recorded));
+    let cpuid = "        cpuid(vm, state);\n";
+    compile(folder.path(), cpuid, &format!("{cpuid}        state->gpr[vt_GPR_RAX] = 0;\n"))?;
+    for line in [&["replay", "--bisect", "a.tape"][..], &["check", "a.tape", "--to", "intel-52,identity"]] {
+        let output = vmtape(folder.path(), &[line, &plugin].concat())?;
+        assert_eq!(output.status.code(), Some(1), "{line:?}: {}", tail(&output));
     }
     Ok(())
 }

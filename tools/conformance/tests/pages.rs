@@ -1,8 +1,8 @@
 //! Pages with commands: what stands in their `console` blocks is typed, and what they show must come out.
 
 use anyhow::{Context, Result, bail};
-use std::{fs, path::Path};
-use vmtape_conformance::vmtape;
+use std::{fs, path::Path, process::Command};
+use vmtape_conformance::{program, tail, vmtape};
 
 /// One command of a page, with the lines below it.
 struct Step {
@@ -104,6 +104,39 @@ fn check(page: &Path) -> Result<()> {
 #[test]
 fn the_histories_are_as_their_page_shows_them() -> Result<()> {
     check(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../vmtape/scenarios/README.md"))
+}
+
+/// In the order of the page, in one folder, as somebody types them who has just installed the program: each comes to a verdict.
+#[test]
+fn the_commands_of_the_readme_work() -> Result<()> {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md"))?;
+    let folder = tempfile::tempdir()?;
+    let program = program()?;
+    let path = std::env::join_paths(
+        [program.parent().context("a folder")?.to_owned()]
+            .into_iter()
+            .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
+    )?;
+    let mut typed = 0;
+    let mut inside = false;
+    for line in page.lines() {
+        if line.starts_with("```") {
+            inside = line == "```sh";
+        }
+        if !inside || !["vmtape ", "printf "].iter().any(|word| line.starts_with(word)) {
+            continue;
+        }
+        // Nobody is there to page through it.
+        let line = line.replace("| less", "> shown.txt");
+        let mut bash = Command::new("bash");
+        bash.args(["-c", &line]).current_dir(folder.path()).env("PATH", &path).env("HOME", folder.path());
+        let output = bash.output()?;
+        let told = tail(&output);
+        assert!(matches!(output.status.code(), Some(0 | 1)) && !told.contains("panicked"), "{line}: {told}");
+        typed += 1;
+    }
+    assert!(typed > 15, "{typed} commands");
+    Ok(())
 }
 
 #[test]

@@ -4,11 +4,12 @@
 use anyhow::{Context, Result, ensure};
 use std::{
     fs,
+    os::unix::process::ExitStatusExt,
     path::Path,
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
-use vmtape_conformance::{program, tail, vmtape};
+use vmtape_conformance::{identity::compile, program, tail, vmtape};
 use vmtape_traces::Tape;
 
 const COULD_NOT_TEST: i32 = 125;
@@ -24,10 +25,29 @@ fn assert_refused(output: &Output, mentions: &[&str]) {
     }
 }
 
+/// How long what has to come is waited for.
+struct Patience(Instant);
+
+impl Patience {
+    fn new() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Waits a little; an error once it has taken too long.
+    fn check(&self, child: &mut Child) -> Result<()> {
+        /// A debug build on a machine that has other things to do.
+        const LONGEST: Duration = Duration::from_secs(300);
+        if self.0.elapsed() > LONGEST {
+            child.kill()?;
+            anyhow::bail!("nothing happens");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        Ok(())
+    }
+}
+
 /// Starts a recording and waits until its tape has begun, with exits if the guest has any.
 fn start(folder: &Path, guest: &str) -> Result<Child> {
-    /// A debug build on a machine that has other things to do.
-    const PATIENCE: Duration = Duration::from_secs(300);
     // Whoever started the test may have made it deaf to SIGHUP (`nohup`).
     let mut command = Command::new("env");
     command
@@ -39,14 +59,13 @@ fn start(folder: &Path, guest: &str) -> Result<Child> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     let mut child = command.spawn()?;
-    let started = Instant::now();
+    let waiting = Patience::new();
     let least = u64::from(guest == ENDLESS);
     while good_exits(&folder.join("a.tape.partial")).map_or(true, |exits| exits < least) {
-        if started.elapsed() > PATIENCE || child.try_wait()?.is_some() {
-            child.kill()?;
+        if child.try_wait()?.is_some() {
             anyhow::bail!("nothing is on the tape: {}", tail(&child.wait_with_output()?));
         }
-        std::thread::sleep(Duration::from_millis(20));
+        waiting.check(&mut child)?;
     }
     Ok(child)
 }
@@ -95,7 +114,7 @@ fn what_waits_for_a_full_chunk_is_in_the_file() -> Result<()> {
     // A loop of CPUID 100 times, and then one that never exits.
     let slow = boot_sector(b"\xbe\x64\x00\x66\x31\xc0\x0f\xa2\x4e\x75\xf8\xeb\xfe");
     fs::write(folder.path().join("slow.bin"), slow)?;
-    let started = Instant::now();
+    let waiting = Patience::new();
     let mut command = Command::new(program()?);
     command.args([
         "record",
@@ -112,12 +131,8 @@ fn what_waits_for_a_full_chunk_is_in_the_file() -> Result<()> {
     let mut child = command.current_dir(folder.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let partial = folder.path().join("a.tape.partial");
     while good_exits(&partial).unwrap_or(0) < 100 {
-        let patient = started.elapsed() < Duration::from_secs(300) && child.try_wait()?.is_none();
-        if !patient {
-            child.kill()?;
-            anyhow::bail!("{:?} exits are in the file", good_exits(&partial));
-        }
-        std::thread::sleep(Duration::from_millis(20));
+        ensure!(child.try_wait()?.is_none(), "{:?} exits are in the file", good_exits(&partial));
+        waiting.check(&mut child)?;
     }
     child.kill()?;
     child.wait()?;
@@ -182,6 +197,44 @@ fn interrupted() -> Result<()> {
         let elsewhere = vmtape(folder.path(), &["replay", "-b", "svm-npt", "a.tape"])?;
         let text = String::from_utf8_lossy(&elsewhere.stdout).into_owned();
         assert!(guest.is_none() || text.contains("SAME"), "{}", tail(&elsewhere));
+    }
+    Ok(())
+}
+
+/// A backend that does not come back does not hear of the wish; the second signal, whichever it is, ends the program as if nobody
+/// had listened.
+#[test]
+fn the_second_signal_stops_at_once() -> Result<()> {
+    let spin = "        cpuid(vm, state);\n        for (volatile int n = 0;; n++) {}\n";
+    for (first, second, number) in [("-INT", "-INT", 2), ("-INT", "-TERM", 15), ("-HUP", "-HUP", 1)] {
+        let folder = tempfile::tempdir()?;
+        let plugin = compile(folder.path(), "        cpuid(vm, state);\n", spin)?;
+        // Shells make the programs that they start in the background ignore Ctrl-C, this test among them.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=HUP,INT"]).arg(program()?).args(["record", "--plugin"]).arg(plugin);
+        command.args(["-b", "identity", "--host", "intel-46", "-o", "a.tape", "builtin:cpuid"]);
+        let mut child = command.current_dir(folder.path()).stderr(Stdio::piped()).spawn()?;
+        let waiting = Patience::new();
+        while !folder.path().join("a.tape.partial").exists() {
+            waiting.check(&mut child)?;
+        }
+        Command::new("kill").args([first, &child.id().to_string()]).status()?;
+        let status = format!("/proc/{}/status", child.id());
+        // See: proc_pid_status(5), ShdPnd: what no thread has taken yet.
+        while !fs::read_to_string(&status)?.contains("ShdPnd:\t0000000000000000") {
+            waiting.check(&mut child)?;
+        }
+        assert!(child.try_wait()?.is_none(), "the first one is a wish");
+        Command::new("kill").args([second, &child.id().to_string()]).status()?;
+        let ended = loop {
+            match child.try_wait()? {
+                Some(status) => break status,
+                None => waiting.check(&mut child)?,
+            }
+        };
+        assert_eq!(ended.signal(), Some(number), "{first} {second}: {ended}");
+        assert!(Tape::open(&folder.path().join("a.tape.partial"))?.damage().is_some());
+        assert!(!folder.path().join("a.tape").exists());
     }
     Ok(())
 }

@@ -108,6 +108,26 @@ fn builds_are_named() -> Result<()> {
     Ok(())
 }
 
+/// `stat` tells the release and what was chosen beside it, all with -v, as JSON always.
+#[test]
+fn stat_tells_the_options_that_were_chosen() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let line = "record -q -b vmx,eptad=0 --kvm v5.9 -o a.tape builtin:hello";
+    let recorded = vmtape(folder.path(), &line.split(' ').collect::<Vec<_>>())?;
+    assert!(recorded.status.success(), "{}", tail(&recorded));
+    let stat = |more: &[&str]| -> Result<String> {
+        let output = vmtape(folder.path(), &[&["stat", "a.tape"], more].concat())?;
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let short = stat(&[])?;
+    assert!(short.contains("(kvm=v5.9 eptad=off; -v: all)"), "{short}");
+    let long = stat(&["-v"])?;
+    assert!(long.contains(" ept=on ") && long.lines().nth(1).is_some_and(|line| line.len() > 1000), "{long}");
+    let json: Value = serde_json::from_str(&stat(&["--json"])?)?;
+    assert!(json["options"].as_array().is_some_and(|options| options.len() > 50), "{json}");
+    Ok(())
+}
+
 /// A tape that another build recorded, and that this one does not repeat: both are named.
 #[test]
 fn another_build_is_named_with_this_one() -> Result<()> {

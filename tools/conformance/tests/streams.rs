@@ -60,16 +60,30 @@ fn on_a_terminal(folder: &Path, line: &str) -> Result<String> {
 fn progress_ends_with_one_line_and_can_be_silenced() -> Result<()> {
     let folder = tempfile::tempdir()?;
     tape(folder.path())?;
+    let recordings = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../traces/recordings/npt1-guests");
+    std::fs::copy(recordings.join("hello/trace.txt.gz"), folder.path().join("trace.txt.gz"))?;
     for (line, ends) in [
         ("replay a.tape", "exits in "),
         ("replay a.tape -b svm", "instructions in "),
         ("check a.tape --to intel-52", "instructions in "),
+        ("check --fleet intel-52 amd-52 --guest builtin:hello", "guests on hosts in "),
+        ("import trace.txt.gz -o real.tape", "lines in "),
+        ("check real.tape --to amd-52", "exits in "),
+        ("replay real.tape --mode exits --host amd-48", "exits in "),
+        ("scenarios --kit -b vmx --name kit-runs-a-guest", "rows in "),
     ] {
         let told = on_a_terminal(folder.path(), line)?;
         assert_eq!(told.matches(ends).count(), 1, "{line}: {told}");
+        assert!(told.contains("% of ") && told.contains(" left"), "{line}: {told}");
         let quiet = on_a_terminal(folder.path(), &format!("{line} -q"))?;
-        assert!(!quiet.contains(ends) && quiet.contains("tape"), "{line}: {quiet}");
+        assert!(!quiet.contains(ends) && !quiet.contains("% of ") && !quiet.is_empty(), "{line}: {quiet}");
     }
+    // Each trial of a bisection has a length of its own.
+    let line =
+        ["record", "-q", "-b", "svm-npt", "--cpu", "max,-pku,phys-bits=36", "-o", "m.tape", "builtin:matrix"];
+    anyhow::ensure!(vmtape(folder.path(), &line)?.status.success());
+    let told = on_a_terminal(folder.path(), "bisect m.tape -b vmx --axis width")?;
+    assert!(told.contains("% of this trial") && told.contains(" left"), "{told}");
     let help = |color: &str| on_a_terminal(folder.path(), &format!("replay --color {color} --help"));
     assert!(help("always")?.contains("\x1b[") && !help("never")?.contains("\x1b["));
     Ok(())

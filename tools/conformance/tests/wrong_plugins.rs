@@ -9,7 +9,7 @@ const COULD_NOT_TEST: i32 = 125;
 /// A change to the backend in C, and what the message must say.
 type Wrong = (&'static str, &'static str, &'static [&'static str]);
 
-const WRONG: [Wrong; 6] = [
+const WRONG: [Wrong; 7] = [
     (
         ".hpa = hpa & ~0xfffull,",
         ".hpa = (uint64_t)1 << 50,",
@@ -35,6 +35,11 @@ const WRONG: [Wrong; 6] = [
         "        state->rip += exit->insn.len;\n        state->activity = vt_Activity_HLT;",
         "        state->activity = 99;",
         &["`handle_exit`", "state.activity"],
+    ),
+    (
+        ".key = TEXT(\"kvm\"), .value = TEXT(\"none\")",
+        ".key = TEXT(\"ept\"), .value = TEXT(\"on\")",
+        &["`resolved`", "option `ept`"],
     ),
 ];
 

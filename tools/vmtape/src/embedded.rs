@@ -2,7 +2,7 @@
 
 use vmtape_backends::Embedded;
 
-const BUILD: &str = concat!("in ", env!("VMTAPE_BUILD"));
+const BUILD: &str = env!("VMTAPE_BUILD");
 
 /// In the order in which they are listed.
 pub const EMBEDDED: &[Embedded] = &[

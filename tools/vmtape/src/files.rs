@@ -1,10 +1,12 @@
-//! Files that the program writes: whole or not at all, through symbolic links, and never in the place of what is no file.
+//! Files that the program writes: whole or not at all, through symbolic links, and never in the place of what is no file; and
+//! those that it reads as a whole.
 
 use crate::output::usage;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use indicatif::HumanBytes;
 use std::{
     fs::{self, File, Permissions},
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, Read, Write},
     os::unix::fs::PermissionsExt,
     path::Path,
 };
@@ -53,12 +55,34 @@ pub fn tape(path: &Path) -> Result<&Path> {
     }
 }
 
+/// What a person writes (plans, hosts, scenarios, command lines) is no larger.
+pub const BY_HAND: u64 = 1 << 20;
+
+/// Reads a file of at most so many bytes. What has no end, or makes whoever opens it wait, is refused.
+pub fn read(path: &Path, largest: u64) -> Result<Vec<u8>> {
+    let name = || path.display().to_string();
+    let metadata = fs::metadata(path).with_context(name)?;
+    // To open a pipe is to wait for who writes to it, unless a shell has opened it already: `<(COMMAND)`.
+    let is_open = ["/dev/fd", "/proc/self/fd"].iter().any(|folder| path.starts_with(folder));
+    ensure!(metadata.is_file() || is_open, "{}: is no regular file: copy it to one first", name());
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(largest.saturating_add(1)).read_to_end(&mut bytes));
+    let length = read.with_context(name)?;
+    ensure!(length as u64 <= largest, "{}: more than {}: not what belongs here", name(), HumanBytes(largest));
+    Ok(bytes)
+}
+
+/// Reads a text in the same way.
+pub fn text(path: &Path, largest: u64) -> Result<String> {
+    String::from_utf8(read(path, largest)?).with_context(|| format!("{}: no text", path.display()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use anyhow::bail;
 
-    fn text(text: &'static str) -> impl FnOnce(&mut dyn Write) -> Result<()> {
+    fn filling(text: &'static str) -> impl FnOnce(&mut dyn Write) -> Result<()> {
         move |out| Ok(out.write_all(text.as_bytes())?)
     }
 
@@ -66,7 +90,7 @@ mod tests {
     fn a_file_is_written_whole_or_not_at_all() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("a.txt");
-        write(&file, text("first"))?;
+        write(&file, filling("first"))?;
         let fails = |out: &mut dyn Write| {
             out.write_all(b"half")?;
             bail!("no more")
@@ -79,17 +103,32 @@ mod tests {
     }
 
     #[test]
+    fn what_is_read_has_an_end() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("a.txt");
+        fs::write(&file, "12345")?;
+        assert_eq!(text(&file, 5)?, "12345");
+        for (path, largest, mentions) in
+            [(file.as_path(), 4, "more than 4 B"), (Path::new("/dev/zero"), 4, "no regular file")]
+        {
+            let told = format!("{:#}", read(path, largest).unwrap_err());
+            assert!(told.contains(mentions) && told.contains(&path.display().to_string()), "{told}");
+        }
+        Ok(())
+    }
+
+    #[test]
     fn links_are_followed_and_devices_stay() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let (link, target) = (folder.path().join("link"), folder.path().join("target"));
         std::os::unix::fs::symlink("target", &link)?;
         for word in ["new", "again"] {
-            write(&link, text(word))?;
+            write(&link, filling(word))?;
             assert!(link.is_symlink());
             assert_eq!(fs::read_to_string(&target)?, word);
         }
         let null = Path::new("/dev/null");
-        write(null, text("gone"))?;
+        write(null, filling("gone"))?;
         assert!(null.exists() && !null.is_file());
         assert!(tape(Path::new("-")).is_err() && tape(&target).is_ok());
         Ok(())

@@ -197,6 +197,7 @@ For scripts: --json, or `vmtape export --format jsonl`.";
 pub const STAT: &str = "\
 Examples:
   vmtape stat a.tape
+  vmtape stat -v a.tape
   vmtape stat a.tape --json";
 
 pub const SCENARIOS: &str = "\

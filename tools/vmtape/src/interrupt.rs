@@ -8,9 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 static WISHED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn wish(signal: libc::c_int) {
-    WISHED.store(true, Ordering::Relaxed);
-    // SAFETY: signal() is async-signal-safe (POSIX.1-2008, 2.4.3 Signal Actions).
-    unsafe { libc::signal(signal, libc::SIG_DFL) };
+    if WISHED.swap(true, Ordering::Relaxed) {
+        // SAFETY: signal() and raise() are async-signal-safe (POSIX.1-2008, 2.4.3 Signal Actions). It comes when the handler
+        // returns.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        }
+    }
 }
 
 /// From here on signals are wishes; those that the program was started without (`nohup`) stay ignored.

@@ -2,20 +2,19 @@
 
 use crate::{
     embedded::EMBEDDED,
-    libvirt, near,
+    files, libvirt, near,
     output::{Refused, is_quiet, usage},
     script_args::{ScriptArgs, asked_width},
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum, ValueHint};
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
-    io::{self, Read},
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
-use vmtape_abi::{Backend, TableRow, VmConfig};
+use vmtape_abi::{Backend, Description, TableRow, VmConfig};
 use vmtape_arch::{
     cpuid::{CpuidEntry, maxphyaddr},
     host::{Silicon, Vendor},
@@ -246,6 +245,7 @@ impl MachineArgs {
             };
         }
         let backend = create(plugin, silicon, &options)?;
+        check_resolved(plugin, &backend.resolved())?;
         let cpu = cpu_words(&self.cpu)?;
         let cpuid = guest_cpuid(&cpu, &silicon, &*backend)?;
         fits(&cpuid, &silicon, &host, self.force)?;
@@ -362,7 +362,11 @@ pub fn find_host(text: &str) -> Result<Silicon> {
 /// A wrong name is the command line's fault, a wrong file is not.
 pub fn wrong_host(whose: &str, error: vmtape_machine::Error) -> anyhow::Error {
     match error {
-        vmtape_machine::Error::Passport { .. } => anyhow::Error::new(error).context(whose.to_owned()),
+        vmtape_machine::Error::Passport { ref path, .. } => match fs::metadata(path) {
+            // As an error of the system, by which it is known that the file is not there.
+            Err(absent) => anyhow::Error::new(absent).context(format!("{whose}: {path}")),
+            Ok(_) => anyhow::Error::new(error).context(whose.to_owned()),
+        },
         vmtape_machine::Error::Host { ref text, .. } => {
             usage(format!("{whose}: {error}{}", near::host(text)))
         }
@@ -394,15 +398,9 @@ fn fits_bits(guest: u8, silicon: &Silicon, host: &str, force: bool) -> Result<()
 /// Files that a guest is given are smaller; devices have no end at all.
 const LARGEST_FILE: u64 = 1 << 30;
 
-fn read(path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let metadata = fs::metadata(path).with_context(|| path.display().to_string())?;
-    // To open a pipe is to wait for who writes to it.
-    ensure!(metadata.is_file(), "{}: is no regular file: copy it to one first", path.display());
-    let read = File::open(path).and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes));
-    let length = read.with_context(|| path.display().to_string())?;
-    ensure!(length as u64 <= LARGEST_FILE, "{}: more than 1 GiB: no file for a guest", path.display());
-    Ok(bytes)
+/// Reads an image, or another file for a guest.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    files::read(path, LARGEST_FILE)
 }
 
 /// Loads a backend. A name that is near to another one may have been meant for that.
@@ -428,8 +426,9 @@ fn known(plugin: &LoadedPlugin, options: &[(String, String)]) -> Result<()> {
         let mut profiles = releases.clone().chain([LATEST]);
         if name == spec::PROFILE && releases.len() > 0 && !profiles.any(|release| release == value) {
             let hint = near::hint(value, releases.clone());
-            let known = releases.collect::<Vec<_>>().join(", ");
-            return refused(format!("no release `{value}`{hint}; there are {known}, {LATEST}"));
+            let others = releases.filter(|release| *release != LATEST);
+            let known = others.chain([LATEST]).collect::<Vec<_>>().join(", ");
+            return refused(format!("no release `{value}`{hint}; there are {known}"));
         }
         let word = name.trim_start_matches(['+', '-']);
         if name != spec::PROFILE && !all.is_empty() && !all.contains(word) {
@@ -446,12 +445,27 @@ fn names(rows: &[TableRow]) -> impl ExactSizeIterator<Item = &str> + Clone {
     rows.iter().map(|row| row.name.as_str())
 }
 
+/// Refuses a backend that resolves options to some that its own tables do not have: it would refuse its own tapes.
+fn check_resolved(plugin: &LoadedPlugin, options: &[(String, String)]) -> Result<()> {
+    let Description { parameters, patches, .. } = &plugin.description;
+    let known: BTreeSet<&str> = names(parameters).chain(names(patches)).collect();
+    match options.iter().find(|(name, _)| name != spec::PROFILE && !known.contains(name.as_str())) {
+        None => Ok(()),
+        Some((name, _)) => {
+            bail!(
+                "the backend {} broke: `resolved` gives the option `{name}`, which its tables do not have",
+                plugin.name()
+            )
+        }
+    }
+}
+
 /// The first option of a tape's machine that a backend does not know, in words.
 pub fn unknown_option(plugin: &LoadedPlugin, options: &[(String, String)]) -> Option<String> {
     let description = &plugin.description;
-    let rows = || description.parameters.iter().chain(&description.patches);
+    let known: BTreeSet<&str> = names(&description.parameters).chain(names(&description.patches)).collect();
     // Some backends do not say what they know.
-    let is_known = |name: &str| rows().next().is_none() || rows().any(|row| row.name == name);
+    let is_known = |name: &str| known.is_empty() || known.contains(name);
     let releases = &description.profiles;
     let is_release = |value: &str| releases.is_empty() || releases.iter().any(|row| row.name == value);
     options.iter().find_map(|(name, value)| match name == spec::PROFILE {

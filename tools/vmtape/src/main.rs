@@ -12,6 +12,7 @@ mod machine_args;
 mod near;
 mod output;
 mod plan_args;
+mod progress;
 mod qemu;
 mod scenarios;
 #[cfg(test)]

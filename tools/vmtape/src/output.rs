@@ -1,8 +1,7 @@
-//! Exit codes, errors, logs and progress: stdout carries data, stderr everything else.
+//! Exit codes, errors and logs: stdout carries data, stderr everything else.
 
 use anyhow::Error;
 use clap::ColorChoice;
-use indicatif::{ProgressBar, ProgressStyle};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
@@ -163,8 +162,17 @@ pub fn is_broken_pipe(error: &Error) -> bool {
         .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
+/// More is asked for than usual.
+static VERBOSE: AtomicBool = AtomicBool::new(false);
+
+/// Whether more is asked for than usual.
+pub fn is_verbose() -> bool {
+    VERBOSE.load(Ordering::Relaxed)
+}
+
 /// Logs go to stderr: warnings by default, more with `-v`, and whatever RUST_LOG says.
 pub fn init_logging(verbose: u8, color: ColorChoice) {
+    VERBOSE.store(verbose > 0, Ordering::Relaxed);
     let default = ["warn", "info", "debug", "trace"][usize::from(verbose).min(3)];
     let colored = match color {
         ColorChoice::Always => true,
@@ -247,38 +255,6 @@ pub fn be_quiet() {
 /// Whether nothing is to be told but what was asked for.
 pub fn is_quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
-}
-
-/// Progress on stderr, on terminals only.
-pub fn progress(what: &str) -> ProgressBar {
-    styled(ProgressBar::new_spinner(), what, "{spinner} {prefix}: {msg} [{elapsed}]")
-}
-
-/// Progress of work whose length is known: percent, and the time that is left.
-pub fn progress_of(what: &str, length: u64, unit: &str) -> ProgressBar {
-    let template =
-        format!("{{spinner}} {{prefix}}: {{percent}}% of {{human_len}} {unit}, {{eta}} left {{msg}}");
-    styled(ProgressBar::new(length), what, &template)
-}
-
-/// Ends progress with one line that stays.
-pub fn end_progress(bar: &ProgressBar, unit: &str) {
-    let template = format!("{{prefix}}: {{human_pos}} of {{human_len}} {unit} in {{elapsed}}");
-    if let Ok(style) = ProgressStyle::with_template(&template) {
-        bar.set_style(style);
-    }
-    bar.abandon();
-}
-
-fn styled(bar: ProgressBar, what: &str, template: &str) -> ProgressBar {
-    if !io::stderr().is_terminal() || is_quiet() {
-        return ProgressBar::hidden();
-    }
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    bar.set_prefix(what.to_owned());
-    bar
 }
 
 #[cfg(test)]

@@ -19,9 +19,15 @@ use vmtape_arch::{
 
 type Sink<'a> = &'a mut dyn FnMut(Event) -> Result<(), Error>;
 
+/// Events that are held back at once. No kernel does so much between an exit and its entry; a trace that was made up, or has no
+/// entries, may.
+const MOST_HELD: usize = 1 << 17;
+
 /// The exits that are open, by vCPU.
 pub struct Groups {
     open: BTreeMap<u32, Group>,
+    /// Events in all of them.
+    held: usize,
     /// The vCPU that each task runs.
     tasks: BTreeMap<u32, u32>,
     /// vCPUs that run their guest's guest.
@@ -49,6 +55,7 @@ impl Groups {
     pub fn new(survey: &Survey) -> Self {
         Self {
             open: BTreeMap::new(),
+            held: 0,
             tasks: survey.tasks.clone(),
             nested: BTreeSet::new(),
             isa: survey.isa,
@@ -80,6 +87,7 @@ impl Groups {
             self.nested.remove(&vcpu);
             let exit = Event::Exit(Box::new(ExitEvent { vcpu, icount, rip, exit }));
             self.open.insert(vcpu, Group { events: vec![exit], exit: true, resumed: false, cpu: record.cpu });
+            self.hold(sink)?;
             return Ok(true);
         }
         let group = self.open.entry(vcpu).or_default();
@@ -175,12 +183,19 @@ impl Groups {
         let group = self.open.entry(vcpu).or_default();
         if group.exit && !self.in_order {
             group.events.push(event);
-            return Ok(());
+            return self.hold(sink);
         }
         for held in std::mem::take(&mut group.events) {
+            self.held -= 1;
             self.give(held, sink)?;
         }
         self.give(event, sink)
+    }
+
+    /// Counts an event that is held back; too many are all given out, and what follows them is outside their exits.
+    fn hold(&mut self, sink: Sink<'_>) -> Result<(), Error> {
+        self.held += 1;
+        if self.held < MOST_HELD { Ok(()) } else { self.close_all(sink) }
     }
 
     fn give(&mut self, event: Event, sink: Sink<'_>) -> Result<(), Error> {
@@ -201,6 +216,7 @@ impl Groups {
     /// Gives a group out. A vCPU that exits again had resumed, even if the trace has no entries.
     fn close(&mut self, vcpu: u32, exits_again: bool, sink: Sink<'_>) -> Result<(), Error> {
         let Some(group) = self.open.remove(&vcpu) else { return Ok(()) };
+        self.held -= group.events.len();
         let resumed = group.exit && exits_again && !group.resumed;
         for event in group.events {
             self.give(event, sink)?;
@@ -222,12 +238,14 @@ impl Groups {
         self.give(Event::Line { vcpu: NO_VCPU, text: lost_text(lost.cpu, lost.events) }, sink)
     }
 
+    fn close_all(&mut self, sink: Sink<'_>) -> Result<(), Error> {
+        let vcpus: Vec<_> = self.open.keys().copied().collect();
+        vcpus.into_iter().try_for_each(|vcpu| self.close(vcpu, false, sink))
+    }
+
     /// Gives out what is left. Returns the number of exits.
     pub fn finish(mut self, sink: Sink<'_>) -> Result<u64, Error> {
-        let vcpus: Vec<_> = self.open.keys().copied().collect();
-        for vcpu in vcpus {
-            self.close(vcpu, false, sink)?;
-        }
+        self.close_all(sink)?;
         Ok(self.exits)
     }
 }

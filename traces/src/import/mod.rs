@@ -127,6 +127,7 @@ fn read(
         ..Default::default()
     };
     let mut groups = Groups::new(survey);
+    progress(Progress { lines: 0, of: survey.lines });
     source.lines(&mut |line, _| {
         summary.lines += 1;
         if summary.lines.is_multiple_of(PROGRESS_LINES) {
@@ -156,6 +157,7 @@ fn read(
         }
         Ok(())
     })?;
+    progress(Progress { lines: summary.lines, of: survey.lines });
     if summary.decoded.is_empty() && summary.kept.is_empty() {
         return Err(Error::NoEvents { trace: source.name().to_owned(), lines: summary.lines });
     }

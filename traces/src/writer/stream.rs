@@ -287,3 +287,38 @@ fn blob_size(event: &Event) -> u64 {
     };
     size as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Tape;
+
+    /// An index that names a chunk twice, leaves one out, or has them in another order: it is said, and each chunk is read once.
+    #[test]
+    fn an_index_that_is_not_that_of_the_chunks_is_not_believed() {
+        let tape = |bend: fn(&mut Vec<IndexEntry>)| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let mut stream = Stream::new(file.as_file(), "test", Options::default()).unwrap();
+            stream.metadata(&Metadata::default()).unwrap();
+            for text in ["one", "two", "three"] {
+                stream.event(&Event::Line { vcpu: 0, text: text.to_owned() }).unwrap();
+                stream.cut().unwrap();
+            }
+            bend(&mut stream.index);
+            stream.finish().unwrap();
+            Tape::open(file.path()).unwrap()
+        };
+        assert!(tape(|_| ()).damage().is_none());
+        let bent: [fn(&mut Vec<IndexEntry>); 4] = [
+            |index| index.insert(2, index[1]),
+            |index| _ = index.remove(2),
+            |index| index.swap(1, 2),
+            |index| index.truncate(3),
+        ];
+        for bend in bent {
+            let tape = tape(bend);
+            assert!(tape.damage().is_some_and(|damage| damage.to_string().contains("the index")));
+            assert_eq!(tape.events().filter(Result::is_ok).count(), 3);
+        }
+    }
+}

@@ -5,7 +5,11 @@ use super::{
     passport::{Passport, backing_shift},
 };
 use crate::Error;
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::{self, Read},
+    path::Path,
+};
 use vmtape_arch::host::Silicon;
 
 /// The silicon of [`passport`]; `NAME,backing=4K` changes how memory is backed, `NAME,phys-bits=43` its width alone.
@@ -32,7 +36,7 @@ pub fn passport(name: &str) -> Result<Passport, Error> {
         Ok(Passport::new(name, silicon))
     } else if path.extension().is_some_and(|extension| extension == "toml") {
         let unreadable = |cause| Error::Passport { path: name.to_owned(), cause };
-        let text = fs::read_to_string(path).map_err(|cause| unreadable(cause.to_string()))?;
+        let text = read(path).map_err(|cause| unreadable(cause.to_string()))?;
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         Passport::parse(&stem, &text).map_err(unreadable)
     } else {
@@ -42,6 +46,17 @@ pub fn passport(name: &str) -> Result<Passport, Error> {
             format!("neither a .toml file, nor VENDOR-BITS (32 to 52), nor one of {}", names.join(", ")),
         ))
     }
+}
+
+/// A file that is no larger than a description of a host. A pipe would make whoever opens it wait, and a device has no end.
+fn read(path: &Path) -> io::Result<String> {
+    const LARGEST: u64 = 1 << 20;
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut text = String::new();
+    let length = fs::File::open(path)?.take(LARGEST + 1).read_to_string(&mut text)?;
+    if length as u64 > LARGEST { Err(io::Error::other("it is larger than 1 MiB")) } else { Ok(text) }
 }
 
 fn error(text: &str, cause: String) -> Error {

@@ -4,7 +4,8 @@ use crate::{
         report::{self, Detail},
     },
     machine_args::{PluginArgs, create, parse_kvm},
-    output::{ExitCode, print_json, printable, progress, usage},
+    output::{ExitCode, print_json, printable, usage},
+    progress::Trials,
 };
 use anyhow::{Context, Result, bail};
 use clap::{ValueEnum, ValueHint};
@@ -24,7 +25,8 @@ use vmtape_machine::{
 use vmtape_replay::{
     Error,
     bisect::{
-        self, Bench, Criterion, Finding, cpuid, exits, faults, kvm, late, plugin, search::Mark, tapes, width,
+        self, Bench, Criterion, Finding, Step, cpuid, exits, faults, kvm, late, plugin, search::Mark, tapes,
+        width,
     },
     report::Verdict,
     spec,
@@ -147,7 +149,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let tape = Tape::open_whole(&args.tape)?;
     let plugins = Plugins::new(&args.plugins);
-    let bar = progress("bisect");
+    let bar = Trials::new("bisect");
     let create = |machine: &MachineSpec| plugins.create(machine);
     let describe = |name: &str| {
         // The builds that are searched need not be installed, and some may not load.
@@ -165,7 +167,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         describe: &describe,
         criterion: args.criterion(),
         command: format!("vmtape replay {}", args.tape.display()),
-        progress: &|what| bar.set_message(what.to_owned()),
+        progress: &|step| match step {
+            Step::Trial(what) => bar.begin(what),
+            Step::At { at, of } => bar.reached(at, of),
+        },
         trials: Vec::new(),
         wanted: None,
         only: false,
@@ -174,7 +179,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     // What the backend warns of in a trial is the trial's business.
     let finding =
         tracing::subscriber::with_default(NoSubscriber::default(), || args.bisect(&mut bench, &plugins))?;
-    bar.finish_and_clear();
+    bar.end();
     print(&finding, args)
 }
 

@@ -1,5 +1,6 @@
 use crate::files;
-use crate::output::{ExitCode, end_progress, print_json, progress_of, tell};
+use crate::output::{ExitCode, print_json, tell};
+use crate::progress::{end_progress, progress_of};
 use anyhow::Result;
 use clap::ValueHint;
 use std::{

@@ -1,7 +1,8 @@
 use crate::files;
 use crate::{
     machine_args::PluginArgs,
-    output::{ExitCode, end_progress, print_json, printable, progress_of, usage},
+    output::{ExitCode, print_json, printable, usage},
+    progress::{end_progress, progress_of},
     scenarios::{
         catalogue::{self, Case, Scenario},
         report::{Report, table},

@@ -1,5 +1,11 @@
-use super::show::{damage, level};
-use crate::output::{ExitCode, print_json, printable};
+use super::{
+    replay::Plugins,
+    show::{damage, level},
+};
+use crate::{
+    machine_args::PluginArgs,
+    output::{ExitCode, is_verbose, print_json, printable},
+};
 use anyhow::Result;
 use clap::ValueHint;
 use schemars::JsonSchema;
@@ -10,7 +16,8 @@ use std::{
     path::PathBuf,
 };
 use vmtape_arch::level::Level;
-use vmtape_replay::text;
+use vmtape_machine::MachineSpec;
+use vmtape_replay::{spec, text};
 use vmtape_traces::{
     Tape,
     event::End,
@@ -27,6 +34,8 @@ pub struct Args {
     /// Count only what belongs to a level: L2 is a guest's guest
     #[arg(long, value_name = "L1|L2", value_parser = level)]
     level: Option<Level>,
+    #[command(flatten)]
+    plugins: PluginArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -56,7 +65,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.json {
         print_json(&report)?;
     } else {
-        print(&mut printable(), &report)?;
+        let options = match is_verbose() {
+            true => text_of(&report.options),
+            false => options(&tape, &args.plugins),
+        };
+        print(&mut printable(), &report, &options)?;
     }
     Ok(if report.stat.damage.is_some() { ExitCode::COULD_NOT_TEST } else { ExitCode::SAME })
 }
@@ -81,12 +94,32 @@ fn count(tape: &Tape, level: Option<Level>) -> Result<Report> {
     })
 }
 
-fn print(out: &mut impl Write, r: &Report) -> io::Result<()> {
+fn text_of(options: &[(String, String)]) -> String {
+    options.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+}
+
+/// The release, and what was chosen beside it, as far as the backend is here to say what the release implies.
+fn options(tape: &Tape, plugins: &PluginArgs) -> String {
+    let plugins = Plugins::new(plugins);
+    let chosen = spec::machine(tape)
+        .and_then(|machine| spec::chosen(&machine, &|machine: &MachineSpec| plugins.create(machine)));
+    let (mut shown, others): (Vec<_>, Vec<_>) =
+        tape.metadata().options.iter().cloned().partition(|(name, _)| name == spec::PROFILE);
+    let rest = match chosen {
+        Ok(chosen) => {
+            shown.extend(chosen);
+            "-v: all".to_owned()
+        }
+        Err(_) => format!("and {} others, -v: all", others.len()),
+    };
+    format!("{}; {rest}", text_of(&shown))
+}
+
+fn print(out: &mut impl Write, r: &Report, options: &str) -> io::Result<()> {
     writeln!(out, "{}: format {}, made by {}", r.tape, r.format_version, r.origin)?;
     if !r.backend.is_empty() {
-        let options: Vec<_> = r.options.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let build = r.backend_build.as_ref().map_or(String::new(), |build| format!(", made by {build}"));
-        writeln!(out, "  backend {}{build} ({})", r.backend, options.join(" "))?;
+        writeln!(out, "  backend {}{build} ({options})", r.backend)?;
         let words = [r.guest.as_str(), r.command_line.as_str()].join(" ");
         writeln!(out, "  guest {}, {} MiB, vCPUs: {}", words.trim_end(), r.memory >> 20, r.vcpus)?;
     }

@@ -1,10 +1,9 @@
 //! A whole command line of QEMU's in a file, as a script, a bug report or libvirt's log has it: what a guest is made of is taken.
 
+use crate::files;
 use anyhow::{Context, Result, ensure};
-use std::{fs::File, io::Read, path::Path};
+use std::path::Path;
 
-/// Such files are far smaller; devices have no end.
-const LARGEST: u64 = 1 << 20;
 /// Options without an argument, of those that people write. See: QEMU qemu-options.hx
 const WITHOUT_VALUE: [&str; 20] = [
     "nographic",
@@ -46,11 +45,8 @@ pub struct Line {
 
 /// Reads a file with a command line.
 pub fn read(path: &Path) -> Result<Line> {
-    let mut bytes = Vec::new();
     let shown = || path.display().to_string();
-    File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes)).with_context(shown)?;
-    ensure!(bytes.len() as u64 <= LARGEST, "{}: more than 1 MiB: no command line", path.display());
-    let text = String::from_utf8(bytes).with_context(|| format!("{}: no text", path.display()))?;
+    let text = files::text(path, files::BY_HAND)?;
     let words = shlex::split(&text).with_context(|| format!("{}: a quote has no end", path.display()))?;
     parse(&words).with_context(shown)
 }

@@ -1,9 +1,10 @@
 //! The rows: those built in, and those of a user's file.
 
 use super::expect::Line;
+use crate::files;
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, path::Path};
 use toml::Spanned;
 
 /// The files built in, in the order in which they are shown.
@@ -114,7 +115,7 @@ pub fn kit(backend: &str) -> Result<Vec<Scenario>> {
 
 /// The rows of a user's file.
 pub fn read(path: &Path) -> Result<Vec<Scenario>> {
-    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let text = files::text(path, files::BY_HAND)?;
     let rows = parse(&text).with_context(|| path.display().to_string())?;
     unique(&rows)?;
     Ok(rows)

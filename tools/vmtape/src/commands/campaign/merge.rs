@@ -1,7 +1,10 @@
 //! The results of all shards together.
 
 use super::{run::is_result, whole};
-use crate::output::{ExitCode, print_json, printable};
+use crate::{
+    files,
+    output::{ExitCode, print_json, printable},
+};
 use anyhow::{Context, Result};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -33,6 +36,9 @@ struct Finding {
     first: u64,
 }
 
+/// Results of one shard are no larger.
+const LARGEST: u64 = 1 << 30;
+
 /// Reads all results in a folder and brings them together.
 pub fn read(campaign: &Campaign, folder: &Path) -> Result<Merged> {
     let named = || folder.display().to_string();
@@ -43,7 +49,7 @@ pub fn read(campaign: &Campaign, folder: &Path) -> Result<Merged> {
     paths.sort();
     let mut lines: Vec<Line> = Vec::new();
     for path in &paths {
-        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let text = files::text(path, LARGEST)?;
         for (n, line) in text.lines().enumerate() {
             let line = serde_json::from_str(line);
             lines.push(line.with_context(|| format!("{}: line {}", path.display(), n + 1))?);

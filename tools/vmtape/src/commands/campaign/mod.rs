@@ -13,12 +13,9 @@ use crate::{
     machine_args::PluginArgs,
     output::{ExitCode, tell},
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Subcommand, ValueHint};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 use vmtape_faults::campaign::Campaign;
 
 /// Run thousands of fault plans from one seed, in shards, and bring the results together
@@ -100,13 +97,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 /// Reads a campaign.
 fn read(path: &Path) -> Result<Campaign> {
-    const LARGEST: u64 = 1 << 20;
     let named = || path.display().to_string();
-    let size = fs::metadata(path).with_context(named)?.len();
-    if size > LARGEST {
-        bail!("{}: {size} bytes are no campaign", named());
-    }
-    let text = fs::read_to_string(path).with_context(named)?;
+    let text = files::text(path, files::BY_HAND)?;
     let campaign: Campaign = toml::from_str(&text).with_context(named)?;
     campaign.check().map_err(anyhow::Error::msg).with_context(named)?;
     Ok(campaign.expanded())

@@ -8,7 +8,8 @@ use super::{
 };
 use crate::{
     machine_args::PluginArgs,
-    output::{ExitCode, progress, tell},
+    output::{ExitCode, tell},
+    progress::progress,
 };
 use anyhow::{Context, Result, bail};
 use clap::ValueHint;

@@ -11,7 +11,8 @@ use crate::files;
 use crate::{
     commands::replay::Plugins,
     machine_args::PluginArgs,
-    output::{ExitCode, end_progress, print_json, printable, progress, progress_of, usage},
+    output::{ExitCode, print_json, printable, usage},
+    progress::{end_progress, progress_of},
 };
 use anyhow::{Context, Result};
 use clap::ValueHint;
@@ -84,8 +85,9 @@ pub struct Args {
     json: bool,
 }
 
-/// What progress counts: what guests run on the hosts, and guests on the hosts where they start.
+/// What progress counts: what guests run on the hosts, the exits of a trace, and guests on the hosts where they start.
 const INSTRUCTIONS: &str = "instructions";
+const EXITS: &str = "exits";
 const STARTS: &str = "guests on hosts";
 
 /// The whole answer.
@@ -233,10 +235,12 @@ fn one_trace(args: &Args, tape: &Tape, known: &[KnownHost], plugins: &Plugins) -
             "{option} needs a guest that can be started, and {name} is an imported recording"
         )));
     }
-    let bar = progress("check");
+    let each = tape.totals()?.exits;
+    let bar = progress_of("check", each.saturating_mul(known.len() as u64), EXITS);
     let (mut hosts, mut errors) = (Vec::new(), Vec::new());
-    for host in known {
-        let mut tick = |exits| bar.set_message(format!("{}: {exits} exits", host.passport.name));
+    for (n, host) in known.iter().enumerate() {
+        bar.set_message(host.passport.name.clone());
+        let mut tick = |exits| bar.set_position(each * n as u64 + exits);
         let answer =
             host.target(plugins, args.vfio).and_then(|target| Ok(traced::check(tape, &target, &mut tick)?));
         match answer {
@@ -246,7 +250,8 @@ fn one_trace(args: &Args, tape: &Tape, known: &[KnownHost], plugins: &Plugins) -
             }
         }
     }
-    bar.finish_and_clear();
+    bar.set_position(each.saturating_mul(known.len() as u64));
+    end_progress(&bar, EXITS);
     Ok(Report { guest: None, hosts, errors, matrix: None, pin: None })
 }
 

@@ -3,10 +3,11 @@
 use super::hosts::{KnownHost, LoadedHost};
 use crate::{
     commands::{record, replay::Plugins},
+    machine_args,
     output::usage,
 };
-use anyhow::{Context, Result};
-use std::{fs, io, path::Path};
+use anyhow::Result;
+use std::{io, path::Path};
 use vmtape_arch::cpuid::maxphyaddr;
 use vmtape_machine::{GuestImage, Layout, MachineSpec, model::CpuOption};
 use vmtape_replay::spec::Budget;
@@ -40,7 +41,7 @@ impl Template {
         let builtin = name.strip_prefix(BUILTIN);
         let bytes = match builtin {
             Some(name) => vmtape_guests::image(name).map_err(usage)?,
-            None => fs::read(name).with_context(|| name.to_owned())?,
+            None => machine_args::read(name.as_ref())?,
         };
         let info = builtin.and_then(vmtape_guests::find);
         let image = GuestImage { name: name.to_owned(), bytes };

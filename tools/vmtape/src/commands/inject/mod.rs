@@ -7,8 +7,9 @@ mod shrink;
 
 use crate::{
     machine_args::{MachineArgs, PluginArgs, create},
-    output::{ExitCode, progress, tell, usage},
+    output::{ExitCode, tell, usage},
     plan_args,
+    progress::progress,
 };
 use anyhow::Result;
 use clap::{ArgMatches, Command, FromArgMatches, ValueHint};

@@ -1,6 +1,6 @@
 //! How far a move is, while it is under way: on a terminal as it goes, and round by round with `-v`.
 
-use crate::output::progress;
+use crate::progress::progress;
 use indicatif::{HumanBytes, HumanCount, ProgressBar};
 use std::{cell::Cell, time::Duration};
 use vmtape_migrate::Live;

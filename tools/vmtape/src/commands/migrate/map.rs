@@ -1,7 +1,8 @@
 //! The heat map: a guest moved at every exit, one at a time, and with each class of faults.
 
 use super::{Args, classes};
-use crate::output::{ExitCode, print_json, printable, progress};
+use crate::output::{ExitCode, print_json, printable};
+use crate::progress::progress;
 use anyhow::Result;
 use std::io::{self, Write};
 use vmtape_faults::Verdict;

@@ -1,11 +1,11 @@
 //! What campaigns came to: verdicts by fault and backend, and findings.
 
+use crate::files;
 use anyhow::{Context, Result};
 use indicatif::HumanCount;
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::Path,
 };
 use vmtape_faults::{
@@ -144,7 +144,7 @@ impl Finding {
         if !readme.is_file() || !plan.is_file() {
             return Ok(None);
         }
-        let text = fs::read_to_string(&readme).with_context(|| readme.display().to_string())?;
+        let text = files::text(&readme, files::BY_HAND)?;
         // Title, paragraphs, and one block with the command.
         let (mut title, mut command, mut paragraphs) = (String::new(), String::new(), Vec::new());
         for paragraph in text.split("\n\n").map(str::trim).filter(|paragraph| !paragraph.is_empty()) {

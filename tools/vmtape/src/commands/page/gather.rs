@@ -1,6 +1,7 @@
 //! Which file is what.
 
 use super::{Page, Unread, campaign, comparison::Comparison, heat::Map, moves::Moves, timeline::Timeline};
+use crate::files;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::{
@@ -66,10 +67,10 @@ fn folder(path: &Path, depth: usize, page: &mut Page, results: &mut campaign::Re
 fn file(path: &Path, page: &mut Page, results: &mut campaign::Results) -> Result<()> {
     let name = path.display().to_string();
     match path.extension().and_then(|extension| extension.to_str()) {
-        Some("json") => answer(name, &text(path)?, page),
-        Some("jsonl") => results.take(&text(path)?),
+        Some("json") => answer(name, &files::text(path, LARGEST)?, page),
+        Some("jsonl") => results.take(&files::text(path, LARGEST)?),
         Some("toml") => {
-            results.plan(&text(path)?);
+            results.plan(&files::text(path, LARGEST)?);
             Ok(())
         }
         _ => {
@@ -77,14 +78,6 @@ fn file(path: &Path, page: &mut Page, results: &mut campaign::Results) -> Result
             Ok(())
         }
     }
-}
-
-fn text(path: &Path) -> Result<String> {
-    let size = fs::metadata(path)?.len();
-    if size > LARGEST {
-        bail!("{size} bytes are too many");
-    }
-    Ok(fs::read_to_string(path)?)
 }
 
 /// What a command printed with `--json`, which its fields tell.

@@ -5,7 +5,8 @@ use crate::{
     machine_args::{
         EngineArg, PluginArgs, agree, create, find_host, fits, load, parse_backend, parse_kvm, unknown_option,
     },
-    output::{ExitCode, end_progress, progress_of, tell, usage},
+    output::{ExitCode, tell, usage},
+    progress::{end_progress, progress_of},
 };
 use anyhow::Result;
 use clap::{ValueEnum, ValueHint};
@@ -205,9 +206,12 @@ impl Plugins {
             [(Some(metadata.origin.as_str()), env!("VMTAPE_BUILD")), (metadata.build(), &plugin.build)];
         let other = pairs.into_iter().filter_map(|(there, here)| Some((there?, here)));
         let other = other.filter(|(there, here)| there != here);
-        Ok(other
+        let mut told: Vec<_> = other
             .map(|(there, here)| format!("{} was recorded by {there}; this is {here}", tape.name()))
-            .collect())
+            .collect();
+        // A backend that the program has in itself is of its build.
+        told.dedup();
+        Ok(told)
     }
 
     /// Makes a VM for a replayed machine.
@@ -338,6 +342,7 @@ fn compare(
         let mut tick = |instructions| bar.set_position(instructions);
         sides.compare(&mut report, &mut tick)?;
     }
+    bar.set_position(if exits { report.compared.exits } else { report.compared.instructions });
     end_progress(&bar, unit);
     Ok(report)
 }

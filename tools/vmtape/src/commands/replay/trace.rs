@@ -7,22 +7,27 @@ use crate::{
         report::{self, Detail},
     },
     machine_args::{default_host, parse_backend},
-    output::{ExitCode, progress, tell, usage},
+    output::{ExitCode, tell, usage},
+    progress::{end_progress, progress_of},
 };
 use anyhow::{Context, Result};
 use vmtape_arch::{exit::Isa, host::Vendor};
 use vmtape_replay::{Error, evidence};
 use vmtape_traces::Tape;
 
+/// What progress counts.
+const EXITS: &str = "exits";
+
 pub fn judge(args: &Args, tape: &Tape, plugins: &Plugins) -> Result<ExitCode> {
     if args.from.is_some() {
         return Err(usage("--from restores a checkpoint, and an imported recording has none"));
     }
     let target = host(args, tape, plugins)?.target(plugins, false)?;
-    let bar = progress("replay");
-    let mut tick = |exits| bar.set_message(format!("{exits} exits"));
+    let bar = progress_of("replay", tape.totals()?.exits, EXITS);
+    let mut tick = |exits| bar.set_position(exits);
     let evidence = evidence::judge(tape, &target, &mut tick)?;
-    bar.finish_and_clear();
+    bar.set_position(evidence.exits);
+    end_progress(&bar, EXITS);
     let reproduce = args.command_line();
     let report = evidence::verdict::report(tape.name(), &evidence, &target, args.go_on, &reproduce);
     let code = report::print(&report, args.json, Detail::of(args.explain))?;

@@ -15,7 +15,6 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::ValueHint;
 use evidence::Evidence;
 use std::{
-    fs::File,
     io::{self, Read, Write},
     path::{Path, PathBuf},
 };
@@ -76,12 +75,11 @@ fn vendor(text: &str) -> Result<Vendor, String> {
 }
 
 fn read(path: &Path) -> Result<String> {
+    if path.as_os_str() != "-" {
+        return files::text(path, LARGEST);
+    }
     let mut bytes = Vec::new();
-    let read = if path.as_os_str() == "-" {
-        io::stdin().take(LARGEST + 1).read_to_end(&mut bytes)
-    } else {
-        File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
-    };
+    let read = io::stdin().take(LARGEST + 1).read_to_end(&mut bytes);
     let length = read.with_context(|| path.display().to_string())? as u64;
     ensure!(
         length <= LARGEST,
