@@ -53,6 +53,7 @@ fn machine(backend: &str) -> MachineSpec {
         fault_points: Vec::new(),
         pcpus: 0,
         retries: 0,
+        platform: vmtape_machine::Platform::CURRENT,
         engine: Default::default(),
     }
 }

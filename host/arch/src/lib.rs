@@ -32,6 +32,7 @@ pub mod query;
 pub mod regs;
 pub mod sensitive;
 pub mod state;
+pub mod time;
 pub mod vcpu;
 pub mod vmrun_check;
 

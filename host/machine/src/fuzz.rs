@@ -28,6 +28,7 @@ pub fn image(bytes: &[u8]) {
         fault_points: Vec::new(),
         pcpus: 0,
         retries: 0,
+        platform: crate::Platform::CURRENT,
         engine: Default::default(),
     };
     for initrd in [None, Some(b"initrd".to_vec())] {

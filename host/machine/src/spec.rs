@@ -52,9 +52,22 @@ pub struct MachineSpec {
     pub pcpus: u32,
     /// How often the VMM calls KVM_RUN again that has failed with an errno.
     pub retries: u32,
+    pub platform: Platform,
     /// How instructions are executed. No tape has it: the run is the same.
     #[serde(skip)]
     pub engine: Engine,
+}
+
+/// What a board has beside the devices of every tape's machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Platform {
+    /// A high-precision event timer.
+    pub hpet: bool,
+}
+
+impl Platform {
+    /// That of new machines.
+    pub const CURRENT: Self = Self { hpet: true };
 }
 
 /// Instructions between two milestones, unless somebody asks for more or fewer: a hundredth of a second or so.
@@ -116,6 +129,7 @@ mod tests {
             fault_points: Vec::new(),
             pcpus: 0,
             retries: 0,
+            platform: Platform::default(),
             engine: Default::default(),
         }
     }
@@ -124,7 +138,7 @@ mod tests {
     fn what_an_older_tape_lacks_is_zero() {
         let spec = spec();
         let mut first_release = spec.encode().unwrap();
-        first_release.truncate(first_release.len() - 6);
+        first_release.truncate(first_release.len() - 7);
         assert_eq!(MachineSpec::decode(&first_release).unwrap(), spec);
     }
 

@@ -651,6 +651,9 @@ typedef uint32_t vt_BusSpace;
 // vector if a device must hear of it (the vector's bit in the EOI-exit bitmap), else 0. A write tells the
 // device that silicon has ended the interrupt with the vector `data`.
 #define vt_BusSpace_EOI 5
+// An interrupt that KVM itself sends to the local APIC with the x2APIC identifier `address`: a write of the ICR's lower
+// half. Claimed: the APIC has accepted it.
+#define vt_BusSpace_INTERRUPT 6
 
 // One device access. `data` holds the value written, or receives the value read.
 typedef struct vt_BusOp {

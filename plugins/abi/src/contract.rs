@@ -66,6 +66,9 @@ open_enum! {
         /// vector if a device must hear of it (the vector's bit in the EOI-exit bitmap), else 0. A write tells the
         /// device that silicon has ended the interrupt with the vector `data`.
         EOI = 5 => "eoi",
+        /// An interrupt that KVM itself sends to the local APIC with the x2APIC identifier `address`: a write of the ICR's lower
+        /// half. Claimed: the APIC has accepted it.
+        INTERRUPT = 6 => "interrupt",
     }
 }
 

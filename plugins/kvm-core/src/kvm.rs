@@ -86,6 +86,7 @@ pub fn mmu_config(silicon: &Silicon, options: &Options, table_width: u8) -> Conf
         emulates_apic_page: false,
         gfn_within_host: options.on(Switch::GFN_WITHIN_HOST),
         tdp_splits_on_fault: options.on(Switch::TDP_SPLITS_ON_FAULT),
+        suppress_ve: options.on(Switch::SUPPRESS_VE),
         interruptible: options.on(Switch::SLOW_PF_INTERRUPTIBLE),
         full_fault_code: options.on(Switch::FULL_FAULT_CODE),
     }

@@ -19,6 +19,7 @@ pub mod io;
 pub mod kvm;
 pub mod msr;
 pub mod profile;
+pub mod pv;
 mod state;
 pub mod supported;
 #[cfg(test)]

@@ -19,8 +19,9 @@ const MAX_BASIC: u32 = 0x24;
 const MAX_EXTENDED: u32 = 0x8000_0022;
 /// "KVMKVMKVM" in EBX, ECX, EDX.
 const SIGNATURE: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x4d];
-/// KVM_FEATURE_NOP_IO_DELAY: the one paravirtual feature that needs nothing.
-const FEATURE_NOP_IO_DELAY: u32 = 1 << 1;
+/// Paravirtual features (KVM_FEATURE_*) that are modelled: CLOCKSOURCE, NOP_IO_DELAY, CLOCKSOURCE2, STEAL_TIME, PV_UNHALT, PV_SEND_IPI,
+/// POLL_CONTROL, PV_SCHED_YIELD, CLOCKSOURCE_STABLE_BIT. Every release has them.
+const PARAVIRTUAL: u32 = 0x0100_38ab;
 /// Components that KVM saves for a guest (KVM_SUPPORTED_XCR0): x87, SSE, AVX, AVX-512, PKRU. MPX and AMX are left out.
 const XCR0: u32 = 0x2e7;
 /// The component of protection keys, which shadow paging does not have.
@@ -56,7 +57,7 @@ pub fn supported_cpuid(
         .filter_map(|e| supported_entry(e, host, options, tdp_levels))
         .collect();
     entries.push(plain(0x4000_0000, [0x4000_0001, SIGNATURE[0], SIGNATURE[1], SIGNATURE[2]]));
-    entries.push(plain(0x4000_0001, [FEATURE_NOP_IO_DELAY, 0, 0, 0]));
+    entries.push(plain(0x4000_0001, [PARAVIRTUAL, 0, 0, 0]));
     entries.sort_by_key(|e| (e.function & 0xc000_0000 == 0x4000_0000, e.function, e.index));
     entries
 }

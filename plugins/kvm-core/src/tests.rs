@@ -75,6 +75,18 @@ fn guest_writes() {
         (0x48, 0, None),
         (0x8b, 5, Some(UCODE_REV)),
         (0x1234, 0, None),
+        // KVM's own. See: KVM x86.c kvm_pv_enable_async_pf(), KVM_STEAL_RESERVED_MASK
+        (0x4b56_4d00, 0x1234_5678, Some(0x1234_5678)),
+        (0x12, 0x1001, Some(0x1001)),
+        (0x4b56_4d02, 0x1009, Some(0x1009)),
+        (0x4b56_4d02, 0x1011, None),
+        (0x4b56_4d03, 0x1041, Some(0x1041)),
+        (0x4b56_4d03, 0x1003, None),
+        (0x4b56_4d04, 0x1002, None),
+        (0x4b56_4d05, 2, None),
+        (0x4b56_4d06, 0x100, None),
+        (0x4b56_4d07, 1, Some(0)),
+        (0x4b56_4d08, 1, None),
     ] {
         let (mut vcpu, mut state, mut host) = guest();
         let written = msr::set_common(&mut vcpu, &mut state, index, data, false, &mut host);

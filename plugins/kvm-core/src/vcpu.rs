@@ -6,6 +6,7 @@ use crate::{
     events::Events,
     msr::Msrs,
     profile::{Options, Switch},
+    pv::Paravirtual,
     tracer::Tracer,
 };
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,7 @@ pub struct Vcpu {
     pub cpuid: GuestCpuid,
     pub msrs: Msrs,
     pub events: Events,
+    pub pv: Paravirtual,
     /// IA32_APIC_BASE as the local APIC has it.
     pub apic_base: u64,
     /// The physical CPU of the last entry; [`NEVER`] before the first one, where KVM keeps that apart.
@@ -71,6 +73,7 @@ impl Vcpu {
             cpuid: GuestCpuid::default(),
             msrs: Msrs::new(ucode_rev),
             events: Events::default(),
+            pv: Paravirtual::default(),
             apic_base: APIC_BASE_RESET,
             last_vmentry_cpu: NEVER,
             cpu: None,

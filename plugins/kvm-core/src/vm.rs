@@ -12,7 +12,7 @@ use crate::{
     events::{self, WindowRequests, Windows},
     msr::{self, Refused},
     profile::Switch,
-    state, supported,
+    pv, state, supported,
     vcpu::SetCpuid,
     warning,
 };
@@ -315,7 +315,11 @@ impl<O: Ops> Vm<O> {
     /// `vcpu_enter_guest` from its requests on. `None`: silicon refused L2, and L1 is to be entered instead.
     fn try_to_enter(&mut self, vcpu: u32, state: &mut VcpuState, host: &mut dyn Host) -> Option<Resume> {
         let Self { shared: ops, vcpus, cpus } = self;
+        let boot_clock = vcpus[0].core().pv.old_clock();
         let v = &mut vcpus[vcpu as usize];
+        if v.core().has_pv_requests() {
+            pv::requests(ops.kvm_mut(), v.core_mut(), state, boot_clock, host);
+        }
         if v.core().guest_mode && !ops.get_nested_state_pages(v, state, host) {
             let failed = Resume {
                 data: [emulate::SUBERROR_EMULATION, 0, 0, 0, 0, 0],

@@ -1,6 +1,10 @@
 //! What an MMU is made for, and what a guest's CPUID says about its page tables.
 
-use crate::{dirty::DirtyRules, memory_type::EptTypes, spte::Format};
+use crate::{
+    dirty::DirtyRules,
+    memory_type::EptTypes,
+    spte::{Format, NONPRESENT},
+};
 use serde::{Deserialize, Serialize};
 
 /// What the MMU is made for.
@@ -56,10 +60,20 @@ pub struct Config {
     pub gfn_within_host: bool,
     /// A fault that needs a small page splits a large one of the TDP MMU, instead of dropping it.
     pub tdp_splits_on_fault: bool,
+    /// EPT entries and those that are not present have the suppress-#VE bit.
+    pub suppress_ve: bool,
     /// A signal ends the wait for a page that is not there.
     pub interruptible: bool,
     /// The MMU has all of a fault's code, not its lower half.
     pub full_fault_code: bool,
+}
+
+impl Config {
+    /// An entry as this release has it: tables here have the suppress-#VE bit of later ones.
+    pub(crate) fn told(&self, spte: u64) -> u64 {
+        let is_extra = matches!(self.format, Format::Ept { .. }) || spte == NONPRESENT;
+        if self.suppress_ve || !is_extra { spte } else { spte & !NONPRESENT }
+    }
 }
 
 /// What KVM does about a fault in a memory slot whose address the nested tables cannot translate.
@@ -121,6 +135,7 @@ impl Config {
             emulates_apic_page: false,
             gfn_within_host: true,
             tdp_splits_on_fault: true,
+            suppress_ve: true,
             interruptible: true,
             full_fault_code: true,
             unmappable: Unmappable::Map,

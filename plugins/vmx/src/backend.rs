@@ -25,6 +25,7 @@ use vmtape_arch::{
     access::{Access, AccessKind, Answer, Mapping, MappingKind, Verdict},
     exception::{Exception, Vector},
     exit::{Exit, Resume},
+    msr::Msr,
     note::NoteKind,
     sensitive::{Sensitive, SensitiveKind},
     vcpu::{Intercepts, VcpuState},
@@ -332,6 +333,7 @@ impl Ops for Shared {
         }
         use SensitiveKind as K;
         let exits = match insn.kind {
+            K::RDMSR | K::WRMSR if Msr(insn.number) == Msr::IA32_SPEC_CTRL => !v.owns_spec_ctrl,
             K::RDMSR => controls.rdmsr_exits(insn.number),
             K::WRMSR => controls.wrmsr_exits(insn.number),
             K::CR_WRITE => {

@@ -36,6 +36,8 @@ pub struct VmxVcpu {
     pub msrs: VmxMsrs,
     /// MOV DR runs without exits until the next exit (KVM_DEBUGREG_WONT_EXIT).
     pub debug_registers_owned: bool,
+    /// IA32_SPEC_CTRL is read and written without exits, as the MSR bitmap has it.
+    pub owns_spec_ctrl: bool,
     /// Where its VMCS is active, and how it is entered.
     pub vmcs: LoadedVmcs,
     #[serde(skip)]

@@ -54,6 +54,7 @@ fn specification(guest: &str) -> MachineSpec {
         fault_points: Vec::new(),
         pcpus: 0,
         retries: 0,
+        platform: vmtape_machine::Platform::CURRENT,
         engine: Default::default(),
     }
 }

@@ -57,6 +57,7 @@ fn specification(image: PathBuf) -> (MachineSpec, Box<dyn Backend>) {
         fault_points: Vec::new(),
         pcpus: 0,
         retries: 0,
+        platform: vmtape_machine::Platform::CURRENT,
         engine: Default::default(),
     };
     (spec, Box::new(backend))

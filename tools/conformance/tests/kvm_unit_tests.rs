@@ -6,7 +6,7 @@ use vmtape_conformance::{BACKENDS, guest_status, kvm_unit_tests, tail, vmtape};
 
 /// Images that need no arguments, and their CPU models. SYSCALL from compatibility mode is AMD's, so its test runs as
 /// AMD's guest, as kvm-unit-tests' own configuration has it.
-const GUESTS: [(&str, &str); 17] = [
+const GUESTS: [(&str, &str); 19] = [
     ("dummy", "max"),
     ("setjmp", "max"),
     ("idt_test", "max"),
@@ -15,6 +15,8 @@ const GUESTS: [(&str, &str); 17] = [
     ("rmap_chain", "max"),
     ("smap", "max"),
     ("ioapic", "max"),
+    ("apic", "max"),
+    ("hpet_read_test", "max"),
     ("pku", "max"),
     ("pcid", "max"),
     ("umip", "max"),

@@ -282,6 +282,7 @@ impl MachineArgs {
             fault_points: Vec::new(),
             pcpus: self.pcpus,
             retries: 0,
+            platform: vmtape_machine::Platform::CURRENT,
             engine: self.engine.into(),
         };
         Ok((spec, backend))

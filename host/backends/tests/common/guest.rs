@@ -58,6 +58,7 @@ pub fn run_scripted(library: &Path, name: &str, bytes: Vec<u8>, script: Vec<Step
         fault_points: Vec::new(),
         pcpus: 0,
         retries: 0,
+        platform: vmtape_machine::Platform::CURRENT,
         engine: Default::default(),
     };
     let mut machine = Machine::new(spec, backend, Box::new(Live::new(0)), None).unwrap();

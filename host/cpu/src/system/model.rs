@@ -24,6 +24,8 @@ pub struct Model {
     pub xcr0: u64,
     /// IA32_SPEC_CTRL exists.
     pub spec_ctrl: bool,
+    /// IA32_PRED_CMD exists, which can only be written.
+    pub pred_cmd: bool,
     /// Read-modify-write operands fault as reads first; see `Silicon::rmw_reads_first`.
     pub rmw_reads_first: bool,
     /// Where the vendors differ.
@@ -61,6 +63,7 @@ impl Default for Model {
             efer: Efer::new().with_sce(true).with_lme(true).with_lma(true).with_nxe(true),
             xcr0: 0x207,
             spec_ctrl: true,
+            pred_cmd: true,
             rmw_reads_first: false,
             rules: Rules::INTEL,
         }
@@ -117,6 +120,7 @@ impl Model {
             efer,
             xcr0: xsave.eax as u64 | (xsave.edx as u64) << 32 | 1,
             spec_ctrl: bit(l7.edx, 26) || bit(leaf(0x8000_0008, 0).ebx, 14),
+            pred_cmd: bit(l7.edx, 26) || bit(leaf(0x8000_0008, 0).ebx, 12),
             rmw_reads_first: false,
             rules: Rules::of(vendor),
         }

@@ -95,6 +95,8 @@ impl Core<'_> {
                 self.shift_tsc(delta);
                 return Ok(true);
             }
+            // A barrier, in a processor that predicts nothing.
+            Msr::IA32_PRED_CMD if model.pred_cmd && value & !IBPB == 0 => return Ok(true),
             _ => {}
         }
         let state = &mut *self.state;
@@ -141,6 +143,9 @@ impl Core<'_> {
         self.state.tsc_adjust = self.state.tsc_adjust.wrapping_add(delta);
     }
 }
+
+/// IA32_PRED_CMD: the indirect-branch prediction barrier.
+const IBPB: u64 = 1;
 
 /// What an MSR accepts.
 enum Rule {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub const INDEX: u16 = 0x70;
 pub const DATA: u16 = 0x71;
 
-/// The first second of a run: 2026-01-01 00:00:00, a Thursday. Any constant keeps runs equal.
+/// [`vmtape_arch::time::EPOCH_SECONDS`] as a date: 2026-01-01 00:00:00, a Thursday.
 const EPOCH_YEAR: u64 = 2026;
 const EPOCH_WEEKDAY: u64 = 5;
 
@@ -195,6 +195,12 @@ mod tests {
         assert_eq!(read(&mut cmos, register::YEAR, now), 0x28);
         assert_eq!(read(&mut cmos, register::YEAR, new_year_2029), 0x29);
         assert_eq!(read(&mut cmos, register::CENTURY, now), 0x20);
+    }
+
+    #[test]
+    fn the_first_second_is_that_of_the_epoch() {
+        let days: u64 = (1970..EPOCH_YEAR).map(year_days).sum();
+        assert_eq!(days * 86_400, vmtape_arch::time::EPOCH_SECONDS);
     }
 
     #[test]

@@ -174,6 +174,18 @@ impl Devices {
         true
     }
 
+    /// An interrupt that KVM sends to one local APIC. See: KVM lapic.c __pv_send_ipi(), kvm_apic_set_irq()
+    pub fn send(&mut self, op: &BusOp) -> bool {
+        let Some(apic) = self.lapics.get_mut(op.address as usize).filter(|_| op.write.is_set()) else {
+            return false;
+        };
+        let message = lapic::message(op.data as u32);
+        let accepted = apic.accept(&message);
+        self.traced = Some(vec![apic.accepted(&message)]);
+        self.kicked |= accepted;
+        accepted
+    }
+
     /// MSRs that the local APIC owns. Not claimed: #GP.
     pub fn msr(&mut self, vcpu: u32, op: &mut BusOp, now: u64) -> Answered {
         let claimed = |ok: bool| if ok { Answered::YES } else { Answered::NO };
@@ -243,6 +255,7 @@ mod tests {
             has_x2apic: true,
             has_tsc_deadline: true,
             max_gpa: (1 << 36) - 1,
+            hpet: false,
         });
         let registers = [
             (lapic::DEFAULT_BASE + u64::from(reg::SPURIOUS), 0x1ff),
@@ -278,6 +291,35 @@ mod tests {
         assert_eq!(devices.virtual_interrupt(0), Some(VECTOR as u8), "it was raised when the last one ended");
         devices.silicon_apic_store(0, reg::EOI, 0);
         eoi(&mut devices, true, VECTOR);
+        assert_eq!(devices.virtual_interrupt(0), None);
+    }
+
+    fn sent(devices: &mut Devices, apic: u64, icr: u64) -> bool {
+        let op = BusOp {
+            space: BusSpace::INTERRUPT,
+            write: true.into(),
+            size: 4,
+            address: apic,
+            data: icr,
+            ..Default::default()
+        };
+        devices.send(&op)
+    }
+
+    /// See: KVM lapic.c __apic_accept_irq()
+    #[test]
+    fn kvm_sends_interrupts_and_ends_halts() {
+        const REMOTE_READ: u64 = 3 << 8;
+        let mut devices = devices(VECTOR);
+        assert!(
+            !sent(&mut devices, 1, VECTOR) && !sent(&mut devices, u64::MAX, VECTOR),
+            "nobody has the number"
+        );
+        assert!(sent(&mut devices, 0, VECTOR));
+        assert_eq!(devices.virtual_interrupt(0), Some(VECTOR as u8));
+        assert!(!devices.can_wake(0, false));
+        assert!(sent(&mut devices, 0, REMOTE_READ));
+        assert!(devices.can_wake(0, false), "interrupts or not");
         assert_eq!(devices.virtual_interrupt(0), None);
     }
 

@@ -8,6 +8,8 @@ open_enum! {
         FIXED = 0 => "fixed",
         LOWEST_PRIORITY = 1 => "lowest priority",
         SMI = 2 => "SMI",
+        /// Of which KVM makes the end of a halt (APIC_DM_REMRD, KVM_HC_KICK_CPU).
+        REMOTE_READ = 3 => "remote read",
         NMI = 4 => "NMI",
         INIT = 5 => "INIT",
         SIPI = 6 => "SIPI",

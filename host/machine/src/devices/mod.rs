@@ -2,6 +2,7 @@
 
 mod cmos;
 mod disturb;
+mod hpet;
 mod ioapic;
 mod kernel;
 pub mod lapic;
@@ -14,6 +15,7 @@ mod uart;
 mod user;
 
 pub use disturb::TimerId;
+use hpet::{Hpet, Signal};
 use ioapic::IoApic;
 use lapic::{ApicBase, LocalApic};
 use message::{DeliveryMode, Message, Shorthand};
@@ -36,6 +38,7 @@ pub struct DeviceConfig {
     pub has_tsc_deadline: bool,
     /// The highest guest physical address.
     pub max_gpa: u64,
+    pub hpet: bool,
 }
 
 /// All devices of a machine.
@@ -45,6 +48,8 @@ pub struct Devices {
     ioapic: IoApic,
     pic: PicPair,
     pit: Pit,
+    /// Machines of old tapes have none.
+    hpet: Option<Hpet>,
     uart: uart::Uart,
     cmos: cmos::Cmos,
     fw_cfg: testdev::FwCfg,
@@ -75,6 +80,7 @@ impl Devices {
             ioapic: IoApic::default(),
             pic: PicPair::default(),
             pit: Pit::new(),
+            hpet: config.hpet.then(Hpet::default),
             uart: uart::Uart::default(),
             cmos: cmos::Cmos::new(config.ram),
             fw_cfg: testdev::FwCfg::new(config.vcpus, config.ram),
@@ -138,7 +144,7 @@ impl Devices {
     /// When each timer is due.
     fn deadlines(&self) -> impl Iterator<Item = u64> {
         let lapics = self.lapics.iter().filter_map(|apic| apic.timer.next_deadline());
-        lapics.chain(self.pit.next_deadline())
+        lapics.chain(self.pit.next_deadline()).chain(self.hpet.as_ref().and_then(Hpet::next_deadline))
     }
 
     /// When a timer is due next.
@@ -156,8 +162,19 @@ impl Devices {
         for apic in &mut self.lapics {
             self.kicked |= apic.take_due_timer(now);
         }
-        if self.pit.take_due(now) {
+        if self.pit.take_due(now) && !self.hpet.as_ref().is_some_and(Hpet::replaces_pit) {
             self.pulse_irq(pit::IRQ);
+        }
+        let signals = self.hpet.as_mut().map(|hpet| hpet.take_due(now)).unwrap_or_default();
+        self.signal(signals);
+    }
+
+    fn signal(&mut self, signals: Vec<Signal>) {
+        for signal in signals {
+            match signal {
+                Signal::Pulse(line) => self.pulse_irq(line),
+                Signal::Set(line, level) => self.set_irq(line, level),
+            }
         }
     }
 
@@ -255,7 +272,8 @@ impl Devices {
 
     /// Whether a halted vCPU has something to wake up for, given whether it takes interrupts.
     pub fn can_wake(&mut self, vcpu: u32, takes_interrupts: bool) -> bool {
-        let signals = self.lapics.get(vcpu as usize).is_some_and(|a| a.nmi_pending || a.init_pending);
+        let signals = |a: &LocalApic| a.nmi_pending || a.init_pending || a.unhalted;
+        let signals = self.lapics.get(vcpu as usize).is_some_and(signals);
         signals || takes_interrupts && self.interrupt(vcpu, false).is_some()
     }
 

@@ -1,6 +1,6 @@
 //! The bus of the devices that a VMM models: serial port, debug exit, reset lines, test device, clock.
 
-use super::{Devices, cmos, testdev, uart};
+use super::{Devices, cmos, hpet, testdev, uart};
 use crate::time::NS_PER_SECOND;
 use vmtape_abi::BusOp;
 use vmtape_traces::event::End;
@@ -87,7 +87,21 @@ impl Devices {
     }
 
     /// MMIO of the VMM. Unclaimed reads give ones.
-    pub fn user_mmio(&mut self, op: &mut BusOp) -> bool {
+    pub fn user_mmio(&mut self, op: &mut BusOp, now: u64) -> bool {
+        if let Some(hpet) = &mut self.hpet
+            && (hpet::BASE..hpet::BASE + hpet::SIZE).contains(&op.address)
+        {
+            let offset = op.address - hpet::BASE;
+            if op.write.is_set() {
+                let signals = hpet.write(offset, op.size, op.data, now);
+                self.signal(signals);
+                // Its timers may be due at other times.
+                self.kicked = true;
+            } else {
+                op.data = hpet.read(offset, op.size, now);
+            }
+            return true;
+        }
         match self.test.iomem(op.address, op.size) {
             Some(bytes) if op.write.is_set() => {
                 bytes.copy_from_slice(&op.data.to_le_bytes()[..bytes.len()]);

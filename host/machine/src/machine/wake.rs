@@ -20,6 +20,7 @@ impl Machine {
             Activity::HLT if smi_for_l1 || self.services.devices.can_wake(n, takes_interrupts) => {
                 vcpu.state.activity = Activity::ACTIVE;
                 vcpu.needs_entry = true;
+                self.services.devices.lapics[n as usize].unhalted = false;
                 true
             }
             _ => false,

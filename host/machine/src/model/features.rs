@@ -22,6 +22,7 @@ use Register::{Eax, Ebx, Ecx, Edx};
 enum Owner {
     /// Every 64-bit processor.
     Baseline,
+    Intel,
     /// The software CPU, whatever the vendor.
     Everyone,
     Amd,
@@ -55,8 +56,15 @@ const fn feature(name: &'static str, leaf: u32, register: Register, bit: u32, ow
 }
 
 const EXTENDED: u32 = 0x8000_0001;
+/// Address widths, and features of AMD's beside them.
+pub(super) const WIDTHS: u32 = 0x8000_0008;
 /// SVM's own leaf, which is there where `svm` is.
 pub(super) const SVM: u32 = 0x8000_000a;
+/// KVM's own leaves, which are there where one of its features is.
+pub(super) const KVM_SIGNATURE: u32 = 0x4000_0000;
+pub(super) const KVM: u32 = 0x4000_0001;
+/// One name for two bits, as in QEMU.
+pub(super) const KVMCLOCK: &str = "kvmclock";
 
 /// Every feature that a model can have. What the interpreter does not execute is not here.
 pub static FEATURES: &[Feature] = &{
@@ -117,6 +125,9 @@ pub static FEATURES: &[Feature] = &{
         feature("pku", 7, Ecx, 3, Everyone),
         feature("la57", 7, Ecx, 16, FiveLevel),
         feature("rdpid", 7, Ecx, 22, Everyone),
+        feature("spec-ctrl", 7, Edx, 26, Intel),
+        feature("stibp", 7, Edx, 27, Intel),
+        feature("ssbd", 7, Edx, 31, Intel),
         Feature { subleaf: 1, ..feature("xsaveopt", 0xd, Eax, 0, Everyone) },
         Feature { subleaf: 1, ..feature("xsavec", 0xd, Eax, 1, Everyone) },
         Feature { subleaf: 1, ..feature("xgetbv1", 0xd, Eax, 2, Everyone) },
@@ -133,6 +144,10 @@ pub static FEATURES: &[Feature] = &{
         feature("cr8legacy", EXTENDED, Ecx, 4, Amd),
         feature("abm", EXTENDED, Ecx, 5, Everyone),
         feature("3dnowprefetch", EXTENDED, Ecx, 8, Everyone),
+        feature("ibpb", WIDTHS, Ebx, 12, Amd),
+        feature("ibrs", WIDTHS, Ebx, 14, Amd),
+        feature("amd-stibp", WIDTHS, Ebx, 15, Amd),
+        feature("amd-ssbd", WIDTHS, Ebx, 24, Amd),
         feature("npt", SVM, Edx, 0, Amd),
         feature("lbrv", SVM, Edx, 1, NextRip),
         feature("nrip-save", SVM, Edx, 3, NextRip),
@@ -145,6 +160,14 @@ pub static FEATURES: &[Feature] = &{
         feature("vgif", SVM, Edx, 16, VirtualGif),
         feature("vnmi", SVM, Edx, 25, VirtualNmi),
         feature("svme-addr-chk", SVM, Edx, 28, Amd),
+        feature(KVMCLOCK, KVM, Eax, 0, OnRequest),
+        feature("kvm-nopiodelay", KVM, Eax, 1, OnRequest),
+        feature("kvm-steal-time", KVM, Eax, 5, OnRequest),
+        feature("kvm-pv-unhalt", KVM, Eax, 7, OnRequest),
+        feature("kvm-pv-ipi", KVM, Eax, 11, OnRequest),
+        feature("kvm-poll-control", KVM, Eax, 12, OnRequest),
+        feature("kvm-pv-sched-yield", KVM, Eax, 13, OnRequest),
+        feature("kvmclock-stable-bit", KVM, Eax, 24, OnRequest),
     ]
 };
 
@@ -183,6 +206,7 @@ impl FeatureSet {
     pub fn all(silicon: &Silicon) -> Self {
         Self::of(|feature| match feature.owner {
             Owner::Baseline | Owner::Everyone => true,
+            Owner::Intel => silicon.vendor == Vendor::INTEL,
             Owner::Amd => silicon.vendor == Vendor::AMD,
             Owner::VirtualGif => silicon.vendor == Vendor::AMD && silicon.vgif.is_set(),
             Owner::VirtualVmload => silicon.vendor == Vendor::AMD && silicon.vls.is_set(),

@@ -108,12 +108,24 @@ pub fn table(
     }
     let linear = if set.has("la57") { LINEAR_BITS_LA57 } else { LINEAR_BITS };
     let widths = u32::from(phys_bits) | linear << 8 | u32::from(guest_phys_bits) << 16;
-    entries.push(plain(0x8000_0008, [widths, 0, 0, 0]));
+    entries.push(plain(features::WIDTHS, [widths, bits(features::WIDTHS, Ebx), 0, 0]));
     if set.has("svm") {
         entries.push(plain(features::SVM, [1, SVM_ASIDS, 0, bits(features::SVM, Edx)]));
     }
+    let paravirtual = bits(features::KVM, Eax);
+    if paravirtual != 0 {
+        let both = if set.has(features::KVMCLOCK) { KVM_CLOCKSOURCE2 } else { 0 };
+        entries
+            .push(plain(features::KVM_SIGNATURE, [features::KVM, KVMKVMKVM[0], KVMKVMKVM[1], KVMKVMKVM[2]]));
+        entries.push(plain(features::KVM, [paravirtual | both, 0, 0, 0]));
+    }
     entries
 }
+
+/// "KVMKVMKVM" in EBX, ECX, EDX.
+const KVMKVMKVM: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x4d];
+/// KVM_FEATURE_CLOCKSOURCE2: the registers with KVM's own numbers.
+const KVM_CLOCKSOURCE2: u32 = 1 << 3;
 
 /// Bits of leaf 1 EDX that leaf 8000_0001 EDX repeats: FPU to CX8, APIC, MTRR to PSE36, MMX, FXSR.
 const AMD_DUPLICATED_EDX: u32 = 0x0183_f3ff;

@@ -190,8 +190,13 @@ impl Services {
         match op.space {
             BusSpace::KERNEL_PIO => self.devices.kernel_pio(op, now),
             BusSpace::USER_PIO => self.devices.user_pio(op, now),
-            BusSpace::USER_MMIO => self.devices.user_mmio(op),
+            BusSpace::USER_MMIO => self.devices.user_mmio(op, now),
             BusSpace::EOI => self.devices.silicon_eoi(vcpu, op),
+            BusSpace::INTERRUPT => {
+                let accepted = self.devices.send(op);
+                self.devices.take_traced().for_each(|note| self.note(vcpu, note));
+                accepted
+            }
             BusSpace::KERNEL_MMIO | BusSpace::MSR => {
                 let answered = if op.space == BusSpace::MSR {
                     self.devices.msr(vcpu, op, now)

@@ -1,12 +1,7 @@
 //! Virtual time.
 
 use serde::{Deserialize, Serialize};
-
-/// Devices live by virtual time in nanoseconds.
-pub const NS_PER_SECOND: u64 = 1_000_000_000;
-/// One retired instruction is one tick of the time-stamp counter, which runs at 100 MHz: slow enough that a guest's
-/// waiting loops end soon, fast enough that its timer interrupts leave it time to work.
-pub const NS_PER_TICK: u64 = 10;
+pub use vmtape_arch::time::{NS_PER_SECOND, NS_PER_TICK};
 
 /// Nobody waits for longer in virtual time: a century, far from where nanoseconds overflow.
 pub const MOST_NS: u64 = 100 * 365 * 24 * 3600 * NS_PER_SECOND;

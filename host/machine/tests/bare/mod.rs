@@ -357,6 +357,7 @@ pub fn spec(name: &str, bytes: Vec<u8>, vcpus: u32) -> MachineSpec {
         fault_points: Vec::new(),
         pcpus: 0,
         retries: 0,
+        platform: vmtape_machine::Platform::CURRENT,
         engine: Default::default(),
     }
 }

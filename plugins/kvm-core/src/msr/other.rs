@@ -7,8 +7,6 @@ use crate::{cpuid::feature, cr::MmuEffect, vcpu::Vcpu};
 use vmtape_arch::msr::Msr;
 use vmtape_kvm_mmu::mtrr::Mtrrs;
 
-const KVM_WALL_CLOCK: u32 = 0x11;
-const KVM_SYSTEM_TIME: u32 = 0x12;
 const PLATFORM_ID: u32 = 0x17;
 const EBL_CR_POWERON: u32 = 0x2a;
 const EBC_FREQUENCY_ID: u32 = 0x2c;
@@ -33,7 +31,6 @@ const MC_BANKS: std::ops::Range<u32> = 0x400..0x480;
 const RAPL: [u32; 5] = [0x606, 0x639, 0x641, 0x611, 0x619];
 const XFD: u32 = 0x1c4;
 const XFD_ERR: u32 = 0x1c5;
-const KVM_PV: std::ops::RangeInclusive<u32> = 0x4b56_4d00..=0x4b56_4d08;
 const K7_EVNTSEL_PERFCTR: std::ops::RangeInclusive<u32> = 0xc001_0000..=0xc001_0007;
 const SYSCFG: u32 = 0xc001_0010;
 const K7_HWCR: u32 = 0xc001_0015;
@@ -80,16 +77,15 @@ pub(super) fn get(vcpu: &Vcpu, index: u32, host_initiated: bool) -> Result<u64, 
         P5_MC_ADDR | P5_MC_TYPE => 0,
         SMBASE if host_initiated => 0x30000,
         SMI_COUNT => 0,
-        POWER_CTL | MISC_FEATURES_ENABLES | KVM_WALL_CLOCK | KVM_SYSTEM_TIME => msrs.stored(index),
+        POWER_CTL | MISC_FEATURES_ENABLES => msrs.stored(index),
         XFD | XFD_ERR if xfd => msrs.stored(index),
-        _ if KVM_PV.contains(&index) => msrs.stored(index),
         VM_HSAVE_PA_ON_INTEL | SYSCFG | INT_PENDING_MSG | NB_CFG | MMIO_CONF_BASE | BU_CFG2 | DC_CFG
         | TW_CFG | EX_CFG => 0,
         _ if TSEG.contains(&index) => 0,
         K7_HWCR => msrs.stored(index),
         K7_CLK_CTL => 0x2000_0000,
         _ if OSVW.contains(&index) && vcpu.cpuid.has(feature::OSVW) => msrs.stored(index),
-        _ => return Err(Refused),
+        _ => return vcpu.pv.get(index).ok_or(Refused),
     })
 }
 
@@ -143,14 +139,13 @@ pub(super) fn set(vcpu: &mut Vcpu, index: u32, data: u64, host_initiated: bool) 
         MISC_FEATURES_ENABLES => {
             check(data & !1 == 0 && (data == 0 || vcpu.msrs.platform_info & PLATFORM_INFO_CPUID_FAULT != 0))?;
         }
-        POWER_CTL | KVM_WALL_CLOCK | KVM_SYSTEM_TIME => {}
-        _ if KVM_PV.contains(&index) => {}
+        POWER_CTL => {}
         XFD | XFD_ERR => {
             check(host_initiated || vcpu.cpuid.has(feature::XFD))?;
             check(data & !vcpu.cpuid.supported_xcr0() == 0)?;
         }
         _ if OSVW.contains(&index) => check(vcpu.cpuid.has(feature::OSVW))?,
-        _ => return Err(Refused),
+        _ => return check(vcpu.pv.set(index, data) == Some(true)).and(done),
     }
     vcpu.msrs.store(index, data).and(Ok(effect))
 }

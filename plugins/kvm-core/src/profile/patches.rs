@@ -178,6 +178,14 @@ pub const MAPPABLE_WIDTH: &[Entry] = &[
     .source("x86.c kvm_arch_prepare_memory_region(), mmu/mmu.c handle_abnormal_pfn(); stable kernels have it too")
     .since("v5.18"),
     Entry::patch(
+        Switch::SUPPRESS_VE,
+        Scope::ALL,
+        "EPT entries, and all that are not present, have the suppress-#VE bit (63), as traces of them show",
+    )
+    .commit("7f01cab84928", "KVM: x86/mmu: Allow non-zero value for non-present SPTE and removed SPTE")
+    .source("mmu/spte.h SHADOW_NONPRESENT_VALUE; not in 6.1, there in 6.12; id and release unverified")
+    .since("v6.10"),
+    Entry::patch(
         Switch::GUEST_PHYS_BITS,
         Scope::ALL,
         "KVM_GET_SUPPORTED_CPUID says in 0x80000008 EAX[23:16] how wide an address the level below can map",

@@ -162,7 +162,8 @@ impl Mmu {
                 format.is_present(old) && format.is_mmu_writable(old) && !format.is_writable(new);
             self.pages.write(sptep, new);
             self.damage(vcpu, FaultPoint::SPTE_FLIP, gfn, sptep, new, host);
-            host.note_at(vcpu, self.place(vcpu), Note::SetSpte { gfn, spte: new, level });
+            let spte = self.config.told(new);
+            host.note_at(vcpu, self.place(vcpu), Note::SetSpte { gfn, spte, level });
         }
         if protected && fault.is_some_and(|fault| fault.code.w()) {
             result = RetPf::WriteProtected;

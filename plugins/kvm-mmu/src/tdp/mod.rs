@@ -300,11 +300,9 @@ impl Mmu {
 
     fn tdp_set(&mut self, vcpu: u32, gfn: u64, entry: Entry, new: u64, host: &mut dyn Host) {
         let gfn = round_gfn(gfn, entry.level);
-        host.note_at(
-            vcpu,
-            self.place(vcpu),
-            Note::TdpSpteChanged { gfn, level: entry.level, old: entry.spte, new },
-        );
+        let [old, told] = [entry.spte, new].map(|spte| self.config.told(spte));
+        let note = Note::TdpSpteChanged { gfn, level: entry.level, old, new: told };
+        host.note_at(vcpu, self.place(vcpu), note);
         self.pages.write(entry.address, new);
     }
 
@@ -368,7 +366,8 @@ impl Mmu {
             );
             return RetPf::Emulate;
         }
-        host.note_at(vcpu, self.place(vcpu), Note::SetSpte { gfn, spte: new, level: entry.level });
+        let spte = self.config.told(new);
+        host.note_at(vcpu, self.place(vcpu), Note::SetSpte { gfn, spte, level: entry.level });
         if refused { RetPf::WriteProtected } else { RetPf::Fixed }
     }
 

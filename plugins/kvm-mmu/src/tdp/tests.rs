@@ -302,6 +302,24 @@ fn a_page_that_is_not_there_is_waited_for() {
     }
 }
 
+/// 6.1 has zeros where 6.12 has bit 63. See: KVM 6.1 mmu/tdp_mmu.c __handle_changed_spte(); 6.12 mmu/spte.h SHADOW_NONPRESENT_VALUE
+#[test]
+fn entries_are_told_as_their_release_has_them() {
+    for (suppress_ve, high_bit) in [(true, 1), (false, 0)] {
+        let mut bench = Bench::new(EPT, SETTLED);
+        bench.mmu.config.suppress_ve = suppress_ve;
+        bench.mmu.unmap_range(DATA, 0x1000, &mut bench.host);
+        bench.host.notes.clear();
+        bench.settle();
+        let told = bench.host.notes.iter().filter_map(|note| match note {
+            Note::TdpSpteChanged { old, new, .. } => Some([*old, *new]),
+            _ => None,
+        });
+        let told: Vec<_> = told.flatten().map(|spte| spte >> 63).collect();
+        assert_eq!(told, [high_bit, high_bit], "suppress_ve {suppress_ve}");
+    }
+}
+
 #[test]
 fn large_pages_hold_only_what_is_there() {
     let mut bench = Bench::new(EPT, SETTLED);

@@ -320,9 +320,10 @@ fn vmmcall(cx: &mut Cx<'_>) -> Resume {
         return cx.inject(Exception::ud());
     }
     if cx.shared.nrips() {
-        return hypercall::hypercall(&mut cx.vcpu.core, cx.state, cx.exit.insn.len, cx.host);
+        let insn_len = cx.exit.insn.len;
+        return hypercall::hypercall(&mut cx.shared.kvm, &mut cx.vcpu.core, cx.state, insn_len, cx.host);
     }
-    hypercall::answer(&cx.vcpu.core, cx.state, cx.host);
+    hypercall::answer(&mut cx.shared.kvm, &cx.vcpu.core, cx.state, cx.host);
     cx.skip()
 }
 

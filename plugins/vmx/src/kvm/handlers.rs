@@ -210,7 +210,7 @@ fn hlt(cx: &mut Cx<'_>) -> Resume {
 }
 
 fn vmcall(cx: &mut Cx<'_>) -> Resume {
-    hypercall::hypercall(&mut cx.vcpu.core, cx.state, cx.exit.insn.len, cx.host)
+    hypercall::hypercall(&mut cx.shared.kvm, &mut cx.vcpu.core, cx.state, cx.exit.insn.len, cx.host)
 }
 
 fn rdpmc(cx: &mut Cx<'_>) -> Resume {

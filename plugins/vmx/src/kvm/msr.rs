@@ -72,6 +72,12 @@ pub fn set(
             setup::update_apic_mode(shared, vcpu);
             return Ok(written);
         }
+        Msr::IA32_SPEC_CTRL => {
+            let written = msr::set_common(&mut vcpu.core, state, index, data, host_initiated, host)?;
+            // From the first value that is not zero on, the guest has the register to itself.
+            vcpu.owns_spec_ctrl |= data != 0;
+            return Ok(written);
+        }
         _ => return msr::set_common(&mut vcpu.core, state, index, data, host_initiated, host),
     }
     Ok(Default::default())

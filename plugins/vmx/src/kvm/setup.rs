@@ -63,6 +63,7 @@ pub fn create(shared: &Shared, id: u32) -> VmxVcpu {
         controls: Controls::default(),
         msrs: Default::default(),
         debug_registers_owned: false,
+        owns_spec_ctrl: false,
         vmcs: LoadedVmcs { has_shadow: shared.kvm.options.on(Switch::SHADOW_VMCS), ..LoadedVmcs::default() },
         segment_cache: SegmentCache::default(),
     };

@@ -84,8 +84,7 @@ impl Controls {
         }
     }
 
-    /// Whether RDMSR exits. The MSRs of speculation control are let through only where the silicon has them, which that of
-    /// our hosts does not. See: KVM vmx/vmx.c vmx_vcpu_create(), vmx_update_msr_bitmap_x2apic()
+    /// Whether RDMSR exits, but of IA32_SPEC_CTRL, which is let through once it is used. See: KVM vmx/vmx.c vmx_vcpu_create(), vmx_update_msr_bitmap_x2apic()
     pub fn rdmsr_exits(&self, index: u32) -> bool {
         match Msr(index) {
             Msr::IA32_TSC | Msr::FS_BASE | Msr::GS_BASE | Msr::KERNEL_GS_BASE => false,

@@ -9,7 +9,7 @@ mod state;
 mod timer;
 
 pub use layout::{ApicBase, DEFAULT_BASE, Lvt, SIZE, reg};
-pub use registers::{Effects, ipi};
+pub use registers::{Effects, ipi, message};
 
 use super::message::{DeliveryMode, Message, Shorthand};
 use layout::{DFR_FLAT, SPURIOUS_ENABLE};
@@ -45,6 +45,8 @@ pub struct LocalApic {
     pub smi_pending: bool,
     pub init_pending: bool,
     pub sipi_vector: Option<u8>,
+    /// A halt is over, or the next one will be at once (`pv_unhalted`).
+    pub unhalted: bool,
 }
 
 /// The highest vector set in a 256-bit register.
@@ -81,6 +83,7 @@ impl LocalApic {
             smi_pending: false,
             init_pending: false,
             sipi_vector: None,
+            unhalted: false,
         };
         apic.reset();
         apic
@@ -248,6 +251,7 @@ impl LocalApic {
                 set(&mut self.irr, message.vector, true);
             }
             DeliveryMode::NMI => self.nmi_pending = true,
+            DeliveryMode::REMOTE_READ => self.unhalted = true,
             DeliveryMode::SMI => self.smi_pending = true,
             DeliveryMode::INIT => {
                 if message.level && message.deassert {

@@ -119,16 +119,11 @@ impl LocalApic {
 
     /// The message that the ICR describes. See: KVM lapic.c kvm_apic_send_ipi()
     fn ipi(&self) -> Message {
-        let icr = Icr::from_bits(self.icr);
+        let destination = Icr::from_bits(self.icr).destination();
         Message {
-            vector: icr.vector(),
-            mode: DeliveryMode(icr.mode()),
-            logical: icr.logical(),
-            destination: if self.is_x2apic() { icr.destination() } else { icr.destination() >> 24 },
-            shorthand: Shorthand(icr.shorthand()),
-            level: icr.level(),
-            deassert: !icr.assert(),
+            destination: if self.is_x2apic() { destination } else { destination >> 24 },
             source: self.vcpu,
+            ..message(self.icr as u32)
         }
     }
 
@@ -164,6 +159,20 @@ impl LocalApic {
             return Err(Refused);
         }
         self.write(register, value as u32, now, effects)
+    }
+}
+
+/// The message that the lower half of an ICR describes.
+pub fn message(icr: u32) -> Message {
+    let icr = Icr::from_bits(icr.into());
+    Message {
+        vector: icr.vector(),
+        mode: DeliveryMode(icr.mode()),
+        logical: icr.logical(),
+        shorthand: Shorthand(icr.shorthand()),
+        level: icr.level(),
+        deassert: !icr.assert(),
+        ..Message::default()
     }
 }
 

@@ -66,6 +66,7 @@ impl Template {
             fault_points: Vec::new(),
             pcpus: 0,
             retries: 0,
+            platform: vmtape_machine::Platform::CURRENT,
             engine: Default::default(),
         };
         let budget = Budget { instructions: MOST_INSTRUCTIONS, ..Budget::default() };

@@ -1,0 +1,145 @@
+//! What KVM does for a guest that knows of it, on every backend: guests of a few instructions, recorded and replayed.
+
+use anyhow::{Context, Result, ensure};
+use std::{fs, path::Path};
+use vmtape_conformance::{BACKENDS, tail, vmtape};
+use vmtape_replay::spec;
+use vmtape_traces::{Tape, event::End};
+
+/// Where a handler lies in the boot sector, and in memory.
+const HANDLER: usize = 0x100;
+const LOADED_AT: u32 = 0x7c00;
+
+/// mov eax, EAX; mov edx, EDX; mov ecx, MSR; wrmsr
+fn wrmsr(msr: u32, value: u64) -> Vec<u8> {
+    let [eax, edx] = [value as u32, (value >> 32) as u32].map(u32::to_le_bytes);
+    [&b"\x66\xb8"[..], &eax, b"\x66\xba", &edx, b"\x66\xb9", &msr.to_le_bytes(), b"\x0f\x30"].concat()
+}
+
+/// mov eax, NR; mov ebx, A; mov ecx, B; mov edx, C; mov esi, D; then the vendor's instruction.
+fn hypercall(backend: &str, nr: u32, args: [u32; 4]) -> Vec<u8> {
+    let [a, b, c, d] = args.map(u32::to_le_bytes);
+    let call = if backend == "vmx" { b"\x0f\x01\xc1" } else { b"\x0f\x01\xd9" };
+    [
+        &b"\x66\xb8"[..],
+        &nr.to_le_bytes(),
+        b"\x66\xbb",
+        &a,
+        b"\x66\xb9",
+        &b,
+        b"\x66\xba",
+        &c,
+        b"\x66\xbe",
+        &d,
+        call,
+    ]
+    .concat()
+}
+
+/// mov dx, 0xf4; out dx, eax: the run ends with twice EAX and one.
+const LEAVE: &[u8] = b"\xba\xf4\x00\x66\xef";
+/// xor ax, ax; mov ds, ax
+const FLAT: &[u8] = b"\x31\xc0\x8e\xd8";
+
+/// Records a boot sector of this code and this handler, replays it in both modes; what the guest left with in EAX.
+fn leaves_with(folder: &Path, backend: &str, code: &[u8], handler: &[u8]) -> Result<u32> {
+    let mut sector = vec![0; 512];
+    sector[..code.len()].copy_from_slice(code);
+    sector[HANDLER..HANDLER + handler.len()].copy_from_slice(handler);
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    fs::write(folder.join("guest.bin"), sector)?;
+    let recorded =
+        vmtape(folder, &["record", "-q", "-b", backend, "-m", "16M", "-o", "a.tape", "guest.bin"])?;
+    let path = folder.join("a.tape");
+    let (_, end) = spec::end(&Tape::open(&path)?)?.with_context(|| tail(&recorded))?;
+    for mode in ["run", "exits"] {
+        let replayed = vmtape(folder, &["replay", "--mode", mode, "a.tape"])?;
+        ensure!(replayed.status.success(), "{backend}, {mode}: {}", tail(&replayed));
+    }
+    let End::DebugExit { status } = end else { anyhow::bail!("{backend}: {end:?}") };
+    Ok(status >> 1)
+}
+
+/// An interrupt by KVM_HC_SEND_IPI: RAX says how many local APICs took it, before the handler runs.
+/// See: KVM lapic.c kvm_pv_send_ipi()
+#[test]
+fn a_hypercall_sends_interrupts() -> Result<()> {
+    const SEND_IPI: u32 = 10;
+    const VECTOR: u32 = 0x30;
+    const EINVAL: i32 = -22;
+    const LOGICAL: u32 = 1 << 11;
+    let folder = tempfile::tempdir()?;
+    let ends = |backend: &str, args| {
+        // The handler's address; x2APIC mode; the APIC on; sti; the call; without an interrupt on to the end.
+        let vector = ((4 * VECTOR) as u16).to_le_bytes();
+        let handler = (LOADED_AT + HANDLER as u32).to_le_bytes();
+        let code = [
+            FLAT,
+            &[&b"\x66\xc7\x06"[..], &vector, &handler].concat(),
+            &wrmsr(0x1b, 0xfee0_0d00),
+            &wrmsr(0x80f, 0x1ff),
+            b"\xfb",
+            &hypercall(backend, SEND_IPI, args),
+            LEAVE,
+        ];
+        // or eax, 0x100
+        leaves_with(folder.path(), backend, &code.concat(), &[b"\x66\x0d\x00\x01\x00\x00", LEAVE].concat())
+    };
+    for backend in BACKENDS {
+        assert_eq!(ends(backend, [1, 0, 0, VECTOR])?, 0x101, "{backend}: taken, and delivered");
+        assert_eq!(ends(backend, [3, 1, 0, VECTOR])?, 0x101, "{backend}: there is one local APIC");
+        assert_eq!(ends(backend, [1, 0, u32::MAX, VECTOR])?, 0, "{backend}: nobody has the number");
+        // The second bitmap's numbers begin behind the first one's: 32 of them, and 2^32 - 32 comes before 0.
+        assert_eq!(ends(backend, [0, 1, 32_u32.wrapping_neg(), VECTOR])?, 0x101, "{backend}");
+        let refused = ends(backend, [1, 0, 0, VECTOR | LOGICAL])?;
+        assert_eq!(refused, EINVAL as u32 & u32::MAX >> 1, "{backend}: destinations are the bitmaps");
+    }
+    Ok(())
+}
+
+/// kvmclock and the time of day, where the guest wants them.
+/// See: KVM x86.c kvm_guest_time_update(), kvm_write_wall_clock(); include/asm/pvclock-abi.h
+#[test]
+fn clocks_are_written_where_the_guest_wants_them() -> Result<()> {
+    const SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+    const WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
+    let folder = tempfile::tempdir()?;
+    let reads = |backend, at: u16| {
+        // mov eax, [AT]; shr eax, 1, as a status loses its highest bit
+        let load = [&b"\x66\xa1"[..], &at.to_le_bytes(), b"\x66\xd1\xe8"].concat();
+        let code =
+            [FLAT, &wrmsr(SYSTEM_TIME_NEW, 0x1001), &wrmsr(WALL_CLOCK_NEW, 0x2000), &load, LEAVE].concat();
+        leaves_with(folder.path(), backend, &code, &[])
+    };
+    for backend in BACKENDS {
+        // Version 2: written once. A tick of 10 ns is 10/16 * 2^4 ns; the clocks of all vCPUs go alike.
+        assert_eq!(reads(backend, 0x1000)?, 2 >> 1, "{backend}");
+        assert_eq!(reads(backend, 0x1018)?, 0xa000_0000 >> 1, "{backend}");
+        assert_eq!(reads(backend, 0x101c)?, (1 << 8 | 4) >> 1, "{backend}");
+        // 2026-01-01, when the run began.
+        assert_eq!(reads(backend, 0x2000)?, 2 >> 1, "{backend}");
+        assert_eq!(reads(backend, 0x2004)?, 1_767_225_600 >> 1, "{backend}");
+    }
+    Ok(())
+}
+
+/// The time of day and the TSC together; another clock there is none of.
+#[test]
+fn a_hypercall_pairs_the_clocks() -> Result<()> {
+    const CLOCK_PAIRING: u32 = 9;
+    const EOPNOTSUPP: i32 = -95;
+    const EFAULT: i32 = -14;
+    let folder = tempfile::tempdir()?;
+    let ends = |backend: &str, args, then: &[u8]| {
+        let code = [FLAT, &hypercall(backend, CLOCK_PAIRING, args), then, LEAVE].concat();
+        leaves_with(folder.path(), backend, &code, &[])
+    };
+    for backend in BACKENDS {
+        // mov eax, [0x1000]; shr eax, 1
+        assert_eq!(ends(backend, [0x1000, 0, 0, 0], b"\x66\xa1\x00\x10\x66\xd1\xe8")?, 1_767_225_600 >> 1);
+        for (args, error) in [([0x1000, 1, 0, 0], EOPNOTSUPP), ([0xd000_0000, 0, 0, 0], EFAULT)] {
+            assert_eq!(ends(backend, args, b"")?, error as u32 & u32::MAX >> 1, "{backend}");
+        }
+    }
+    Ok(())
+}
