@@ -31,6 +31,13 @@ pub enum Difference {
     Seen { expected: Vec<Seen>, actual: Vec<Seen> },
 }
 
+/// A paging entry on two sides.
+struct PagingEntry {
+    gpa: u64,
+    expected: u64,
+    actual: u64,
+}
+
 /// Differences listed per comparison; more say nothing more.
 const LISTED: usize = 16;
 
@@ -91,8 +98,8 @@ impl Difference {
     pub fn name(&self) -> String {
         match self {
             Self::Register { name, .. } => name.clone(),
-            Self::Memory { expected, actual, .. } if self.accessed_dirty().is_some() => {
-                let (expected, actual) = (Pte::from_bits(*expected), Pte::from_bits(*actual));
+            Self::Memory { .. } => self.paging_entry().map_or("memory".into(), |entry| {
+                let (expected, actual) = (Pte::from_bits(entry.expected), Pte::from_bits(entry.actual));
                 let bit = |name: &str, expected: bool, actual: bool| match (expected, actual) {
                     (false, true) => format!("+{name}"),
                     (true, false) => format!("-{name}"),
@@ -100,8 +107,7 @@ impl Difference {
                 };
                 let bits = [bit("A", expected.a(), actual.a()), bit("D", expected.d(), actual.d())];
                 format!("entry:{}", bits.concat())
-            }
-            Self::Memory { .. } => "memory".into(),
+            }),
             Self::MemoryType { expected, actual, .. } => {
                 format!("memory-type:{}>{}", expected.memory_type, actual.memory_type)
             }
@@ -148,8 +154,8 @@ impl Difference {
 
     /// The sentence for a paging entry whose accessed or dirty bit is all that differs.
     pub fn accessed_dirty(&self) -> Option<String> {
-        let Self::Memory { gpa, expected, actual } = self else { return None };
-        let bits = explain::accessed_dirty_difference(*expected, *actual)?;
+        let PagingEntry { gpa, expected, actual } = self.paging_entry()?;
+        let bits = explain::accessed_dirty_difference(expected, actual)?;
         let mut text = String::new();
         let _ = write!(
             text,
@@ -158,22 +164,29 @@ impl Difference {
         Some(text)
     }
 
+    /// The paging entry whose accessed or dirty bit is all that differs: the quadword, or one of two 32-bit entries.
+    fn paging_entry(&self) -> Option<PagingEntry> {
+        let Self::Memory { gpa, expected, actual } = *self else { return None };
+        let is_told =
+            |entry: &PagingEntry| explain::accessed_dirty_difference(entry.expected, entry.actual).is_some();
+        let half = |shift: u32| PagingEntry {
+            gpa: gpa + u64::from(shift / 8),
+            expected: u64::from((expected >> shift) as u32),
+            actual: u64::from((actual >> shift) as u32),
+        };
+        let whole = Some(PagingEntry { gpa, expected, actual }).filter(is_told);
+        let halves = || [half(0), half(32)].into_iter().filter(|half| half.expected != half.actual);
+        whole.or_else(|| halves().all(|half| is_told(&half)).then(|| halves().next()).flatten())
+    }
+
     /// Where it is, if it is a paging entry whose accessed or dirty bit is all that differs.
     pub fn entry(&self) -> Option<u64> {
-        match self {
-            Self::Memory { gpa, .. } if self.accessed_dirty().is_some() => Some(*gpa),
-            _ => None,
-        }
+        self.paging_entry().map(|entry| entry.gpa)
     }
 
     /// Whether it is such an entry, and one whose address the guest's width does not allow.
     pub fn is_illegal_entry(&self, guest_width: u8) -> bool {
-        match self {
-            Self::Memory { expected, .. } if self.accessed_dirty().is_some() => {
-                explain::illegal_bit(*expected, guest_width).is_some()
-            }
-            _ => false,
-        }
+        self.paging_entry().is_some_and(|entry| explain::illegal_bit(entry.expected, guest_width).is_some())
     }
 
     /// Differences that say most come first: paging entries (those with an address that is illegal for the guest
@@ -182,7 +195,7 @@ impl Difference {
         match self {
             Self::Ioctl { .. } => 0,
             Self::Memory { .. } if self.is_illegal_entry(guest_width) => 1,
-            Self::Memory { .. } if self.accessed_dirty().is_some() => 2,
+            Self::Memory { .. } if self.paging_entry().is_some() => 2,
             Self::Fault { .. } => 3,
             Self::End { .. } => 4,
             Self::Register { .. } => 5,
@@ -405,4 +418,26 @@ fn named(state: &VcpuState) -> Vec<(String, u64)> {
         out.push((format!("XMM{n} high"), value[1]));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two entries of 32 bits share a quadword; each has its accessed and dirty bits in its own half.
+    #[test]
+    fn entries_of_32_bits_are_found_in_their_quadword() {
+        let memory = |expected, actual| Difference::Memory { gpa: 0x1000, expected, actual };
+        for (expected, actual, entry, name) in [
+            (0x8040_0087_0000_0001, 0x8040_00a7_0000_0001, Some(0x1004), "entry:+A"),
+            (0x8040_0087_0000_0001, 0x8040_0087_0000_0021, Some(0x1000), "entry:+A"),
+            (0x0000_0067_0000_0067, 0x0000_0027_0000_0027, Some(0x1000), "entry:-D"),
+            (0x0000_0001_0000_0000, 0x0000_0021_0000_0001, None, "memory"),
+            (0x0000_0000_0000_0000, 0x0000_0020_0000_0000, None, "memory"),
+        ] {
+            let difference = memory(expected, actual);
+            assert_eq!(difference.entry(), entry, "{expected:#x} {actual:#x}");
+            assert_eq!(difference.name(), name, "{expected:#x} {actual:#x}");
+        }
+    }
 }

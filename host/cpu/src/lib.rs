@@ -36,6 +36,6 @@ pub use fp::{MXCSR_MASK, XSAVE_COMPONENTS, XsaveComponent};
 pub use mem::Privilege;
 pub use ram::{Mark, Ram};
 pub use silicon::Rules;
-pub use system::model::Model;
+pub use system::{event::fault_in_delivery, model::Model};
 pub use tlb::{Flush, FlushHandle, Geometry};
 pub use used::{USES_RFLAGS, used_registers};

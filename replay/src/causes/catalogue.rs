@@ -13,8 +13,8 @@ use crate::explain::{Outcome, illegal_bit, is_malformed};
 use vmtape_arch::{
     access::Verdict,
     exception::Vector,
-    exit::{Exit, ResumeKind},
-    paging::Pte,
+    exit::{Exit, Isa, ResumeKind, SvmExitCode, VmxReason},
+    paging::{Pte, bits},
 };
 use vmtape_traces::Event;
 
@@ -90,6 +90,13 @@ const CATALOGUE: &[Entry] = &[
         sentence: large_pages_of_silicon,
     },
     Entry {
+        name: "pse-36",
+        kind: Kind::Patch,
+        source: "KVM mmu/mmu.c __reset_rsvds_bits_mask(): rsvd_bits(17, 21); APM 5.2.2 Normal (Non-PAE) Paging, 4-Mbyte pages",
+        switchable: false,
+        sentence: pse_36,
+    },
+    Entry {
         name: "device-access-without-a-walk",
         kind: Kind::Silicon,
         source: "SDM vol. 3A 4.8 Accessed and Dirty Flags, vol. 3C 29.3.3; KVM x86.c emulator_read_write_onepage(), \
@@ -105,11 +112,25 @@ const CATALOGUE: &[Entry] = &[
         sentence: system_call,
     },
     Entry {
+        name: "int1-intercepted",
+        kind: Kind::Patch,
+        source: "KVM vmx/vmx.c handle_exception_nmi(), is_icebp(); SDM vol. 3C 26.1.3, APM 15.12.2 #DB (Debug)",
+        switchable: false,
+        sentence: int1_intercepted,
+    },
+    Entry {
         name: "protection-keys-without-nested-paging",
         kind: Kind::Patch,
         source: "KVM cpuid.c kvm_set_cpu_caps(): PKU only with tdp_enabled",
         switchable: false,
         sentence: protection_keys,
+    },
+    Entry {
+        name: "tables-without-memory",
+        kind: Kind::Patch,
+        source: "KVM mmu/paging_tmpl.h walk_addr_generic(): an entry that cannot be read is not present; APM 15.25.6, SDM vol. 3C 29.3.3.2",
+        switchable: false,
+        sentence: tables_without_memory,
     },
     Entry {
         name: "accessed-bits-of-a-faulting-walk",
@@ -291,6 +312,24 @@ fn large_pages_of_silicon(case: &Case) -> Option<String> {
     })
 }
 
+/// One side faults at a page of 4 MiB that lies beyond 36 bits.
+fn pse_36(case: &Case) -> Option<String> {
+    /// The level of page-directory entries, and those bits of a 32-bit one that are address bits 39:36 or reserved.
+    const DIRECTORY: u8 = 2;
+    const BEYOND_36: u64 = bits(17, 21);
+    let (strict, lax) = case.strict_and_lax()?;
+    let leaf = strict.tables.iter().chain(&lax.tables).find(|entry| entry.level == DIRECTORY)?;
+    let pte = Pte::from_bits(leaf.before);
+    let is_beyond = pte.p() && pte.ps() && leaf.before >> 32 == 0 && leaf.before & BEYOND_36 != 0;
+    is_beyond.then(|| {
+        format!(
+            "the page of 4 MiB that {:#x} maps lies beyond 36 address bits, which is all that KVM on {} gives such pages; silicon of {} \
+             has more of them",
+            leaf.before, strict.name, lax.name
+        )
+    })
+}
+
 /// Intel has SYSCALL in 64-bit mode only, AMD has SYSENTER in legacy mode only.
 fn system_call(case: &Case) -> Option<String> {
     let name = match case.insn {
@@ -307,6 +346,21 @@ fn system_call(case: &Case) -> Option<String> {
         format!(
             "{name} in this mode is an instruction of {} processors and #UD on those of {}",
             has.vendor, lacks.vendor
+        )
+    })
+}
+
+/// INT1, behind which Intel's guest stands with its #DB still to come.
+fn int1_intercepted(case: &Case) -> Option<String> {
+    const INT1: u8 = 0xf1;
+    let debug = |side: &Seen| matches!(side.outcome, Outcome::Exception { vector: Vector::DB, .. });
+    let (a, b) = (case.expected, case.actual);
+    let differ = case.insn.first() == Some(&INT1) && a.vendor != b.vendor && debug(a) != debug(b);
+    differ.then(|| {
+        let later = if debug(a) { b } else { a };
+        format!(
+            "INT1 exits on {}, where KVM intercepts #DB: it goes behind the instruction, and delivers the #DB before the next one",
+            later.name
         )
     })
 }
@@ -353,6 +407,41 @@ fn accessed_bits_of_a_faulting_walk(case: &Case) -> Option<String> {
             .to_owned()
     })
 }
+
+/// KVM finds no memory behind a table of the guest's, for which silicon has left the guest.
+fn tables_without_memory(case: &Case) -> Option<String> {
+    case.sides().into_iter().find_map(|side| {
+        let left_for = side.observations.iter().position(is_exit_for_a_table)?;
+        let walked = side.observations[left_for..].iter().any(is_kvm_walk);
+        let Observation::Event(Event::Exit(exit)) = &side.observations[left_for] else { return None };
+        walked.then(|| {
+            format!(
+                "a table of the guest's lies at {:#x}, where no memory is: silicon of {} exits in its own walk, as often as it walks; \
+                 KVM's walk takes what it cannot read there for an entry that is not present",
+                exit.exit.gpa, side.name
+            )
+        })
+    })
+}
+
+/// An exit of a nested walk, for an entry of the guest's and not for what it leads to.
+fn is_exit_for_a_table(observation: &Observation) -> bool {
+    let Observation::Event(Event::Exit(exit)) = observation else { return false };
+    let Exit { isa, reason, info1, .. } = exit.exit;
+    match isa {
+        Isa::SVM => SvmExitCode(reason) == SvmExitCode::NPF && info1 & NPF_IN_WALK != 0,
+        Isa::VMX => {
+            VmxReason(reason) == VmxReason::EPT_VIOLATION && info1 & EPT_LINEAR_TRANSLATED == EPT_LINEAR
+        }
+        _ => false,
+    }
+}
+
+/// EXITINFO1: the fault was in the walk of the guest's tables. See: APM 15.25.6 Nested versus Guest Page Faults
+const NPF_IN_WALK: u64 = 1 << 33;
+/// Exit qualification: there is a linear address, and the access is to its translation. See: SDM vol. 3C Table 28-7
+const EPT_LINEAR: u64 = 1 << 7;
+const EPT_LINEAR_TRANSLATED: u64 = EPT_LINEAR | 1 << 8;
 
 impl Case<'_> {
     pub fn sides(&self) -> [&Seen; 2] {

@@ -50,6 +50,15 @@ fn combine(first: Class, second: Class) -> Outcome {
     }
 }
 
+/// What a guest takes for a fault in the delivery of an event; `None`: it shuts down.
+pub fn fault_in_delivery(event: &Event, fault: Exception) -> Option<Exception> {
+    match combine(class(event), class(&event_of(&fault))) {
+        Outcome::Second => Some(fault),
+        Outcome::DoubleFault => Some(Exception::with_code(Vector::DF, 0)),
+        Outcome::TripleFault => None,
+    }
+}
+
 /// The event that delivers an exception.
 fn event_of(exception: &Exception) -> Event {
     let kind = match (exception.insn_len, exception.vector) {

@@ -13,7 +13,7 @@ use vmtape_arch::{
     sensitive::SensitiveKind,
     vcpu::VcpuState,
 };
-use vmtape_cpu::Step;
+use vmtape_cpu::{Step, fault_in_delivery};
 use vmtape_traces::{
     ExitGroup,
     event::{Control, End},
@@ -36,6 +36,13 @@ const ACCESSED_DIRTY: u32 = Pte::new().with_a(true).with_d(true).into_bits() as 
 
 /// Exits that one stimulus may take: a page fault per level, and then some.
 const MOST_EXITS: u32 = 16;
+
+/// Silicon gives the guest a fault: of an event's delivery, where that is what the taped exit interrupted.
+fn faulted(taped: &Exit, fault: Exception) -> Result<Resolved, End> {
+    let event = taped.access.delivering;
+    let taken = if event.valid.is_set() { fault_in_delivery(&event, fault) } else { Some(fault) };
+    taken.map(Resolved::Fault).ok_or(End::Shutdown { reason: "triple fault".into() })
+}
 
 /// How silicon ran an instruction that the tape's backend had emulated.
 enum Ran {
@@ -108,10 +115,10 @@ impl Machine {
                 (Verdict::NATIVE, _) if exits > 0 => return Ok(Resolved::Handled),
                 (Verdict::NATIVE, _) => match self.run_natively(n, group) {
                     Ran::Done => return Ok(Resolved::Native),
-                    Ran::Fault(fault) => return Ok(Resolved::Fault(fault)),
+                    Ran::Fault(fault) => return faulted(&group.exit.exit, fault),
                     Ran::Exit => {}
                 },
-                (Verdict::FAULT, fault) => return Ok(Resolved::Fault(fault)),
+                (Verdict::FAULT, fault) => return faulted(&group.exit.exit, fault),
                 _ => {}
             }
             let trap = self.exit.trap;

@@ -159,4 +159,50 @@ fn instructions() {
         Kind::Patch,
     );
     assert_eq!(named("outcome:x", &[], &seen(page_fault(5)), &right), None);
+    let debug = || Outcome::Exception { vector: Vector::DB, code: None, address: None };
+    let skipped = Seen { vendor: Vendor::INTEL, ..seen(Outcome::Completes) };
+    is(named("outcome:x", &[0xf1], &seen(debug()), &skipped), "int1-intercepted", Kind::Patch);
+    assert_eq!(named("outcome:x", &[0xcc], &seen(debug()), &skipped), None);
+    assert_eq!(named("outcome:x", &[0xf1], &seen(debug()), &right), None, "one vendor");
+}
+
+#[test]
+fn large_pages_beyond_36_bits() {
+    let with = |entry, outcome| {
+        let leaf = Paging { level: 2, gpa: Some(0x20_0000), before: entry, after: entry };
+        Seen { tables: vec![leaf], widths: Widths { guest: 48, host: 48 }, ..seen(outcome) }
+    };
+    let found = |entry| {
+        let mmio = with(entry, Outcome::Mmio { gpa: 0xa6_0219_9e80 });
+        named("outcome:x", &[], &mmio, &with(entry, page_fault(0xb)))
+    };
+    is(found(0x0214_c087), "pse-36", Kind::Patch);
+    assert_eq!(found(0x0201_e087), None, "36 bits");
+    assert_eq!(found(0x0214_c007), None, "a table");
+}
+
+/// An exit in silicon's walk, and KVM's walk of the same tables behind it; on either vendor's silicon.
+#[test]
+fn tables_where_no_memory_is() {
+    let exit = |isa, reason, info1| {
+        let exit = Exit { isa, reason, info1, gpa: 0xffff_f000, ..Exit::default() };
+        Observation::Event(Event::Exit(Box::new(ExitEvent { exit, ..ExitEvent::default() })))
+    };
+    let failed = || {
+        let note = Note::WalkerError { pferr: 0 };
+        Observation::Event(Event::Note { vcpu: 0, place: Place::L1, note })
+    };
+    let right = seen(page_fault(0));
+    let npf = |info1| exit(Isa::SVM, SvmExitCode::NPF.0, info1);
+    let violation = |info1| exit(Isa::VMX, VmxReason::EPT_VIOLATION.0, info1);
+    for left in [npf(0x2_0000_0006), violation(0x83)] {
+        let stuck = does(Outcome::Endless, vec![left, failed()]);
+        is(named("outcome:x", &[], &right, &stuck), "tables-without-memory", Kind::Patch);
+    }
+    for left in [npf(0x1_0000_0006), violation(0x183)] {
+        let found = named("outcome:x", &[], &right, &does(Outcome::Endless, vec![left, failed()]));
+        assert_eq!(found, None, "what the walk leads to");
+    }
+    let quiet = does(Outcome::Endless, vec![npf(0x2_0000_0006)]);
+    assert_eq!(named("outcome:x", &[], &right, &quiet), None, "KVM did not walk");
 }
