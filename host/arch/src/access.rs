@@ -86,6 +86,10 @@ pub struct Answer {
     pub pad: u32,
     pub mapping: Mapping,
     pub fault: Exception,
+    /// Not zero, with NATIVE: for as long as answers carry this number, the same access has the same answer and asking for it has no
+    /// other effect, while what it was made from is the same: the guest's memory that was read, and of the vCPU CR0, CR3, CR4, EFER,
+    /// the PDPTE registers, PKRU, PAT and RFLAGS.AC. The host then need not ask. A number never comes back.
+    pub epoch: u64,
 }
 
-layout!(Answer: 48, mapping: 8, fault: 32);
+layout!(Answer: 56, mapping: 8, fault: 32, epoch: 48);

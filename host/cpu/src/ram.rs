@@ -247,6 +247,13 @@ impl Ram {
         Some(std::array::from_fn(|i| bytes[i].get()))
     }
 
+    /// A word of `N` bytes, zero-extended, as a page walk reads it.
+    #[inline(always)]
+    pub fn word<const N: usize>(&self, hpa: u64) -> Option<u64> {
+        let bytes = self.load::<N>(hpa)?;
+        Some(u64::from_le_bytes(std::array::from_fn(|n| if n < N { bytes[n] } else { 0 })))
+    }
+
     /// Stores `N` bytes at once on a page that was announced as written and holds no code, where changes are not counted.
     #[inline(always)]
     pub(crate) fn store<const N: usize>(&self, hpa: u64, data: [u8; N]) -> bool {

@@ -1100,6 +1100,10 @@ typedef struct vt_Answer {
     uint32_t pad;
     struct vt_Mapping mapping;
     struct vt_Exception fault;
+    // Not zero, with NATIVE: for as long as answers carry this number, the same access has the same answer and asking for it has no
+    // other effect, while what it was made from is the same: the guest's memory that was read, and of the vCPU CR0, CR3, CR4, EFER,
+    // the PDPTE registers, PKRU, PAT and RFLAGS.AC. The host then need not ask. A number never comes back.
+    uint64_t epoch;
 } vt_Answer;
 
 // How the handling of an exit ended, with the numbers of `kvm_run.exit_reason` where KVM returns to userspace.

@@ -107,7 +107,7 @@ macro_rules! structures {
 
 structures! {
     access: Access, Fixed;
-    answer: Answer, From(size_of::<Answer>());
+    answer: Answer, From(offset_of!(Answer, epoch));
     bus_op: BusOp, From(size_of::<BusOp>());
     cpuid_entry: CpuidEntry, From(size_of::<CpuidEntry>());
     dirty_gfn: DirtyGfn, From(size_of::<DirtyGfn>());

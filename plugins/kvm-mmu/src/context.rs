@@ -4,6 +4,7 @@
 
 use crate::{
     config::{GuestWidth, NptRules},
+    epoch::Epoch,
     fault::WalkFault,
     memory_type::GuestTypes,
     mmio_cache::MmioCache,
@@ -170,6 +171,8 @@ pub struct VcpuMmu {
     pub last_retry: Option<(u64, u64)>,
     /// The last nested fault of a software walk for KVM's emulator, until someone asks.
     pub(crate) nested_fault: Option<WalkFault>,
+    #[serde(skip)]
+    pub(crate) epoch: Epoch,
 }
 
 impl Default for VcpuMmu {
@@ -186,6 +189,7 @@ impl Default for VcpuMmu {
             types: GuestTypes::default(),
             last_retry: None,
             nested_fault: None,
+            epoch: Epoch::default(),
         }
     }
 }

@@ -5,6 +5,7 @@ mod config;
 pub mod context;
 mod damage;
 pub mod dirty;
+mod epoch;
 pub mod fault;
 pub mod fault_points;
 mod fixup;

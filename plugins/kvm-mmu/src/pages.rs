@@ -49,6 +49,7 @@ impl Pages {
             let number = Self::number(table);
             self.used[number] = false;
             self.free.push(number as u32);
+            self.recent.forget();
         }
     }
 

@@ -17,7 +17,7 @@ use crate::{
 };
 use vmtape_abi::{Errno, Host, Query};
 use vmtape_arch::{
-    access::{Access, Answer, Mapping, Verdict},
+    access::{Access, Answer, Mapping, MappingKind, Verdict},
     exception::{Exception, PageFaultError, Vector},
     exit::{Exit, Resume, SvmExitCode},
     msr::ReachedPat,
@@ -362,7 +362,7 @@ impl Ops for Shared {
         let mmu = &mut self.kvm.mmu;
         if !tdp {
             return match mmu.shadow_access(vcpu, state, access.gva, &wanted, host) {
-                GuestAccess::Mapped(mapping) => native(mapping),
+                GuestAccess::Mapped(mapping) => native(mapping, mmu.epoch(vcpu, None)),
                 // Offered as an exception next, which is intercepted.
                 GuestAccess::Fault(error) => fault(access.gva, error),
                 GuestAccess::Nested(_) => unreachable!("shadow paging has one dimension"),
@@ -371,7 +371,7 @@ impl Ops for Shared {
         let caching = Caching::of(v.running.vmcb.save.g_pat);
         let (answer, steps) = mmu.tdp_access(vcpu, state, access.gva, &wanted, caching, host);
         match answer {
-            GuestAccess::Mapped(mapping) => native(mapping),
+            GuestAccess::Mapped(mapping) => native(mapping, mmu.epoch(vcpu, Some(caching))),
             GuestAccess::Fault(error) => {
                 if error.rsvd() && host.wants(NoteKind::RULE) {
                     tracer.note(Rule::RESERVED_BY_HOST_WIDTH.note(), host);
@@ -504,8 +504,9 @@ fn windows(v: &SvmVcpu, mut intercepts: Intercepts) -> Intercepts {
     intercepts
 }
 
-fn native(mapping: Mapping) -> Answer {
-    Answer { verdict: Verdict::NATIVE, mapping, ..Default::default() }
+fn native(mapping: Mapping, epoch: u64) -> Answer {
+    let epoch = if mapping.kind == MappingKind::RAM { epoch } else { 0 };
+    Answer { verdict: Verdict::NATIVE, mapping, epoch, ..Default::default() }
 }
 
 fn fault(gva: u64, error: PageFaultError) -> Answer {

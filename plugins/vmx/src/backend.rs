@@ -295,7 +295,7 @@ impl Ops for Shared {
                     *exit = exits::exception(&mc, state);
                     return Answer { verdict: Verdict::EXIT, ..Default::default() };
                 }
-                native(mapping, v.controls.apic)
+                native(mapping, v.controls.apic, self.kvm.mmu.epoch(vcpu, Some(caching)))
             }
             GuestAccess::Fault(error) => {
                 if error.rsvd() && host.wants(NoteKind::RULE) {
@@ -392,18 +392,21 @@ fn shadow_access(
     host: &mut dyn Host,
 ) -> Answer {
     match shared.kvm.mmu.shadow_access(v.core.id, state, access.gva, &WalkAccess::from(access), host) {
-        GuestAccess::Mapped(mapping) => native(mapping, v.controls.apic),
+        GuestAccess::Mapped(mapping) => {
+            native(mapping, v.controls.apic, shared.kvm.mmu.epoch(v.core.id, None))
+        }
         GuestAccess::Fault(error) => fault(Exception::pf(access.gva, error)),
         GuestAccess::Nested(_) => unreachable!("there are no nested tables without EPT"),
     }
 }
 
 /// The APIC-access page is one only while the control is set; otherwise it is memory that nothing else shares.
-fn native(mut mapping: Mapping, mode: ApicMode) -> Answer {
+fn native(mut mapping: Mapping, mode: ApicMode, epoch: u64) -> Answer {
     if mapping.kind == MappingKind::APIC_PAGE && mode != ApicMode::Access {
         mapping.kind = MappingKind::DEVICE;
     }
-    Answer { verdict: Verdict::NATIVE, mapping, ..Default::default() }
+    let epoch = if mapping.kind == MappingKind::RAM { epoch } else { 0 };
+    Answer { verdict: Verdict::NATIVE, mapping, epoch, ..Default::default() }
 }
 
 fn fault(fault: Exception) -> Answer {

@@ -36,6 +36,7 @@ impl Machine {
         let vcpu = &mut self.vcpus[n as usize];
         vcpu.state.icount = self.services.clock.icount;
         let ram = self.services.ram().clone();
+        self.services.walks.expire();
         vcpu.cpu.pause_at(self.services.outcomes.next_sample(vcpu.state.icount));
         let mut env = GuestEnv {
             vcpu: n,

@@ -64,7 +64,13 @@ impl Env for GuestEnv<'_> {
     fn access(&mut self, state: &mut VcpuState, access: &Access) -> Result<Mapping, Interrupted> {
         self.services.sync_clock(state);
         self.services.tape.begin_walk();
+        if let Some(mapping) = self.services.known_walk(self.vcpu, state, access) {
+            self.services.accessed(self.vcpu, access.gva, &mapping);
+            return Ok(mapping);
+        }
+        self.services.begin_walk();
         let answer = self.backend.access(self.vcpu, state, access, self.services, self.exit);
+        self.services.end_walk(self.vcpu, state, access, &answer);
         let looked_at = answers::access(self.services.sound_memory(), &answer);
         if !self.services.is_right(looked_at) {
             return Err(Interrupted::Exit);
@@ -87,6 +93,7 @@ impl Env for GuestEnv<'_> {
     fn sensitive(&mut self, state: &mut VcpuState, insn: &Sensitive) -> Decision {
         self.services.sync_clock(state);
         self.services.tape.begin_walk();
+        self.services.walks.expire();
         let mut fault = Exception::default();
         let verdict = self.backend.sensitive(self.vcpu, state, insn, self.services, self.exit, &mut fault);
         let allowed = [Verdict::NATIVE, Verdict::FAULT, Verdict::EXIT];
@@ -120,6 +127,7 @@ impl Env for GuestEnv<'_> {
     fn exception(&mut self, state: &mut VcpuState, exception: &Exception) -> Option<()> {
         self.services.sync_clock(state);
         self.services.tape.begin_walk();
+        self.services.walks.expire();
         let verdict = self.backend.exception(self.vcpu, state, exception, self.services, self.exit);
         if !self.services.is_right(answers::verdict(
             "exception",

@@ -19,6 +19,7 @@ impl Host for Services {
             return MemoryStatus::REFUSED;
         }
         self.tape.read(hpa, buf);
+        self.walks.read(hpa, buf);
         if let Some(fed) = &mut self.fed {
             fed.read(hpa, buf.len() as u64);
         }
@@ -35,6 +36,7 @@ impl Host for Services {
             return MemoryStatus::REFUSED;
         }
         self.tape.wrote(hpa, data);
+        self.walks.wrote();
         if let Some(fed) = &mut self.fed {
             fed.knowledge.memory.learn(hpa, data.len() as u64);
         }

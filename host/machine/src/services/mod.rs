@@ -10,6 +10,7 @@ mod memory_types;
 mod outcomes;
 mod pager;
 mod pages;
+mod walks;
 
 pub(crate) use guest_env::GuestEnv;
 pub use memory_types::{MemoryTypes, Typed, TypedPage};
@@ -26,6 +27,7 @@ use vmtape_abi::{BusOp, BusSpace, Host, MemoryStatus};
 use vmtape_arch::{cpuid::CpuidEntry, vcpu::VcpuState};
 use vmtape_cpu::{Cpu, FlushHandle, Ram};
 use vmtape_traces::event::{Event, InputSource};
+use walks::Walks;
 
 /// The MSR of the x2APIC's interrupt command register.
 const ICR_MSR: u64 = 0x830;
@@ -40,6 +42,7 @@ pub(crate) struct Services {
     pub(crate) fault_numbers: FaultNumbers,
     pub(crate) outcomes: Outcomes,
     pub(crate) memory_types: MemoryTypes,
+    pub(crate) walks: Walks,
     pub(crate) tape: Tape,
     /// One per vCPU.
     pub(crate) flushes: Vec<FlushHandle>,
@@ -99,6 +102,7 @@ impl Services {
             fault_numbers: FaultNumbers::default(),
             outcomes: Outcomes::default(),
             memory_types: MemoryTypes::default(),
+            walks: Walks::default(),
             tape,
             flushes: Vec::new(),
             emulator: Some(emulator),
@@ -143,6 +147,7 @@ impl Services {
         self.memory.remote.clear();
         (self.emulated, self.repeats, self.repetitions, self.watching) = (false, false, 0, false);
         self.rules.clear();
+        self.walks.clear();
         (self.unmapped, self.pager, self.wrong, self.fed) = (None, None, None, None);
         (self.stranded, self.said) = (None, None);
     }

@@ -53,6 +53,11 @@ impl Recent {
         self.changes += 1;
     }
 
+    /// Changes so far.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
+    }
+
     pub(crate) fn get(&self, key: &Key, gpa: u64) -> Option<Nested> {
         let gfn = gpa >> PAGE_SHIFT;
         let entry = self.entries.get(Self::slot(key, gfn))?;
