@@ -122,7 +122,7 @@ impl Tlb {
         if !known.rights.allow(kind) {
             return None;
         }
-        let (addend, rights) = (known.addend, known.rights);
+        let (addend, rights) = (known.addend, known.used_for(kind));
         self.use_page(context, gva, addend, rights);
         Some(gva.wrapping_add(addend))
     }

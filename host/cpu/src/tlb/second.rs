@@ -77,6 +77,16 @@ pub(super) struct Translation {
     pub(super) addend: u64,
     context: Context,
     pub(super) rights: Rights,
+    /// Code was fetched from it.
+    fetched: bool,
+}
+
+impl Translation {
+    /// What the first level may allow: not fetches, before one came here and is remembered.
+    pub(super) fn used_for(&mut self, kind: AccessKind) -> Rights {
+        self.fetched |= kind == AccessKind::FETCH;
+        Rights { fetch: self.rights.fetch && self.fetched, ..self.rights }
+    }
 }
 
 /// What an insertion has displaced.
@@ -112,12 +122,12 @@ impl SecondLevel {
     }
 
     /// The translation of a page, if it is of this epoch.
-    pub(super) fn find(&self, context: Context, gva: u64, epoch: u64) -> Option<&Translation> {
+    pub(super) fn find(&mut self, context: Context, gva: u64, epoch: u64) -> Option<&mut Translation> {
         let ways = self.geometry.ways();
         let start = self.geometry.set(context, gva) * ways;
         let tag = gva & !OFFSET | epoch;
-        let is_it = |known: &&Translation| known.tag == tag && known.context == context;
-        self.translations[start..start + ways].iter().find(is_it)
+        let is_it = |known: &&mut Translation| known.tag == tag && known.context == context;
+        self.translations[start..start + ways].iter_mut().find(is_it)
     }
 
     /// Enters a mapping. Rights that are known of the same page stay.
@@ -136,6 +146,7 @@ impl SecondLevel {
             tag,
             addend: mapping.hpa.wrapping_sub(page),
             context,
+            fetched: false,
             rights: Rights {
                 read: mapping.read.is_set(),
                 write: mapping.write.is_set(),
@@ -157,7 +168,7 @@ impl SecondLevel {
         let went = known.is_some() || way.is_none();
         Displaced {
             page: went.then_some((old.context, old.tag & !OFFSET)),
-            code: went && hashed && old.rights.fetch,
+            code: went && hashed && old.fetched,
         }
     }
 

@@ -115,14 +115,16 @@ fn what_the_second_level_drops_is_not_in_the_first() {
 #[test]
 fn code_that_went_is_fetched_again() {
     let code = Mapping { fetch: true.into(), ..mapping(0, 12) };
-    let versions = |geometry| {
+    let versions = |geometry, kind| {
         let mut tlb = Tlb::new(geometry);
         tlb.insert(Context::User, 0, &code);
+        assert!(tlb.find(Context::User, 0, kind).is_some());
         let before = tlb.version();
         for page in 1..64 * ENTRIES as u64 {
             tlb.insert(Context::User, page * PAGE_SIZE, &mapping(0, 12));
         }
         tlb.version() - before
     };
-    assert_eq!(BOTH.map(versions), [0, 1]);
+    assert_eq!(BOTH.map(|geometry| versions(geometry, AccessKind::FETCH)), [0, 1]);
+    assert_eq!(BOTH.map(|geometry| versions(geometry, AccessKind::READ)), [0, 0], "it was data");
 }
