@@ -210,6 +210,7 @@ fn run(
 
 fn guest<'a>(core: &'a mut Core<'_>) -> Guest<'a> {
     // Where changes of memory are counted, each write is the interpreter's.
+    let sse = core.check_sse().is_ok();
     let (tlb, read_epoch, write_epoch) = core.tlb.table(core.fast_context, !core.keeps_changes);
     Guest {
         gpr: &mut core.state.gpr,
@@ -220,6 +221,9 @@ fn guest<'a>(core: &'a mut Core<'_>) -> Guest<'a> {
         ram: core.ram.bytes(),
         fs_base: core.segments[seg::FS].base,
         gs_base: core.segments[seg::GS].base,
+        xmm: &mut core.state.fpu.xmm,
+        mxcsr: &mut core.state.fpu.mxcsr,
+        sse,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     enter::{self, Gate},
-    interface::{BlockId, Exit, Guest, Link, Refused, Tag},
+    interface::{BlockId, Exit, Guest, Link, Refused, Tag, WIDEST},
     links::Links,
     memory::CodeMemory,
     translate::{self, Leaving},
@@ -103,7 +103,7 @@ impl Compiler {
     ///
     /// `budget` is how many instructions may still begin, less those of this block unless it is begun anew; and so it is after it.
     pub fn run(&mut self, block: BlockId, at: usize, guest: Guest<'_>, tag: Tag, budget: &mut i64) -> Exit {
-        let code = self.address(block, at).filter(|_| guest.ram.len() >= size_of::<u64>());
+        let code = self.address(block, at).filter(|_| guest.ram.len() >= WIDEST);
         let Some(code) = code else {
             return if at == 0 { Exit::Budget { block } } else { Exit::Handler { block, at } };
         };

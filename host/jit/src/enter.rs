@@ -3,17 +3,17 @@
 // UNSAFETY: a block's code is entered by its address. It is sound because
 // - the address is one that `CodeMemory::add` gave for code of `translate`, entered at its beginning or at a place that the
 //   translation names, and the memory stays mapped and executable while `Compiler`, which is borrowed, has it;
-// - the code touches three things only: the frame, which lives on this stack; `ram`, whose bounds it checks with each
-//   access (a `Cell` may be written through a shared reference, and nobody else has one on another thread); and the tables of
-//   pages and links, which it only reads, at indices that cannot leave them;
-// - it keeps the callee-saved registers and the stack pointer, and calls nothing.
+// - the code touches four things only: the frame, which lives on this stack; `ram`, whose bounds it checks with each
+//   access (a `Cell` may be written through a shared reference, and nobody else has one on another thread); the guest's XMM
+//   registers, which it has for itself; and the tables of pages and links, which it only reads, at indices that cannot leave them;
+// - it keeps the callee-saved registers, the stack pointer and MXCSR, and calls nothing.
 
 use crate::{
-    frame::{BIAS, BUDGET, Frame, in_host, pack_flags, unpack_flags},
-    interface::{Guest, Tag},
+    frame::{BIAS, BUDGET, FLOATS, Frame, HOST_MXCSR, MXCSR, in_host, pack_flags, unpack_flags},
+    interface::{Guest, Tag, WIDEST},
     links::Links,
 };
-use dynasmrt::{DynasmApi, VecAssembler, dynasm, x64::X64Relocation};
+use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
 
 /// Addresses of the two routines around compiled code.
 #[derive(Clone, Copy, Default)]
@@ -42,6 +42,14 @@ pub(crate) fn gate() -> Option<(Vec<u8>, u64)> {
     }
     dynasm!(ops ; .arch x64 ; jmp r14);
     let exit = ops.offset().0 as u64;
+    dynasm!(ops
+        ; .arch x64
+        ; cmp DWORD [rbp + FLOATS], 0
+        ; je >integers
+        ; stmxcsr [rbp + MXCSR]
+        ; ldmxcsr [rbp + HOST_MXCSR]
+        ; integers:
+    );
     for (displacement, host) in in_host() {
         dynasm!(ops ; .arch x64 ; mov [BYTE rbp + displacement], Rq(host));
     }
@@ -83,7 +91,7 @@ pub(crate) fn enter(
         read_epoch: guest.read_epoch,
         write_epoch: guest.write_epoch,
         ram: guest.ram.as_ptr().cast_mut().cast(),
-        ram_last: (guest.ram.len() - size_of::<u64>()) as u64,
+        ram_last: (guest.ram.len() - WIDEST) as u64,
         slots: links.slots.as_ptr(),
         targets: links.targets.as_ptr(),
         tag: tag.0,
@@ -92,6 +100,11 @@ pub(crate) fn enter(
         rip: 0,
         exit: gate.exit,
         next: 0,
+        xmm: guest.xmm.as_mut_ptr(),
+        mxcsr: *guest.mxcsr,
+        host_mxcsr: 0,
+        floats: 0,
+        sse: guest.sse.into(),
     };
     // SAFETY: see above. The routine is the one that `gate` has assembled, with this signature.
     let code = unsafe {
@@ -102,5 +115,6 @@ pub(crate) fn enter(
     *guest.gpr = frame.gpr;
     *guest.rflags = unpack_flags(*guest.rflags, frame.flags);
     *budget = frame.budget;
+    *guest.mxcsr = frame.mxcsr;
     Left { code: code as u32, rip: frame.rip }
 }

@@ -2,7 +2,7 @@
 //! into.
 //!
 //! RAX, R14 and R15 are scratch, R13 counts the budget down. RCX and RDX are their own homes, so that shifts by CL and
-//! products need no moves.
+//! products need no moves. XMM registers stay where the guest has them.
 
 use crate::interface::TlbEntry;
 use crate::links::{Slot, Target};
@@ -29,7 +29,7 @@ pub(crate) struct Frame {
     pub(crate) read_epoch: u64,
     pub(crate) write_epoch: u64,
     pub(crate) ram: *mut u8,
-    /// The last host physical address that eight bytes fit behind.
+    /// The last host physical address that [`crate::interface::WIDEST`] bytes fit behind.
     pub(crate) ram_last: u64,
     pub(crate) slots: *const Slot,
     pub(crate) targets: *const Target,
@@ -41,13 +41,27 @@ pub(crate) struct Frame {
     pub(crate) exit: u64,
     /// Where a call goes on, kept while it pushes.
     pub(crate) next: u64,
+    // From here on displacements do not fit a byte.
+    pub(crate) xmm: *mut [u64; 2],
+    pub(crate) mxcsr: u32,
+    /// What the host has it back from.
+    pub(crate) host_mxcsr: u32,
+    /// The host's MXCSR is the guest's.
+    pub(crate) floats: u32,
+    /// The guest may execute SSE.
+    pub(crate) sse: u32,
 }
 
 /// Bytes from the frame's beginning to where RBP points, so that displacements fit a byte.
 pub(crate) const BIAS: usize = 128;
 
 const fn displacement(offset: usize) -> i8 {
+    assert!(offset < 2 * BIAS);
     (offset as isize - BIAS as isize) as i8
+}
+
+const fn far(offset: usize) -> i32 {
+    offset as i32 - BIAS as i32
 }
 
 pub(crate) const FLAGS: i8 = displacement(offset_of!(Frame, flags));
@@ -67,7 +81,11 @@ pub(crate) const RIP: i8 = displacement(offset_of!(Frame, rip));
 pub(crate) const EXIT: i8 = displacement(offset_of!(Frame, exit));
 pub(crate) const NEXT: i8 = displacement(offset_of!(Frame, next));
 
-const _: () = assert!(size_of::<Frame>() == 2 * BIAS);
+pub(crate) const XMM: i32 = far(offset_of!(Frame, xmm));
+pub(crate) const MXCSR: i32 = far(offset_of!(Frame, mxcsr));
+pub(crate) const HOST_MXCSR: i32 = far(offset_of!(Frame, host_mxcsr));
+pub(crate) const FLOATS: i32 = far(offset_of!(Frame, floats));
+pub(crate) const SSE: i32 = far(offset_of!(Frame, sse));
 
 /// Where a guest register is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

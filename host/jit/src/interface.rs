@@ -5,6 +5,9 @@ use std::cell::Cell;
 /// Pages of a table that compiled code looks in.
 pub const TLB_ENTRIES: usize = 1024;
 
+/// Bytes of the widest access. Memory has at least as many.
+pub const WIDEST: usize = 16;
+
 /// One page: a tag per kind of access, and what to add to a linear address for the host physical one. A tag is the page's
 /// linear address with an epoch in its low bits.
 #[repr(C)]
@@ -42,6 +45,10 @@ pub struct Guest<'a> {
     pub ram: &'a [Cell<u8>],
     pub fs_base: u64,
     pub gs_base: u64,
+    pub xmm: &'a mut [[u64; 2]; 16],
+    pub mxcsr: &'a mut u32,
+    /// SSE raises no exception by the control registers.
+    pub sse: bool,
 }
 
 /// Why compiled code came back.

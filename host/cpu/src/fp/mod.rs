@@ -64,7 +64,7 @@ fn uses_xmm(i: &Instruction) -> bool {
 impl Core<'_> {
     /// #UD or #NM before an SSE instruction.
     #[inline(always)]
-    fn check_sse(&self) -> Done {
+    pub(crate) fn check_sse(&self) -> Done {
         let cr0 = self.state.cr0();
         if cr0.em() || !self.state.cr4().osfxsr() {
             return ud();

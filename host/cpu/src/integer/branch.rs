@@ -89,7 +89,9 @@ fn by_counter<T: Int, C: Int>(i: &Instruction) -> Handler {
 #[inline(always)]
 fn jump<T: Int>(core: &mut Core<'_>, target: u64) -> Done {
     let target = T::from_u64(target).to_u64();
-    if target >= core.code_end || (T::BITS == 64 && !core.is_canonical(target)) {
+    // 64-bit code has no limit: the last address of all is one.
+    let beyond = if T::BITS == 64 { !core.is_canonical(target) } else { target >= core.code_end };
+    if beyond {
         return gp(0);
     }
     core.next_rip = target;

@@ -31,10 +31,21 @@ impl Random {
     }
 }
 
-/// Sixteen registers, RFLAGS, and the bases of FS and GS.
-pub fn registers(random: &mut Random) -> [u64; 19] {
-    let mut all = [0; 19];
-    for register in &mut all[..16] {
+/// What a program is begun with.
+pub struct Registers {
+    pub gpr: [u64; 16],
+    pub rflags: u64,
+    /// Of FS and GS.
+    pub bases: [u64; 2],
+    pub xmm: [[u64; 2]; 16],
+    pub mxcsr: u32,
+    /// CR0.TS: SSE faults.
+    pub ts: bool,
+}
+
+pub fn registers(random: &mut Random) -> Registers {
+    let mut gpr = [0; 16];
+    for register in &mut gpr {
         *register = match random.below(10) {
             0 => random.next(),
             1 => random.below(256),
@@ -44,13 +55,41 @@ pub fn registers(random: &mut Random) -> [u64; 19] {
     }
     // A stack.
     if !random.one_in(8) {
-        all[4] = 0x8800 + random.below(64) * 8;
+        gpr[4] = 0x8800 + random.below(64) * 8;
     }
     const STATUS: u64 = 0x8d5;
-    all[16] = 2 | random.next() & STATUS;
-    all[17] = random.below(0x4000);
-    all[18] = random.below(0x100);
-    all
+    Registers {
+        gpr,
+        rflags: 2 | random.next() & STATUS,
+        bases: [random.below(0x4000), random.below(0x100)],
+        xmm: std::array::from_fn(|_| [vector_half(random), vector_half(random)]),
+        mxcsr: mxcsr(random),
+        ts: random.one_in(24),
+    }
+}
+
+/// A double, two singles, or anything.
+fn vector_half(random: &mut Random) -> u64 {
+    let small = random.below(2000) as f64 / 16.0 - 50.0;
+    match random.below(8) {
+        0 => random.next(),
+        1 => 0,
+        2 => (random.pick(&[0x7f, 0xff, 0x80, 0, 0x3f]) as u64) << 56 | random.next() >> random.below(63),
+        3 => u64::from((random.below(9) as f32).to_bits()) << 32 | u64::from((small as f32).to_bits()),
+        4 => u64::from(f32::MIN_POSITIVE.to_bits()) << 32 | random.below(1 << 24),
+        _ => small.to_bits(),
+    }
+}
+
+/// Mostly with all exceptions masked.
+fn mxcsr(random: &mut Random) -> u32 {
+    const MASKS: u32 = 0x1f80;
+    match random.below(6) {
+        0 => random.next() as u32 & 0xffff,
+        1 => MASKS,
+        2 => MASKS | 0x20,
+        _ => MASKS | random.next() as u32 & 0xffff,
+    }
 }
 
 /// Places where a program is begun, and gone on with after a fault.
@@ -75,7 +114,7 @@ pub fn program(random: &mut Random) -> (Vec<u8>, [u64; ENTRIES]) {
 }
 
 fn instruction(random: &mut Random, code: &mut Vec<u8>) {
-    match random.below(20) {
+    match random.below(24) {
         0..6 => arithmetic(random, code),
         6..9 => moves(random, code),
         9..11 => unary(random, code),
@@ -83,6 +122,7 @@ fn instruction(random: &mut Random, code: &mut Vec<u8>) {
         13..15 => two_byte(random, code),
         15..17 => branch(random, code),
         17..19 => stack(random, code),
+        19..23 => sse(random, code),
         _ if random.one_in(3) => (0..1 + random.below(4)).for_each(|_| code.push(random.byte())),
         _ => one_byte(random, code),
     }
@@ -264,6 +304,43 @@ fn two_byte(random: &mut Random, code: &mut Vec<u8>) {
             modrm(random, code, None);
             code.push(random.byte());
         }
+    }
+}
+
+/// All two-byte opcodes with XMM registers, and some of three bytes.
+fn sse(random: &mut Random, code: &mut Vec<u8>) {
+    let prefix = random.pick(&[0, 0x66, 0x66, 0xf2, 0xf3]);
+    if prefix != 0 {
+        code.push(prefix);
+    }
+    if random.one_in(2) {
+        code.push(0x40 | random.byte() & 15);
+    }
+    code.push(0x0f);
+    let opcode = match random.below(8) {
+        0 => random.pick(&[0x10, 0x11, 0x28, 0x29, 0x6f, 0x7f, 0x6e, 0x7e, 0xd6]),
+        1 => random.pick(&[0x12, 0x13, 0x16, 0x17, 0x14, 0x15, 0x2b, 0xe7, 0x50, 0xd7]),
+        2 => random.pick(&[0x2a, 0x2c, 0x2d, 0x2e, 0x2f, 0x5a, 0x5b, 0xe6]),
+        3 => 0x50 | random.byte() & 15,
+        4 => random.pick(&[0x70, 0xc2, 0xc4, 0xc5, 0xc6, 0x71, 0x72, 0x73, 0x7c, 0x7d, 0xd0]),
+        5 => 0x60 | random.byte() & 15,
+        6 => 0x38,
+        _ => 0xd0 | random.byte() & 0x2f,
+    };
+    let mut immediate = matches!(opcode, 0x70..=0x73 | 0xc2 | 0xc4..=0xc6);
+    code.push(opcode);
+    if opcode == 0x38 {
+        *code.last_mut().unwrap() = random.pick(&[0x38, 0x38, 0x3a]);
+        immediate = code.ends_with(&[0x3a]);
+        code.push(match immediate {
+            true => random
+                .pick(&[8, 9, 10, 11, 12, 13, 14, 15, 0x14, 0x15, 0x16, 0x17, 0x20, 0x21, 0x22, 0x40, 0x42]),
+            false => random.pick(&[0, 0x10, 0x20, 0x30]) | random.byte() & 15,
+        });
+    }
+    modrm(random, code, None);
+    if immediate {
+        code.push(random.byte());
     }
 }
 

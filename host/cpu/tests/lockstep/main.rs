@@ -43,6 +43,10 @@ fn compare(pair: &[World; 2], memory: bool, what: &str) {
     if tested.state != reference.state || tested.fault != reference.fault {
         let gprs = (0..16).filter(|n| tested.state.gpr[*n] != reference.state.gpr[*n]);
         let differing: Vec<_> = gprs.map(|n| (n, tested.state.gpr[n], reference.state.gpr[n])).collect();
+        let xmm = (0..16).filter(|n| tested.state.fpu.xmm[*n] != reference.state.fpu.xmm[*n]);
+        let vectors: Vec<_> = xmm.map(|n| (n, tested.state.fpu.xmm[n], reference.state.fpu.xmm[n])).collect();
+        eprintln!("at {:?}", reference.at(reference.state.rip));
+        eprintln!("vectors {vectors:x?}, mxcsr {:x} {:x}", tested.state.fpu.mxcsr, reference.state.fpu.mxcsr);
         panic!(
             "{what}: registers {differing:x?}, rip {:x} {:x}, rflags {:x} {:x}, icount {} {}, faults {:x?} {:x?}\n{}",
             tested.state.rip,

@@ -1,5 +1,6 @@
 //! A processor with sixteen pages: code that can be written, a page that is absent, one that is read-only, one of a device.
 
+use crate::code::Registers;
 use iced_x86::{Decoder, DecoderOptions};
 use vmtape_arch::{
     access::{Access, AccessKind, Mapping, MappingKind},
@@ -85,18 +86,20 @@ impl World {
         assert!(self.around.ram.write(at, bytes));
     }
 
-    /// From these registers; the last three are RFLAGS, and the bases of FS and GS.
-    pub fn begin(&mut self, start: &[u64; 19]) {
+    pub fn begin(&mut self, start: &Registers) {
         self.state = state();
-        self.state.gpr.copy_from_slice(&start[..16]);
-        self.state.rflags = start[16];
-        self.state.seg[seg::FS].base = start[17];
-        self.state.seg[seg::GS].base = start[18];
+        self.state.gpr = start.gpr;
+        self.state.rflags = start.rflags;
+        self.state.seg[seg::FS].base = start.bases[0];
+        self.state.seg[seg::GS].base = start.bases[1];
+        self.state.fpu.xmm = start.xmm;
+        self.state.fpu.mxcsr = start.mxcsr;
+        self.state.cr0 = self.state.cr0().with_ts(start.ts).into_bits();
         (self.around.fault, self.fault) = (None, None);
     }
 
     /// After a fault, elsewhere, and with other registers.
-    pub fn go_on(&mut self, rip: u64, start: &[u64; 19]) {
+    pub fn go_on(&mut self, rip: u64, start: &Registers) {
         let icount = self.state.icount;
         self.begin(start);
         (self.state.icount, self.state.rip) = (icount + 1, rip);
@@ -124,6 +127,15 @@ impl World {
             .zip(ours.iter().zip(&theirs))
             .find(|(_, (a, b))| a != b)
             .map_or(Some(RAM_SIZE), |(at, _)| Some(at))
+    }
+
+    /// The bytes at an address, and what they mean.
+    pub fn at(&self, rip: u64) -> Option<(Vec<u8>, String)> {
+        let mut bytes = vec![0; 15];
+        self.around.ram.read(rip, &mut bytes).then(|| {
+            let insn = Decoder::with_ip(64, &bytes, rip, DecoderOptions::NONE).decode();
+            (bytes[..insn.len()].to_vec(), format!("{:?}", insn.code()))
+        })
     }
 
     /// The code.

@@ -1,6 +1,9 @@
 //! The code of a block while it is made, and its ways out.
 
-use super::state::{Flags, Producer};
+use super::{
+    sse::Floats,
+    state::{Flags, Producer},
+};
 use crate::{
     frame::{EXIT, Home, RIP, SLOTS, TAG, home, host},
     links::Slot,
@@ -62,6 +65,9 @@ pub(crate) struct Code {
     entry: DynamicLabel,
     too_long: DynamicLabel,
     stubs: Vec<Stub>,
+    pub(super) floats: Vec<Floats>,
+    /// It was looked at whether the guest may execute SSE.
+    pub(super) knows_sse: bool,
     resume: Vec<Option<DynamicLabel>>,
     pub(super) flags: Flags,
     /// The current instruction: its number, its address, and whether anybody may want the status flags before and after it.
@@ -85,6 +91,8 @@ impl Code {
             entry,
             too_long,
             stubs: Vec::new(),
+            floats: Vec::new(),
+            knows_sse: false,
             resume: vec![None; len + 1],
             flags: Flags::in_frame(),
             insn: 0,
@@ -241,6 +249,9 @@ impl Code {
     pub(super) fn finish(mut self) -> Option<Translation> {
         for stub in std::mem::take(&mut self.stubs) {
             self.stub(stub);
+        }
+        for floats in std::mem::take(&mut self.floats) {
+            self.emit_floats(&floats);
         }
         let (too_long, len) = (self.too_long, self.len as i32);
         dynasm!(self.ops

@@ -79,6 +79,12 @@ impl Code {
     /// flags.
     pub(super) fn translate_address(&mut self, size: u8, writes: bool) -> SlowPath {
         let slow = self.slow_path();
+        self.translate_to(&slow, size, writes);
+        slow
+    }
+
+    /// As [`Code::translate_address`], with another's way to the interpreter.
+    pub(super) fn translate_to(&mut self, slow: &SlowPath, size: u8, writes: bool) {
         let label = slow.label;
         let (tag, epoch) = if writes { (WRITE, WRITE_EPOCH) } else { (READ, READ_EPOCH) };
         let last = size as i8 - 1;
@@ -98,7 +104,6 @@ impl Code {
             ; ja =>label
             ; add r14, [BYTE rbp + RAM]
         );
-        slow
     }
 
     /// The host register that has a guest register's value, or R15 with a copy of it.

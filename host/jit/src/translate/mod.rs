@@ -10,6 +10,8 @@ mod effect;
 mod flags;
 mod memory;
 mod plan;
+mod sse;
+mod sse_forms;
 mod stack;
 mod state;
 
@@ -20,6 +22,7 @@ use code::{Code, Translation};
 use effect::Effect;
 use iced_x86::{Encoder, Instruction};
 use plan::Plan;
+use sse::Sse;
 use stack::Stack;
 
 /// How many instructions a block must have for each time that it is left for the interpreter.
@@ -30,6 +33,7 @@ enum Template {
     Itself(Plan, Effect),
     Branch(Branch),
     Stack(Stack),
+    Sse(Sse),
     /// The interpreter has it.
     Handler,
 }
@@ -51,6 +55,7 @@ pub(crate) fn block(id: u32, first_link: u32, rip: u64, insns: &[Instruction]) -
             Template::Itself(plan, effect) => plan::emit(&mut code, insn, plan, *effect),
             Template::Branch(branch) => branch::emit(&mut code, insn, *branch),
             Template::Stack(stack) => stack::emit(&mut code, *stack),
+            Template::Sse(sse) => sse::emit(&mut code, insn, sse),
             // The interpreter goes on until there is a template again.
             Template::Handler if n > 0 && is_handler(n - 1) => {}
             Template::Handler => code.leave_to_handler(),
@@ -95,6 +100,7 @@ fn template(encoder: &mut Encoder, insn: &Instruction, live_after: bool) -> Temp
         Effect::Unknown => branch::of(insn)
             .map(Template::Branch)
             .or_else(|| stack::of(insn).map(Template::Stack))
+            .or_else(|| sse::of(encoder, insn).map(Template::Sse))
             .unwrap_or(Template::Handler),
         effect => match plan::make(encoder, insn) {
             Some(plan) => Template::Itself(plan, effect),

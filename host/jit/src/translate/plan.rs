@@ -149,15 +149,18 @@ fn sized(number: u8, size: usize) -> Register {
     }
 }
 
-struct Renaming {
-    moved: Vec<(u8, u8, bool)>,
-    scratch: Vec<u8>,
-    accumulator: bool,
+/// Host registers for guest registers.
+pub(super) struct Renaming {
+    /// Those that are not at home: the guest's number, the host's, and whether it is changed.
+    pub(super) moved: Vec<(u8, u8, bool)>,
+    /// Free host registers.
+    pub(super) scratch: Vec<u8>,
+    pub(super) accumulator: bool,
 }
 
 impl Renaming {
     /// What stands for a guest register.
-    fn register(&mut self, guest: Register, changed: bool) -> Option<Register> {
+    pub(super) fn register(&mut self, guest: Register, changed: bool) -> Option<Register> {
         let (guest_number, _) = number(guest)?;
         let host = match home(guest_number) {
             Home::Host(RAX_HOME) if self.accumulator => host::RAX,
