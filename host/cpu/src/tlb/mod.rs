@@ -217,12 +217,10 @@ impl Tlb {
         }
     }
 
-    /// A context's part of the first level, and what tags have in their low bits for reading and for writing. Where no write may
-    /// pass unseen, the latter matches nothing.
+    /// A context's part of the first level, and what tags have in their low bits for reading and for writing.
     #[inline(always)]
-    pub(crate) fn table(&self, context: Context, writes: bool) -> (&[Entry; ENTRIES], u64, u64) {
-        let table = &self.entries.as_chunks::<ENTRIES>().0[context as usize];
-        (table, self.epoch, if writes { self.write_epoch } else { EPOCHS })
+    pub(crate) fn table(&self, context: Context) -> (&[Entry; ENTRIES], u64, u64) {
+        (&self.entries.as_chunks::<ENTRIES>().0[context as usize], self.epoch, self.write_epoch)
     }
 
     #[inline(always)]

@@ -68,11 +68,10 @@ impl Rights {
     }
 }
 
-/// One page.
+/// One page, whose tag stands beside it.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Translation {
-    /// The page's linear address, with the epoch in its low bits; zero never matches.
-    tag: u64,
+    page: u64,
     /// What to add to a linear address for the host physical one.
     pub(super) addend: u64,
     context: Context,
@@ -100,15 +99,33 @@ pub(super) struct Displaced {
 
 pub(super) struct SecondLevel {
     geometry: Geometry,
+    /// The tags of the translations, so that those of a set are looked at together.
+    tags: Vec<u64>,
     translations: Vec<Translation>,
     /// For each set, the way whose turn it is.
     turns: Vec<u8>,
 }
 
+/// The page's linear address, with the epoch in its low bits; zero never matches. The context stands in bits that are equal in all
+/// linear addresses' upper halves, so that no two pages have one tag.
+fn tag(context: Context, page: u64, epoch: u64) -> u64 {
+    /// Below bit 63, and above the widest address.
+    const CONTEXT: u32 = 60;
+    (page & !OFFSET | epoch) ^ (context as u64) << CONTEXT
+}
+
+/// The first of a set's ways of which something is true. All are looked at, which is faster than to stop.
+#[inline(always)]
+fn first(tags: &[u64], is: impl Fn(u64) -> bool) -> Option<usize> {
+    let found = (0..).zip(tags).fold(0u32, |found, (way, tag)| found | u32::from(is(*tag)) << way);
+    (found != 0).then(|| found.trailing_zeros() as usize)
+}
+
 impl SecondLevel {
     pub(super) fn new(geometry: Geometry) -> Self {
-        let translations = vec![Translation::default(); geometry.sets() * geometry.ways()];
-        Self { geometry, translations, turns: vec![0; geometry.sets()] }
+        let count = geometry.sets() * geometry.ways();
+        let (tags, translations) = (vec![0; count], vec![Translation::default(); count]);
+        Self { geometry, tags, translations, turns: vec![0; geometry.sets()] }
     }
 
     /// In each set it is the first way's turn.
@@ -116,34 +133,34 @@ impl SecondLevel {
         self.turns.fill(0);
     }
 
-    fn ways(&mut self, set: usize) -> &mut [Translation] {
+    /// Where a page's set is.
+    #[inline(always)]
+    fn set(&self, context: Context, gva: u64) -> std::ops::Range<usize> {
         let ways = self.geometry.ways();
-        &mut self.translations[set * ways..][..ways]
+        let start = self.geometry.set(context, gva) * ways;
+        start..start + ways
     }
 
     /// The translation of a page, if it is of this epoch.
     pub(super) fn find(&mut self, context: Context, gva: u64, epoch: u64) -> Option<&mut Translation> {
-        let ways = self.geometry.ways();
-        let start = self.geometry.set(context, gva) * ways;
-        let tag = gva & !OFFSET | epoch;
-        let is_it = |known: &&mut Translation| known.tag == tag && known.context == context;
-        self.translations[start..start + ways].iter_mut().find(is_it)
+        let (set, tag) = (self.set(context, gva), tag(context, gva, epoch));
+        let way = first(&self.tags[set.clone()], |known| known == tag)?;
+        Some(&mut self.translations[set.start + way])
     }
 
     /// Enters a mapping. Rights that are known of the same page stay.
     pub(super) fn insert(&mut self, context: Context, gva: u64, mapping: &Mapping, epoch: u64) -> Displaced {
         let page = gva & !OFFSET;
-        let tag = page | epoch;
-        let set = self.geometry.set(context, gva);
-        let (turn, hashed) = (self.turns[set], self.geometry == Geometry::SetAssociative);
-        let ways = self.ways(set);
-        let count = ways.len();
-        let known = ways.iter().position(|old| old.tag == tag && old.context == context);
-        let free = || ways.iter().position(|old| old.tag & OFFSET != epoch);
-        let way = known.or_else(free);
-        let slot = &mut ways[way.unwrap_or(usize::from(turn))];
+        let (set, tag) = (self.set(context, gva), tag(context, gva, epoch));
+        let number = set.start / set.len();
+        let (turn, hashed) = (self.turns[number], self.geometry == Geometry::SetAssociative);
+        let tags = &self.tags[set.clone()];
+        let known = first(tags, |known| known == tag);
+        let way = known.or_else(|| first(tags, |known| known & OFFSET != epoch));
+        let at = set.start + way.unwrap_or(usize::from(turn));
+        let slot = &mut self.translations[at];
         let new = Translation {
-            tag,
+            page,
             addend: mapping.hpa.wrapping_sub(page),
             context,
             fetched: false,
@@ -162,30 +179,27 @@ impl SecondLevel {
             return Displaced::default();
         }
         *slot = new;
+        self.tags[at] = tag;
         if way.is_none() {
-            self.turns[set] = (turn + 1) % count as u8;
+            self.turns[number] = (turn + 1) % set.len() as u8;
         }
         let went = known.is_some() || way.is_none();
-        Displaced {
-            page: went.then_some((old.context, old.tag & !OFFSET)),
-            code: went && hashed && old.fetched,
-        }
+        Displaced { page: went.then_some((old.context, old.page)), code: went && hashed && old.fetched }
     }
 
     /// Drops a page, and where a set has one page only, the one that is there.
     pub(super) fn remove(&mut self, context: Context, gva: u64) {
-        let set = self.geometry.set(context, gva);
-        let page = gva & !OFFSET;
+        let (set, page) = (self.set(context, gva), tag(context, gva, 0) & !OFFSET);
         let any = self.geometry == Geometry::DirectMapped;
-        for known in self.ways(set) {
-            if any || known.tag & !OFFSET == page && known.context == context {
-                *known = Translation::default();
+        for known in &mut self.tags[set] {
+            if any || *known & !OFFSET == page {
+                *known = 0;
             }
         }
     }
 
     /// Epochs begin anew.
     pub(super) fn clear(&mut self) {
-        self.translations.fill(Translation::default());
+        self.tags.fill(0);
     }
 }
