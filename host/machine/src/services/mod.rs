@@ -147,7 +147,7 @@ impl Services {
         self.memory.remote.clear();
         (self.emulated, self.repeats, self.repetitions, self.watching) = (false, false, 0, false);
         self.rules.clear();
-        self.walks.clear();
+        self.walks.expire();
         (self.unmapped, self.pager, self.wrong, self.fed) = (None, None, None, None);
         (self.stranded, self.said) = (None, None);
     }

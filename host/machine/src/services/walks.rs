@@ -11,8 +11,9 @@ use vmtape_arch::{
 };
 use vmtape_cpu::Ram;
 
-/// Answers that are remembered; a power of two, and more than the interpreter's TLB has pages.
-const ANSWERS: usize = 1 << 14;
+/// Answers that are remembered at first, and at most, which is more than the interpreter's TLB has pages; powers of two.
+const FEW: usize = 1 << 8;
+const MANY: usize = 1 << 14;
 /// Entries that a walk reads, of five levels. One in two dimensions reads more, and is not remembered.
 const READS: usize = 5;
 /// Address spaces that are told apart.
@@ -78,11 +79,6 @@ impl Walks {
         self.epoch = 0;
     }
 
-    /// Everything is forgotten.
-    pub(crate) fn clear(&mut self) {
-        *self = Self::default();
-    }
-
     /// The backend reads guest memory.
     #[inline]
     pub(super) fn read(&mut self, hpa: u64, bytes: &[u8]) {
@@ -103,9 +99,9 @@ impl Walks {
         self.len = None;
     }
 
-    fn slot(access: u64) -> usize {
+    fn slot(&self, access: u64) -> usize {
         let page = access >> PAGE_SHIFT;
-        (page ^ page >> ANSWERS.ilog2()) as usize % ANSWERS
+        (page ^ page >> MANY.ilog2()) as usize & (self.answers.len() - 1)
     }
 
     fn space(&mut self, space: &Space) -> u32 {
@@ -134,7 +130,7 @@ impl Walks {
             return None;
         }
         let space = self.space(space);
-        let known = &self.answers[Self::slot(access)];
+        let known = &self.answers[self.slot(access)];
         if known.epoch != self.epoch || known.access != access || known.space != space {
             return None;
         }
@@ -155,9 +151,15 @@ impl Walks {
         let (epoch, space) = (self.epoch, self.space(space));
         let (reads, width, mapping) = (self.reads, self.width, answer.mapping);
         if self.answers.is_empty() {
-            self.answers = vec![Known::default(); ANSWERS];
+            self.answers = vec![Known::default(); FEW];
         }
-        self.answers[Self::slot(access)] = Known { epoch, access, space, len, width, reads, mapping };
+        let mut slot = self.slot(access);
+        let displaced = self.answers[slot];
+        if displaced.epoch == epoch && displaced.access != access && self.answers.len() < MANY {
+            self.answers = vec![Known::default(); 2 * self.answers.len()];
+            slot = self.slot(access);
+        }
+        self.answers[slot] = Known { epoch, access, space, len, width, reads, mapping };
     }
 }
 
@@ -210,7 +212,7 @@ mod tests {
         assert_eq!(walks.find(&space, 0x5000, &ram).map(|mapping| mapping.hpa), Some(0x5000));
         let others = [Space { vcpu: 1, ..space }, Space { ac: true, ..space }, Space { pat: 1, ..space }];
         assert!(others.iter().all(|other| walks.find(other, 0x5000, &ram).is_none()));
-        for access in [0x5001, 0x5004, 0x6000, 0x5000 + ((ANSWERS as u64) << PAGE_SHIFT)] {
+        for access in [0x5001, 0x5004, 0x6000, 0x5000 + ((MANY as u64) << PAGE_SHIFT)] {
             assert!(walks.find(&space, access, &ram).is_none());
         }
         ram.write(ENTRY, &[1]);
