@@ -11,6 +11,12 @@ const BUFFER: u64 = 0x100_0000;
 const TABLE: u64 = 0xf0_0000;
 /// Bytes that a round goes over.
 const BYTES: u32 = 64 << 10;
+/// Faults or exits of a round.
+const EVENTS: u32 = 1000;
+/// Where a PC's firmware says how far it is.
+const POST_PORT: u8 = 0x80;
+/// CR4.OSFXSR. See: SDM vol. 3A 2.5 Control Registers
+const OSFXSR: i32 = 1 << 9;
 /// Numbers that a round sorts.
 const NUMBERS: u32 = 128;
 /// Pages that a round touches: more than any TLB holds.
@@ -24,9 +30,10 @@ const FACTOR: u64 = 6_364_136_223_846_793_005;
 pub const PARAMETERS: &[Parameter] = &[
     Parameter::new(
         "what",
-        Kind::Choice(&["bytes", "sort", "crc", "walks"]),
+        Kind::Choice(&["bytes", "sort", "crc", "walks", "floats", "copy", "exceptions", "ports", "cpuid"]),
         "bytes",
-        "a loop over bytes, a sort with calls through a pointer, CRC by table, or one access to each of many pages",
+        "a loop over bytes, a sort with calls through a pointer, CRC by table, one access to each of many pages, SSE, REP MOVSB, \
+         or one of an instruction after the other that faults or exits",
     ),
     Parameter::new("rounds", Kind::Number, "1", "how often"),
 ];
@@ -37,14 +44,24 @@ pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
     let mut round = k.a.create_label();
     k.a.xor(r15d, r15d)?;
     k.a.mov(r12, values.number("rounds").unwrap_or(1).max(1))?;
-    if what == "crc" {
-        table(k)?;
+    match what {
+        "crc" => table(k)?,
+        "floats" => allow_floats(k)?,
+        _ => {}
     }
     k.here(&mut round)?;
     match what {
         "sort" => sort(k)?,
         "crc" => crc(k)?,
         "walks" => walks(k)?,
+        "floats" => floats(k)?,
+        "copy" => copy(k)?,
+        "exceptions" => again_and_again(k, |k| k.attempt(|k| k.a.ud2()))?,
+        "ports" => again_and_again(k, |k| k.a.out(u32::from(POST_PORT), al))?,
+        "cpuid" => again_and_again(k, |k| {
+            k.a.xor(eax, eax)?;
+            k.a.cpuid()
+        })?,
         _ => bytes(k)?,
     }
     k.a.dec(r12)?;
@@ -162,5 +179,54 @@ fn walks(k: &mut Kernel) -> Result<(), IcedError> {
     k.a.add(r15, qword_ptr(rsi))?;
     k.a.add(rsi, PAGE)?;
     k.a.dec(ecx)?;
+    k.a.jnz(next)
+}
+
+fn allow_floats(k: &mut Kernel) -> Result<(), IcedError> {
+    k.a.mov(rax, cr4)?;
+    k.a.or(eax, OSFXSR)?;
+    k.a.mov(cr4, rax)
+}
+
+/// Doubles, two at a time and one at a time, to memory and from it.
+fn floats(k: &mut Kernel) -> Result<(), IcedError> {
+    let mut next = k.a.create_label();
+    k.a.mov(esi, BUFFER as u32)?;
+    k.a.mov(ecx, BYTES)?;
+    k.a.mov(eax, 3)?;
+    k.a.cvtsi2sd(xmm2, eax)?;
+    k.a.unpcklpd(xmm2, xmm2)?;
+    k.a.xorps(xmm1, xmm1)?;
+    k.here(&mut next)?;
+    k.a.cvtsi2sd(xmm0, ecx)?;
+    k.a.movsd_2(qword_ptr(rsi), xmm0)?;
+    k.a.movapd(xmm3, xmmword_ptr(rsi))?;
+    k.a.divpd(xmm3, xmm2)?;
+    k.a.addpd(xmm1, xmm3)?;
+    k.a.mulsd(xmm0, xmm1)?;
+    k.a.paddd(xmm4, xmm0)?;
+    k.a.add(rsi, 16)?;
+    k.a.sub(ecx, 16)?;
+    k.a.jnz(next)?;
+    k.a.cvttsd2si(rax, xmm1)?;
+    k.a.add(r15, rax)
+}
+
+fn copy(k: &mut Kernel) -> Result<(), IcedError> {
+    k.a.mov(esi, BUFFER as u32)?;
+    k.a.mov(edi, BUFFER as u32 + 16 * BYTES)?;
+    k.a.mov(ecx, 4 * BYTES)?;
+    k.a.rep().movsb()
+}
+
+fn again_and_again(
+    k: &mut Kernel,
+    event: impl FnOnce(&mut Kernel) -> Result<(), IcedError>,
+) -> Result<(), IcedError> {
+    let mut next = k.a.create_label();
+    k.a.mov(r14d, EVENTS)?;
+    k.here(&mut next)?;
+    event(k)?;
+    k.a.dec(r14d)?;
     k.a.jnz(next)
 }
