@@ -9,6 +9,7 @@
 //! It costs about as much as the store itself, so it is kept only on demand.
 
 use std::cell::Cell;
+use vmtape_jit::WEIGHTS;
 
 /// Bytes of a quadword.
 pub(crate) const WORD: usize = 8;
@@ -23,6 +24,11 @@ pub(crate) struct Changes {
 impl Changes {
     pub(crate) fn sum(&self) -> u128 {
         self.sum.get()
+    }
+
+    /// After changes that compiled code has counted.
+    pub(crate) fn set(&self, sum: u128) {
+        self.sum.set(sum);
     }
 
     pub(crate) fn keep(&self) {
@@ -69,7 +75,6 @@ fn zero_extend<const N: usize>(bytes: [u8; N]) -> u64 {
 /// See: wyhash, Wang Yi, final version 4: `wymix` of two numbers, with its first two secrets.
 #[inline(always)]
 fn weight(word: u64, icount: u64) -> u64 {
-    const SECRETS: [u64; 2] = [0x2d35_8dcc_aa6c_78a5, 0x8bb8_4b93_962e_acc9];
-    let product = u128::from(word ^ SECRETS[0]) * u128::from(icount ^ SECRETS[1]);
+    let product = u128::from(word ^ WEIGHTS[0]) * u128::from(icount ^ WEIGHTS[1]);
     product as u64 ^ (product >> u64::BITS) as u64
 }

@@ -14,7 +14,7 @@ use crate::{
     tlb::Geometry,
 };
 use vmtape_arch::vcpu::seg;
-use vmtape_jit::{BlockId, Compiler, Exit, Guest, Link, Refused, Tag};
+use vmtape_jit::{BlockId, Changes, Compiler, Exit, Guest, Link, Refused, Tag};
 
 /// How often a block is interpreted before it is compiled.
 const HOT: u8 = 16;
@@ -38,6 +38,8 @@ pub(crate) struct Compiled {
     left: Option<(Link, u64)>,
     /// There was no room for a block.
     full: bool,
+    /// Changes of memory are counted, by all code that there is.
+    counts: bool,
     compiled: u64,
     entered: u64,
 }
@@ -55,6 +57,7 @@ impl Compiled {
             tags: Tags::default(),
             left: None,
             full: false,
+            counts: false,
             compiled: 0,
             entered: 0,
         })
@@ -107,7 +110,7 @@ impl Compiled {
             return Err(Refused::Block);
         }
         let insns = blocks.instructions(core, block).ok_or(Refused::Block)?;
-        let id = self.compiler.compile(core.state.rip, &insns)?;
+        let id = self.compiler.compile(core.state.rip, &insns, self.counts)?;
         let mut at = 0;
         let offsets = insns.iter().map(|insn| {
             let offset = at;
@@ -128,9 +131,10 @@ pub(crate) fn execute(
     left: u64,
     chains: bool,
 ) -> Result<(), Interrupted> {
-    if compiled.full || blocks.is_full() {
+    if compiled.full || blocks.is_full() || compiled.counts != core.keeps_changes {
         blocks.clear();
         compiled.clear();
+        compiled.counts = core.keeps_changes;
     }
     let block = match blocks.recent(core) {
         Some(block) => *block,
@@ -173,7 +177,11 @@ fn run(
     core.leave = Leave::No;
     core.outcome = false;
     loop {
-        let exit = compiled.compiler.run(id, at, guest(core), tag, &mut budget);
+        let mut changes = core.ram.changes();
+        let exit = compiled.compiler.run(id, at, guest(core, until, &mut changes), tag, &mut budget);
+        if compiled.counts {
+            core.ram.set_changes(changes);
+        }
         match exit {
             Exit::Left { rip, link } => {
                 (core.state.rip, core.next_rip) = (rip, rip);
@@ -208,10 +216,10 @@ fn run(
     }
 }
 
-fn guest<'a>(core: &'a mut Core<'_>) -> Guest<'a> {
-    // Where changes of memory are counted, each write is the interpreter's.
+fn guest<'a>(core: &'a mut Core<'_>, until: u64, sum: &'a mut u128) -> Guest<'a> {
+    let changes = core.keeps_changes.then(|| Changes { sum, until, ram: core.ram.common() });
     let sse = core.check_sse().is_ok();
-    let (tlb, read_epoch, write_epoch) = core.tlb.table(core.fast_context, !core.keeps_changes);
+    let (tlb, read_epoch, write_epoch) = core.tlb.table(core.fast_context);
     Guest {
         gpr: &mut core.state.gpr,
         rflags: &mut core.state.rflags,
@@ -224,6 +232,7 @@ fn guest<'a>(core: &'a mut Core<'_>) -> Guest<'a> {
         xmm: &mut core.state.fpu.xmm,
         mxcsr: &mut core.state.fpu.mxcsr,
         sse,
+        changes,
     }
 }
 

@@ -156,6 +156,16 @@ impl Ram {
         self.pages.changes.sum()
     }
 
+    /// Takes over the digest from compiled code.
+    pub(crate) fn set_changes(&self, sum: u128) {
+        self.pages.changes.set(sum);
+    }
+
+    /// The memory that every host has, as [`Ram::place`] counts it from its beginning.
+    pub(crate) fn common(&self) -> std::ops::Range<u64> {
+        self.common.clone()
+    }
+
     /// Notes that `len` bytes were written: in which epoch, and drops decoded code. True: there was some.
     pub fn wrote(&self, hpa: u64, len: u64) -> bool {
         let mut hit = false;

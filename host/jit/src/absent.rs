@@ -16,7 +16,7 @@ impl Compiler {
         match self.0 {}
     }
 
-    pub fn compile(&mut self, _rip: u64, _insns: &[Instruction]) -> Result<BlockId, Refused> {
+    pub fn compile(&mut self, _rip: u64, _insns: &[Instruction], _counts: bool) -> Result<BlockId, Refused> {
         match self.0 {}
     }
 

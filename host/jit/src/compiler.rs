@@ -56,14 +56,14 @@ impl Compiler {
     }
 
     /// Makes code of a block of 64-bit code at `rip`, in a flat code segment. What has no template, an invalid instruction too,
-    /// is left to the interpreter.
-    pub fn compile(&mut self, rip: u64, insns: &[Instruction]) -> Result<BlockId, Refused> {
+    /// is left to the interpreter. `counts`: changes of memory are counted.
+    pub fn compile(&mut self, rip: u64, insns: &[Instruction], counts: bool) -> Result<BlockId, Refused> {
         if self.gate.enter == 0 {
             return Err(Refused::Block);
         }
         let id = self.blocks.len() as u32;
         let first_link = self.links.slots.len() as u32;
-        let code = translate::block(id, first_link, rip, insns).ok_or(Refused::Block)?;
+        let code = translate::block(id, first_link, rip, insns, counts).ok_or(Refused::Block)?;
         let Some(entry) = self.memory.add(&code.bytes) else {
             self.clear();
             return Err(Refused::Full);

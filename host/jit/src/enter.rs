@@ -82,6 +82,10 @@ pub(crate) fn enter(
     tag: Tag,
     budget: &mut i64,
 ) -> Left {
+    let mut changes = guest.changes;
+    let room = changes.as_ref().map_or(u64::MAX, |changes| changes.ram.end);
+    let counted =
+        changes.as_ref().map_or((0, 0, 0), |changes| (*changes.sum, changes.until, changes.ram.start));
     let mut frame = Frame {
         gpr: *guest.gpr,
         flags: pack_flags(*guest.rflags),
@@ -91,7 +95,7 @@ pub(crate) fn enter(
         read_epoch: guest.read_epoch,
         write_epoch: guest.write_epoch,
         ram: guest.ram.as_ptr().cast_mut().cast(),
-        ram_last: (guest.ram.len() - WIDEST) as u64,
+        ram_last: room.min(guest.ram.len() as u64).saturating_sub(WIDEST as u64),
         slots: links.slots.as_ptr(),
         targets: links.targets.as_ptr(),
         tag: tag.0,
@@ -105,6 +109,12 @@ pub(crate) fn enter(
         host_mxcsr: 0,
         floats: 0,
         sse: guest.sse.into(),
+        changes: [counted.0 as u64, (counted.0 >> u64::BITS) as u64],
+        until: counted.1,
+        ram_start: counted.2,
+        place: 0,
+        before: [0; 2],
+        spill: 0,
     };
     // SAFETY: see above. The routine is the one that `gate` has assembled, with this signature.
     let code = unsafe {
@@ -116,5 +126,8 @@ pub(crate) fn enter(
     *guest.rflags = unpack_flags(*guest.rflags, frame.flags);
     *budget = frame.budget;
     *guest.mxcsr = frame.mxcsr;
+    if let Some(changes) = &mut changes {
+        *changes.sum = u128::from(frame.changes[0]) | u128::from(frame.changes[1]) << u64::BITS;
+    }
     Left { code: code as u32, rip: frame.rip }
 }

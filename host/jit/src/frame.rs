@@ -50,6 +50,14 @@ pub(crate) struct Frame {
     pub(crate) floats: u32,
     /// The guest may execute SSE.
     pub(crate) sse: u32,
+    /// Where changes of memory are counted: their sum, the instruction count at which the budget is used up, where memory begins.
+    pub(crate) changes: [u64; 2],
+    pub(crate) until: u64,
+    pub(crate) ram_start: u64,
+    /// During a store: the quadword's host physical address, what was there, and a register.
+    pub(crate) place: u64,
+    pub(crate) before: [u64; 2],
+    pub(crate) spill: u64,
 }
 
 /// Bytes from the frame's beginning to where RBP points, so that displacements fit a byte.
@@ -86,6 +94,13 @@ pub(crate) const MXCSR: i32 = far(offset_of!(Frame, mxcsr));
 pub(crate) const HOST_MXCSR: i32 = far(offset_of!(Frame, host_mxcsr));
 pub(crate) const FLOATS: i32 = far(offset_of!(Frame, floats));
 pub(crate) const SSE: i32 = far(offset_of!(Frame, sse));
+pub(crate) const CHANGES: i32 = far(offset_of!(Frame, changes));
+pub(crate) const CHANGES_HIGH: i32 = CHANGES + size_of::<u64>() as i32;
+pub(crate) const UNTIL: i32 = far(offset_of!(Frame, until));
+pub(crate) const RAM_START: i32 = far(offset_of!(Frame, ram_start));
+pub(crate) const PLACE: i32 = far(offset_of!(Frame, place));
+pub(crate) const BEFORE: i32 = far(offset_of!(Frame, before));
+pub(crate) const SPILL: i32 = far(offset_of!(Frame, spill));
 
 /// Where a guest register is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -32,6 +32,19 @@ pub struct Link(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag(pub u64);
 
+/// A change of memory weighs the mixed product of its quadword's number and its instruction's, each XORed with one of these.
+/// See: wyhash, Wang Yi, final version 4: `wymix`, and the first two of its secrets
+pub const WEIGHTS: [u64; 2] = [0x2d35_8dcc_aa6c_78a5, 0x8bb8_4b93_962e_acc9];
+
+/// The count of all changes of memory, where it is kept.
+pub struct Changes<'a> {
+    pub sum: &'a mut u128,
+    /// The instruction count at which the budget is used up.
+    pub until: u64,
+    /// The memory that is counted from its beginning; elsewhere the interpreter counts.
+    pub ram: std::ops::Range<u64>,
+}
+
 /// What compiled code works on.
 pub struct Guest<'a> {
     pub gpr: &'a mut [u64; 16],
@@ -49,6 +62,8 @@ pub struct Guest<'a> {
     pub mxcsr: &'a mut u32,
     /// SSE raises no exception by the control registers.
     pub sse: bool,
+    /// `Some` exactly if the code was compiled so.
+    pub changes: Option<Changes<'a>>,
 }
 
 /// Why compiled code came back.

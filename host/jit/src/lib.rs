@@ -30,4 +30,6 @@ mod absent;
 pub use absent::Compiler;
 #[cfg(all(target_arch = "x86_64", unix))]
 pub use compiler::Compiler;
-pub use interface::{BlockId, Exit, Guest, Link, Refused, TLB_ENTRIES, Tag, TlbEntry, WIDEST};
+pub use interface::{
+    BlockId, Changes, Exit, Guest, Link, Refused, TLB_ENTRIES, Tag, TlbEntry, WEIGHTS, WIDEST,
+};

@@ -76,8 +76,12 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(engine: Engine) -> Self {
+    /// `counts`: changes of memory are counted.
+    pub fn new(engine: Engine, counts: bool) -> Self {
         let around = Around { ram: Ram::leaked(RAM_SIZE as usize), fault: None, device: 0 };
+        if counts {
+            around.ram.keep_changes();
+        }
         let cpu = Cpu::new(CpuConfig { engine, ..CpuConfig::default() });
         Self { cpu, state: state(), around, fault: None }
     }
@@ -110,6 +114,11 @@ impl World {
         let stop = if chains { cpu.run(state, around, until) } else { cpu.run_block(state, around, until) };
         self.fault = self.around.fault;
         stop
+    }
+
+    /// The digest of all changes of memory.
+    pub fn changes(&self) -> u128 {
+        self.around.ram.changes()
     }
 
     /// The first byte of memory that differs.

@@ -157,6 +157,7 @@ fn push_return(code: &mut Code, i: &Instruction) {
         }
     }
     dynasm!(code.ops ; .arch x64 ; lea Rq(RSP_HOME), [Rq(RSP_HOME) - 8]);
+    code.count_after(8);
     code.never_rejoin(slow);
 }
 

@@ -68,6 +68,8 @@ pub(crate) struct Code {
     pub(super) floats: Vec<Floats>,
     /// It was looked at whether the guest may execute SSE.
     pub(super) knows_sse: bool,
+    /// Changes of memory are counted.
+    pub(super) counts: bool,
     resume: Vec<Option<DynamicLabel>>,
     pub(super) flags: Flags,
     /// The current instruction: its number, its address, and whether anybody may want the status flags before and after it.
@@ -78,7 +80,7 @@ pub(crate) struct Code {
 }
 
 impl Code {
-    pub(super) fn new(id: u32, first_link: u32, start: u64, len: usize) -> Self {
+    pub(super) fn new(id: u32, first_link: u32, start: u64, len: usize, counts: bool) -> Self {
         let mut ops = VecAssembler::new(0);
         let (entry, too_long) = (ops.new_dynamic_label(), ops.new_dynamic_label());
         Self {
@@ -93,6 +95,7 @@ impl Code {
             stubs: Vec::new(),
             floats: Vec::new(),
             knows_sse: false,
+            counts,
             resume: vec![None; len + 1],
             flags: Flags::in_frame(),
             insn: 0,
@@ -125,6 +128,11 @@ impl Code {
         dynasm!(self.ops ; .arch x64 ; =>label);
         self.resume[self.insn + 1] = Some(label);
         self.forget_flags();
+    }
+
+    /// Instructions from the current one on, which the budget has less already.
+    pub(super) fn to_come(&self) -> i32 {
+        (self.len - self.insn) as i32
     }
 
     /// Address of the instruction after the current one.

@@ -83,8 +83,11 @@ impl Code {
         slow
     }
 
-    /// As [`Code::translate_address`], with another's way to the interpreter.
+    /// As [`Code::translate_address`], to be followed by [`Code::count_after`] if it writes, with another's way to the interpreter.
     pub(super) fn translate_to(&mut self, slow: &SlowPath, size: u8, writes: bool) {
+        if writes {
+            self.count_within_words(slow, size);
+        }
         let label = slow.label;
         let (tag, epoch) = if writes { (WRITE, WRITE_EPOCH) } else { (READ, READ_EPOCH) };
         let last = size as i8 - 1;
@@ -104,6 +107,9 @@ impl Code {
             ; ja =>label
             ; add r14, [BYTE rbp + RAM]
         );
+        if writes {
+            self.count_before(size);
+        }
     }
 
     /// The host register that has a guest register's value, or R15 with a copy of it.

@@ -6,6 +6,7 @@
 
 mod branch;
 mod code;
+mod counted;
 mod effect;
 mod flags;
 mod memory;
@@ -39,14 +40,20 @@ enum Template {
 }
 
 /// Translates a block; `None`: there is too little to gain.
-pub(crate) fn block(id: u32, first_link: u32, rip: u64, insns: &[Instruction]) -> Option<Translation> {
+pub(crate) fn block(
+    id: u32,
+    first_link: u32,
+    rip: u64,
+    insns: &[Instruction],
+    counts: bool,
+) -> Option<Translation> {
     let (templates, live) = choose(insns);
     let is_handler = |n: usize| matches!(templates[n], Template::Handler);
     let leaves = (0..insns.len()).filter(|n| is_handler(*n) && (*n == 0 || !is_handler(n - 1))).count();
     if leaves * WORTH > insns.len() {
         return None;
     }
-    let mut code = Code::new(id, first_link, rip, insns.len());
+    let mut code = Code::new(id, first_link, rip, insns.len(), counts);
     code.enter_block();
     let mut at = rip;
     for (n, insn) in insns.iter().enumerate() {

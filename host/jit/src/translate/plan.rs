@@ -183,11 +183,12 @@ impl Renaming {
 
 /// Emits the instruction with what its flags and its memory operand need.
 pub(super) fn emit(code: &mut Code, i: &Instruction, plan: &Plan, effect: Effect) {
+    let size = i.memory_size().size() as u8;
+    let writes = has_memory(i) && i.op0_kind() == OpKind::Memory && changes(i, 0);
     let slow = if has_memory(i) {
         code.give_up_flags();
         code.address(i);
-        let writes = i.op0_kind() == OpKind::Memory && changes(i, 0);
-        Some(code.translate_address(i.memory_size().size() as u8, writes))
+        Some(code.translate_address(size, writes))
     } else {
         None
     };
@@ -227,6 +228,9 @@ pub(super) fn emit(code: &mut Code, i: &Instruction, plan: &Plan, effect: Effect
         Effect::Merges(mask) if code.live_after => code.merge_flags(mask),
         Effect::Keeps | Effect::Merges(_) | Effect::Destroys => code.forget_flags(),
         Effect::Nothing | Effect::Reads { .. } | Effect::Unknown => {}
+    }
+    if writes {
+        code.count_after(size);
     }
     if let Some(slow) = slow {
         code.rejoin(slow);

@@ -141,6 +141,11 @@ pub(super) fn emit(code: &mut Code, i: &Instruction, sse: &Sse) {
         code.need_floats(&slow);
     }
     operate(code, sse);
+    match sse.memory {
+        Memory::Inside { size, writes: true } => code.count_after(size),
+        Memory::Whole { writes: true, .. } => code.count_after(WIDTH as u8),
+        _ => {}
+    }
     match sse.class.sets_flags() {
         true => code.flags_set(Producer::Exact),
         false => code.forget_flags(),

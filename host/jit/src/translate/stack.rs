@@ -41,6 +41,7 @@ pub(super) fn emit(code: &mut Code, stack: Stack) {
                 ; mov [r14], Rq(value)
                 ; lea Rq(RSP_HOME), [Rq(RSP_HOME) - 8]
             );
+            code.count_after(8);
             slow
         }
         Stack::PushImmediate(value) => {
@@ -51,6 +52,7 @@ pub(super) fn emit(code: &mut Code, stack: Stack) {
                 ; mov QWORD [r14], value
                 ; lea Rq(RSP_HOME), [Rq(RSP_HOME) - 8]
             );
+            code.count_after(8);
             slow
         }
         Stack::Pop(register) => {
