@@ -6,7 +6,7 @@ use vmtape_conformance::{guest_status, kvm_unit_tests, tail, vmtape};
 const CPU: &str = "max,+svm";
 
 /// Sub-tests of `svm` that pass on one vCPU. Those that only measure are left out, and so is svm_init_intercept_test, whose INIT
-/// stays pending behind the exit and resets the CPU that it waits for. svm_exception_test takes RFLAGS.TF of one guest into the next,
+/// stays pending behind the exit and, since KVM 0bba8fc24c75, resets the CPU that it waits for at STGI. svm_exception_test takes RFLAGS.TF of one guest into the next,
 /// where the #DB handler of svm_test_singlestep, which precedes it, takes it out.
 const SUBTESTS: [&str; 48] = [
     "null",

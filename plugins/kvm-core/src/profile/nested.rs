@@ -519,7 +519,8 @@ pub const NESTED_7_2: &[Entry] = &[
     Entry::patch(
         Switch::VMRUN_CHECKS_FIRST,
         Scope::AMD,
-        "VMRUN is skipped after its checks; before, it was skipped first, and a single-step #DB reached L2",
+        "VMRUN is skipped after its checks; before, it was skipped first, and KVM queued the #DB of one that L1 steps through and that \
+         fails them",
     )
     .commit("in 7.2.13, not in 6.12.118", "(subject unverified)")
     .source("svm/nested.c nested_svm_vmrun()")

@@ -89,13 +89,15 @@ fn dispatch(cx: &mut Cx<'_>) -> Resume {
     }
 }
 
-/// `svm_complete_interrupts`: software exceptions are not queued, the instruction is executed again.
+/// `svm_complete_interrupts`: software exceptions are not queued, the instruction is executed again. An exception that still waited for
+/// an entry is lost: one that KVM queued at VMRUN, whose first entry into L2 exits at once.
 fn complete_interrupts(cx: &mut Cx<'_>) {
     let mut delivering = cx.exit.access.delivering;
     cx.vcpu.core.vectoring = delivering.valid.is_set();
     if delivering.kind == EventKind::SOFTWARE_EXCEPTION && !cx.vcpu.is_guest_mode() {
         delivering.valid = false.into();
     }
+    cx.vcpu.core.events.clear_exceptions();
     cx.vcpu.core.events.complete(&delivering);
     if delivering.valid.is_set() {
         cx.note(Rule::EVENT_REINJECTED.note());

@@ -60,7 +60,7 @@ pub fn vmrun(cx: &mut Cx<'_>) -> Resume {
         return resume;
     }
     if !cx.on(Switch::NESTED_VMCB02) {
-        // "Clear internal status": 5.10 forgets the #DB too.
+        // "Clear internal status" of 5.10. Later releases lose the #DB by the exit of the first entry.
         cx.vcpu.core.events.clear_exceptions();
     }
     save_l1(cx);
