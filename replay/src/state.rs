@@ -294,14 +294,18 @@ fn registers(expected: &Machine, actual: &Machine) -> Vec<Difference> {
     let mut differences = Vec::new();
     for vcpu in 0..expected.spec().vcpus {
         let (Some(a), Some(b)) = (expected.state(vcpu), actual.state(vcpu)) else { continue };
-        if visible(a) == visible(b) {
+        if is_equal(a, b) {
             continue;
         }
-        for (name, a, b) in named(a).into_iter().zip(named(b)).map(|((name, a), (_, b))| (name, a, b)) {
-            if a != b {
-                differences.push(Difference::Register { vcpu, name, expected: a, actual: b });
+        let mut others = Vec::new();
+        b.each_register(|_, _, value| others.push(value));
+        let mut others = others.into_iter();
+        a.each_register(|_, name, expected| match others.next() {
+            Some(actual) if actual != expected => {
+                differences.push(Difference::Register { vcpu, name: name.to_string(), expected, actual });
             }
-        }
+            _ => {}
+        });
     }
     differences
 }
@@ -329,95 +333,7 @@ fn typed_text(typed: &Typed) -> String {
 
 /// Whether a guest observes the same of two states.
 pub fn is_equal(a: &VcpuState, b: &VcpuState) -> bool {
-    visible(a) == visible(b)
-}
-
-/// The state without what the guest cannot observe at an instruction's end: the host's clocks, what the backend asked
-/// for, and the cached PDPTEs, which follow from memory.
-fn visible(state: &VcpuState) -> VcpuState {
-    VcpuState {
-        tsc: 0,
-        icount: 0,
-        inject: Default::default(),
-        delivering: Default::default(),
-        intercepts: Default::default(),
-        pdptr: [0; 4],
-        ..*state
-    }
-}
-
-/// The registers by name.
-fn named(state: &VcpuState) -> Vec<(String, u64)> {
-    const GPR: [&str; 16] = [
-        "RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8", "R9", "R10", "R11", "R12", "R13",
-        "R14", "R15",
-    ];
-    const SEG: [&str; 8] = ["ES", "CS", "SS", "DS", "FS", "GS", "LDTR", "TR"];
-    let s = visible(state);
-    let mut out: Vec<(String, u64)> = vec![("RIP".into(), s.rip), ("RFLAGS".into(), s.rflags)];
-    out.extend(GPR.iter().zip(s.gpr).map(|(name, value)| ((*name).to_owned(), value)));
-    let singles = [
-        ("CR0", s.cr0),
-        ("CR2", s.cr2),
-        ("CR3", s.cr3),
-        ("CR4", s.cr4),
-        ("CR8", s.cr8),
-        ("EFER", s.efer),
-        ("XCR0", s.xcr0),
-        ("CPL", s.cpl.into()),
-        ("PKRU", s.pkru.into()),
-        ("DR6", s.dr6),
-        ("DR7", s.dr7),
-        ("activity", s.activity.0.into()),
-        // V_GIF is there where silicon has it, whatever the guest does.
-        (
-            "interruptibility",
-            s.interruptibility.with_virtual_gif(false).with_virtual_nmi(false).into_bits().into(),
-        ),
-        ("pending debug exceptions", s.pending_debug),
-        ("SYSENTER_CS", s.sysenter_cs),
-        ("SYSENTER_ESP", s.sysenter_esp),
-        ("SYSENTER_EIP", s.sysenter_eip),
-        ("STAR", s.star),
-        ("LSTAR", s.lstar),
-        ("CSTAR", s.cstar),
-        ("SFMASK", s.sfmask),
-        ("KERNEL_GS_BASE", s.kernel_gs_base),
-        ("TSC_AUX", s.tsc_aux),
-        ("PAT", s.pat),
-        ("XSS", s.xss),
-        ("SPEC_CTRL", s.spec_ctrl),
-        ("DEBUGCTL", s.debugctl),
-        ("LASTBRANCHFROMIP", s.last_branch[0]),
-        ("LASTBRANCHTOIP", s.last_branch[1]),
-        ("LASTINTFROMIP", s.last_exception[0]),
-        ("LASTINTTOIP", s.last_exception[1]),
-        ("TSC offset", s.tsc_offset),
-        ("TSC_ADJUST", s.tsc_adjust),
-        ("GDTR base", s.gdtr.base),
-        ("GDTR limit", s.gdtr.limit.into()),
-        ("IDTR base", s.idtr.base),
-        ("IDTR limit", s.idtr.limit.into()),
-    ];
-    out.extend(singles.iter().map(|(name, value)| ((*name).to_owned(), *value)));
-    for (n, value) in s.dr.iter().enumerate() {
-        out.push((format!("DR{n}"), *value));
-    }
-    for (name, segment) in SEG.iter().zip(s.seg) {
-        out.push((format!("{name} selector"), segment.selector.into()));
-        out.push((format!("{name} base"), segment.base));
-        out.push((format!("{name} limit"), segment.limit.into()));
-        out.push((format!("{name} attributes"), segment.attr.into_bits().into()));
-    }
-    let f = s.fpu;
-    out.push(("FCW".into(), f.fcw.into()));
-    out.push(("FSW".into(), f.fsw.into()));
-    out.push(("MXCSR".into(), f.mxcsr.into()));
-    for (n, value) in f.xmm.iter().enumerate() {
-        out.push((format!("XMM{n} low"), value[0]));
-        out.push((format!("XMM{n} high"), value[1]));
-    }
-    out
+    a.observable() == b.observable()
 }
 
 #[cfg(test)]

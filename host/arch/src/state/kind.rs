@@ -70,7 +70,7 @@ pub enum MachineState {
 }
 
 /// What the hash over a machine's state, and the comparison of two machines, have of a kind. Both look at a vCPU's registers
-/// ([`VcpuState`](crate::vcpu::VcpuState)).
+/// ([`VcpuState::each_register`](crate::vcpu::VcpuState::each_register)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compared {
     /// All of it: it is in the registers.

@@ -5,7 +5,7 @@ use crate::{
     Error,
     devices::Seen,
     services::MemoryTypes,
-    vcpu::{Vcpu, guest_visible, observable},
+    vcpu::{Vcpu, guest_visible},
 };
 use vmtape_arch::{
     exit::{Resume, ResumeKind},
@@ -107,7 +107,7 @@ impl Machine {
         }
         self.page_hashes.update(&self.services.memory);
         let words = [self.milestones.hash, icount, self.page_hashes.sum()];
-        let hash = hash(&words, &self.vcpus, observable)?;
+        let hash = hash(&words, &self.vcpus, VcpuState::observable)?;
         self.milestones.hash = hash;
         self.tell_devices();
         self.services.tape.event(Event::Milestone(Milestone { icount, exits: self.exits, hash }));

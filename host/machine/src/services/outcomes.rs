@@ -8,9 +8,8 @@
 //! has the registers, those of the FPU among them, after each instruction that left the guest (it is *sampled* there). Another
 //! machine, whose silicon may execute the same instruction, is told to sample it too.
 
-use crate::tape::fpu;
 use std::collections::VecDeque;
-use vmtape_arch::vcpu::VcpuState;
+use vmtape_arch::{state::StateKind, vcpu::VcpuState};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// The digest so far: a sum, so that the order at one instruction does not matter.
@@ -85,61 +84,48 @@ impl Outcomes {
 fn hash_all(vcpu: u32, state: &VcpuState) -> u64 {
     let rflags = state.rflags().with_rf(false).with_tf(false).into_bits();
     let own = VcpuState { rflags, dr6: 0, dr7: 0, ..*state };
-    let fpu: Vec<u8> =
-        (0..fpu::COUNT).flat_map(|n| fpu::get(&state.fpu, n)).flat_map(u64::to_le_bytes).collect();
-    xxh3_64_with_seed(&fpu, hash(vcpu, &own))
+    let mut fpu = Words::default();
+    state.fpu.each_register(|_, value| fpu.push(value));
+    xxh3_64_with_seed(fpu.bytes(), hash(vcpu, &own))
 }
 
-/// Registers that every backend has alike between two instructions.
+/// Registers that every backend has alike between two instructions: how a vCPU waits, and what holds events back, is the same
+/// only when it has taken them.
 fn hash(vcpu: u32, state: &VcpuState) -> u64 {
-    const SEGMENTS: usize = 8;
-    let s = state;
-    let singles = [
-        s.rip,
-        s.rflags,
-        s.icount,
-        s.cr0,
-        s.cr2,
-        s.cr3,
-        s.cr4,
-        s.cr8,
-        s.xcr0,
-        s.efer,
-        s.dr6,
-        s.dr7,
-        s.sysenter_cs,
-        s.sysenter_esp,
-        s.sysenter_eip,
-        s.star,
-        s.lstar,
-        s.cstar,
-        s.sfmask,
-        s.kernel_gs_base,
-        s.tsc_aux,
-        s.pat,
-        s.xss,
-        s.spec_ctrl,
-        s.debugctl,
-        s.tsc_offset,
-        s.tsc_adjust,
-        s.pkru.into(),
-        s.cpl.into(),
-        s.gdtr.base,
-        s.gdtr.limit.into(),
-        s.idtr.base,
-        s.idtr.limit.into(),
-    ];
-    const WORDS: usize = 16 + 4 + 33 + 2 * SEGMENTS;
-    let segments = s.seg.iter().flat_map(|segment| {
-        let attr = u64::from(segment.attr.into_bits());
-        [segment.base, attr << 48 | u64::from(segment.selector) << 32 | u64::from(segment.limit)]
+    let mut words = Words::default();
+    words.push(state.icount);
+    state.each_register_but_fpu(|kind, _, value| {
+        if !matches!(kind, StateKind::MP_STATE | StateKind::VCPU_EVENTS) {
+            words.push(value);
+        }
     });
-    let words = s.gpr.into_iter().chain(s.dr).chain(singles).chain(segments);
-    let mut bytes = [0; 8 * WORDS];
-    for (to, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
-        *to = word.to_le_bytes();
+    xxh3_64_with_seed(words.bytes(), vcpu.into())
+}
+
+/// More registers than there are.
+const WORDS: usize = 128;
+
+/// Words to be hashed.
+struct Words {
+    bytes: [u8; 8 * WORDS],
+    used: usize,
+}
+
+impl Default for Words {
+    fn default() -> Self {
+        Self { bytes: [0; 8 * WORDS], used: 0 }
     }
-    xxh3_64_with_seed(&bytes, vcpu.into())
+}
+
+impl Words {
+    fn push(&mut self, word: u64) {
+        self.bytes.as_chunks_mut::<8>().0[self.used] = word.to_le_bytes();
+        self.used += 1;
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..8 * self.used]
+    }
 }
 
 #[cfg(test)]

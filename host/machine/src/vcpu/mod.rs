@@ -48,11 +48,3 @@ pub(crate) fn flush_handles(vcpus: &[Vcpu]) -> Vec<FlushHandle> {
 pub(crate) fn guest_visible(state: &VcpuState) -> VcpuState {
     VcpuState { intercepts: Intercepts::default(), inject: GuestEvent::default(), ..*state }
 }
-
-/// Registers as far as every backend has them alike after an instruction: without clocks, events on their way, and the
-/// cached PDPTEs, and V_GIF and V_NMI_PENDING, which some silicon has.
-pub(crate) fn observable(state: &VcpuState) -> VcpuState {
-    let none = GuestEvent::default();
-    let interruptibility = state.interruptibility.with_virtual_gif(false).with_virtual_nmi(false);
-    VcpuState { tsc: 0, icount: 0, delivering: none, pdptr: [0; 4], interruptibility, ..guest_visible(state) }
-}
