@@ -51,6 +51,7 @@ fn machine(backend: &str) -> MachineSpec {
         milestone_every: 0,
         cpu_revision: CPU_REVISION,
         fault_points: Vec::new(),
+        nested_paging: String::new(),
         pcpus: 0,
         retries: 0,
         platform: vmtape_machine::Platform::CURRENT,

@@ -26,6 +26,7 @@ pub fn image(bytes: &[u8]) {
         milestone_every: 0,
         cpu_revision: vmtape_cpu::revision::REVISION,
         fault_points: Vec::new(),
+        nested_paging: String::new(),
         pcpus: 0,
         retries: 0,
         platform: crate::Platform::CURRENT,

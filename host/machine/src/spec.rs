@@ -2,6 +2,7 @@
 
 use crate::{Error, memory::Layout, vmm::Step};
 use serde::{Deserialize, Serialize};
+use vmtape_abi::{Description, NESTED_PAGING};
 use vmtape_arch::{cpuid::CpuidEntry, host::Silicon};
 use vmtape_cpu::Engine;
 use xxhash_rust::xxh3::xxh3_64;
@@ -53,6 +54,8 @@ pub struct MachineSpec {
     /// How often the VMM calls KVM_RUN again that has failed with an errno.
     pub retries: u32,
     pub platform: Platform,
+    /// The option that says whether silicon walks the guest's own tables. Empty: its backend, or an older tape, does not say.
+    pub nested_paging: String,
     /// How instructions are executed. No tape has it: the run is the same.
     #[serde(skip)]
     pub engine: Engine,
@@ -80,6 +83,17 @@ impl MachineSpec {
     /// The description as a tape keeps it.
     pub fn encode(&self) -> postcard::Result<Vec<u8>> {
         postcard::to_stdvec(self)
+    }
+
+    /// Takes from its backend's description what no option's name says.
+    pub fn describe_by(&mut self, plugin: &Description) {
+        self.nested_paging = plugin.parameter_as(NESTED_PAGING).unwrap_or_default().to_owned();
+    }
+
+    /// Whether silicon walks the guest's own tables; otherwise the guest runs on tables of KVM's. `None`: nobody says.
+    pub fn has_nested_paging(&self) -> Option<bool> {
+        let found = self.options.iter().find(|(name, _)| *name == self.nested_paging);
+        found.map(|(_, value)| value == "on")
     }
 
     /// A digest over what the guest was started as, wherever it runs: two machines with the same one run the same guest.

@@ -146,6 +146,7 @@ impl<P: Plugin> Exports<P> {
                     since: Text::new(&row.since),
                     until: Text::new(&row.until),
                     undone_by: Text::new(&row.undone_by),
+                    role: Text::new(&row.role),
                 };
                 unsafe { (sink.row)(sink.ctx, id, &raw) };
             }

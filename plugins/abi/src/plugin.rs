@@ -27,7 +27,11 @@ pub struct TableRow {
     pub since: String,
     pub until: String,
     pub undone_by: String,
+    pub role: String,
 }
+
+/// The role of the parameter that says whether silicon walks the guest's own tables.
+pub const NESTED_PAGING: &str = "nested-paging";
 
 /// What a plugin says of itself before any VM exists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +48,13 @@ pub struct Description {
     pub profiles: Vec<TableRow>,
     /// Capabilities worth showing: id is the KVM_CAP number.
     pub capabilities: Vec<TableRow>,
+}
+
+impl Description {
+    /// The parameter that has a role, if the backend says so of one.
+    pub fn parameter_as(&self, role: &str) -> Option<&str> {
+        self.parameters.iter().find(|row| row.role == role).map(|row| row.name.as_str())
+    }
 }
 
 /// A plugin: what is known before a VM exists, and the way to one.

@@ -53,6 +53,7 @@ unsafe extern "C" fn describe_row(ctx: *mut c_void, table: TableId, row: *const 
             since: text(row.since),
             until: text(row.until),
             undone_by: text(row.undone_by),
+            role: text(row.role),
         }
     };
     rows.push(row);
@@ -78,6 +79,7 @@ unsafe fn whole_row(row: *const RawRow) -> RawRow {
         since: NONE,
         until: NONE,
         undone_by: NONE,
+        role: NONE,
     };
     let known = (size as usize).clamp(OLDEST_ROW, size_of::<RawRow>());
     // SAFETY: the caller vouches for the row's bytes; a text is two plain words, both of them in or both out.

@@ -179,9 +179,11 @@ pub struct RawRow {
     /// PATCHES and PARAMETERS: the commit that took it out there. FAULT_POINTS: options of a VM, NAME=VALUE as it resolves them and
     /// separated by spaces, with any of which the model does not come to the point.
     pub undone_by: Text,
+    /// PARAMETERS: `nested-paging` for the one that says whether silicon walks the guest's own tables. Otherwise empty.
+    pub role: Text,
 }
 
-layout!(RawRow: 152, size: 4, name: 8, commit: 72, undone_by: 136);
+layout!(RawRow: 168, size: 4, name: 8, commit: 72, undone_by: 136, role: 152);
 
 /// Receives a backend's description: `head` once, then `row` for every row of every table.
 #[repr(C)]

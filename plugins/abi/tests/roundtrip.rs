@@ -45,6 +45,7 @@ impl Plugin for ProbePlugin {
             since: "v5.9-rc1".into(),
             until: "v5.15".into(),
             undone_by: "e7177339d7b5".into(),
+            role: "role".into(),
         };
         Description {
             name: "probe".into(),

@@ -162,13 +162,15 @@ impl<'a> Bench<'a> {
     /// can observe.
     fn report(&self, mode: Mode, pair: &Pair, create: Create, explain: bool) -> Result<Report, Error> {
         let tape = pair.tape.as_ref().unwrap_or(self.tape);
-        let (expected, mut actual) = (pair.expected.clone(), pair.actual.clone());
+        let (mut expected, mut actual) = (pair.expected.clone(), pair.actual.clone());
         // Another build of the backend may resolve the same options to more.
         let same = is_same(&expected, &actual);
         actual.options = create(&actual)?.resolved();
         let mut report = Report::new("", tape.name(), actual.backend.clone());
         let (expected_plugin, plugin) =
             ((self.describe)(&expected.backend)?, (self.describe)(&actual.backend)?);
+        expected.describe_by(&expected_plugin);
+        actual.describe_by(&plugin);
         let same = same || is_same(&expected, &actual);
         let totals = tape.totals()?;
         let of = if same || mode == Mode::Exits { totals.exits } else { totals.icount };

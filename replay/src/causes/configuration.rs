@@ -8,15 +8,6 @@ use vmtape_arch::{
 };
 use vmtape_machine::{MachineSpec, hosts};
 
-/// Options, one per vendor, that say whether silicon walks the guest's own tables. Everything changes with them.
-pub const NESTED_PAGING: [&str; 2] = ["ept", "npt"];
-
-/// Whether a machine has nested paging; otherwise it runs on tables of KVM's. `None`: its backend does not say.
-pub fn has_nested_paging(machine: &MachineSpec) -> Option<bool> {
-    let found = machine.options.iter().find(|(name, _)| NESTED_PAGING.contains(&name.as_str()));
-    found.map(|(_, value)| value == "on")
-}
-
 /// One thing in which two machines differ: a short name, and both values for people.
 type Thing = (String, String, String);
 
@@ -64,8 +55,9 @@ fn backends(expected: &MachineSpec, actual: &MachineSpec) -> Vec<(&'static str, 
         return Vec::new();
     }
     let sides = [expected, actual];
-    let word =
-        |machine| has_nested_paging(machine).map_or("unknown", |on| if on { "on" } else { "off" }).to_owned();
+    let word = |machine: &MachineSpec| {
+        machine.has_nested_paging().map_or("unknown", |on| if on { "on" } else { "off" }).to_owned()
+    };
     let ([a, b], [vendor, other]) =
         (sides.map(word), sides.map(|machine| machine.silicon.vendor.to_string()));
     let mut things = vec![("the vendor", vendor, other), (NESTED, a, b)];
@@ -181,17 +173,18 @@ mod tests {
             backend: backend.into(),
             silicon: hosts::find(host).unwrap(),
             options: vec![(option.into(), value.into())],
+            nested_paging: option.into(),
             ..machine()
         };
-        let (shadow, nested) = (side("a", "amd-46", "npt", "off"), side("b", "amd-46", "npt", "on"));
+        let (shadow, nested) = (side("a", "amd-46", "tables", "off"), side("b", "amd-46", "tables", "on"));
         let cause = find(&shadow, &nested, "outcome").unwrap();
         assert!(cause.sentence.ends_with("nothing but nested paging: off and on"), "{}", cause.sentence);
-        let other = side("c", "intel-46", "ept", "on");
+        let other = side("c", "intel-46", "pages", "on");
         assert_eq!(find(&other, &nested, "outcome").unwrap().name, "the vendor");
         assert_eq!(find(&other, &shadow, "outcome"), None, "the vendor, and nested paging");
         assert_eq!(built_in(&other, &shadow, false), None);
         assert_eq!(built_in(&other, &shadow, true).unwrap().name, "the vendor and nested paging");
-        let wider = side("c", "intel-52", "ept", "on");
+        let wider = side("c", "intel-52", "pages", "on");
         assert_eq!(find(&wider, &nested, "outcome"), None, "the vendor, and the host's width");
     }
 }

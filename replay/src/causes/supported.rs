@@ -5,7 +5,6 @@
 
 use super::{
     cause::{Cause, Kind},
-    configuration::has_nested_paging,
     toggle::Side,
     trial::candidates,
 };
@@ -86,7 +85,7 @@ fn silicon(machines: [&MachineSpec; 2]) -> Reason {
 }
 
 fn nested_paging(machines: [&MachineSpec; 2]) -> Option<Reason> {
-    let (a, b) = (has_nested_paging(machines[0])?, has_nested_paging(machines[1])?);
+    let (a, b) = (machines[0].has_nested_paging()?, machines[1].has_nested_paging()?);
     let nested = if a { machines[0] } else { machines[1] };
     (a != b).then(|| Reason {
         kind: Kind::Configuration,

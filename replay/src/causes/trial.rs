@@ -14,7 +14,6 @@
 
 use super::{
     cause::{Cause, Kind},
-    configuration::{self, NESTED_PAGING},
     hosts,
     toggle::{Finding, Side, Toggle},
 };
@@ -168,9 +167,7 @@ impl<'a> Half<'a> {
         let wanted = match option(self.other, name) {
             Some(wanted) => wanted,
             // What makes another kind of backend of it is a difference only where the other one is of that kind.
-            None if NESTED_PAGING.contains(&name) => {
-                option_word(configuration::has_nested_paging(self.other)?)
-            }
+            None if self.machine.nested_paging == name => option_word(self.other.has_nested_paging()?),
             None => flipped(value),
         };
         if wanted == value {

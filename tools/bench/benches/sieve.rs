@@ -55,6 +55,7 @@ fn specification(image: PathBuf) -> (MachineSpec, Box<dyn Backend>) {
         milestone_every: 0,
         cpu_revision: vmtape_machine::CPU_REVISION,
         fault_points: Vec::new(),
+        nested_paging: String::new(),
         pcpus: 0,
         retries: 0,
         platform: vmtape_machine::Platform::CURRENT,

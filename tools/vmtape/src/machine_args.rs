@@ -261,7 +261,7 @@ impl MachineArgs {
         for bits in script.iter().filter_map(asked_width) {
             fits_bits(bits, &silicon, &host, self.force)?;
         }
-        let spec = MachineSpec {
+        let mut spec = MachineSpec {
             image: self.guest()?,
             cmdline: self.append.clone(),
             initrd: self.initrd.as_deref().map(read).transpose()?,
@@ -283,8 +283,10 @@ impl MachineArgs {
             pcpus: self.pcpus,
             retries: 0,
             platform: vmtape_machine::Platform::CURRENT,
+            nested_paging: String::new(),
             engine: self.engine.into(),
         };
+        spec.describe_by(&plugin.description);
         Ok((spec, backend))
     }
 

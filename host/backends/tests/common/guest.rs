@@ -56,6 +56,7 @@ pub fn run_scripted(library: &Path, name: &str, bytes: Vec<u8>, script: Vec<Step
         milestone_every: 0,
         cpu_revision: vmtape_machine::CPU_REVISION,
         fault_points: Vec::new(),
+        nested_paging: String::new(),
         pcpus: 0,
         retries: 0,
         platform: vmtape_machine::Platform::CURRENT,

@@ -374,8 +374,8 @@ impl<T: Answered> Answered for Vec<T> {
 impl Answered for TableRow {
     fn answer(&self, to: &mut Writer) {
         self.id.answer(to);
-        let Self { id: _, name, text, source, value, commit, subject, since, until, undone_by } = self;
-        for text in [name, text, source, value, commit, subject, since, until, undone_by] {
+        let Self { id: _, name, text, source, value, commit, subject, since, until, undone_by, role } = self;
+        for text in [name, text, source, value, commit, subject, since, until, undone_by, role] {
             text.answer(to);
         }
     }
@@ -391,6 +391,7 @@ impl Answered for TableRow {
             since: from.text()?,
             until: from.text()?,
             undone_by: from.text()?,
+            role: from.text()?,
         })
     }
 }

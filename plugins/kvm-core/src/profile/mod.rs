@@ -22,7 +22,7 @@ pub use switch::Switch;
 use release::position;
 use set::SwitchSet;
 use thiserror::Error;
-use vmtape_abi::TableRow;
+use vmtape_abi::{NESTED_PAGING, TableRow};
 use vmtape_kvm_mmu::{NptRules, Unmappable, memory_type::EptTypes};
 
 /// THE registry: every switch of every backend.
@@ -259,5 +259,10 @@ fn row(e: &Entry) -> TableRow {
         since: e.since.unwrap_or_default().into(),
         until: until.into(),
         undone_by: undone_by.into(),
+        role: match e.switch {
+            Switch::EPT | Switch::NPT => NESTED_PAGING,
+            _ => "",
+        }
+        .into(),
     }
 }

@@ -64,6 +64,7 @@ impl Template {
             milestone_every: 0,
             cpu_revision: vmtape_machine::CPU_REVISION,
             fault_points: Vec::new(),
+            nested_paging: String::new(),
             pcpus: 0,
             retries: 0,
             platform: vmtape_machine::Platform::CURRENT,

@@ -174,6 +174,7 @@ impl Elsewhere {
             false => Error::Refused { backend: actual.backend.clone(), reason: format!("{error:#}") }.into(),
         });
         actual.options = created?.resolved();
+        actual.describe_by(&plugin.description);
         Ok(actual)
     }
 }
@@ -281,7 +282,7 @@ fn compare(
     args: &Args,
     tape: &Tape,
     plugins: &Plugins,
-    expected: MachineSpec,
+    mut expected: MachineSpec,
     actual: MachineSpec,
 ) -> Result<Report> {
     let reproduce = args.command_line();
@@ -306,6 +307,7 @@ fn compare(
     }
     let plugin = plugins.get(&actual.backend)?;
     let recorder = plugins.get(&expected.backend)?;
+    expected.describe_by(&recorder.description);
     let sides = across::Sides {
         way: None,
         at: When::Start,
