@@ -141,6 +141,7 @@ mod tests {
             milestone_every: 0,
             cpu_revision: 0,
             fault_points: Vec::new(),
+            nested_paging: String::new(),
             pcpus: 0,
             retries: 0,
             platform: Platform::default(),

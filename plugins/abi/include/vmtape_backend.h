@@ -185,6 +185,8 @@ typedef struct vt_RawRow {
     // PATCHES and PARAMETERS: the commit that took it out there. FAULT_POINTS: options of a VM, NAME=VALUE as it resolves them and
     // separated by spaces, with any of which the model does not come to the point.
     struct vt_Text undone_by;
+    // PARAMETERS: `nested-paging` for the one that says whether silicon walks the guest's own tables. Otherwise empty.
+    struct vt_Text role;
 } vt_RawRow;
 
 // Receives a backend's description: `head` once, then `row` for every row of every table.
