@@ -5,7 +5,7 @@
 mod svm;
 
 use crate::{
-    cpuid::{Feature, feature, indexed, plain},
+    cpuid::{Feature, Reg, feature, indexed, plain},
     profile::{Options, Switch},
 };
 use vmtape_arch::{
@@ -51,10 +51,12 @@ pub fn supported_cpuid(
     tdp_levels: Option<u8>,
 ) -> Vec<CpuidEntry> {
     let top = |class: u32| find(silicon, class, 0).map_or(0, |e| e.eax);
+    let speculation = speculation(silicon);
     let mut entries: Vec<_> = silicon
         .iter()
         .filter(|e| e.function <= top(0).min(MAX_BASIC) || (0x8000_0000..=MAX_EXTENDED).contains(&e.function))
         .filter_map(|e| supported_entry(e, host, options, tdp_levels))
+        .map(|e| with_speculation(e, &speculation))
         .collect();
     entries.push(plain(0x4000_0000, [0x4000_0001, SIGNATURE[0], SIGNATURE[1], SIGNATURE[2]]));
     entries.push(plain(0x4000_0001, [PARAVIRTUAL, 0, 0, 0]));
@@ -118,6 +120,38 @@ fn supported_entry(
     }
     e.flags &= CPUID_FLAG_SIGNIFICANT_INDEX;
     Some(e)
+}
+
+/// Each vendor has bits of its own for the parts of speculation control, and KVM offers both vendors' for what the kernel found.
+/// See: Linux arch/x86/kernel/cpu/common.c init_speculation_control(); KVM cpuid.c kvm_set_cpu_caps()
+fn speculation(silicon: &[CpuidEntry]) -> Vec<Feature> {
+    let has = |feature: Feature| feature.is_in(silicon);
+    let restricted = has(feature::SPEC_CTRL) || has(feature::AMD_IBRS);
+    let barrier = has(feature::SPEC_CTRL) || has(feature::AMD_IBPB);
+    let single_thread = has(feature::STIBP) || has(feature::AMD_STIBP);
+    let offered = [
+        (restricted && barrier, feature::SPEC_CTRL),
+        (single_thread, feature::STIBP),
+        (has(feature::AMD_SSBD), feature::SPEC_CTRL_SSBD),
+        (barrier, feature::AMD_IBPB),
+        (restricted, feature::AMD_IBRS),
+        (single_thread, feature::AMD_STIBP),
+        (has(feature::SPEC_CTRL_SSBD), feature::AMD_SSBD),
+    ];
+    offered.into_iter().filter(|(there, _)| *there).map(|(_, feature)| feature).collect()
+}
+
+fn with_speculation(mut entry: CpuidEntry, offered: &[Feature]) -> CpuidEntry {
+    for Feature(function, index, register, bit) in offered {
+        if (entry.function, entry.index) == (*function, *index) {
+            match register {
+                Reg::Ebx => entry.ebx |= 1 << bit,
+                Reg::Edx => entry.edx |= 1 << bit,
+                _ => unreachable!("speculation control is in EBX and EDX"),
+            }
+        }
+    }
+    entry
 }
 
 /// CPUID 0x80000008 EAX: bits 7:0 physical, 15:8 linear, 23:16 what the level below can map.
@@ -213,6 +247,25 @@ mod tests {
         assert_eq!(leaf8(&options, 52, 0, Some(5)), 0x3934);
         assert_eq!(leaf8(&options, 46, 0, Some(4)), 0x392e);
         assert_eq!(leaf8(&options, 52, 0, None), 0x3934);
+    }
+
+    /// A guest of one vendor's speculation control finds it on the other's hosts.
+    #[test]
+    fn speculation_control_has_both_vendors_bits() {
+        let [intel, amd] = [
+            [plain(7, [0, 0, 0, 1 << 26 | 1 << 27 | 1 << 31]), plain(0x8000_0008, [0x3034, 0, 0, 0])],
+            [plain(7, [0; 4]), plain(0x8000_0008, [0x3034, 1 << 12 | 1 << 14 | 1 << 15 | 1 << 24, 0, 0])],
+        ]
+        .map(|leaves| {
+            let silicon =
+                [&[plain(0, [7, 0, 0, 0]), plain(0x8000_0000, [0x8000_0008, 0, 0, 0])], &leaves[..]].concat();
+            let table = supported_cpuid(&silicon, &host(52), &options("v6.12"), Some(4));
+            let leaf = |function| *find(&table, function, 0).unwrap();
+            (leaf(7).edx & !bit(feature::ARCH_CAPABILITIES), leaf(0x8000_0008).ebx)
+        });
+        assert_eq!(intel, (1 << 26 | 1 << 27 | 1 << 31, 1 << 12 | 1 << 14 | 1 << 15 | 1 << 24));
+        assert_eq!(amd, intel);
+        assert!(super::speculation(&[plain(7, [0; 4])]).is_empty());
     }
 
     /// Without two-dimensional paging memory encryption's bits are not the guest's. See: boot_cpu_data.x86_phys_bits

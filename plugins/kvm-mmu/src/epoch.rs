@@ -1,20 +1,20 @@
 //! Whether silicon's walks would end as they did: the number that the host compares instead of asking.
 
-use crate::{mmu::Mmu, tdp::silicon::Caching};
+use crate::memory_type::Caching;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a walk hangs on besides the guest's memory and registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Basis {
+pub(crate) struct Basis {
     /// Changes of KVM's private tables.
-    changes: u64,
+    pub(crate) changes: u64,
     /// Of the slots.
-    generation: u64,
-    root: (u64, [u64; 4]),
-    levels: u8,
-    nested: bool,
-    guest_mode: bool,
-    caching: Option<Caching>,
+    pub(crate) generation: u64,
+    pub(crate) root: (u64, [u64; 4]),
+    pub(crate) levels: u8,
+    pub(crate) nested: bool,
+    pub(crate) guest_mode: bool,
+    pub(crate) caching: Option<Caching>,
 }
 
 /// A vCPU's number for what its walks hang on now. It is no part of any state: all are equal, and a copy has none yet.
@@ -39,33 +39,14 @@ impl PartialEq for Epoch {
 impl Eq for Epoch {}
 
 impl Epoch {
-    fn of(&mut self, basis: Basis) -> u64 {
+    /// The number of what walks hang on now.
+    pub(crate) fn of(&mut self, basis: Basis) -> u64 {
         /// Restored states have the counters of others, so the numbers are given out once per process.
         static NEXT: AtomicU64 = AtomicU64::new(1);
         if self.basis != Some(basis) {
             *self = Self { basis: Some(basis), number: NEXT.fetch_add(1, Ordering::Relaxed) };
         }
         self.number
-    }
-}
-
-impl Mmu {
-    /// `Answer::epoch` of a walk that has just mapped RAM; zero where faults may answer.
-    pub fn epoch(&mut self, vcpu: u32, caching: Option<Caching>) -> u64 {
-        if self.armed {
-            return 0;
-        }
-        let of = &self.vcpus[vcpu as usize];
-        let basis = Basis {
-            changes: self.pages.recent.changes(),
-            generation: self.generation,
-            root: self.shadow_root(vcpu),
-            levels: self.context(vcpu).root_role.level(),
-            nested: of.is_nested(),
-            guest_mode: of.guest_mode,
-            caching,
-        };
-        self.vcpu(vcpu).epoch.of(basis)
     }
 }
 

@@ -13,6 +13,21 @@ use vmtape_arch::memory_type::{MemoryType, Pat};
 /// See: Linux arch/x86/mm/pat/memtype.c pat_bp_init()
 pub const HOST_PAT: Pat = Pat(0x0407_0506_0007_0106);
 
+/// What silicon runs with that decides how it caches. With nested guests that is not what the guest sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caching {
+    pub pat: Pat,
+    /// CR0.CD.
+    pub disabled: bool,
+}
+
+impl Caching {
+    /// KVM never lets a guest disable the caches (KVM_X86_QUIRK_CD_NW_CLEARED).
+    pub const fn of(pat: u64) -> Self {
+        Self { pat: Pat(pat), disabled: false }
+    }
+}
+
 /// What an EPT entry says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EptType {

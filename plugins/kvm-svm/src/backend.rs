@@ -36,7 +36,8 @@ use vmtape_kvm_core::{
     vm::{Ops, VendorVcpu, fail_entry},
 };
 use vmtape_kvm_mmu::{
-    tdp::silicon::{Caching, GuestAccess, NestedStop, note_steps},
+    memory_type::Caching,
+    tdp::silicon::{GuestAccess, NestedStop, note_steps},
     walk::{Steps, WalkAccess},
 };
 

@@ -40,7 +40,8 @@ use vmtape_kvm_core::{
     vm::{Ops, VendorVcpu, fail_entry},
 };
 use vmtape_kvm_mmu::{
-    tdp::silicon::{Caching, GuestAccess, note_steps},
+    memory_type::Caching,
+    tdp::silicon::{GuestAccess, note_steps},
     walk::WalkAccess,
 };
 

@@ -1,9 +1,6 @@
 //! The code of a block while it is made, and its ways out.
 
-use super::{
-    sse::Floats,
-    state::{Flags, Producer},
-};
+use super::state::{Flags, Producer};
 use crate::{
     frame::{EXIT, Home, RIP, SLOTS, TAG, home, host},
     links::Slot,
@@ -309,4 +306,11 @@ impl Code {
 pub(super) struct SlowPath {
     pub(super) label: DynamicLabel,
     insn: usize,
+}
+
+/// The host's MXCSR becomes the guest's, behind the rest of a block.
+pub(super) struct Floats {
+    pub(super) label: DynamicLabel,
+    pub(super) ready: DynamicLabel,
+    pub(super) slow: DynamicLabel,
 }

@@ -7,13 +7,13 @@
 //! See: SDM vol. 1 11.5 SSE and SSE2 Exceptions, 4.8.4 Rounding; vol. 2 for each instruction.
 
 use super::{
-    code::{Code, SlowPath},
+    code::{Code, Floats, SlowPath},
     plan::Renaming,
     sse_forms::{self, Class},
     state::Producer,
 };
 use crate::frame::{FLOATS, HOST_MXCSR, Home, MXCSR, SSE, XMM, home, host};
-use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Encoder, Instruction, MemoryOperand, OpKind, Register};
 
 /// Bytes of a register.
@@ -188,13 +188,6 @@ fn operate(code: &mut Code, sse: &Sse) {
 /// Displacement of a register.
 fn at(number: u8) -> i32 {
     i32::from(number) * WIDTH as i32
-}
-
-/// The host's MXCSR becomes the guest's, behind the rest of a block.
-pub(super) struct Floats {
-    label: DynamicLabel,
-    ready: DynamicLabel,
-    slow: DynamicLabel,
 }
 
 impl Code {

@@ -61,6 +61,8 @@ impl Machine {
             // Nothing that the guest did: the other silicon leaves it too, and nobody sees a difference.
             return Ok(Resolved::Native);
         }
+        // That the guest came here again the tape says; only what this exit leads to may be without end.
+        self.vcpus[n as usize].progress.begin_anew();
         let mut controls = &group.controls[..];
         let resolved = self.resolve_stimulus(n, group, &mut controls);
         // The VMM has done them all the same where there is no exit to do them after.

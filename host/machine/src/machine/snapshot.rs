@@ -40,7 +40,7 @@ impl Machine {
         let mark = self.services.memory.mark();
         let mut pages = BTreeMap::new();
         let mut bytes = [0; PAGE];
-        for page in self.services.memory.written_since(Mark::START) {
+        for page in self.services.memory.ram().pages_since(Mark::START) {
             if self.services.ram().read(page << PAGE_SHIFT, &mut bytes) && !is_zero(&bytes) {
                 pages.insert(page, Box::new(bytes));
             }
@@ -62,7 +62,8 @@ impl Machine {
         // What is put back is no change.
         self.begin_anew(inputs, recorder);
         let memory = &self.services.memory;
-        for page in memory.written_since(snapshot.mark) {
+        // A fault may have led the guest to pages of the host that no slot has.
+        for page in memory.ram().pages_since(snapshot.mark) {
             let bytes = snapshot.pages.get(&page).map_or(&[0; PAGE], |bytes| &**bytes);
             memory.ram().write(page << PAGE_SHIFT, bytes);
         }
@@ -91,7 +92,7 @@ impl Machine {
         recorder: Option<Box<dyn Recorder>>,
     ) -> Result<(), Error> {
         let memory = &self.services.memory;
-        for page in memory.written_since(self.marks.start) {
+        for page in memory.ram().pages_since(self.marks.start) {
             memory.ram().write(page << PAGE_SHIFT, &[0; PAGE]);
         }
         crate::loader::load(&self.spec, memory)?;

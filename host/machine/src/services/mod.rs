@@ -27,7 +27,7 @@ use vmtape_abi::{BusOp, BusSpace, Host, MemoryStatus};
 use vmtape_arch::{cpuid::CpuidEntry, vcpu::VcpuState};
 use vmtape_cpu::{Cpu, FlushHandle, Ram};
 use vmtape_traces::event::{Event, InputSource};
-use walks::Walks;
+pub(crate) use walks::Walks;
 
 /// The MSR of the x2APIC's interrupt command register.
 const ICR_MSR: u64 = 0x830;

@@ -40,6 +40,11 @@ fn may_repeat(exit: &Exit) -> bool {
 }
 
 impl Progress {
+    /// No exit came before the next one.
+    pub(crate) fn begin_anew(&mut self) {
+        *self = Self { deliveries: self.deliveries, ..Self::default() };
+    }
+
     /// Takes note of an exit; gives the count once `most` or more came in a row at one place. Whether they are equal does not
     /// matter: two exits that undo each other's work loop as endlessly as one that repeats. `repetitions`: of KVM's emulator.
     pub(crate) fn stuck(

@@ -141,7 +141,7 @@ mod tests {
             let (mul, shift) = time_scale(NS_PER_SECOND, hz);
             let ticks = 1_u128 << 20;
             let shifted = if shift < 0 { ticks >> -shift } else { ticks << shift };
-            assert_eq!((shifted * u128::from(mul) >> 32) as u64, nanoseconds, "{hz}: {mul:#x} {shift}");
+            assert_eq!(((shifted * u128::from(mul)) >> 32) as u64, nanoseconds, "{hz}: {mul:#x} {shift}");
         }
         assert_eq!([0, 1, 2, 3].map(next_version), [2, 4, 4, 6]);
     }

@@ -4,9 +4,10 @@ use super::{DirtyRules, Ring};
 use crate::{
     fault::{FaultCode, Handled},
     fault_points::FaultPoint,
+    memory_type::Caching,
     mmu::{Config, Mmu},
     spte::Format,
-    tdp::silicon::{Caching, GuestAccess, NestedFault},
+    tdp::silicon::{GuestAccess, NestedFault},
     walk::WalkAccess,
 };
 use vmtape_abi::{Errno, MemoryRegion};

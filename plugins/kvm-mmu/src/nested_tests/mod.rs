@@ -10,9 +10,10 @@ mod tracking;
 
 use crate::{
     fault::{FaultCode, Handled, WalkFault},
+    memory_type::Caching,
     mmu::{Config, ContextId, GuestWidth, Mmu},
     spte::Format,
-    tdp::silicon::{Caching, GuestAccess},
+    tdp::silicon::GuestAccess,
     walk::WalkAccess,
 };
 use vmtape_abi::{Host, MemoryRegion};

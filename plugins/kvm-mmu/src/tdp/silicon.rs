@@ -12,8 +12,9 @@ use super::{
     recent::Key,
 };
 use crate::{
+    epoch::Basis,
     fault_points::FaultPoint,
-    memory_type::two_dimensional,
+    memory_type::{Caching, two_dimensional},
     mmu::{Config, Mmu},
     pages::Pages,
     slots::Slots,
@@ -26,7 +27,6 @@ use vmtape_arch::{
     exception::PageFaultError,
     exit::{EptQualification, NpfInfo},
     level::Place,
-    memory_type::Pat,
     paging::Pte,
     vcpu::VcpuState,
 };
@@ -221,21 +221,6 @@ pub(crate) fn mapping_kind(slots: &Slots, gpa: u64) -> MappingKind {
     }
 }
 
-/// What silicon runs with that decides how it caches. With nested guests that is not what the guest sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Caching {
-    pub pat: Pat,
-    /// CR0.CD.
-    pub disabled: bool,
-}
-
-impl Caching {
-    /// KVM never lets a guest disable the caches (KVM_X86_QUIRK_CD_NW_CLEARED).
-    pub const fn of(pat: u64) -> Self {
-        Self { pat: Pat(pat), disabled: false }
-    }
-}
-
 /// The mapping for the host's TLB that both dimensions allow together.
 fn combine(
     paging: &Paging,
@@ -338,5 +323,25 @@ pub fn note_steps(vcpu: u32, place: Place, steps: &[Step], host: &mut dyn Host) 
     for step in steps {
         let Step { address, before, after, level, .. } = *step;
         host.note_at(vcpu, place, Note::SiliconStep { gpa: address, before, after, level });
+    }
+}
+
+impl Mmu {
+    /// `Answer::epoch` of a walk that has just mapped RAM; zero where faults may answer.
+    pub fn epoch(&mut self, vcpu: u32, caching: Option<Caching>) -> u64 {
+        if self.armed {
+            return 0;
+        }
+        let of = &self.vcpus[vcpu as usize];
+        let basis = Basis {
+            changes: self.pages.recent.changes(),
+            generation: self.generation,
+            root: self.shadow_root(vcpu),
+            levels: self.context(vcpu).root_role.level(),
+            nested: of.is_nested(),
+            guest_mode: of.guest_mode,
+            caching,
+        };
+        self.vcpu(vcpu).epoch.of(basis)
     }
 }

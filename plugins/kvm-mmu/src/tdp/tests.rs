@@ -1,6 +1,7 @@
 //! The codes of nested faults that kvm-unit-tests and the kernel's selftests assert.
 
-use super::silicon::{Caching, GuestAccess, NestedStop};
+use super::silicon::{GuestAccess, NestedStop};
+use crate::memory_type::Caching;
 use crate::{
     fault::{FaultCode, Handled},
     mmu::{Config, GuestWidth, Mmu},

@@ -17,10 +17,7 @@ use vmtape_arch::{
     sensitive::{Sensitive, svm},
     vcpu::VcpuState,
 };
-use vmtape_kvm_mmu::{
-    tdp::silicon::{Caching, GuestAccess},
-    walk::WalkAccess,
-};
+use vmtape_kvm_mmu::{memory_type::Caching, tdp::silicon::GuestAccess, walk::WalkAccess};
 
 const PAGE_OFFSET: u64 = vmtape_arch::PAGE_SIZE - 1;
 

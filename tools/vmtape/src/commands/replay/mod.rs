@@ -325,7 +325,9 @@ fn compare(
     let mut report;
     if args.mode == Mode::Exits {
         let method = match alike {
-            true => "each taped exit is given to the backend's handlers; what they do must be the same",
+            true => {
+                "each taped exit is given to the backend's handlers; every event must be the same (registers that no event tells: --mode run)"
+            }
             false => "what the guest sees of each taped exit is compared, not what it did without exits",
         };
         report = Report::new(method, tape.name(), actual_name);
