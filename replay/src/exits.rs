@@ -94,6 +94,7 @@ pub fn replay(
 /// Exits between two signs of life.
 const PROGRESS: u64 = 4096;
 const UNKNOWN: &str = "exits whose handling reads memory or registers that the tape does not have";
+const CUT: &str = "exits whose entry, with what it delivers, the tape ends before";
 const NOT_TAKEN: &str = "exits that the other silicon does not take";
 /// No exit tells them: the other silicon would have to walk what the tape does not have.
 const TYPES: &str = "memory types of accesses that do not exit";
@@ -150,6 +151,9 @@ impl Feeder {
             // Silicon executes what the other one exited for; its result is not on any tape.
             known = false;
             report.leave_open(NOT_TAKEN, 1);
+        } else if self.replayed.goes_on_behind(group) {
+            known = false;
+            report.leave_open(CUT, 1);
         } else if !self.replayed.is_alike(group, handling) {
             let (expected, actual) =
                 (View::of_tape(&self.replayed, group), View::of_replayed(&self.replayed, group, handling));

@@ -1,7 +1,11 @@
 //! The events of an exit's handling, as one machine told them twice.
 
 use crate::exempt;
-use vmtape_arch::{exit::Resume, level::Place, note::Note};
+use vmtape_arch::{
+    exit::{Resume, ResumeKind},
+    level::Place,
+    note::Note,
+};
 use vmtape_traces::{Event, ExitGroup};
 
 /// What the handlers did about the last exit.
@@ -24,6 +28,13 @@ pub(super) enum Compared {
     Exempt,
     /// The first events that differ, expected and actual.
     Different(Box<[Option<Event>; 2]>),
+}
+
+/// Whether the tape ends between an exit that goes on and its entry: what that gives the guest is on no tape.
+pub(super) fn is_cut(group: &ExitGroup) -> bool {
+    let entered = group.notes.iter().any(|note| matches!(note, Note::Entry { .. }));
+    let goes_on = group.resume.is_some_and(|resume| resume.kind == ResumeKind::RESUME);
+    goes_on && !entered && !group.is_halted()
 }
 
 /// The same machine: every event of the exit must be equal. `ended`: so has the replayed machine's run.

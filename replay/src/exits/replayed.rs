@@ -250,6 +250,13 @@ impl Replayed {
         Widths::of_machine(self.machine.spec()).guest
     }
 
+    /// Whether the machine does the same about an exit, and then enters the guest with something, where the tape ends before that.
+    pub fn goes_on_behind(&self, group: &ExitGroup) -> bool {
+        let answer = self.answer.borrow();
+        let (mut told, mut actual) = (visible(&group.notes), visible(&answer.notes));
+        events::is_cut(group) && told.all(|note| actual.next() == Some(note)) && actual.next().is_some()
+    }
+
     /// Whether the tape and the machine do the same about an exit, at one look: what most exits are.
     pub fn is_alike(&self, group: &ExitGroup, handling: &Handling) -> bool {
         let answer = self.answer.borrow();
