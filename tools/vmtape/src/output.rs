@@ -8,7 +8,8 @@ use std::{
     io::{self, IsTerminal, Write},
     sync::atomic::{AtomicBool, Ordering},
 };
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// The version of every JSON object that the program prints.
 pub const SCHEMA_VERSION: u32 = 2;
@@ -173,22 +174,22 @@ pub fn is_verbose() -> bool {
 /// Logs go to stderr: warnings by default, more with `-v`, and whatever RUST_LOG says.
 pub fn init_logging(verbose: u8, color: ColorChoice) {
     VERBOSE.store(verbose > 0, Ordering::Relaxed);
-    let default = ["warn", "info", "debug", "trace"][usize::from(verbose).min(3)];
+    let default = [Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE][usize::from(verbose).min(3)];
     let colored = match color {
         ColorChoice::Always => true,
         ColorChoice::Never => false,
         ColorChoice::Auto => io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let from_environment = std::env::var("RUST_LOG").ok().and_then(|told| told.parse::<Targets>().ok());
+    let filter = from_environment.unwrap_or_else(|| Targets::new().with_default(default));
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(colored)
         .without_time()
         .with_target(false)
         // It would tell them by a macro that panics where stderr is closed.
-        .log_internal_errors(false)
-        .init();
+        .log_internal_errors(false);
+    tracing_subscriber::registry().with(lines).with(filter).init();
 }
 
 /// A report with its schema version.
