@@ -67,6 +67,21 @@ fn results_are_the_same_however_they_are_divided() -> Result<()> {
     Ok(())
 }
 
+/// A guest that is not there is told once, before the first job, and not as a failure of each.
+#[test]
+fn a_guest_that_is_not_there_is_told_before_the_first_job() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let specification = SPECIFICATION.replace("builtin:smp2", "smp2");
+    fs::write(folder.path().join("campaign.toml"), specification)?;
+    ok(folder.path(), &["campaign", "plan", "campaign.toml", "-o", "plan.toml"])?;
+    let output = vmtape(folder.path(), &["campaign", "run", "plan.toml", "--shard", "0", "-o", "results"])?;
+    assert_eq!(output.status.code(), Some(125));
+    let told = tail(&output);
+    assert!(told.contains("the campaign's guest `smp2`") && told.lines().count() <= 2, "{told}");
+    assert_eq!(fs::read_dir(folder.path().join("results"))?.count(), 0);
+    Ok(())
+}
+
 /// A shard that runs twice at once writes what it would have written alone.
 #[test]
 fn a_shard_may_run_twice_at_once() -> Result<()> {

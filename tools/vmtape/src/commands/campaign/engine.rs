@@ -134,6 +134,18 @@ pub struct Beds<'a> {
     beds: BTreeMap<(usize, String), Quick<'a>>,
 }
 
+/// Makes sure that each guest of the campaign is there and fits each of its machines, before the first job runs.
+pub fn check(campaign: &Campaign, loaded: &[Loaded]) -> Result<()> {
+    for guest in &campaign.guests {
+        for machine in loaded {
+            machine
+                .machine(guest)
+                .with_context(|| format!("the campaign's guest `{guest}` on {}", machine.choice.backend))?;
+        }
+    }
+    Ok(())
+}
+
 impl<'a> Beds<'a> {
     /// `afresh`: each run builds its machine, instead of going back to a snapshot.
     pub fn new(loaded: &'a [Loaded], creates: &'a Creates<'a>, afresh: bool) -> Self {

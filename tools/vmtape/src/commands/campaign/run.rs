@@ -2,7 +2,7 @@
 //! twice at once.
 
 use super::{
-    engine::{Beds, Tables, creates, load, options},
+    engine::{Beds, Tables, check, creates, load, options},
     read,
     ways::Ways,
     whole,
@@ -56,6 +56,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     let shard = Shard::find(args.shard.as_deref(), campaign.shards, |name| std::env::var(name).ok())?;
     fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
     let loaded = load(&campaign, &args.plugins)?;
+    check(&campaign, &loaded)?;
     let creates = creates(&loaded);
     let (mut beds, tables) = (Beds::new(&loaded, &creates, args.afresh), Tables::new(&loaded));
     let ways = Ways::new(&campaign, &args.plugins)?;
