@@ -4,7 +4,7 @@ use super::faults::{Asked, Counts, Decision, Exited, Faults, HostPoint};
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
 use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use vmtape_arch::exit::Exit;
 use vmtape_traces::event::{Fault, InputSource, Skip};
 
@@ -224,7 +224,11 @@ pub struct Recorded {
     random: Box<dyn Iterator<Item = u64>>,
     serial: Vec<(u64, u8)>,
     faults: Vec<Fault>,
-    /// Which of them were asked for.
+    /// Their places by vCPU, point and occurrence.
+    places: BTreeMap<(u32, u32, u64), usize>,
+    /// When the host's NMIs are due, in order.
+    nmis: Vec<u64>,
+    /// Which faults were asked for.
     asked: Vec<bool>,
     /// How many of serial bytes were taken.
     taken: usize,
@@ -242,6 +246,8 @@ impl Recorded {
             random: Box::new(random),
             serial: Vec::new(),
             faults: Vec::new(),
+            places: BTreeMap::new(),
+            nmis: Vec::new(),
             asked: Vec::new(),
             taken: 0,
             exhausted: false,
@@ -257,6 +263,11 @@ impl Recorded {
     /// With the tape's faults.
     pub fn with_faults(mut self, faults: Vec<Fault>) -> Self {
         self.asked = vec![false; faults.len()];
+        for (place, fault) in faults.iter().enumerate() {
+            self.places.entry((fault.vcpu, fault.point, fault.occurrence)).or_insert(place);
+        }
+        let nmis = faults.iter().filter(|fault| fault.point == HostPoint::NMI.0);
+        self.nmis = nmis.map(|fault| fault.icount).collect();
         self.faults = faults;
         self
     }
@@ -287,16 +298,14 @@ impl Inputs for Recorded {
 
     /// The tape's answer for this occurrence. Words that are not the taped ones show where the event is compared.
     fn fault(&mut self, asked: &Asked) -> Option<Decision> {
-        let key = (asked.vcpu, asked.point, asked.occurrence);
-        let at = self.faults.iter().position(|fault| (fault.vcpu, fault.point, fault.occurrence) == key)?;
+        let at = *self.places.get(&(asked.vcpu, asked.point, asked.occurrence))?;
         self.asked[at] = true;
         let Fault { rule, skipped, answer, .. } = self.faults[at];
         Some(Decision { rule, skipped, answer })
     }
 
     fn next_nmi(&self, occurrences: u64) -> Option<u64> {
-        let mut nmis = self.faults.iter().filter(|fault| fault.point == HostPoint::NMI.0);
-        nmis.nth(occurrences as usize).map(|fault| fault.icount)
+        self.nmis.get(usize::try_from(occurrences).ok()?).copied()
     }
 
     fn missed_faults(&self) -> Vec<Fault> {
