@@ -43,6 +43,9 @@ pub struct Vcpu {
     pub guest_mode: bool,
     /// What L1 intercepts of L2's instructions while L2 runs.
     pub l1_intercepts: Intercepts,
+    /// A signal that kills has ended a wait of KVM's for memory that nothing but such a signal ends: KVM_RUN returns before the guest is
+    /// entered again.
+    pub killed: bool,
     /// The exit that is being handled interrupted the delivery of an event.
     #[serde(skip)]
     pub vectoring: bool,
@@ -80,6 +83,7 @@ impl Vcpu {
             exited: false,
             guest_mode: false,
             l1_intercepts: Intercepts::default(),
+            killed: false,
             vectoring: false,
         }
     }

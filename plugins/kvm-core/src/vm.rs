@@ -192,8 +192,8 @@ pub trait Ops {
     fn request_windows(&self, vcpu: &mut Self::Vcpu, requests: WindowRequests);
 
     /// `get_state` of the nested operations: KVM_GET_NESTED_STATE.
-    fn get_nested_state(&self, _vcpu: &Self::Vcpu, _state: &VcpuState) -> Vec<u8> {
-        state::nested::get(self.kvm().silicon.vendor)
+    fn get_nested_state(&self, _vcpu: &Self::Vcpu, _state: &VcpuState) -> Result<Vec<u8>, Errno> {
+        Ok(state::nested::get(self.kvm().silicon.vendor))
     }
 
     /// `set_state` of the nested operations: KVM_SET_NESTED_STATE.
@@ -317,6 +317,9 @@ impl<O: Ops> Vm<O> {
         let Self { shared: ops, vcpus, cpus } = self;
         let boot_clock = vcpus[0].core().pv.old_clock();
         let v = &mut vcpus[vcpu as usize];
+        if let Some(killed) = killed(v.core_mut(), host) {
+            return Some(killed);
+        }
         if v.core().has_pv_requests() {
             pv::requests(ops.kvm_mut(), v.core_mut(), state, boot_clock, host);
         }
@@ -341,6 +344,9 @@ impl<O: Ops> Vm<O> {
         let windows = Windows { late, ..ops.windows(v, state) };
         let tracer = v.core().tracer();
         let requests = v.core_mut().events.check_and_inject(tracer, state, windows, host);
+        if let Some(killed) = killed(v.core_mut(), host) {
+            return Some(killed);
+        }
         if !requests.immediate_exit {
             ops.request_windows(v, requests);
         }
@@ -402,6 +408,15 @@ impl<O: Ops> Vm<O> {
         let width = if four_levels { width.min(FOUR_LEVELS_WIDTH) } else { width };
         bits(0, u32::from(width) - 1)
     }
+}
+
+/// `xfer_to_guest_mode_handle_work`, `kvm_handle_signal_exit`: KVM_RUN ends where a signal that kills is pending.
+fn killed(core: &mut Vcpu, host: &mut dyn Host) -> Option<Resume> {
+    let killed = Resume::errno(Errno::EINTR.0);
+    std::mem::take(&mut core.killed).then(|| {
+        core.note(Note::UserspaceExit { reason: killed.kind.0, errno: killed.errno }, host);
+        killed
+    })
 }
 
 impl<O: Ops> Backend for Vm<O> {

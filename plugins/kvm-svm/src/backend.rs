@@ -112,8 +112,9 @@ impl Ops for Shared {
         &mut self,
         v: &mut SvmVcpu,
         state: &mut VcpuState,
-        _host: &mut dyn Host,
+        host: &mut dyn Host,
     ) -> Result<Intercepts, Resume> {
+        nested::events::look_for_init(v, state, None, host);
         nested::pat::pre_run(v, state.pat);
         setup::update_cr0_intercept(self, v, state);
         let first_run = v.is_guest_mode() && v.nested.run_pending;
@@ -257,11 +258,12 @@ impl Ops for Shared {
         let cx = &mut Cx { shared: self, vcpu: v, state, exit, host };
         let resume = with_exit(kvm::handle(cx), exit);
         nested::exit::follow_leave(cx);
+        nested::events::look_for_init(v, state, Some(SvmExitCode(exit.reason)), host);
         state.interruptibility = v.held(self, state);
         resume
     }
 
-    fn get_nested_state(&self, v: &SvmVcpu, state: &VcpuState) -> Vec<u8> {
+    fn get_nested_state(&self, v: &SvmVcpu, state: &VcpuState) -> Result<Vec<u8>, Errno> {
         nested::state::get(&L1::new(self, &v.core.cpuid), v, state)
     }
 
@@ -443,7 +445,7 @@ impl Ops for Shared {
             _ => {
                 match (insn.kind, insn.number) {
                     (SensitiveKind::SVM, svm::STGI | svm::CLGI) => {
-                        nested::events::toggle_gif(self, v, state, insn.number == svm::STGI);
+                        nested::events::toggle_gif(self, v, state, insn.number == svm::STGI, host);
                     }
                     (SensitiveKind::SVM, svm::VMLOAD | svm::VMSAVE) => {
                         return vls::execute(self, v, state, insn, host, exit, fault);

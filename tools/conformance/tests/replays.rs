@@ -57,6 +57,24 @@ fn guests_that_see_no_difference_show_none_without_being_run() -> Result<()> {
     Ok(())
 }
 
+/// A guest's guest halts until the hypervisor's timer takes it out: what #VMEXIT reads stands with the exit that halted, and is known.
+#[test]
+fn the_entry_that_wakes_a_halted_guests_guest_is_judged() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for (backend, npt) in [("svm-npt", 1), ("svm", 0)] {
+        let guest = format!("builtin:nested-exits,part=signals,npt={npt}");
+        let line =
+            ["record", "-q", "-b", backend, "--kvm", "v5.10", "--cpu", "max,+svm", "-o", "c.tape", &guest];
+        let recorded = vmtape(folder.path(), &line)?;
+        assert!(recorded.status.code() == Some(0), "{backend}: {}", tail(&recorded));
+        for mode in ["run", "exits"] {
+            let replayed = vmtape(folder.path(), &["replay", "c.tape", "--mode", mode])?;
+            assert_eq!(replayed.status.code(), SAME, "{backend} {mode}: {}", tail(&replayed));
+        }
+    }
+    Ok(())
+}
+
 /// The guest meets another page fault after 760 instructions, which only the other machine's paging makes an exit.
 #[test]
 fn what_the_guest_does_between_exits_is_not_the_same_without_being_run() -> Result<()> {

@@ -95,6 +95,8 @@ impl Machine {
         if let Some(fed) = self.services.fed.as_mut().filter(|fed| !fed.keeps()) {
             fed.knowledge.memory.forget();
         }
+        let of_halt = self.services.fed.as_mut().map_or(Vec::new(), |fed| fed.take_for_wakeup(n));
+        self.learn(&of_halt);
         if let Some(fed) = &mut self.services.fed {
             fed.faults.begin(&group.faults_before, &group.faults);
         }
@@ -135,7 +137,13 @@ impl Machine {
         }
         state.inject = Default::default();
         self.services.sync_clock(state);
+        if let Some(fed) = self.services.fed.as_mut().filter(|_| !of_halt.is_empty()) {
+            fed.knowledge.memory.forget();
+        }
         self.learn(&group.reads);
+        if let Some(fed) = &mut self.services.fed {
+            fed.keep_for_wakeup(group);
+        }
         self.turn.vcpu = n;
         Ok(Some(n))
     }

@@ -1,7 +1,11 @@
 //! What a machine knows whose exits come from a tape.
 
 use super::{faults::TapedFaults, knowledge::Knowledge};
-use vmtape_traces::event::{EntryEvent, EntryOutcome};
+use std::collections::BTreeMap;
+use vmtape_traces::{
+    ExitGroup,
+    event::{Data, EntryEvent, EntryOutcome},
+};
 
 /// The first schema in which an exit tells all memory that its handling reads, whatever handled the exits before it.
 const EXITS_STAND_ALONE: u32 = 3;
@@ -14,6 +18,9 @@ pub(crate) struct Feeding {
     /// their own machine had left there.
     keeps: bool,
     unknown: u64,
+    /// What the tape tells of memory with an exit that halted, by vCPU, for the entry that ends the halt: it belongs to that exit, and
+    /// comes with the next one.
+    halted: BTreeMap<u32, Vec<(u64, Data)>>,
     pub(crate) faults: TapedFaults,
     /// What came of the last entry.
     pub(crate) entered: EntryOutcome,
@@ -28,6 +35,7 @@ impl Feeding {
             knowledge: Knowledge::new(vcpus),
             keeps: schema < EXITS_STAND_ALONE,
             unknown: 0,
+            halted: BTreeMap::new(),
             faults: TapedFaults::default(),
             entered: EntryOutcome::default(),
             other_entries: Vec::new(),
@@ -36,6 +44,18 @@ impl Feeding {
 
     pub(crate) fn keeps(&self) -> bool {
         self.keeps
+    }
+
+    /// An exit is about to be fed: its own entry may come after a halt.
+    pub(crate) fn keep_for_wakeup(&mut self, group: &ExitGroup) {
+        if group.is_halted() && !group.reads.is_empty() {
+            self.halted.insert(group.exit.vcpu, group.reads.clone());
+        }
+    }
+
+    /// What was kept for this vCPU.
+    pub(crate) fn take_for_wakeup(&mut self, vcpu: u32) -> Vec<(u64, Data)> {
+        self.halted.remove(&vcpu).unwrap_or_default()
     }
 
     /// Reads of memory that the tape did not tell, so far.

@@ -89,6 +89,15 @@ pub const NESTED_6_1: &[Entry] = &[
     .source("svm/nested.c nested_vmcb02_prepare_save()")
     .since("v5.13"),
     Entry::patch(
+        Switch::NESTED_GIF_TAKES_INIT,
+        Scope::AMD,
+        "A pending INIT is taken as soon as GIF is set; before, at the next event that something else makes KVM \
+         look for",
+    )
+    .commit("0bba8fc24c75", "KVM: SVM: Make an event request if INIT or SIPI is pending when GIF is set")
+    .source("svm/svm.c svm_set_gif()")
+    .since("v6.1"),
+    Entry::patch(
         Switch::NESTED_WALK_OF_L1,
         Scope::NPT,
         "L1's nested tables are walked by L1's CR0, CR4 and EFER of VMRUN; before, by L2's",

@@ -207,6 +207,7 @@ open_enum! {
         V3_GPAT_LEGACY = 315 => "v3-gpat-legacy",
         V1_GPAT_STATE = 316 => "v1-gpat-state",
         V2_GPAT_STATE = 317 => "v2-gpat-state",
+        NESTED_GIF_TAKES_INIT = 318 => "nested-gif-takes-init",
         /// Numbers from 1000 on: silicon.
         EPT4_WIDE_GPA_VIOLATION = 1000 => "ept4-wide-gpa-violation",
         AMD_ACCESSED_BEFORE_NPF = 1001 => "amd-accessed-before-npf",

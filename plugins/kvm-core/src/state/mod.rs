@@ -45,7 +45,7 @@ pub fn get_state<O: Ops>(
             events.to_bytes()
         }
         BackendState::MpState => MpState::of(state.activity).to_bytes(),
-        BackendState::NestedState => ops.get_nested_state(v, state),
+        BackendState::NestedState => ops.get_nested_state(v, state)?,
         BackendState::TscOffset => state.tsc_offset.to_bytes(),
     })
 }

@@ -4,7 +4,7 @@
 use super::bench::{Bench, RAM};
 use super::nested::{RELEASES, l1, vmcb12};
 use crate::silicon::vmcb::{EventInfo, Vmcb};
-use vmtape_abi::{Backend, Host};
+use vmtape_abi::{Backend, Errno, Host, MemoryStatus};
 use vmtape_arch::{
     access::Verdict,
     event::EventKind,
@@ -389,6 +389,32 @@ fn a_vmcb_outside_memory() {
             assert_eq!(world.bench.state().inject.vector, Vector::GP.0);
         } else {
             assert_eq!((resume.data[0], resume.data[1], resume.data[3]), (1, 6, 0x80));
+        }
+    }
+}
+
+/// A VMCB's page that does not come: the wait ends with a signal that kills, and KVM_RUN before the guest goes on.
+#[test]
+fn a_vmcb_that_does_not_come() {
+    for release in RELEASES {
+        for at_vmrun in [true, false] {
+            let mut world = World::new(&[("kvm", release)], true, |_| ());
+            if !at_vmrun {
+                world.vmrun();
+                world.enter();
+            }
+            world.bench.host.absent.insert(VMCB12, MemoryStatus::MISSING);
+            if at_vmrun {
+                world.svm(0xd8);
+            } else {
+                world.vmmcall();
+            }
+            let Bench { vm, states, host } = &mut world.bench;
+            assert_eq!(
+                vm.enter(0, &mut states[0], host),
+                Resume::errno(Errno::EINTR.0),
+                "{release} {at_vmrun}"
+            );
         }
     }
 }

@@ -71,6 +71,8 @@ pub mod exit {
     pub const EXCEPTION: u32 = 0x40;
     pub const INTR: u32 = 0x60;
     pub const NMI: u32 = 0x61;
+    pub const SMI: u32 = 0x62;
+    pub const INIT: u32 = 0x63;
     pub const VINTR: u32 = 0x64;
     pub const CR0_SEL_WRITE: u32 = 0x65;
     pub const IDTR_READ: u32 = 0x66;

@@ -12,14 +12,18 @@ use crate::{
     silicon::vmcb::Vmcb,
     vm::{Shared, SvmVcpu},
 };
+use vmtape_abi::Host;
 use vmtape_arch::{
     event::Event,
     exit::SvmExitCode as C,
     note::Note,
     regs::Rflags,
-    vcpu::{Interruptibility, VcpuState},
+    vcpu::{Activity, Interruptibility, VcpuState, gpr},
 };
 use vmtape_kvm_core::{events::Windows, profile::Switch};
+
+/// Its index as an MSR. See: APM vol. 2 16.11 Accessing x2APIC Register
+const X2APIC_EOI: u32 = 0x80b;
 
 /// `svm_set_gif`. A window that was asked for under the old value is asked for again at the entry, if it is needed.
 pub fn set_gif(cx: &mut Cx<'_>, on: bool) {
@@ -32,14 +36,39 @@ pub fn set_gif(cx: &mut Cx<'_>, on: bool) {
         set_vintr(cx.shared, cx.vcpu, false);
     }
     cx.vcpu.nested.gif = on;
+    let looks = cx.on(Switch::NESTED_GIF_TAKES_INIT);
+    cx.vcpu.nested.init_overlooked = on && !looks && overlooks(cx.vcpu, cx.host);
 }
 
-/// STGI or CLGI, as silicon executes it. See: APM 15.33.2 Virtual GIF
-pub fn toggle_gif(shared: &Shared, vcpu: &mut SvmVcpu, state: &mut VcpuState, on: bool) {
+/// An INIT is pending, and nothing else that KVM looks for when GIF is set.
+fn overlooks(vcpu: &SvmVcpu, host: &mut dyn Host) -> bool {
+    host.init(vcpu.core.id) && !has_event(vcpu, host)
+}
+
+fn has_event(vcpu: &SvmVcpu, host: &mut dyn Host) -> bool {
+    let id = vcpu.core.id;
+    host.smi(id) || vcpu.core.events.has_nmi(id, host) || host.interrupt(id, false).is_some()
+}
+
+/// KVM_REQ_EVENT, of which `kvm_apic_accept_events` is a part. Not told here: an EOI that the guest writes to memory.
+pub fn look_for_init(vcpu: &mut SvmVcpu, state: &VcpuState, exited: Option<C>, host: &mut dyn Host) {
+    if !vcpu.nested.init_overlooked {
+        return;
+    }
+    let eoi = exited == Some(C::MSR) && state.gpr[gpr::RCX] as u32 == X2APIC_EOI;
+    let window = matches!(exited, Some(C::VINTR | C::IRET));
+    let halted = state.activity == Activity::HLT;
+    let looks = eoi || window || halted || vcpu.core.events.any() || has_event(vcpu, host);
+    vcpu.nested.init_overlooked = !looks;
+}
+
+/// STGI or CLGI, as silicon executes it, which KVM does not hear of. See: APM 15.33.2 Virtual GIF
+pub fn toggle_gif(shared: &Shared, vcpu: &mut SvmVcpu, state: &mut VcpuState, on: bool, host: &mut dyn Host) {
     if vcpu.has_nested_vgif(shared) {
         vcpu.nested.vmcb02.vmcb.control.int_ctl.set_v_gif(on);
     } else {
         vcpu.nested.gif = on;
+        vcpu.nested.init_overlooked = on && overlooks(vcpu, host);
     }
     state.interruptibility = vcpu.held(shared, state);
 }
@@ -121,7 +150,7 @@ impl SvmVcpu {
         };
         state
             .interruptibility
-            .with_init(!gif || self.exits_for(C::INIT))
+            .with_init(!gif || self.nested.init_overlooked || self.exits_for(C::INIT))
             .with_smi(self.exits_for(C::SMI))
             .with_interrupts(held)
             .with_ignores_if(open)
@@ -137,10 +166,11 @@ fn shadowed(state: &VcpuState) -> bool {
 /// `svm_check_nested_events`: an event that L1 wants takes L2 out. True (-EBUSY): there is one, but L2 must get in first, or
 /// what is on its way into it. What L1 does not want of INIT and SMI is the machine's.
 pub fn check(cx: &mut Cx<'_>) -> bool {
+    look_for_init(cx.vcpu, cx.state, None, cx.host);
     let pending = cx.vcpu.nested.run_pending;
     let id = cx.vcpu.core.id;
     // GIF is not looked at: the INIT waits for it after the exit, and then resets the vCPU.
-    if cx.vcpu.exits_for(C::INIT) && cx.host.init(id) {
+    if cx.vcpu.exits_for(C::INIT) && !cx.vcpu.nested.init_overlooked && cx.host.init(id) {
         let busy = pending || cx.vcpu.core.events.needs_reinjection();
         if !busy {
             exit::simple_vmexit(cx, C::INIT);

@@ -8,7 +8,7 @@ use super::{
     intercepts::{self, Cr0Write, Exited, Owner},
     lbr, pat,
     patches::L1,
-    vmcb12::{self, Mapped},
+    vmcb12::{self, Mapped, Unmapped},
 };
 use crate::{
     kvm::{handlers::Cx, setup, vmcb::write_segments},
@@ -167,6 +167,7 @@ pub fn npf_vmexit(cx: &mut Cx<'_>, fault: &WalkFault) {
 pub fn vmexit(cx: &mut Cx<'_>) {
     let gpa = cx.vcpu.nested.vmcb12_gpa;
     let mapped = Mapped::read(&cx.shared.kvm.mmu.slots, gpa, vmcb12::VMRUN, cx.host);
+    cx.vcpu.core.killed |= mapped == Err(Unmapped::Killed);
     if mapped.is_err() && !cx.on(Switch::NESTED_EXIT_UNMAPPED_SHUTDOWN) {
         // L2 goes on, whatever made it exit.
         cx.gp();

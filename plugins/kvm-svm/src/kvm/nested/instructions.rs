@@ -6,7 +6,7 @@
 use super::{
     enter, events,
     patches::L1,
-    vmcb12::{self, Fields, Mapped},
+    vmcb12::{self, Fields, Mapped, Unmapped},
 };
 use crate::{
     kvm::handlers::Cx,
@@ -69,6 +69,10 @@ pub fn vmcb(cx: &mut Cx<'_>, fields: Fields) -> Result<VmcbAddress, Resume> {
     let Some(gpa) = address else { return Err(cx.gp()) };
     match Mapped::read(&cx.shared.kvm.mmu.slots, gpa, fields, cx.host) {
         Ok(mapped) => Ok(VmcbAddress { gpa, mapped }),
+        Err(Unmapped::Killed) => {
+            cx.vcpu.core.killed = true;
+            Err(cx.gp())
+        }
         Err(_) if cx.on(Switch::VMCB_UNMAPPED_INTERNAL_ERROR) => {
             cx.note(Note::UserspaceExit { reason: ResumeKind::INTERNAL_ERROR.0, errno: 0 });
             Err(emulation_error())

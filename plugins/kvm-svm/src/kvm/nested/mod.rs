@@ -47,6 +47,8 @@ pub struct Nested {
     pub run_pending: bool,
     /// The global interrupt flag as L1 has it.
     pub gif: bool,
+    /// An INIT was pending when GIF was set, and nothing has made KVM look for events since (KVM_REQ_EVENT).
+    pub init_overlooked: bool,
     /// The instruction count when L2 was entered first.
     pub entered_at: u64,
     /// MSR_AMD64_TSC_RATIO: L2's clock by L1's, a fixed-point number of 8.32 bits.
@@ -73,6 +75,7 @@ impl Default for Nested {
             last_vmcb12_gpa: INVALID_GPA,
             run_pending: false,
             gif: true,
+            init_overlooked: false,
             entered_at: 0,
             tsc_ratio: TSC_RATIO_DEFAULT,
             pages_wanted: false,

@@ -50,8 +50,16 @@ const _: () = assert!(HEADER_SIZE == 128 && FULL_SIZE == 4224);
 /// KVM_STATE_SVM_VALID_GPAT, of the series as posted.
 const VALID_GPAT: u64 = 1;
 
+/// `kvm_x86_ops.nested_ops` has nothing for nested state: with nested=0, in later releases.
+fn has_no_state(options: &Options) -> bool {
+    !options.on(Switch::NESTED) && options.on(Switch::NESTED_STATE_NEEDS_NESTED)
+}
+
 /// KVM_GET_NESTED_STATE.
-pub fn get(l1: &L1<'_>, vcpu: &SvmVcpu, state: &VcpuState) -> Vec<u8> {
+pub fn get(l1: &L1<'_>, vcpu: &SvmVcpu, state: &VcpuState) -> Result<Vec<u8>, Errno> {
+    if has_no_state(l1.options) {
+        return Err(Errno::EINVAL);
+    }
     let nested = &vcpu.nested;
     let mut header = Header {
         flags: NestedFlags::new().with_gif_set(nested.gif),
@@ -60,7 +68,7 @@ pub fn get(l1: &L1<'_>, vcpu: &SvmVcpu, state: &VcpuState) -> Vec<u8> {
         ..Header::default()
     };
     if !vcpu.is_guest_mode() {
-        return header.as_bytes().to_vec();
+        return Ok(header.as_bytes().to_vec());
     }
     header.flags = header.flags.with_guest_mode(true).with_run_pending(nested.run_pending);
     header.size = FULL_SIZE as u32;
@@ -71,7 +79,7 @@ pub fn get(l1: &L1<'_>, vcpu: &SvmVcpu, state: &VcpuState) -> Vec<u8> {
     page.control.clean = Default::default();
     page.save = l1_save(l1, &vcpu.vmcb01.vmcb.save, state);
     put_gpat(l1, vcpu, state.pat, &mut header, &mut page);
-    [header.as_bytes(), page.as_bytes()].concat()
+    Ok([header.as_bytes(), page.as_bytes()].concat())
 }
 
 /// L1's save area. FS to SYSENTER_EIP are in `vmcb01` while L2 runs too, for both of them; 5.10 saves what VMRUN saves.
@@ -220,7 +228,7 @@ fn check_gpat(l1: &L1<'_>, header: &Header, np: bool) -> Result<(), Errno> {
 /// KVM_SET_NESTED_STATE.
 pub fn set(cx: &mut Cx<'_>, bytes: &[u8]) -> Result<(), Errno> {
     let l1 = L1::new(cx.shared, &cx.vcpu.core.cpuid);
-    if !l1.on(Switch::NESTED) && l1.on(Switch::NESTED_STATE_NEEDS_NESTED) {
+    if has_no_state(l1.options) {
         return Err(Errno::EINVAL);
     }
     match check(&l1, cx.shared.kvm.tdp(), cx.state, bytes)? {
@@ -253,8 +261,7 @@ pub fn get_pages(cx: &mut Cx<'_>) -> bool {
 
 /// KVM_CAP_NESTED_STATE.
 pub fn size(options: &Options) -> usize {
-    let none = !options.on(Switch::NESTED) && options.on(Switch::NESTED_STATE_NEEDS_NESTED);
-    if none { 0 } else { FULL_SIZE }
+    if has_no_state(options) { 0 } else { FULL_SIZE }
 }
 
 /// `svm_leave_nested`: L1's VMCB runs again, whatever is in the registers.

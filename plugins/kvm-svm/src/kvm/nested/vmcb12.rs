@@ -8,7 +8,7 @@
 use super::patches::L1;
 use crate::silicon::vmcb::{Clean, ControlArea, EventInfo, IntState, Vmcb};
 use std::ops::Range;
-use vmtape_abi::Host;
+use vmtape_abi::{Host, MemoryStatus};
 use vmtape_arch::{
     PAGE_SIZE,
     exit::SvmExitCode as C,
@@ -28,10 +28,15 @@ const WORD: usize = size_of::<u64>();
 /// KVM's copy: `svm->nested.ctl` and `svm->nested.save`.
 pub type Vmcb12 = Vmcb;
 
-/// KVM cannot map a page of guest memory (-EINVAL of `kvm_vcpu_map`): no memory slot has it, or one that may not be written, or the
-/// host does not give the page. A page that has not arrived is waited for.
+/// KVM cannot map a page of guest memory (-EINVAL of `kvm_vcpu_map`). A page that has not arrived is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unmapped;
+pub enum Unmapped {
+    /// No memory slot has it, or one that may not be written, or the host does not give the page.
+    Refused,
+    /// The page did not come. `gfn_to_pfn` waits for it until a signal kills, which KVM_RUN notices before it enters the guest.
+    /// See: KVM virt/kvm/kvm_main.c hva_to_pfn_slow(), without `interruptible`
+    Killed,
+}
 
 /// The address that RAX of VMRUN, VMLOAD or VMSAVE gives. `None`: #GP(0).
 pub fn address(l1: &L1<'_>, rax: u64, is_64bit: bool) -> Option<u64> {
@@ -84,7 +89,7 @@ impl Mapped {
     /// what KVM looks at.
     pub fn read(slots: &Slots, gpa: u64, fields: Fields, host: &mut dyn Host) -> Result<Self, Unmapped> {
         let page = gpa & !(PAGE_SIZE - 1);
-        let slot = slots.find(page).filter(|slot| !slot.readonly()).ok_or(Unmapped)?;
+        let slot = slots.find(page).filter(|slot| !slot.readonly()).ok_or(Unmapped::Refused)?;
         Self::at(slot.hpa(page), fields, host)
     }
 
@@ -92,8 +97,18 @@ impl Mapped {
     pub fn at(hpa: u64, fields: Fields, host: &mut dyn Host) -> Result<Self, Unmapped> {
         let mut vmcb = Vmcb::new_zeroed();
         for range in fields {
-            if !host.read(hpa + range.start as u64, &mut vmcb.as_mut_bytes()[range.clone()]) {
-                return Err(Unmapped);
+            let (hpa, bytes) = (hpa + range.start as u64, &mut vmcb.as_mut_bytes()[range.clone()]);
+            let mut status = host.try_read(hpa, bytes);
+            if status == MemoryStatus::MISSING {
+                status = host.fault_in(hpa, bytes.len() as u64);
+                if status == MemoryStatus::READY {
+                    status = host.try_read(hpa, bytes);
+                }
+            }
+            match status {
+                MemoryStatus::READY => {}
+                MemoryStatus::MISSING => return Err(Unmapped::Killed),
+                _ => return Err(Unmapped::Refused),
             }
         }
         Ok(Self { hpa, fields, memory: vmcb.clone(), vmcb })

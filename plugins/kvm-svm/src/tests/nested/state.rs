@@ -170,6 +170,9 @@ fn without_nested() {
         let mut bench = l1(&[("kvm", kvm), ("nested", "0")], true);
         let bytes = l1(&[("kvm", kvm)], true).nested_state();
         assert_eq!(bench.set_nested_state(&bytes).is_ok(), taken, "{kvm}");
+        let Bench { vm, states, host } = &mut bench;
+        let got = vm.get_state(0, &mut states[0], StateKind::NESTED_STATE, host);
+        assert_eq!(got, if taken { Ok(bytes[..128].to_vec()) } else { Err(Errno::EINVAL) }, "{kvm}");
         assert_eq!(bench.vm.check_extension(157), size, "{kvm}");
     }
 }

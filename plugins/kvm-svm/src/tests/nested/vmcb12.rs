@@ -33,9 +33,9 @@ fn addresses() {
 fn unmapped() {
     let mut bench = l1(&[], true);
     let (slots, host) = (&bench.vm.shared.kvm.mmu.slots, &mut bench.host);
-    assert_eq!(Mapped::read(slots, 1 << 35, vmcb12::VMRUN, host), Err(Unmapped));
+    assert_eq!(Mapped::read(slots, 1 << 35, vmcb12::VMRUN, host), Err(Unmapped::Refused));
     host.memory.truncate(0x1000);
-    assert_eq!(Mapped::read(slots, 0x1fff, vmcb12::VMRUN, host), Err(Unmapped));
+    assert_eq!(Mapped::read(slots, 0x1fff, vmcb12::VMRUN, host), Err(Unmapped::Refused));
 }
 
 /// 7.2 takes out of its copy what L1 does not have; the others keep it.

@@ -7,6 +7,7 @@ mod events;
 mod forced;
 mod history;
 mod instructions;
+mod signals;
 
 use super::{
     hypervisor::{self, Hypervisor},
@@ -40,6 +41,7 @@ pub const PARAMETERS: &[Parameter] = &[
             "branches",
             "fields",
             "elsewhere",
+            "signals",
         ]),
         "all",
         "which part of the list; by name only, from old-checks on: those that may end the machine, need a parameter of KVM or \
@@ -101,6 +103,7 @@ pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
         ("branches", branches::list, false),
         ("fields", history::fields, false),
         ("elsewhere", history::elsewhere, false),
+        ("signals", signals::list, false),
     ] {
         if part == name || part == "all" && in_all {
             emit(k, &hypervisor)?;

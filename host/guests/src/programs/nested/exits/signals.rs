@@ -1,0 +1,79 @@
+//! Signals that reach the processor while its guest runs, or before: SMI, a timer that wakes a halted guest, INIT.
+
+use super::{Step, nothing, step};
+use crate::{
+    kernel::{IPI_VECTOR, Kernel},
+    programs::{
+        nested::{
+            hypervisor::{self, Hypervisor, intercept, set},
+            report,
+            vmcb::{self, exit},
+        },
+        smp,
+    },
+};
+use iced_x86::{IcedError, code_asm::*};
+
+const LOCAL_APIC: u32 = 0xfee0_0000;
+// See: APM vol. 2 16.3.2 APIC Registers
+const ICR_LOW: u32 = LOCAL_APIC + 0x300;
+const TIMER_LVT: u32 = LOCAL_APIC + 0x320;
+const TIMER_INITIAL_COUNT: u32 = LOCAL_APIC + 0x380;
+const TIMER_DIVIDE: u32 = LOCAL_APIC + 0x3e0;
+const DIVIDE_BY_ONE: u32 = 0xb;
+const COUNT: u32 = 20_000;
+// Self; SMI, INIT. See: APM vol. 2 16.5 Interprocessor Interrupts
+const SELF_SMI: u32 = 0x4_4200;
+const SELF_INIT: u32 = 0x4_4500;
+
+const SMIS: &[Step] =
+    &[step("smi", |k| intercept(k, exit::SMI), nothing), step("smi not intercepted", nothing, nothing)];
+const HALTED: Step = step("timer interrupt", wanted, |k| k.a.hlt());
+
+/// INIT comes last: it is the end of the hypervisor, once the processor takes it.
+pub fn list(k: &mut Kernel, hypervisor: &Hypervisor) -> Result<(), IcedError> {
+    smp::mask_pics(k)?;
+    smp::enable_apic(k)?;
+    for smi in SMIS {
+        k.a.clgi()?;
+        write(k, ICR_LOW, SELF_SMI)?;
+        super::run(k, hypervisor, smi)?;
+    }
+    k.a.mov(dword_ptr(hypervisor::var::TAKES_INTERRUPTS), 1)?;
+    start_timer(k)?;
+    super::run(k, hypervisor, &HALTED)?;
+    k.a.sti()?;
+    k.a.nop()?;
+    k.a.cli()?;
+    k.a.mov(dword_ptr(hypervisor::var::TAKES_INTERRUPTS), 0)?;
+    init(k, hypervisor)
+}
+
+fn write(k: &mut Kernel, register: u32, value: u32) -> Result<(), IcedError> {
+    k.a.mov(ebx, register)?;
+    k.a.mov(dword_ptr(rbx), value)
+}
+
+/// It comes once.
+fn start_timer(k: &mut Kernel) -> Result<(), IcedError> {
+    write(k, TIMER_DIVIDE, DIVIDE_BY_ONE)?;
+    write(k, TIMER_LVT, IPI_VECTOR.into())?;
+    write(k, TIMER_INITIAL_COUNT, COUNT)
+}
+
+fn wanted(k: &mut Kernel) -> Result<(), IcedError> {
+    intercept(k, exit::INTR)?;
+    set(k, vmcb::INT_CTL, vmcb::V_INTR_MASKING.into())
+}
+
+fn init(k: &mut Kernel, hypervisor: &Hypervisor) -> Result<(), IcedError> {
+    let entry = hypervisor::guest(k, nothing)?;
+    hypervisor.reset(k, entry)?;
+    intercept(k, exit::INIT)?;
+    k.print("init:")?;
+    k.a.clgi()?;
+    write(k, ICR_LOW, SELF_INIT)?;
+    hypervisor.run(k)?;
+    report::print_exit(k)?;
+    k.print("\n")
+}
