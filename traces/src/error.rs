@@ -68,6 +68,10 @@ pub enum Cause {
         "is there already and no regular file; a finished tape is renamed to its name, which would replace it"
     )]
     NotAFile,
+    #[error(
+        "is there already and no regular file, so nothing is recorded there: remove it, or name another tape"
+    )]
+    InTheWay,
     #[error("another recording writes this tape")]
     Busy,
     #[error("somebody has put another file in its place, so the recording cannot get its name")]

@@ -4,7 +4,7 @@ mod common;
 
 use common::{PageTableTest, any_event, tape_of};
 use proptest::prelude::*;
-use std::{fs, time::Duration};
+use std::{fs, os::unix::fs::symlink, process::Command, time::Duration};
 use vmtape_traces::{
     Cause, Event, Metadata, Options, Tape, Writer, ahead,
     event::{Control, End, ExitEvent, Milestone},
@@ -82,6 +82,27 @@ fn a_tape_replaces_no_device() {
         assert!(error.to_string().contains("no regular file"), "{error}");
         assert!(!writer::partial(path).exists());
     }
+}
+
+/// What stands in the place of the temporary file is left alone, and nobody is made to wait.
+#[test]
+fn a_tape_is_recorded_to_no_link_or_pipe() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let create = |name: &str| Writer::create(&path(name), &Metadata::default(), &[], Options::default());
+    fs::write(path("precious"), "precious").unwrap();
+    symlink("precious", path("a.tape.partial")).unwrap();
+    symlink("absent", path("b.tape.partial")).unwrap();
+    assert!(Command::new("mkfifo").arg(path("c.tape.partial")).status().unwrap().success());
+    for name in ["a.tape", "b.tape", "c.tape"] {
+        let error = create(name).err().unwrap();
+        assert!(matches!(error.cause, Cause::InTheWay), "{error}");
+        assert!(error.to_string().contains(&format!("{name}.partial")), "{error}");
+    }
+    assert!(fs::read(path("precious")).unwrap() == b"precious" && !path("absent").exists());
+    symlink("loop", path("loop")).unwrap();
+    assert!(matches!(create("loop").err().unwrap().cause, Cause::Io(_)));
+    assert!(path("loop").is_symlink());
 }
 
 #[test]

@@ -218,7 +218,11 @@ fn text_of_other_releases() {
 CPU:1 [LOST 42 EVENTS]
 ";
     let (events, summary) = events(&Source::Text(lines.to_owned()));
-    assert_eq!((summary.vcpus, summary.lost_events, summary.kept["sched_switch"]), (2, 42, 1));
+    assert_eq!(
+        (summary.vcpus, summary.lost_events, summary.kept["sched_switch"]),
+        (1, 42, 1),
+        "one vCPU, number 1"
+    );
     let group = Exits::new(events.into_iter().map(Ok), 0).next().unwrap().unwrap();
     assert_eq!(
         (group.exit.vcpu, group.exit.exit.reason, group.exit.exit.gpa),

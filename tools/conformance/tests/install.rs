@@ -8,8 +8,8 @@ use std::{
 };
 use vmtape_conformance::{BACKENDS, program, skipped, tail};
 
-/// `cargo xtask`, with what the running test was built with.
-fn xtask(arguments: &[&str]) -> Result<String> {
+/// Cargo in the checkout, with the target folder and the profile of the running test.
+fn cargo(line: &dyn Fn(&mut Command, &str)) -> Result<String> {
     let program = program()?;
     let folder = program.parent().context("a profile's folder")?;
     let profile = match folder.file_name().and_then(|name| name.to_str()) {
@@ -17,16 +17,22 @@ fn xtask(arguments: &[&str]) -> Result<String> {
         Some(profile) => profile,
         None => "dev",
     };
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
-        .args(["run", "--quiet", "--package", "xtask", "--"])
-        .args(arguments)
-        .args(["--no-build", "--profile", profile])
-        .env("CARGO_TARGET_DIR", folder.parent().context("a target folder")?)
-        .output()?;
+        .env("CARGO_TARGET_DIR", folder.parent().context("a target folder")?);
+    line(&mut cargo, profile);
+    let output = cargo.output()?;
     ensure!(output.status.success(), "{}", tail(&output));
     Ok(String::from_utf8(output.stdout)?)
+}
+
+/// `cargo xtask`, with what the running test was built with.
+fn xtask(arguments: &[&str]) -> Result<String> {
+    cargo(&|command, profile| {
+        command.args(["run", "--quiet", "--package", "xtask", "--"]).args(arguments);
+        command.args(["--no-build", "--profile", profile]);
+    })
 }
 
 /// A program with nothing of this environment.
@@ -73,6 +79,37 @@ fn the_program_alone_has_its_backends() -> Result<()> {
         let path = backend["path"].as_str().unwrap_or_default();
         assert_eq!(path.ends_with(plugin), backend["name"] == "svm", "{path}");
     }
+    Ok(())
+}
+
+/// What the README says, but for the profile, which is that of the running test: its dependencies are built already, mostly.
+#[test]
+#[ignore = "builds the program once more"]
+fn cargo_installs_a_program_that_has_its_backends() -> Result<()> {
+    let [root, elsewhere] = [tempfile::tempdir()?, tempfile::tempdir()?];
+    let action = |word: &'static str| {
+        let place = root.path();
+        cargo(&move |command, profile| {
+            command.arg(word).arg("--root").arg(place);
+            match word {
+                "install" => command.args(["--locked", "--path", "tools/vmtape", "--profile", profile]),
+                _ => command.arg("vmtape"),
+            };
+        })
+    };
+    action("install")?;
+    let program = root.path().join("bin/vmtape");
+    tours(&program, elsewhere.path(), "the program itself")?;
+    for backend in BACKENDS {
+        let tape = format!("{backend}.tape");
+        for line in [&["record", "-q", "-b", backend, "-o", &tape, "builtin:matrix"][..], &["replay", &tape]]
+        {
+            let output = alone(&program, elsewhere.path(), line)?;
+            ensure!(output.status.success(), "{line:?}: {}", tail(&output));
+        }
+    }
+    action("uninstall")?;
+    assert!(!program.exists());
     Ok(())
 }
 

@@ -194,6 +194,37 @@ fn numbers(value: &Value, line: &str) {
     }
 }
 
+/// The words that a schema allows a field.
+fn listed<'v>(schema: &'v Value, words: &mut BTreeSet<&'v str>) {
+    match schema {
+        Value::Array(items) => items.iter().for_each(|item| listed(item, words)),
+        Value::Object(members) => {
+            let list = members.get("enum").and_then(Value::as_array).into_iter().flatten();
+            words.extend(members.get("const").into_iter().chain(list).filter_map(Value::as_str));
+            members.values().for_each(|member| listed(member, words));
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn every_word_of_the_schemas_is_documented() -> Result<()> {
+    let documented = code(PAGE);
+    let schemas = Path::new(env!("CARGO_MANIFEST_DIR")).join("../vmtape/schemas");
+    let mut all = 0;
+    for file in fs::read_dir(schemas)? {
+        let path = file?.path();
+        let schema: Value = serde_json::from_str(&fs::read_to_string(&path)?)?;
+        let mut words = BTreeSet::new();
+        listed(&schema, &mut words);
+        all += words.len();
+        let missing: Vec<_> = words.iter().filter(|word| !documented.contains(*word)).collect();
+        assert!(missing.is_empty(), "{}: not on the page: {missing:?}", path.display());
+    }
+    assert!(all > 100, "{all}");
+    Ok(())
+}
+
 #[test]
 fn every_field_is_documented_and_every_documented_field_is_there() -> Result<()> {
     let folder = tempfile::tempdir()?;

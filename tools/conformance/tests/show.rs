@@ -77,6 +77,25 @@ fn exits_are_chosen_by_what_they_are() -> Result<()> {
     Ok(())
 }
 
+/// An empty answer says what it is about.
+#[test]
+fn that_nothing_fits_is_said() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    record(folder.path())?;
+    let exits = count(&show(folder.path(), &[])?, "kvm_exit: ");
+    for more in [&[][..], &["--json"]] {
+        for filter in [["--rip", "0x1"], ["--vcpu", "1"], ["--grep", "no such text"]] {
+            let shown = vmtape(folder.path(), &[&["show", "a.tape"], &filter[..], more].concat())?;
+            let told = String::from_utf8_lossy(&shown.stderr).into_owned();
+            let says = format!("nothing fits: {exits} exits were looked at");
+            assert!(shown.status.success() && told.contains(&says), "{filter:?}: {}", tail(&shown));
+        }
+        let found = vmtape(folder.path(), &[&["show", "a.tape", "--reason", "npf"], more].concat())?;
+        assert!(found.stderr.is_empty(), "{}", tail(&found));
+    }
+    Ok(())
+}
+
 #[test]
 fn json_has_the_same() -> Result<()> {
     let folder = tempfile::tempdir()?;

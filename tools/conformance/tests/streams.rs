@@ -47,6 +47,32 @@ fn a_guest_whose_output_cannot_be_written_has_failed() -> Result<()> {
     Ok(())
 }
 
+/// See: full(4)
+#[test]
+fn what_cannot_be_written_has_failed() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    tape(folder.path())?;
+    for line in [
+        "--help",
+        "-h",
+        "--version",
+        "help replay",
+        "replay --help",
+        "backends",
+        "stat a.tape",
+        "show a.tape",
+    ] {
+        for (to, code) in [("/dev/null", 0), ("/dev/full", 125)] {
+            let mut command = std::process::Command::new(program()?);
+            command.current_dir(folder.path()).args(line.split(' '));
+            command.stdout(std::fs::File::options().write(true).open(to)?).stderr(Stdio::piped());
+            let output = command.output()?;
+            assert_eq!(output.status.code(), Some(code), "{line} > {to}: {}", tail(&output));
+        }
+    }
+    Ok(())
+}
+
 /// What a program says on a terminal, which script(1) of util-linux makes.
 fn on_a_terminal(folder: &Path, line: &str) -> Result<String> {
     let command = format!("{} {line}", program()?.display());

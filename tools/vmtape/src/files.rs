@@ -29,7 +29,7 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Re
         fill(&mut out).with_context(name)?;
         return out.flush().with_context(name);
     }
-    let target = behind_links(path);
+    let target = behind_links(path).with_context(name)?;
     let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // A new file has what the umask leaves of this; one that was there keeps its own.
     let permissions =

@@ -23,6 +23,7 @@ use clap::{ColorChoice, CommandFactory, FromArgMatches};
 use output::ExitCode;
 use std::{
     ffi::OsString,
+    io::{self, Write},
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
@@ -65,10 +66,7 @@ fn run(arguments: &[OsString], misuse: ExitCode, of_error: fn(&anyhow::Error) ->
     let cli = match parsed {
         Ok(cli) => cli,
         // clap knows whether this is help (stdout, success) or misuse (stderr).
-        Err(error) if !error.use_stderr() => {
-            let _ = error.print();
-            return ExitCode::SAME;
-        }
+        Err(error) if !error.use_stderr() => return asked_for_help(&error),
         Err(error) => {
             let _ = error.print();
             if json {
@@ -91,6 +89,18 @@ fn run(arguments: &[OsString], misuse: ExitCode, of_error: fn(&anyhow::Error) ->
                 output::print_failure(output::error_text(&error), code);
             }
             code
+        }
+    }
+}
+
+/// Help and the version are data: who cannot write them has failed. Who reads no further has seen enough.
+fn asked_for_help(help: &clap::Error) -> ExitCode {
+    match help.print().and_then(|()| io::stdout().flush()).map_err(anyhow::Error::new) {
+        Ok(()) => ExitCode::SAME,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SAME,
+        Err(error) => {
+            output::print_error(&error);
+            ExitCode::COULD_NOT_TEST
         }
     }
 }

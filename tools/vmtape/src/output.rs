@@ -146,8 +146,12 @@ pub fn error_text(error: &Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
-        // Libraries' messages often include their source already.
-        if !text.ends_with(&cause) {
+        // Libraries' messages often include their source already, or begin with the name that was put before them.
+        if let Some(rest) = cause.strip_prefix(text.as_str())
+            && rest.starts_with(": ")
+        {
+            text = cause;
+        } else if !text.ends_with(&cause) {
             text += if text.is_empty() { "" } else { ": " };
             text += &cause;
         }
@@ -281,6 +285,14 @@ mod tests {
         let mut out = Printable(Vec::new());
         out.write_all("\u{9b}2Jä".as_bytes()).unwrap();
         assert_eq!(out.0, "\\x9b2Jä".as_bytes(), "C1 as well");
+    }
+
+    #[test]
+    fn an_error_names_a_thing_once() {
+        let text = |cause: &str| error_text(&Error::msg(cause.to_owned()).context("a.tape"));
+        assert_eq!(text("a.tape: header: not a tape"), "a.tape: header: not a tape");
+        assert_eq!(text("not a tape"), "a.tape: not a tape");
+        assert_eq!(text("a.tape.partial: busy"), "a.tape: a.tape.partial: busy");
     }
 
     #[test]

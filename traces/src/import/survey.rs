@@ -6,7 +6,7 @@ use super::{
     source::Opened,
 };
 use crate::text::{TRACER, TRACER_OF_IMPORT};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use vmtape_arch::exit::Isa;
 
 /// A vCPU on an imported tape: its number, and in the high half the virtual machine among those in the trace.
@@ -97,7 +97,6 @@ impl Survey {
         runs.sort_by_key(|(_, task)| task.order);
         // Process ids decide only if every one of these tasks has one.
         let grouped = runs.iter().all(|(_, task)| task.tgid.is_some());
-        let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
         let mut processes: Vec<u32> = Vec::new();
         let mut next: BTreeMap<u32, u32> = BTreeMap::new();
         for (pid, task) in runs {
@@ -119,10 +118,8 @@ impl Survey {
             };
             let vm = vm.min(MOST_VMS - 1);
             self.vms = self.vms.max(vm + 1);
-            let count = counts.entry(vm).or_default();
-            *count = (*count).max(number + 1);
             self.tasks.insert(pid, vm << VM_SHIFT | number);
         }
-        self.vcpus = counts.values().sum();
+        self.vcpus = self.tasks.values().collect::<BTreeSet<_>>().len() as u32;
     }
 }

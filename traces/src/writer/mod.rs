@@ -13,7 +13,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::{
     fs::{self, File, TryLockError},
     io,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -73,7 +73,8 @@ impl Writer {
         images: &[(&str, &[u8])],
         options: Options,
     ) -> Result<Self> {
-        let path = &behind_links(path);
+        let name = path.display().to_string();
+        let path = &behind_links(path).map_err(|e| Cause::Io(e).at(&name, Place::File))?;
         let partial = partial(path);
         let name = path.display().to_string();
         // A rename would replace a device or a socket (`-o /dev/null`, as root) by a file.
@@ -204,9 +205,15 @@ pub fn partial(path: &Path) -> PathBuf {
     with_suffix(path, ".partial")
 }
 
-/// Makes a file empty that nobody else records to: a lock says so, and goes away with whoever holds it.
+/// Makes a file empty that nobody else records to: a lock says so, and goes away with whoever holds it. Somebody's link in its place
+/// would lead elsewhere, and a pipe would make us wait.
 fn create_alone(path: &Path) -> Result<File, Cause> {
-    let file = File::options().write(true).create(true).truncate(false).open(path)?;
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
+        return Err(Cause::InTheWay);
+    }
+    let mut options = File::options();
+    options.write(true).create(true).truncate(false).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    let file = options.open(path)?;
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => return Err(Cause::Busy),
         // A file system without locks: nobody can be asked.
@@ -227,19 +234,23 @@ fn is_same_file(file: &File, path: &Path) -> io::Result<bool> {
 }
 
 /// Where a file lies, or would lie, that is written by this name: a symbolic link is followed, never replaced.
-pub fn behind_links(path: &Path) -> PathBuf {
+///
+/// # Errors
+///
+/// `ELOOP`: links that lead to each other lead nowhere.
+pub fn behind_links(path: &Path) -> io::Result<PathBuf> {
     /// As many as Linux follows. See: path_resolution(7)
     const MOST_LINKS: u32 = 40;
     let mut path = path.to_owned();
     for _ in 0..MOST_LINKS {
         // What is no file (`/dev/stdout` leads to a pipe without a name) is not found by its link.
         if path.exists() && !path.is_file() {
-            break;
+            return Ok(path);
         }
-        let Ok(target) = fs::read_link(&path) else { break };
+        let Ok(target) = fs::read_link(&path) else { return Ok(path) };
         path = path.parent().unwrap_or(Path::new("")).join(target);
     }
-    path
+    Err(io::Error::from_raw_os_error(libc::ELOOP))
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

@@ -1,7 +1,7 @@
 //! Which file is what.
 
 use super::{Page, Unread, campaign, comparison::Comparison, heat::Map, moves::Moves, timeline::Timeline};
-use crate::files;
+use crate::{files, output::error_text};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::{
@@ -58,10 +58,17 @@ fn folder(path: &Path, depth: usize, page: &mut Page, results: &mut campaign::Re
             () => continue,
         };
         if let Err(error) = unread {
-            page.unread.push(Unread { file: path.display().to_string(), why: format!("{error:#}") });
+            page.unread.push(not_drawn(path.display().to_string(), error));
         }
     }
     Ok(())
+}
+
+/// Why a file is not drawn, without its name, which errors of tapes begin with.
+fn not_drawn(file: String, error: anyhow::Error) -> Unread {
+    let text = error_text(&error.context(file.clone()));
+    let why = text.strip_prefix(&format!("{file}: ")).map(str::to_owned).unwrap_or(text);
+    Unread { file, why }
 }
 
 fn file(path: &Path, page: &mut Page, results: &mut campaign::Results) -> Result<()> {

@@ -86,6 +86,13 @@ pub fn gva(exit: &Exit) -> Option<u64> {
     }
 }
 
+/// How many exits were looked at, and how many of them were asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Looked {
+    pub at: u64,
+    pub shown: u64,
+}
+
 /// One address, or from the first to the last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Addresses(RangeInclusive<u64>);

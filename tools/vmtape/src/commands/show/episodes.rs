@@ -1,6 +1,6 @@
 //! Some exits of a tape, each with what led to it and what was done about it.
 
-use super::Args;
+use super::{Args, choice::Looked};
 use anyhow::Result;
 use std::io::Write;
 use vmtape_arch::{level::Level, note::Note};
@@ -16,23 +16,25 @@ struct Episode {
 }
 
 /// Prints the exits that are asked for.
-pub fn print(tape: &Tape, names: &Metadata, args: &Args, out: &mut impl Write) -> Result<()> {
+pub fn print(tape: &Tape, names: &Metadata, args: &Args, out: &mut impl Write) -> Result<Looked> {
     let mut printer = Printer::of_tape(Vec::new(), names)?;
     out.write_all(&std::mem::take(printer.out()))?;
-    let mut left = args.count.unwrap_or(u64::MAX);
+    let most = args.count.unwrap_or(u64::MAX);
+    let mut looked = Looked::default();
     let mut show = |episode: Episode| -> Result<bool> {
+        looked.at += 1;
         let nested = args.choice.level.is_some_and(|level| episode.leaves(level));
         let wanted = episode.exit().is_some_and(|exit| args.choice.takes(exit)) || nested;
         if !wanted {
-            return Ok(left > 0);
+            return Ok(looked.shown < most);
         }
         episode.print(&mut printer)?;
         let text = String::from_utf8(std::mem::take(printer.out()))?;
-        if left > 0 && args.choice.takes_text(&text) {
-            left -= 1;
+        if looked.shown < most && args.choice.takes_text(&text) {
+            looked.shown += 1;
             out.write_all(text.as_bytes())?;
         }
-        Ok(left > 0)
+        Ok(looked.shown < most)
     };
     // What led to the first exit stands behind the one before it.
     let first = args.from.saturating_sub(1);
@@ -44,7 +46,7 @@ pub fn print(tape: &Tape, names: &Metadata, args: &Args, out: &mut impl Write) -
             let before = episode.split();
             let ended = std::mem::replace(&mut episode, Episode { before, after: Vec::new() });
             if ended.exit().is_some() && !std::mem::take(&mut skip) && !show(ended)? {
-                return Ok(());
+                return Ok(looked);
             }
         }
         episode.after.push(event);
@@ -52,7 +54,7 @@ pub fn print(tape: &Tape, names: &Metadata, args: &Args, out: &mut impl Write) -
     if episode.exit().is_some() && !skip {
         show(episode)?;
     }
-    Ok(())
+    Ok(looked)
 }
 
 impl Episode {

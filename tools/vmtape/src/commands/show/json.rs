@@ -1,11 +1,14 @@
 //! The exits that are asked for, as JSON, one after the other.
 
-use super::{Args, choice::gva};
+use super::{
+    Args,
+    choice::{Looked, gva},
+};
 use crate::output::print_json;
 use anyhow::{Result, anyhow};
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use vmtape_arch::note::Note;
 use vmtape_replay::text;
 use vmtape_traces::{ExitGroup, Metadata, Tape, hex};
@@ -77,8 +80,12 @@ fn one_by_one<S: Serializer>(
     serializer.collect_seq(exits.take().into_iter().flatten())
 }
 
-pub fn print(tape: &Tape, names: &Metadata, args: &Args) -> Result<()> {
-    let failed = RefCell::new(None);
+pub fn print(tape: &Tape, names: &Metadata, args: &Args) -> Result<Looked> {
+    let (failed, looked) = (RefCell::new(None), Cell::new(Looked::default()));
+    let count = |at: u64, shown: u64| {
+        let Looked { at: before, shown: already } = looked.get();
+        looked.set(Looked { at: before + at, shown: already + shown });
+    };
     let mut groups = tape.exits_from(args.from)?;
     let exits = std::iter::from_fn(|| match groups.next()? {
         Ok(group) => Some(group),
@@ -87,13 +94,14 @@ pub fn print(tape: &Tape, names: &Metadata, args: &Args) -> Result<()> {
             None
         }
     });
+    let exits = exits.inspect(|_| count(1, 0));
     let wanted = exits.filter(|group| args.choice.takes(&group.exit)).map(|group| exit(&group, names));
     let wanted = wanted.filter(|exit| args.choice.takes_text(&exit.lines.join("\n")));
-    let wanted = wanted.take(args.count.map_or(usize::MAX, |count| count as usize));
+    let wanted = wanted.take(args.count.map_or(usize::MAX, |count| count as usize)).inspect(|_| count(0, 1));
     print_json(&Shown { tape: tape.name(), shown: RefCell::new(Some(Box::new(wanted))) })?;
     match failed.take() {
         Some(error) => Err(anyhow!(error)),
-        None => Ok(()),
+        None => Ok(looked.get()),
     }
 }
 

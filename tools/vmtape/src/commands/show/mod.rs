@@ -10,8 +10,8 @@ use crate::{
     output::{ExitCode, printable, tell, usage},
 };
 use anyhow::Result;
-use choice::Choice;
 pub use choice::level;
+use choice::{Choice, Looked};
 use clap::ValueHint;
 use std::{
     io::{BufWriter, Write},
@@ -54,16 +54,22 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let names = names(&tape, &Plugins::new(&args.plugins));
     let mut out = BufWriter::new(printable());
-    if args.json {
-        json::print(&tape, &names, args)?;
+    let looked = if args.json {
+        Some(json::print(&tape, &names, args)?)
     } else if args.ioctls {
         print_ioctls(&tape, &mut out)?;
+        None
     } else if args.choice.is_everything() && args.from == 0 && args.count.is_none() {
         print(&tape, &names, &mut out)?;
+        None
     } else {
-        episodes::print(&tape, &names, args, &mut out)?;
-    }
+        Some(episodes::print(&tape, &names, args, &mut out)?)
+    };
     out.flush()?;
+    if let Some(Looked { at, shown: 0 }) = looked.filter(|_| args.count != Some(0)) {
+        let what = if args.choice.is_everything() { "there are no exits" } else { "nothing fits" };
+        tell(format!("{}: {what}: {at} exits were looked at", args.tape.display()));
+    }
     Ok(match damage(&tape) {
         None => ExitCode::SAME,
         Some(damage) => {
