@@ -3,7 +3,6 @@
 use crate::{
     Error, exempt,
     report::{Compared, Report},
-    spec,
 };
 use std::collections::VecDeque;
 use vmtape_arch::note::Note;
@@ -52,7 +51,7 @@ impl<'t> Checker<'t> {
             taped,
             names: tape.metadata().clone(),
             tells_reads: tape.schema() >= exempt::READS_SCHEMA,
-            cut: matches!(spec::end(tape), Ok(Some((_, End::Cut)))),
+            cut: matches!(tape.end(), Ok(Some((_, End::Cut)))),
             exempted: 0,
             compared: Compared::default(),
             recent: VecDeque::new(),

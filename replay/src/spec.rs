@@ -87,17 +87,6 @@ pub fn machine(tape: &Tape) -> Result<MachineSpec, Error> {
     Ok(spec)
 }
 
-/// How a tape ends, and after how many instructions; `None`: it breaks off.
-pub fn end(tape: &Tape) -> Result<Option<(u64, End)>, Error> {
-    let last = tape.chunks().iter().rposition(|chunk| chunk.events != 0).unwrap_or(0);
-    for event in tape.events_from(last) {
-        if let Event::End { icount, end, .. } = event? {
-            return Ok(Some((icount, end)));
-        }
-    }
-    Ok(None)
-}
-
 /// The limits that a tape was recorded under.
 fn limits(tape: &Tape) -> Budget {
     let limit = |name| {
@@ -105,7 +94,7 @@ fn limits(tape: &Tape) -> Budget {
         note.and_then(|(_, value)| value.parse().ok()).unwrap_or(u64::MAX)
     };
     // A tape whose end cannot be read is one without: whoever reads on to there hears why.
-    let interrupted = match end(tape) {
+    let interrupted = match tape.end() {
         Ok(Some((icount, End::Interrupted | End::Cut))) => Some(icount),
         _ => None,
     };

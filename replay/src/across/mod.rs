@@ -209,7 +209,9 @@ impl Sides<'_> {
             }
             let differences = pair.differences();
             if !differences.is_empty() {
-                return Ok(Some(Found { equal_at, stretch }));
+                // What ended a side may come after the last instruction that retired.
+                let ran = pair.expected.machine.icount().max(pair.actual.machine.icount()) + 1 - equal_at;
+                return Ok(Some(Found { equal_at, stretch: stretch.min(ran) }));
             }
             if pair.expected.end.is_some() {
                 return Ok(None);

@@ -9,7 +9,6 @@ use crate::{
     ends,
     player::{PIECE_INSTRUCTIONS, Player},
     sides::Sides,
-    spec,
     state::{self, Difference},
     text,
 };
@@ -194,7 +193,7 @@ impl<'t> Taped<'t> {
             Err(error) => Some(Err(error.into())),
         });
         let exits: Box<dyn Iterator<Item = _>> = Box::new(exits);
-        let limited = matches!(spec::end(tape)?, Some((_, End::Limit { .. })));
+        let limited = matches!(tape.end()?, Some((_, End::Limit { .. })));
         Ok(Self { exits: exits.peekable(), end: tape.totals()?.icount, limited })
     }
 

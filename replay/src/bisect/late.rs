@@ -265,7 +265,7 @@ impl<'a> Before<'a> {
                 all.contains(wanted).then(|| Signature::new(&format!("prints:{wanted}"), 0))
             }
             _ => {
-                let expected = spec::end(self.bench.tape)?.map(|(_, end)| end);
+                let expected = self.bench.tape.end()?.map(|(_, end)| end);
                 let same = expected.is_some_and(|expected| text::same_end(&expected, &ended.end));
                 (!same).then(|| ended.signature())
             }

@@ -219,8 +219,8 @@ impl<'a> Bench<'a> {
 
     fn ends(&self, pair: &Pair, create: Create) -> Result<Show, Error> {
         let expected = match &pair.tape {
-            Some(tape) => spec::end(tape)?.map(|(_, end)| end),
-            None => spec::end(self.tape)?.map(|(_, end)| end),
+            Some(tape) => tape.end()?.map(|(_, end)| end),
+            None => self.tape.end()?.map(|(_, end)| end),
         };
         let ended = Ended::of(self.tape, pair.actual.clone(), create)?;
         Ok(if expected.as_ref().is_some_and(|expected| text::same_end(expected, &ended.end)) {

@@ -129,7 +129,7 @@ impl<'a> Bed<'a> {
         let points = firings.iter().map(|firing| self.name(firing));
         let signature = Signature::new(Verdict::Refused, "", points, &self.machine.backend);
         let fired = firings.iter().map(fault).collect();
-        let end = crate::spec::end(&self.twin)?.map_or(String::new(), |(_, end)| crate::text::end_text(&end));
+        let end = self.twin.end()?.map_or(String::new(), |(_, end)| crate::text::end_text(&end));
         Ok(Judgement {
             verdict: Verdict::Refused,
             signature,

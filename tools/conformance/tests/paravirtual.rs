@@ -3,7 +3,6 @@
 use anyhow::{Context, Result, ensure};
 use std::{fs, path::Path};
 use vmtape_conformance::{BACKENDS, tail, vmtape};
-use vmtape_replay::spec;
 use vmtape_traces::{Tape, event::End};
 
 /// Where a handler lies in the boot sector, and in memory.
@@ -51,7 +50,7 @@ fn leaves_with(folder: &Path, backend: &str, code: &[u8], handler: &[u8]) -> Res
     let recorded =
         vmtape(folder, &["record", "-q", "-b", backend, "-m", "16M", "-o", "a.tape", "guest.bin"])?;
     let path = folder.join("a.tape");
-    let (_, end) = spec::end(&Tape::open(&path)?)?.with_context(|| tail(&recorded))?;
+    let (_, end) = Tape::open(&path)?.end()?.with_context(|| tail(&recorded))?;
     for mode in ["run", "exits"] {
         let replayed = vmtape(folder, &["replay", "--mode", mode, "a.tape"])?;
         ensure!(replayed.status.success(), "{backend}, {mode}: {}", tail(&replayed));

@@ -8,7 +8,7 @@ pub use events::Events;
 
 use crate::{
     error::{Cause, Error, Place, Result},
-    event::{Event, Milestone},
+    event::{End, Event, Milestone},
     exits::Exits,
     flat::kind_bit,
     format::{
@@ -18,7 +18,10 @@ use crate::{
     metadata::{Metadata, Stored},
 };
 use source::Source;
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 /// An open tape. Clones share the file.
 #[derive(Clone)]
@@ -33,6 +36,7 @@ pub struct Tape {
     kinds: Vec<u32>,
     milestones: Vec<Milestone>,
     damage: Option<Arc<Error>>,
+    end: OnceLock<Option<(u64, End)>>,
 }
 
 /// How long a tape is.
@@ -93,6 +97,7 @@ impl Tape {
             kinds: Vec::new(),
             milestones: Vec::new(),
             damage: None,
+            end: OnceLock::new(),
         };
         match tape.read_index() {
             Ok(index) => {
@@ -255,6 +260,23 @@ impl Tape {
     /// The events from a chunk on.
     pub fn events_from(&self, chunk: usize) -> Events<'_> {
         Events::new(self, chunk, self.chunks.len())
+    }
+
+    /// How the tape ends, and after how many instructions; `None`: it breaks off. Many ask for it, and each time it is in the last
+    /// chunk.
+    pub fn end(&self) -> Result<Option<(u64, End)>> {
+        if let Some(end) = self.end.get() {
+            return Ok(end.clone());
+        }
+        let last = self.chunks.iter().rposition(|chunk| chunk.events != 0).unwrap_or(0);
+        let mut end = None;
+        for event in self.events_from(last) {
+            if let Event::End { icount, end: how, .. } = event? {
+                end = Some((icount, how));
+                break;
+            }
+        }
+        Ok(self.end.get_or_init(|| end).clone())
     }
 
     /// The events of one chunk.

@@ -18,17 +18,12 @@ const FW_CFG_NB_CPUS: u16 = 5;
 const FW_CFG_MAX_CPUS: u16 = 0xf;
 
 /// Latches and the memory behind `IOMEM`.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct TestDevice {
     latch: u32,
     bytes: [u8; 4],
+    /// Empty until somebody comes: few guests do, and it goes into each checkpoint.
     iomem: Vec<u8>,
-}
-
-impl Default for TestDevice {
-    fn default() -> Self {
-        Self { latch: 0, bytes: [0; 4], iomem: vec![0; (IOMEM.end - IOMEM.start) as usize] }
-    }
 }
 
 impl TestDevice {
@@ -46,8 +41,13 @@ impl TestDevice {
 
     /// The bytes behind an access to `IOMEM`, which must lie in it.
     pub fn iomem(&mut self, gpa: u64, size: u8) -> Option<&mut [u8]> {
-        let start = gpa.checked_sub(IOMEM.start)? as usize;
-        self.iomem.get_mut(start..start.checked_add(size.into())?)
+        let len = (IOMEM.end - IOMEM.start) as usize;
+        let start = usize::try_from(gpa.checked_sub(IOMEM.start)?).ok()?;
+        let end = start.checked_add(size.into()).filter(|end| *end <= len)?;
+        if self.iomem.is_empty() {
+            self.iomem = vec![0; len];
+        }
+        self.iomem.get_mut(start..end)
     }
 }
 
