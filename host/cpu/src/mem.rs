@@ -283,8 +283,8 @@ impl Core<'_> {
             return Ok(Place { address: mapping.gpa | offset, kind: mapping.kind });
         }
         if !self.emulating {
-            self.tlb.insert(context, gva, &mapping);
-            self.known(context, gva, kind);
+            let found = self.tlb.insert(context, gva, &mapping, kind);
+            self.note_write(context, gva, found, kind);
         }
         Ok(Place { address: mapping.hpa | offset, kind: mapping.kind })
     }
@@ -295,12 +295,19 @@ impl Core<'_> {
         if let Some(hpa) = self.tlb.lookup(context, gva, 1, kind) {
             return Some(hpa);
         }
-        let hpa = self.tlb.find(context, gva, kind)?;
-        if kind == AccessKind::WRITE && !self.ram.has_code(hpa) {
+        let found = self.tlb.find(context, gva, kind);
+        self.note_write(context, gva, found, kind);
+        found
+    }
+
+    fn note_write(&mut self, context: Context, gva: u64, found: Option<u64>, kind: AccessKind) {
+        if let Some(hpa) = found
+            && kind == AccessKind::WRITE
+            && !self.ram.has_code(hpa)
+        {
             self.ram.wrote(hpa, 1);
             self.tlb.allow_write(context, gva);
         }
-        Some(hpa)
     }
 
     pub(crate) fn read_span(&mut self, span: &Span, bytes: &mut [u8]) -> Result<(), Interrupted> {

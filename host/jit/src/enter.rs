@@ -1,6 +1,7 @@
 //! The one place where compiled code is entered, and all unsafe code.
 #![expect(unsafe_code, reason = "host code that was made a moment ago is called")]
-// UNSAFETY: a block's code is entered by its address. It is sound because
+// UNSAFETY: registers are copied by volatile reads, which is sound as any read of a reference is; and
+// a block's code is entered by its address. It is sound because
 // - the address is one that `CodeMemory::add` gave for code of `translate`, entered at its beginning or at a place that the
 //   translation names, and the memory stays mapped and executable while `Compiler`, which is borrowed, has it;
 // - the code touches four things only: the frame, which lives on this stack; `ram`, whose bounds it checks with each
@@ -87,7 +88,7 @@ pub(crate) fn enter(
     let counted =
         changes.as_ref().map_or((0, 0, 0), |changes| (*changes.sum, changes.until, changes.ram.start));
     let mut frame = Frame {
-        gpr: *guest.gpr,
+        gpr: one_by_one(guest.gpr),
         flags: pack_flags(*guest.rflags),
         overflow: 0,
         budget: *budget,
@@ -122,7 +123,7 @@ pub(crate) fn enter(
             std::mem::transmute::<*const u8, _>(gate.enter as *const u8);
         routine((&raw mut frame).cast::<u8>().add(BIAS), code)
     };
-    *guest.gpr = frame.gpr;
+    *guest.gpr = one_by_one(&frame.gpr);
     *guest.rflags = unpack_flags(*guest.rflags, frame.flags);
     *budget = frame.budget;
     *guest.mxcsr = frame.mxcsr;
@@ -130,4 +131,12 @@ pub(crate) fn enter(
         *changes.sum = u128::from(frame.changes[0]) | u128::from(frame.changes[1]) << u64::BITS;
     }
     Left { code: code as u32, rip: frame.rip }
+}
+
+/// A copy of registers that were written a moment ago. A wider load than the stores would wait until they are in the cache, behind
+/// all stores before them.
+#[inline(always)]
+fn one_by_one(gpr: &[u64; 16]) -> [u64; 16] {
+    // SAFETY: a reference may be read.
+    std::array::from_fn(|n| unsafe { (&raw const gpr[n]).read_volatile() })
 }

@@ -20,8 +20,9 @@ pub(crate) mod host {
 #[repr(C)]
 pub(crate) struct Frame {
     pub(crate) gpr: [u64; 16],
-    /// Status flags as LAHF and SETO give them: OF in bit 0, the others from bit 8.
-    pub(crate) flags: u64,
+    /// Status flags as LAHF and SETO give them: OF in bit 0, the others from bit 8. As wide as they are stored, so that who reads
+    /// them need not wait for the store.
+    pub(crate) flags: u16,
     /// OF of a shift to the right, kept from before it.
     pub(crate) overflow: u64,
     pub(crate) budget: i64,
@@ -135,12 +136,13 @@ pub(crate) fn in_host() -> impl Iterator<Item = (i8, u8)> {
 }
 
 /// Status flags in the frame's form.
-pub(crate) fn pack_flags(rflags: u64) -> u64 {
-    (rflags & LOW) << 8 | (rflags >> OF_BIT & 1)
+pub(crate) fn pack_flags(rflags: u64) -> u16 {
+    ((rflags & LOW) << 8 | (rflags >> OF_BIT & 1)) as u16
 }
 
 /// RFLAGS with status flags out of the frame.
-pub(crate) fn unpack_flags(rflags: u64, packed: u64) -> u64 {
+pub(crate) fn unpack_flags(rflags: u64, packed: u16) -> u64 {
+    let packed = u64::from(packed);
     rflags & !(LOW | 1 << OF_BIT) | (packed >> 8 & LOW) | (packed & 1) << OF_BIT
 }
 

@@ -15,7 +15,7 @@ mod second;
 
 pub use second::Geometry;
 
-use second::{Rights, SecondLevel};
+use second::{SecondLevel, Translation};
 use std::{cell::Cell, rc::Rc};
 use vmtape_arch::{PAGE_SHIFT, PAGE_SIZE, access::AccessKind, access::Mapping};
 use vmtape_jit::{TLB_ENTRIES as ENTRIES, TlbEntry as Entry};
@@ -119,26 +119,24 @@ impl Tlb {
     /// The host physical address of a byte on a page that the processor knows. A write is allowed, though not noted yet.
     pub(crate) fn find(&mut self, context: Context, gva: u64, kind: AccessKind) -> Option<u64> {
         let known = self.second.find(context, gva, self.epoch)?;
-        if !known.rights.allow(kind) {
-            return None;
-        }
-        let (addend, rights) = (known.addend, known.used_for(kind));
-        self.use_page(context, gva, addend, rights);
-        Some(gva.wrapping_add(addend))
+        let used = known.used_for(kind)?;
+        Some(self.use_page(context, gva, used))
     }
 
-    /// Takes a page into the first level.
-    fn use_page(&mut self, context: Context, gva: u64, addend: u64, rights: Rights) {
+    /// Takes a page into the first level, and gives the host physical address.
+    fn use_page(&mut self, context: Context, gva: u64, known: Translation) -> u64 {
         let tag = gva & !OFFSET | self.epoch;
         let tag_if = |allowed: bool| if allowed { tag } else { 0 };
+        let addend = known.addend();
         let entry = &mut self.entries[Self::index(context, gva)];
         let written = gva & !OFFSET | self.write_epoch;
         *entry = Entry {
-            read: tag_if(rights.read),
+            read: tag_if(known.read()),
             write: if entry.write == written && entry.addend == addend { written } else { 0 },
-            fetch: tag_if(rights.fetch),
+            fetch: tag_if(known.fetch()),
             addend,
         };
+        gva.wrapping_add(addend)
     }
 
     /// Lets a page that was just found be written until the next mark.
@@ -146,9 +144,16 @@ impl Tlb {
         self.entries[Self::index(context, gva)].write = gva & !OFFSET | self.write_epoch;
     }
 
-    /// Enters a mapping of RAM.
-    pub(crate) fn insert(&mut self, context: Context, gva: u64, mapping: &Mapping) {
-        let displaced = self.second.insert(context, gva, mapping, self.epoch);
+    /// Enters a mapping of RAM for an access, and gives what [`Tlb::find`] would.
+    pub(crate) fn insert(
+        &mut self,
+        context: Context,
+        gva: u64,
+        mapping: &Mapping,
+        kind: AccessKind,
+    ) -> Option<u64> {
+        let (displaced, known) = self.second.insert(context, gva, mapping, self.epoch);
+        let used = known.used_for(kind);
         if let Some((context, page)) = displaced.page {
             self.entries[Self::index(context, page)] = Entry::default();
         }
@@ -156,6 +161,7 @@ impl Tlb {
         if u32::from(mapping.guest_page_shift) > PAGE_SHIFT {
             self.note_large(gva, mapping.guest_page_shift);
         }
+        used.map(|used| self.use_page(context, gva, used))
     }
 
     fn note_large(&mut self, gva: u64, shift: u8) {

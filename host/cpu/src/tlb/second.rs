@@ -2,6 +2,7 @@
 //! walked, so its geometry belongs to the interpreter's [revision](crate::revision).
 
 use super::{Context, OFFSET};
+use bitfield_struct::bitfield;
 use vmtape_arch::{
     PAGE_SHIFT,
     access::{AccessKind, Mapping},
@@ -50,41 +51,51 @@ impl Geometry {
     }
 }
 
-/// What may be done with a page.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Rights {
+/// One page, whose tag stands beside it: in eight bytes, so that a set is two lines of the host's cache.
+#[bitfield(u64)]
+pub(super) struct Translation {
     pub(super) read: bool,
     pub(super) write: bool,
     pub(super) fetch: bool,
-}
-
-impl Rights {
-    pub(super) fn allow(self, kind: AccessKind) -> bool {
-        match kind {
-            AccessKind::READ => self.read,
-            AccessKind::WRITE => self.write,
-            _ => self.fetch,
-        }
-    }
-}
-
-/// One page, whose tag stands beside it.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Translation {
-    page: u64,
-    /// What to add to a linear address for the host physical one.
-    pub(super) addend: u64,
-    context: Context,
-    pub(super) rights: Rights,
     /// Code was fetched from it.
     fetched: bool,
+    #[bits(8)]
+    __: u8,
+    /// The number of the host physical page less that of the linear one.
+    #[bits(52)]
+    distance: u64,
 }
 
 impl Translation {
-    /// What the first level may allow: not fetches, before one came here and is remembered.
-    pub(super) fn used_for(&mut self, kind: AccessKind) -> Rights {
-        self.fetched |= kind == AccessKind::FETCH;
-        Rights { fetch: self.rights.fetch && self.fetched, ..self.rights }
+    fn to(page: u64, mapping: &Mapping) -> Self {
+        const BITS: u64 = u64::MAX >> PAGE_SHIFT;
+        Self::new()
+            .with_read(mapping.read.is_set())
+            .with_write(mapping.write.is_set())
+            .with_fetch(mapping.fetch.is_set())
+            .with_distance((mapping.hpa >> PAGE_SHIFT).wrapping_sub(page >> PAGE_SHIFT) & BITS)
+    }
+
+    /// What to add to a linear address for the host physical one.
+    pub(super) fn addend(self) -> u64 {
+        self.distance() << PAGE_SHIFT
+    }
+
+    fn allows(self, kind: AccessKind) -> bool {
+        match kind {
+            AccessKind::READ => self.read(),
+            AccessKind::WRITE => self.write(),
+            _ => self.fetch(),
+        }
+    }
+
+    /// What the first level may have for an access: not fetches, before one came here and is remembered. `None`: it is not allowed.
+    pub(super) fn used_for(&mut self, kind: AccessKind) -> Option<Self> {
+        if !self.allows(kind) {
+            return None;
+        }
+        self.set_fetched(self.fetched() | (kind == AccessKind::FETCH));
+        Some(self.with_fetch(self.fetch() && self.fetched()))
     }
 }
 
@@ -106,12 +117,25 @@ pub(super) struct SecondLevel {
     turns: Vec<u8>,
 }
 
+/// Below bit 63, and above the widest address.
+const CONTEXT: u32 = 60;
+
 /// The page's linear address, with the epoch in its low bits; zero never matches. The context stands in bits that are equal in all
 /// linear addresses' upper halves, so that no two pages have one tag.
 fn tag(context: Context, page: u64, epoch: u64) -> u64 {
-    /// Below bit 63, and above the widest address.
-    const CONTEXT: u32 = 60;
     (page & !OFFSET | epoch) ^ (context as u64) << CONTEXT
+}
+
+/// Whose page a tag is, and its linear address.
+fn untag(tag: u64) -> (Context, u64) {
+    let upper = (tag as i64 >> (u64::BITS - 1)) as u64;
+    let context = match (tag ^ upper) >> CONTEXT & 3 {
+        0 => Context::User,
+        1 => Context::Supervisor,
+        2 => Context::SupervisorAc,
+        _ => Context::Slow,
+    };
+    (context, tag & !OFFSET ^ (context as u64) << CONTEXT)
 }
 
 /// The first of a set's ways of which something is true. All are looked at, which is faster than to stop.
@@ -148,8 +172,14 @@ impl SecondLevel {
         Some(&mut self.translations[set.start + way])
     }
 
-    /// Enters a mapping. Rights that are known of the same page stay.
-    pub(super) fn insert(&mut self, context: Context, gva: u64, mapping: &Mapping, epoch: u64) -> Displaced {
+    /// Enters a mapping, and gives the translation that it has become. Rights that are known of the same page stay.
+    pub(super) fn insert(
+        &mut self,
+        context: Context,
+        gva: u64,
+        mapping: &Mapping,
+        epoch: u64,
+    ) -> (Displaced, &mut Translation) {
         let page = gva & !OFFSET;
         let (set, tag) = (self.set(context, gva), tag(context, gva, epoch));
         let number = set.start / set.len();
@@ -159,32 +189,22 @@ impl SecondLevel {
         let way = known.or_else(|| first(tags, |known| known & OFFSET != epoch));
         let at = set.start + way.unwrap_or(usize::from(turn));
         let slot = &mut self.translations[at];
-        let new = Translation {
-            page,
-            addend: mapping.hpa.wrapping_sub(page),
-            context,
-            fetched: false,
-            rights: Rights {
-                read: mapping.read.is_set(),
-                write: mapping.write.is_set(),
-                fetch: mapping.fetch.is_set(),
-            },
-        };
-        let old = *slot;
-        if known.is_some() && old.addend == new.addend {
-            let rights = &mut slot.rights;
-            rights.read |= new.rights.read;
-            rights.write |= new.rights.write;
-            rights.fetch |= new.rights.fetch;
-            return Displaced::default();
+        let new = Translation::to(page, mapping);
+        if known.is_some() && slot.addend() == new.addend() {
+            slot.set_read(slot.read() | new.read());
+            slot.set_write(slot.write() | new.write());
+            slot.set_fetch(slot.fetch() | new.fetch());
+            return (Displaced::default(), slot);
         }
+        let went = known.is_some() || way.is_none();
+        let displaced =
+            Displaced { page: went.then(|| untag(self.tags[at])), code: went && hashed && slot.fetched() };
         *slot = new;
         self.tags[at] = tag;
         if way.is_none() {
             self.turns[number] = (turn + 1) % set.len() as u8;
         }
-        let went = known.is_some() || way.is_none();
-        Displaced { page: went.then_some((old.context, old.page)), code: went && hashed && old.fetched }
+        (displaced, slot)
     }
 
     /// Drops a page, and where a set has one page only, the one that is there.
@@ -201,5 +221,19 @@ impl SecondLevel {
     /// Epochs begin anew.
     pub(super) fn clear(&mut self) {
         self.tags.fill(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_tells_whose_page_it_is() {
+        for context in [Context::User, Context::Supervisor, Context::SupervisorAc] {
+            for page in [0, 0x1000, 0x7fff_ffff_f000, 0xffff_8000_0000_0000, 0xff00_0000_0000_1000] {
+                assert_eq!(untag(tag(context, page | 0x123, 7)), (context, page));
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@ fn finds(tlb: &mut Tlb, gva: u64) -> bool {
 fn a_hit_needs_context_permission_and_one_page() {
     for geometry in BOTH {
         let mut tlb = Tlb::new(geometry);
-        tlb.insert(Context::User, 0x1234, &mapping(0x8000, 12));
+        tlb.insert(Context::User, 0x1234, &mapping(0x8000, 12), AccessKind::READ);
         let read = |tlb: &Tlb, gva, size| tlb.lookup(Context::User, gva, size, AccessKind::READ);
         assert_eq!(tlb.find(Context::User, 0x1ff8, AccessKind::READ), Some(0x8ff8));
         assert_eq!(read(&tlb, 0x1ff8, 8), Some(0x8ff8));
@@ -33,7 +33,7 @@ fn a_hit_needs_context_permission_and_one_page() {
 fn a_large_page_goes_as_a_whole() {
     for geometry in BOTH {
         let mut tlb = Tlb::new(geometry);
-        tlb.insert(Context::User, 0x20_1000, &mapping(0x8000, 21));
+        tlb.insert(Context::User, 0x20_1000, &mapping(0x8000, 21), AccessKind::READ);
         assert!(finds(&mut tlb, 0x20_1000));
         tlb.flush(Flush::Page(0x3f_f000));
         assert!(!finds(&mut tlb, 0x20_1000));
@@ -45,7 +45,12 @@ fn a_large_page_goes_as_a_whole() {
 fn a_mark_ends_writing_without_a_walk() {
     for geometry in BOTH {
         let mut tlb = Tlb::new(geometry);
-        tlb.insert(Context::User, 0x1000, &Mapping { write: true.into(), ..mapping(0x8000, 12) });
+        tlb.insert(
+            Context::User,
+            0x1000,
+            &Mapping { write: true.into(), ..mapping(0x8000, 12) },
+            AccessKind::READ,
+        );
         let write = |tlb: &Tlb| tlb.lookup(Context::User, 0x1234, 8, AccessKind::WRITE);
         for ram_epoch in 1..2 * EPOCHS {
             assert_eq!(write(&tlb), None);
@@ -64,7 +69,7 @@ fn a_mark_ends_writing_without_a_walk() {
 fn epochs_wrap_without_reviving_entries() {
     for geometry in BOTH {
         let mut tlb = Tlb::new(geometry);
-        tlb.insert(Context::User, 0x1000, &mapping(0, 12));
+        tlb.insert(Context::User, 0x1000, &mapping(0, 12), AccessKind::READ);
         for _ in 0..2 * EPOCHS {
             tlb.flush(Flush::All);
             assert!(!finds(&mut tlb, 0x1000));
@@ -79,7 +84,7 @@ fn kept(geometry: Geometry, starts: &[u64], pages: u64) -> usize {
     let all = || (0..pages).flat_map(|n| starts.iter().map(move |start| start + n * PAGE_SIZE));
     for gva in all().chain(all()) {
         if !finds(&mut tlb, gva) {
-            tlb.insert(Context::User, gva, &mapping(gva, 12));
+            tlb.insert(Context::User, gva, &mapping(gva, 12), AccessKind::READ);
         }
     }
     all().filter(|gva| finds(&mut tlb, *gva)).count()
@@ -100,7 +105,7 @@ fn what_the_second_level_drops_is_not_in_the_first() {
     let mut tlb = Tlb::new(Geometry::SetAssociative);
     let pages = 0..3 * 8 * ENTRIES as u64;
     for gva in pages.clone().map(|page| page * PAGE_SIZE) {
-        tlb.insert(Context::User, gva, &mapping(gva, 12));
+        tlb.insert(Context::User, gva, &mapping(gva, 12), AccessKind::READ);
         assert!(finds(&mut tlb, gva));
     }
     let of_second =
@@ -117,11 +122,11 @@ fn code_that_went_is_fetched_again() {
     let code = Mapping { fetch: true.into(), ..mapping(0, 12) };
     let versions = |geometry, kind| {
         let mut tlb = Tlb::new(geometry);
-        tlb.insert(Context::User, 0, &code);
+        tlb.insert(Context::User, 0, &code, AccessKind::READ);
         assert!(tlb.find(Context::User, 0, kind).is_some());
         let before = tlb.version();
         for page in 1..64 * ENTRIES as u64 {
-            tlb.insert(Context::User, page * PAGE_SIZE, &mapping(0, 12));
+            tlb.insert(Context::User, page * PAGE_SIZE, &mapping(0, 12), AccessKind::READ);
         }
         tlb.version() - before
     };

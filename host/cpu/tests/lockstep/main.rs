@@ -140,15 +140,21 @@ fn changes_of_memory_are_counted_alike() {
 #[cfg(all(target_arch = "x86_64", unix))]
 #[test]
 fn much_code_runs_alike() {
-    /// Two blocks: `inc rbx; add rcx, rbx; jmp`, and `add rdx, rcx; xor rsi, rdx; lahf; rcl ebx, 1; fninit; add rdi, rsi; jmp` back.
+    /// Two blocks: `inc rbx; add rcx, rbx; jmp r8`, and `add rdx, rcx; xor rsi, rdx; lahf; rcl ebx, 1; fninit; add rdi, rsi; jmp` back.
+    /// What a register leads to is known by its address, whichever code was compiled later.
     const LOOP: &[u8] = &[
-        0x48, 0xff, 0xc3, 0x48, 0x01, 0xd9, 0xeb, 0x00, // the first
-        0x48, 0x01, 0xca, 0x48, 0x31, 0xd6, 0x9f, 0xd1, 0xd3, 0xdb, 0xe3, 0x48, 0x01, 0xf7, 0xeb, 0xe8,
+        0x48, 0xff, 0xc3, 0x48, 0x01, 0xd9, 0x41, 0xff, 0xe0, // the first
+        0x48, 0x01, 0xca, 0x48, 0x31, 0xd6, 0x9f, 0xd1, 0xd3, 0xdb, 0xe3, 0x48, 0x01, 0xf7, 0xeb, 0xe7,
     ];
+    const SECOND: u64 = CODE + 9;
     const NOP: u8 = 0x90;
     /// Each of them begins a block of its own: more than 2^19 instructions.
     const ENTRIES: std::ops::Range<u64> = 0x2000..0x8000;
-    let gpr = std::array::from_fn(|n| if n == 4 { 0x8800 } else { 1 });
+    let gpr = std::array::from_fn(|n| match n {
+        4 => 0x8800,
+        8 => SECOND,
+        _ => 1,
+    });
     let start = Registers { gpr, rflags: 2, bases: [0; 2], xmm: [[0; 2]; 16], mxcsr: 0x1f80, ts: false };
     let mut pair = [Engine::Compiler, Engine::Interpreter].map(|engine| World::new(engine, false));
     for world in &mut pair {

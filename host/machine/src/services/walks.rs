@@ -13,7 +13,11 @@ use vmtape_cpu::Ram;
 
 /// Answers that are remembered at first, and at most, which is more than the interpreter's TLB has pages; powers of two.
 const FEW: usize = 1 << 8;
-const MANY: usize = 1 << 14;
+const MANY: usize = 1 << 16;
+/// Leaves for which there is a branch, at least.
+const LEAVES: usize = 8;
+/// Pages whose last entries lie together.
+const REGION_SHIFT: u32 = PAGE_SHIFT + 9;
 /// Entries that a walk reads, of five levels. One in two dimensions reads more, and is not remembered.
 const READS: usize = 5;
 /// Address spaces that are told apart.
@@ -38,30 +42,50 @@ impl Space {
 }
 
 /// An entry of the guest's tables: where it is in the host, and what it was.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Read {
     hpa: u64,
     value: u64,
 }
 
-/// One answer. An epoch of zero is none.
+/// What the answers for neighbouring pages have in common: all entries but the last ones, and what else they hang on. Its number is
+/// given once; zero is none's.
 #[derive(Clone, Copy, Debug, Default)]
-struct Known {
+struct Branch {
+    number: u64,
     epoch: u64,
+    space: u32,
+    /// Bytes of an entry; zero where none is read.
+    width: u8,
+    len: u8,
+    reads: [Read; READS - 1],
+}
+
+impl Branch {
+    /// Whether an answer that hangs on this one hangs on the other.
+    fn is_as(&self, other: &Self) -> bool {
+        let what = |branch: &Self| (branch.epoch, branch.space, branch.width, branch.len, branch.reads);
+        what(self) == what(other)
+    }
+}
+
+/// One answer: what it was read from last, and what hangs on more is the branch's.
+#[derive(Clone, Copy, Debug, Default)]
+struct Leaf {
+    branch: u64,
     /// The page, and in the low bits the kind of access.
     access: u64,
-    space: u32,
-    len: u8,
-    /// Bytes of an entry.
-    width: u8,
-    reads: [Read; READS],
+    read: Read,
     mapping: Mapping,
 }
 
 /// What the backend has answered.
 #[derive(Default)]
 pub(crate) struct Walks {
-    answers: Vec<Known>,
+    leaves: Vec<Leaf>,
+    branches: Vec<Branch>,
+    /// Branches that were given a number.
+    numbered: u64,
     /// The last one first, and their numbers, of which none is given again.
     spaces: Vec<(Space, u32)>,
     given: u32,
@@ -99,9 +123,15 @@ impl Walks {
         self.len = None;
     }
 
-    fn slot(&self, access: u64) -> usize {
-        let page = access >> PAGE_SHIFT;
-        (page ^ page >> MANY.ilog2()) as usize & (self.answers.len() - 1)
+    /// Places of a leaf and of its branch.
+    fn slots(&self, access: u64) -> (usize, usize) {
+        let place = |number: u64, len: usize| (number ^ number >> MANY.ilog2()) as usize & (len - 1);
+        (place(access >> PAGE_SHIFT, self.leaves.len()), place(access >> REGION_SHIFT, self.branches.len()))
+    }
+
+    fn resize(&mut self, leaves: usize) {
+        self.leaves = vec![Leaf::default(); leaves];
+        self.branches = vec![Branch::default(); leaves / LEAVES];
     }
 
     fn space(&mut self, space: &Space) -> u32 {
@@ -126,20 +156,25 @@ impl Walks {
     }
 
     fn find(&mut self, space: &Space, access: u64, ram: &Ram) -> Option<Mapping> {
-        if self.epoch == 0 || self.answers.is_empty() {
+        if self.epoch == 0 || self.leaves.is_empty() {
             return None;
         }
         let space = self.space(space);
-        let known = &self.answers[self.slot(access)];
-        if known.epoch != self.epoch || known.access != access || known.space != space {
+        let (leaf, branch) = self.slots(access);
+        let (leaf, branch) = (&self.leaves[leaf], &self.branches[branch]);
+        if leaf.access != access || leaf.branch != branch.number {
             return None;
         }
-        let reads = &known.reads[..usize::from(known.len)];
-        let same = match known.width {
-            4 => reads.iter().all(|read| ram.word::<4>(read.hpa) == Some(read.value)),
-            _ => reads.iter().all(|read| ram.word::<8>(read.hpa) == Some(read.value)),
+        if branch.epoch != self.epoch || branch.space != space {
+            return None;
+        }
+        let mut reads = branch.reads[..usize::from(branch.len)].iter().chain([&leaf.read]);
+        let same = match branch.width {
+            0 => true,
+            4 => reads.all(|read| ram.word::<4>(read.hpa) == Some(read.value)),
+            _ => reads.all(|read| ram.word::<8>(read.hpa) == Some(read.value)),
         };
-        same.then_some(known.mapping)
+        same.then_some(leaf.mapping)
     }
 
     fn put(&mut self, space: &Space, access: u64, answer: &Answer) {
@@ -148,18 +183,31 @@ impl Walks {
         if self.epoch == 0 || answer.mapping.kind != MappingKind::RAM {
             return;
         }
-        let (epoch, space) = (self.epoch, self.space(space));
-        let (reads, width, mapping) = (self.reads, self.width, answer.mapping);
-        if self.answers.is_empty() {
-            self.answers = vec![Known::default(); FEW];
+        if self.leaves.is_empty() {
+            self.resize(FEW);
         }
-        let mut slot = self.slot(access);
-        let displaced = self.answers[slot];
-        if displaced.epoch == epoch && displaced.access != access && self.answers.len() < MANY {
-            self.answers = vec![Known::default(); 2 * self.answers.len()];
-            slot = self.slot(access);
+        let displaced = self.leaves[self.slots(access).0];
+        if displaced.branch != 0 && displaced.access != access && self.leaves.len() < MANY {
+            self.resize(2 * self.leaves.len());
         }
-        self.answers[slot] = Known { epoch, access, space, len, width, reads, mapping };
+        let (leaf, at) = self.slots(access);
+        let above = usize::from(len.saturating_sub(1));
+        let mut branch = Branch {
+            number: self.branches[at].number,
+            epoch: self.epoch,
+            space: self.space(space),
+            width: if len == 0 { 0 } else { self.width },
+            len: above as u8,
+            reads: [Read::default(); READS - 1],
+        };
+        branch.reads[..above].copy_from_slice(&self.reads[..above]);
+        if branch.number == 0 || !branch.is_as(&self.branches[at]) {
+            self.numbered += 1;
+            branch.number = self.numbered;
+            self.branches[at] = branch;
+        }
+        let read = self.reads[above];
+        self.leaves[leaf] = Leaf { branch: branch.number, access, read, mapping: answer.mapping };
     }
 }
 
