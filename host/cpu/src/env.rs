@@ -28,6 +28,13 @@ pub enum Decision {
     TrapAfter,
 }
 
+/// The part of an operand that lies on one page.
+pub struct OperandPart<'a> {
+    /// The guest physical address where it is not RAM. RAM has been copied.
+    pub device: Option<u64>,
+    pub bytes: &'a mut [u8],
+}
+
 /// Everything the interpreter cannot do alone. Implemented by the machine around a backend, and by KVM's emulator. What has
 /// an answer here is a processor with memory and nothing else around it.
 pub trait Env {
@@ -56,6 +63,22 @@ pub trait Env {
         _write: Option<u64>,
     ) -> Result<u64, Interrupted> {
         Ok(0)
+    }
+
+    /// Whether [`crate::Cpu::step_emulated`] asks [`Env::read_operand`] and [`Env::write_operand`] in place of [`Env::device`]: KVM's
+    /// emulator has operands as a whole.
+    fn takes_operands(&self) -> bool {
+        false
+    }
+
+    /// Reads what of an operand is not RAM. Its parts are in order.
+    fn read_operand(&mut self, _parts: &mut [OperandPart<'_>]) -> Result<(), Interrupted> {
+        Ok(())
+    }
+
+    /// Writes what of an operand is not RAM.
+    fn write_operand(&mut self, _parts: &[OperandPart<'_>]) -> Result<(), Interrupted> {
+        Ok(())
     }
 
     /// Port input (`write` is `None`) or output that was not intercepted.

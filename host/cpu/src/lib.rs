@@ -30,7 +30,7 @@ mod used;
 pub use core::Core;
 pub use cpu::{Cpu, CpuConfig, Emulation, Engine, Step, Stop};
 pub use emulate::decode_as_kvm;
-pub use env::{Decision, Env, Interrupted};
+pub use env::{Decision, Env, Interrupted, OperandPart};
 pub use features::Features;
 pub use fp::{MXCSR_MASK, XSAVE_COMPONENTS, XsaveComponent};
 pub use mem::Privilege;

@@ -6,7 +6,7 @@
 
 use crate::{
     core::{Core, fault, gp, is_expand_down, rights},
-    env::Interrupted,
+    env::{OperandPart, Interrupted},
     operand::Word,
     tlb::Context,
 };
@@ -41,6 +41,13 @@ pub(crate) struct Span {
     first: Place,
     first_len: usize,
     second: Place,
+}
+
+impl Span {
+    fn meets_devices(&self) -> bool {
+        // Where the range is on one page, the second place is the first.
+        self.first.kind != MappingKind::RAM || self.second.kind != MappingKind::RAM
+    }
 }
 
 impl Core<'_> {
@@ -311,15 +318,50 @@ impl Core<'_> {
     }
 
     pub(crate) fn read_span(&mut self, span: &Span, bytes: &mut [u8]) -> Result<(), Interrupted> {
+        if self.emulating && span.meets_devices() && self.env.takes_operands() {
+            return self.emulated_span(span, bytes, AccessKind::READ);
+        }
         let (first, second) = bytes.split_at_mut(span.first_len);
         self.read_place(span.first, first)?;
         self.read_place(span.second, second)
     }
 
     pub(crate) fn write_span(&mut self, span: &Span, bytes: &[u8]) -> Result<(), Interrupted> {
+        if self.emulating && span.meets_devices() && self.env.takes_operands() {
+            return self.emulated_span(span, &mut bytes.to_vec(), AccessKind::WRITE);
+        }
         let (first, second) = bytes.split_at(span.first_len);
         self.write_place(span.first, first)?;
         self.write_place(span.second, second)
+    }
+
+    /// An operand that KVM's emulator has from devices, or gives them, as a whole. What of it is RAM is copied.
+    fn emulated_span(
+        &mut self,
+        span: &Span,
+        bytes: &mut [u8],
+        kind: AccessKind,
+    ) -> Result<(), Interrupted> {
+        let (first, second) = bytes.split_at_mut(span.first_len);
+        let mut parts = Vec::new();
+        for (place, bytes) in [(span.first, first), (span.second, second)] {
+            let device = (place.kind != MappingKind::RAM).then_some(place.address);
+            match (device, kind) {
+                (Some(_), _) => {}
+                (None, AccessKind::WRITE) => self.write_place(place, bytes)?,
+                (None, _) => self.read_place(place, bytes)?,
+            }
+            if !bytes.is_empty() {
+                parts.push(OperandPart { device, bytes });
+            }
+        }
+        let done = match kind {
+            AccessKind::WRITE => self.env.write_operand(&parts),
+            _ => self.env.read_operand(&mut parts),
+        };
+        self.after_env();
+        self.recheck_events();
+        done
     }
 
     fn read_place(&mut self, place: Place, bytes: &mut [u8]) -> Result<(), Interrupted> {

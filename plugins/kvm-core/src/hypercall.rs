@@ -89,7 +89,7 @@ fn send_ipi(vcpu: u32, [low, high, first, icr]: [u64; 4], long: bool, host: &mut
 }
 
 /// `kvm_apic_set_irq` of the local APIC with this identifier. Whether there is one, and it has accepted.
-fn interrupt(vcpu: u32, apic: u64, icr: u64, host: &mut dyn Host) -> bool {
+pub(crate) fn interrupt(vcpu: u32, apic: u64, icr: u64, host: &mut dyn Host) -> bool {
     let mut op = BusOp {
         space: BusSpace::INTERRUPT,
         write: true.into(),

@@ -19,9 +19,11 @@ const MAX_BASIC: u32 = 0x24;
 const MAX_EXTENDED: u32 = 0x8000_0022;
 /// "KVMKVMKVM" in EBX, ECX, EDX.
 const SIGNATURE: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x4d];
-/// Paravirtual features (KVM_FEATURE_*) that are modelled: CLOCKSOURCE, NOP_IO_DELAY, CLOCKSOURCE2, STEAL_TIME, PV_UNHALT, PV_SEND_IPI,
-/// POLL_CONTROL, PV_SCHED_YIELD, CLOCKSOURCE_STABLE_BIT. Every release has them.
-const PARAVIRTUAL: u32 = 0x0100_38ab;
+/// Paravirtual features (KVM_FEATURE_*) that are modelled: CLOCKSOURCE, NOP_IO_DELAY, CLOCKSOURCE2, STEAL_TIME, PV_UNHALT, PV_TLB_FLUSH
+/// (no vCPU is ever told to be preempted), PV_SEND_IPI, POLL_CONTROL, PV_SCHED_YIELD, CLOCKSOURCE_STABLE_BIT. Every release has them.
+const PARAVIRTUAL: u32 = 0x0100_3aab;
+/// ASYNC_PF, ASYNC_PF_VMEXIT, ASYNC_PF_INT.
+const ASYNC_PF: u32 = 1 << 4 | 1 << 10 | 1 << 14;
 /// Components that KVM saves for a guest (KVM_SUPPORTED_XCR0): x87, SSE, AVX, AVX-512, PKRU. MPX and AMX are left out.
 const XCR0: u32 = 0x2e7;
 /// The component of protection keys, which shadow paging does not have.
@@ -59,7 +61,8 @@ pub fn supported_cpuid(
         .map(|e| with_speculation(e, &speculation))
         .collect();
     entries.push(plain(0x4000_0000, [0x4000_0001, SIGNATURE[0], SIGNATURE[1], SIGNATURE[2]]));
-    entries.push(plain(0x4000_0001, [PARAVIRTUAL, 0, 0, 0]));
+    let async_pf = if options.on(Switch::ASYNC_PF_INT) { ASYNC_PF } else { 0 };
+    entries.push(plain(0x4000_0001, [PARAVIRTUAL | async_pf, 0, 0, 0]));
     entries.sort_by_key(|e| (e.function & 0xc000_0000 == 0x4000_0000, e.function, e.index));
     entries
 }
@@ -266,6 +269,19 @@ mod tests {
         assert_eq!(intel, (1 << 26 | 1 << 27 | 1 << 31, 1 << 12 | 1 << 14 | 1 << 15 | 1 << 24));
         assert_eq!(amd, intel);
         assert!(super::speculation(&[plain(7, [0; 4])]).is_empty());
+    }
+
+    /// As cpuid.c of 5.10, 6.1 and 6.12 has it, but PV_EOI; v5.8 has asynchronous page faults with an interrupt first.
+    #[test]
+    fn paravirtual_features_by_release() {
+        let offered = |kvm: &str| {
+            let table = supported_cpuid(&[], &host(48), &options(kvm), Some(4));
+            find(&table, 0x4000_0001, 0).unwrap().eax
+        };
+        for kvm in ["v5.8", "v5.10", "v6.1", "v6.12", "v7.2"] {
+            assert_eq!(offered(kvm), 0x0100_7efb & !(1 << 6), "{kvm}");
+        }
+        assert_eq!(offered("v5.7"), 0x0100_7efb & !(1 << 6 | 1 << 4 | 1 << 10 | 1 << 14));
     }
 
     /// Without two-dimensional paging memory encryption's bits are not the guest's. See: boot_cpu_data.x86_phys_bits

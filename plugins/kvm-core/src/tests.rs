@@ -7,6 +7,7 @@ use crate::{
     events::Windows,
     io, msr,
     profile::{Options, Scope},
+    pv::Paravirtual,
     slots::Slots,
 };
 use vmtape_abi::{Errno, MemoryRegion};
@@ -42,6 +43,7 @@ fn guest() -> (Vcpu, VcpuState, TestHost) {
     let state = VcpuState::reset();
     let options = Options::parse(Scope::VMX, "", &[]).unwrap();
     vcpu.set_cpuid(&options, &state, &cpuid()).unwrap();
+    vcpu.pv = Paravirtual::new(&options);
     (vcpu, state, TestHost::new(0x2000))
 }
 

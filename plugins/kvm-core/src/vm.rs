@@ -12,7 +12,8 @@ use crate::{
     events::{self, WindowRequests, Windows},
     msr::{self, Refused},
     profile::Switch,
-    pv, state, supported,
+    pv::{self, Paravirtual},
+    state, supported,
     vcpu::SetCpuid,
     warning,
 };
@@ -493,7 +494,9 @@ impl<O: Ops> Backend for Vm<O> {
         }
         self.shared.kvm_mut().mmu.create_vcpu(vcpu);
         let mut v = self.shared.vcpu_create(vcpu);
-        v.core_mut().last_vmentry_cpu = Vcpu::before_first_entry(&self.shared.kvm().options);
+        let options = &self.shared.kvm().options;
+        v.core_mut().last_vmentry_cpu = Vcpu::before_first_entry(options);
+        v.core_mut().pv = Paravirtual::new(options);
         self.vcpus.push(v);
         Ok(())
     }

@@ -6,6 +6,7 @@ pub mod bench;
 pub mod browser;
 pub mod identity;
 pub mod random;
+pub mod sector;
 pub mod timer;
 
 use anyhow::{Context, Result, bail};

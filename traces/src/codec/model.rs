@@ -114,8 +114,17 @@ impl Recent {
 
     /// How far before a place a word is, the nearest first.
     pub fn find(&self, at: usize, word: u64) -> Option<u8> {
-        let found = self.words[at + 1 - MEMORY..at].iter().rev().position(|known| *known == word)?;
-        Some(found as u8 + 1)
+        // Most words are not there: several are looked at at once.
+        let (rest, steps) = self.words[at + 1 - MEMORY..at].as_rchunks::<STEP>();
+        let is = |known: &u64| *known == word;
+        let among = |known: &[u64], before: usize| {
+            known.iter().rev().position(is).map(|found| (before + found) as u8 + 1)
+        };
+        let step = steps.iter().rev().position(|step| step.iter().fold(false, |any, known| any | is(known)));
+        match step {
+            Some(step) => among(&steps[steps.len() - 1 - step], step * STEP),
+            None => among(rest, steps.len() * STEP),
+        }
     }
 }
 

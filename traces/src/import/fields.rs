@@ -2,7 +2,7 @@
 //!
 //! See: KVM arch/x86/kvm/trace.h, arch/x86/kvm/mmu/mmutrace.h (5.10, 6.1, 6.12)
 
-use super::note;
+use super::{name::Name, note};
 use crate::text::tables::IcrLow;
 use vmtape_arch::{
     exception::Vector,
@@ -14,9 +14,9 @@ use vmtape_arch::{
 /// An event's fields.
 pub trait Fields {
     /// A number, sign-extended if its type is signed.
-    fn number(&self, name: &str) -> Option<u64>;
+    fn number(&self, name: Name) -> Option<u64>;
     /// The first bytes of an array, low byte first.
-    fn bytes(&self, name: &str) -> Option<u128>;
+    fn bytes(&self, name: Name) -> Option<u128>;
     /// How this kernel lays out `union kvm_mmu_page_role`.
     fn roles(&self) -> Roles {
         Roles::Has4ByteGpte
@@ -48,16 +48,16 @@ impl Roles {
 pub fn exit(f: &dyn Fields) -> Option<(u64, Exit)> {
     let get = |name| f.number(name);
     let mut exit = Exit {
-        isa: Isa(get("isa")? as _),
-        reason: get("exit_reason")? as u32,
-        info1: get("info1")?,
-        info2: get("info2")?,
-        intr_info: get("intr_info").unwrap_or(0) as u32,
-        error_code: get("error_code").unwrap_or(0) as u32,
+        isa: Isa(get(Name::ISA)? as _),
+        reason: get(Name::EXIT_REASON)? as u32,
+        info1: get(Name::INFO1)?,
+        info2: get(Name::INFO2)?,
+        intr_info: get(Name::INTR_INFO).unwrap_or(0) as u32,
+        error_code: get(Name::ERROR_CODE).unwrap_or(0) as u32,
         ..Default::default()
     };
     note::addresses(&mut exit);
-    Some((get("guest_rip")?, exit))
+    Some((get(Name::GUEST_RIP)?, exit))
 }
 
 /// A note, if the event has one.
@@ -68,45 +68,45 @@ pub fn note(event: &str, f: &dyn Fields) -> Option<Note> {
     let word = |name| Some(f.number(name)? as u32);
     Some(match event {
         "kvm_entry" => Note::Entry {
-            rip: get("rip")?,
-            intr_info: word("intr_info").unwrap_or(0),
-            error_code: word("error_code").unwrap_or(0),
+            rip: get(Name::RIP)?,
+            intr_info: word(Name::INTR_INFO).unwrap_or(0),
+            error_code: word(Name::ERROR_CODE).unwrap_or(0),
         },
-        "kvm_page_fault" => Note::PageFault { address: get("fault_address")?, code: get("error_code")? },
+        "kvm_page_fault" => Note::PageFault { address: get(Name::FAULT_ADDRESS)?, code: get(Name::ERROR_CODE)? },
         "kvm_cpuid" => Note::Cpuid {
-            function: word("function")?,
-            index: word("index")?,
-            eax: word("rax")?,
-            ebx: word("rbx")?,
-            ecx: word("rcx")?,
-            edx: word("rdx")?,
-            found: yes("found")?,
-            used_max_basic: yes("used_max_basic")?,
+            function: word(Name::FUNCTION)?,
+            index: word(Name::INDEX)?,
+            eax: word(Name::RAX)?,
+            ebx: word(Name::RBX)?,
+            ecx: word(Name::RCX)?,
+            edx: word(Name::RDX)?,
+            found: yes(Name::FOUND)?,
+            used_max_basic: yes(Name::USED_MAX_BASIC)?,
         },
         "kvm_msr" => Note::Msr {
-            write: yes("write")?,
-            index: word("ecx")?,
-            data: get("data")?,
-            exception: yes("exception")?,
+            write: yes(Name::WRITE)?,
+            index: word(Name::ECX)?,
+            data: get(Name::DATA)?,
+            exception: yes(Name::EXCEPTION)?,
             host_initiated: false,
             passed: false,
             pat: ReachedPat::ONLY,
         },
-        "kvm_cr" => Note::Cr { write: yes("rw")?, number: small("cr")?, value: get("val")? },
+        "kvm_cr" => Note::Cr { write: yes(Name::RW)?, number: small(Name::CR)?, value: get(Name::VAL)? },
         "kvm_pio" => Note::Pio {
-            write: yes("rw")?,
-            port: u16::try_from(get("port")?).ok()?,
-            size: small("size")?,
-            count: word("count")?,
-            value: get("val")?,
+            write: yes(Name::RW)?,
+            port: u16::try_from(get(Name::PORT)?).ok()?,
+            size: small(Name::SIZE)?,
+            count: word(Name::COUNT)?,
+            value: get(Name::VAL)?,
         },
         "kvm_mmio" => {
-            Note::Mmio { kind: small("type")?, len: small("len")?, gpa: get("gpa")?, value: get("val")? }
+            Note::Mmio { kind: small(Name::TYPE)?, len: small(Name::LEN)?, gpa: get(Name::GPA)?, value: get(Name::VAL)? }
         }
-        "kvm_fast_mmio" => Note::FastMmio { gpa: get("gpa")? },
-        "kvm_apic" => Note::Apic { write: yes("rw")?, register: word("reg")?, value: get("val")? },
+        "kvm_fast_mmio" => Note::FastMmio { gpa: get(Name::GPA)? },
+        "kvm_apic" => Note::Apic { write: yes(Name::RW)?, register: word(Name::REG)?, value: get(Name::VAL)? },
         "kvm_apic_ipi" => {
-            let icr = IcrLow::from_bits(word("icr_low")?);
+            let icr = IcrLow::from_bits(word(Name::ICR_LOW)?);
             // The bits that are printed, as text has them.
             let icr = IcrLow::new()
                 .with_vector(icr.vector())
@@ -115,46 +115,46 @@ pub fn note(event: &str, f: &dyn Fields) -> Option<Note> {
                 .with_assert(icr.assert())
                 .with_level(icr.level())
                 .with_shorthand(icr.shorthand());
-            Note::ApicIpi { icr: icr.into_bits(), destination: word("dest_id")? }
+            Note::ApicIpi { icr: icr.into_bits(), destination: word(Name::DEST_ID)? }
         }
         "kvm_apic_accept_irq" => Note::ApicAcceptIrq {
-            apic: word("apicid")?,
-            mode: (get("dm")? >> 8 & 7) as u8,
-            level: yes("tm")?,
-            vector: small("vec")?,
+            apic: word(Name::APICID)?,
+            mode: (get(Name::DM)? >> 8 & 7) as u8,
+            level: yes(Name::TM)?,
+            vector: small(Name::VEC)?,
         },
         "kvm_hypercall" => {
-            Note::Hypercall { nr: get("nr")?, args: [get("a0")?, get("a1")?, get("a2")?, get("a3")?] }
+            Note::Hypercall { nr: get(Name::NR)?, args: [get(Name::A0)?, get(Name::A1)?, get(Name::A2)?, get(Name::A3)?] }
         }
         "kvm_inj_exception" => {
-            let vector = Vector(small("exception")?);
-            let error_code = if yes("has_error")? { word("error_code")? } else { 0 };
-            let has_error = yes("has_error")? && (vector.has_error_code() || error_code != 0);
+            let vector = Vector(small(Name::EXCEPTION)?);
+            let error_code = if yes(Name::HAS_ERROR)? { word(Name::ERROR_CODE)? } else { 0 };
+            let has_error = yes(Name::HAS_ERROR)? && (vector.has_error_code() || error_code != 0);
             Note::InjException {
                 vector,
                 has_error,
                 error_code,
-                reinjected: yes("reinjected").unwrap_or(false),
+                reinjected: yes(Name::REINJECTED).unwrap_or(false),
             }
         }
         "kvm_inj_virq" => Note::InjVirq {
-            vector: small("vector").or_else(|| small("irq"))?,
-            soft: yes("soft").unwrap_or(false),
-            reinjected: yes("reinjected").unwrap_or(false),
+            vector: small(Name::VECTOR).or_else(|| small(Name::IRQ))?,
+            soft: yes(Name::SOFT).unwrap_or(false),
+            reinjected: yes(Name::REINJECTED).unwrap_or(false),
         },
-        "kvm_userspace_exit" => match word("errno")? as i32 {
+        "kvm_userspace_exit" => match word(Name::ERRNO)? as i32 {
             errno @ ..0 => Note::UserspaceExit { reason: 0, errno },
-            _ => Note::UserspaceExit { reason: word("reason")?, errno: 0 },
+            _ => Note::UserspaceExit { reason: word(Name::REASON)?, errno: 0 },
         },
         "kvm_emulate_insn" => {
-            let len = small("len").filter(|len| *len <= 15)?;
+            let len = small(Name::LEN).filter(|len| *len <= 15)?;
             Note::EmulateInsn {
-                rip: get("rip")?,
-                csbase: word("csbase")?,
+                rip: get(Name::RIP)?,
+                csbase: word(Name::CSBASE)?,
                 len,
-                insn: f.bytes("insn")? & ((1 << (8 * u32::from(len))) - 1),
-                mode: small("flags")?,
-                failed: yes("failed")?,
+                insn: f.bytes(Name::INSN)? & ((1 << (8 * u32::from(len))) - 1),
+                mode: small(Name::FLAGS)?,
+                failed: yes(Name::FAILED)?,
             }
         }
         _ => mmu_note(event, f)?,
@@ -165,36 +165,36 @@ fn mmu_note(event: &str, f: &dyn Fields) -> Option<Note> {
     let get = |name| f.number(name);
     let small = |name| u8::try_from(f.number(name)?).ok();
     let word = |name| Some(f.number(name)? as u32);
-    let page = || Some((f.number("gfn")?, f.roles().printed(f.number("role")? as u32)));
+    let page = || Some((f.number(Name::GFN)?, f.roles().printed(f.number(Name::ROLE)? as u32)));
     Some(match event {
         "kvm_mmu_spte_requested" => {
-            Note::SpteRequested { gfn: get("gfn")?, pfn: get("pfn")?, level: small("level")? }
+            Note::SpteRequested { gfn: get(Name::GFN)?, pfn: get(Name::PFN)?, level: small(Name::LEVEL)? }
         }
-        "kvm_mmu_set_spte" => Note::SetSpte { gfn: get("gfn")?, spte: get("spte")?, level: small("level")? },
-        "kvm_mmu_pagetable_walk" => Note::PagetableWalk { address: get("addr")?, pferr: word("pferr")? },
-        "kvm_mmu_paging_element" => Note::PagingElement { pte: get("pte")?, level: small("level")? },
-        "kvm_mmu_walker_error" => Note::WalkerError { pferr: word("pferr")? },
-        "kvm_mmu_set_accessed_bit" => Note::SetAccessed { gpa: get("gpa")? },
-        "kvm_mmu_set_dirty_bit" => Note::SetDirty { gpa: get("gpa")? },
-        "mark_mmio_spte" => Note::MarkMmioSpte { gfn: get("gfn")?, access: small("access")? },
+        "kvm_mmu_set_spte" => Note::SetSpte { gfn: get(Name::GFN)?, spte: get(Name::SPTE)?, level: small(Name::LEVEL)? },
+        "kvm_mmu_pagetable_walk" => Note::PagetableWalk { address: get(Name::ADDR)?, pferr: word(Name::PFERR)? },
+        "kvm_mmu_paging_element" => Note::PagingElement { pte: get(Name::PTE)?, level: small(Name::LEVEL)? },
+        "kvm_mmu_walker_error" => Note::WalkerError { pferr: word(Name::PFERR)? },
+        "kvm_mmu_set_accessed_bit" => Note::SetAccessed { gpa: get(Name::GPA)? },
+        "kvm_mmu_set_dirty_bit" => Note::SetDirty { gpa: get(Name::GPA)? },
+        "mark_mmio_spte" => Note::MarkMmioSpte { gfn: get(Name::GFN)?, access: small(Name::ACCESS)? },
         "handle_mmio_page_fault" => {
-            Note::HandleMmioPageFault { address: get("addr")?, gfn: get("gfn")?, access: small("access")? }
+            Note::HandleMmioPageFault { address: get(Name::ADDR)?, gfn: get(Name::GFN)?, access: small(Name::ACCESS)? }
         }
         "kvm_tdp_mmu_spte_changed" => Note::TdpSpteChanged {
-            gfn: get("gfn")?,
-            level: small("level")?,
-            old: get("old_spte")?,
-            new: get("new_spte")?,
+            gfn: get(Name::GFN)?,
+            level: small(Name::LEVEL)?,
+            old: get(Name::OLD_SPTE)?,
+            new: get(Name::NEW_SPTE)?,
         },
         "vcpu_match_mmio" => Note::MatchMmio {
-            gva: get("gva")?,
-            gpa: get("gpa")?,
-            write: get("write")? != 0,
-            by_gpa: get("gpa_match")? != 0,
+            gva: get(Name::GVA)?,
+            gpa: get(Name::GPA)?,
+            write: get(Name::WRITE)? != 0,
+            by_gpa: get(Name::GPA_MATCH)? != 0,
         },
         "kvm_mmu_get_page" => {
             let (gfn, role) = page()?;
-            Note::GetPage { gfn, role, created: get("created")? != 0 }
+            Note::GetPage { gfn, role, created: get(Name::CREATED)? != 0 }
         }
         "kvm_mmu_sync_page" => page().map(|(gfn, role)| Note::SyncPage { gfn, role })?,
         "kvm_mmu_unsync_page" => page().map(|(gfn, role)| Note::UnsyncPage { gfn, role })?,
@@ -214,29 +214,29 @@ pub struct RawText<'a> {
 const FAILED_TO_PARSE: &str = "[FAILED TO PARSE]";
 
 /// Fields that print formats show in hexadecimal without `0x`.
-const HEXADECIMAL: [&str; 22] = [
-    "function",
-    "index",
-    "rax",
-    "rbx",
-    "rcx",
-    "rdx",
-    "ecx",
-    "cr",
-    "rip",
-    "csbase",
-    "addr",
-    "pferr",
-    "pte",
-    "gfn",
-    "pfn",
-    "spte",
-    "sptep",
-    "old_spte",
-    "new_spte",
-    "access",
-    "gpa",
-    "fault_address",
+const HEXADECIMAL: [Name; 22] = [
+    Name::FUNCTION,
+    Name::INDEX,
+    Name::RAX,
+    Name::RBX,
+    Name::RCX,
+    Name::RDX,
+    Name::ECX,
+    Name::CR,
+    Name::RIP,
+    Name::CSBASE,
+    Name::ADDR,
+    Name::PFERR,
+    Name::PTE,
+    Name::GFN,
+    Name::PFN,
+    Name::SPTE,
+    Name::SPTEP,
+    Name::OLD_SPTE,
+    Name::NEW_SPTE,
+    Name::ACCESS,
+    Name::GPA,
+    Name::FAULT_ADDRESS,
 ];
 
 impl<'a> RawText<'a> {
@@ -250,19 +250,19 @@ impl<'a> RawText<'a> {
         first.contains('=').then_some(Self { text, decimal })
     }
 
-    fn value(&self, name: &str) -> Option<&'a str> {
-        self.text.split(' ').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+    fn value(&self, name: Name) -> Option<&'a str> {
+        self.text.split(' ').find_map(|pair| pair.strip_prefix(name.text())?.strip_prefix('='))
     }
 }
 
 impl Fields for RawText<'_> {
-    fn number(&self, name: &str) -> Option<u64> {
+    fn number(&self, name: Name) -> Option<u64> {
         let value = self.value(name)?;
         if let Some(hex) = value.strip_prefix("0x") {
             return u64::from_str_radix(hex, 16).ok();
         }
         // In one event `error_code` has no prefix either: `kvm_page_fault` of 5.10.
-        let old_fault = name == "error_code" && self.value("fault_address").is_some();
+        let old_fault = name == Name::ERROR_CODE && self.value(Name::FAULT_ADDRESS).is_some();
         if !self.decimal && (HEXADECIMAL.contains(&name) || old_fault) {
             return u64::from_str_radix(value, 16).ok();
         }
@@ -270,7 +270,8 @@ impl Fields for RawText<'_> {
     }
 
     /// `insn=ARRAY[0f, a2]`.
-    fn bytes(&self, name: &str) -> Option<u128> {
+    fn bytes(&self, name: Name) -> Option<u128> {
+        let name = name.text();
         let at = self.text.find(&format!("{name}=ARRAY["))? + name.len() + 7;
         let list = self.text[at..].split(']').next()?;
         let bytes: Option<Vec<u8>> = list.split(", ").map(|byte| u8::from_str_radix(byte, 16).ok()).collect();

@@ -10,7 +10,7 @@ use crate::{
     event::{Event, ExitEvent, NO_VCPU},
     text::{OWN, STIMULUS, lost_text, merge_stimulus, parse_own},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use vmtape_arch::{
     exit::{Isa, Resume},
     level::{Level, Place},
@@ -23,15 +23,14 @@ type Sink<'a> = &'a mut dyn FnMut(Event) -> Result<(), Error>;
 /// entries, may.
 const MOST_HELD: usize = 1 << 17;
 
-/// The exits that are open, by vCPU.
+/// The exits that are open.
 pub struct Groups {
-    open: BTreeMap<u32, Group>,
-    /// Events in all of them.
+    /// By vCPU.
+    groups: Vec<Group>,
+    /// Events that all of them hold back.
     held: usize,
     /// The vCPU that each task runs.
     tasks: BTreeMap<u32, u32>,
-    /// vCPUs that run their guest's guest.
-    nested: BTreeSet<u32>,
     /// The architecture of the last exit.
     isa: Isa,
     exits: u64,
@@ -41,23 +40,26 @@ pub struct Groups {
     shown: u64,
 }
 
+/// What a vCPU does.
 #[derive(Default)]
 struct Group {
+    vcpu: u32,
     /// Events that are held back, the exit first if one is open.
     events: Vec<Event>,
     exit: bool,
     resumed: bool,
     /// The CPU of its last event.
     cpu: Option<u32>,
+    /// It runs its guest's guest.
+    nested: bool,
 }
 
 impl Groups {
     pub fn new(survey: &Survey) -> Self {
         Self {
-            open: BTreeMap::new(),
+            groups: Vec::new(),
             held: 0,
             tasks: survey.tasks.clone(),
-            nested: BTreeSet::new(),
             isa: survey.isa,
             exits: 0,
             in_order: survey.in_order,
@@ -74,23 +76,32 @@ impl Groups {
         *runs
     }
 
+    /// Where a vCPU's group is.
+    fn place(&mut self, vcpu: u32) -> usize {
+        self.groups.binary_search_by_key(&vcpu, |group| group.vcpu).unwrap_or_else(|place| {
+            self.groups.insert(place, Group { vcpu, ..Group::default() });
+            place
+        })
+    }
+
     /// Takes an event. Says whether it was decoded.
     pub fn record(&mut self, record: &Record<'_>, sink: Sink<'_>) -> Result<bool, Error> {
         let vcpu = self.vcpu(record);
+        let at = self.place(vcpu);
         let icount = record.time.count();
         if record.event == "kvm_exit"
             && let Some((rip, exit)) = record.exit(self.isa)
         {
             self.isa = exit.isa;
             self.exits += 1;
-            self.close(vcpu, !self.in_order, sink)?;
-            self.nested.remove(&vcpu);
-            let exit = Event::Exit(Box::new(ExitEvent { vcpu, icount, rip, exit }));
-            self.open.insert(vcpu, Group { events: vec![exit], exit: true, resumed: false, cpu: record.cpu });
+            self.close(at, !self.in_order, sink)?;
+            let group = &mut self.groups[at];
+            (group.exit, group.cpu, group.nested) = (true, record.cpu, false);
+            group.events.push(Event::Exit(Box::new(ExitEvent { vcpu, icount, rip, exit })));
             self.hold(sink)?;
             return Ok(true);
         }
-        let group = self.open.entry(vcpu).or_default();
+        let group = &mut self.groups[at];
         group.cpu = record.cpu;
         if let (Body::Text(text), true) = (record.body, record.event.starts_with(OWN)) {
             if record.event == STIMULUS {
@@ -101,32 +112,42 @@ impl Groups {
                 }
             } else if let Some(event) = parse_own(text) {
                 group.resumed |= matches!(event, Event::Resume { .. });
-                self.push(vcpu, event, sink)?;
+                self.push(at, event, sink)?;
                 return Ok(true);
             }
         }
-        self.outside(vcpu, icount, record, sink)?;
-        let level = if self.in_order { Level::L1 } else { self.level(vcpu, record.event) };
-        if let Some((place, note)) = record.note() {
-            let place = if self.in_order { place } else { Place { level, ..place } };
-            self.note(vcpu, place, note, sink)?;
-            return Ok(true);
-        }
-        let text = format!("{}: {}", record.event, record.text());
-        self.push(vcpu, Event::Line { vcpu, text }, sink)?;
+        self.outside(at, icount, record, sink)?;
+        let level = if self.in_order { Level::L1 } else { self.level(at, record.event) };
+        let text = match record.note() {
+            Ok((place, note)) => {
+                let place = if self.in_order { place } else { Place { level, ..place } };
+                self.note(at, place, note, sink)?;
+                return Ok(true);
+            }
+            Err(text) => [record.event, ": ", &text].concat(),
+        };
+        self.push(at, Event::Line { vcpu, text }, sink)?;
         if record.event == "kvm_entry" {
             // Before 5.10 it does not tell the rip, so it stays a line, but it ends the exit.
-            self.resume(vcpu, sink)?;
-            self.close(vcpu, false, sink)?;
+            self.resume(at, sink)?;
+            self.close(at, false, sink)?;
         }
         Ok(false)
     }
 
     /// Outside an exit an event's own time and rip are given before it, where they are not those that were given last.
-    fn outside(&mut self, vcpu: u32, icount: u64, record: &Record<'_>, sink: Sink<'_>) -> Result<(), Error> {
-        if self.open.get(&vcpu).is_some_and(|group| group.exit) {
+    fn outside(
+        &mut self,
+        at: usize,
+        icount: u64,
+        record: &Record<'_>,
+        sink: Sink<'_>,
+    ) -> Result<(), Error> {
+        let group = &self.groups[at];
+        if group.exit {
             return Ok(());
         }
+        let vcpu = group.vcpu;
         let rip = (record.event == "kvm_page_fault").then(|| record.rip()).flatten();
         if icount != self.shown || (rip.is_some() && !self.in_order) {
             self.give(Event::Moment { vcpu, icount, rip }, sink)?;
@@ -134,61 +155,60 @@ impl Groups {
         Ok(())
     }
 
-    fn note(&mut self, vcpu: u32, place: Place, note: Note, sink: Sink<'_>) -> Result<(), Error> {
-        let group = self.open.entry(vcpu).or_default();
+    fn note(&mut self, at: usize, place: Place, note: Note, sink: Sink<'_>) -> Result<(), Error> {
+        let group = &mut self.groups[at];
         if let Some(Event::Exit(event)) = group.events.first_mut()
             && let Some(gpa) = note::gpa_of(&event.exit, &note)
         {
             event.exit.gpa = gpa;
         }
+        let vcpu = group.vcpu;
         let entry = matches!(note, Note::Entry { .. });
         if entry {
-            self.resume(vcpu, sink)?;
+            self.resume(at, sink)?;
         }
-        self.push(vcpu, Event::Note { vcpu, place, note }, sink)?;
-        if entry { self.close(vcpu, false, sink) } else { Ok(()) }
+        self.push(at, Event::Note { vcpu, place, note }, sink)?;
+        if entry { self.close(at, false, sink) } else { Ok(()) }
     }
 
     /// The level at an event, and after it. The kernel says with an exit of L2 at once that it is one, and names entries to
     /// L2 and what it gives to L1. See: KVM svm.c svm_handle_exit(), nested.c enter_svm_guest_mode(), nested_svm_vmexit()
-    fn level(&mut self, vcpu: u32, event: &str) -> Level {
+    fn level(&mut self, at: usize, event: &str) -> Level {
+        let group = &mut self.groups[at];
         if event == "kvm_nested_vmexit" {
-            self.nested.insert(vcpu);
-            let exit = self.open.get_mut(&vcpu).and_then(|group| group.events.first_mut());
-            if let Some(Event::Exit(event)) = exit {
+            group.nested = true;
+            if let Some(Event::Exit(event)) = group.events.first_mut() {
                 event.exit.level = Level::L2;
             }
         }
-        let level = if self.nested.contains(&vcpu) { Level::L2 } else { Level::L1 };
+        let level = if group.nested { Level::L2 } else { Level::L1 };
         match event {
-            "kvm_nested_vmenter" | "kvm_nested_vmrun" => _ = self.nested.insert(vcpu),
-            "kvm_nested_vmexit_inject" => _ = self.nested.remove(&vcpu),
+            "kvm_nested_vmenter" | "kvm_nested_vmrun" => group.nested = true,
+            "kvm_nested_vmexit_inject" => group.nested = false,
             _ => {}
         }
         level
     }
 
     /// An entry: the handling of an open exit has ended.
-    fn resume(&mut self, vcpu: u32, sink: Sink<'_>) -> Result<(), Error> {
-        let group = self.open.entry(vcpu).or_default();
+    fn resume(&mut self, at: usize, sink: Sink<'_>) -> Result<(), Error> {
+        let group = &mut self.groups[at];
         if group.exit && !group.resumed {
             group.resumed = true;
-            self.push(vcpu, Event::Resume { vcpu, resume: Resume::GUEST }, sink)?;
+            let vcpu = group.vcpu;
+            self.push(at, Event::Resume { vcpu, resume: Resume::GUEST }, sink)?;
         }
         Ok(())
     }
 
     /// Holds an event back while its exit is open. In order, only an exit waits, for what follows it at once.
-    fn push(&mut self, vcpu: u32, event: Event, sink: Sink<'_>) -> Result<(), Error> {
-        let group = self.open.entry(vcpu).or_default();
+    fn push(&mut self, at: usize, event: Event, sink: Sink<'_>) -> Result<(), Error> {
+        let group = &mut self.groups[at];
         if group.exit && !self.in_order {
             group.events.push(event);
             return self.hold(sink);
         }
-        for held in std::mem::take(&mut group.events) {
-            self.held -= 1;
-            self.give(held, sink)?;
-        }
+        self.give_held(at, sink)?;
         self.give(event, sink)
     }
 
@@ -196,6 +216,15 @@ impl Groups {
     fn hold(&mut self, sink: Sink<'_>) -> Result<(), Error> {
         self.held += 1;
         if self.held < MOST_HELD { Ok(()) } else { self.close_all(sink) }
+    }
+
+    fn give_held(&mut self, at: usize, sink: Sink<'_>) -> Result<(), Error> {
+        let mut events = std::mem::take(&mut self.groups[at].events);
+        self.held -= events.len();
+        events.drain(..).try_for_each(|event| self.give(event, sink))?;
+        // Its memory serves the next exit.
+        self.groups[at].events = events;
+        Ok(())
     }
 
     fn give(&mut self, event: Event, sink: Sink<'_>) -> Result<(), Error> {
@@ -214,14 +243,13 @@ impl Groups {
     }
 
     /// Gives a group out. A vCPU that exits again had resumed, even if the trace has no entries.
-    fn close(&mut self, vcpu: u32, exits_again: bool, sink: Sink<'_>) -> Result<(), Error> {
-        let Some(group) = self.open.remove(&vcpu) else { return Ok(()) };
-        self.held -= group.events.len();
-        let resumed = group.exit && exits_again && !group.resumed;
-        for event in group.events {
-            self.give(event, sink)?;
-        }
-        if resumed {
+    fn close(&mut self, at: usize, exits_again: bool, sink: Sink<'_>) -> Result<(), Error> {
+        self.give_held(at, sink)?;
+        let group = &mut self.groups[at];
+        let vcpu = group.vcpu;
+        let (exit, resumed) =
+            (std::mem::take(&mut group.exit), std::mem::take(&mut group.resumed));
+        if exit && exits_again && !resumed {
             sink(Event::Resume { vcpu, resume: Resume::GUEST })?;
         }
         Ok(())
@@ -229,18 +257,17 @@ impl Groups {
 
     /// Events are missing: what was open on that CPU may have ended among them, and what follows is not its own.
     pub fn lost(&mut self, lost: Lost, sink: Sink<'_>) -> Result<(), Error> {
-        let of_it = |group: &Group| lost.cpu.is_none() || group.cpu.is_none() || group.cpu == lost.cpu;
-        let vcpus: Vec<_> =
-            self.open.iter().filter(|(_, group)| of_it(group)).map(|(vcpu, _)| *vcpu).collect();
-        for vcpu in vcpus {
-            self.close(vcpu, false, sink)?;
+        for at in 0..self.groups.len() {
+            let cpu = self.groups[at].cpu;
+            if lost.cpu.is_none() || cpu.is_none() || cpu == lost.cpu {
+                self.close(at, false, sink)?;
+            }
         }
         self.give(Event::Line { vcpu: NO_VCPU, text: lost_text(lost.cpu, lost.events) }, sink)
     }
 
     fn close_all(&mut self, sink: Sink<'_>) -> Result<(), Error> {
-        let vcpus: Vec<_> = self.open.keys().copied().collect();
-        vcpus.into_iter().try_for_each(|vcpu| self.close(vcpu, false, sink))
+        (0..self.groups.len()).try_for_each(|at| self.close(at, false, sink))
     }
 
     /// Gives out what is left. Returns the number of exits.

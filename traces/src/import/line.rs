@@ -8,7 +8,7 @@
 //!
 //! Clocks that count (`x86-tsc`, `counter`, `--raw-ts`) have no decimal point: [`Time::Ticks`]. Leading `>` are a mail's.
 
-use super::{binary::Raw, fields::Fields, note};
+use super::{binary::Raw, fields::Fields, name::Name, note};
 use crate::text::split_place;
 use std::borrow::Cow;
 use vmtape_arch::{
@@ -89,7 +89,7 @@ impl Record<'_> {
             return None;
         }
         let number = match self.body {
-            Body::Raw(raw) => u32::try_from(raw.number("vcpu_id")?).ok()?,
+            Body::Raw(raw) => u32::try_from(raw.number(Name::VCPU_ID)?).ok()?,
             Body::Text(text) => match text.strip_prefix("vcpu ") {
                 Some(text) => text.split([' ', ',']).next()?.parse().ok()?,
                 None => text.split(' ').find_map(|word| word.strip_prefix("vcpu_id="))?.parse().ok()?,
@@ -110,7 +110,7 @@ impl Record<'_> {
     pub fn is_terse(&self) -> bool {
         match self.body {
             Body::Text(text) => !text.contains("intr_info"),
-            Body::Raw(raw) => raw.number("intr_info").is_none(),
+            Body::Raw(raw) => raw.number(Name::INTR_INFO).is_none(),
         }
     }
 
@@ -118,30 +118,31 @@ impl Record<'_> {
     pub fn rip(&self) -> Option<u64> {
         match self.body {
             Body::Text(text) => note::rip(text),
-            Body::Raw(raw) => raw.number("guest_rip"),
+            Body::Raw(raw) => raw.number(Name::GUEST_RIP),
         }
     }
 
-    /// The note that the event is, if it has a decoded form, and where it belongs.
-    pub fn note(&self) -> Option<(Place, Note)> {
+    /// The note that the event is, and where it belongs; its text if it has no decoded form.
+    pub fn note(&self) -> Result<(Place, Note), Cow<'_, str>> {
         match self.body {
-            Body::Text(text) => {
-                let (text, place) = split_place(text);
-                note::note(self.event, text).map(|note| (place, note))
+            Body::Text(whole) => {
+                let (text, place) = split_place(whole);
+                note::note(self.event, text).map(|note| (place, note)).ok_or(whole.into())
             }
-            // Of some events the fields alone do not tell all that the text does.
             Body::Raw(raw) => {
-                let note = raw.note().or_else(|| note::note(self.event, &raw.text()));
-                note.map(|note| (Place::L1, note))
+                if let Some(note) = raw.is_noted().then(|| raw.note()).flatten() {
+                    return Ok((Place::L1, note));
+                }
+                let mut text = raw.text();
+                // Of some events the fields alone do not tell all that the text does.
+                if raw.is_noted()
+                    && let Some(note) = note::note(self.event, &text)
+                {
+                    return Ok((Place::L1, note));
+                }
+                text.truncate(text.trim_end().len());
+                Err(text.into())
             }
-        }
-    }
-
-    /// The event as text.
-    pub fn text(&self) -> Cow<'_, str> {
-        match self.body {
-            Body::Text(text) => text.into(),
-            Body::Raw(raw) => raw.text().trim_end().to_owned().into(),
         }
     }
 
@@ -349,6 +350,13 @@ fn fraction_micros(fraction: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
+    fn text<'a>(record: &Record<'a>) -> &'a str {
+        match record.body {
+            Body::Text(text) => text,
+            Body::Raw(_) => panic!("{} is a line", record.event),
+        }
+    }
+
     fn event(line: &str) -> Record<'_> {
         match classify(line) {
             Line::Event(record) => record,
@@ -378,7 +386,7 @@ mod tests {
             let line = [head, text].concat();
             let r = event(&line);
             assert_eq!(
-                (record, r.time, r.event, r.text().as_ref()),
+                (record, r.time, r.event, self::text(&r)),
                 (4992, Time::Micros(437_568_747), "kvm_exit", text),
                 "{line}"
             );
@@ -400,11 +408,11 @@ mod tests {
             (Some(3), Time::Micros(1_500_000), Some(2))
         );
         let colons = event("kworker/1:2-40   1.....  12.000001: kvm_fpu: load");
-        assert_eq!((colons.comm, colons.pid, colons.text().as_ref()), ("kworker/1:2", 40, "load"));
+        assert_eq!((colons.comm, colons.pid, text(&colons)), ("kworker/1:2", 40, "load"));
         let debug = event(" x-1 [000] 7.916539: kvm_fpu: load [29293:0xd78:40]");
-        assert_eq!(debug.text().as_ref(), "load");
+        assert_eq!(text(&debug), "load");
         let empty = event(" x-1 [000] ..... 5.000001: kvm_ple:");
-        assert_eq!((empty.event, empty.text().as_ref()), ("kvm_ple", ""));
+        assert_eq!((empty.event, text(&empty)), ("kvm_ple", ""));
     }
 
     #[test]

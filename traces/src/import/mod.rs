@@ -10,6 +10,7 @@ mod dat;
 mod fields;
 mod group;
 mod line;
+mod name;
 mod note;
 mod perf;
 mod plugin;
@@ -138,20 +139,18 @@ fn read(
             Line::Lost(lost) => {
                 summary.lost_lines += 1;
                 summary.lost_events += lost.events;
-                groups.lost(lost, &mut *sink)?;
+                groups.lost(*lost, &mut *sink)?;
             }
             Line::Unreadable => summary.unreadable += 1,
             Line::Event(record) => {
-                let decoded = groups.record(&record, &mut *sink)?;
+                let decoded = groups.record(record, &mut *sink)?;
                 let counts = if decoded { &mut summary.decoded } else { &mut summary.kept };
                 // A kernel has fewer; a trace that was made up may have any number.
-                let name = match counts.contains_key(record.event) || counts.len() < MOST_NAMES {
-                    true => record.event,
-                    false => OTHERS,
-                };
-                match counts.get_mut(name) {
+                let full = counts.len() >= MOST_NAMES;
+                match counts.get_mut(record.event) {
                     Some(count) => *count += 1,
-                    None => _ = counts.insert(name.to_owned(), 1),
+                    None if full => *counts.entry(OTHERS.to_owned()).or_default() += 1,
+                    None => _ = counts.insert(record.event.to_owned(), 1),
                 }
             }
         }
@@ -192,7 +191,7 @@ pub fn to_tape_watched(
     if survey.events == 0 {
         return Err(Error::NoEvents { trace: source.name(), lines: survey.lines });
     }
-    let mut writer = Writer::create(tape, &metadata(&source, &survey), &[], options)?;
+    let mut writer = Writer::create_here(tape, &metadata(&source, &survey), options)?;
     let (mut ended, mut icount) = (false, 0);
     let summary = read(
         &opened,

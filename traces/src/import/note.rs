@@ -2,6 +2,7 @@
 
 use super::{
     fields::{self, Fields, RawText},
+    name::Name,
     plugin,
 };
 use crate::text::tables::{
@@ -78,7 +79,7 @@ pub fn exit(text: &str, last: Isa) -> Option<(u64, Exit)> {
 /// The rip that `kvm_page_fault` tells, from 6.1 on.
 pub fn rip(text: &str) -> Option<u64> {
     match RawText::new(text) {
-        Some(raw) => raw.number("guest_rip"),
+        Some(raw) => raw.number(Name::GUEST_RIP),
         None => Scan(text).hex(" rip "),
     }
 }

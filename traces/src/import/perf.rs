@@ -25,7 +25,7 @@ pub enum Error {
 /// Gives every sample of a tracepoint, in the order of time, and every gap to `each`.
 pub fn records<E: From<Error>>(
     file: &File,
-    each: &mut dyn FnMut(Line<'_>) -> Result<(), E>,
+    each: &mut dyn FnMut(&Line<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut reader = PerfDataFileReader::new();
     // The crate opens files by their path, and this one may have none.
@@ -45,7 +45,7 @@ pub fn records<E: From<Error>>(
             PerfEventHeaderType::Comm => trace.comm(&reader, content),
             PerfEventHeaderType::Lost => {
                 let cpu = reader.get_non_sample_event_info(&event).ok().map(|info| info.cpu);
-                each(Line::Lost(Lost { cpu, events: number(8).unwrap_or(0) }))?;
+                each(&Line::Lost(Lost { cpu, events: number(8).unwrap_or(0) }))?;
             }
             PerfEventHeaderType::Compressed => return Err(Error::Compressed.into()),
             _ => {}
@@ -78,17 +78,17 @@ impl Trace {
         &mut self,
         reader: &PerfDataFileReader,
         event: &PerfEventBytes<'_>,
-        each: &mut dyn FnMut(Line<'_>) -> Result<(), E>,
+        each: &mut dyn FnMut(&Line<'_>) -> Result<(), E>,
     ) -> Result<bool, E> {
         let Ok(info) = reader.get_sample_event_info(event) else {
-            return each(Line::Unreadable).map(|()| false);
+            return each(&Line::Unreadable).map(|()| false);
         };
         let Some(parsed) = info.format().filter(|_| !info.raw_data().is_empty()) else {
-            return each(Line::Unreadable).map(|()| false);
+            return each(&Line::Unreadable).map(|()| false);
         };
         let format = self.formats.entry(parsed.id()).or_insert_with(|| Format::new(parsed));
         let comm = self.comms.get(&info.tid).map_or(":-1", String::as_str);
-        each(Line::Event(record(format, comm, &info, reader.source_big_endian())))?;
+        each(&Line::Event(record(format, comm, &info, reader.source_big_endian())))?;
         Ok(true)
     }
 }

@@ -131,7 +131,7 @@ impl Opened<'_> {
     }
 
     /// Gives every line, and its text without its end where it is text, to `each`.
-    pub fn lines(&self, each: &mut dyn FnMut(Line<'_>, &str) -> Result<(), Error>) -> Result<(), Error> {
+    pub fn lines(&self, each: &mut dyn FnMut(&Line<'_>, &str) -> Result<(), Error>) -> Result<(), Error> {
         let file = match &self.input {
             Input::Text(text) => return self.text(text.as_bytes(), each),
             Input::File(file) => file,
@@ -159,7 +159,7 @@ impl Opened<'_> {
     fn text(
         &self,
         mut reader: impl BufRead,
-        each: &mut dyn FnMut(Line<'_>, &str) -> Result<(), Error>,
+        each: &mut dyn FnMut(&Line<'_>, &str) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let (mut line, mut number) = (Vec::new(), 0);
         loop {
@@ -174,7 +174,7 @@ impl Opened<'_> {
             }
             let text = String::from_utf8_lossy(&line);
             let text = text.trim_end_matches(['\n', '\r']);
-            each(line::classify(text), text)?;
+            each(&line::classify(text), text)?;
         }
     }
 }

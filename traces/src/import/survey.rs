@@ -59,7 +59,7 @@ pub fn survey(source: &Opened<'_>) -> Result<Survey, Error> {
             survey.in_order = !text.starts_with(TRACER_OF_IMPORT);
         }
         if let Line::Event(record) = line {
-            survey.record(&record);
+            survey.record(record);
             let task = tasks.entry(record.pid).or_default();
             task.tgid = task.tgid.or(record.tgid);
             let named = task.named.is_none().then(|| record.named_vcpu()).flatten();

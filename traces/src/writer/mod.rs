@@ -1,11 +1,11 @@
-//! Writing a tape: the vCPU thread only appends to a batch, a thread of its own encodes, compresses and writes.
+//! Writing a tape: a vCPU's thread only appends to a batch, a thread of its own encodes, compresses and writes.
 
 mod stream;
 
 pub use stream::{Stream, Summary};
 
 use crate::{
-    error::{Cause, Place, Result},
+    error::{Cause, Error, Place, Result},
     event::Event,
     metadata::Metadata,
 };
@@ -54,25 +54,72 @@ impl Default for Options {
 /// before is kept as `NAME.old`. A writer that is dropped leaves the temporary file, which opens as a cut tape.
 pub struct Writer {
     path: PathBuf,
-    batch: Vec<Event>,
-    queue: Option<Sender<Message>>,
-    /// Memory of batches that are written.
-    used: Receiver<Vec<Event>>,
-    thread: Option<JoinHandle<Result<Summary>>>,
-    /// The thread waits for events that are not in the file.
-    due: Arc<AtomicBool>,
+    output: Output,
     /// The temporary file, locked until the tape has its name.
     file: File,
 }
 
+/// Who encodes, compresses and writes.
+enum Output {
+    /// A thread of its own, so that a guest does not wait.
+    Thread(Behind),
+    /// Whoever has the events: where nobody waits for them, a thread more costs more than it gives.
+    Here(Here),
+    /// The tape has ended.
+    Ended,
+}
+
+struct Behind {
+    batch: Vec<Event>,
+    queue: Option<Sender<Message>>,
+    /// Batches that are written. Who made their events frees them: two threads at one allocator wait for each other.
+    used: Receiver<Vec<Event>>,
+    thread: JoinHandle<Result<Summary>>,
+    /// The thread waits for events that are not in the file.
+    due: Arc<AtomicBool>,
+}
+
+struct Here {
+    stream: Box<Stream<File>>,
+    /// What went wrong, which `finish` reports.
+    error: Option<Error>,
+}
+
 impl Writer {
-    /// Starts a tape. `images` are the guest's files by name.
+    /// Starts a tape, with a thread that writes it. `images` are the guest's files by name.
     pub fn create(
         path: &Path,
         metadata: &Metadata,
         images: &[(&str, &[u8])],
         options: Options,
     ) -> Result<Self> {
+        let (mut writer, stream) = Self::start(path, metadata, images, options)?;
+        let (queue, messages) = bounded(QUEUE);
+        let (give_back, used) = bounded(QUEUE);
+        let due = Arc::new(AtomicBool::new(false));
+        let asks = due.clone();
+        let thread = thread::Builder::new()
+            .name("tape-writer".to_owned())
+            .spawn(move || write(stream, &messages, &give_back, options.flush_every, &asks))
+            .map_err(|e| Cause::Io(e).at(&writer.path.display().to_string(), Place::File))?;
+        let batch = Vec::with_capacity(BATCH);
+        writer.output = Output::Thread(Behind { batch, queue: Some(queue), used, thread, due });
+        Ok(writer)
+    }
+
+    /// Starts a tape that is written as events come, without a thread.
+    pub fn create_here(path: &Path, metadata: &Metadata, options: Options) -> Result<Self> {
+        let (mut writer, stream) = Self::start(path, metadata, &[], options)?;
+        writer.output = Output::Here(Here { stream: Box::new(stream), error: None });
+        Ok(writer)
+    }
+
+    fn start(
+        path: &Path,
+        metadata: &Metadata,
+        images: &[(&str, &[u8])],
+        options: Options,
+    ) -> Result<(Self, Stream<File>)> {
         let name = path.display().to_string();
         let path = &behind_links(path).map_err(|e| Cause::Io(e).at(&name, Place::File))?;
         let partial = partial(path);
@@ -88,75 +135,54 @@ impl Writer {
         for (name, data) in images {
             stream.image(name, data)?;
         }
-        let (queue, messages) = bounded(QUEUE);
-        let (give_back, used) = bounded(QUEUE);
-        let due = Arc::new(AtomicBool::new(false));
-        let asks = due.clone();
-        let thread = thread::Builder::new()
-            .name("tape-writer".to_owned())
-            .spawn(move || write(stream, &messages, &give_back, options.flush_every, &asks))
-            .map_err(|e| Cause::Io(e).at(&name, Place::File))?;
-        Ok(Self {
-            path: path.to_owned(),
-            batch: Vec::with_capacity(BATCH),
-            queue: Some(queue),
-            used,
-            thread: Some(thread),
-            due,
-            file: lock,
-        })
+        Ok((Self { path: path.to_owned(), output: Output::Ended, file: lock }, stream))
     }
 
     /// Whether what is pushed still goes to the file. Not after an error, which `finish` reports.
     pub fn is_open(&self) -> bool {
-        self.queue.is_some()
+        match &self.output {
+            Output::Thread(behind) => behind.queue.is_some(),
+            Output::Here(here) => here.error.is_none(),
+            Output::Ended => false,
+        }
     }
 
     /// Appends an event. An error of the disk is reported by `finish`.
     #[inline]
     pub fn push(&mut self, event: Event) {
-        self.batch.push(event);
-        if self.batch.len() == BATCH {
-            self.flush();
+        match &mut self.output {
+            Output::Thread(behind) => behind.push(event),
+            Output::Here(here) => here.try_to(|stream| stream.event(&event)),
+            Output::Ended => {}
         }
     }
 
     /// Gives the thread what it waits for, if it is time: to be called now and then, events or not.
     #[inline]
     pub fn flush_if_due(&mut self) {
-        if self.due.load(Ordering::Relaxed) {
-            self.due.store(false, Ordering::Relaxed);
-            self.flush();
+        if let Output::Thread(behind) = &mut self.output
+            && behind.due.load(Ordering::Relaxed)
+        {
+            behind.due.store(false, Ordering::Relaxed);
+            behind.flush();
         }
     }
 
     /// Appends a checkpoint at this point of the stream.
     pub fn checkpoint(&mut self, name: &str, data: Vec<u8>) {
-        self.flush();
-        self.send(Message::Checkpoint { name: name.to_owned(), data });
-    }
-
-    #[cold]
-    fn flush(&mut self) {
-        if !self.batch.is_empty() {
-            let next = self.used.try_recv().unwrap_or_else(|_| Vec::with_capacity(BATCH));
-            let batch = std::mem::replace(&mut self.batch, next);
-            self.send(Message::Events(batch));
-        }
-    }
-
-    /// A send that fails means that the writer met an error, which `finish` gets from the thread.
-    fn send(&mut self, message: Message) {
-        if self.queue.as_ref().is_some_and(|queue| queue.send(message).is_err()) {
-            self.queue = None;
+        match &mut self.output {
+            Output::Thread(behind) => {
+                behind.flush();
+                behind.send(Message::Checkpoint { name: name.to_owned(), data });
+            }
+            Output::Here(here) => here.try_to(|stream| stream.checkpoint(name, data)),
+            Output::Ended => {}
         }
     }
 
     /// Ends the tape, gives it its name and says how large it is.
     pub fn finish(mut self) -> Result<Summary> {
-        self.flush();
-        self.send(Message::Finish);
-        let summary = self.join()?;
+        let summary = self.end(true)?;
         let partial = partial(&self.path);
         if !is_same_file(&self.file, &partial).unwrap_or(false) {
             return Err(Cause::Replaced.at(&partial.display().to_string(), Place::File));
@@ -173,16 +199,32 @@ impl Writer {
 
     /// Ends without a tape: the temporary file is removed.
     pub fn discard(mut self) {
-        self.batch.clear();
+        if let Output::Thread(behind) = &mut self.output {
+            behind.batch.clear();
+        }
         // Whoever discards a tape has an error of its own to report.
-        let _ = self.join();
+        let _ = self.end(false);
         let _ = fs::remove_file(partial(&self.path));
     }
 
-    fn join(&mut self) -> Result<Summary> {
-        self.queue = None;
+    /// Writes what is left, and an end where the tape is whole.
+    fn end(&mut self, whole: bool) -> Result<Summary> {
         let gone = || Cause::WriterGone.at(&self.path.display().to_string(), Place::File);
-        let summary = self.thread.take().ok_or_else(gone)?.join().map_err(|_| gone())??;
+        let summary = match std::mem::replace(&mut self.output, Output::Ended) {
+            Output::Thread(mut behind) => {
+                behind.flush();
+                if whole {
+                    behind.send(Message::Finish);
+                }
+                behind.queue = None;
+                behind.thread.join().map_err(|_| gone())??
+            }
+            Output::Here(Here { error: Some(error), .. }) => return Err(error),
+            Output::Here(Here { stream, error: None }) => {
+                if whole { stream.finish()? } else { stream.abandon()? }
+            }
+            Output::Ended => return Err(gone()),
+        };
         // What was written ahead of a chunk may be longer than it.
         let cut = self.file.set_len(summary.bytes);
         cut.map_err(|e| Cause::Io(e).at(&self.path.display().to_string(), Place::File))?;
@@ -192,10 +234,45 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if self.thread.is_some() {
-            self.flush();
+        if !matches!(self.output, Output::Ended) {
             // Whoever drops a recording has an error of its own to report.
-            let _ = self.join();
+            let _ = self.end(false);
+        }
+    }
+}
+
+impl Behind {
+    #[inline]
+    fn push(&mut self, event: Event) {
+        self.batch.push(event);
+        if self.batch.len() == BATCH {
+            self.flush();
+        }
+    }
+
+    #[cold]
+    fn flush(&mut self) {
+        if !self.batch.is_empty() {
+            let mut next = self.used.try_recv().unwrap_or_else(|_| Vec::with_capacity(BATCH));
+            next.clear();
+            let batch = std::mem::replace(&mut self.batch, next);
+            self.send(Message::Events(batch));
+        }
+    }
+
+    /// A send that fails means that the writer met an error, which `finish` gets from the thread.
+    fn send(&mut self, message: Message) {
+        if self.queue.as_ref().is_some_and(|queue| queue.send(message).is_err()) {
+            self.queue = None;
+        }
+    }
+}
+
+impl Here {
+    /// Does nothing after an error.
+    fn try_to(&mut self, write: impl FnOnce(&mut Stream<File>) -> Result<()>) {
+        if self.error.is_none() {
+            self.error = write(&mut self.stream).err();
         }
     }
 }
@@ -271,10 +348,8 @@ fn write(
     let (mut last, mut asked) = (Instant::now(), false);
     loop {
         match messages.recv_timeout(every.saturating_sub(last.elapsed())) {
-            Ok(Message::Events(mut batch)) => {
-                for event in batch.drain(..) {
-                    stream.event(&event)?;
-                }
+            Ok(Message::Events(batch)) => {
+                batch.iter().try_for_each(|event| stream.event(event))?;
                 // Who sends has memory enough where it takes none back.
                 let _ = give_back.try_send(batch);
                 if std::mem::take(&mut asked) {

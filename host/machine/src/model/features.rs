@@ -162,11 +162,15 @@ pub static FEATURES: &[Feature] = &{
         feature("svme-addr-chk", SVM, Edx, 28, Amd),
         feature(KVMCLOCK, KVM, Eax, 0, OnRequest),
         feature("kvm-nopiodelay", KVM, Eax, 1, OnRequest),
+        feature("kvm-asyncpf", KVM, Eax, 4, OnRequest),
         feature("kvm-steal-time", KVM, Eax, 5, OnRequest),
         feature("kvm-pv-unhalt", KVM, Eax, 7, OnRequest),
+        feature("kvm-pv-tlb-flush", KVM, Eax, 9, OnRequest),
+        feature("kvm-asyncpf-vmexit", KVM, Eax, 10, OnRequest),
         feature("kvm-pv-ipi", KVM, Eax, 11, OnRequest),
         feature("kvm-poll-control", KVM, Eax, 12, OnRequest),
         feature("kvm-pv-sched-yield", KVM, Eax, 13, OnRequest),
+        feature("kvm-asyncpf-int", KVM, Eax, 14, OnRequest),
         feature("kvmclock-stable-bit", KVM, Eax, 24, OnRequest),
     ]
 };

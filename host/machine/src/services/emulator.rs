@@ -18,7 +18,7 @@ use vmtape_arch::{
     sensitive::Sensitive,
     vcpu::{VcpuState, seg},
 };
-use vmtape_cpu::{Cpu, CpuConfig, Decision, Env, Interrupted, Ram, Step, decode_as_kvm};
+use vmtape_cpu::{Cpu, CpuConfig, Decision, Env, Interrupted, OperandPart, Ram, Step, decode_as_kvm};
 
 const MAX_INSN: usize = 15;
 
@@ -307,6 +307,22 @@ impl EmulatorEnv<'_> {
         first as u32
     }
 
+    /// `vcpu_mmio_read`: how many of the bytes devices of the kernel's have.
+    fn read_kernel_devices(&mut self, gpa: u64, bytes: &mut [u8]) -> usize {
+        let mut done = 0;
+        for piece in bytes.chunks_mut(PIECE) {
+            let (gpa, len) = (gpa + done as u64, piece.len() as u8);
+            let (claimed, value) = self.bus(BusSpace::KERNEL_MMIO, gpa, len, None);
+            if !claimed {
+                break;
+            }
+            self.note(Note::Mmio { kind: READ, len, gpa, value });
+            piece.copy_from_slice(&value.to_le_bytes()[..piece.len()]);
+            done += piece.len();
+        }
+        done
+    }
+
     fn note(&mut self, note: Note) {
         self.services.note(self.vcpu, note);
     }
@@ -319,6 +335,14 @@ impl EmulatorEnv<'_> {
     fn userspace(&mut self, reason: ResumeKind) {
         self.note(Note::UserspaceExit { reason: reason.0, errno: 0 });
     }
+}
+
+/// The most bytes that a device has at once. See: KVM x86.c vcpu_mmio_read(), complete_emulated_mmio()
+const PIECE: usize = 8;
+
+/// Up to eight bytes as a number, low byte first.
+fn first_word(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.take(8).enumerate().fold(0, |word, (at, byte)| word | u64::from(byte) << (8 * at))
 }
 
 /// `kind` of a `kvm_mmio` note.
@@ -369,35 +393,59 @@ impl Env for EmulatorEnv<'_> {
         None
     }
 
-    fn device(
-        &mut self,
-        _state: &mut VcpuState,
-        gpa: u64,
-        size: u8,
-        write: Option<u64>,
-    ) -> Result<u64, Interrupted> {
-        if let Some(value) = write {
-            self.note(Note::Mmio { kind: WRITE, len: size, gpa, value });
+    fn takes_operands(&self) -> bool {
+        true
+    }
+
+    /// What devices of the kernel's do not have is told of once, and the whole operand when it is there.
+    /// See: KVM x86.c emulator_read_write(), complete_emulated_mmio(), read_prepare()
+    fn read_operand(&mut self, parts: &mut [OperandPart<'_>]) -> Result<(), Interrupted> {
+        // Of an operand on two pages, what is on the second.
+        let len = parts.last().map_or(0, |part| part.bytes.len()) as u8;
+        let mut left = Vec::new();
+        for part in parts.iter_mut() {
+            let Some(gpa) = part.device else { continue };
+            let done = self.read_kernel_devices(gpa, part.bytes);
+            left.extend((gpa + done as u64..).step_by(PIECE).zip(part.bytes[done..].chunks_mut(PIECE)));
         }
-        let (claimed, data) = self.bus(BusSpace::KERNEL_MMIO, gpa, size, write);
-        if claimed {
-            if write.is_none() {
-                self.note(Note::Mmio { kind: READ, len: size, gpa, value: data });
-            }
-            return Ok(data);
-        }
+        let Some((gpa, _)) = left.first() else { return Ok(()) };
+        let gpa = *gpa;
         self.user_mmio = true;
-        if write.is_none() {
-            self.note(Note::Mmio { kind: READ_UNSATISFIED, len: size, gpa, value: 0 });
+        self.note(Note::Mmio { kind: READ_UNSATISFIED, len, gpa, value: 0 });
+        for (gpa, piece) in left {
             self.userspace(ResumeKind::MMIO);
-        } else {
+            let (_, data) = self.bus(BusSpace::USER_MMIO, gpa, piece.len() as u8, None);
+            piece.copy_from_slice(&data.to_le_bytes()[..piece.len()]);
+        }
+        let operand = parts.iter().flat_map(|part| part.bytes.iter().copied());
+        let len = operand.clone().count() as u8;
+        self.note(Note::Mmio { kind: READ, len, gpa, value: first_word(operand) });
+        Ok(())
+    }
+
+    /// See: KVM x86.c write_mmio(), vcpu_mmio_write()
+    fn write_operand(&mut self, parts: &[OperandPart<'_>]) -> Result<(), Interrupted> {
+        let mut left = Vec::new();
+        for part in parts {
+            let Some(gpa) = part.device else { continue };
+            let value = first_word(part.bytes.iter().copied());
+            self.note(Note::Mmio { kind: WRITE, len: part.bytes.len() as u8, gpa, value });
+            let mut pieces = (gpa..)
+                .step_by(PIECE)
+                .zip(part.bytes.chunks(PIECE))
+                .map(|(gpa, piece)| (gpa, piece.len() as u8, first_word(piece.iter().copied())));
+            let refused = pieces.find(|(gpa, len, value)| {
+                let (claimed, _) = self.bus(BusSpace::KERNEL_MMIO, *gpa, *len, Some(*value));
+                !claimed
+            });
+            left.extend(refused.into_iter().chain(pieces));
+        }
+        self.user_mmio |= !left.is_empty();
+        for (gpa, len, value) in left {
             self.user_writes += 1;
+            self.bus(BusSpace::USER_MMIO, gpa, len, Some(value));
         }
-        let (_, data) = self.bus(BusSpace::USER_MMIO, gpa, size, write);
-        if write.is_none() {
-            self.note(Note::Mmio { kind: READ, len: size, gpa, value: data });
-        }
-        Ok(data)
+        Ok(())
     }
 
     fn port(&mut self, _state: &mut VcpuState, port: u16, size: u8, write: Option<u32>) -> u32 {

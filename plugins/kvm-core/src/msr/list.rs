@@ -76,8 +76,8 @@ const EMULATED: &[(u32, When)] = &[
     (0x4b56_4d02, When::Always),                               // MSR_KVM_ASYNC_PF_EN
     (0x4b56_4d03, When::Always),                               // MSR_KVM_STEAL_TIME
     (0x4b56_4d04, When::Always),                               // MSR_KVM_PV_EOI_EN
-    (0x4b56_4d06, When::Always),                               // MSR_KVM_ASYNC_PF_INT
-    (0x4b56_4d07, When::Always),                               // MSR_KVM_ASYNC_PF_ACK
+    (0x4b56_4d06, When::Since(Switch::ASYNC_PF_INT)),          // MSR_KVM_ASYNC_PF_INT
+    (0x4b56_4d07, When::Since(Switch::ASYNC_PF_INT)),          // MSR_KVM_ASYNC_PF_ACK
     (0x3b, When::Always),                                      // MSR_IA32_TSC_ADJUST
     (0x6e0, When::Always),                                     // MSR_IA32_TSC_DEADLINE
     (0x10a, When::Always),                                     // MSR_IA32_ARCH_CAPABILITIES

@@ -35,6 +35,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         patches::DIRTY_LOGGING,
         patches::MEMORY_TYPES,
         patches::MISSING_MEMORY,
+        patches::PARAVIRTUAL,
         patches::CRASH,
         patches::EMULATION,
         patches::MSR_LISTS,

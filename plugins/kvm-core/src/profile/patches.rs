@@ -183,7 +183,7 @@ pub const MAPPABLE_WIDTH: &[Entry] = &[
         "EPT entries, and all that are not present, have the suppress-#VE bit (63), as traces of them show",
     )
     .commit("7f01cab84928", "KVM: x86/mmu: Allow non-zero value for non-present SPTE and removed SPTE")
-    .source("mmu/spte.h SHADOW_NONPRESENT_VALUE; not in 6.1, there in 6.12; id and release unverified")
+    .source("mmu/spte.h SHADOW_NONPRESENT_VALUE; not in 6.1, there in 6.12; of May 2024, its first release by that date")
     .since("v6.10"),
     Entry::patch(
         Switch::GUEST_PHYS_BITS,
@@ -388,6 +388,18 @@ pub const MISSING_MEMORY: &[Entry] = &[Entry::patch(
 .commit("766576874b97", "kvm: x86: Allow to respond to generic signals during slow PF")
 .source("mmu/mmu.c kvm_handle_error_pfn(), kvm_main.c hva_to_pfn(); not in 6.1, there in 6.12; which release between is unverified")
 .since("v6.2")];
+
+/// What KVM offers to guests that know of it. All but this came before the first profile, the last of them in v5.3
+/// (KVM_FEATURE_PV_SCHED_YIELD), and stayed. See: KVM cpuid.c __do_cpuid_func() of 5.10, 6.1 and 6.12
+pub const PARAVIRTUAL: &[Entry] = &[Entry::patch(
+    Switch::ASYNC_PF_INT,
+    Scope::ALL,
+    "A guest hears by an interrupt that a page has come which its host did not have (KVM_FEATURE_ASYNC_PF_INT, with two registers of its \
+     own); before, by a #PF, which is not modelled: no asynchronous page faults are offered then",
+)
+.commit("2635b5c4a0e4", "KVM: x86: interrupt based APF 'page ready' event delivery")
+.source("x86.c kvm_pv_enable_async_pf_int(), cpuid.c __do_cpuid_func(), commit 72de5fa4c161")
+.since("v5.8")];
 
 /// A crash of the host under kexec, and VMXON.
 pub const CRASH: &[Entry] = &[

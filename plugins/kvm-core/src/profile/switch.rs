@@ -72,6 +72,7 @@ open_enum! {
         CODE_BREAKPOINTS_INHIBITED = 142 => "code-breakpoints-inhibited",
         UNPROTECT_FOR_REINJECTION = 143 => "unprotect-for-reinjection",
         FULL_FAULT_CODE = 144 => "full-fault-code",
+        ASYNC_PF_INT = 145 => "async-pf-int",
         SUPPRESS_VE = 148 => "suppress-ve",
         /// KVM_SET_CPUID2 after KVM_RUN.
         WARN_CPUID_AFTER_RUN = 150 => "warn-cpuid-after-run",

@@ -6,12 +6,17 @@
 //!
 //! See: KVM arch/x86/include/uapi/asm/kvm_para.h; x86.c kvm_set_msr_common(), kvm_get_msr_common(); Documentation/virt/kvm/x86/msr.rst
 
+mod async_pf;
 mod clock;
 mod memory;
 
 pub use clock::{OldClock, pair};
 
-use crate::{Kvm, Vcpu};
+use crate::{
+    Kvm, Vcpu,
+    profile::{Options, Switch},
+};
+use async_pf::AsyncPf;
 use serde::{Deserialize, Serialize};
 use vmtape_abi::Host;
 use vmtape_arch::{open_enum, vcpu::VcpuState};
@@ -36,8 +41,6 @@ open_enum! {
 const ENABLED: u64 = 1;
 /// KVM_STEAL_RESERVED_MASK.
 const STEAL_RESERVED: u64 = 0x3e;
-/// Reserved bits of MSR_KVM_ASYNC_PF_EN.
-const ASYNC_PF_RESERVED: u64 = 0x30;
 
 /// What a vCPU's guest has asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,8 +50,7 @@ pub struct Paravirtual {
     /// Where it wants the vCPU's clock, and whether by the old register.
     time: u64,
     old_clock: bool,
-    async_pf: u64,
-    async_pf_int: u64,
+    async_pf: AsyncPf,
     steal_time: u64,
     eoi: u64,
     poll: u64,
@@ -63,6 +65,8 @@ struct Requests {
     clock: bool,
     /// KVM_REQ_STEAL_UPDATE.
     steal_time: bool,
+    /// KVM_REQ_APF_READY.
+    async_pf: bool,
 }
 
 impl Default for Paravirtual {
@@ -71,8 +75,7 @@ impl Default for Paravirtual {
             wall_clock: 0,
             time: 0,
             old_clock: false,
-            async_pf: 0,
-            async_pf_int: 0,
+            async_pf: AsyncPf::default(),
             steal_time: 0,
             eoi: 0,
             // A host may poll before it lets a halted vCPU sleep. See: KVM x86.c kvm_arch_vcpu_postcreate()
@@ -83,14 +86,20 @@ impl Default for Paravirtual {
 }
 
 impl Paravirtual {
+    /// What a new vCPU has.
+    pub fn new(options: &Options) -> Self {
+        let async_pf = AsyncPf::new(options.on(Switch::ASYNC_PF_INT));
+        Self { async_pf, ..Self::default() }
+    }
+
     /// A register's value; `None`: it is not one of these.
     pub fn get(&self, index: u32) -> Option<u64> {
         Some(match PvMsr(index) {
             PvMsr::WALL_CLOCK | PvMsr::WALL_CLOCK_NEW => self.wall_clock,
             PvMsr::SYSTEM_TIME | PvMsr::SYSTEM_TIME_NEW => self.time,
-            PvMsr::ASYNC_PF_EN => self.async_pf,
-            PvMsr::ASYNC_PF_INT => self.async_pf_int,
-            PvMsr::ASYNC_PF_ACK => 0,
+            PvMsr::ASYNC_PF_EN => self.async_pf.enable,
+            PvMsr::ASYNC_PF_INT if self.async_pf.with_interrupt => self.async_pf.vector,
+            PvMsr::ASYNC_PF_ACK if self.async_pf.with_interrupt => 0,
             PvMsr::STEAL_TIME => self.steal_time,
             PvMsr::PV_EOI_EN => self.eoi,
             PvMsr::POLL_CONTROL => self.poll,
@@ -111,11 +120,14 @@ impl Paravirtual {
                 self.old_clock = msr == PvMsr::SYSTEM_TIME;
                 self.requests.clock = true;
             }
-            PvMsr::ASYNC_PF_EN if data & ASYNC_PF_RESERVED != 0 => return Some(false),
-            PvMsr::ASYNC_PF_EN => self.async_pf = data,
-            PvMsr::ASYNC_PF_INT if data >> 8 != 0 => return Some(false),
-            PvMsr::ASYNC_PF_INT => self.async_pf_int = data,
-            PvMsr::ASYNC_PF_ACK => {}
+            PvMsr::ASYNC_PF_EN => {
+                let legal = self.async_pf.set_enable(data);
+                self.requests.async_pf = self.async_pf.is_done();
+                return Some(legal);
+            }
+            PvMsr::ASYNC_PF_INT => return Some(self.async_pf.set_vector(data)),
+            PvMsr::ASYNC_PF_ACK if !self.async_pf.with_interrupt => return Some(false),
+            PvMsr::ASYNC_PF_ACK => self.requests.async_pf |= data & 1 != 0 && self.async_pf.is_done(),
             PvMsr::STEAL_TIME if data & STEAL_RESERVED != 0 => return Some(false),
             PvMsr::STEAL_TIME => {
                 self.steal_time = data;
@@ -145,6 +157,9 @@ pub fn requests(kvm: &mut Kvm, vcpu: &mut Vcpu, state: &VcpuState, boot: OldCloc
     }
     if requests.clock && vcpu.pv.time & ENABLED != 0 {
         clock::update(kvm, vcpu.id, vcpu.pv.time & !ENABLED, state, boot, host);
+    }
+    if requests.async_pf {
+        async_pf::complete(kvm, vcpu, host);
     }
     if requests.steal_time {
         clock::record_steal_time(kvm, vcpu.id, vcpu.pv.steal_time & !(STEAL_RESERVED | ENABLED), host);

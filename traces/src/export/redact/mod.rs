@@ -37,7 +37,7 @@ pub fn own_key(tape: &Tape) -> Result<String> {
 /// Writes the redacted tape.
 pub fn redact(tape: &Tape, key: &str, path: &Path) -> Result<Summary> {
     let mut redactor = Redactor { frames: Frames::new(key.as_bytes()), faults: BTreeMap::new() };
-    let mut writer = Writer::create(path, &redactor.metadata(tape.metadata()), &[], Options::default())?;
+    let mut writer = Writer::create_here(path, &redactor.metadata(tape.metadata()), Options::default())?;
     for event in tape.events() {
         match event {
             Ok(event) => {

@@ -6,12 +6,12 @@ use super::{
     Raw,
     parse::{Conversion, Expr, Piece, Print, Size},
 };
-use std::fmt::Write;
+use std::{borrow::Cow, fmt::Write};
 
 /// What an expression is worth.
-enum Value {
+enum Value<'a> {
     Number(i128),
-    Text(String),
+    Text(Cow<'a, str>),
 }
 
 /// Constants that formats name without their value. See: arch/x86/include/asm/vdso/clocksource.h,
@@ -27,10 +27,12 @@ const CONSTANTS: [(&str, i128); 7] = [
 ];
 /// No text of an event is longer: beyond this a format is none.
 const LONGEST: usize = 8 << 10;
+/// Few are longer than this.
+const USUAL: usize = 128;
 
 /// The text, or `None` where the format needs more than a record has.
-pub fn text(print: &Print, raw: &Raw<'_>) -> Option<String> {
-    let mut out = String::new();
+pub fn text<'a>(print: &'a Print, raw: &Raw<'a>) -> Option<String> {
+    let mut out = String::with_capacity(USUAL);
     let mut args = print.args.iter();
     for piece in &print.pieces {
         match piece {
@@ -48,7 +50,7 @@ fn convert<'a>(
     out: &mut String,
     c: &Conversion,
     args: &mut impl Iterator<Item = &'a Expr>,
-    raw: &Raw<'_>,
+    raw: &Raw<'a>,
 ) -> Option<()> {
     let mut size = |size| match size {
         Size::None => Some(None),
@@ -60,15 +62,22 @@ fn convert<'a>(
     };
     let (width, precision) = (size(c.width)?, size(c.precision)?);
     let body = match (c.kind, value(args.next()?, raw)?) {
-        ('s', Value::Text(text)) => text.chars().take(precision.unwrap_or(usize::MAX)).collect(),
+        ('s', Value::Text(text)) => match precision.and_then(|most| text.char_indices().nth(most)) {
+            Some((end, _)) => Cow::Owned(text[..end].to_owned()),
+            None => text,
+        },
         ('s', Value::Number(_)) | (_, Value::Text(_)) => return None,
         ('c', Value::Number(number)) => match number as u8 {
-            0 => String::new(),
-            byte => char::from(byte).to_string(),
+            0 => Cow::default(),
+            byte => char::from(byte).to_string().into(),
         },
-        (_, Value::Number(number)) => integer(c, number, precision),
+        (_, Value::Number(number)) => integer(c, number, precision).into(),
     };
-    let missing = width.unwrap_or(0).saturating_sub(body.chars().count());
+    let Some(width) = width else {
+        out.push_str(&body);
+        return Some(());
+    };
+    let missing = width.saturating_sub(body.chars().count());
     let digits = !"sc".contains(c.kind);
     if c.left {
         let _ = write!(out, "{body}{:missing$}", "");
@@ -120,12 +129,12 @@ fn number(expr: &Expr, raw: &Raw<'_>) -> Option<i128> {
     }
 }
 
-fn value(expr: &Expr, raw: &Raw<'_>) -> Option<Value> {
+fn value<'a>(expr: &'a Expr, raw: &Raw<'a>) -> Option<Value<'a>> {
     Some(Value::Number(match expr {
         Expr::Number(number) => *number,
-        Expr::Text(text) => return Some(Value::Text(text.clone())),
-        Expr::Field(name) => return field(name, raw),
-        Expr::Unknown(name) => CONSTANTS.iter().find(|(known, _)| known == name)?.1,
+        Expr::Text(text) => return Some(Value::Text(text.into())),
+        Expr::Field(place) => return field((*place)?, raw),
+        Expr::Unknown(name, _) => CONSTANTS.iter().find(|(known, _)| known == name)?.1,
         Expr::Pair(..) => return None,
         Expr::Choice(condition, yes, no) => {
             return value(if number(condition, raw)? != 0 { yes } else { no }, raw);
@@ -179,8 +188,8 @@ fn binary(sign: &str, a: i128, right: impl Fn() -> Option<i128>) -> Option<i128>
 }
 
 /// A field's number, or its bytes as a string if it is an array of characters.
-fn field(name: &str, raw: &Raw<'_>) -> Option<Value> {
-    let field = raw.format.field(name)?;
+fn field<'a>(place: usize, raw: &Raw<'a>) -> Option<Value<'a>> {
+    let field = raw.format.field(place)?;
     if field.array == tracepoint_decode::PerfFieldArray::None {
         let value = raw.value_of(field)?;
         return Some(Value::Number(if field.signed { value.cast_signed().into() } else { value.into() }));
@@ -189,14 +198,14 @@ fn field(name: &str, raw: &Raw<'_>) -> Option<Value> {
 }
 
 /// Bytes up to the zero that ends them.
-fn string(bytes: &[u8]) -> String {
+fn string(bytes: &[u8]) -> Cow<'_, str> {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
+    String::from_utf8_lossy(&bytes[..end])
 }
 
 fn array<'a>(expr: &Expr, raw: &Raw<'a>) -> Option<&'a [u8]> {
     match expr {
-        Expr::Field(name) | Expr::Unknown(name) => raw.array_of(raw.format.field(name)?),
+        Expr::Field(place) | Expr::Unknown(_, place) => raw.array_of(raw.format.field((*place)?)?),
         Expr::Call(name, args)
             if name.contains("get_dynamic_array") || name.contains("get_rel_dynamic_array") =>
         {
@@ -206,17 +215,17 @@ fn array<'a>(expr: &Expr, raw: &Raw<'a>) -> Option<&'a [u8]> {
     }
 }
 
-fn call(name: &str, args: &[Expr], raw: &Raw<'_>) -> Option<Value> {
+fn call<'a>(name: &str, args: &'a [Expr], raw: &Raw<'a>) -> Option<Value<'a>> {
     Some(Value::Text(match name {
         "__print_symbolic" | "__print_symbolic_u64" => {
             let (of, table) = args.split_first()?;
             let of = number(of, raw)?;
             let named = pairs(table, raw).find(|(value, _)| *value == of);
-            named.map_or_else(|| format!("{:#x}", of as u64), |(_, name)| name.to_owned())
+            named.map_or_else(|| format!("{:#x}", of as u64).into(), |(_, name)| name.into())
         }
-        "__print_flags" | "__print_flags_u64" => flags(args, raw)?,
-        "__print_hex" => hex(args, raw)?.join(" "),
-        "__print_hex_str" => hex(args, raw)?.concat(),
+        "__print_flags" | "__print_flags_u64" => flags(args, raw)?.into(),
+        "__print_hex" => hex(args, raw)?.join(" ").into(),
+        "__print_hex_str" => hex(args, raw)?.concat().into(),
         "__get_str" | "__get_rel_str" | "__get_dynamic_array" => string(array(args.first()?, raw)?),
         "__get_dynamic_array_len" => return Some(Value::Number(array(args.first()?, raw)?.len() as i128)),
         _ => return None,
@@ -224,7 +233,7 @@ fn call(name: &str, args: &[Expr], raw: &Raw<'_>) -> Option<Value> {
 }
 
 /// The pairs of a table whose values are known.
-fn pairs<'a>(table: &'a [Expr], raw: &'a Raw<'_>) -> impl Iterator<Item = (i128, &'a str)> {
+fn pairs<'a>(table: &'a [Expr], raw: &Raw<'a>) -> impl Iterator<Item = (i128, &'a str)> {
     table.iter().filter_map(|pair| match pair {
         Expr::Pair(value, name) => Some((number(value, raw)?, name.as_str())),
         _ => None,

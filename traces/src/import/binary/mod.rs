@@ -3,28 +3,38 @@
 mod eval;
 mod parse;
 
-use super::fields::{self, Fields, Roles};
+use super::{
+    fields::{self, Fields, Roles},
+    name::Name,
+};
 use parse::Print;
 use std::cell::OnceCell;
 use tracepoint_decode::{PerfEventFormat, PerfFieldArray};
-use vmtape_arch::{exit::Exit, note::Note};
+use vmtape_arch::{
+    exit::Exit,
+    note::{Note, NoteKind},
+};
 
 /// A tracepoint: its name, its fields, and how it prints.
 pub struct Format {
     pub name: String,
     fields: Vec<Field>,
+    /// Which of the fields has each of the names.
+    named: [Option<u8>; Name::ALL.len()],
+    /// Events of this name are notes.
+    noted: bool,
     print_fmt: String,
     /// `None` inside: this print format is not understood.
     print: OnceCell<Option<Print>>,
     roles: Roles,
 }
 
-pub(super) struct Field {
-    pub name: String,
-    pub offset: usize,
-    pub size: usize,
-    pub signed: bool,
-    pub array: PerfFieldArray,
+struct Field {
+    name: String,
+    offset: usize,
+    size: usize,
+    signed: bool,
+    array: PerfFieldArray,
 }
 
 /// Beyond this a `format` file is none.
@@ -49,20 +59,32 @@ impl Format {
             signed: field.signed().unwrap_or(false),
             array: field.array(),
         });
+        let fields: Vec<_> = fields.collect();
+        let mut named = [None; Name::ALL.len()];
+        for name in Name::ALL {
+            let place = fields.iter().position(|field| field.name == name.text());
+            named[*name as usize] = place.and_then(|place| u8::try_from(place).ok());
+        }
         let print_fmt = parsed.print_fmt().to_owned();
         let roles =
             if print_fmt.contains("gpte_is_8_bytes") { Roles::GpteIs8Bytes } else { Roles::Has4ByteGpte };
         Self {
+            noted: NoteKind::from_name(parsed.name()).is_some(),
             name: parsed.name().to_owned(),
-            fields: fields.collect(),
+            fields,
+            named,
             print_fmt,
             print: OnceCell::new(),
             roles,
         }
     }
 
-    pub(super) fn field(&self, name: &str) -> Option<&Field> {
-        self.fields.iter().find(|field| field.name == name)
+    fn field(&self, place: usize) -> Option<&Field> {
+        self.fields.get(place)
+    }
+
+    fn named(&self, name: Name) -> Option<&Field> {
+        self.fields.get(usize::from(self.named[name as usize]?))
     }
 
     /// The fields that are the event's own.
@@ -84,6 +106,11 @@ impl<'a> Raw<'a> {
         fields::exit(self)
     }
 
+    /// Whether the record may be a note at all.
+    pub fn is_noted(&self) -> bool {
+        self.format.noted
+    }
+
     /// The note that the record's fields are. Of an event whose fields alone do not tell, there is none.
     pub fn note(&self) -> Option<Note> {
         fields::note(&self.format.name, self)
@@ -91,7 +118,9 @@ impl<'a> Raw<'a> {
 
     /// The text that the kernel prints; where its format is not understood, the fields and their values.
     pub fn text(&self) -> String {
-        let print = self.format.print.get_or_init(|| Print::parse(&self.format.print_fmt));
+        let format = self.format;
+        let place = |name: &str| format.fields.iter().position(|field| field.name == name);
+        let print = format.print.get_or_init(|| Print::parse(&format.print_fmt, &place));
         let printed = print.as_ref().and_then(|print| eval::text(print, self));
         printed.unwrap_or_else(|| self.values())
     }
@@ -105,22 +134,23 @@ impl<'a> Raw<'a> {
     }
 
     /// A number of a field of up to eight bytes.
-    pub(super) fn value_of(&self, field: &Field) -> Option<u64> {
+    fn value_of(&self, field: &Field) -> Option<u64> {
         let bytes = self.data.get(field.offset..)?.get(..field.size)?;
-        let mut value = 0u64;
-        if bytes.len() > 8 || bytes.is_empty() {
-            return None;
-        }
-        for (i, byte) in bytes.iter().enumerate() {
-            let place = if self.big_endian { bytes.len() - 1 - i } else { i };
-            value |= u64::from(*byte) << (8 * place);
-        }
+        let value = match *bytes {
+            [a] => a.into(),
+            [a, b] => u16::from_le_bytes([a, b]).into(),
+            [a, b, c, d] => u32::from_le_bytes([a, b, c, d]).into(),
+            [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            [] | [_, _, _, _, _, _, _, _, _, ..] => return None,
+            _ => bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)),
+        };
         let unused = 64 - 8 * bytes.len() as u32;
+        let value = if self.big_endian { value.swap_bytes() >> unused } else { value };
         Some(if field.signed { ((value << unused).cast_signed() >> unused).cast_unsigned() } else { value })
     }
 
     /// The bytes of an array, wherever they are.
-    pub(super) fn array_of(&self, field: &Field) -> Option<&'a [u8]> {
+    fn array_of(&self, field: &Field) -> Option<&'a [u8]> {
         let located = |relative: bool| {
             let word = self.value_of(field)? as u32;
             let (offset, len) = ((word & 0xffff) as usize, (word >> 16) as usize);
@@ -137,13 +167,13 @@ impl<'a> Raw<'a> {
 }
 
 impl Fields for Raw<'_> {
-    fn number(&self, name: &str) -> Option<u64> {
-        self.value_of(self.format.field(name)?)
+    fn number(&self, name: Name) -> Option<u64> {
+        self.value_of(self.format.named(name)?)
     }
 
-    fn bytes(&self, name: &str) -> Option<u128> {
+    fn bytes(&self, name: Name) -> Option<u128> {
         let mut array = [0; 16];
-        for (place, byte) in array.iter_mut().zip(self.array_of(self.format.field(name)?)?) {
+        for (place, byte) in array.iter_mut().zip(self.array_of(self.format.named(name)?)?) {
             *place = *byte;
         }
         Some(u128::from_le_bytes(array))

@@ -44,9 +44,10 @@ pub enum Size {
 pub enum Expr {
     Number(i128),
     Text(String),
-    Field(String),
-    /// A constant whose value the format file does not have.
-    Unknown(String),
+    /// The place of a field among its event's; `None`: it has none of this name.
+    Field(Option<usize>),
+    /// A constant whose value the format file does not have, or an array that a call takes by its name.
+    Unknown(String, Option<usize>),
     Unary(char, Box<Expr>),
     Binary(&'static str, Box<Expr>, Box<Expr>),
     Choice(Box<Expr>, Box<Expr>, Box<Expr>),
@@ -63,8 +64,9 @@ const DEEPEST: u32 = 64;
 const WIDEST: usize = 256;
 
 impl Print {
-    pub fn parse(text: &str) -> Option<Self> {
-        let mut parser = Parser { tokens: tokens(text)?, at: 0, depth: 0 };
+    /// `place`: which of the event's fields has a name.
+    pub fn parse(text: &str, place: &dyn Fn(&str) -> Option<usize>) -> Option<Self> {
+        let mut parser = Parser { tokens: tokens(text)?, at: 0, depth: 0, place };
         let format = parser.string()?;
         let mut args = Vec::new();
         while parser.eat(",") {
@@ -147,10 +149,11 @@ fn number(word: &str) -> Option<i128> {
     .filter(|value| *value <= i128::from(u64::MAX))
 }
 
-struct Parser {
+struct Parser<'a> {
     tokens: Vec<Token>,
     at: usize,
     depth: u32,
+    place: &'a dyn Fn(&str) -> Option<usize>,
 }
 
 /// Binary operators from the loosest to the tightest.
@@ -167,7 +170,7 @@ const LEVELS: [&[&str]; 10] = [
     &["*", "/", "%"],
 ];
 
-impl Parser {
+impl Parser<'_> {
     fn eat(&mut self, sign: &str) -> bool {
         let is = matches!(self.tokens.get(self.at), Some(Token::Sign(found)) if *found == sign);
         self.at += usize::from(is);
@@ -299,12 +302,14 @@ impl Parser {
         let name = self.name()?;
         if name == "REC" {
             self.expect("->")?;
-            return Some(Expr::Field(self.name()?));
+            let name = self.name()?;
+            return Some(Expr::Field((self.place)(&name)));
         }
         if self.eat("(") {
             return Some(Expr::Call(name, self.arguments()?));
         }
-        Some(Expr::Unknown(name))
+        let place = (self.place)(&name);
+        Some(Expr::Unknown(name, place))
     }
 
     fn arguments(&mut self) -> Option<Vec<Expr>> {

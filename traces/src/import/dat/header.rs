@@ -155,7 +155,7 @@ pub fn read(file: &File) -> Result<Header, Error> {
     let page_size = page_size(c.number(4, "the header")?)?;
     let mut header = Header {
         layout: c.layout,
-        formats: Formats::new(),
+        formats: Formats::default(),
         comms: BTreeMap::new(),
         streams: Vec::new(),
         offset: 0,

@@ -11,7 +11,7 @@ use super::{
     line::{Body, Line, Lost, Record, Time},
 };
 use header::Header;
-use std::{collections::BTreeMap, fs::File};
+use std::{cmp::Reverse, collections::BinaryHeap, fs::File};
 use stream::Stream;
 
 /// The first bytes of such a file.
@@ -37,8 +37,23 @@ pub struct Layout {
     pub long_is_64_bits: bool,
 }
 
-/// A tracepoint's number, and what is known of it.
-type Formats = BTreeMap<u16, Format>;
+/// What is known of tracepoints, by their numbers.
+#[derive(Debug, Default)]
+pub struct Formats(Vec<Option<Box<Format>>>);
+
+impl Formats {
+    fn insert(&mut self, id: u16, format: Format) {
+        let place = usize::from(id);
+        if place >= self.0.len() {
+            self.0.resize_with(place + 1, || None);
+        }
+        self.0[place] = Some(format.into());
+    }
+
+    fn get(&self, id: u16) -> Option<&Format> {
+        self.0.get(usize::from(id))?.as_deref()
+    }
+}
 
 /// An open file.
 pub struct Trace<'a> {
@@ -52,48 +67,69 @@ impl<'a> Trace<'a> {
     }
 
     /// Gives every event, in the order of time, and every gap to `each`.
-    pub fn records<E: From<Error>>(&self, each: &mut dyn FnMut(Line<'_>) -> Result<(), E>) -> Result<(), E> {
+    pub fn records<E: From<Error>>(&self, each: &mut dyn FnMut(&Line<'_>) -> Result<(), E>) -> Result<(), E> {
         let mut streams = Vec::new();
-        for data in &self.header.streams {
+        let mut waiting = BinaryHeap::new();
+        for (place, data) in self.header.streams.iter().enumerate() {
             let mut stream = Stream::open(self.file, *data, self.header.layout)?;
             stream.advance()?;
+            // Of events at the same time the lowest CPU's comes first, as tracefs has it.
+            waiting.extend(stream.time().map(|time| Reverse((time, data.cpu, place))));
             streams.push((data, stream));
         }
-        loop {
-            // Of events at the same time the lowest CPU's comes first, as tracefs has it.
-            let next = streams.iter_mut().filter(|(_, stream)| stream.time().is_some());
-            let Some((data, stream)) = next.min_by_key(|(data, stream)| (stream.time(), data.cpu)) else {
-                break;
-            };
-            if let Some(events) = stream.take_gap() {
-                each(lost(data.cpu, events))?;
+        let mut task = self.task(0);
+        while let Some(Reverse((_, cpu, place))) = waiting.pop() {
+            let (data, stream) = &mut streams[place];
+            while let Some(time) = stream.time() {
+                let this = Reverse((time, cpu, place));
+                if waiting.peek().is_some_and(|earlier| *earlier > this) {
+                    waiting.push(this);
+                    break;
+                }
+                if let Some(events) = stream.take_gap() {
+                    each(&lost(cpu, events))?;
+                }
+                each(&self.line(cpu, self.time(time, data.counts), stream.record(), &mut task))?;
+                stream.advance()?;
             }
-            each(self.line(data.cpu, stream.time().unwrap_or(0), data.counts, stream.record()))?;
-            stream.advance()?;
         }
         for (data, stream) in &mut streams {
             if let Some(events) = stream.take_gap() {
-                each(lost(data.cpu, events))?;
+                each(&lost(data.cpu, events))?;
             }
         }
         Ok(())
     }
 
-    fn line<'r>(&'r self, cpu: u32, time: u64, counts: bool, data: &'r [u8]) -> Line<'r> {
+    /// A thread and its name.
+    fn task(&self, pid: u32) -> (u32, &str) {
+        (pid, self.header.comms.get(&pid).map_or("<...>", String::as_str))
+    }
+
+    /// `task`: that of the event before.
+    fn line<'r, 's: 'r>(
+        &'s self,
+        cpu: u32,
+        time: Time,
+        data: &'r [u8],
+        task: &mut (u32, &'s str),
+    ) -> Line<'r> {
         let layout = self.header.layout;
         let Some(id) = data.get(..2).map(|id| layout.u16(id)) else { return Line::Unreadable };
-        let Some(format) = self.header.formats.get(&id) else { return Line::Unreadable };
+        let Some(format) = self.header.formats.get(id) else { return Line::Unreadable };
         // `common_pid`: at 4 in every event of every kernel that KVM's tracepoints are read of.
         let Some(pid) = data.get(4..8).map(|pid| layout.u32(pid)) else { return Line::Unreadable };
-        let raw = Raw { format, data, big_endian: layout.big_endian };
+        if pid != task.0 {
+            *task = self.task(pid);
+        }
         Line::Event(Record {
-            comm: self.header.comms.get(&pid).map_or("<...>", String::as_str),
+            comm: task.1,
             pid,
             tgid: None,
             cpu: Some(cpu),
-            time: self.time(time, counts),
+            time,
             event: &format.name,
-            body: Body::Raw(raw),
+            body: Body::Raw(Raw { format, data, big_endian: layout.big_endian }),
         })
     }
 
@@ -124,10 +160,17 @@ impl Layout {
 
     /// A number of up to eight bytes.
     pub fn number(self, bytes: &[u8]) -> u64 {
-        let low_first = |value: u64, byte: &u8| value << 8 | u64::from(*byte);
+        let mut word = [0; 8];
+        let len = bytes.len().min(word.len());
         match self.big_endian {
-            true => bytes.iter().take(8).fold(0, low_first),
-            false => bytes.iter().take(8).rev().fold(0, low_first),
+            true => {
+                word[8 - len..].copy_from_slice(&bytes[..len]);
+                u64::from_be_bytes(word)
+            }
+            false => {
+                word[..len].copy_from_slice(&bytes[..len]);
+                u64::from_le_bytes(word)
+            }
         }
     }
 
