@@ -15,7 +15,7 @@ const QUESTION: &str = "
 import duckdb, sys
 rows = duckdb.sql(f\"SELECT vcpu, reason, count(*) FROM '{sys.argv[1]}' GROUP BY ALL ORDER BY ALL\").fetchall()
 print('\\n'.join('\\t'.join(str(value) for value in row) for row in rows))
-row = duckdb.sql(f\"SELECT exit, hex(rip), hex(gpa) FROM '{sys.argv[1]}' WHERE gpa IS NOT NULL ORDER BY exit LIMIT 1\").fetchone()
+row = duckdb.sql(f\"SELECT exit, hex(rip), hex(gpa) FROM '{sys.argv[1]}' WHERE gpa IS NOT NULL ORDER BY exit LIMIT 1\").fetchall()[0]
 print(*row)
 ";
 
