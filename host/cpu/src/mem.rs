@@ -6,7 +6,7 @@
 
 use crate::{
     core::{Core, fault, gp, is_expand_down, rights},
-    env::{OperandPart, Interrupted},
+    env::{Interrupted, OperandPart},
     operand::Word,
     tlb::Context,
 };
@@ -336,12 +336,7 @@ impl Core<'_> {
     }
 
     /// An operand that KVM's emulator has from devices, or gives them, as a whole. What of it is RAM is copied.
-    fn emulated_span(
-        &mut self,
-        span: &Span,
-        bytes: &mut [u8],
-        kind: AccessKind,
-    ) -> Result<(), Interrupted> {
+    fn emulated_span(&mut self, span: &Span, bytes: &mut [u8], kind: AccessKind) -> Result<(), Interrupted> {
         let (first, second) = bytes.split_at_mut(span.first_len);
         let mut parts = Vec::new();
         for (place, bytes) in [(span.first, first), (span.second, second)] {

@@ -72,7 +72,9 @@ pub fn note(event: &str, f: &dyn Fields) -> Option<Note> {
             intr_info: word(Name::INTR_INFO).unwrap_or(0),
             error_code: word(Name::ERROR_CODE).unwrap_or(0),
         },
-        "kvm_page_fault" => Note::PageFault { address: get(Name::FAULT_ADDRESS)?, code: get(Name::ERROR_CODE)? },
+        "kvm_page_fault" => {
+            Note::PageFault { address: get(Name::FAULT_ADDRESS)?, code: get(Name::ERROR_CODE)? }
+        }
         "kvm_cpuid" => Note::Cpuid {
             function: word(Name::FUNCTION)?,
             index: word(Name::INDEX)?,
@@ -100,11 +102,16 @@ pub fn note(event: &str, f: &dyn Fields) -> Option<Note> {
             count: word(Name::COUNT)?,
             value: get(Name::VAL)?,
         },
-        "kvm_mmio" => {
-            Note::Mmio { kind: small(Name::TYPE)?, len: small(Name::LEN)?, gpa: get(Name::GPA)?, value: get(Name::VAL)? }
-        }
+        "kvm_mmio" => Note::Mmio {
+            kind: small(Name::TYPE)?,
+            len: small(Name::LEN)?,
+            gpa: get(Name::GPA)?,
+            value: get(Name::VAL)?,
+        },
         "kvm_fast_mmio" => Note::FastMmio { gpa: get(Name::GPA)? },
-        "kvm_apic" => Note::Apic { write: yes(Name::RW)?, register: word(Name::REG)?, value: get(Name::VAL)? },
+        "kvm_apic" => {
+            Note::Apic { write: yes(Name::RW)?, register: word(Name::REG)?, value: get(Name::VAL)? }
+        }
         "kvm_apic_ipi" => {
             let icr = IcrLow::from_bits(word(Name::ICR_LOW)?);
             // The bits that are printed, as text has them.
@@ -123,9 +130,10 @@ pub fn note(event: &str, f: &dyn Fields) -> Option<Note> {
             level: yes(Name::TM)?,
             vector: small(Name::VEC)?,
         },
-        "kvm_hypercall" => {
-            Note::Hypercall { nr: get(Name::NR)?, args: [get(Name::A0)?, get(Name::A1)?, get(Name::A2)?, get(Name::A3)?] }
-        }
+        "kvm_hypercall" => Note::Hypercall {
+            nr: get(Name::NR)?,
+            args: [get(Name::A0)?, get(Name::A1)?, get(Name::A2)?, get(Name::A3)?],
+        },
         "kvm_inj_exception" => {
             let vector = Vector(small(Name::EXCEPTION)?);
             let error_code = if yes(Name::HAS_ERROR)? { word(Name::ERROR_CODE)? } else { 0 };
@@ -170,16 +178,22 @@ fn mmu_note(event: &str, f: &dyn Fields) -> Option<Note> {
         "kvm_mmu_spte_requested" => {
             Note::SpteRequested { gfn: get(Name::GFN)?, pfn: get(Name::PFN)?, level: small(Name::LEVEL)? }
         }
-        "kvm_mmu_set_spte" => Note::SetSpte { gfn: get(Name::GFN)?, spte: get(Name::SPTE)?, level: small(Name::LEVEL)? },
-        "kvm_mmu_pagetable_walk" => Note::PagetableWalk { address: get(Name::ADDR)?, pferr: word(Name::PFERR)? },
+        "kvm_mmu_set_spte" => {
+            Note::SetSpte { gfn: get(Name::GFN)?, spte: get(Name::SPTE)?, level: small(Name::LEVEL)? }
+        }
+        "kvm_mmu_pagetable_walk" => {
+            Note::PagetableWalk { address: get(Name::ADDR)?, pferr: word(Name::PFERR)? }
+        }
         "kvm_mmu_paging_element" => Note::PagingElement { pte: get(Name::PTE)?, level: small(Name::LEVEL)? },
         "kvm_mmu_walker_error" => Note::WalkerError { pferr: word(Name::PFERR)? },
         "kvm_mmu_set_accessed_bit" => Note::SetAccessed { gpa: get(Name::GPA)? },
         "kvm_mmu_set_dirty_bit" => Note::SetDirty { gpa: get(Name::GPA)? },
         "mark_mmio_spte" => Note::MarkMmioSpte { gfn: get(Name::GFN)?, access: small(Name::ACCESS)? },
-        "handle_mmio_page_fault" => {
-            Note::HandleMmioPageFault { address: get(Name::ADDR)?, gfn: get(Name::GFN)?, access: small(Name::ACCESS)? }
-        }
+        "handle_mmio_page_fault" => Note::HandleMmioPageFault {
+            address: get(Name::ADDR)?,
+            gfn: get(Name::GFN)?,
+            access: small(Name::ACCESS)?,
+        },
         "kvm_tdp_mmu_spte_changed" => Note::TdpSpteChanged {
             gfn: get(Name::GFN)?,
             level: small(Name::LEVEL)?,

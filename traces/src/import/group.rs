@@ -136,13 +136,7 @@ impl Groups {
     }
 
     /// Outside an exit an event's own time and rip are given before it, where they are not those that were given last.
-    fn outside(
-        &mut self,
-        at: usize,
-        icount: u64,
-        record: &Record<'_>,
-        sink: Sink<'_>,
-    ) -> Result<(), Error> {
+    fn outside(&mut self, at: usize, icount: u64, record: &Record<'_>, sink: Sink<'_>) -> Result<(), Error> {
         let group = &self.groups[at];
         if group.exit {
             return Ok(());
@@ -247,8 +241,7 @@ impl Groups {
         self.give_held(at, sink)?;
         let group = &mut self.groups[at];
         let vcpu = group.vcpu;
-        let (exit, resumed) =
-            (std::mem::take(&mut group.exit), std::mem::take(&mut group.resumed));
+        let (exit, resumed) = (std::mem::take(&mut group.exit), std::mem::take(&mut group.resumed));
         if exit && exits_again && !resumed {
             sink(Event::Resume { vcpu, resume: Resume::GUEST })?;
         }

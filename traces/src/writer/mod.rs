@@ -221,7 +221,11 @@ impl Writer {
             }
             Output::Here(Here { error: Some(error), .. }) => return Err(error),
             Output::Here(Here { stream, error: None }) => {
-                if whole { stream.finish()? } else { stream.abandon()? }
+                if whole {
+                    stream.finish()?
+                } else {
+                    stream.abandon()?
+                }
             }
             Output::Ended => return Err(gone()),
         };
