@@ -168,7 +168,7 @@ pub fn named_event_text(event: &Event, names: &Metadata) -> String {
         }
         Event::Note { vcpu, place, note } => note_line(note, *vcpu, 0) + &place_text(*place),
         Event::Resume { resume, .. } => resume_text(resume),
-        Event::Entry(entry) => format!("entry at rip {:#x}: {}", entry.rip, entry.outcome),
+        Event::Entry(entry) => format!("entry at rip {:#x}: {entry}", entry.rip),
         Event::Control { control, .. } => control.to_string(),
         Event::Devices { icount, accesses, hash } => {
             format!("what devices saw in {icount} instructions: {accesses} accesses, hash {hash:016x}")

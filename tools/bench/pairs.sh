@@ -23,6 +23,7 @@ row() {
 svm="-b svm --host amd-48 --cpu max,-pku -m 512M" npt="-b svm-npt --host amd-48 -m 512M" vmx="-b vmx -m 512M"
 sieve() { "$1" "${@:2}" -q $vmx --max-insns 400000000 "$kut/sieve.flat"; }
 cpuid() { "$1" "${@:2}" -q --max-exits 300000 "$kut/vmexit.flat" --append cpuid; }
+vmrun() { "$1" "${@:2}" -q $npt --cpu max,+svm --max-exits 400000 "$kut/svm.flat" --append latency_run_exit; }
 access() { "$1" "${@:2}" -q $svm --max-insns 40000000 "$kut/access_test.flat"; }
 guest() { "$vmtape" run -q -b vmx --host intel-48 -m 512M "$kut/$1.flat"; }
 tcg() {
@@ -36,6 +37,8 @@ run_sieve() { sieve "$1" run; }
 record_sieve() { sieve "$1" record -o "$dir/sieve.tape"; }
 run_cpuid() { cpuid "$1" run $vmx; }
 record_cpuid() { cpuid "$1" record -o "$dir/cpuid.tape" $npt; }
+run_vmrun() { vmrun "$1" run; }
+record_vmrun() { vmrun "$1" record -o "$dir/vmrun.tape"; }
 run_access() { access "$1" run; }
 record_access() { access "$1" record -o "$dir/access.tape"; }
 exits_cpuid() { "$1" replay --mode exits "$dir/cpuid-${1//\//_}.tape"; }
@@ -44,14 +47,14 @@ echo "| row | ratio | first | second |"
 echo "|---|---|---|---|"
 if [ -n "$other" ]; then
     for program in "$vmtape" "$other"; do cpuid "$program" record -o "$dir/cpuid-${program//\//_}.tape" $npt >"$dir/out" 2>&1; done
-    for run in run_sieve record_sieve run_cpuid record_cpuid run_access record_access exits_cpuid; do
+    for run in run_sieve record_sieve run_cpuid record_cpuid run_vmrun record_vmrun run_access record_access exits_cpuid; do
         row "\`$run\`: this program / the other" new old
     done
 fi
 recorded() { "record_$what" "$vmtape"; }
 unrecorded() { "run_$what" "$vmtape"; }
 replayed() { "$vmtape" replay "$dir/$what.tape"; }
-for what in sieve access; do
+for what in sieve access vmrun; do
     row "$what: recorded / not recorded" recorded unrecorded
     row "$what: replayed by running / recorded" replayed recorded
 done

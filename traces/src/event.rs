@@ -11,7 +11,7 @@ use serde::Serialize;
 use std::fmt;
 use vmtape_arch::{
     event::Event as Injected, exit::Exit, exit::Resume, level::Place, memory::MemoryStatus, note::Note,
-    sensitive::SensitiveKind, vcpu::VcpuState,
+    sensitive::SensitiveKind, vcpu::Interruptibility, vcpu::VcpuState,
 };
 
 /// One event of a run.
@@ -167,6 +167,8 @@ pub struct EntryEvent {
     /// Whether the guest takes interrupts now.
     pub rflags: u64,
     pub interruptibility: u32,
+    /// CR8 where it is V_TPR, L2's own; zero elsewhere.
+    pub cr8: u64,
     /// Memory that it read, as it was before.
     pub reads: Vec<(u64, Vec<u8>)>,
     pub outcome: EntryOutcome,
@@ -180,6 +182,17 @@ pub struct EntryOutcome {
     pub inject: Injected,
     /// Bits of `SensitiveKind`: the windows that the backend waits for.
     pub windows: u64,
+}
+
+impl fmt::Display for EntryEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.outcome)?;
+        let held = Interruptibility::from_bits(self.interruptibility);
+        if held.virtual_tpr() {
+            write!(f, ", V_TPR {:#x}", self.cr8)?;
+        }
+        f.write_str(if held.virtual_irq() { ", V_IRQ" } else { "" })
+    }
 }
 
 impl fmt::Display for EntryOutcome {

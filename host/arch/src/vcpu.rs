@@ -77,8 +77,17 @@ pub struct Interruptibility {
     pub virtual_gif: bool,
     /// V_NMI_PENDING, where silicon delivers NMIs by itself. Written by the backend.
     pub virtual_nmi: bool,
-    #[bits(22)]
+    /// V_IRQ: a guest's guest has a virtual interrupt that silicon has not delivered. Written by the backend.
+    pub virtual_irq: bool,
+    #[bits(21)]
     __: u32,
+}
+
+impl Interruptibility {
+    /// Without what is in the VMCB rather than in a register.
+    pub const fn without_silicons_own(self) -> Self {
+        self.with_virtual_gif(false).with_virtual_nmi(false).with_virtual_irq(false)
+    }
 }
 
 open_enum! {

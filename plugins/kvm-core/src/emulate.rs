@@ -49,7 +49,16 @@ pub fn x86_emulate(
     vcpu.events.clear_exceptions();
     mmu.in_mode_of(state);
     let before = state.rflags();
-    let result = host.emulate(vcpu.id, state, request, mmu);
+    let asked = if vcpu.guest_mode && request.flags & emultype::SKIP == 0 {
+        EmulateRequest { intercepts: vcpu.l1_intercepts, ..*request }
+    } else {
+        *request
+    };
+    let result = host.emulate(vcpu.id, state, &asked, mmu);
+    if result.status == EmulateStatus::SENSITIVE {
+        vcpu.kept_back = mmu.taken();
+        return Resume::GUEST;
+    }
     if done(vcpu, state, &result, options, mmu) {
         if request.flags & emultype::SKIP == 0 && result.status == EmulateStatus::DONE {
             single_step(vcpu, state, before, &result);

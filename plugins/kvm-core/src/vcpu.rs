@@ -17,6 +17,7 @@ use vmtape_arch::{
     level::{Dimension, Level, Place},
     msr::Msr,
     note::Note,
+    sensitive::Sensitive,
     vcpu::{Intercepts, Interruptibility, VcpuState},
 };
 
@@ -46,6 +47,9 @@ pub struct Vcpu {
     /// A signal that kills has ended a wait of KVM's for memory that nothing but such a signal ends: KVM_RUN returns before the guest is
     /// entered again.
     pub killed: bool,
+    /// An instruction of L2 that the emulator has not executed, since L1 may want it.
+    #[serde(skip)]
+    pub kept_back: Option<Sensitive>,
     /// The exit that is being handled interrupted the delivery of an event.
     #[serde(skip)]
     pub vectoring: bool,
@@ -84,6 +88,7 @@ impl Vcpu {
             guest_mode: false,
             l1_intercepts: Intercepts::default(),
             killed: false,
+            kept_back: None,
             vectoring: false,
         }
     }

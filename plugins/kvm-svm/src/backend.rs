@@ -138,6 +138,7 @@ impl Ops for Shared {
         state.interruptibility = v
             .held(self, state)
             .with_virtual_tpr(v.virtualizes_tpr())
+            .with_virtual_irq(v.is_guest_mode() && v.running.vmcb.control.int_ctl.v_irq())
             .with_virtual_nmi(vmrun::waits_for_nmi(&v.running.vmcb));
         Ok(windows(v, v.running.intercepts()))
     }
@@ -487,6 +488,9 @@ impl Shared {
     fn leave_silicon(&self, v: &mut SvmVcpu, state: &VcpuState, exit: &Exit) {
         // Tapes whose CR8 is always the local APIC's do not tell V_TPR.
         let is_v_tpr = v.virtualizes_tpr() == state.interruptibility.virtual_tpr();
+        if v.is_guest_mode() {
+            v.running.vmcb.control.int_ctl.set_v_irq(state.interruptibility.virtual_irq());
+        }
         let (VmcbInfo { vmcb, mirror }, running) = v.current_mut();
         running.vmexit(vmcb, mirror, exit, state, self.kvm.silicon.nrips.is_set());
         if is_v_tpr {

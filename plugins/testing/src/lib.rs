@@ -13,6 +13,7 @@ use vmtape_arch::{
     level::Place,
     msr::Msr,
     note::{Note, NoteKind},
+    sensitive::Sensitive,
     vcpu::VcpuState,
 };
 
@@ -58,6 +59,8 @@ pub struct TestHost {
     pub absent: BTreeMap<u64, MemoryStatus>,
     /// Fault points that answer where their second word is this one.
     pub faults_at: Vec<(u32, u64)>,
+    /// What the emulator's instruction is, where that can be intercepted.
+    pub sensitive: Option<Sensitive>,
     /// What the last emulation was told of its operand.
     pub emulated: Option<Result<Translation, Exception>>,
 }
@@ -126,7 +129,7 @@ impl Host for TestHost {
         &mut self,
         _vcpu: u32,
         state: &mut VcpuState,
-        _request: &EmulateRequest,
+        request: &EmulateRequest,
         mmu: &mut dyn EmulatorMmu,
     ) -> Emulated {
         let (access, fetches) = (self.access, self.access.kind == AccessKind::FETCH);
@@ -138,6 +141,11 @@ impl Host for TestHost {
         // A fetch that faults comes before anything is decoded.
         if !(fetches || mmu.knows(self.insn) && executes) {
             return Emulated { status: EmulateStatus::UNHANDLEABLE, ..fetched };
+        }
+        if let Some(insn) = self.sensitive.filter(|insn| request.intercepts.wants(insn.kind))
+            && mmu.sensitive(&insn)
+        {
+            return Emulated { status: EmulateStatus::SENSITIVE, ..fetched };
         }
         let operand = mmu.translate(state, &access, self);
         self.emulated = Some(operand);

@@ -7,11 +7,14 @@ use crate::event::{EntryEvent, EntryOutcome};
 
 /// An entry's words, and what it read.
 pub(super) fn entry_words(entry: &EntryEvent, clock: &mut Clock, out: &mut Vec<u64>, blob: &mut Vec<u8>) {
-    let EntryEvent { vcpu, icount, rip, rflags, interruptibility, reads, outcome } = entry;
+    let EntryEvent { vcpu, icount, rip, rflags, interruptibility, cr8, reads, outcome } = entry;
     out.extend_from_slice(&[join(*vcpu, *interruptibility), clock.forward(*icount), *rip, *rflags]);
     resume_words(&outcome.resume, out);
     injected_words(&outcome.inject, out);
     out.push(outcome.windows);
+    if *cr8 != 0 {
+        out.push(*cr8);
+    }
     for (hpa, data) in reads {
         blob.extend(hpa.to_le_bytes());
         blob.extend((data.len() as u32).to_le_bytes());
@@ -27,6 +30,7 @@ pub(super) fn read_entry(
 ) -> Result<EntryEvent, &'static str> {
     let (who, icount, rip, rflags) = (w.next()?, clock.at(w.next()?), w.next()?, w.next()?);
     let outcome = EntryOutcome { resume: read_resume(w)?, inject: read_injected(w)?, windows: w.next()? };
+    let cr8 = w.next().unwrap_or(0);
     let (mut reads, mut rest) = (Vec::new(), blob);
     while let Some((hpa, after)) = rest.split_first_chunk() {
         let (len, after) = after.split_first_chunk().ok_or(FEWER)?;
@@ -38,5 +42,5 @@ pub(super) fn read_entry(
         return Err("bytes that are no read of memory");
     }
     let (vcpu, interruptibility) = (super::low(who), super::high(who));
-    Ok(EntryEvent { vcpu, icount, rip, rflags, interruptibility, reads, outcome })
+    Ok(EntryEvent { vcpu, icount, rip, rflags, interruptibility, cr8, reads, outcome })
 }

@@ -30,7 +30,7 @@ fn summary(event: &Event, names: &Metadata) -> (&'static str, String) {
             (kind, text + &super::place_text(*place))
         }
         Event::Resume { resume, .. } => ("resume", resume_text(resume)),
-        Event::Entry(entry) => ("entry", entry.outcome.to_string()),
+        Event::Entry(entry) => ("entry", entry.to_string()),
         Event::Input { source, value, .. } => ("input", format!("{source} {value:#x}")),
         Event::FaultIn(page) => ("fault_in", fault_in_text(page)),
         Event::Pcpu(event) => ("pcpu", pcpu_text(event)),

@@ -61,7 +61,7 @@ impl VcpuState {
             // They follow from CR3 and memory.
             pdptr: [0; 4],
             // They are there where silicon has them, whatever the guest does.
-            interruptibility: self.interruptibility.with_virtual_gif(false).with_virtual_nmi(false),
+            interruptibility: self.interruptibility.without_silicons_own(),
             ..*self
         }
     }
@@ -127,7 +127,7 @@ impl VcpuState {
             last_branch,
             last_exception,
         } = self;
-        let held = interruptibility.with_virtual_gif(false).with_virtual_nmi(false);
+        let held = interruptibility.without_silicons_own();
         let singles = [
             (K::REGS, "RIP", *rip),
             (K::REGS, "RFLAGS", *rflags),

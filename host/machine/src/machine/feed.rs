@@ -192,6 +192,9 @@ impl Machine {
         }
         (state.rip, state.rflags) = (entry.rip, entry.rflags);
         state.interruptibility = Interruptibility::from_bits(entry.interruptibility);
+        if state.interruptibility.virtual_tpr() {
+            state.cr8 = entry.cr8;
+        }
         let _ = self.enter(n);
         if let Some(fed) = self.services.fed.as_mut().filter(|fed| fed.entered != entry.outcome) {
             fed.other_entries.push((entry.clone(), fed.entered));

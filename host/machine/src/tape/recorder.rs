@@ -201,6 +201,7 @@ impl Tape {
                     rip: state.rip,
                     rflags: state.rflags,
                     interruptibility: state.interruptibility.into_bits(),
+                    cr8: if state.interruptibility.virtual_tpr() { state.cr8 } else { 0 },
                     ..Default::default()
                 },
                 EntryOutcome::new(&Resume::GUEST, state).windows,

@@ -42,8 +42,18 @@ pub fn handle(cx: &mut Cx<'_>) -> Resume {
         return Resume::GUEST;
     }
     let resume = dispatch(cx);
+    let resume = offer_to_l1(cx).unwrap_or(resume);
     nested::exit::after_handler(cx);
     resume
+}
+
+/// What the emulator has kept back goes to L1, or is executed after all.
+fn offer_to_l1(cx: &mut Cx<'_>) -> Option<Resume> {
+    let insn = cx.vcpu.core.kept_back.take()?;
+    if nested::emulated::check(cx, &insn) {
+        return Some(Resume::GUEST);
+    }
+    Some(cx.without_asking(|cx| cx.emulate(0)))
 }
 
 /// `svm_invoke_exit_handler`.
@@ -132,6 +142,14 @@ impl Cx<'_> {
     /// `kvm_emulate_instruction`.
     fn emulate(&mut self, flags: u32) -> Resume {
         self.shared.kvm.emulate(&mut self.vcpu.core, self.state, flags, self.host)
+    }
+
+    /// Emulates where L1 has been asked already.
+    fn without_asking(&mut self, emulate: impl FnOnce(&mut Self) -> Resume) -> Resume {
+        let wanted = std::mem::take(&mut self.vcpu.core.l1_intercepts);
+        let resume = emulate(self);
+        self.vcpu.core.l1_intercepts = wanted;
+        resume
     }
 
     /// `kvm_skip_emulated_instruction`.
@@ -299,7 +317,8 @@ fn wrmsr(cx: &mut Cx<'_>) -> Resume {
 fn io_exit(cx: &mut Cx<'_>) -> Resume {
     let info = IoInfo::from_bits(cx.control().exit_info_1);
     if info.string() {
-        return cx.emulate(0);
+        // By its map, where L1 has one, it has left the port to L0.
+        return cx.without_asking(|cx| cx.emulate(0));
     }
     let insn_len = cx.control().exit_info_2.wrapping_sub(cx.state.rip) as u8;
     let pio = io::Pio { port: info.port(), size: info.size(), input: info.input(), insn_len };

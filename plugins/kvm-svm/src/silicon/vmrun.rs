@@ -124,6 +124,7 @@ impl Running {
     pub fn take_virtual_interrupt(&mut self, state: &mut VcpuState) {
         let control = &mut self.vmcb.control;
         control.int_ctl.set_v_irq(false);
+        state.interruptibility.set_virtual_irq(false);
         state.intercepts.set(SensitiveKind::INTERRUPT_WINDOW, false);
         state.inject = Event {
             valid: true.into(),

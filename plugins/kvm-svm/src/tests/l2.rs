@@ -1,7 +1,7 @@
 //! VMRUN and #VMEXIT as L1 sees them, through the calls that the host makes: a `vmcb12` in memory, instructions of L1 and L2,
 //! KVM's turn.
 
-use super::bench::{Bench, RAM};
+use super::bench::{Bench, RAM, READ};
 use super::nested::{RELEASES, l1, vmcb12};
 use crate::silicon::vmcb::{EventInfo, Vmcb};
 use vmtape_abi::{Backend, Errno, Host, MemoryStatus};
@@ -289,6 +289,54 @@ fn a_virtual_interrupt() {
     assert!(!world.bench.state().intercepts.wants(SensitiveKind::INTERRUPT_WINDOW));
     world.vmmcall();
     assert!(!world.vmcb12().control.int_ctl.v_irq());
+}
+
+/// Between an exit of L2 for an access to a device and its emulation another processor writes an instruction that L1 intercepts, as
+/// kvm-unit-tests' cr3_read_intercept_emulate does: it is L1's. What L1's map leaves to L0 is executed.
+#[test]
+fn what_the_emulator_meets_may_be_l1s() {
+    for (npt, kind, code, exits) in [
+        (true, SensitiveKind::PUSHF, C::PUSHF, true),
+        (false, SensitiveKind::PUSHF, C::PUSHF, true),
+        (true, SensitiveKind::PUSHF, C::POPF, false),
+        (true, SensitiveKind::RDMSR, C::MSR, false),
+        (false, SensitiveKind::RDMSR, C::MSR, false),
+    ] {
+        let mut world = World::new(&[], npt, |vmcb| {
+            vmcb.control.nested_ctl.set_np_enable(false);
+            vmcb.control.intercepts.set(code, true);
+        });
+        world.bench.set_entry(3, (RAM + 0x1000_0000) | 7);
+        world.vmrun();
+        world.enter();
+        world.bench.host.sensitive = Some(Sensitive { kind, len: 1, ..Default::default() });
+        world.bench.state().icount += 1;
+        world.bench.run(READ, false);
+        assert_eq!(world.in_l2(), !exits, "{npt} {kind}");
+        if exits {
+            let control = world.vmcb12().control;
+            assert_eq!((control.exit_code, control.next_rip), (code.0.into(), L2_RIP + 1), "{npt} {kind}");
+        }
+    }
+}
+
+/// Where exits come from a tape it is the tape that tells whether silicon has delivered it.
+#[test]
+fn a_virtual_interrupt_that_a_tape_tells_of() {
+    for delivered in [false, true] {
+        let mut world = World::new(&[], true, |vmcb| {
+            let int_ctl =
+                vmcb.control.int_ctl.with_v_irq(true).with_v_intr_prio(15).with_v_intr_masking(true);
+            (vmcb.control.int_ctl, vmcb.control.int_vector) = (int_ctl, 0xf1);
+        });
+        world.vmrun();
+        world.enter();
+        assert!(world.bench.state().interruptibility.virtual_irq());
+        world.bench.state().interruptibility.set_virtual_irq(!delivered);
+        world.vmmcall();
+        assert_eq!(world.vmcb12().control.int_ctl.v_irq(), !delivered);
+        assert!(!world.bench.state().interruptibility.virtual_irq());
+    }
 }
 
 /// L2's CR8 under V_INTR_MASKING is V_TPR: no access exits, it holds virtual interrupts back, L1 finds it at #VMEXIT, and L1's own

@@ -155,6 +155,7 @@ impl SvmVcpu {
             .with_interrupts(held)
             .with_ignores_if(open)
             .with_virtual_gif(silicons)
+            .with_virtual_irq(false)
     }
 }
 
