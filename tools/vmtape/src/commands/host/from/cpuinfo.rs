@@ -27,25 +27,35 @@ fn key(line: &str) -> Option<&str> {
 type Processor<'t> = BTreeMap<&'t str, &'t str>;
 
 pub fn read(text: &str) -> Result<Evidence> {
-    let processors = processors(text);
-    let first = processors.first().context("no processor is in it")?;
-    let mut evidence = Evidence { complete: true, hidden: &HIDDEN, ..Evidence::of("/proc/cpuinfo") };
+    // What is pasted may end within a processor.
+    let (whole, cut): (Vec<_>, Vec<_>) =
+        processors(text).into_iter().partition(|fields| fields.contains_key("flags"));
+    let first = whole.first().or(cut.first()).context("no processor is in it")?;
+    let mut evidence =
+        Evidence { complete: !whole.is_empty(), hidden: &HIDDEN, ..Evidence::of("/proc/cpuinfo") };
+    if !cut.is_empty() {
+        evidence.remarks.push("a processor without flags is cut, and says nothing of features".to_owned());
+    }
     evidence.vendor = match *first.get("vendor_id").unwrap_or(&"") {
         "GenuineIntel" | "CentaurHauls" | "  Shanghai  " => Some(Vendor::INTEL),
         "AuthenticAMD" | "HygonGenuine" => Some(Vendor::AMD),
         _ => None,
     };
     evidence.brand = first.get("model name").map(|name| (*name).to_owned());
-    let widths: BTreeSet<u8> = processors.iter().filter_map(width).collect();
+    let widths: BTreeSet<u8> = whole.iter().chain(&cut).filter_map(width).collect();
     evidence.phys_bits = widths.first().copied();
     let mut flags = words(first, "flags");
     let mut vmx = words(first, "vmx flags");
     let mut unequal = widths.len() > 1;
-    for other in &processors[1..] {
-        let (its, its_vmx) = (words(other, "flags"), words(other, "vmx flags"));
-        unequal |= its != flags || its_vmx != vmx;
+    for other in whole.iter().skip(1) {
+        let its = words(other, "flags");
+        unequal |= its != flags;
         flags.retain(|flag| its.contains(flag));
-        vmx.retain(|flag| its_vmx.contains(flag));
+        if other.contains_key("vmx flags") {
+            let its = words(other, "vmx flags");
+            unequal |= its != vmx;
+            vmx.retain(|flag| its.contains(flag));
+        }
     }
     if unequal {
         evidence.remarks.push("its processors differ: what all of them have, and the narrowest".to_owned());
@@ -55,7 +65,7 @@ pub fn read(text: &str) -> Result<Evidence> {
         evidence.feature(name, true);
     }
     // The kernel shows la57 where it uses five levels itself, unless it was told not to.
-    evidence.host_levels = Some(if flags.contains("la57") { 5 } else { 4 });
+    evidence.host_levels = evidence.complete.then_some(if flags.contains("la57") { 5 } else { 4 });
     if first.contains_key("vmx flags") {
         evidence.ept_levels = Some(if vmx.contains("ept_5level") { 5 } else { 4 });
         evidence.ept_ad = Some(vmx.contains("ept_ad"));
@@ -98,4 +108,27 @@ fn words<'t>(processor: &Processor<'t>, field: &str) -> BTreeSet<&'t str> {
 
 fn width(processor: &Processor) -> Option<u8> {
     processor.get("address sizes")?.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WHOLE: &str = "processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu pku la57\n\
+                         vmx flags\t: ept_ad apicv\naddress sizes\t: 46 bits physical, 57 bits virtual\n\n";
+
+    /// A text that ends within its second processor says of it what it says, and takes nothing from the first.
+    #[test]
+    fn a_processor_that_is_cut_takes_no_features() {
+        let first = read(WHOLE).unwrap();
+        for lines in 2..5 {
+            let second: Vec<&str> = WHOLE.lines().take(lines).collect();
+            let both = read(&format!("{WHOLE}{}\n", second.join("\n"))).unwrap();
+            assert_eq!(both.features, first.features, "{lines} lines");
+            assert_eq!((both.ept_ad, both.host_levels), (Some(true), Some(5)), "{lines} lines");
+            let cut = both.remarks.iter().any(|remark| remark.contains("is cut"));
+            assert_eq!(cut, lines < 3, "{lines} lines");
+        }
+        assert!(!read("processor : 0\nvendor_id : AuthenticAMD\n").unwrap().complete);
+    }
 }
