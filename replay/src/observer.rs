@@ -47,7 +47,8 @@ impl Observation {
             let event = Self::Event(Event::Note { vcpu, place: group.place(index), note: *note });
             [Some(event), injected(note)].into_iter().flatten()
         });
-        let resume = group.resume.map(|resume| Self::Event(Event::Resume { vcpu, resume }));
+        let resume =
+            group.resume.map(|resume| Self::Event(Event::Resume { vcpu, resume, changes: group.changes }));
         let exit = Self::Event(Event::Exit(Box::new(group.exit)));
         walk.into_iter().chain([exit]).chain(notes).chain(resume).collect()
     }

@@ -8,7 +8,9 @@ use vmtape_arch::{
 use vmtape_traces::{
     Event, ExitGroup, Metadata,
     event::{End, ExitEvent},
-    text::{fault_in_text, fault_text, note_text, own_text, pcpu_text, place_text, stimulus_text},
+    text::{
+        changes_text, fault_in_text, fault_text, note_text, own_text, pcpu_text, place_text, stimulus_text,
+    },
 };
 
 /// The name of an exit's reason.
@@ -167,7 +169,7 @@ pub fn named_event_text(event: &Event, names: &Metadata) -> String {
             )
         }
         Event::Note { vcpu, place, note } => note_line(note, *vcpu, 0) + &place_text(*place),
-        Event::Resume { resume, .. } => resume_text(resume),
+        Event::Resume { resume, changes, .. } => resume_text(resume) + &changes_text(*changes),
         Event::Entry(entry) => format!("entry at rip {:#x}: {entry}", entry.rip),
         Event::Control { control, .. } => control.to_string(),
         Event::Devices { icount, accesses, hash } => {

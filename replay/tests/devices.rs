@@ -55,6 +55,7 @@ fn machine(backend: &str) -> MachineSpec {
         pcpus: 0,
         retries: 0,
         platform: vmtape_machine::Platform::CURRENT,
+        register_changes: true,
         engine: Default::default(),
     }
 }

@@ -26,7 +26,7 @@ pub enum Event {
     /// What the backend did, and for which level.
     Note { vcpu: u32, place: Place, note: Note },
     /// The end of the exit's handling.
-    Resume { vcpu: u32, resume: Resume },
+    Resume { vcpu: u32, resume: Resume, changes: RegisterChanges },
     /// An entry that no exit came before, where it did more than go on. See [`EntryEvent`].
     Entry(Box<EntryEvent>),
     /// A nondeterministic input: random numbers, bytes typed on the serial port, ...
@@ -53,6 +53,13 @@ pub enum Event {
     Moment { vcpu: u32, icount: u64, rip: Option<u64> },
     /// The run ended.
     End { icount: u64, exits: u64, end: End },
+}
+
+impl Event {
+    /// The end of an exit's handling, of which no changes are told.
+    pub const fn resume(vcpu: u32, resume: Resume) -> Self {
+        Self::Resume { vcpu, resume, changes: RegisterChanges::NONE }
+    }
 }
 
 /// A fault: the point that was asked, which time it was, and what it answered.
@@ -134,6 +141,43 @@ pub struct PcpuEvent {
     pub vcpu: u32,
     /// Zero or a negative errno.
     pub result: i32,
+}
+
+/// What became of a vCPU's registers, as digests of 16 bits over those of which a tape's reader can know it; 0: nothing did. All
+/// are 0 on tapes that do not tell it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RegisterChanges {
+    /// By the handling of the exit.
+    pub handling: u16,
+    /// By the entry before it, where that followed another exit at once.
+    pub entry: u16,
+}
+
+impl RegisterChanges {
+    /// Nothing changed, or nothing is told.
+    pub const NONE: Self = Self { handling: 0, entry: 0 };
+
+    /// As the tape has it; 0: nothing.
+    pub fn to_word(self) -> u64 {
+        u64::from(self.handling) | u64::from(self.entry) << 16
+    }
+
+    /// `None`: no such word is on a tape.
+    pub fn from_word(word: u64) -> Option<Self> {
+        let word = u32::try_from(word).ok().filter(|word| *word != 0)?;
+        Some(Self { handling: word as u16, entry: (word >> 16) as u16 })
+    }
+}
+
+impl fmt::Display for RegisterChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { handling, entry } = *self;
+        match (handling, entry) {
+            (0, 0) => f.write_str("none"),
+            (_, 0) => write!(f, "{handling:04x}"),
+            _ => write!(f, "{handling:04x}, by the entry before {entry:04x}"),
+        }
+    }
 }
 
 /// Where a run was after a round number of instructions.

@@ -3,7 +3,10 @@
 use crate::{
     codec::Decoder,
     error::Result,
-    event::{Control, Data, EntryEvent, Event, ExitEvent, Fault, FaultIn, NO_VCPU, PcpuKind, Registers},
+    event::{
+        Control, Data, EntryEvent, Event, ExitEvent, Fault, FaultIn, NO_VCPU, PcpuKind, RegisterChanges,
+        Registers,
+    },
     flat::tag,
 };
 use std::collections::{BTreeMap, VecDeque};
@@ -49,6 +52,8 @@ pub struct ExitGroup {
     pub cpus: Vec<u32>,
     /// The end of the handling, unless the tape ends before it.
     pub resume: Option<Resume>,
+    /// What the handling changed in registers, and the entry before.
+    pub changes: RegisterChanges,
 }
 
 /// Groups events into exits. A group is given out when the vCPU enters the guest again, exits again, or the tape ends.
@@ -206,7 +211,7 @@ impl Grouping {
         match event {
             Event::Exit(exit) => self.exit(&exit),
             Event::Note { vcpu, place, note } => self.note(vcpu, place, note),
-            Event::Resume { vcpu, resume } => self.resume(vcpu, resume),
+            Event::Resume { vcpu, resume, changes } => self.resume(vcpu, resume, changes),
             Event::Entry(entry) => {
                 let group = self.open.of(entry.vcpu);
                 group.entries.push((group.loose.len(), *entry));
@@ -232,8 +237,8 @@ impl Grouping {
         match words.tag {
             tag::EXIT => self.exit(&words.exit(clock)?),
             tag::RESUME => {
-                let (vcpu, resume) = words.resume()?;
-                self.resume(vcpu, resume);
+                let (vcpu, resume, changes) = words.resume()?;
+                self.resume(vcpu, resume, changes);
             }
             tag::NOTE.. => {
                 let (vcpu, place, note) = words.note()?;
@@ -320,10 +325,10 @@ impl Grouping {
         }
     }
 
-    fn resume(&mut self, vcpu: u32, resume: Resume) {
+    fn resume(&mut self, vcpu: u32, resume: Resume, changes: RegisterChanges) {
         if let Some(exit) = self.open.exit(vcpu) {
             exit.handled = exit.notes.len();
-            exit.resume = Some(resume);
+            (exit.resume, exit.changes) = (Some(resume), changes);
         }
     }
 
@@ -405,6 +410,7 @@ impl ExitGroup {
     /// Begins anew, in the memory that the group has.
     fn start(&mut self, number: u64, exit: &ExitEvent) {
         (self.number, self.handled, self.resume) = (number, 0, None);
+        self.changes = RegisterChanges::NONE;
         self.exit = *exit;
         self.before.clear();
         self.entries.clear();

@@ -9,7 +9,7 @@ use vmtape_traces::{Event, Exits, event::ExitEvent};
 
 fn exit(vcpu: u32, icount: u64, ends: ResumeKind) -> [Event; 2] {
     let exit = ExitEvent { vcpu, icount, rip: 0x1000, exit: Exit::default() };
-    [Event::Exit(Box::new(exit)), Event::Resume { vcpu, resume: Resume::new(ends) }]
+    [Event::Exit(Box::new(exit)), Event::resume(vcpu, Resume::new(ends))]
 }
 
 fn enter(vcpu: u32) -> Event {

@@ -131,7 +131,7 @@ fn schema_3() -> Golden {
             ..ExitEvent::default()
         })),
         Event::Note { vcpu: 0, place: l2, note: step },
-        Event::Resume { vcpu: 0, resume: Resume::GUEST },
+        Event::resume(0, Resume::GUEST),
         Event::Entry(Box::new(EntryEvent {
             icount,
             rip: 0x10_0002,
@@ -172,10 +172,7 @@ fn first_events() -> Vec<Event> {
         Event::Registers(Registers { vcpu: 0, mask: 1 << 27 | 1, values: vec![1, 2, 3] }),
         Event::Read { hpa: 0x1000, data: Data::U32(7) },
         Event::Read { hpa: 0x1004, data: Data::Bytes(vec![1, 2, 3]) },
-        Event::Resume {
-            vcpu: 0,
-            resume: Resume { data: [1, 2, 3, 4, 5, 6], ..Resume::new(ResumeKind::MEMORY_FAULT) },
-        },
+        Event::resume(0, Resume { data: [1, 2, 3, 4, 5, 6], ..Resume::new(ResumeKind::MEMORY_FAULT) }),
         Event::Input { icount, source: InputSource::RANDOM, value: u64::MAX },
         Event::Control { icount, control: Control::SetCpuid { vcpu: 0, entries: vec![CPUID], result: -22 } },
         Event::Control { icount, control: Control::SetMsr { vcpu: 0, index: 0x10, data: 5, result: 0 } },

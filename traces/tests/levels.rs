@@ -54,7 +54,7 @@ fn events() -> Vec<Event> {
         note(UNKNOWN, Note::SetDirty { gpa: 0x2000 }),
         note(L2, msr(true, false)),
         note(Place::L1, msr(false, true)),
-        Event::Resume { vcpu: 0, resume: Resume::GUEST },
+        Event::resume(0, Resume::GUEST),
         note(L2, Note::Entry { rip: 0x40_1000, intr_info: 0, error_code: 0 }),
         Event::End { icount: 1001, exits: 1, end: End::Idle { reason: String::new() } },
     ]

@@ -30,6 +30,7 @@ pub fn image(bytes: &[u8]) {
         pcpus: 0,
         retries: 0,
         platform: crate::Platform::CURRENT,
+        register_changes: true,
         engine: Default::default(),
     };
     for initrd in [None, Some(b"initrd".to_vec())] {

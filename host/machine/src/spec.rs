@@ -56,6 +56,8 @@ pub struct MachineSpec {
     pub platform: Platform,
     /// The option that says whether silicon walks the guest's own tables. Empty: its backend, or an older tape, does not say.
     pub nested_paging: String,
+    /// A tape tells what each exit changed in registers (`RegisterChanges` of the tape).
+    pub register_changes: bool,
     /// How instructions are executed. No tape has it: the run is the same.
     #[serde(skip)]
     pub engine: Engine,
@@ -145,6 +147,7 @@ mod tests {
             pcpus: 0,
             retries: 0,
             platform: Platform::default(),
+            register_changes: false,
             engine: Default::default(),
         }
     }
@@ -153,7 +156,7 @@ mod tests {
     fn what_an_older_tape_lacks_is_zero() {
         let spec = spec();
         let mut first_release = spec.encode().unwrap();
-        first_release.truncate(first_release.len() - 8);
+        first_release.truncate(first_release.len() - 9);
         assert_eq!(MachineSpec::decode(&first_release).unwrap(), spec);
     }
 

@@ -6,7 +6,7 @@ use vmtape_arch::{
     level::Place,
     note::Note,
 };
-use vmtape_traces::{Event, ExitGroup};
+use vmtape_traces::{Event, ExitGroup, event::RegisterChanges};
 
 /// What the handlers did about the last exit.
 #[derive(Default)]
@@ -19,6 +19,7 @@ pub(super) struct Answer {
     /// How many of them came before the end of the handling.
     pub handled: usize,
     pub resume: Option<Resume>,
+    pub changes: RegisterChanges,
 }
 
 /// What is to be said of two tellings.
@@ -39,7 +40,8 @@ pub(super) fn is_cut(group: &ExitGroup) -> bool {
 
 /// The same machine: every event of the exit must be equal. `ended`: so has the replayed machine's run.
 pub(super) fn compare(group: &ExitGroup, answer: &Answer, ended: bool) -> Compared {
-    if answer.notes == group.notes && answer.places == group.places && answer.resume == group.resume {
+    let alike = answer.resume == group.resume && answer.changes == group.changes;
+    if alike && answer.notes == group.notes && answer.places == group.places {
         return Compared::Equal;
     }
     // A vCPU that halts enters when it is woken, which is after other vCPUs' exits; a tape may end before an entry.
@@ -47,8 +49,11 @@ pub(super) fn compare(group: &ExitGroup, answer: &Answer, ended: bool) -> Compar
     let entered = group.notes.last().is_some_and(|note| matches!(note, Note::Entry { .. }));
     let open = ended || halted || !entered;
     let kept = if halted { group.handled } else { group.notes.len() };
-    let expected = events(group, &group.notes[..kept], &group.places, group.handled, group.resume);
-    let actual = events(group, &answer.notes, &answer.places, answer.handled, answer.resume);
+    let vcpu = group.exit.vcpu;
+    let end = |resume: Option<Resume>, changes| Some(Event::Resume { vcpu, resume: resume?, changes });
+    let (told, done) = (end(group.resume, group.changes), end(answer.resume, answer.changes));
+    let expected = events(group, &group.notes[..kept], &group.places, group.handled, told);
+    let actual = events(group, &answer.notes, &answer.places, answer.handled, done);
     let Some((first, other)) = first_difference(&expected, &actual, open) else { return Compared::Equal };
     let told = |events: &[Event]| {
         let told = events.iter().filter(|event| !exempt::is_of_silicon_between_exits(event));
@@ -66,14 +71,14 @@ fn events(
     notes: &[Note],
     places: &[(usize, Place)],
     handled: usize,
-    resume: Option<Resume>,
+    end: Option<Event>,
 ) -> Vec<Event> {
     let vcpu = group.exit.vcpu;
     let place = |index| places.iter().find(|(of, _)| *of == index).map_or(Place::L1, |(_, place)| *place);
     let note = |(index, note): (usize, &Note)| Event::Note { vcpu, place: place(index), note: *note };
     let mut events: Vec<_> = notes.iter().enumerate().map(note).collect();
-    if let Some(resume) = resume {
-        events.insert(handled.min(events.len()), Event::Resume { vcpu, resume });
+    if let Some(end) = end {
+        events.insert(handled.min(events.len()), end);
     }
     events
 }

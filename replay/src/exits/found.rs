@@ -9,7 +9,7 @@ use crate::{
 };
 use vmtape_traces::{
     Event, ExitGroup, Metadata,
-    event::{Control, EntryOutcome, Fault},
+    event::{Control, EntryOutcome, Fault, RegisterChanges},
     text::fault_text,
 };
 
@@ -37,6 +37,14 @@ impl Found {
 
     /// Events of the tape's own machine that it does not repeat.
     pub fn of_events(group: &ExitGroup, expected: Option<&Event>, actual: Option<&Event>) -> Self {
+        if let (
+            Some(Event::Resume { resume, changes, .. }),
+            Some(Event::Resume { resume: other, changes: actual, .. }),
+        ) = (expected, actual)
+            && resume == other
+        {
+            return Self::of_changes(group, *changes, *actual);
+        }
         let words = |event: Option<&Event>| event.map_or("nothing".to_owned(), event_text);
         let kind = |event: Option<&Event>| event.map_or("nothing".to_owned(), event_kind);
         let what = format!("{}>{}", kind(expected), kind(actual));
@@ -45,6 +53,18 @@ impl Found {
             group: group.clone(),
             what: (what, format!("{actual} instead of {expected}")),
             rows: vec![Row::new("event", expected, actual)],
+            difference: None,
+        }
+    }
+
+    /// The handling, or the entry before it, left something else in registers than on the tape.
+    fn of_changes(group: &ExitGroup, expected: RegisterChanges, actual: RegisterChanges) -> Self {
+        let who = if expected.entry == actual.entry { "the handling" } else { "the entry before it" };
+        let what = format!("{who} changes registers otherwise (digest {actual} instead of {expected})");
+        Self {
+            group: group.clone(),
+            what: ("registers>registers".into(), what),
+            rows: vec![Row::new("digest of changed registers", expected.to_string(), actual.to_string())],
             difference: None,
         }
     }

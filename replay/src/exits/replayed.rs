@@ -19,7 +19,7 @@ use vmtape_arch::{exception::Exception, exit::Resume, level::Place, note::Note};
 use vmtape_machine::{Machine, MachineSpec, Recorder, Resolved};
 use vmtape_traces::{
     Event, ExitGroup,
-    event::{Control, End},
+    event::{Control, End, RegisterChanges},
 };
 
 /// How to feed a tape.
@@ -89,9 +89,9 @@ impl Recorder for Listener {
         if let Some(log) = &self.log {
             log.push(Observation::Event(event.clone()));
         }
-        if let Event::Resume { resume, .. } = event {
+        if let Event::Resume { resume, changes, .. } = event {
             let mut answer = self.answer.borrow_mut();
-            answer.resume = Some(resume);
+            (answer.resume, answer.changes) = (Some(resume), changes);
             answer.handled = answer.notes.len();
         }
         ControlFlow::Continue(())
@@ -151,7 +151,7 @@ impl Replayed {
         let listener = Listener { answer: answer.clone(), log };
         let inputs = Box::new(spec::inputs(sides.tape)?);
         let mut machine = Machine::new(machine.clone(), backend, inputs, Some(Box::new(listener)))?;
-        machine.start_feeding(sides.tape.schema());
+        machine.start_feeding(sides.tape.schema(), method.same);
         let compared = Compared::Equal;
         Ok(Self { machine, answer, guide, beside, same: method.same, diverged: false, compared })
     }
@@ -198,7 +198,7 @@ impl Replayed {
             answer.before.clear();
             answer.notes.clear();
             answer.places.clear();
-            (answer.handled, answer.resume) = (0, None);
+            (answer.handled, answer.resume, answer.changes) = (0, None, RegisterChanges::NONE);
         }
         if self.same {
             return match self.machine.feed(group) {

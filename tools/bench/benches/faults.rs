@@ -56,6 +56,7 @@ fn specification(guest: &str) -> MachineSpec {
         pcpus: 0,
         retries: 0,
         platform: vmtape_machine::Platform::CURRENT,
+        register_changes: true,
         engine: Default::default(),
     }
 }

@@ -59,6 +59,7 @@ fn specification(image: PathBuf) -> (MachineSpec, Box<dyn Backend>) {
         pcpus: 0,
         retries: 0,
         platform: vmtape_machine::Platform::CURRENT,
+        register_changes: true,
         engine: Default::default(),
     };
     (spec, Box::new(backend))

@@ -119,8 +119,8 @@ fn object(event: &Event, exit: Option<u64>, metadata: &Metadata) -> Value {
             }
             put(note_fields(note));
         }
-        Event::Resume { vcpu, resume } => {
-            put(json!({ "vcpu": vcpu }));
+        Event::Resume { vcpu, resume, changes } => {
+            put(json!({ "vcpu": vcpu, "changes": value(changes) }));
             put(value(resume));
             put(json!({ "kind": resume.kind.to_string() }));
         }

@@ -10,7 +10,7 @@ pub(crate) use end::{cpuid_bytes, cpuid_entry};
 use crate::{
     event::{
         Control, Data, Event, ExitEvent, Fault, FaultIn, InputSource, Milestone, PcpuEvent, PcpuKind,
-        Registers, Skip,
+        RegisterChanges, Registers, Skip,
     },
     ioctl::{Packed, Unpacked},
 };
@@ -138,9 +138,10 @@ impl Flat {
                 self.words.extend_from_slice(&raw.args);
                 tag::NOTE + u64::from(raw.kind.0)
             }
-            Event::Resume { vcpu, resume } => {
+            Event::Resume { vcpu, resume, changes } => {
                 self.words.push((*vcpu).into());
                 resume_words(resume, &mut self.words);
+                self.words.extend(Some(changes.to_word()).filter(|word| *word != 0));
                 tag::RESUME
             }
             Event::Entry(entry) => {
@@ -255,8 +256,8 @@ impl View<'_> {
                 return Ok(Event::Read { hpa, data });
             }
             tag::RESUME => {
-                let (vcpu, resume) = self.resume()?;
-                return Ok(Event::Resume { vcpu, resume });
+                let (vcpu, resume, changes) = self.resume()?;
+                return Ok(Event::Resume { vcpu, resume, changes });
             }
             tag::ENTRY => Event::Entry(Box::new(read_entry(&mut w, clock, self.blob)?)),
             tag::INPUT => {
@@ -364,12 +365,16 @@ impl View<'_> {
         Ok((low(*first), place, Note::from_raw(raw)))
     }
 
-    /// The end of handling that these words are, and its vCPU.
-    pub(crate) fn resume(&self) -> Result<(u32, Resume), &'static str> {
+    /// The end of handling that these words are, its vCPU, and what it changed.
+    pub(crate) fn resume(&self) -> Result<(u32, Resume, RegisterChanges), &'static str> {
         let mut w = Words(self.words);
-        let resume = (w.u32()?, read_resume(&mut w)?);
+        let (vcpu, resume) = (w.u32()?, read_resume(&mut w)?);
+        let changes = match w.0.is_empty() {
+            true => RegisterChanges::NONE,
+            false => RegisterChanges::from_word(w.next()?).ok_or("changes of registers that are none")?,
+        };
         w.end()?;
-        Ok(resume)
+        Ok((vcpu, resume, changes))
     }
 
     fn blob_words(&self) -> Result<impl Iterator<Item = u64>, &'static str> {
@@ -449,6 +454,23 @@ fn read_resume(w: &mut Words<'_>) -> Result<Resume, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_exit_tells_what_it_changed_where_it_did() {
+        let changes = RegisterChanges { handling: 0xffff, entry: 3 };
+        for (changes, words) in [(RegisterChanges::NONE, 8), (changes, 9)] {
+            let event = Event::Resume { vcpu: 1, resume: Resume::GUEST, changes };
+            let mut flat = Flat::default();
+            flat.set(&event, &mut Clock::default());
+            assert_eq!(flat.words.len(), words);
+            assert_eq!(flat.event(&mut Clock::default()), Ok(event));
+        }
+        for (last, words) in [(0, 9), (1 << 32, 9), (1, 10)] {
+            let mut flat = Flat { tag: tag::RESUME, words: vec![0; words], blob: Vec::new() };
+            flat.words[8] = last;
+            assert!(flat.event(&mut Clock::default()).is_err(), "{last:#x} of {words}");
+        }
+    }
 
     #[test]
     fn a_fault_has_its_rule_where_there_is_one() {

@@ -190,7 +190,7 @@ impl Groups {
         if group.exit && !group.resumed {
             group.resumed = true;
             let vcpu = group.vcpu;
-            self.push(at, Event::Resume { vcpu, resume: Resume::GUEST }, sink)?;
+            self.push(at, Event::resume(vcpu, Resume::GUEST), sink)?;
         }
         Ok(())
     }
@@ -243,7 +243,7 @@ impl Groups {
         let vcpu = group.vcpu;
         let (exit, resumed) = (std::mem::take(&mut group.exit), std::mem::take(&mut group.resumed));
         if exit && exits_again && !resumed {
-            sink(Event::Resume { vcpu, resume: Resume::GUEST })?;
+            sink(Event::resume(vcpu, Resume::GUEST))?;
         }
         Ok(())
     }

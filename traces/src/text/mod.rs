@@ -9,7 +9,7 @@ mod print;
 pub(crate) mod tables;
 
 pub use note::note_text;
-pub use own::{fault_in_text, fault_text, own_text, pcpu_text, stimulus_text};
+pub use own::{changes_text, fault_in_text, fault_text, own_text, pcpu_text, stimulus_text};
 pub(crate) use own::{merge_stimulus, parse as parse_own};
 pub use print::Printer;
 

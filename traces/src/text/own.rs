@@ -2,7 +2,7 @@
 
 use crate::{
     Metadata,
-    event::{Data, Event, Fault, FaultIn, NO_VCPU, PcpuEvent, Registers, Skip},
+    event::{Data, Event, Fault, FaultIn, NO_VCPU, PcpuEvent, RegisterChanges, Registers, Skip},
     flat::{Clock, Flat, tag},
     registers::Register,
 };
@@ -29,7 +29,7 @@ fn summary(event: &Event, names: &Metadata) -> (&'static str, String) {
             let (kind, text) = note_text(note, names);
             (kind, text + &super::place_text(*place))
         }
-        Event::Resume { resume, .. } => ("resume", resume_text(resume)),
+        Event::Resume { resume, changes, .. } => ("resume", resume_text(resume) + &changes_text(*changes)),
         Event::Entry(entry) => ("entry", entry.to_string()),
         Event::Input { source, value, .. } => ("input", format!("{source} {value:#x}")),
         Event::FaultIn(page) => ("fault_in", fault_in_text(page)),
@@ -180,6 +180,11 @@ fn note_text(note: &Note, names: &Metadata) -> (&'static str, String) {
         Note::Warning { id, value } => ("warning", format!("{id} {value:#x}")),
         other => ("note", format!("{}", other.to_raw().kind)),
     }
+}
+
+/// What an exit changed in registers, behind how its handling ended.
+pub fn changes_text(changes: RegisterChanges) -> String {
+    if changes == RegisterChanges::NONE { String::new() } else { format!(", changes {changes}") }
 }
 
 fn resume_text(resume: &vmtape_arch::exit::Resume) -> String {

@@ -3,7 +3,7 @@
 use super::{LOST, STIMULUS, note::note_text, own, place_text, tables::reason};
 use crate::{
     Metadata,
-    event::{End, Event, ExitEvent, Fault, FaultIn, Milestone, NO_VCPU, PcpuEvent},
+    event::{End, Event, ExitEvent, Fault, FaultIn, Milestone, NO_VCPU, PcpuEvent, RegisterChanges},
     import,
 };
 use std::{
@@ -90,14 +90,14 @@ impl<W: Write> Printer<W> {
             let entry = matches!(event, Event::Note { vcpu: of, place: Place::L1, note: Note::Entry { .. } } if *of == vcpu);
             // Outside an exit the importer would not know that there was an end.
             if !(entry && self.rips.contains_key(&vcpu)) {
-                let (name, text) = own::text(&Event::Resume { vcpu, resume: Resume::GUEST }, &self.names);
+                let (name, text) = own::text(&Event::resume(vcpu, Resume::GUEST), &self.names);
                 self.line(vcpu, &name, &text)?;
             }
         }
         match event {
             Event::Exit(exit) => self.exit(event, exit),
             Event::Note { vcpu, place, note } => self.note(event, *vcpu, *place, note),
-            Event::Resume { vcpu, resume } if *resume == Resume::GUEST => {
+            Event::Resume { vcpu, resume, changes: RegisterChanges::NONE } if *resume == Resume::GUEST => {
                 self.pending = Some(*vcpu);
                 Ok(())
             }
@@ -144,7 +144,7 @@ impl<W: Write> Printer<W> {
         if let Some(vcpu) = self.pending.take()
             && !self.form.of_trace
         {
-            self.own(&Event::Resume { vcpu, resume: Resume::GUEST }, vcpu)?;
+            self.own(&Event::resume(vcpu, Resume::GUEST), vcpu)?;
         }
         Ok(())
     }

@@ -134,7 +134,7 @@ impl PageTableTest {
     }
 
     fn resume(&mut self, rip: u64) {
-        self.events.push(Event::Resume { vcpu: 0, resume: Resume::GUEST });
+        self.events.push(Event::resume(0, Resume::GUEST));
         self.note(Note::Entry { rip, intr_info: 0, error_code: 0 });
     }
 
@@ -238,7 +238,7 @@ impl PageTableTest {
         } else {
             let error_code = code as u32;
             self.note(Note::WalkerError { pferr: error_code });
-            self.events.push(Event::Resume { vcpu: 0, resume: Resume::GUEST });
+            self.events.push(Event::resume(0, Resume::GUEST));
             let vector = vmtape_arch::exception::Vector::PF;
             self.note(Note::InjException { vector, has_error: true, error_code, reinjected: false });
             self.note(Note::Entry { rip: 0x40_1d00, intr_info: 0, error_code: 0 });

@@ -60,6 +60,7 @@ pub fn run_scripted(library: &Path, name: &str, bytes: Vec<u8>, script: Vec<Step
         pcpus: 0,
         retries: 0,
         platform: vmtape_machine::Platform::CURRENT,
+        register_changes: true,
         engine: Default::default(),
     };
     let mut machine = Machine::new(spec, backend, Box::new(Live::new(0)), None).unwrap();

@@ -65,6 +65,8 @@ impl Machine {
             return Err(end);
         }
         self.services.tape.begin_entry(n, &vcpu.state);
+        let follows = self.services.tape.changes.begin_entry(n);
+        let before = (follows && self.services.tells_changes()).then_some(vcpu.state);
         let resume = self.backend.enter(n, &mut vcpu.state, &mut self.services);
         self.services.is_right(answers::resume("enter", &resume, &vcpu.state));
         if let Some(wrong) = self.services.take_wrong() {
@@ -76,6 +78,9 @@ impl Machine {
             fed.entered = outcome;
         }
         self.services.after_backend(n, &mut vcpu.state, None);
+        if let Some(before) = before {
+            self.services.tape.changes.end_entry(n, &before, &vcpu.state);
+        }
         if resume.kind == ResumeKind::RESUME && self.services.wants(NoteKind::ENTRY) {
             let rip = vcpu.state.rip;
             self.services.note(n, Note::Entry { rip, intr_info: 0, error_code: 0 });
@@ -105,6 +110,8 @@ impl Machine {
             cr8: own_cr8.then_some(vcpu.state.cr8),
             pat: vcpu.state.pat,
         };
+        let whole = self.services.tells_changes().then_some(vcpu.state);
+        self.services.emulation.begin();
         self.services.to_userspace = false;
         (self.services.emulated, self.services.repeats) = (false, false);
         self.services.repetitions = 0;
@@ -121,7 +128,11 @@ impl Machine {
             self.services.outcomes.add(n, &vcpu.state);
         }
         self.services.outcomes.sample(n, &vcpu.state);
-        self.services.tape.end_exit(n, &resume);
+        let changes = whole.map(|before| {
+            let emulation = &self.services.emulation;
+            self.services.tape.changes.of_handling(n, &exit, emulation, &before, &vcpu.state)
+        });
+        self.services.tape.end_exit(n, &resume, changes.unwrap_or_default());
         vcpu.needs_entry = true;
         let completed = self.services.to_userspace && vcpu.state.rip != before.rip;
         self.uncompleted = completed.then_some(Uncompleted {
@@ -140,6 +151,7 @@ impl Machine {
             Ok(_) => stuck.map(|progress| no_progress(n, &progress, &exit, before.rip)),
             Err(end) => Some(end),
         };
+        self.services.tape.changes.end_exit(n, self.vcpus[n as usize].state.activity);
         match self.checkpoint_if_due() {
             Ok(()) => ended,
             Err(error) => Some(self.failed(&error)),

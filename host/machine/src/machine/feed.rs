@@ -18,9 +18,10 @@ use vmtape_traces::{
 };
 
 impl Machine {
-    /// Prepares a machine that was just built for [`Machine::feed`] and [`Machine::resolve`], with a tape of this schema.
-    pub fn start_feeding(&mut self, schema: u32) {
-        self.services.fed = Some(Feeding::new(schema, self.vcpus.len() as u32));
+    /// Prepares a machine that was just built for [`Machine::feed`] and [`Machine::resolve`], with a tape of this schema. `same`: the
+    /// machine is the tape's own.
+    pub fn start_feeding(&mut self, schema: u32, same: bool) {
+        self.services.fed = Some(Feeding::new(schema, self.vcpus.len() as u32, same));
     }
 
     /// Reads of memory that the tape did not tell, so far.

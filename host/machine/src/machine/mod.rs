@@ -118,7 +118,7 @@ impl Machine {
             memory,
             Devices::new(&device_config(&spec)),
             inputs,
-            Tape::new(recorder, spec.vcpus),
+            Tape::new(recorder, spec.vcpus, spec.register_changes),
             Cpu::new(emulator_config(&spec)),
             (0..spec.vcpus).map(|n| model::for_vcpu(&spec.cpuid, n, spec.vcpus)).collect(),
         );

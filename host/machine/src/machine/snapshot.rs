@@ -78,7 +78,7 @@ impl Machine {
     fn begin_anew(&mut self, inputs: Box<dyn Inputs>, recorder: Option<Box<dyn Recorder>>) {
         let services = &mut self.services;
         services.inputs = InputStream::new(inputs);
-        services.tape = Tape::new(recorder, self.vcpus.len() as u32);
+        services.tape = Tape::new(recorder, self.vcpus.len() as u32, self.spec.register_changes);
         services.forget_run();
         self.halt = Halt::default();
         self.attended = 0;

@@ -50,13 +50,24 @@ pub(crate) fn emulate(
         state.icount += 1;
         return result;
     }
-    if services.tape.tells_stimuli() {
-        services.tape.registers(vcpu, state, used_registers(&insn));
-        for number in fpu::used_by(&insn) {
-            services.tape.fpu(vcpu, state, number);
+    services.emulation.asked = true;
+    let mut used = Used::default();
+    if services.tape.tells_stimuli() || services.tells_changes() {
+        used = Used::by(&insn);
+        services.tape.registers(vcpu, state, used.read);
+        let numbers = fpu::used_by(&insn);
+        if services.tape.tells_stimuli() {
+            numbers.iter().for_each(|number| services.tape.fpu(vcpu, state, *number));
         }
+        services.emulation.read |= used.read;
+        services.emulation.perhaps |= used.written | used.perhaps;
+        services.emulation.fpu.extend(numbers);
     }
-    execute(services, vcpu, state, request, mmu, result)
+    let result = execute(services, vcpu, state, request, mmu, result);
+    if result.status == EmulateStatus::DONE && !services.repeats {
+        services.emulation.written |= used.written;
+    }
+    result
 }
 
 fn execute(
@@ -236,18 +247,37 @@ fn trace(services: &mut Services, vcpu: u32, state: &VcpuState, result: &Emulate
     );
 }
 
-/// General registers and flags that the instruction reads, as a mask of the tape's register event.
-fn used_registers(insn: &Instruction) -> u32 {
-    let mut factory = InstructionInfoFactory::new();
-    let read = |access| {
-        matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
-    };
-    factory
-        .info(insn)
-        .used_registers()
-        .iter()
-        .filter(|used| read(used.access()) && used.register().is_gpr())
-        .fold(registers::RFLAGS, |mask, used| mask | 1 << used.register().full_register().number())
+/// General registers and flags of an instruction, as masks of the tape's register event.
+#[derive(Clone, Copy, Debug, Default)]
+struct Used {
+    read: u32,
+    /// Written whole, and always.
+    written: u32,
+    /// In part, or not always.
+    perhaps: u32,
+}
+
+impl Used {
+    fn by(insn: &Instruction) -> Self {
+        let mut all = Self { read: registers::RFLAGS, ..Self::default() };
+        for used in InstructionInfoFactory::new().info(insn).used_registers() {
+            let register = used.register();
+            if !register.is_gpr() {
+                continue;
+            }
+            let bit = 1 << register.full_register().number();
+            match used.access() {
+                OpAccess::Read | OpAccess::CondRead | OpAccess::ReadWrite | OpAccess::ReadCondWrite => {
+                    all.read |= bit;
+                }
+                // A 32-bit result clears the upper half.
+                OpAccess::Write if register.size() >= 4 => all.written |= bit,
+                _ => all.perhaps |= bit,
+            }
+        }
+        all.written &= !all.perhaps;
+        all
+    }
 }
 
 /// The environment of the emulator.

@@ -19,7 +19,7 @@ pub use pager::{Arrived, Pager};
 use crate::{
     devices::Devices,
     memory::Memory,
-    tape::{Feeding, Tape},
+    tape::{Emulation, Feeding, Tape},
     time::{Clock, FaultNumbers, InputStream, Inputs, NS_PER_TICK},
 };
 use outcomes::Outcomes;
@@ -52,6 +52,8 @@ pub(crate) struct Services {
     pub(crate) cpuid: Vec<Vec<CpuidEntry>>,
     /// The emulator has counted the instruction whose exit is being handled.
     pub(crate) emulated: bool,
+    /// What KVM's emulator did in the exit that is being handled.
+    pub(crate) emulation: Emulation,
     /// It has left the rest of one that repeats to the guest.
     pub(crate) repeats: bool,
     /// How KVM's emulator does instructions that repeat: see [`vmtape_cpu::revision::repeats_in_bunches`].
@@ -108,6 +110,7 @@ impl Services {
             emulator: Some(emulator),
             cpuid,
             emulated: false,
+            emulation: Emulation::default(),
             repeats: false,
             repeats_in_bunches: true,
             reads_ports_ahead: true,
@@ -150,6 +153,12 @@ impl Services {
         self.walks.expire();
         (self.unmapped, self.pager, self.wrong, self.fed) = (None, None, None, None);
         (self.stranded, self.said) = (None, None);
+    }
+
+    /// Whether what exits change in registers is to be told, or compared.
+    pub(crate) fn tells_changes(&self) -> bool {
+        let compares = self.fed.as_ref().is_some_and(Feeding::compares_changes);
+        self.tape.tells_changes && (compares || self.tape.tells_stimuli())
     }
 
     pub(crate) fn ram(&self) -> &Ram {

@@ -21,6 +21,8 @@ pub(crate) struct Feeding {
     /// What the tape tells of memory with an exit that halted, by vCPU, for the entry that ends the halt: it belongs to that exit, and
     /// comes with the next one.
     halted: BTreeMap<u32, Vec<(u64, Data)>>,
+    /// What its exits change in registers is compared with the tape.
+    compares_changes: bool,
     pub(crate) faults: TapedFaults,
     /// What came of the last entry.
     pub(crate) entered: EntryOutcome,
@@ -29,13 +31,14 @@ pub(crate) struct Feeding {
 }
 
 impl Feeding {
-    /// Nothing is known yet of so many vCPUs, of a tape of this schema.
-    pub(crate) fn new(schema: u32, vcpus: u32) -> Self {
+    /// Nothing is known yet of so many vCPUs, of a tape of this schema. `same`: the machine is the tape's own.
+    pub(crate) fn new(schema: u32, vcpus: u32, same: bool) -> Self {
         Self {
             knowledge: Knowledge::new(vcpus),
             keeps: schema < EXITS_STAND_ALONE,
             unknown: 0,
             halted: BTreeMap::new(),
+            compares_changes: same,
             faults: TapedFaults::default(),
             entered: EntryOutcome::default(),
             other_entries: Vec::new(),
@@ -56,6 +59,10 @@ impl Feeding {
     /// What was kept for this vCPU.
     pub(crate) fn take_for_wakeup(&mut self, vcpu: u32) -> Vec<(u64, Data)> {
         self.halted.remove(&vcpu).unwrap_or_default()
+    }
+
+    pub(crate) fn compares_changes(&self) -> bool {
+        self.compares_changes
     }
 
     /// Reads of memory that the tape did not tell, so far.

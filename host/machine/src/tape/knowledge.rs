@@ -96,6 +96,7 @@ impl Knowledge {
                 match number {
                     bit::LAST_BRANCH => state.last_branch = [low, high],
                     bit::LAST_EXCEPTION => state.last_exception = [low, high],
+                    bit::DEBUG.. => bit::debug(state, number).into_iter().for_each(|dr| *dr = low),
                     _ => {
                         let number = usize::try_from(number).unwrap_or(usize::MAX);
                         fpu::set(&mut state.fpu, number, [low, high]);

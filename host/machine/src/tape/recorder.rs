@@ -1,15 +1,16 @@
 //! What happens in a run, told to whoever listens.
 
-use super::{fpu, knowledge::Knowledge, registers};
+use super::{changes::Changes, fpu, knowledge::Knowledge, registers};
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
 use vmtape_arch::{
     exit::{Exit, Resume, StimulusKind},
     level::Place,
     note::{Note, NoteKind},
+    sensitive::SensitiveKind,
     vcpu::VcpuState,
 };
-use vmtape_traces::event::{Data, EntryEvent, EntryOutcome, Event, ExitEvent, Registers};
+use vmtape_traces::event::{Data, EntryEvent, EntryOutcome, Event, ExitEvent, RegisterChanges, Registers};
 
 /// Listens to a run: a tape's writer, or a replayer that compares.
 pub trait Recorder {
@@ -58,6 +59,7 @@ pub(crate) struct Standing {
     exited: Option<u32>,
     /// RFLAGS of each vCPU as they were told last.
     rflags: Vec<u64>,
+    changes: Changes,
 }
 
 /// The recorder and what it has been told.
@@ -78,12 +80,17 @@ pub(crate) struct Tape {
     stop: bool,
     /// Exits, registers and reads are told.
     stimuli: bool,
+    pub(crate) changes: Changes,
+    /// They are told, and debug registers that are read.
+    pub(crate) tells_changes: bool,
 }
 
 impl Tape {
-    pub(crate) fn new(recorder: Option<Box<dyn Recorder>>, vcpus: u32) -> Self {
+    /// `tells_changes`: of registers.
+    pub(crate) fn new(recorder: Option<Box<dyn Recorder>>, vcpus: u32, tells_changes: bool) -> Self {
         let stimuli = recorder.as_ref().is_some_and(|recorder| recorder.wants_stimuli());
-        Self { recorder, stimuli, knowledge: Knowledge::new(vcpus), ..Self::default() }
+        let (knowledge, changes) = (Knowledge::new(vcpus), Changes::new(vcpus));
+        Self { recorder, stimuli, knowledge, changes, tells_changes, ..Self::default() }
     }
 
     pub(crate) fn is_on(&self) -> bool {
@@ -136,12 +143,17 @@ impl Tape {
 
     /// Where the tape stands.
     pub(crate) fn standing(&self) -> Standing {
-        Standing { exited: self.exited, rflags: self.knowledge.rflags().collect() }
+        Standing {
+            exited: self.exited,
+            rflags: self.knowledge.rflags().collect(),
+            changes: self.changes.clone(),
+        }
     }
 
     /// Starts where a checkpoint was made, with what [`Tape::standing`] said there.
     pub(crate) fn resume(&mut self, standing: &Standing) {
         self.exited = standing.exited;
+        self.changes = standing.changes.clone();
         self.forget();
         self.knowledge.set_rflags(&standing.rflags);
     }
@@ -168,6 +180,16 @@ impl Tape {
             self.tell_numbered(vcpu, registers::LAST_BRANCH, state.last_branch);
             self.tell_numbered(vcpu, registers::LAST_EXCEPTION, state.last_exception);
         }
+        let insn = &exit.insn;
+        if self.tells_changes
+            && exit.stimulus == StimulusKind::SENSITIVE
+            && insn.kind == SensitiveKind::DR_READ
+        {
+            let number = registers::DEBUG + u64::from(insn.number);
+            if let Some(value) = registers::debug(&mut { *state }, number) {
+                self.tell_numbered(vcpu, number, [*value, 0]);
+            }
+        }
         self.knowledge.memory.forget();
         let (walk, bytes) = (std::mem::take(&mut self.walk), std::mem::take(&mut self.walk_bytes));
         if exit.stimulus == StimulusKind::ACCESS {
@@ -183,9 +205,9 @@ impl Tape {
         (self.exited, self.handling) = (Some(vcpu), true);
     }
 
-    pub(crate) fn end_exit(&mut self, vcpu: u32, resume: &Resume) {
+    pub(crate) fn end_exit(&mut self, vcpu: u32, resume: &Resume, changes: RegisterChanges) {
         self.handling = false;
-        self.event(Event::Resume { vcpu, resume: *resume });
+        self.event(Event::Resume { vcpu, resume: *resume, changes });
     }
 
     /// The entry after an exit is told with it. Another one is an event of its own.

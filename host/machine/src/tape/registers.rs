@@ -34,6 +34,19 @@ pub(crate) const FPU: u32 = Register::FPU.mask();
 pub(crate) const LAST_BRANCH: u64 = super::fpu::COUNT as u64;
 pub(crate) const LAST_EXCEPTION: u64 = LAST_BRANCH + 1;
 
+/// The first of eight: `VcpuState::dr`, and DR6. Silicon writes them without an exit once KVM has let the guest have them.
+pub(crate) const DEBUG: u64 = LAST_EXCEPTION + 1;
+const DR6: u64 = 6;
+
+/// The debug register with such a number.
+pub(crate) fn debug(state: &mut VcpuState, number: u64) -> Option<&mut u64> {
+    match number.checked_sub(DEBUG)? {
+        n @ 0..4 => state.dr.get_mut(n as usize),
+        DR6 => Some(&mut state.dr6),
+        _ => None,
+    }
+}
+
 /// What every exit's handling may look at. CR8 is the local APIC's task priority, which a guest may have changed without an
 /// exit.
 pub(crate) const ALWAYS: u32 = CR0 | CR3 | CR4 | CR8 | EFER | CPL | INTERRUPTIBILITY | CS;

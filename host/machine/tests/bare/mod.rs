@@ -359,6 +359,7 @@ pub fn spec(name: &str, bytes: Vec<u8>, vcpus: u32) -> MachineSpec {
         pcpus: 0,
         retries: 0,
         platform: vmtape_machine::Platform::CURRENT,
+        register_changes: true,
         engine: Default::default(),
     }
 }

@@ -244,6 +244,7 @@ impl MachineArgs {
             retries: 0,
             platform: vmtape_machine::Platform::CURRENT,
             nested_paging: String::new(),
+            register_changes: true,
             engine: self.engine.into(),
         };
         spec.describe_by(&plugin.description);

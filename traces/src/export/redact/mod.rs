@@ -83,7 +83,9 @@ impl Redactor {
                 Event::Note { vcpu, place, note: notes::redact(&self.frames, note, physical)? }
             }
             Event::Line { vcpu, text } => Event::Line { vcpu, text: line(&text)? },
-            Event::Moment { .. } | Event::Resume { .. } => event,
+            Event::Moment { .. } => event,
+            // Its digest is of values.
+            Event::Resume { vcpu, resume, .. } => Event::resume(vcpu, resume),
             Event::End { icount, exits, .. } => Event::End { icount, exits, end: End::Cut },
             _ => return None,
         })

@@ -68,6 +68,7 @@ impl Template {
             pcpus: 0,
             retries: 0,
             platform: vmtape_machine::Platform::CURRENT,
+            register_changes: true,
             engine: Default::default(),
         };
         let budget = Budget { instructions: MOST_INSTRUCTIONS, ..Budget::default() };

@@ -324,11 +324,14 @@ fn compare(
     };
     let mut report;
     if args.mode == Mode::Exits {
-        let method = match alike {
-            true => {
-                "each taped exit is given to the backend's handlers; every event must be the same (registers that no event tells: --mode run)"
+        let method = match (alike, sides.expected.register_changes) {
+            (true, true) => {
+                "each taped exit is given to the backend's handlers; every event must be the same, and what becomes of registers that the tape tells of"
             }
-            false => "what the guest sees of each taped exit is compared, not what it did without exits",
+            (true, false) => {
+                "each taped exit is given to the backend's handlers; every event must be the same (the tape does not tell what becomes of registers: --mode run)"
+            }
+            (false, _) => "what the guest sees of each taped exit is compared, not what it did without exits",
         };
         report = Report::new(method, tape.name(), actual_name);
         let mut tick = |exits| bar.set_position(exits);
