@@ -260,12 +260,12 @@ impl Recorded {
         recorded
     }
 
-    /// With the tape's faults.
+    /// With the tape's faults, in place of those it has.
     pub fn with_faults(mut self, faults: Vec<Fault>) -> Self {
         self.asked = vec![false; faults.len()];
-        for (place, fault) in faults.iter().enumerate() {
-            self.places.entry((fault.vcpu, fault.point, fault.occurrence)).or_insert(place);
-        }
+        let key = |fault: &Fault| (fault.vcpu, fault.point, fault.occurrence);
+        // Of two with one key the first answers.
+        self.places = faults.iter().enumerate().rev().map(|(place, fault)| (key(fault), place)).collect();
         let nmis = faults.iter().filter(|fault| fault.point == HostPoint::NMI.0);
         self.nmis = nmis.map(|fault| fault.icount).collect();
         self.faults = faults;
