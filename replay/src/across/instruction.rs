@@ -127,9 +127,29 @@ fn cause(
     guest: u8,
 ) -> Option<Cause> {
     let mut run = |side: Side, machine: &MachineSpec| {
-        try_out(sides, pair, before, (case, differences), (side, machine), guest)
+        try_out(sides, pair, before, (case, differences), (side, machine), guest, &|_| ())
     };
-    causes::find(sides, case, differences.first(), before.icount, &mut run)
+    let found = causes::find(sides, case, differences.first(), before.icount, &mut run);
+    found.or_else(|| stale(sides, pair, before, (case, differences), guest))
+}
+
+/// A translation from before the guest changed its tables, which a processor may use until the guest invalidates it: with an empty
+/// TLB both sides are equal.
+fn stale(
+    sides: &Sides,
+    pair: &Pair,
+    before: &LastEqual,
+    (case, differences): (&Case, &[Difference]),
+    guest: u8,
+) -> Option<Cause> {
+    [(Side::Actual, &sides.actual, case.actual), (Side::Expected, &sides.expected, case.expected)]
+        .into_iter()
+        .find(|(side, machine, _)| {
+            let forget = |player: &mut Player| player.machine.arrived();
+            let tried = try_out(sides, pair, before, (case, differences), (*side, machine), guest, &forget);
+            matches!(tried, Ok(Finding::Equal))
+        })
+        .map(|(.., seen)| causes::stale_translation(&seen.name))
 }
 
 /// Runs a changed machine to the instruction, and holds it against the other side.
@@ -140,6 +160,7 @@ fn try_out(
     (case, found): (&Case, &[Difference]),
     (side, machine): (Side, &MachineSpec),
     guest: u8,
+    prepare: &dyn Fn(&mut Player),
 ) -> Result<Finding, Error> {
     let mut player = match side {
         Side::Expected => sides.player(side, machine, false)?,
@@ -162,6 +183,7 @@ fn try_out(
         let (expected, actual) = if side == Side::Expected { (&player, other) } else { (other, &player) };
         state::compare(&expected.machine, &actual.machine)
     };
+    prepare(&mut player);
     player.listen(true);
     player.advance(before.icount + 1, u64::MAX)?;
     let (expected, actual) = if side == Side::Expected { (&player, other) } else { (other, &player) };

@@ -9,11 +9,16 @@ use super::{
     case::{Case, Seen},
     cause::{Cause, Kind},
 };
-use crate::explain::{Outcome, illegal_bit, is_malformed};
+use crate::{
+    exempt,
+    explain::{Outcome, illegal_bit, is_malformed},
+};
 use vmtape_arch::{
     access::Verdict,
-    exception::Vector,
+    event::EventKind,
+    exception::{PageFaultError, Vector},
     exit::{Exit, Isa, ResumeKind, SvmExitCode, VmxReason},
+    note::Note,
     paging::{Pte, bits},
 };
 use vmtape_traces::Event;
@@ -97,6 +102,13 @@ const CATALOGUE: &[Entry] = &[
         sentence: pse_36,
     },
     Entry {
+        name: "delivery-onto-page-tables",
+        kind: Kind::Patch,
+        source: "KVM mmu/mmu.c kvm_mmu_write_protect_fault(), x86.c x86_emulate_instruction()",
+        switchable: false,
+        sentence: delivery_onto_page_tables,
+    },
+    Entry {
         name: "device-access-without-a-walk",
         kind: Kind::Silicon,
         source: "SDM vol. 3A 4.8 Accessed and Dirty Flags, vol. 3C 29.3.3; KVM x86.c emulator_read_write_onepage(), \
@@ -110,6 +122,13 @@ const CATALOGUE: &[Entry] = &[
         source: "SDM vol. 2B SYSCALL, SYSRET; APM vol. 3 (24594) SYSCALL, SYSENTER",
         switchable: false,
         sentence: system_call,
+    },
+    Entry {
+        name: "push-of-a-selector",
+        kind: Kind::Silicon,
+        source: "SDM vol. 2B PUSH, Description: a 16-bit move; APM vol. 3 (24594) PUSH",
+        switchable: false,
+        sentence: push_of_a_selector,
     },
     Entry {
         name: "int1-intercepted",
@@ -140,6 +159,19 @@ const CATALOGUE: &[Entry] = &[
         sentence: accessed_bits_of_a_faulting_walk,
     },
 ];
+
+/// A side's silicon uses a translation that the guest's tables no longer have, as a trial has shown.
+pub fn stale_translation(side: &str) -> Cause {
+    Cause {
+        kind: Kind::Clause,
+        name: "translation-made-before".to_owned(),
+        sentence: format!(
+            "the guest has changed its tables without invalidating what was translated before: {side} still uses it, as a processor may"
+        ),
+        source: "SDM vol. 3A 4.10.2.3, 4.10.4 Invalidation of TLBs and Paging-Structure Caches; APM 5.5.2 TLB Management".to_owned(),
+        confirmed: Some(format!("{side} with an empty TLB before the instruction: both sides are equal here")),
+    }
+}
 
 /// The first entry that knows the case.
 pub fn find(case: &Case) -> Option<Cause> {
@@ -258,10 +290,7 @@ fn role_without_width(case: &Case) -> Option<String> {
 }
 
 fn is_kvm_walk(observation: &Observation) -> bool {
-    matches!(
-        observation,
-        Observation::Event(Event::Note { note: vmtape_arch::note::Note::WalkerError { .. }, .. })
-    )
+    matches!(observation, Observation::Event(Event::Note { note: Note::WalkerError { .. }, .. }))
 }
 
 fn emulator_knows_not(case: &Case) -> Option<String> {
@@ -277,6 +306,51 @@ fn emulator_knows_not(case: &Case) -> Option<String> {
         }
         _ => None,
     })
+}
+
+/// An event's delivery writes to a page that the guest may write and KVM protects, and KVM emulates what was interrupted.
+fn delivery_onto_page_tables(case: &Case) -> Option<String> {
+    if case.expected.outcome.word() == case.actual.outcome.word() {
+        return None;
+    }
+    case.sides().into_iter().find(|side| delivers_onto_page_tables(side)).map(|side| {
+        format!(
+            "an event is to be delivered onto a page of the guest's own page tables, which KVM on {} shadows and so protects: giving \
+             the page free does not last, so it emulates the instruction at RIP instead, which has raised its event already",
+            side.name
+        )
+    })
+}
+
+fn delivers_onto_page_tables(side: &Seen) -> bool {
+    let Some(at) = side.observations.iter().position(is_write_of_a_delivery) else { return false };
+    let Observation::Event(Event::Exit(exit)) = &side.observations[at] else { return false };
+    let notes: Vec<&Note> = side.observations[at + 1..]
+        .iter()
+        .take_while(|after| !matches!(after, Observation::Event(Event::Exit(_))))
+        .filter_map(|after| match after {
+            Observation::Event(Event::Note { note, .. }) => Some(note),
+            _ => None,
+        })
+        .collect();
+    let emulated = notes.iter().position(|note| matches!(note, Note::EmulateInsn { .. }));
+    let fault = &notes[..emulated.unwrap_or(notes.len())];
+    let any = |is: fn(&Note) -> bool| fault.iter().any(|note| is(note));
+    let is_refused = any(|note| matches!(note, Note::WalkerError { .. }));
+    let is_device = any(|note| matches!(note, Note::MarkMmioSpte { .. } | Note::Mmio { .. }));
+    // The page is mapped and may not be written, or KVM maps memory and still has to emulate.
+    let maps_memory = any(|note| matches!(note, Note::SpteRequested { .. })) && !is_device;
+    let is_protected = PageFaultError::from_bits(exit.exit.exception.error_code).p() || maps_memory;
+    let is_emulated = emulated.is_some();
+    !is_refused && is_protected && (is_emulated || side.outcome == Outcome::Endless)
+}
+
+/// A page fault of shadow tables by a write, in the delivery of an event.
+fn is_write_of_a_delivery(observation: &Observation) -> bool {
+    let Observation::Event(Event::Exit(exit)) = observation else { return false };
+    let fault = exit.exit.exception;
+    let code = PageFaultError::from_bits(fault.error_code);
+    fault.vector == Vector::PF && code.w() && !code.rsvd() && exempt::interrupts_delivery(&exit.exit)
 }
 
 fn width_of_silicon(case: &Case) -> Option<String> {
@@ -347,6 +421,18 @@ fn system_call(case: &Case) -> Option<String> {
             "{name} in this mode is an instruction of {} processors and #UD on those of {}",
             has.vendor, lacks.vendor
         )
+    })
+}
+
+/// PUSH of a segment register with an operand of more than 16 bits.
+fn push_of_a_selector(case: &Case) -> Option<String> {
+    const OPERAND_SIZE: u8 = 0x66;
+    let insn = case.insn.strip_prefix(&[OPERAND_SIZE]).unwrap_or(case.insn);
+    let pushes = matches!(insn, [0x06 | 0x0e | 0x16 | 0x1e, ..] | [0x0f, 0xa0 | 0xa8, ..]);
+    let differ = case.expected.vendor != case.actual.vendor && case.what == "memory";
+    (pushes && differ).then(|| {
+        "Intel's processors write the selector alone and leave the rest of the stack's slot as it was, AMD's write zeros there"
+            .to_owned()
     })
 }
 
@@ -450,7 +536,7 @@ impl Case<'_> {
 
     /// The side that reports a reserved bit, and the one that does not.
     fn strict_and_lax(&self) -> Option<(&Seen, &Seen)> {
-        let rsvd = |side: &Seen| side.outcome.page_fault().is_some_and(|fault| fault.rsvd());
+        let rsvd = |side: &Seen| side.first_page_fault().is_some_and(|fault| fault.rsvd());
         match (rsvd(self.expected), rsvd(self.actual)) {
             (true, false) => Some((self.expected, self.actual)),
             (false, true) => Some((self.actual, self.expected)),
@@ -460,6 +546,22 @@ impl Case<'_> {
 }
 
 impl Seen {
+    /// The error code of the page fault that it is about: the outcome, or what came of it first where more followed.
+    fn first_page_fault(&self) -> Option<PageFaultError> {
+        let of_event = |observation: &Observation| match observation {
+            Observation::Inject(event, _) if event.kind == EventKind::HARDWARE_EXCEPTION => {
+                Some((Vector(event.vector), event.error_code))
+            }
+            _ => None,
+        };
+        let first = self.observations.iter().find_map(of_event);
+        let followed = matches!(self.outcome, Outcome::Endless | Outcome::Left(_));
+        match first {
+            Some((Vector::PF, code)) if followed => Some(PageFaultError::from_bits(code)),
+            _ => self.outcome.page_fault(),
+        }
+    }
+
     /// The address bit that the guest's width does not allow and the host's does.
     fn illegal_bit(&self) -> Option<u32> {
         self.tables.iter().find_map(|entry| {

@@ -17,6 +17,7 @@ mod toggle;
 pub mod trial;
 
 pub use case::{Case, Seen};
+pub use catalogue::stale_translation;
 pub use cause::{Cause, Kind};
 pub use find::find;
 pub use rules::of_rules;

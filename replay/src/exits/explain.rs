@@ -170,9 +170,34 @@ fn seen(
     }
 }
 
+/// Whether the tape's own machine, given what caused the exit as another one is, does what the tape has. If not, what it does with
+/// something changed shows nothing of the change.
+fn repeats_tape(sides: &Sides, method: Method, found: &Found) -> Result<bool, Error> {
+    let group = &found.group;
+    let Some(at) = feed_to(sides, &sides.expected, method, group.number)? else { return Ok(false) };
+    if found.is_ioctl() {
+        let (changes, questions) = compare_controls(taped(group), at.last.controls, false);
+        return Ok(changes.is_empty() && questions.is_empty());
+    }
+    let (expected, actual) = (View::of_tape(&at.replayed, group), view(&at, group));
+    let differences = expected.differences(&actual, at.replayed.guest_width());
+    Ok(!at.last.unknown && differences.is_empty() && expected.outcome.word() == actual.outcome.word())
+}
+
 fn cause(sides: &Sides, method: Method, at: &At, found: &Found, case: &Case) -> Option<causes::Cause> {
     let group = &found.group;
+    let mut repeated = None;
     let mut run = |side: Side, machine: &MachineSpec| {
+        if side == Side::Expected {
+            let repeats = match repeated {
+                Some(repeats) => repeats,
+                None => repeats_tape(sides, method, found)?,
+            };
+            repeated = Some(repeats);
+            if !repeats {
+                return Ok(Finding::Still);
+            }
+        }
         let Some(tried) = feed_to(sides, machine, method, group.number)? else { return Ok(Finding::Still) };
         let on_tape = || (View::of_tape(&tried.replayed, group), taped(group));
         let ((expected, asked), (actual, answered)) = match side {

@@ -1,6 +1,7 @@
 //! Why two machines differ at an instruction, told for people: what each side did, walk by walk, level by level, with the
 //! deciding entry and bit marked.
 
+mod fold;
 mod groups;
 mod story;
 mod tables;

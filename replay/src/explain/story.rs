@@ -1,6 +1,6 @@
 //! What one side did about an instruction, and what came of it for the guest.
 
-use super::{Walker, Widths, walk};
+use super::{Walker, Widths, fold, walk};
 use crate::{
     exempt,
     observer::{Entry, Observation, Walk},
@@ -245,7 +245,7 @@ impl Teller {
             );
             lines.extend(walk::lines(tables, Walker::Silicon, self.widths, None));
         }
-        Story { side: side.to_owned(), lines, outcome: outcome.to_string() }
+        Story { side: side.to_owned(), lines: fold::repeats(lines), outcome: outcome.to_string() }
     }
 
     fn is_about(&self, gva: u64) -> bool {

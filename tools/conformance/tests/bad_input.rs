@@ -246,9 +246,17 @@ fn a_tape_of_a_plugin_that_knew_more() -> Result<()> {
             writer.push(event?);
         }
         writer.finish()?;
-        for line in [&["replay", "newer.tape"][..], &["replay", "newer.tape", "--host", "intel-52"]] {
+        for line in [
+            "replay newer.tape",
+            "replay newer.tape --host intel-52",
+            "replay newer.tape --mode exits",
+            "check newer.tape --to intel-52",
+            "migrate newer.tape --at start --to vmx",
+            "bisect newer.tape --axis width -b svm",
+        ] {
             let mentions = if name == spec::PROFILE { value } else { name };
-            assert_refused(&vmtape(folder.path(), line)?, COULD_NOT_TEST, mentions, &line.join(" "));
+            let output = vmtape(folder.path(), &line.split(' ').collect::<Vec<_>>())?;
+            assert_refused(&output, COULD_NOT_TEST, mentions, line);
         }
     }
     Ok(())

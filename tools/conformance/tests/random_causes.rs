@@ -1,12 +1,14 @@
-//! Random guests on every backend, by the thousand: none hangs or panics, each is the same twice, and where backends differ it is known
-//! why. More of them: `VMTAPE_RANDOM_GUESTS=10000`.
+//! Random guests on every backend: none hangs or panics, each is the same twice, and where backends differ it is known why.
+//!
+//! The gate runs the same few each time, and looks into some of them: of these every difference is explained. By the thousand, each
+//! looked into: `VMTAPE_RANDOM_GUESTS=1000` (half an hour of a processor), from guest number `VMTAPE_RANDOM_FIRST` on.
 
 use anyhow::{Context, Result, ensure};
 use std::{
     cell::RefCell,
     collections::BTreeMap,
     fs,
-    ops::ControlFlow,
+    ops::{ControlFlow, Range},
     path::PathBuf,
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering},
@@ -29,16 +31,16 @@ use vmtape_traces::{
     writer::{Options, Writer},
 };
 
-const GUESTS: u64 = 120;
-/// To look for a cause is to run both sides again with one thing changed after the other: of every so many guests.
-const EXPLAINED_OF: u64 = 10;
+const GUESTS: u64 = 125;
+/// To look for a cause is to run both sides again with one thing changed after the other: the gate does so of every so many guests (no
+/// multiple of the backends, or of the kinds of guests), and of some that nobody could explain once: hypercalls that silicon does not
+/// know, translations made before, deliveries onto page tables.
+const EXPLAINED_OF: u64 = 11;
+const ONCE_UNEXPLAINED: [u64; 8] = [8, 11, 34, 37, 76, 83, 99, 124];
 /// A guest that runs in circles ends by this.
 const BUDGET: Budget = Budget { instructions: 20_000, exits: 4_000, interrupted: None };
-/// Of a hundred differences that a guest can see, so many may be unexplained: with few guests one of them is a lot. More than a
-/// thousand are held to [`UNEXPLAINED_OF_MANY`].
-const UNEXPLAINED: u64 = 25;
-const UNEXPLAINED_OF_MANY: u64 = 2;
-const MANY: u64 = 1000;
+/// Of a hundred differences between guests that nobody has chosen, so many may be unexplained; of the gate's own, none.
+const UNEXPLAINED: u64 = 2;
 
 /// The backends, loaded for one thread.
 struct Bench {
@@ -188,23 +190,45 @@ fn shape(summary: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
+/// The guests of a run, and which of them are looked into.
+struct Plan {
+    seeds: Range<u64>,
+    explained: fn(u64) -> bool,
+    /// Of a hundred differences, so many may be unexplained.
+    unexplained: u64,
+}
+
+impl Plan {
+    fn new() -> Self {
+        let number = |name| std::env::var(name).ok().and_then(|count| count.parse::<u64>().ok());
+        let first = number("VMTAPE_RANDOM_FIRST").unwrap_or_default();
+        match number("VMTAPE_RANDOM_GUESTS") {
+            Some(guests) => {
+                Self { seeds: first..first + guests, explained: |_| true, unexplained: UNEXPLAINED }
+            }
+            None => {
+                let chosen =
+                    |seed: u64| seed.is_multiple_of(EXPLAINED_OF) || ONCE_UNEXPLAINED.contains(&seed);
+                Self { seeds: 0..GUESTS, explained: chosen, unexplained: 0 }
+            }
+        }
+    }
+}
+
 #[test]
 fn differences_are_explained() -> Result<()> {
-    let guests =
-        std::env::var("VMTAPE_RANDOM_GUESTS").ok().and_then(|count| count.parse().ok()).unwrap_or(GUESTS);
-    // No multiple of the backends or kinds of guests.
-    let step = (EXPLAINED_OF..).find(|step| step % 2 != 0 && step % 3 != 0).unwrap_or(1);
-    let next = AtomicU64::new(0);
+    let plan = Plan::new();
+    let next = AtomicU64::new(plan.seeds.start);
     let workers = thread::available_parallelism().map_or(1, usize::from);
     let found: Vec<Result<(Found, Vec<String>)>> = thread::scope(|scope| {
         let work = || -> Result<_> {
             let (bench, mut found, mut failed) = (Bench::new()?, Found::default(), Vec::new());
             loop {
                 let seed = next.fetch_add(1, Ordering::Relaxed);
-                if seed >= guests {
+                if !plan.seeds.contains(&seed) {
                     return Ok((found, failed));
                 }
-                if let Err(error) = bench.hold(seed, seed.is_multiple_of(step), &mut found) {
+                if let Err(error) = bench.hold(seed, (plan.explained)(seed), &mut found) {
                     failed.push(format!("seed {seed}: {error:#}"));
                 }
             }
@@ -224,11 +248,11 @@ fn differences_are_explained() -> Result<()> {
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
     let total: u64 = unexplained.values().map(|(count, _)| count).sum();
-    println!("{guests} guests, {differences} differences looked into, {total} unexplained: {unexplained:#?}");
-    assert!(differences > guests / (2 * EXPLAINED_OF), "only {differences} differences were looked into");
-    let most = if guests > MANY { UNEXPLAINED_OF_MANY } else { UNEXPLAINED };
+    println!("{differences} differences looked into, {total} unexplained: {unexplained:#?}");
+    let guests = plan.seeds.clone().filter(|seed| (plan.explained)(*seed)).count() as u64;
+    assert!(differences > guests, "only {differences} differences of {guests} guests were looked into");
     assert!(
-        total * 100 <= differences * most,
+        total * 100 <= differences * plan.unexplained,
         "{total} of {differences} differences are unexplained: {unexplained:#?}"
     );
     Ok(())

@@ -109,21 +109,29 @@ impl Machine {
     ) -> Result<Resolved, End> {
         for exits in 0..MOST_EXITS {
             let rip = self.vcpus[n as usize].state.rip;
-            let answer = match exits == 0 && is_checked_first(&group.exit.exit) {
+            let decoded = exits == 0 && (is_checked_first(&group.exit.exit) || was_undefined(group));
+            let mut answer = match decoded {
                 true => (Verdict::NATIVE, Exception::default()),
                 false => self.ask_silicon(n, &group.exit.exit),
             };
-            match answer {
-                (Verdict::NATIVE, _) if exits > 0 => return Ok(Resolved::Handled),
-                (Verdict::NATIVE, _) => match self.run_natively(n, group) {
+            if answer.0 == Verdict::NATIVE && exits == 0 {
+                match self.run_natively(n, group) {
                     Ran::Done => return Ok(Resolved::Native),
-                    Ran::Fault(fault) => return faulted(&group.exit.exit, fault),
-                    Ran::Exit => {}
-                },
+                    // It is undefined here as well.
+                    Ran::Fault(fault) if fault.vector == Vector::UD && was_undefined(group) => {
+                        answer = self.ask_silicon(n, &group.exit.exit);
+                    }
+                    Ran::Fault(fault) => answer = (Verdict::FAULT, fault),
+                    Ran::Exit => answer = (Verdict::EXIT, Exception::default()),
+                }
+            }
+            match answer {
+                (Verdict::NATIVE, _) => return Ok(Resolved::Handled),
                 (Verdict::FAULT, fault) => return faulted(&group.exit.exit, fault),
                 _ => {}
             }
             let trap = self.exit.trap;
+            self.take_emulated();
             let ended = self.handle_fed(n).or_else(|| self.enter_fed(n, std::mem::take(controls)));
             if let Some(end) = ended {
                 return Err(end);
@@ -138,8 +146,18 @@ impl Machine {
             if trap.is_set() || self.services.repeats || after.rip != rip || after.inject.valid.is_set() {
                 return Ok(Resolved::Handled);
             }
+            // What KVM's emulator executed without going on behind it is another instruction now, of which the tape's next exit tells.
+            // See: KVM x86.c emulator_fix_hypercall()
+            if self.take_emulated() && as_access(&group.exit.exit).stimulus != StimulusKind::ACCESS {
+                return Ok(Resolved::Handled);
+            }
         }
         Ok(Resolved::Endless)
+    }
+
+    /// Whether the emulator has executed something since this was last asked.
+    fn take_emulated(&mut self) -> bool {
+        self.services.fed.as_mut().is_some_and(|fed| std::mem::take(&mut fed.emulated))
     }
 
     fn ask_silicon(&mut self, n: u32, stimulus: &Exit) -> (Verdict, Exception) {
@@ -188,13 +206,11 @@ impl Machine {
     /// APIC; for other instructions that effect follows from the stimulus.
     fn run_natively(&mut self, n: u32, group: &ExitGroup) -> Ran {
         let stimulus = &group.exit.exit;
-        let emulated = group.notes.iter().find_map(|note| match *note {
-            Note::EmulateInsn { insn, len, failed: false, .. } => {
-                insn.to_le_bytes().get(..usize::from(len)).map(<[u8]>::to_vec)
-            }
-            _ => None,
-        });
-        let Some(bytes) = emulated.or_else(|| encoding(stimulus)) else {
+        if stimulus.access.delivering.valid.is_set() {
+            // The event has arrived. No instruction had begun.
+            return Ran::Done;
+        }
+        let Some(bytes) = emulated(group).or_else(|| encoding(stimulus)) else {
             if stimulus.stimulus == StimulusKind::SENSITIVE && stimulus.insn.kind == SensitiveKind::APIC_WRITE
             {
                 let (register, value) = (stimulus.insn.number, stimulus.insn.value as u32);
@@ -223,6 +239,28 @@ impl Machine {
             _ => Ran::Done,
         }
     }
+}
+
+/// The instruction that the tape's backend emulated.
+fn emulated(group: &ExitGroup) -> Option<Vec<u8>> {
+    group.notes.iter().find_map(|note| match *note {
+        Note::EmulateInsn { insn, len, failed: false, .. } => {
+            insn.to_le_bytes().get(..usize::from(len)).map(<[u8]>::to_vec)
+        }
+        _ => None,
+    })
+}
+
+/// Whether an instruction was undefined for the tape's silicon, and its backend knew it and kept that from the guest: VMCALL on AMD's,
+/// VMMCALL on Intel's. Each silicon decodes it for itself.
+fn was_undefined(group: &ExitGroup) -> bool {
+    let exit = &group.exit.exit;
+    let is_ud = exit.stimulus == StimulusKind::EXCEPTION && exit.exception.vector == Vector::UD;
+    // Behind KVM's own prefix for forced emulation stands another instruction.
+    let knows =
+        |note: &Note| matches!(*note, Note::EmulateInsn { rip, failed: false, .. } if rip == group.exit.rip);
+    let injects = |note: &Note| matches!(note, Note::InjException { .. });
+    is_ud && group.notes.iter().any(knows) && !group.notes.iter().any(injects)
 }
 
 /// Whether processors differ in what comes first, the instruction's own exceptions or the exit: DR4 with CR4.DE set is #UD

@@ -234,6 +234,9 @@ fn trace(services: &mut Services, vcpu: u32, state: &VcpuState, result: &Emulate
     let mut insn = [0; 16];
     insn[..len].copy_from_slice(&result.insn[..len]);
     let csbase = if long { 0 } else { state.seg[seg::CS].base as u32 };
+    if let Some(fed) = services.fed.as_mut().filter(|_| !failed) {
+        fed.emulated = true;
+    }
     services.note(
         vcpu,
         Note::EmulateInsn {

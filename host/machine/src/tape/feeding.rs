@@ -23,6 +23,8 @@ pub(crate) struct Feeding {
     halted: BTreeMap<u32, Vec<(u64, Data)>>,
     /// What its exits change in registers is compared with the tape.
     compares_changes: bool,
+    /// The emulator has executed an instruction.
+    pub(crate) emulated: bool,
     pub(crate) faults: TapedFaults,
     /// What came of the last entry.
     pub(crate) entered: EntryOutcome,
@@ -39,6 +41,7 @@ impl Feeding {
             unknown: 0,
             halted: BTreeMap::new(),
             compares_changes: same,
+            emulated: false,
             faults: TapedFaults::default(),
             entered: EntryOutcome::default(),
             other_entries: Vec::new(),

@@ -2,9 +2,7 @@
 
 use super::*;
 use crate::{explain::Widths, observer::Entry as Paging};
-use vmtape_arch::{
-    access::Access, exception::Exception, exit::Resume, host::Vendor, level::Place, note::Note,
-};
+use vmtape_arch::{access::Access, exception::Exception, exit::Resume, host::Vendor, level::Place};
 use vmtape_traces::event::ExitEvent;
 
 const GVA: u64 = 0xffff_9234_0000_0000;
@@ -159,6 +157,12 @@ fn instructions() {
         Kind::Patch,
     );
     assert_eq!(named("outcome:x", &[], &seen(page_fault(5)), &right), None);
+    let other = Seen { vendor: Vendor::INTEL, ..seen(Outcome::Completes) };
+    for insn in [&[0x0e][..], &[0x66, 0x1e], &[0x0f, 0xa8]] {
+        is(named("memory", insn, &right, &other), "push-of-a-selector", Kind::Silicon);
+        assert_eq!(named("memory", insn, &right, &right), None, "one vendor");
+    }
+    assert_eq!(named("memory", &[0x50], &right, &other), None);
     let debug = || Outcome::Exception { vector: Vector::DB, code: None, address: None };
     let skipped = Seen { vendor: Vendor::INTEL, ..seen(Outcome::Completes) };
     is(named("outcome:x", &[0xf1], &seen(debug()), &skipped), "int1-intercepted", Kind::Patch);
@@ -205,4 +209,43 @@ fn tables_where_no_memory_is() {
     }
     let quiet = does(Outcome::Endless, vec![npf(0x2_0000_0006)]);
     assert_eq!(named("outcome:x", &[], &right, &quiet), None, "KVM did not walk");
+}
+
+/// The stack of an exception's delivery lies in a page table; and in a page that is none, or that the guest may not write.
+#[test]
+fn deliveries_onto_page_tables() {
+    const VALID: u32 = 1 << 31;
+    let fault = |code: u32, intr_info: u32| {
+        let exception =
+            Exception { vector: Vector::PF, error_code: code, payload: GVA, ..Exception::default() };
+        let (isa, reason) = (Isa::SVM, SvmExitCode::EXCP_PF.0);
+        let exit = Exit { isa, reason, intr_info, exception, ..Exit::default() };
+        Observation::Event(Event::Exit(Box::new(ExitEvent { exit, ..ExitEvent::default() })))
+    };
+    let told = |note| Observation::Event(Event::Note { vcpu: 0, place: Place::L1, note });
+    let emulated =
+        || told(Note::EmulateInsn { rip: 0, csbase: 0, len: 1, insn: 0xcc, mode: 0, failed: false });
+    let mapped = || told(Note::SpteRequested { gfn: 0, pfn: 0, level: 1 });
+    let device = || told(Note::MarkMmioSpte { gfn: 0, access: 0 });
+    let general = || Outcome::Exception { vector: Vector::GP, code: Some(0), address: None };
+    let fine = seen(Outcome::Completes);
+    let found = |outcome, observations| named("outcome:x", &[], &fine, &does(outcome, observations));
+    let refused = || told(Note::WalkerError { pferr: 3 });
+    for (outcome, observations) in [
+        (Outcome::Endless, vec![fault(3, VALID)]),
+        (general(), vec![fault(3, VALID), emulated(), refused()]),
+        (general(), vec![fault(3, VALID), emulated()]),
+        (general(), vec![fault(2, VALID), mapped(), emulated()]),
+    ] {
+        is(found(outcome, observations), "delivery-onto-page-tables", Kind::Patch);
+    }
+    for (outcome, observations) in [
+        (Outcome::Endless, vec![fault(3, 0)]),
+        (Outcome::Endless, vec![fault(3, VALID), refused()]),
+        (general(), vec![fault(3, VALID)]),
+        (general(), vec![fault(2, VALID), mapped(), device(), emulated()]),
+        (general(), vec![fault(1, VALID), emulated()]),
+    ] {
+        assert_eq!(found(outcome, observations), None);
+    }
 }
