@@ -203,3 +203,33 @@ fn a_page_is_written_whole_or_not_at_all() -> Result<()> {
     }
     Ok(())
 }
+
+/// A page is read in terminals too. What a tape says there controls none.
+#[test]
+fn nothing_on_a_page_controls_a_terminal() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path();
+    let line = [
+        "record",
+        "-q",
+        "-b",
+        "vmx",
+        "-o",
+        "a.tape",
+        "--append",
+        "\x1b]0;owned\x07\u{9b}2J",
+        "builtin:hello",
+    ];
+    let recorded = vmtape(path, &line)?;
+    ensure!(recorded.status.success(), "{}", tail(&recorded));
+    draw(path, "a.tape")?;
+    let page = fs::read_to_string(path.join("report.html"))?;
+    ensure!(page.contains("]0;owned"), "the guest's arguments are on the page: {page}");
+    let controls = |c: char| c.is_control() && c != '\n' && c != '\t';
+    ensure!(!page.contains(controls), "{page:?}");
+    for command in ["stat", "show", "replay"] {
+        let output = vmtape(path, &[command, "a.tape"])?;
+        ensure!(!String::from_utf8_lossy(&output.stdout).contains(controls), "{command}: {}", tail(&output));
+    }
+    Ok(())
+}

@@ -11,7 +11,7 @@ use crate::files;
 use crate::{
     commands::replay::Plugins,
     machine_args::PluginArgs,
-    output::{ExitCode, print_json, printable, usage},
+    output::{ExitCode, Printable, print_json, printable, usage},
     progress::{end_progress, progress_of},
 };
 use anyhow::{Context, Result};
@@ -21,7 +21,7 @@ use hosts::KnownHost;
 use schemars::JsonSchema;
 use serde::Serialize;
 use source::Template;
-use std::path::PathBuf;
+use std::{io::Write, path::PathBuf};
 use vmtape_arch::host::Silicon;
 use vmtape_machine::{Passport, hosts::passport, vmm::When};
 use vmtape_replay::{
@@ -125,7 +125,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     if let (Some(path), Some(matrix)) = (&args.html, &report.matrix) {
         let page = html::page(matrix, report.guest.as_ref(), report.pin.as_ref(), &html::Made::here());
-        files::write(path, |out| Ok(out.write_all(page.as_bytes())?))?;
+        files::write(path, |out| Ok(Printable(out).write_all(page.as_bytes())?))?;
     }
     if args.json {
         print_json(&report)?;

@@ -12,13 +12,13 @@ mod timeline;
 
 use crate::{
     files,
-    output::{ExitCode, tell},
+    output::{ExitCode, Printable, tell},
 };
 use anyhow::{Context, Result, bail};
 use clap::ValueHint;
 use minijinja::{Environment, value::Serde};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::{io::Write, path::PathBuf};
 
 const TEMPLATE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -125,7 +125,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     page.name_what_is_missing();
     let html = render(&page)?;
-    files::write(&args.output, |out| Ok(out.write_all(html.as_bytes())?))?;
+    files::write(&args.output, |out| Ok(Printable(out).write_all(html.as_bytes())?))?;
     for Unread { file, why } in &page.unread {
         tell(format!("{file} is not shown: {why}"));
     }
