@@ -17,7 +17,7 @@ use vmtape_arch::{
     access::Verdict,
     event::EventKind,
     exception::{PageFaultError, Vector},
-    exit::{Exit, Isa, ResumeKind, SvmExitCode, VmxReason},
+    exit::{Exit, Isa, Resume, ResumeKind, SvmExitCode, VmxReason},
     note::Note,
     paging::{Pte, bits},
 };
@@ -296,15 +296,19 @@ fn is_kvm_walk(observation: &Observation) -> bool {
 fn emulator_knows_not(case: &Case) -> Option<String> {
     /// KVM_INTERNAL_ERROR_EMULATION.
     const EMULATION: u64 = 1;
-    case.sides().into_iter().find_map(|side| match side.outcome {
-        Outcome::Left(resume) if resume.kind == ResumeKind::INTERNAL_ERROR && resume.data[0] == EMULATION => {
-            Some(format!(
-                "KVM on {} has to emulate the instruction and its emulator does not know it, or cannot fetch it: \
-                 KVM_EXIT_INTERNAL_ERROR, suberror 1",
-                side.name
-            ))
-        }
-        _ => None,
+    let gives_up = |resume: &Resume| resume.kind == ResumeKind::INTERNAL_ERROR && resume.data[0] == EMULATION;
+    // Behind an exception that the guest was to take first it is the end of the run.
+    let at_last = |observation: &Observation| matches!(observation, Observation::Event(Event::Resume { resume, .. }) if gives_up(resume));
+    let gave_up = |side: &&Seen| match &side.outcome {
+        Outcome::Left(resume) => gives_up(resume),
+        _ => case.what == "end" && side.observations.iter().any(at_last),
+    };
+    case.sides().into_iter().find(gave_up).map(|side| {
+        format!(
+            "KVM on {} has to emulate the instruction and its emulator does not know it, or cannot fetch it: \
+             KVM_EXIT_INTERNAL_ERROR, suberror 1",
+            side.name
+        )
     })
 }
 

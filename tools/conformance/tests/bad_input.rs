@@ -234,6 +234,7 @@ fn a_tape_of_a_plugin_that_knew_more() -> Result<()> {
     use vmtape_traces::{Options, Tape, Writer};
     let folder = tempfile::tempdir()?;
     tape(folder.path())?;
+    fs::write(folder.path().join("plan.toml"), "[[rule]]\nwhen = { point = \"lost-dirty\", n = 1 }\n")?;
     let known = Tape::open_whole(&folder.path().join("good.tape"))?;
     for (name, value) in [("of-tomorrow", "on"), (spec::PROFILE, "v99.1")] {
         let mut machine = spec::machine(&known)?;
@@ -253,6 +254,7 @@ fn a_tape_of_a_plugin_that_knew_more() -> Result<()> {
             "check newer.tape --to intel-52",
             "migrate newer.tape --at start --to vmx",
             "bisect newer.tape --axis width -b svm",
+            "inject on newer.tape plan.toml",
         ] {
             let mentions = if name == spec::PROFILE { value } else { name };
             let output = vmtape(folder.path(), &line.split(' ').collect::<Vec<_>>())?;

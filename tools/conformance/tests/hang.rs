@@ -92,10 +92,15 @@ fn a_build_that_makes_the_guest_spin_is_a_verdict() -> Result<()> {
     ensure!(recorded.status.success(), "{}", tail(&recorded));
     let cpuid = "        cpuid(vm, state);\n";
     compile(folder.path(), cpuid, &format!("{cpuid}        state->gpr[vt_GPR_RAX] = 0;\n"))?;
-    for line in [&["replay", "--bisect", "a.tape"][..], &["check", "a.tape", "--to", "intel-52,identity"]] {
-        let output = vmtape(folder.path(), &[line, &plugin].concat())?;
-        assert_eq!(output.status.code(), Some(1), "{line:?}: {}", tail(&output));
-    }
+    let output = vmtape(folder.path(), &[&["replay", "--bisect", "a.tape"], &plugin[..]].concat())?;
+    assert_eq!(output.status.code(), Some(1), "{}", tail(&output));
+    // Where the tape's own machine does not repeat it, nothing is said of another one.
+    let output =
+        vmtape(folder.path(), &[&["check", "a.tape", "--to", "intel-52,identity"], &plugin[..]].concat())?;
+    let told =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{told}");
+    assert!(told.contains("does not repeat this tape"), "{told}");
     Ok(())
 }
 

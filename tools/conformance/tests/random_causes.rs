@@ -63,6 +63,8 @@ impl Recorder for Taping {
 #[derive(Default)]
 struct Found {
     differences: u64,
+    /// Guests whose own tape leaves exits open that are fed.
+    untold: u64,
     unexplained: BTreeMap<String, (u64, String)>,
 }
 
@@ -127,7 +129,11 @@ impl Bench {
                     .compare(&tape, &machine, (other, fed), explain)
                     .with_context(|| format!("{other}, fed {fed}"))?;
                 if other == name {
-                    ensure!(report.verdict == Verdict::Same, "{name}, fed {fed}: {:?}", report.divergence);
+                    // Some exits tell not all that their handling reads: a descriptor table's limit, for one. It is said, and rare.
+                    let unknown = fed && report.verdict == Verdict::Unknown && report.divergence.is_none();
+                    found.untold += u64::from(unknown);
+                    let same = report.verdict == Verdict::Same || unknown;
+                    ensure!(same, "{name}, fed {fed}: {:?}", report.divergence);
                 }
                 let (Some(divergence), true) = (&report.divergence, explain) else { continue };
                 found.differences += 1;
@@ -236,11 +242,12 @@ fn differences_are_explained() -> Result<()> {
         let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
         threads.into_iter().map(|thread| thread.join().expect("no worker panics")).collect()
     });
-    let (mut differences, mut unexplained, mut failed) =
-        (0, BTreeMap::<String, (u64, String)>::new(), Vec::new());
+    let (mut differences, mut untold, mut unexplained, mut failed) =
+        (0, 0, BTreeMap::<String, (u64, String)>::new(), Vec::new());
     for found in found {
         let (found, failures) = found?;
         differences += found.differences;
+        untold += found.untold;
         failed.extend(failures);
         for (what, (count, first)) in found.unexplained {
             unexplained.entry(what).or_insert((0, first)).0 += count;
@@ -249,6 +256,8 @@ fn differences_are_explained() -> Result<()> {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
     let total: u64 = unexplained.values().map(|(count, _)| count).sum();
     println!("{differences} differences looked into, {total} unexplained: {unexplained:#?}");
+    let all = plan.seeds.end - plan.seeds.start;
+    assert!(untold * 100 <= all, "of {untold} guests not all exits are known by their own tapes");
     let guests = plan.seeds.clone().filter(|seed| (plan.explained)(*seed)).count() as u64;
     assert!(differences > guests, "only {differences} differences of {guests} guests were looked into");
     assert!(

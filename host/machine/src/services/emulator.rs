@@ -52,7 +52,7 @@ pub(crate) fn emulate(
     }
     services.emulation.asked = true;
     let mut used = Used::default();
-    if services.tape.tells_stimuli() || services.tells_changes() {
+    if services.tape.tells_stimuli() || services.tells_changes() || services.fed.is_some() {
         used = Used::by(&insn);
         services.tape.registers(vcpu, state, used.read);
         let numbers = fpu::used_by(&insn);
@@ -63,7 +63,7 @@ pub(crate) fn emulate(
         services.emulation.perhaps |= used.written | used.perhaps;
         services.emulation.fpu.extend(numbers);
     }
-    let result = execute(services, vcpu, state, request, mmu, result);
+    let result = execute(services, vcpu, state, request, mmu, (result, used.modifies));
     if result.status == EmulateStatus::DONE && !services.repeats {
         services.emulation.written |= used.written;
     }
@@ -76,7 +76,7 @@ fn execute(
     state: &mut VcpuState,
     request: &EmulateRequest,
     mmu: &mut dyn EmulatorMmu,
-    mut result: Emulated,
+    (mut result, modifies): (Emulated, bool),
 ) -> Emulated {
     let mut cpu = services.emulator.take().unwrap_or_else(|| Cpu::new(CpuConfig::default()));
     let ram = services.ram().clone();
@@ -85,6 +85,7 @@ fn execute(
         mmu,
         vcpu,
         ram,
+        modifies,
         writes: Vec::new(),
         user_writes: 0,
         user_mmio: false,
@@ -258,12 +259,18 @@ struct Used {
     written: u32,
     /// In part, or not always.
     perhaps: u32,
+    /// Memory that is written is read first.
+    modifies: bool,
 }
 
 impl Used {
     fn by(insn: &Instruction) -> Self {
         let mut all = Self { read: registers::RFLAGS, ..Self::default() };
-        for used in InstructionInfoFactory::new().info(insn).used_registers() {
+        let mut factory = InstructionInfoFactory::new();
+        let info = factory.info(insn);
+        let modifies = |access| matches!(access, OpAccess::ReadWrite | OpAccess::ReadCondWrite);
+        all.modifies = info.used_memory().iter().any(|memory| modifies(memory.access()));
+        for used in info.used_registers() {
             let register = used.register();
             if !register.is_gpr() {
                 continue;
@@ -289,6 +296,8 @@ struct EmulatorEnv<'a> {
     mmu: &'a mut dyn EmulatorMmu,
     vcpu: u32,
     ram: Ram,
+    /// What the instruction writes depends on what was there.
+    modifies: bool,
     /// RAM that is about to be written: gpa, hpa, bytes.
     writes: Vec<(u64, u64, u8)>,
     /// Writes that go to userspace once the instruction is complete.
@@ -398,9 +407,11 @@ impl Env for EmulatorEnv<'_> {
         // What KVM cannot copy it takes for MMIO. See: KVM x86.c emulator_read_write_onepage()
         let ram = translation.ram.is_set() && self.is_there(translation.hpa, access.size);
         let kind = if ram { MappingKind::RAM } else { MappingKind::DEVICE };
-        if ram && access.kind == AccessKind::WRITE {
+        let writes = access.kind == AccessKind::WRITE;
+        if ram && writes {
             self.writes.push((translation.gpa, translation.hpa, access.size));
-        } else if ram && access.kind == AccessKind::READ {
+        }
+        if ram && (access.kind == AccessKind::READ || writes && self.modifies) {
             // An operand in memory is part of the exit's stimulus: the tape is told of it, as of a backend's reads.
             let mut operand = [0; 64];
             let len = usize::from(access.size).min(operand.len());

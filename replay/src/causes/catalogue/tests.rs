@@ -141,6 +141,11 @@ fn instructions() {
         Kind::Patch,
     );
     assert_eq!(named("outcome:x", &[], &right, &seen(left(ResumeKind::INTERNAL_ERROR, 3))), None);
+    // Behind an exception.
+    let resume = Resume { data: [1, 0, 0, 0, 0, 0], ..Resume::new(ResumeKind::INTERNAL_ERROR) };
+    let ends = does(undefined(), vec![Observation::Event(Event::resume(0, resume))]);
+    is(named("end", &[], &right, &ends), "emulator-knows-not", Kind::Patch);
+    assert_eq!(named("register:rax", &[], &right, &ends), None);
     let intel = Seen { vendor: Vendor::INTEL, ..seen(undefined()) };
     for opcode in [0x05, 0x07, 0x34, 0x35] {
         is(

@@ -161,7 +161,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Ok(plugin.description.clone())
     };
     let mut bench = Bench {
-        machine: spec::machine(&tape)?,
+        // Which of the builds that are searched knows what, the search finds.
+        machine: if args.others.is_empty() { plugins.machine_of(&tape)? } else { spec::machine(&tape)? },
         tape: &tape,
         create: &create,
         describe: &describe,

@@ -176,7 +176,7 @@ fn one_tape(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Result<
     if spec::is_recording(&tape) {
         return one_trace(args, &tape, &known, plugins);
     }
-    let machine = spec::machine(&tape)?;
+    let machine = plugins.machine_of(&tape)?;
     let source = recorded_on(&machine);
     let loaded = source.load(plugins, Some(&machine))?;
     let create = |machine: &_| plugins.create(machine);
@@ -276,7 +276,7 @@ fn whole_fleet(args: &Args, plugins: &Plugins, folder: &std::path::Path) -> Resu
     let templates = match &args.tape {
         Some(path) => {
             let tape = Tape::open_whole(path)?;
-            let template = Template::of(path, &spec::machine(&tape)?, spec::generous_budget(&tape));
+            let template = Template::of(path, &plugins.machine_of(&tape)?, spec::generous_budget(&tape));
             vec![args.cpu.clone().map_or(template.clone(), |cpu| template.with_cpu(cpu))]
         }
         None => {

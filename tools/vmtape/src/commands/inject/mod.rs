@@ -6,6 +6,7 @@ pub mod print;
 mod shrink;
 
 use crate::{
+    commands::replay::Plugins,
     machine_args::{MachineArgs, PluginArgs, create},
     output::{ExitCode, tell, usage},
     plan_args,
@@ -143,7 +144,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         (Some(Other::On { tape, plan, plugins, result }), ..) => {
             let tape_name = tape.display().to_string();
             let tape = Tape::open_whole(tape)?;
-            let machine = spec::machine(&tape)?;
+            let machine = Plugins::new(plugins).machine_of(&tape)?;
             let plugin = plugins.search().load(&machine.backend)?;
             let command = format!("vmtape inject on {tape_name} PLAN");
             inject(plan, machine, spec::budget(&tape), &plugin, result, &command)

@@ -33,7 +33,6 @@ use vmtape_migrate::{
 use vmtape_replay::{
     across::Sides,
     migration::{Fate, Journey, Moved, Way},
-    spec,
 };
 use vmtape_traces::Tape;
 
@@ -320,7 +319,7 @@ impl Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let tape = Tape::open_whole(&args.tape)?;
     let plugins = Plugins::new(&args.plugins);
-    let expected = spec::machine(&tape)?;
+    let expected = plugins.machine_of(&tape)?;
     let hops = route::hops(&args.moments()?, &args.to, &expected, &plugins)?;
     let plot = args.plot.plot()?;
     let planned = args.plan.as_deref().map(faults::Planned::read).transpose()?;

@@ -158,10 +158,7 @@ impl Elsewhere {
             }
             None => {}
         }
-        if let Some(what) = unknown_option(&plugin, &actual.options) {
-            let reason = format!("the tape has {what}, which {} does not know", plugin.build);
-            return Err(Error::Refused { backend: actual.backend, reason }.into());
-        }
+        is_known(&plugin, &actual)?;
         for (key, value) in changes {
             actual.options.retain(|(name, _)| *name != key);
             actual.options.push((key, value));
@@ -179,6 +176,17 @@ impl Elsewhere {
     }
 }
 
+/// Refuses what a tape has of a backend and this build of it does not: nobody who typed a command has asked for that.
+fn is_known(plugin: &LoadedPlugin, machine: &MachineSpec) -> Result<(), Error> {
+    match unknown_option(plugin, &machine.options) {
+        None => Ok(()),
+        Some(what) => {
+            let reason = format!("the tape has {what}, which {} does not know", plugin.build);
+            Err(Error::Refused { backend: machine.backend.clone(), reason })
+        }
+    }
+}
+
 /// Plugins that a replay uses, each loaded once.
 pub struct Plugins {
     search: vmtape_backends::Search,
@@ -188,6 +196,15 @@ pub struct Plugins {
 impl Plugins {
     pub fn new(args: &PluginArgs) -> Self {
         Self { search: args.search(), loaded: RefCell::default() }
+    }
+
+    /// The machine of a tape. A backend that is not here is missed where it is needed.
+    pub fn machine_of(&self, tape: &Tape) -> Result<MachineSpec> {
+        let machine = spec::machine(tape)?;
+        if let Ok(plugin) = self.get(&machine.backend) {
+            is_known(&plugin, &machine)?;
+        }
+        Ok(machine)
     }
 
     pub fn get(&self, name: &str) -> Result<Rc<LoadedPlugin>> {
@@ -231,7 +248,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.mode == Mode::Exits && spec::is_recording(&tape) {
         return trace::judge(args, &tape, &plugins);
     }
-    let expected = MachineSpec { engine: args.engine.into(), ..spec::machine(&tape)? };
+    let expected = MachineSpec { engine: args.engine.into(), ..plugins.machine_of(&tape)? };
     let actual = args.elsewhere.machine(&expected, &plugins)?;
     let others = plugins.other_builds(&tape)?;
     let alike = !args.elsewhere.is_given() || same_machine(&expected, &actual);
@@ -272,7 +289,7 @@ pub fn first_divergence(
     };
     let tape = Tape::open_whole(&args.tape)?;
     let plugins = Plugins::new(&args.plugins);
-    let expected = spec::machine(&tape)?;
+    let expected = plugins.machine_of(&tape)?;
     let actual = args.elsewhere.machine(&expected, &plugins)?;
     let report = compare(&args, &tape, &plugins, expected, actual)?;
     Ok((tape, report))
