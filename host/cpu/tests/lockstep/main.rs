@@ -2,6 +2,7 @@
 //! after each block.
 
 mod code;
+mod opcodes;
 mod world;
 
 use code::{Random, Registers};
@@ -173,6 +174,28 @@ fn much_code_runs_alike() {
             assert_eq!(pair[0].run(until, true), Stop::Budget);
         }
     }
+}
+
+/// All opcodes of all maps, so that none becomes host code that this host does not have.
+#[cfg(all(target_arch = "x86_64", unix))]
+#[test]
+fn every_opcode_runs_alike() {
+    /// So often a block runs until it is compiled, and a few times then.
+    const RUNS: u64 = 20;
+    let mut pair = [Engine::Compiler, Engine::Interpreter].map(|engine| World::new(engine, false));
+    for (number, program) in (0..).zip(opcodes::programs()) {
+        let mut random = Random(number);
+        pair.iter_mut().for_each(|world| world.write(CODE, &program));
+        for run in 0..RUNS {
+            let mut start = Registers { ts: false, ..code::registers(&mut random) };
+            start.gpr[opcodes::BASE] = opcodes::OPERAND;
+            pair.iter_mut().for_each(|world| world.begin(&start));
+            advance(&mut pair, opcodes::INSNS, false);
+            compare(&pair, run == RUNS - 1, &format!("program {number}"));
+        }
+    }
+    let (compiled, _) = pair[0].cpu.compiled();
+    assert!(compiled > 20_000, "{compiled}");
 }
 
 /// Ten million blocks: `cargo test --release -p vmtape_cpu --test lockstep -- --ignored`, from seed VMTAPE_SEED on.

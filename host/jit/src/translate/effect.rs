@@ -1,7 +1,7 @@
 //! What each instruction does to the status flags, if there is a template for it.
 
 use super::state::Producer;
-use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, ConditionCode, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
 /// The flags of an instruction that becomes itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,10 @@ pub(super) fn has_memory(i: &Instruction) -> bool {
 
 pub(super) fn of(i: &Instruction, live_after: bool) -> Effect {
     use Mnemonic::*;
+    // Every host has those of the legacy encoding. Among the others some have a condition too (CMPccXADD), and raise #UD on most.
+    if i.encoding() != EncodingKind::Legacy {
+        return Effect::Unknown;
+    }
     if i.op_count() > 0 && i.op_kind(0) == OpKind::Register && !i.op_register(0).is_gpr() {
         return Effect::Unknown;
     }
