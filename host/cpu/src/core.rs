@@ -134,14 +134,14 @@ impl<'a> Core<'a> {
             (false, false) => u64::from(u16::MAX),
         };
         self.canonical_shift = if self.state.cr4().la57() { 64 - 57 } else { 64 - 48 };
-        let real = self.in_real_mode();
-        for (fast, segment) in self.segments.iter_mut().zip(&self.state.seg).take(6) {
-            *fast = FastSegment::legacy(segment, real);
-        }
         if long {
-            for n in [seg::ES, seg::CS, seg::SS, seg::DS, seg::FS, seg::GS] {
-                let base = if n < seg::FS { 0 } else { self.state.seg[n].base };
-                self.segments[n] = FastSegment { base, read_end: u64::MAX, write_end: u64::MAX };
+            self.segments[..seg::FS].fill(FastSegment::flat(0));
+            self.segments[seg::FS] = FastSegment::flat(self.state.seg[seg::FS].base);
+            self.segments[seg::GS] = FastSegment::flat(self.state.seg[seg::GS].base);
+        } else {
+            let real = self.in_real_mode();
+            for (fast, segment) in self.segments.iter_mut().zip(&self.state.seg).take(6) {
+                *fast = FastSegment::legacy(segment, real);
             }
         }
         self.refresh_context();
@@ -232,7 +232,10 @@ impl<'a> Core<'a> {
             return Ok(());
         }
         let decision = self.env.sensitive(self.state, insn);
-        self.after_env();
+        // Nobody looks at the rest of this after an exit.
+        if !matches!(decision, Decision::Interrupted(Interrupted::Exit)) {
+            self.after_env();
+        }
         self.decide(decision)
     }
 
@@ -270,6 +273,11 @@ impl<'a> Core<'a> {
 }
 
 impl FastSegment {
+    /// 64-bit mode.
+    const fn flat(base: u64) -> Self {
+        Self { base, read_end: u64::MAX, write_end: u64::MAX }
+    }
+
     /// Real, virtual-8086 and protected mode. Expand-down segments take the slow path.
     fn legacy(segment: &Segment, real: bool) -> Self {
         let end = u64::from(segment.limit) + 1;

@@ -236,8 +236,6 @@ fn run(
             Err(Interrupted::Exit) => return Err(Stop::Exit),
             Err(Interrupted::Fault(exception)) => {
                 system::event::exception(core, exception)?;
-                core.after_env();
-                core.check_events = true;
             }
         }
     }
@@ -276,11 +274,7 @@ fn step(core: &mut Core<'_>, blocks: &mut Blocks) -> Result<(), Interrupted> {
 /// Delivers the event that the backend asks for.
 fn inject(core: &mut Core<'_>) -> Result<(), Stop> {
     let event = std::mem::take(&mut core.state.inject);
-    if event.valid.is_set() {
-        system::event::inject(core, event)?;
-        core.after_env();
-    }
-    Ok(())
+    if event.valid.is_set() { system::event::inject(core, event) } else { Ok(()) }
 }
 
 /// Looks at everything that may happen between two instructions. True: the next instruction is to be executed alone.
@@ -314,8 +308,6 @@ fn events(core: &mut Core<'_>) -> Result<bool, Stop> {
         {
             core.after_env();
             system::event::interrupt(core, vector)?;
-            core.after_env();
-            core.check_events = true;
         }
     }
     Ok(needs_single_steps(core))
@@ -325,7 +317,6 @@ fn events(core: &mut Core<'_>) -> Result<bool, Stop> {
 fn virtual_event(core: &mut Core<'_>) -> Result<(), Stop> {
     if core.state.inject.valid.is_set() {
         inject(core)?;
-        core.check_events = true;
     }
     Ok(())
 }

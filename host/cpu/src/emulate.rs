@@ -108,7 +108,9 @@ fn decode(
     let mut len = given.len().min(MAX_INSN);
     bytes[..len].copy_from_slice(&given[..len]);
     loop {
-        if let Some(insn) = blocks.decode(core, rip, &bytes[..len]) {
+        if len > 0
+            && let Some(insn) = blocks.decode(core, rip, &bytes[..len])
+        {
             core.check_code_limit(u64::from(insn.len))?;
             return Ok(Some(insn));
         }

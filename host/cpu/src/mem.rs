@@ -133,6 +133,11 @@ impl Core<'_> {
 
     /// Reads at a linear address.
     pub fn read_linear<T: Word>(&mut self, gva: u64, how: Privilege) -> Result<T, Interrupted> {
+        if let Some(hpa) = self.tlb.lookup(self.fast_context_of(how), gva, T::BYTES, AccessKind::READ)
+            && let Some(value) = T::load(&self.ram, hpa)
+        {
+            return Ok(value);
+        }
         let mut bytes = [0; 16];
         let len = T::BYTES as usize;
         let span = self.span(gva, len, AccessKind::READ, how)?;
@@ -142,9 +147,23 @@ impl Core<'_> {
 
     /// Writes at a linear address.
     pub fn write_linear<T: Word>(&mut self, gva: u64, value: T, how: Privilege) -> Result<(), Interrupted> {
+        if let Some(hpa) = self.tlb.lookup(self.fast_context_of(how), gva, T::BYTES, AccessKind::WRITE)
+            && self.store(hpa, value)
+        {
+            return Ok(());
+        }
         let len = T::BYTES as usize;
         let span = self.span(gva, len, AccessKind::WRITE, how)?;
         self.write_span(&span, &value.to_slice()[..len])
+    }
+
+    /// Where the first level of the TLB has what such an access may do at once.
+    fn fast_context_of(&self, how: Privilege) -> Context {
+        match how {
+            Privilege::Current => self.fast_context,
+            Privilege::Implicit if self.emulating => Context::Slow,
+            Privilege::Implicit => Context::Supervisor,
+        }
     }
 
     /// Reads up to a page of bytes from a segment.

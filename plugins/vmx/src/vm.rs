@@ -1,7 +1,7 @@
 //! A VM under `kvm_intel`: what its vCPUs share, and what each has.
 
 use crate::{
-    kvm::{cpus::LoadedVmcs, vmcs::SegmentCache},
+    kvm::{cpus::LoadedVmcs, vmcs::Written},
     rules::Rule,
     silicon::{controls::Controls, entry::segments_are_legal, vmcs::Vmcs},
 };
@@ -41,7 +41,7 @@ pub struct VmxVcpu {
     /// Where its VMCS is active, and how it is entered.
     pub vmcs: LoadedVmcs,
     #[serde(skip)]
-    pub segment_cache: SegmentCache,
+    pub written: Written,
 }
 
 /// MSRs that neither `VcpuState` nor the VMCS holds.

@@ -137,9 +137,8 @@ fn offer(core: &mut Core<'_>, exception: &Exception) -> Result<(), Stop> {
     if !wanted {
         return Ok(());
     }
-    let exits = core.env.exception(core.state, exception).is_some();
-    core.after_env();
-    if !exits {
+    if core.env.exception(core.state, exception).is_none() {
+        core.after_env();
         return Ok(());
     }
     if exception.vector == Vector::DB {

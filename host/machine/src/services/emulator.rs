@@ -171,11 +171,13 @@ fn fetch(
     }
     loop {
         result.fetched = len as u8;
-        let (insn, error) = decode_as_kvm(bitness(state), &bytes[..len], state.rip, DecoderOptions::NONE);
-        match error {
-            DecoderError::None => return Ok(Some(insn)),
-            DecoderError::NoMoreBytes if len < MAX_INSN => {}
-            _ => return Ok(None),
+        if len > 0 {
+            let (insn, error) = decode_as_kvm(bitness(state), &bytes[..len], state.rip, DecoderOptions::NONE);
+            match error {
+                DecoderError::None => return Ok(Some(insn)),
+                DecoderError::NoMoreBytes if len < MAX_INSN => {}
+                _ => return Ok(None),
+            }
         }
         let more = fetch_page(services, state, mmu, &mut bytes[len..], len)?;
         if more == 0 {

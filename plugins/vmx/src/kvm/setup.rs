@@ -4,7 +4,7 @@
 
 use super::msr;
 use crate::{
-    kvm::{cpus::LoadedVmcs, vmcs::SegmentCache},
+    kvm::{cpus::LoadedVmcs, vmcs::Written},
     silicon::{
         controls::{Controls, cr0_guest_owned, cr4_guest_owned},
         operation::VmcsId,
@@ -65,7 +65,7 @@ pub fn create(shared: &Shared, id: u32) -> VmxVcpu {
         debug_registers_owned: false,
         owns_spec_ctrl: false,
         vmcs: LoadedVmcs { has_shadow: shared.kvm.options.on(Switch::SHADOW_VMCS), ..LoadedVmcs::default() },
-        segment_cache: SegmentCache::default(),
+        written: Written::default(),
     };
     init_vmcs(shared, &mut vcpu.vmcs01, id);
     set_constant_host_state(&mut vcpu.vmcs01);

@@ -19,12 +19,60 @@ use vmtape_kvm_core::profile::Switch;
 
 /// Brings the VMCS up to date with the registers.
 pub fn write_state(shared: &Shared, vcpu: &mut VmxVcpu, state: &VcpuState) {
-    let ept = shared.kvm.tdp();
-    let unrestricted = shared.kvm.options.on(Switch::UNRESTRICTED_GUEST);
     let mmu = shared.kvm.mmu.context(vcpu.core.id);
     let root = mmu.root.map_or(0, |root| root.hpa);
     let vmcs = &mut vcpu.vmcs01;
     entry::store(vmcs, state);
+    // Without unrestricted guests KVM emulates the delivery in real mode (`kvm_inject_realmode_interrupt`).
+    let emulated = !state.cr0().pe() && !shared.kvm.options.on(Switch::UNRESTRICTED_GUEST);
+    if emulated {
+        let flags = state.rflags().with_vm(true).with_iopl(3);
+        vmcs.write(F::GUEST_RFLAGS, flags.into_bits());
+    }
+    let registers = RegisterCache::of(state, root, mmu.root_role.level());
+    if vcpu.written.registers != registers {
+        vcpu.written.registers = registers;
+        write_registers(shared, vmcs, state, root, mmu.root_role.level());
+    }
+    if vcpu.written.segments.update(state, emulated) {
+        write_segments(vmcs, state, emulated);
+    }
+    let info = if emulated { 0 } else { state.inject.vmx_info() };
+    vmcs.write(F::VM_ENTRY_INTR_INFO_FIELD, info);
+    vmcs.write(F::VM_ENTRY_EXCEPTION_ERROR_CODE, state.inject.error_code);
+    vmcs.write(F::VM_ENTRY_INSTRUCTION_LEN, state.inject.insn_len);
+}
+
+/// What was last written to the VMCS, so that it is written only if that changes. It is no part of the vCPU's state: all are equal.
+#[derive(Clone, Debug, Default)]
+pub struct Written {
+    registers: RegisterCache,
+    segments: SegmentCache,
+}
+
+impl PartialEq for Written {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Written {}
+
+/// What [`write_registers`] goes by. All zero: nothing was written yet, since no CR0 is zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct RegisterCache([u64; 8]);
+
+impl RegisterCache {
+    fn of(state: &VcpuState, root: u64, levels: u8) -> Self {
+        let VcpuState { cr0, cr3, cr4, efer, pat, tsc_offset, .. } = *state;
+        Self([cr0, cr3, cr4, efer, pat, tsc_offset, root, levels.into()])
+    }
+}
+
+/// Control registers, the MSRs that VM entry loads, and where the tables begin.
+fn write_registers(shared: &Shared, vmcs: &mut Vmcs, state: &VcpuState, root: u64, levels: u8) {
+    let ept = shared.kvm.tdp();
+    let unrestricted = shared.kvm.options.on(Switch::UNRESTRICTED_GUEST);
     let (cr0, cr4) = (silicon_cr0(state.cr0(), ept, unrestricted), silicon_cr4(state, ept, unrestricted));
     let cr3 = match (ept, unrestricted || state.cr0().pg()) {
         (true, true) => state.cr3,
@@ -47,31 +95,16 @@ pub fn write_state(shared: &Shared, vcpu: &mut VmxVcpu, state: &VcpuState) {
         .with_load_efer(ept);
     vmcs.write(F::VM_ENTRY_CONTROLS, controls.into_bits());
     if ept {
-        let eptp = Eptp::of(root, mmu.root_role.level(), &shared.kvm.mmu.config);
-        vmcs.write(F::EPT_POINTER, eptp.into_bits());
+        vmcs.write(F::EPT_POINTER, Eptp::of(root, levels, &shared.kvm.mmu.config).into_bits());
     }
-    // Without unrestricted guests KVM emulates the delivery in real mode (`kvm_inject_realmode_interrupt`).
-    let emulated = !unrestricted && !state.cr0().pe();
-    if vcpu.segment_cache.update(state, emulated) {
-        write_segments(vmcs, state, emulated);
-    }
-    if emulated {
-        let flags = state.rflags().with_vm(true).with_iopl(3);
-        vmcs.write(F::GUEST_RFLAGS, flags.into_bits());
-    }
-    let info = if emulated { 0 } else { state.inject.vmx_info() };
-    vmcs.write(F::VM_ENTRY_INTR_INFO_FIELD, info);
-    vmcs.write(F::VM_ENTRY_EXCEPTION_ERROR_CODE, state.inject.error_code);
-    vmcs.write(F::VM_ENTRY_INSTRUCTION_LEN, state.inject.insn_len);
 }
 
-/// What segments and tables in the VMCS were last written from, so that they are written only if that changes. It is no part of
-/// the vCPU's state: all are equal.
+/// What [`write_segments`] goes by.
 #[derive(Clone, Debug, Default)]
-pub struct SegmentCache(Option<Box<Written>>);
+struct SegmentCache(Option<Box<Segments>>);
 
-#[derive(Clone, Debug, PartialEq)]
-struct Written {
+#[derive(Clone, Debug)]
+struct Segments {
     segments: [Segment; 8],
     tables: [TableReg; 2],
     sysenter: [u64; 2],
@@ -81,18 +114,9 @@ struct Written {
     rmode: bool,
 }
 
-impl PartialEq for SegmentCache {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl Eq for SegmentCache {}
-
-impl SegmentCache {
-    /// Whether they are to be written.
-    fn update(&mut self, state: &VcpuState, rmode: bool) -> bool {
-        let written = Written {
+impl Segments {
+    fn of(state: &VcpuState, rmode: bool) -> Self {
+        Self {
             segments: state.seg,
             tables: [state.gdtr, state.idtr],
             sysenter: [state.sysenter_esp, state.sysenter_eip],
@@ -100,14 +124,39 @@ impl SegmentCache {
             cpl: state.cpl,
             lma: state.efer().lma(),
             rmode,
-        };
-        match &mut self.0 {
-            Some(last) if **last == written => false,
-            last => {
-                *last = Some(Box::new(written));
-                true
-            }
         }
+    }
+
+    /// Whether it would come out the same. All is looked at, which is faster than to stop.
+    fn are_of(&self, state: &VcpuState, rmode: bool) -> bool {
+        let segments = self.segments.iter().zip(&state.seg).fold(0, |differ, (a, b)| {
+            differ
+                | (a.base ^ b.base)
+                | u64::from(a.limit ^ b.limit)
+                | u64::from(a.selector ^ b.selector)
+                | u64::from(a.attr.into_bits() ^ b.attr.into_bits())
+        });
+        let [gdtr, idtr] = self.tables;
+        let [esp, eip] = self.sysenter;
+        let tables = (gdtr.base ^ state.gdtr.base)
+            | (idtr.base ^ state.idtr.base)
+            | u64::from(gdtr.limit ^ state.gdtr.limit)
+            | u64::from(idtr.limit ^ state.idtr.limit);
+        let others =
+            (esp ^ state.sysenter_esp) | (eip ^ state.sysenter_eip) | u64::from(self.cpl ^ state.cpl);
+        let pdptr = self.pdptr.iter().zip(&state.pdptr).fold(0, |differ, (a, b)| differ | (a ^ b));
+        segments | tables | others | pdptr == 0 && (self.lma, self.rmode) == (state.efer().lma(), rmode)
+    }
+}
+
+impl SegmentCache {
+    /// Whether they are to be written.
+    fn update(&mut self, state: &VcpuState, rmode: bool) -> bool {
+        if self.0.as_ref().is_some_and(|last| last.are_of(state, rmode)) {
+            return false;
+        }
+        self.0 = Some(Box::new(Segments::of(state, rmode)));
+        true
     }
 }
 
