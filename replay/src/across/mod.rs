@@ -168,7 +168,11 @@ impl Sides<'_> {
 
     /// The other machine, run to an instruction.
     pub fn other_at(&self, icount: u64) -> Result<Player, Error> {
-        let mut actual = self.pair(false)?.actual;
+        let mut actual = match (self.at, self.way) {
+            // Nobody brings it anything.
+            (When::Start, None) => self.player(Side::Actual, &self.actual, false)?,
+            _ => self.pair(false)?.actual,
+        };
         actual.advance(icount, u64::MAX)?;
         Ok(actual)
     }

@@ -78,7 +78,7 @@ impl<'a> Bed<'a> {
         plugin: &'a Description,
     ) -> Result<Self, Error> {
         /// Instructions and exits that a run may need more than the twin's, beside as many again.
-        const MORE_INSTRUCTIONS: u64 = 1 << 22;
+        const MORE_INSTRUCTIONS: u64 = 1 << 20;
         const MORE_EXITS: u64 = 1 << 16;
         let points = points(&plugin.fault_points);
         let names = points.iter().map(|point| (point.number, point.name.clone())).collect();
