@@ -5,7 +5,7 @@ use vmtape_arch::{
     flag::Flag,
     host::{Silicon, Vendor},
 };
-use vmtape_machine::{CPU_REVISION, GuestImage, Layout, MachineSpec};
+use vmtape_machine::{GuestImage, MachineSpec};
 use vmtape_replay::{
     Report,
     report::Verdict,
@@ -16,47 +16,32 @@ use vmtape_traces::{Event, Options, Tape, Writer, event::End};
 
 fn machine(backend: &str) -> MachineSpec {
     MachineSpec {
-        image: GuestImage { name: "guest".into(), bytes: Vec::new() },
-        cmdline: String::new(),
-        initrd: None,
         memory: 1 << 20,
-        vcpus: 1,
-        layout: Layout::Flat,
         cpu: "test".into(),
-        cpuid: Vec::new(),
         host: "test".into(),
-        silicon: Silicon {
-            vendor: Vendor::INTEL,
-            phys_bits: 40,
-            host_levels: 4,
-            ept_levels: 4,
-            gbpages: Flag::NO,
-            ept_ad: Flag::YES,
-            ept_advanced: Flag::YES,
-            apicv: Flag::NO,
-            nrips: Flag::YES,
-            decode_assists: Flag::YES,
-            backing_shift: 21,
-            rmw_reads_first: Flag::NO,
-            encryption_bits: 0,
-            vgif: false.into(),
-            vls: false.into(),
-            vnmi: false.into(),
-        },
         backend: backend.into(),
-        options: Vec::new(),
         seed: 1,
-        checkpoint_every: 0,
-        script: Vec::new(),
-        milestone_every: 0,
-        cpu_revision: CPU_REVISION,
-        fault_points: Vec::new(),
-        nested_paging: String::new(),
-        pcpus: 0,
-        retries: 0,
-        platform: vmtape_machine::Platform::CURRENT,
-        register_changes: true,
-        engine: Default::default(),
+        ..MachineSpec::new(
+            GuestImage { name: "guest".into(), bytes: Vec::new() },
+            Silicon {
+                vendor: Vendor::INTEL,
+                phys_bits: 40,
+                host_levels: 4,
+                ept_levels: 4,
+                gbpages: Flag::NO,
+                ept_ad: Flag::YES,
+                ept_advanced: Flag::YES,
+                apicv: Flag::NO,
+                nrips: Flag::YES,
+                decode_assists: Flag::YES,
+                backing_shift: 21,
+                rmw_reads_first: Flag::NO,
+                encryption_bits: 0,
+                vgif: false.into(),
+                vls: false.into(),
+                vnmi: false.into(),
+            },
+        )
     }
 }
 

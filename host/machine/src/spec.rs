@@ -82,6 +82,36 @@ pub const MILESTONE_EVERY: u64 = 1 << 20;
 const ABSENT: [u8; 64] = [0; 64];
 
 impl MachineSpec {
+    /// One vCPU and 128 MiB without a backend or CPUID; the rest as new machines have it.
+    pub fn new(image: GuestImage, silicon: Silicon) -> Self {
+        Self {
+            image,
+            cmdline: String::new(),
+            initrd: None,
+            memory: 128 << 20,
+            vcpus: 1,
+            layout: Layout::default(),
+            cpu: String::new(),
+            cpuid: Vec::new(),
+            host: String::new(),
+            silicon,
+            backend: String::new(),
+            options: Vec::new(),
+            seed: 0,
+            checkpoint_every: 0,
+            script: Vec::new(),
+            milestone_every: 0,
+            cpu_revision: crate::CPU_REVISION,
+            fault_points: Vec::new(),
+            nested_paging: String::new(),
+            pcpus: 0,
+            retries: 0,
+            platform: Platform::CURRENT,
+            register_changes: true,
+            engine: Engine::default(),
+        }
+    }
+
     /// The description as a tape keeps it.
     pub fn encode(&self) -> postcard::Result<Vec<u8>> {
         postcard::to_stdvec(self)

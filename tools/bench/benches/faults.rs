@@ -8,7 +8,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use vmtape_abi::{Backend, Plugin, VmConfig};
 use vmtape_faults::{Source, campaign::Campaign};
 use vmtape_machine::{
-    GuestImage, Layout, Live, MachineSpec, hosts,
+    GuestImage, Live, MachineSpec, hosts,
     model::{CpuOption, silicon_cpuid},
 };
 use vmtape_replay::{
@@ -34,30 +34,13 @@ fn specification(guest: &str) -> MachineSpec {
     let model = CpuOption::parse("max").expect("a CPU model");
     let bytes = vmtape_guests::image(guest).expect("a built-in guest");
     MachineSpec {
-        image: GuestImage { name: guest.to_owned(), bytes },
-        cmdline: String::new(),
-        initrd: None,
         memory: 64 << 20,
-        vcpus: 1,
-        layout: Layout::Flat,
         cpuid: model.cpuid(&silicon, &vm.supported_cpuid(&silicon_cpuid(&silicon))),
         cpu: "max".to_owned(),
         host: "intel-46".to_owned(),
-        silicon,
         backend: "vmx".to_owned(),
         options: vm.resolved(),
-        seed: 0,
-        checkpoint_every: 0,
-        script: Vec::new(),
-        milestone_every: 0,
-        cpu_revision: vmtape_machine::CPU_REVISION,
-        fault_points: Vec::new(),
-        nested_paging: String::new(),
-        pcpus: 0,
-        retries: 0,
-        platform: vmtape_machine::Platform::CURRENT,
-        register_changes: true,
-        engine: Default::default(),
+        ..MachineSpec::new(GuestImage { name: guest.to_owned(), bytes }, silicon)
     }
 }
 

@@ -8,7 +8,7 @@ use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterio
 use std::{cell::RefCell, ops::ControlFlow, path::PathBuf, rc::Rc};
 use vmtape_abi::{Backend, Plugin, VmConfig};
 use vmtape_machine::{
-    GuestImage, Layout, Limits, Live, Machine, MachineSpec, Recorder, hosts,
+    GuestImage, Limits, Live, Machine, MachineSpec, Recorder, hosts,
     model::{CpuOption, silicon_cpuid},
 };
 use vmtape_replay::spec::{self, Budget};
@@ -37,30 +37,13 @@ fn specification(image: PathBuf) -> (MachineSpec, Box<dyn Backend>) {
     let backend = Vmx::create(&VmConfig { silicon, options: Vec::new() }).expect("vmx fits its host");
     let model = CpuOption::parse("max").expect("a CPU model");
     let spec = MachineSpec {
-        image: GuestImage { name: "sieve".to_owned(), bytes },
-        cmdline: String::new(),
-        initrd: None,
         memory: 256 << 20,
-        vcpus: 1,
-        layout: Layout::Flat,
         cpuid: model.cpuid(&silicon, &backend.supported_cpuid(&silicon_cpuid(&silicon))),
         cpu: "max".to_owned(),
         host: "intel-46".to_owned(),
-        silicon,
         backend: "vmx".to_owned(),
         options: backend.resolved(),
-        seed: 0,
-        checkpoint_every: 0,
-        script: Vec::new(),
-        milestone_every: 0,
-        cpu_revision: vmtape_machine::CPU_REVISION,
-        fault_points: Vec::new(),
-        nested_paging: String::new(),
-        pcpus: 0,
-        retries: 0,
-        platform: vmtape_machine::Platform::CURRENT,
-        register_changes: true,
-        engine: Default::default(),
+        ..MachineSpec::new(GuestImage { name: "sieve".to_owned(), bytes }, silicon)
     };
     (spec, Box::new(backend))
 }

@@ -38,30 +38,12 @@ pub fn run_scripted(library: &Path, name: &str, bytes: Vec<u8>, script: Vec<Step
     let supported = backend.supported_cpuid(&silicon_cpuid(&silicon));
     let cpuid = CpuOption::parse("max").unwrap().cpuid(&silicon, &supported);
     let spec = MachineSpec {
-        image: GuestImage { name: name.into(), bytes },
-        cmdline: String::new(),
-        initrd: None,
-        memory: 128 << 20,
-        vcpus: 1,
-        layout: Default::default(),
         cpu: "max".into(),
         cpuid,
         host: "intel-46".into(),
-        silicon,
         backend: "identity".into(),
-        options: Vec::new(),
-        seed: 0,
-        checkpoint_every: 0,
         script,
-        milestone_every: 0,
-        cpu_revision: vmtape_machine::CPU_REVISION,
-        fault_points: Vec::new(),
-        nested_paging: String::new(),
-        pcpus: 0,
-        retries: 0,
-        platform: vmtape_machine::Platform::CURRENT,
-        register_changes: true,
-        engine: Default::default(),
+        ..MachineSpec::new(GuestImage { name: name.into(), bytes }, silicon)
     };
     let mut machine = Machine::new(spec, backend, Box::new(Live::new(0)), None).unwrap();
     let serial = Serial::default();

@@ -14,7 +14,7 @@ use vmtape_arch::{
     state::MsrEntry,
     vcpu::VcpuState,
 };
-use vmtape_machine::{GuestImage, Layout, MachineSpec};
+use vmtape_machine::{GuestImage, MachineSpec};
 
 const PAGE: u64 = 4096;
 
@@ -312,12 +312,7 @@ pub fn spec(name: &str, bytes: Vec<u8>, vcpus: u32) -> MachineSpec {
     };
     let features_edx = 0x0781_abfd;
     MachineSpec {
-        image: GuestImage { name: name.to_owned(), bytes },
-        cmdline: String::new(),
-        initrd: None,
-        memory: 128 << 20,
         vcpus,
-        layout: Layout::Flat,
         cpu: "test".into(),
         cpuid: vec![
             leaf(0, [0xd, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
@@ -329,38 +324,29 @@ pub fn spec(name: &str, bytes: Vec<u8>, vcpus: u32) -> MachineSpec {
             leaf(0x8000_0008, [0x3028, 0, 0, 0]),
         ],
         host: "test".into(),
-        silicon: Silicon {
-            vendor: Vendor::INTEL,
-            phys_bits: 40,
-            host_levels: 4,
-            ept_levels: 4,
-            gbpages: false.into(),
-            ept_ad: true.into(),
-            ept_advanced: true.into(),
-            apicv: false.into(),
-            nrips: true.into(),
-            decode_assists: true.into(),
-            backing_shift: 21,
-            rmw_reads_first: false.into(),
-            encryption_bits: 0,
-            vgif: false.into(),
-            vls: false.into(),
-            vnmi: false.into(),
-        },
         backend: "bare".into(),
-        options: Vec::new(),
         seed: 1,
-        checkpoint_every: 0,
-        script: Vec::new(),
-        milestone_every: 0,
-        cpu_revision: vmtape_machine::CPU_REVISION,
-        fault_points: Vec::new(),
-        nested_paging: String::new(),
-        pcpus: 0,
-        retries: 0,
-        platform: vmtape_machine::Platform::CURRENT,
-        register_changes: true,
-        engine: Default::default(),
+        ..MachineSpec::new(
+            GuestImage { name: name.to_owned(), bytes },
+            Silicon {
+                vendor: Vendor::INTEL,
+                phys_bits: 40,
+                host_levels: 4,
+                ept_levels: 4,
+                gbpages: false.into(),
+                ept_ad: true.into(),
+                ept_advanced: true.into(),
+                apicv: false.into(),
+                nrips: true.into(),
+                decode_assists: true.into(),
+                backing_shift: 21,
+                rmw_reads_first: false.into(),
+                encryption_bits: 0,
+                vgif: false.into(),
+                vls: false.into(),
+                vnmi: false.into(),
+            },
+        )
     }
 }
 

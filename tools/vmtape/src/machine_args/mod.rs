@@ -222,7 +222,6 @@ impl MachineArgs {
             cpu::fits_bits(bits, &silicon, &host, self.force)?;
         }
         let mut spec = MachineSpec {
-            image: self.guest()?,
             cmdline: self.append.clone(),
             initrd: self.initrd.as_deref().map(read).transpose()?,
             memory,
@@ -231,21 +230,14 @@ impl MachineArgs {
             cpuid,
             cpu,
             host,
-            silicon,
             backend: name,
             options: backend.resolved(),
             seed: self.seed,
-            checkpoint_every: 0,
             script,
             milestone_every: MILESTONE_EVERY,
-            cpu_revision: vmtape_machine::CPU_REVISION,
-            fault_points: Vec::new(),
             pcpus: self.pcpus,
-            retries: 0,
-            platform: vmtape_machine::Platform::CURRENT,
-            nested_paging: String::new(),
-            register_changes: true,
             engine: self.engine.into(),
+            ..MachineSpec::new(self.guest()?, silicon)
         };
         spec.describe_by(&plugin.description);
         Ok((spec, backend))

@@ -9,7 +9,7 @@ use crate::{
 use anyhow::Result;
 use std::{io, path::Path};
 use vmtape_arch::cpuid::maxphyaddr;
-use vmtape_machine::{GuestImage, Layout, MachineSpec, model::CpuOption};
+use vmtape_machine::{GuestImage, MachineSpec, model::CpuOption};
 use vmtape_replay::spec::Budget;
 use vmtape_traces::Options;
 
@@ -46,30 +46,10 @@ impl Template {
         let info = builtin.and_then(vmtape_guests::find);
         let image = GuestImage { name: name.to_owned(), bytes };
         let machine = MachineSpec {
-            image: image.clone(),
-            cmdline: String::new(),
-            initrd: None,
             memory: info.map_or(256, |guest| u64::from(guest.default_memory)) << 20,
             vcpus: info.map_or(1, |guest| guest.default_smp),
-            layout: Layout::Flat,
             cpu: cpu.to_owned(),
-            cpuid: Vec::new(),
-            host: String::new(),
-            silicon: like.passport.silicon,
-            backend: String::new(),
-            options: Vec::new(),
-            seed: 0,
-            checkpoint_every: 0,
-            script: Vec::new(),
-            milestone_every: 0,
-            cpu_revision: vmtape_machine::CPU_REVISION,
-            fault_points: Vec::new(),
-            nested_paging: String::new(),
-            pcpus: 0,
-            retries: 0,
-            platform: vmtape_machine::Platform::CURRENT,
-            register_changes: true,
-            engine: Default::default(),
+            ..MachineSpec::new(image.clone(), like.passport.silicon)
         };
         let budget = Budget { instructions: MOST_INSTRUCTIONS, ..Budget::default() };
         Ok(Self { image, cpu: cpu.to_owned(), argument: format!("--guest {name}"), machine, budget })
