@@ -35,6 +35,7 @@ pub mod state;
 pub mod time;
 pub mod vcpu;
 pub mod vmrun_check;
+pub mod vmware;
 
 /// Guest physical page size, and the unit of every frame number.
 pub const PAGE_SHIFT: u32 = 12;

@@ -86,6 +86,16 @@ pub trait Env {
         0
     }
 
+    /// Whether a port is open at every CPL, whatever IOPL and the task-state segment say.
+    fn opens_port(&self, _port: u16) -> bool {
+        false
+    }
+
+    /// Whether RDPMC reads this counter at every CPL, whatever CR4.PCE says.
+    fn opens_counter(&self, _number: u32) -> bool {
+        false
+    }
+
     /// CPUID that was not intercepted: EAX, EBX, ECX, EDX.
     fn cpuid(&mut self, _state: &mut VcpuState, _function: u32, _index: u32) -> [u32; 4] {
         [0; 4]

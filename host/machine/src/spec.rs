@@ -1,6 +1,7 @@
 //! Everything that determines a run.
 
 use crate::{Error, memory::Layout, vmm::Step};
+use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
 use vmtape_abi::{Description, NESTED_PAGING};
 use vmtape_arch::{cpuid::CpuidEntry, host::Silicon};
@@ -63,16 +64,21 @@ pub struct MachineSpec {
     pub engine: Engine,
 }
 
-/// What a board has beside the devices of every tape's machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What a board has beside the devices of every tape's machine: a byte of a tape's description.
+#[bitfield(u8)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub struct Platform {
     /// A high-precision event timer.
     pub hpet: bool,
+    /// VMware's backdoor port.
+    pub vmport: bool,
+    #[bits(6)]
+    reserved: u8,
 }
 
 impl Platform {
     /// That of new machines.
-    pub const CURRENT: Self = Self { hpet: true };
+    pub const CURRENT: Self = Self::new().with_hpet(true).with_vmport(true);
 }
 
 /// Instructions between two milestones, unless somebody asks for more or fewer: a hundredth of a second or so.

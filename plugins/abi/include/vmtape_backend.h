@@ -93,6 +93,9 @@ struct vt_HostRef;
 // operand with the same page offset.
 #define vt_EMULTYPE_PF (1 << 6)
 
+// `enable_vmware_backdoor`: the ports and counters of VMware's backdoor are open at every CPL.
+#define vt_EMULTYPE_VMWARE_BACKDOOR (1 << 30)
+
 // `insn` holds the instruction: the silicon delivered its bytes, so nothing is fetched.
 #define vt_EMULTYPE_HAS_BYTES (1 << 31)
 

@@ -99,6 +99,8 @@ pub mod emultype {
     /// EMULTYPE_PF: `gpa` is the exit's address. `EmulatorMmu::translate` knows it and does not walk again for an
     /// operand with the same page offset.
     pub const PF: u32 = 1 << 6;
+    /// `enable_vmware_backdoor`: the ports and counters of VMware's backdoor are open at every CPL.
+    pub const VMWARE_BACKDOOR: u32 = 1 << 30;
     /// `insn` holds the instruction: the silicon delivered its bytes, so nothing is fetched.
     pub const HAS_BYTES: u32 = 1 << 31;
 }

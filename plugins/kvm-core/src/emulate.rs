@@ -49,6 +49,7 @@ pub fn x86_emulate(
     vcpu.events.clear_exceptions();
     mmu.in_mode_of(state);
     let before = state.rflags();
+    let request = &EmulateRequest { flags: request.flags | always(options), ..*request };
     let asked = if vcpu.guest_mode && request.flags & emultype::SKIP == 0 {
         EmulateRequest { intercepts: vcpu.l1_intercepts, ..*request }
     } else {
@@ -67,6 +68,11 @@ pub fn x86_emulate(
     } else {
         failure(vcpu, state, &result, options, host)
     }
+}
+
+/// What the emulator is told whoever asks it.
+pub fn always(options: &Options) -> u32 {
+    if options.on(Switch::ENABLE_VMWARE_BACKDOOR) { emultype::VMWARE_BACKDOOR } else { 0 }
 }
 
 /// The same with EMULTYPE_TRAP_UD, where a failure is the guest's #UD. Whether a hypercall instruction was replaced.

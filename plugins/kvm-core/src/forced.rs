@@ -5,7 +5,7 @@
 use crate::{
     Kvm, cpuid, cr, emulate,
     hypercall::{self, Hypercall},
-    io, msr,
+    io, msr, pmu,
     profile::Switch,
     vm::{Ops, VendorVcpu},
 };
@@ -121,9 +121,10 @@ fn execute<O: Ops>(
     let mut intercepts = Intercepts { cr: wanted.cr | CR_WRITES, ..wanted };
     OWN.iter().for_each(|kind| intercepts.set(*kind, true));
     intercepts.set(K::IRET, wanted.wants(K::IRET) || state.cr0().pe());
-    let request = EmulateRequest { flags: emultype::TRAP_UD_FORCED, intercepts, ..Default::default() };
     let before = state.rflags();
     let (kvm, vcpu) = (ops.kvm_mut(), v.core_mut());
+    let flags = emultype::TRAP_UD_FORCED | emulate::always(&kvm.options);
+    let request = EmulateRequest { flags, intercepts, ..Default::default() };
     let mut emulator = kvm.mmu.emulator(vcpu.id, None).forced();
     emulator.in_mode_of(state);
     let result = host.emulate(vcpu.id, state, &request, &mut emulator);
@@ -222,7 +223,10 @@ fn act<O: Ops>(
             ops.kvm_mut().mmu.invlpg(id, insn.address, host);
             return Ok(true);
         }
-        K::RDPMC => return Err(Exception::gp(0)),
+        K::RDPMC => {
+            pmu::rdpmc(ops.kvm().silicon.vendor, v.core(), state)?;
+            return Ok(true);
+        }
         K::WRMSR => msr::emulate_wrmsr(ops, v, state, host)?,
         K::CR_WRITE => ops.kvm().set_cr(v.core_mut(), state, insn.number, insn.value, host)?,
         K::CLTS | K::LMSW => {

@@ -18,6 +18,7 @@ pub mod hypercall;
 pub mod io;
 pub mod kvm;
 pub mod msr;
+pub mod pmu;
 pub mod profile;
 pub mod pv;
 mod state;
@@ -27,6 +28,7 @@ mod tests;
 pub mod tracer;
 pub mod vcpu;
 pub mod vm;
+pub mod vmware;
 pub mod warning;
 
 pub use kvm::Kvm;

@@ -107,6 +107,35 @@ fn instructions_are_emulated_on_request() -> Result<()> {
     Ok(())
 }
 
+/// VMware's backdoor, open to the guest's programs where the parameter says so, in old releases and new ones. Where another port is
+/// refused the emulator has read the task-state segment, which no tape tells of: exits mode does not judge that exit.
+#[test]
+#[ignore = "needs kvm-unit-tests: VMTAPE_KUT=FOLDER, its x86, built"]
+fn the_backdoor_is_open_to_programs() -> Result<()> {
+    const PARAMETER: &str = "enable_vmware_backdoor=1";
+    let images = kvm_unit_tests()?;
+    let (folder, image) = (tempfile::tempdir()?, images.join("vmware_backdoors.flat"));
+    let image = image.to_string_lossy();
+    for (backend, release) in BACKENDS.into_iter().flat_map(|b| [(b, "v5.10"), (b, "v6.12")]) {
+        let record = |kvm: &str| {
+            let arguments = ["record", "-b", backend, "--kvm", kvm, "--guest-status", "-o", "a.tape", &image];
+            vmtape(folder.path(), &arguments)
+        };
+        let closed = record(release)?;
+        assert_eq!(closed.status.code(), Some(guest_status::FAIL), "{backend} {release}: {}", tail(&closed));
+        let kvm = format!("{release},{PARAMETER}");
+        let open = record(&kvm)?;
+        assert_eq!(open.status.code(), Some(guest_status::PASS), "{backend} {kvm}: {}", tail(&open));
+        let replayed = vmtape(folder.path(), &["replay", "a.tape"])?;
+        assert!(replayed.status.success(), "{backend} {kvm}: {}", tail(&replayed));
+        let replayed = vmtape(folder.path(), &["replay", "a.tape", "--mode", "exits", "--json"])?;
+        let report: serde_json::Value = serde_json::from_slice(&replayed.stdout)?;
+        let unknown = report["unknown"].as_object().and_then(|unknown| unknown.values().next()?.as_u64());
+        assert_eq!((&report["verdict"], unknown), (&"unknown".into(), Some(1)), "{backend} {kvm}: {report}");
+    }
+    Ok(())
+}
+
 /// `setjmp` reads x2APIC registers, which only some silicon virtualizes; `debug` DR4, where silicon differs in what comes first.
 #[test]
 #[ignore = "needs kvm-unit-tests: VMTAPE_KUT=FOLDER, its x86, built"]

@@ -74,7 +74,20 @@ pub fn read(path: &Path, largest: u64) -> Result<Vec<u8>> {
 
 /// Reads a text in the same way.
 pub fn text(path: &Path, largest: u64) -> Result<String> {
-    String::from_utf8(read(path, largest)?).with_context(|| format!("{}: no text", path.display()))
+    decode(read(path, largest)?).with_context(|| format!("{}: no text", path.display()))
+}
+
+/// A text in UTF-8, or in UTF-16 if it begins with that one's mark.
+pub fn decode(bytes: Vec<u8>) -> Result<String> {
+    let units = |word: fn([u8; 2]) -> u16| {
+        let units: Vec<u16> = bytes[2..].chunks_exact(2).map(|pair| word([pair[0], pair[1]])).collect();
+        String::from_utf16(&units)
+    };
+    match bytes.get(..2) {
+        Some([0xff, 0xfe]) => Ok(units(u16::from_le_bytes)?),
+        Some([0xfe, 0xff]) => Ok(units(u16::from_be_bytes)?),
+        _ => Ok(String::from_utf8(bytes)?),
+    }
 }
 
 #[cfg(test)]
@@ -108,6 +121,8 @@ mod tests {
         let file = folder.path().join("a.txt");
         fs::write(&file, "12345")?;
         assert_eq!(text(&file, 5)?, "12345");
+        fs::write(&file, b"\xff\xfe1\x002\0")?;
+        assert_eq!(text(&file, 9)?, "12");
         for (path, largest, mentions) in
             [(file.as_path(), 4, "more than 4 B"), (Path::new("/dev/zero"), 4, "no regular file")]
         {

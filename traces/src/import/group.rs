@@ -38,6 +38,8 @@ pub struct Groups {
     in_order: bool,
     /// The time of the last event given out that has one.
     shown: u64,
+    /// Events that are older than the one before them of their vCPU.
+    backwards: u64,
 }
 
 /// What a vCPU does.
@@ -52,6 +54,8 @@ struct Group {
     cpu: Option<u32>,
     /// It runs its guest's guest.
     nested: bool,
+    /// The time of its last event.
+    time: u64,
 }
 
 impl Groups {
@@ -64,6 +68,7 @@ impl Groups {
             exits: 0,
             in_order: survey.in_order,
             shown: 0,
+            backwards: 0,
         }
     }
 
@@ -89,6 +94,8 @@ impl Groups {
         let vcpu = self.vcpu(record);
         let at = self.place(vcpu);
         let icount = record.time.count();
+        let last = std::mem::replace(&mut self.groups[at].time, icount);
+        self.backwards += u64::from(icount < last && vcpu != NO_VCPU && !self.in_order);
         if record.event == "kvm_exit"
             && let Some((rip, exit)) = record.exit(self.isa)
         {
@@ -261,6 +268,11 @@ impl Groups {
 
     fn close_all(&mut self, sink: Sink<'_>) -> Result<(), Error> {
         (0..self.groups.len()).try_for_each(|at| self.close(at, false, sink))
+    }
+
+    /// Events so far that are older than the one before them of their vCPU.
+    pub fn backwards(&self) -> u64 {
+        self.backwards
     }
 
     /// Gives out what is left. Returns the number of exits.

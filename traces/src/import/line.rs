@@ -114,6 +114,11 @@ impl Record<'_> {
         }
     }
 
+    /// Whether all of what it tells is understood.
+    pub fn is_understood(&self) -> bool {
+        if self.event == "kvm_exit" { self.exit(Isa::default()).is_some() } else { self.note().is_ok() }
+    }
+
     /// The rip that `kvm_page_fault` tells, from 6.1 on.
     pub fn rip(&self) -> Option<u64> {
         match self.body {
@@ -163,7 +168,7 @@ impl Record<'_> {
 
 /// Reads a line.
 pub fn classify(line: &str) -> Line<'_> {
-    let trimmed = line.trim_start_matches(['>', ' ', '\t']).trim_end();
+    let trimmed = unquoted(line);
     if is_comment(trimmed) {
         return Line::Comment;
     }
@@ -175,6 +180,11 @@ pub fn classify(line: &str) -> Line<'_> {
         None if is_frame(trimmed) => Line::Comment,
         None => Line::Unreadable,
     }
+}
+
+/// A line without what a mail puts before it.
+pub fn unquoted(line: &str) -> &str {
+    line.trim_start_matches(['>', ' ', '\t']).trim_end()
 }
 
 /// `trace-cmd report` starts with `cpus=N`, or `version = N` before it, and names CPUs without events.

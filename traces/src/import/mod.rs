@@ -16,6 +16,7 @@ mod perf;
 mod plugin;
 mod source;
 mod survey;
+mod wrap;
 
 pub use cpuid::{absent_leaves, cpuid_table};
 pub(crate) use note::addresses;
@@ -96,6 +97,10 @@ pub struct Summary {
     pub terse: bool,
     /// The clock counts in a unit of its own.
     pub ticks: bool,
+    /// Events that are older than the one before them of the same vCPU.
+    pub backwards: u64,
+    /// Which vCPUs are of one machine the trace does not tell, and several vCPUs have the same number.
+    pub machines_guessed: bool,
 }
 
 impl Summary {
@@ -125,6 +130,7 @@ fn read(
         numbered: survey.numbered,
         terse: survey.terse,
         ticks: survey.ticks,
+        machines_guessed: survey.guessed,
         ..Default::default()
     };
     let mut groups = Groups::new(survey);
@@ -160,6 +166,7 @@ fn read(
     if summary.decoded.is_empty() && summary.kept.is_empty() {
         return Err(Error::NoEvents { trace: source.name().to_owned(), lines: summary.lines });
     }
+    summary.backwards = groups.backwards();
     summary.exits = groups.finish(sink)?;
     Ok(summary)
 }

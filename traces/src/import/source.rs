@@ -5,18 +5,21 @@ use super::{
     dat::{self, Trace},
     line::{self, Line},
     perf,
+    wrap::{self, LONGEST_LINE, Lines},
 };
 use flate2::bufread::MultiGzDecoder;
 use std::{
     fs::{self, File},
-    io::{self, BufRead, BufReader, Read, Seek, Write},
+    io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write},
     path::{Path, PathBuf},
 };
 
-/// Beyond this a line is no text.
-const LONGEST_LINE: usize = 64 << 10;
 const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+/// What a text in UTF-16 begins with.
+const UTF_16_LE: &[u8] = &[0xff, 0xfe];
+const UTF_16_BE: &[u8] = &[0xfe, 0xff];
+
 /// A trace to import.
 pub enum Source {
     Path(PathBuf),
@@ -119,10 +122,19 @@ impl Opened<'_> {
                 Err(error) => return Err(error),
             }
         }
-        self.format = Format::of(&start[..filled]);
+        let start = &start[..filled];
+        self.format = Format::of(start);
+        if start.starts_with(UTF_16_LE) || start.starts_with(UTF_16_BE) {
+            let word = if start.starts_with(UTF_16_LE) { u16::from_le_bytes } else { u16::from_be_bytes };
+            let mut whole = BufWriter::new(tempfile::tempfile()?);
+            drop(unpacked);
+            wrap::transcode(self::unpacked(file)?, word, &mut whole)?;
+            self.input = Input::File(whole.into_inner()?);
+            return Ok(());
+        }
         if packed && self.format != Format::Text {
             let mut whole = tempfile::tempfile()?;
-            whole.write_all(&start[..filled])?;
+            whole.write_all(start)?;
             io::copy(&mut unpacked, &mut whole)?;
             drop(unpacked);
             self.input = Input::File(whole);
@@ -158,23 +170,19 @@ impl Opened<'_> {
 
     fn text(
         &self,
-        mut reader: impl BufRead,
+        reader: impl BufRead,
         each: &mut dyn FnMut(&Line<'_>, &str) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let (mut line, mut number) = (Vec::new(), 0);
+        let mut lines = Lines::new(reader);
         loop {
-            line.clear();
-            let mut limited = reader.by_ref().take(LONGEST_LINE as u64 + 1);
-            if limited.read_until(b'\n', &mut line).map_err(|e| self.io(e))? == 0 {
-                return Ok(());
+            match lines.next() {
+                Ok(Some(text)) => each(&line::classify(text), text)?,
+                Ok(None) => return Ok(()),
+                Err(wrap::Error::Io(cause)) => return Err(self.io(cause)),
+                Err(wrap::Error::Long(line)) => {
+                    return Err(Error::LongLine { trace: self.name.clone(), line, limit: LONGEST_LINE });
+                }
             }
-            number += 1;
-            if line.len() > LONGEST_LINE {
-                return Err(Error::LongLine { trace: self.name.clone(), line: number, limit: LONGEST_LINE });
-            }
-            let text = String::from_utf8_lossy(&line);
-            let text = text.trim_end_matches(['\n', '\r']);
-            each(&line::classify(text), text)?;
         }
     }
 }

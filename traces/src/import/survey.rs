@@ -21,6 +21,8 @@ pub struct Survey {
     /// Tasks that run a vCPU of which the trace does not tell the number.
     pub numbered: u64,
     pub vms: u32,
+    /// Which vCPUs are of which of several the trace does not tell.
+    pub guessed: bool,
     /// Of all of them, counted up to the highest number.
     pub vcpus: u32,
     /// The clock counts in a unit of its own.
@@ -120,6 +122,7 @@ impl Survey {
             self.vms = self.vms.max(vm + 1);
             self.tasks.insert(pid, vm << VM_SHIFT | number);
         }
+        self.guessed = !grouped && self.vms > 1;
         self.vcpus = self.tasks.values().collect::<BTreeSet<_>>().len() as u32;
     }
 }

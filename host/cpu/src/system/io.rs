@@ -26,6 +26,9 @@ impl Core<'_> {
         if mode == Mode::Real || (mode != Mode::Virtual8086 && self.cpl() <= iopl) {
             return Ok(());
         }
+        if self.env.opens_port(port) {
+            return Ok(());
+        }
         let tr = self.state.seg[seg::TR];
         // 16-bit task-state segments have no bitmap.
         self.require_gp0(tr.attr.typ() & 8 != 0 && tss32::IO_MAP_BASE < tr.limit)?;

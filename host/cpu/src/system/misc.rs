@@ -93,8 +93,8 @@ pub(super) fn rdtsc(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted>
 
 /// No performance counters exist.
 pub(super) fn rdpmc(core: &mut Core<'_>, insn: &Insn) -> Result<(), Interrupted> {
-    require_level(core, core.state.cr4().pce())?;
     let number = core.state.gpr[gpr::RCX] as u32;
+    require_level(core, core.state.cr4().pce() || core.env.opens_counter(number))?;
     core.sensitive(&Sensitive { number, ..core.describe(insn, SensitiveKind::RDPMC) })?;
     core.require_gp0(false)
 }

@@ -256,6 +256,7 @@ mod tests {
             has_tsc_deadline: true,
             max_gpa: (1 << 36) - 1,
             hpet: false,
+            vmport: false,
         });
         let registers = [
             (lapic::DEFAULT_BASE + u64::from(reg::SPURIOUS), 0x1ff),

@@ -13,6 +13,7 @@ mod seen;
 mod testdev;
 mod uart;
 mod user;
+pub(crate) mod vmport;
 
 pub use disturb::TimerId;
 use hpet::{Hpet, Signal};
@@ -23,6 +24,7 @@ use pic::PicPair;
 use pit::Pit;
 pub use seen::Seen;
 use serde::{Deserialize, Serialize};
+use vmport::VmPort;
 use vmtape_arch::{note::Note, state::LapicState, vcpu::VcpuState};
 use vmtape_traces::event::End;
 
@@ -39,6 +41,7 @@ pub struct DeviceConfig {
     /// The highest guest physical address.
     pub max_gpa: u64,
     pub hpet: bool,
+    pub vmport: bool,
 }
 
 /// All devices of a machine.
@@ -50,6 +53,9 @@ pub struct Devices {
     pit: Pit,
     /// Machines of old tapes have none.
     hpet: Option<Hpet>,
+    /// Nor this; it has no state of its own.
+    #[serde(skip)]
+    pub(crate) vmport: Option<VmPort>,
     uart: uart::Uart,
     cmos: cmos::Cmos,
     fw_cfg: testdev::FwCfg,
@@ -81,6 +87,7 @@ impl Devices {
             pic: PicPair::default(),
             pit: Pit::new(),
             hpet: config.hpet.then(Hpet::default),
+            vmport: config.vmport.then(|| VmPort::new(config.ram)),
             uart: uart::Uart::default(),
             cmos: cmos::Cmos::new(config.ram),
             fw_cfg: testdev::FwCfg::new(config.vcpus, config.ram),
@@ -99,6 +106,12 @@ impl Devices {
     /// Whether they are those of a machine with so many vCPUs.
     pub fn fit(&self, vcpus: usize) -> bool {
         self.lapics.len() == vcpus && self.max_gpa.len() == vcpus
+    }
+
+    /// Goes on with what was saved of the same devices.
+    pub fn resume(&mut self, saved: Self) {
+        let vmport = self.vmport.take();
+        *self = Self { vmport, ..saved };
     }
 
     /// A vCPU's CPUID has changed.

@@ -1,8 +1,9 @@
 //! The bus of the devices that a VMM models: serial port, debug exit, reset lines, test device, clock.
 
-use super::{Devices, cmos, hpet, testdev, uart};
+use super::{Devices, cmos, hpet, testdev, uart, vmport::VmPort};
 use crate::time::NS_PER_SECOND;
 use vmtape_abi::BusOp;
+use vmtape_arch::vmware;
 use vmtape_traces::event::End;
 
 const DEBUG_EXIT: std::ops::RangeInclusive<u16> = 0xf4..=0xf7;
@@ -46,6 +47,7 @@ impl Devices {
             KEYBOARD_COMMAND => 0,
             FAST_A20 => A20_ENABLED.into(),
             RESET_CONTROL => self.reset_control.into(),
+            vmware::PORT if self.vmport.is_some() => self.vmport.as_mut().map_or(0, VmPort::call).into(),
             port if testdev::LATCH.contains(&port) => self.test.read_latch().into(),
             port if testdev::BYTE_LATCH.contains(&port) => (*self.test.byte(port)).into(),
             _ => return false,
@@ -76,6 +78,8 @@ impl Devices {
             }
             BOCHS_SHUTDOWN => self.bochs_shutdown(byte, now),
             port if testdev::LATCH.contains(&port) => self.test.write_latch(value),
+            // As IN, but that OUT has no room for EAX.
+            vmware::PORT if self.vmport.is_some() => _ = self.vmport.as_mut().map(VmPort::call),
             testdev::FLUSH => {}
             port if testdev::BYTE_LATCH.contains(&port) => *self.test.byte(port) = byte,
             port if testdev::IRQ_LINES.contains(&port) => {

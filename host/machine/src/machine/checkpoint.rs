@@ -211,7 +211,7 @@ impl Machine {
         self.placement = saved.placement;
         self.services.memory.absent = saved.absent;
         self.carried = saved.carried;
-        self.services.devices = saved.devices;
+        self.services.devices.resume(saved.devices);
         self.services.clock = saved.clock;
         self.turn = Turn { vcpu: saved.current, ends: saved.turn_ends };
         self.exits = saved.exits;

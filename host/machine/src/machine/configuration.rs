@@ -42,7 +42,8 @@ pub(super) fn device_config(spec: &MachineSpec) -> DeviceConfig {
         has_x2apic: features & X2APIC != 0,
         has_tsc_deadline: features & TSC_DEADLINE != 0,
         max_gpa: max_gpa(&spec.cpuid),
-        hpet: spec.platform.hpet,
+        hpet: spec.platform.hpet(),
+        vmport: spec.platform.vmport(),
     }
 }
 

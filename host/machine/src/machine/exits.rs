@@ -116,6 +116,9 @@ impl Machine {
         (self.services.emulated, self.services.repeats) = (false, false);
         self.services.repetitions = 0;
         self.services.trapped = exit.trap.is_set();
+        if let Some(port) = &mut self.services.devices.vmport {
+            port.begin_exit(&vcpu.state);
+        }
         let resume = self.backend.handle_exit(n, &mut vcpu.state, &exit, &mut self.services);
         self.services.trapped = false;
         self.services.is_right(answers::resume("handle_exit", &resume, &vcpu.state));
@@ -227,6 +230,9 @@ impl Services {
             // An instruction that the backend skipped retired, like one that the emulator executed.
             if !self.emulated && state.rip != before.rip {
                 state.icount += 1;
+            }
+            if let Some(port) = &mut self.devices.vmport {
+                port.end_exit(state);
             }
             if state.pat != before.pat {
                 // The TLB holds types of the old one.

@@ -235,7 +235,7 @@ impl Machine {
         if !devices.fit(self.vcpus.len()) {
             return Err(other_vcpus());
         }
-        self.services.devices = devices;
+        self.services.devices.resume(devices);
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use vmtape_arch::{
     note::{EmulateMode, Note, NoteKind},
     sensitive::Sensitive,
     vcpu::{VcpuState, seg},
+    vmware::{self, Counter},
 };
 use vmtape_cpu::{Cpu, CpuConfig, Decision, Env, Interrupted, OperandPart, Ram, Step, decode_as_kvm};
 
@@ -93,6 +94,7 @@ fn execute(
         taken: false,
         ahead: 1,
         input: VecDeque::new(),
+        vmware_backdoor: request.flags & emultype::VMWARE_BACKDOOR != 0,
     };
     let guests = std::mem::replace(&mut state.intercepts, request.intercepts);
     let (bytes, icount) = (&result.insn[..usize::from(result.insn_len)], state.icount);
@@ -312,6 +314,8 @@ struct EmulatorEnv<'a> {
     /// Elements that the next read of a port takes at once, and those that it has taken beyond the first.
     ahead: u64,
     input: VecDeque<u32>,
+    /// EMULTYPE's `VMWARE_BACKDOOR`.
+    vmware_backdoor: bool,
 }
 
 impl EmulatorEnv<'_> {
@@ -494,7 +498,20 @@ impl Env for EmulatorEnv<'_> {
         Ok(())
     }
 
-    fn port(&mut self, _state: &mut VcpuState, port: u16, size: u8, write: Option<u32>) -> u32 {
+    fn opens_port(&self, port: u16) -> bool {
+        self.vmware_backdoor && vmware::is_port(port)
+    }
+
+    fn opens_counter(&self, number: u32) -> bool {
+        self.vmware_backdoor && Counter(number).is_known()
+    }
+
+    fn port(&mut self, state: &mut VcpuState, port: u16, size: u8, write: Option<u32>) -> u32 {
+        if port == vmware::PORT {
+            // A call has its arguments and answers in registers that the instruction has nothing to do with.
+            self.services.tape.registers(self.vcpu, state, registers::OF_CALL);
+            self.services.emulation.read |= registers::OF_CALL;
+        }
         match write {
             Some(value) => self.write_port(port, size, value.into()),
             None => self.input.pop_front().unwrap_or_else(|| self.read_port(port, size)),

@@ -7,6 +7,7 @@ use vmtape_arch::{
     regs::SegAttr,
     sensitive::SensitiveKind,
     vcpu::{Interruptibility, VcpuState, gpr, seg},
+    vmware,
 };
 use vmtape_traces::registers::Register;
 
@@ -122,6 +123,9 @@ pub(crate) fn set(state: &mut VcpuState, mask: u32, values: &Values) {
 /// What a switch between a guest and its guest keeps in memory, as far as it has a bit.
 const SWITCHED: u32 = 1 << gpr::RAX | 1 << gpr::RCX | 1 << gpr::RSP | RFLAGS | CR2 | GDTR | IDTR | DR7;
 
+/// What a call by VMware's port has in registers. See: [`crate::devices::vmport`]
+pub(crate) const OF_CALL: u32 = 1 << gpr::RAX | 1 << gpr::RBX | 1 << gpr::RCX;
+
 /// The registers that the handling of an exit reads, beyond [`ALWAYS`]. An exit of a guest's guest may become one of the guest's.
 pub(crate) fn used(exit: &Exit) -> u32 {
     let saved = if exit.level == Level::L2 { SWITCHED } else { 0 };
@@ -143,6 +147,7 @@ fn used_in_place(exit: &Exit) -> u32 {
         | SensitiveKind::CR_READ
         | SensitiveKind::DR_WRITE
         | SensitiveKind::DR_READ => one(insn.gpr.into()) | CR8 | DR7,
+        SensitiveKind::IN | SensitiveKind::OUT if insn.number == u32::from(vmware::PORT) => OF_CALL,
         SensitiveKind::IN | SensitiveKind::OUT => one(gpr::RAX),
         SensitiveKind::INS | SensitiveKind::OUTS => one(gpr::RCX) | one(gpr::RSI) | one(gpr::RDI) | RFLAGS,
         SensitiveKind::VMCALL | SensitiveKind::VMMCALL => {

@@ -141,6 +141,14 @@ pub const PARAMETERS: &[Entry] = &[
     .commit("d500e1ed3dc8", "KVM: x86: Allow clearing RFLAGS.RF on forced emulation to test code #DBs")
     .source("x86.c handle_ud(), KVM_FEP_CLEAR_RFLAGS_RF; merged with v6.1")
     .since("v6.1"),
+    Entry::parameter(
+        Switch::ENABLE_VMWARE_BACKDOOR,
+        Scope::ALL,
+        false,
+        "VMware's backdoor: ports 0x5658 and 0x5659 and the counters 0x10000 to 0x10002 of RDPMC are open at every CPL, for which #GP \
+         is intercepted",
+    )
+    .source("x86.c is_vmware_backdoor_opcode(), emulate.c emulator_io_port_access_allowed(), check_rdpmc()"),
     Entry::parameter(Switch::NRIPS, Scope::AMD, true, "Use next-RIP save where silicon has it")
         .source("svm/svm.c"),
 ];

@@ -37,6 +37,7 @@ open_enum! {
         SHADOW_VMCS = 28 => "shadow_vmcs",
         FORCE_EMULATION_PREFIX = 29 => "force_emulation_prefix",
         FEP_CLEAR_RFLAGS_RF = 30 => "fep_clear_rflags_rf",
+        ENABLE_VMWARE_BACKDOOR = 31 => "enable_vmware_backdoor",
         /// Numbers from 100 on: patches. First those about guests narrower than their host.
         SMALLER_MAXPHYADDR = 100 => "smaller-maxphyaddr",
         SMALLER_MAXPHYADDR_DEFAULT_OFF = 101 => "smaller-maxphyaddr-default-off",

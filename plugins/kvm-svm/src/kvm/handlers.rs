@@ -20,7 +20,7 @@ use vmtape_arch::{
     sensitive::SensitiveKind,
     vcpu::{VcpuState, gpr},
 };
-use vmtape_kvm_core::{cpuid, cr, events, forced, hypercall, io, msr, profile::Switch};
+use vmtape_kvm_core::{cpuid, cr, events, forced, hypercall, io, msr, pmu, profile::Switch, vmware};
 use vmtape_kvm_mmu::fault::FaultCode;
 
 /// Everything a handler works on.
@@ -63,6 +63,7 @@ fn dispatch(cx: &mut Cx<'_>) -> Resume {
         C::NPF => npf(cx),
         C::EXCP_PF => page_fault(cx),
         C::EXCP_UD => forced::handle_ud(cx.shared, cx.vcpu, cx.state, cx.host),
+        C::EXCP_GP => gp(cx),
         C::EXCP_AC => cx.inject(Exception::with_code(Vector::AC, 0)),
         C::EXCP_DB => debug(cx),
         C::EXCP_MC => machine_check(cx),
@@ -85,7 +86,7 @@ fn dispatch(cx: &mut Cx<'_>) -> Resume {
         C(code) if (C::READ_DR0.0..=C::WRITE_DR7.0).contains(&code) => debug_registers(cx),
         C::INVLPG => invlpg(cx),
         C::INVPCID => invpcid(cx),
-        C::RDPMC => cx.inject(Exception::gp(0)),
+        C::RDPMC => rdpmc(cx),
         C::INVD | C::WBINVD | C::MONITOR | C::MWAIT | C::PAUSE => cx.skip(),
         C::XSETBV => xsetbv(cx),
         C::VMMCALL => vmmcall(cx),
@@ -283,6 +284,17 @@ fn machine_check(cx: &mut Cx<'_>) -> Resume {
 }
 
 /// `db_interception`.
+/// `gp_interception`. That silicon of AMD's takes VMRUN, VMLOAD and VMSAVE of some addresses for a #GP is not modelled.
+fn gp(cx: &mut Cx<'_>) -> Resume {
+    let error_code = cx.control().exit_info_1 as u32;
+    vmware::handle_gp(cx.shared, cx.vcpu, cx.state, error_code, cx.host)
+}
+
+fn rdpmc(cx: &mut Cx<'_>) -> Resume {
+    let read = pmu::rdpmc(cx.shared.kvm.silicon.vendor, &cx.vcpu.core, cx.state);
+    cx.complete(read)
+}
+
 fn debug(cx: &mut Cx<'_>) -> Resume {
     if cx.exit.insn.kind == SensitiveKind::NMI_WINDOW {
         cx.vcpu.nmi_singlestep = false;

@@ -81,6 +81,7 @@ pub fn create(shared: &Shared, id: u32) -> SvmVcpu {
     for code in ALWAYS.iter().chain(silent) {
         vmcb.set_intercept(*code, true);
     }
+    vmcb.set_intercept(C::EXCP_GP, shared.kvm.options.on(Switch::ENABLE_VMWARE_BACKDOOR));
     let control = &mut vmcb.control;
     (control.iopm_base_pa, control.msrpm_base_pa) = (iopm_pa(shared), msrpm_pa(shared, id, false));
     control.int_ctl = IntCtl::new()

@@ -12,7 +12,7 @@ use vmtape_arch::{
     note::Note,
     qualification::ApicQualification,
 };
-use vmtape_kvm_core::{forced, profile::Switch};
+use vmtape_kvm_core::{forced, profile::Switch, vmware};
 use vmtape_kvm_mmu::fault::FaultCode;
 
 /// KVM_INTERNAL_ERROR_SIMUL_EX.
@@ -29,6 +29,9 @@ pub fn exception_nmi(cx: &mut Cx<'_>) -> Resume {
     }
     if exception.vector == Vector::UD {
         return forced::handle_ud(cx.shared, cx.vcpu, cx.state, cx.host);
+    }
+    if exception.vector == Vector::GP && cx.shared.kvm.options.on(Switch::ENABLE_VMWARE_BACKDOOR) {
+        return vmware::handle_gp(cx.shared, cx.vcpu, cx.state, cx.exit.error_code, cx.host);
     }
     if cx.exit.access.delivering.valid.is_set() && (!page_fault || error.rsvd()) {
         cx.userspace(ResumeKind::INTERNAL_ERROR);

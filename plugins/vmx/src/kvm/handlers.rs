@@ -18,7 +18,7 @@ use vmtape_arch::{
 use vmtape_kvm_core::{
     cpuid, cr,
     emulate::{self, DELIVERY_WORDS},
-    hypercall, io,
+    hypercall, io, pmu,
     profile::Switch,
 };
 
@@ -214,8 +214,8 @@ fn vmcall(cx: &mut Cx<'_>) -> Resume {
 }
 
 fn rdpmc(cx: &mut Cx<'_>) -> Resume {
-    // There is no virtual PMU, so no counter exists. See: KVM x86.c kvm_emulate_rdpmc()
-    cx.inject(Exception::gp(0))
+    let read = pmu::rdpmc(cx.shared.kvm.silicon.vendor, &cx.vcpu.core, cx.state);
+    cx.complete(read)
 }
 
 fn invalid_opcode(cx: &mut Cx<'_>) -> Resume {

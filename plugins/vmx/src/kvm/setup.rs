@@ -160,6 +160,9 @@ pub fn after_set_cpuid(shared: &Shared, vcpu: &mut VmxVcpu) {
 fn update_exception_bitmap(shared: &Shared, cpuid: &GuestCpuid, vmcs: &mut Vmcs) {
     let bit = |vector: Vector| 1u32 << vector.0;
     let mut exceptions = bit(Vector::UD) | bit(Vector::MC) | bit(Vector::DB) | bit(Vector::AC);
+    if shared.kvm.options.on(Switch::ENABLE_VMWARE_BACKDOOR) {
+        exceptions |= bit(Vector::GP);
+    }
     let page_faults = shared.needs_pf_intercept(cpuid);
     if page_faults {
         exceptions |= bit(Vector::PF);

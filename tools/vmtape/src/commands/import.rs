@@ -84,6 +84,20 @@ fn warn(summary: &Summary) {
             summary.numbered
         ));
     }
+    if summary.machines_guessed {
+        tell(format!(
+            "several vCPUs have the same number: {} machines by the order in which their vCPUs appear; which are of one machine the \
+             trace does not tell (tracefs does with record-tgid, perf script with -F +tid,+pid)",
+            summary.vms
+        ));
+    }
+    if summary.backwards > 0 {
+        tell(format!(
+            "{} events are older than the one before them of the same vCPU: the trace is not in the order of time, or is several \
+             traces, and its exits may have notes of others",
+            summary.backwards
+        ));
+    }
     if summary.ticks {
         tell("its clock counts in a unit of its own, not in microseconds");
     }

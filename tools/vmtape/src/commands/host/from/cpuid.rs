@@ -1,7 +1,7 @@
 //! `cpuid -r` and `cpuid -1 -r`: leaves as numbers.
 
 use super::evidence::Evidence;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use vmtape_arch::{
     cpuid::{CPUID_FLAG_SIGNIFICANT_INDEX, CpuidEntry, find, maxphyaddr},
     host::Vendor,
@@ -19,31 +19,52 @@ pub fn is_one(text: &str) -> bool {
 }
 
 pub fn read(text: &str) -> Result<Evidence> {
-    let mut table: Vec<CpuidEntry> = Vec::new();
+    let mut tables: Vec<Vec<CpuidEntry>> = vec![Vec::new()];
     for found in text.lines().filter_map(entry) {
-        // The first processor stands for all.
-        if found.function == 0 && !table.is_empty() {
-            break;
+        if found.function == 0 && tables.last().is_none_or(|table| !table.is_empty()) {
+            tables.push(Vec::new());
         }
-        table.push(found);
+        tables.last_mut().into_iter().for_each(|table| table.push(found));
     }
-    let Some(first) = find(&table, 0, 0) else { anyhow::bail!("leaf 0 is missing") };
+    let mut processors = tables.iter().filter(|table| !table.is_empty()).map(|table| processor(table));
+    let mut evidence = processors.next().context("no leaf is in it")??;
+    let (mut unequal, mut cut) = (false, false);
+    for other in processors {
+        let Ok(other) = other else {
+            cut = true;
+            continue;
+        };
+        unequal |= (&other.features, other.phys_bits) != (&evidence.features, evidence.phys_bits);
+        evidence.and(&other);
+    }
+    if unequal {
+        evidence.remarks.push("its processors differ: what all of them have, and the narrowest".to_owned());
+    }
+    if cut {
+        evidence.remarks.push("a processor whose leaves are cut says nothing".to_owned());
+    }
+    Ok(evidence)
+}
+
+/// One processor's leaves.
+fn processor(table: &[CpuidEntry]) -> Result<Evidence> {
+    let Some(first) = find(table, 0, 0) else { anyhow::bail!("leaf 0 is missing") };
     let mut evidence = Evidence::of("cpuid -r");
     evidence.vendor = match first.ebx {
         ebx if AMD.contains(&ebx) => Some(Vendor::AMD),
         INTEL => Some(Vendor::INTEL),
         _ => None,
     };
-    ensure!(find(&table, 0x8000_0008, 0).is_some(), "leaf 0x80000008, which has the width, is missing");
-    evidence.phys_bits = Some(maxphyaddr(&table));
-    evidence.guest_phys_bits = Some(guest_phys_bits(&table)).filter(|bits| *bits != 0);
-    evidence.brand = brand(&table);
-    evidence.leaves(&table);
-    if let Some(svm) = find(&table, 0x8000_000a, 0) {
+    ensure!(find(table, 0x8000_0008, 0).is_some(), "leaf 0x80000008, which has the width, is missing");
+    evidence.phys_bits = Some(maxphyaddr(table));
+    evidence.guest_phys_bits = Some(guest_phys_bits(table)).filter(|bits| *bits != 0);
+    evidence.brand = brand(table);
+    evidence.leaves(table);
+    if let Some(svm) = find(table, 0x8000_000a, 0) {
         evidence.feature("decodeassists", svm.edx >> 7 & 1 != 0);
     }
     // See: APM vol. 3 E.4.17 Function 8000_001Fh, EBX[11:6] PhysAddrReduction
-    let taken = find(&table, 0x8000_001f, 0).map_or(0, |leaf| leaf.ebx >> 6 & 0x3f);
+    let taken = find(table, 0x8000_001f, 0).map_or(0, |leaf| leaf.ebx >> 6 & 0x3f);
     if taken != 0 {
         evidence
             .remarks

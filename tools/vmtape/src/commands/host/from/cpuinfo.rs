@@ -1,7 +1,7 @@
-//! /proc/cpuinfo. See: Linux arch/x86/kernel/cpu/proc.c show_cpuinfo()
+//! /proc/cpuinfo, and what `lscpu` makes of it. See: Linux arch/x86/kernel/cpu/proc.c show_cpuinfo()
 
-use super::evidence::Evidence;
-use anyhow::{Context, Result};
+use super::evidence::{Evidence, WIDTHS};
+use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use vmtape_arch::host::Vendor;
 
@@ -15,34 +15,78 @@ const SPELLED: [(&str, &str); 4] = [
 /// Features that the kernel knows and does not show.
 const HIDDEN: [&str; 2] = ["svme-addr-chk", "xsaves"];
 
+/// What only the kernels of other architectures print.
+/// See: Linux arch/{arm64,arm,powerpc,s390,riscv,loongarch}/kernel, show_cpuinfo() or c_show()
+const FOREIGN: [&str; 7] =
+    ["CPU implementer", "CPU architecture", "cpu", "# processors", "hart", "isa", "Loongson"];
+/// `lscpu`'s names of the fields that are read.
+const OF_LSCPU: [(&str, &str); 4] = [
+    ("Vendor ID", "vendor_id"),
+    ("Model name", "model name"),
+    ("Address sizes", "address sizes"),
+    ("Flags", "flags"),
+];
+
 pub fn is_one(text: &str) -> bool {
-    text.lines().any(|line| key(line) == Some("vendor_id"))
+    let fields = || text.lines().filter_map(field);
+    fields().any(|(key, _)| key == "vendor_id")
+        || fields().any(|(key, _)| key == "processor") && fields().any(|(key, _)| FOREIGN.contains(&key))
 }
 
-fn key(line: &str) -> Option<&str> {
-    line.split_once(':').map(|(key, _)| key.trim())
+/// A line's field, under the kernel's name.
+fn field(line: &str) -> Option<(&str, &str)> {
+    let (key, value) = line.split_once(':')?;
+    let (key, value) = (key.trim(), value.trim());
+    let known = OF_LSCPU.iter().find(|(lscpu, _)| *lscpu == key);
+    Some((known.map_or(key, |(_, kernel)| *kernel), value))
 }
 
-/// The fields of one processor.
-type Processor<'t> = BTreeMap<&'t str, &'t str>;
+/// The fields of one processor. A line that is no field goes on with the one before, which was too long for who passed it on.
+type Processor<'t> = BTreeMap<&'t str, Vec<&'t str>>;
 
 pub fn read(text: &str) -> Result<Evidence> {
-    // What is pasted may end within a processor.
-    let (whole, cut): (Vec<_>, Vec<_>) =
-        processors(text).into_iter().partition(|fields| fields.contains_key("flags"));
+    let foreign = text.lines().filter_map(field).find(|(key, _)| FOREIGN.contains(key));
+    ensure!(
+        foreign.is_none(),
+        "this /proc/cpuinfo is no x86 machine's: it has '{}'",
+        foreign.map_or("", |(key, _)| key)
+    );
+    // What is pasted may end within a processor, or within its flags: what is last in it and in no line of its own.
+    let ends_in_flags = !text.ends_with('\n')
+        && text.lines().rev().find_map(field).is_some_and(|(key, _)| matches!(key, "flags" | "vmx flags"));
+    let mut all = processors(text);
+    let mut cut = Vec::new();
+    if ends_in_flags && let Some(mut last) = all.pop() {
+        last.remove("flags");
+        cut.push(last);
+    }
+    let (whole, without): (Vec<_>, Vec<_>) = all.into_iter().partition(|fields| fields.contains_key("flags"));
+    cut.extend(without);
     let first = whole.first().or(cut.first()).context("no processor is in it")?;
     let mut evidence =
         Evidence { complete: !whole.is_empty(), hidden: &HIDDEN, ..Evidence::of("/proc/cpuinfo") };
     if !cut.is_empty() {
-        evidence.remarks.push("a processor without flags is cut, and says nothing of features".to_owned());
+        let told = "a processor that is cut in its flags, or before them, says nothing of features";
+        evidence.remarks.push(told.to_owned());
     }
-    evidence.vendor = match *first.get("vendor_id").unwrap_or(&"") {
-        "GenuineIntel" | "CentaurHauls" | "  Shanghai  " => Some(Vendor::INTEL),
+    let vendor = value(first, "vendor_id");
+    // Whose module runs there. See: KVM vmx/vmx.c vmx_cpu_id[], svm/svm.c svm_init()
+    evidence.vendor = match vendor.as_str() {
+        "GenuineIntel" | "CentaurHauls" | "Shanghai" => Some(Vendor::INTEL),
         "AuthenticAMD" | "HygonGenuine" => Some(Vendor::AMD),
         _ => None,
     };
-    evidence.brand = first.get("model name").map(|name| (*name).to_owned());
-    let widths: BTreeSet<u8> = whole.iter().chain(&cut).filter_map(width).collect();
+    if !matches!(vendor.as_str(), "GenuineIntel" | "AuthenticAMD" | "") {
+        let whose =
+            evidence.vendor.map_or("nobody's", |v| if v == Vendor::INTEL { "Intel's" } else { "AMD's" });
+        evidence.remarks.push(format!("a processor of {vendor}, taken for {whose}"));
+    }
+    evidence.brand = first.contains_key("model name").then(|| value(first, "model name"));
+    let told: BTreeSet<u8> = whole.iter().chain(&cut).filter_map(width).collect();
+    let widths: BTreeSet<u8> = told.iter().copied().filter(|width| WIDTHS.contains(width)).collect();
+    if let Some(width) = told.difference(&widths).next() {
+        evidence.remarks.push(format!("no processor has {width} address bits: not taken over"));
+    }
     evidence.phys_bits = widths.first().copied();
     let mut flags = words(first, "flags");
     let mut vmx = words(first, "vmx flags");
@@ -87,15 +131,24 @@ pub fn read(text: &str) -> Result<Evidence> {
 
 fn processors(text: &str) -> Vec<Processor<'_>> {
     let mut processors: Vec<Processor> = Vec::new();
+    let mut open = None;
     for line in text.lines() {
-        let Some((key, value)) = line.split_once(':') else { continue };
-        let (key, value) = (key.trim(), value.trim());
+        let Some((key, value)) = field(line) else {
+            let goes_on = open.filter(|_| !line.trim().is_empty());
+            if let Some((last, key)) = processors.last_mut().zip(goes_on) {
+                last.entry(key).or_default().push(line.trim());
+            } else {
+                open = None;
+            }
+            continue;
+        };
+        open = Some(key);
         let starts = key == "processor" || processors.last().is_none_or(|known| known.contains_key(key));
         if starts {
             processors.push(Processor::new());
         }
         if let Some(last) = processors.last_mut() {
-            last.insert(key, value);
+            last.insert(key, vec![value]);
         }
     }
     processors.retain(|fields| fields.contains_key("vendor_id") || fields.contains_key("flags"));
@@ -103,11 +156,16 @@ fn processors(text: &str) -> Vec<Processor<'_>> {
 }
 
 fn words<'t>(processor: &Processor<'t>, field: &str) -> BTreeSet<&'t str> {
-    processor.get(field).into_iter().flat_map(|text| text.split_whitespace()).collect()
+    let lines = processor.get(field).into_iter().flatten();
+    lines.flat_map(|text| text.split_whitespace()).collect()
+}
+
+fn value(processor: &Processor, field: &str) -> String {
+    processor.get(field).map_or_else(String::new, |lines| lines.join(" "))
 }
 
 fn width(processor: &Processor) -> Option<u8> {
-    processor.get("address sizes")?.split_whitespace().next()?.parse().ok()
+    value(processor, "address sizes").split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -130,5 +188,55 @@ mod tests {
             assert_eq!(cut, lines < 3, "{lines} lines");
         }
         assert!(!read("processor : 0\nvendor_id : AuthenticAMD\n").unwrap().complete);
+    }
+
+    /// Mails wrap long lines.
+    #[test]
+    fn a_line_that_was_wrapped_is_one() {
+        let wrapped = WHOLE.replace("fpu pku", "fpu\npku").replace("ept_ad apicv", "ept_ad\n  apicv");
+        assert_ne!(wrapped, WHOLE);
+        let (whole, wrapped) = (read(WHOLE).unwrap(), read(&wrapped).unwrap());
+        assert_eq!((wrapped.features, wrapped.apicv), (whole.features, Some(true)));
+    }
+
+    /// Flags that end with the text may go on.
+    #[test]
+    fn flags_that_are_cut_take_no_features() {
+        let at = WHOLE.find(" la57").unwrap();
+        let cut = read(&WHOLE[..at]).unwrap();
+        assert!(!cut.complete && cut.features.is_empty() && cut.host_levels.is_none());
+        let second = read(&format!("{WHOLE}{}", &WHOLE[..at])).unwrap();
+        assert_eq!(second.features, read(WHOLE).unwrap().features);
+    }
+
+    #[test]
+    fn widths_that_nobody_has_are_not_taken_over() {
+        let read = read(&WHOLE.replace("46 bits", "99 bits")).unwrap();
+        assert_eq!(read.phys_bits, None);
+        assert!(read.remarks.iter().any(|remark| remark.contains("99")));
+    }
+
+    #[test]
+    fn other_vendors_and_architectures() {
+        let shanghai = read(&WHOLE.replace("GenuineIntel", "  Shanghai  ")).unwrap();
+        assert_eq!(shanghai.vendor, Some(Vendor::INTEL));
+        assert!(shanghai.remarks.iter().any(|remark| remark.contains("Shanghai, taken for Intel's")));
+        for text in [
+            "processor\t: 0\nBogoMIPS\t: 50.00\nCPU implementer\t: 0x41\n",
+            "vendor_id       : IBM/S390\n# processors    : 4\nfeatures\t: esan3\n",
+            "processor\t: 0\ncpu\t\t: POWER9\n",
+        ] {
+            assert!(is_one(text));
+            assert!(read(text).unwrap_err().to_string().contains("no x86"), "{text}");
+        }
+    }
+
+    #[test]
+    fn lscpu_says_the_same() {
+        let lscpu = "Architecture:    x86_64\nAddress sizes:   46 bits physical, 57 bits virtual\n\
+                     Vendor ID:       GenuineIntel\nFlags:           fpu pku la57\nCaches (sum of all):\n";
+        assert!(is_one(lscpu));
+        let (read, whole) = (read(lscpu).unwrap(), read(WHOLE).unwrap());
+        assert_eq!((read.features, read.phys_bits, read.vendor), (whole.features, Some(46), whole.vendor));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use vmtape_arch::{
-    cpuid::CpuidEntry,
+    cpuid::{CpuidEntry, find},
     host::{Silicon, Vendor},
 };
 use vmtape_machine::{
@@ -13,6 +13,9 @@ use vmtape_replay::check::rules::has;
 
 /// What a VMM adds, and what has a key of its own in a passport.
 const NOT_LISTED: [&str; 3] = ["hypervisor", "tsc-deadline", "la57"];
+
+/// Address bits that processors have.
+pub const WIDTHS: std::ops::RangeInclusive<u8> = 32..=52;
 
 /// What was read. Names of features are QEMU's first ones.
 #[derive(Clone, Debug, Default)]
@@ -49,11 +52,26 @@ impl Evidence {
         self.features.insert(plain_name(name), on);
     }
 
-    /// Everything that whole leaves say.
+    /// Everything that whole leaves say. A leaf that is missing among those that the processor has says nothing.
     pub fn leaves(&mut self, table: &[CpuidEntry]) {
-        for feature in FEATURES {
+        let has_leaf = |leaf: u32| find(table, leaf & 0x8000_0000, 0).is_some_and(|first| leaf <= first.eax);
+        let untold = |feature: &Feature| {
+            has_leaf(feature.leaf)
+                && find(table, feature.leaf, feature.subleaf).is_none()
+                && feature.subleaf == 0
+        };
+        for feature in FEATURES.iter().filter(|feature| !untold(feature)) {
             self.feature(feature.name, has(table, feature));
         }
+    }
+
+    /// What another processor of the same machine has, too.
+    pub fn and(&mut self, other: &Self) {
+        for (name, on) in &mut self.features {
+            *on &= other.features.get(name).copied().unwrap_or(*on);
+        }
+        self.phys_bits = self.phys_bits.into_iter().chain(other.phys_bits).min();
+        self.guest_phys_bits = self.guest_phys_bits.into_iter().chain(other.guest_phys_bits).min();
     }
 
     /// Whether the feature is there; `None`: nobody tells.

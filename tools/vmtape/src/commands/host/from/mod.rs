@@ -46,7 +46,7 @@ const LARGEST: u64 = 16 << 20;
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let shown = args.file.display();
-    let text = read(&args.file)?;
+    let text = unquoted(&read(&args.file)?);
     let evidence = recognise(&text).with_context(|| shown.to_string())?;
     let Some(vendor) = evidence.vendor.or(args.vendor) else {
         return Err(usage(format!(
@@ -87,7 +87,16 @@ fn read(path: &Path) -> Result<String> {
         path.display(),
         LARGEST >> 20
     );
-    String::from_utf8(bytes).with_context(|| format!("{}: no text", path.display()))
+    files::decode(bytes).with_context(|| format!("{}: no text", path.display()))
+}
+
+/// A text without the `>` of a mail that quotes all of it.
+fn unquoted(text: &str) -> String {
+    let quoted = |line: &str| line.trim().is_empty() || line.starts_with('>');
+    if !text.starts_with('>') || !text.lines().all(quoted) {
+        return text.to_owned();
+    }
+    text.lines().map(|line| line.trim_start_matches(['>', ' ']).to_owned() + "\n").collect()
 }
 
 fn recognise(text: &str) -> Result<Evidence> {
@@ -225,6 +234,42 @@ mod tests {
         );
         assert_eq!(cloud.phys_bits_limit, Some(46));
         assert!(cloud.without.iter().any(|name| name == "amx-tile"));
+    }
+
+    #[test]
+    fn a_mail_may_quote_it() {
+        let quoted: String = CPUINFO.lines().map(|line| format!("> {line}\n")).collect();
+        assert_eq!(passport(&unquoted(&quoted)).0, passport(CPUINFO).0);
+        assert_eq!(unquoted("<a>\n"), "<a>\n");
+    }
+
+    /// Of several processors in `cpuid -r` the narrowest counts, and a leaf that is missing takes no features away.
+    #[test]
+    fn raw_leaves_of_unequal_processors() {
+        let cpu = |seven: &str, width: &str| {
+            let leaf = |number: &str, rest: &str| format!("   {number} 0x00: {rest}\n");
+            [
+                "CPU 0:\n".to_owned(),
+                leaf("0x00000000", "eax=0x00000010 ebx=0x756e6547 ecx=0x6c65746e edx=0x49656e69"),
+                leaf("0x00000001", "eax=0x00830f10 ebx=0x00100800 ecx=0x7ed8320b edx=0x178bfbff"),
+                seven.to_owned(),
+                leaf("0x80000000", "eax=0x80000008 ebx=0x00000000 ecx=0x00000000 edx=0x00000000"),
+                leaf("0x80000008", &format!("eax={width} ebx=0x00000000 ecx=0x00000000 edx=0x00000000")),
+            ]
+            .concat()
+        };
+        let seven = |ebx: &str| {
+            format!("   0x00000007 0x00: eax=0x00000000 ebx={ebx} ecx=0x00000004 edx=0x00000000\n")
+        };
+        let (with, without) = (seven("0x00000080"), seven("0x00000000"));
+        let lacks = |text: &str, name: &str| passport(text).0.without.iter().any(|n| n == name);
+        let both = cpu(&with, "0x0000302e") + &cpu(&without, "0x00003027");
+        assert!(!lacks(&cpu(&with, "0x0000302e"), "smep") && lacks(&both, "smep"));
+        let (narrow, remarks) = passport(&both);
+        assert_eq!(narrow.silicon.phys_bits, 39);
+        assert!(remarks.contains("differ"), "{remarks}");
+        let (_, remarks) = passport(&cpu("", "0x0000302e"));
+        assert!(!lacks(&cpu("", "0x0000302e"), "smep") && remarks.contains("smep"), "{remarks}");
     }
 
     /// Bits of a mask stay the host's.
