@@ -15,7 +15,7 @@ use vmtape_arch::{
     vcpu::{Activity, VcpuState},
 };
 use vmtape_cpu::{Stop, revision};
-use vmtape_traces::event::{End, EntryOutcome};
+use vmtape_traces::event::{End, EntryOutcome, RegisterChanges};
 
 impl Machine {
     /// An NMI of the host's that is due. True: the guest exits for it.
@@ -65,8 +65,10 @@ impl Machine {
             return Err(end);
         }
         self.services.tape.begin_entry(n, &vcpu.state);
-        let follows = self.services.tape.changes.begin_entry(n);
-        let before = (follows && self.services.tells_changes()).then_some(vcpu.state);
+        let told = self.services.tape.changes.begin_entry(n) && self.services.tells_changes();
+        if told {
+            self.services.tape.changes.begin(&vcpu.state);
+        }
         let resume = self.backend.enter(n, &mut vcpu.state, &mut self.services);
         self.services.is_right(answers::resume("enter", &resume, &vcpu.state));
         if let Some(wrong) = self.services.take_wrong() {
@@ -78,8 +80,8 @@ impl Machine {
             fed.entered = outcome;
         }
         self.services.after_backend(n, &mut vcpu.state, None);
-        if let Some(before) = before {
-            self.services.tape.changes.end_entry(n, &before, &vcpu.state);
+        if told {
+            self.services.tape.changes.end_entry(n, &vcpu.state);
         }
         if resume.kind == ResumeKind::RESUME && self.services.wants(NoteKind::ENTRY) {
             let rip = vcpu.state.rip;
@@ -110,7 +112,10 @@ impl Machine {
             cr8: own_cr8.then_some(vcpu.state.cr8),
             pat: vcpu.state.pat,
         };
-        let whole = self.services.tells_changes().then_some(vcpu.state);
+        let told = self.services.tells_changes();
+        if told {
+            self.services.tape.changes.begin(&vcpu.state);
+        }
         self.services.emulation.begin();
         self.services.to_userspace = false;
         (self.services.emulated, self.services.repeats) = (false, false);
@@ -131,11 +136,11 @@ impl Machine {
             self.services.outcomes.add(n, &vcpu.state);
         }
         self.services.outcomes.sample(n, &vcpu.state);
-        let changes = whole.map(|before| {
-            let emulation = &self.services.emulation;
-            self.services.tape.changes.of_handling(n, &exit, emulation, &before, &vcpu.state)
-        });
-        self.services.tape.end_exit(n, &resume, changes.unwrap_or_default());
+        let changes = match told {
+            true => self.services.tape.changes.of_handling(n, &exit, &self.services.emulation, &vcpu.state),
+            false => RegisterChanges::NONE,
+        };
+        self.services.tape.end_exit(n, &resume, changes);
         vcpu.needs_entry = true;
         let completed = self.services.to_userspace && vcpu.state.rip != before.rip;
         self.uncompleted = completed.then_some(Uncompleted {
