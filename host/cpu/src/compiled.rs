@@ -14,7 +14,7 @@ use crate::{
     tlb::Geometry,
 };
 use vmtape_arch::vcpu::seg;
-use vmtape_jit::{BlockId, Changes, Compiler, Exit, Guest, Link, Refused, Tag};
+use vmtape_jit::{BlockId, Changes, Compiler, Entry, Exit, Guest, Link, Miss, Refused, Tag};
 
 /// How often a block is interpreted before it is compiled.
 const HOT: u8 = 16;
@@ -173,7 +173,9 @@ fn run(
     compiled.entered += 1;
     let mut budget = i64::try_from(left).unwrap_or(i64::MAX);
     let until = until.min(core.state.icount + budget as u64);
-    let mut at = 0;
+    let mut at = Entry::At(0);
+    // Where an access has missed, and with which budget: an instruction with two of them is not entered again for ever.
+    let mut missed = None;
     core.leave = Leave::No;
     core.outcome = false;
     loop {
@@ -182,7 +184,7 @@ fn run(
         if compiled.counts {
             core.ram.set_changes(changes);
         }
-        match exit {
+        let (block, from, miss) = match exit {
             Exit::Left { rip, link } => {
                 (core.state.rip, core.next_rip) = (rip, rip);
                 core.state.icount = until - budget as u64;
@@ -199,21 +201,37 @@ fn run(
                     interpret(core, insns, &place.block, budget as u64)
                 };
             }
-            Exit::Handler { block, at: from } => {
-                let place = &compiled.places[block.0 as usize];
-                let rest = u64::from(place.block.len) - from as u64;
-                core.state.icount = until - (budget as u64 + rest);
-                let (compiler, tags) = (&compiled.compiler, &mut compiled.tags);
-                let resumes = |core: &Core<'_>, at| {
-                    compiler.resumes(block, from + at) && (tag == Tags::NONE || tags.current(core) == tag)
-                };
-                let remaining = &insns[place.block.start as usize..][from..place.block.len as usize];
-                let rip = place.rip.wrapping_add(u64::from(place.offsets[from]));
-                let Some(next) = handle(core, remaining, rip, resumes)? else { return Ok(()) };
-                (id, at) = (block, from + next);
-            }
+            Exit::Handler { block, at } => (block, at, None),
+            Exit::Miss { block, at, miss } => (block, at, Some(miss)),
+        };
+        let place = &compiled.places[block.0 as usize];
+        let rest = u64::from(place.block.len) - from as u64;
+        core.state.icount = until - (budget as u64 + rest);
+        let remaining = &insns[place.block.start as usize..][from..place.block.len as usize];
+        let rip = place.rip.wrapping_add(u64::from(place.offsets[from]));
+        let (compiler, tags) = (&compiled.compiler, &mut compiled.tags);
+        let mut goes_on = |core: &Core<'_>| tag == Tags::NONE || tags.current(core) == tag;
+        if let Some(miss) = miss
+            && missed.replace((block, from, budget)) != Some((block, from, budget))
+            && refill(core, &remaining[0], rip, &miss)?
+            && goes_on(core)
+        {
+            (id, at) = (block, Entry::Again(from));
+            continue;
         }
+        let resumes = |core: &Core<'_>, at| compiler.resumes(block, from + at) && goes_on(core);
+        let next = handle(core, remaining, rip, resumes);
+        core.ahead = None;
+        let Some(next) = next? else { return Ok(()) };
+        (id, at) = (block, Entry::At(from + next));
     }
+}
+
+/// Lets an instruction that misses a page have it: see [`Core::refill`].
+fn refill(core: &mut Core<'_>, insn: &Insn, rip: u64, miss: &Miss) -> Result<bool, Interrupted> {
+    core.state.rip = rip;
+    core.next_rip = rip.wrapping_add(u64::from(insn.len));
+    core.refill(miss)
 }
 
 fn guest<'a>(core: &'a mut Core<'_>, until: u64, sum: &'a mut u128) -> Guest<'a> {

@@ -3,6 +3,7 @@
 use crate::{
     env::{Decision, Env, Interrupted},
     insn::Insn,
+    mem::Ahead,
     ram::Ram,
     system::model::Model,
     tlb::{Context, Tlb},
@@ -68,6 +69,8 @@ pub struct Core<'a> {
     pub(crate) mode: u8,
     /// KVM's emulator: nothing is cached, and exceptions are returned rather than delivered.
     pub(crate) emulating: bool,
+    /// What the current instruction's handler need not ask for again.
+    pub(crate) ahead: Option<Ahead>,
     /// It leaves the rest of an instruction that repeats to the guest: see [`Env::leaves_repeat`].
     pub(crate) repeats: bool,
     /// Events delivered since the instruction count last changed, and that count.
@@ -109,6 +112,7 @@ impl<'a> Core<'a> {
             check_events: true,
             mode: 0,
             emulating: false,
+            ahead: None,
             repeats: false,
             deliveries: (0, 0),
             single_step: false,

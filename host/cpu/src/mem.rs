@@ -17,6 +17,7 @@ use vmtape_arch::{
     sensitive::{Sensitive, SensitiveKind},
     vcpu::seg,
 };
+use vmtape_jit::{Miss, Use};
 
 /// Whose access it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,15 @@ struct Place {
     /// Host physical for RAM, guest physical otherwise.
     address: u64,
     kind: MappingKind,
+}
+
+/// What compiled code has asked for ahead of the handler that is about to access it: a place that no TLB keeps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ahead {
+    gva: u64,
+    len: usize,
+    kind: AccessKind,
+    place: Place,
 }
 
 /// A byte range that has been translated, on up to two pages.
@@ -291,6 +301,47 @@ impl Core<'_> {
         {
             return Ok(Place { address: hpa, kind: MappingKind::RAM });
         }
+        if let Some(ahead) =
+            self.ahead.take_if(|ahead| (ahead.gva, ahead.len, ahead.kind) == (gva, len, kind))
+        {
+            return Ok(ahead.place);
+        }
+        self.ask(context, gva, len, kind, how)
+    }
+
+    /// Brings the page of an access that compiled code misses into the first level of the TLB. True: it is there, and the access can
+    /// be made. Else it is the handler's, for which nothing has happened yet that does not happen once.
+    pub(crate) fn refill(&mut self, miss: &Miss) -> Result<bool, Interrupted> {
+        let (gva, len) = (miss.gva, usize::from(miss.size));
+        let kind = if miss.to == Use::Read { AccessKind::READ } else { AccessKind::WRITE };
+        let crosses = gva % PAGE_SIZE + len as u64 > PAGE_SIZE;
+        if self.fast_context == Context::Slow || crosses || !self.is_canonical(gva) {
+            return Ok(false);
+        }
+        if self.known(self.context, gva, kind).is_none() {
+            if !miss.exact || miss.to == Use::Modify && self.model.rmw_reads_first {
+                return Ok(false);
+            }
+            let place = self.ask(self.context, gva, len, kind, Privilege::Current)?;
+            if place.kind != MappingKind::RAM {
+                self.ahead = Some(Ahead { gva, len, kind, place });
+                return Ok(false);
+            }
+        }
+        Ok(self.tlb.lookup(self.fast_context, gva, len as u64, kind).is_some())
+    }
+
+    /// Asks the environment for a translation.
+    fn ask(
+        &mut self,
+        context: Context,
+        gva: u64,
+        len: usize,
+        kind: AccessKind,
+        how: Privilege,
+    ) -> Result<Place, Interrupted> {
+        let implicit = how == Privilege::Implicit;
+        let user = self.state.cpl == 3 && !implicit;
         let delivering = self.state.delivering;
         let access = Access {
             gva,

@@ -316,21 +316,22 @@ impl Ram {
             let at = n * WORD;
             let mut after = [0; WORD];
             fill(at, &mut after);
-            let before = std::array::from_fn(|n| word[n].get());
+            // Not looked at needlessly: a store need not wait for the line.
+            if counted {
+                let before = std::array::from_fn(|n| word[n].get());
+                self.pages.changes.add(place + at as u64, before, after, icount);
+            }
             for (to, from) in word.iter().zip(after) {
                 to.set(from);
-            }
-            if counted {
-                self.pages.changes.add(place + at as u64, before, after, icount);
             }
         }
         let (at, mut after) = (words.len() * WORD, [0; WORD]);
         fill(at, &mut after[..rest.len()]);
         for ((n, to), from) in rest.iter().enumerate().zip(after) {
-            let before = to.replace(from);
             if counted {
-                self.pages.changes.add(place + (at + n) as u64, [before], [from], icount);
+                self.pages.changes.add(place + (at + n) as u64, [to.get()], [from], icount);
             }
+            to.set(from);
         }
         true
     }

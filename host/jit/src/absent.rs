@@ -1,6 +1,6 @@
 //! Hosts for which nothing is compiled.
 
-use crate::interface::{BlockId, Exit, Guest, Link, Refused, Tag};
+use crate::interface::{BlockId, Entry, Exit, Guest, Link, Refused, Tag};
 use iced_x86::Instruction;
 use std::convert::Infallible;
 
@@ -35,7 +35,7 @@ impl Compiler {
     pub fn run(
         &mut self,
         _block: BlockId,
-        _at: usize,
+        _at: Entry,
         _guest: Guest<'_>,
         _tag: Tag,
         _budget: &mut i64,

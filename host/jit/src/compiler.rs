@@ -2,7 +2,7 @@
 
 use crate::{
     enter::{self, Gate},
-    interface::{BlockId, Exit, Guest, Link, Refused, Tag, WIDEST},
+    interface::{BlockId, Entry, Exit, Guest, Link, Refused, Tag, WIDEST},
     links::Links,
     memory::CodeMemory,
     translate::{self, Leaving},
@@ -14,6 +14,8 @@ struct Compiled {
     entry: u64,
     /// For each instruction, where the code goes on with it after the interpreter has executed the one before.
     resume: Box<[Option<u64>]>,
+    /// For each instruction, where it is entered again.
+    retry: Box<[Option<u64>]>,
 }
 
 /// The compiler of one virtual processor, and all code that it has made.
@@ -70,31 +72,36 @@ impl Compiler {
         };
         let links = self.links.slots.len() + code.links as usize;
         self.links.slots.resize(links, Default::default());
-        let resume = code.resume.iter().map(|at| at.map(|at| entry + at as u64)).collect();
-        self.blocks.push(Compiled { entry, resume });
+        let places =
+            |offsets: &[Option<usize>]| offsets.iter().map(|at| at.map(|at| entry + at as u64)).collect();
+        self.blocks.push(Compiled { entry, resume: places(&code.resume), retry: places(&code.retry) });
         Ok(BlockId(id))
     }
 
     /// Whether [`Compiler::run`] can begin with this instruction of a block.
     pub fn resumes(&self, block: BlockId, at: usize) -> bool {
-        self.address(block, at).is_some()
+        self.address(block, Entry::At(at)).is_some()
     }
 
-    fn address(&self, block: BlockId, at: usize) -> Option<u64> {
+    fn address(&self, block: BlockId, at: Entry) -> Option<u64> {
         let block = self.blocks.get(block.0 as usize)?;
-        if at == 0 { Some(block.entry) } else { *block.resume.get(at)? }
+        match at {
+            Entry::At(0) => Some(block.entry),
+            Entry::At(at) => *block.resume.get(at)?,
+            Entry::Again(at) => *block.retry.get(at)?,
+        }
     }
 
     /// From now on a way out leads straight to a block, as long as the tag holds.
     pub fn link(&mut self, link: Link, tag: Tag, to: BlockId) {
-        if let Some(code) = self.address(to, 0) {
+        if let Some(code) = self.address(to, Entry::At(0)) {
             self.links.set(link, tag, code);
         }
     }
 
     /// From now on indirect branches find a block, as long as the tag holds.
     pub fn announce(&mut self, rip: u64, tag: Tag, block: BlockId) {
-        if let Some(code) = self.address(block, 0) {
+        if let Some(code) = self.address(block, Entry::At(0)) {
             self.links.announce(rip, tag, code);
         }
     }
@@ -102,15 +109,19 @@ impl Compiler {
     /// Runs a block from an instruction on, of which [`Compiler::resumes`] is true, and what follows.
     ///
     /// `budget` is how many instructions may still begin, less those of this block unless it is begun anew; and so it is after it.
-    pub fn run(&mut self, block: BlockId, at: usize, guest: Guest<'_>, tag: Tag, budget: &mut i64) -> Exit {
+    pub fn run(&mut self, block: BlockId, at: Entry, guest: Guest<'_>, tag: Tag, budget: &mut i64) -> Exit {
         let code = self.address(block, at).filter(|_| guest.ram.len() >= WIDEST);
         let Some(code) = code else {
-            return if at == 0 { Exit::Budget { block } } else { Exit::Handler { block, at } };
+            return match at {
+                Entry::At(0) => Exit::Budget { block },
+                Entry::At(at) | Entry::Again(at) => Exit::Handler { block, at },
+            };
         };
         let left = enter::enter(self.gate, code, &self.links, guest, tag, budget);
         match translate::leaving(left.code) {
             Leaving::Link(link) => Exit::Left { rip: left.rip, link: Link(link) },
             Leaving::Handler(block, at) => Exit::Handler { block: BlockId(block), at },
+            Leaving::Miss(block, at) => Exit::Miss { block: BlockId(block), at, miss: left.miss },
             Leaving::Budget(block) => Exit::Budget { block: BlockId(block) },
         }
     }

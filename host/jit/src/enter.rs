@@ -10,8 +10,8 @@
 // - it keeps the callee-saved registers, the stack pointer and MXCSR, and calls nothing.
 
 use crate::{
-    frame::{BIAS, BUDGET, FLOATS, Frame, HOST_MXCSR, MXCSR, in_host, pack_flags, unpack_flags},
-    interface::{Guest, Tag, WIDEST},
+    frame::{BIAS, BUDGET, FLOATS, Frame, HOST_MXCSR, MXCSR, in_host, pack_flags, unpack_flags, unpack_miss},
+    interface::{Guest, Miss, Tag, WIDEST},
     links::Links,
 };
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
@@ -68,10 +68,12 @@ pub(crate) fn gate() -> Option<(Vec<u8>, u64)> {
     ops.finalize().ok().map(|code| (code, exit))
 }
 
-/// How compiled code came back: the value in its EAX, and the RIP that it has set where it left for another block.
+/// How compiled code came back: the value in its EAX, the RIP that it has set where it left for another block, and the access that it
+/// has missed if it did.
 pub(crate) struct Left {
     pub(crate) code: u32,
     pub(crate) rip: u64,
+    pub(crate) miss: Miss,
 }
 
 /// Runs compiled code from an address on.
@@ -110,6 +112,8 @@ pub(crate) fn enter(
         host_mxcsr: 0,
         floats: 0,
         sse: guest.sse.into(),
+        missed: 0,
+        miss: 0,
         changes: [counted.0 as u64, (counted.0 >> u64::BITS) as u64],
         until: counted.1,
         ram_start: counted.2,
@@ -130,7 +134,7 @@ pub(crate) fn enter(
     if let Some(changes) = &mut changes {
         *changes.sum = u128::from(frame.changes[0]) | u128::from(frame.changes[1]) << u64::BITS;
     }
-    Left { code: code as u32, rip: frame.rip }
+    Left { code: code as u32, rip: frame.rip, miss: unpack_miss(frame.missed, frame.miss) }
 }
 
 /// A copy of registers that were written a moment ago. A wider load than the stores would wait until they are in the cache, behind

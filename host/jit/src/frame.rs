@@ -4,7 +4,7 @@
 //! RAX, R14 and R15 are scratch, R13 counts the budget down. RCX and RDX are their own homes, so that shifts by CL and
 //! products need no moves. XMM registers stay where the guest has them.
 
-use crate::interface::TlbEntry;
+use crate::interface::{Miss, TlbEntry, Use};
 use crate::links::{Slot, Target};
 use std::mem::offset_of;
 
@@ -51,6 +51,9 @@ pub(crate) struct Frame {
     pub(crate) floats: u32,
     /// The guest may execute SSE.
     pub(crate) sse: u32,
+    /// The linear address of an access that has missed, and what is [`packed`] of it.
+    pub(crate) missed: u64,
+    pub(crate) miss: u32,
     /// Where changes of memory are counted: their sum, the instruction count at which the budget is used up, where memory begins.
     pub(crate) changes: [u64; 2],
     pub(crate) until: u64,
@@ -95,6 +98,8 @@ pub(crate) const MXCSR: i32 = far(offset_of!(Frame, mxcsr));
 pub(crate) const HOST_MXCSR: i32 = far(offset_of!(Frame, host_mxcsr));
 pub(crate) const FLOATS: i32 = far(offset_of!(Frame, floats));
 pub(crate) const SSE: i32 = far(offset_of!(Frame, sse));
+pub(crate) const MISSED: i32 = far(offset_of!(Frame, missed));
+pub(crate) const MISS: i32 = far(offset_of!(Frame, miss));
 pub(crate) const CHANGES: i32 = far(offset_of!(Frame, changes));
 pub(crate) const CHANGES_HIGH: i32 = CHANGES + size_of::<u64>() as i32;
 pub(crate) const UNTIL: i32 = far(offset_of!(Frame, until));
@@ -133,6 +138,24 @@ pub(crate) fn in_host() -> impl Iterator<Item = (i8, u8)> {
         Home::Host(host) => Some((displacement(usize::from(register) * 8), host)),
         Home::Frame(_) => None,
     })
+}
+
+const TO_SHIFT: u32 = 8;
+const EXACT_SHIFT: u32 = 16;
+
+/// What is known of an access when it is compiled.
+pub(crate) fn packed(size: u8, to: Use, exact: bool) -> u32 {
+    u32::from(size) | (to as u32) << TO_SHIFT | u32::from(exact) << EXACT_SHIFT
+}
+
+/// An access out of the frame.
+pub(crate) fn unpack_miss(gva: u64, packed: u32) -> Miss {
+    let to = match (packed >> TO_SHIFT) as u8 {
+        0 => Use::Read,
+        1 => Use::Write,
+        _ => Use::Modify,
+    };
+    Miss { gva, size: packed as u8, to, exact: packed >> EXACT_SHIFT != 0 }
 }
 
 /// Status flags in the frame's form.

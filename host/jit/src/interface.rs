@@ -66,6 +66,34 @@ pub struct Guest<'a> {
     pub changes: Option<Changes<'a>>,
 }
 
+/// What an instruction does with its operand in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    Read,
+    Write,
+    /// It reads it and writes it.
+    Modify,
+}
+
+/// An access whose page the table does not have, or not for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Miss {
+    pub gva: u64,
+    pub size: u8,
+    pub to: Use,
+    /// The instruction's handler would make this very access, and none before it that can miss.
+    pub exact: bool,
+}
+
+/// Where in a block compiled code is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// At an instruction, the one before it being the interpreter's; zero is the beginning.
+    At(usize),
+    /// At an instruction that has come back with a [`Miss`].
+    Again(usize),
+}
+
 /// Why compiled code came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -74,6 +102,8 @@ pub enum Exit {
     /// An instruction of a block, by its number, is the interpreter's. It has had no effect, and the budget is less by all of the
     /// block.
     Handler { block: BlockId, at: usize },
+    /// An instruction of a block, as in [`Exit::Handler`], misses a page. It may be entered [`Entry::Again`].
+    Miss { block: BlockId, at: usize, miss: Miss },
     /// The block is longer than the budget. None of it was executed.
     Budget { block: BlockId },
 }

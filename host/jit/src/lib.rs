@@ -31,5 +31,6 @@ pub use absent::Compiler;
 #[cfg(all(target_arch = "x86_64", unix))]
 pub use compiler::Compiler;
 pub use interface::{
-    BlockId, Changes, Exit, Guest, Link, Refused, TLB_ENTRIES, Tag, TlbEntry, WEIGHTS, WIDEST,
+    BlockId, Changes, Entry, Exit, Guest, Link, Miss, Refused, TLB_ENTRIES, Tag, TlbEntry, Use, WEIGHTS,
+    WIDEST,
 };

@@ -21,6 +21,8 @@ pub enum Geometry {
 }
 
 const SETS: usize = 1024;
+/// Of a set, unless it has one page only.
+const WAYS: usize = 8;
 const CONTEXTS: usize = 3;
 
 impl Geometry {
@@ -34,7 +36,7 @@ impl Geometry {
     const fn ways(self) -> usize {
         match self {
             Self::DirectMapped => 1,
-            Self::SetAssociative => 8,
+            Self::SetAssociative => WAYS,
         }
     }
 
@@ -141,7 +143,10 @@ fn untag(tag: u64) -> (Context, u64) {
 /// The first of a set's ways of which something is true. All are looked at, which is faster than to stop.
 #[inline(always)]
 fn first(tags: &[u64], is: impl Fn(u64) -> bool) -> Option<usize> {
-    let found = (0..).zip(tags).fold(0u32, |found, (way, tag)| found | u32::from(is(*tag)) << way);
+    let found = match <&[u64; WAYS]>::try_from(tags) {
+        Ok(tags) => (0..WAYS).fold(0u32, |found, way| found | u32::from(is(tags[way])) << way),
+        Err(_) => tags.first().is_some_and(|tag| is(*tag)).into(),
+    };
     (found != 0).then(|| found.trailing_zeros() as usize)
 }
 

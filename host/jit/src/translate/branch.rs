@@ -3,6 +3,7 @@
 use super::code::Code;
 use crate::{
     frame::{Home, NEXT, RSP_HOME, TAG, TARGETS as TARGETS_AT, home, host},
+    interface::Use,
     links::{TARGETS, Target},
 };
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
@@ -60,11 +61,13 @@ pub(super) fn emit(code: &mut Code, i: &Instruction, branch: Branch) {
         Branch::Jump => code.leave_to(i.near_branch64()),
         Branch::Call => {
             code.give_up_flags();
+            code.retry_here();
             push_return(code, i);
             code.leave_to(i.near_branch64());
         }
         Branch::JumpTo => {
             code.give_up_flags();
+            code.retry_here();
             target_operand(code, i);
             find_target(code);
             code.return_budget();
@@ -72,6 +75,7 @@ pub(super) fn emit(code: &mut Code, i: &Instruction, branch: Branch) {
         }
         Branch::CallTo => {
             code.give_up_flags();
+            code.retry_here();
             target_operand(code, i);
             find_target(code);
             dynasm!(code.ops
@@ -85,8 +89,9 @@ pub(super) fn emit(code: &mut Code, i: &Instruction, branch: Branch) {
         }
         Branch::Return(more) => {
             code.give_up_flags();
+            code.retry_here();
             dynasm!(code.ops ; .arch x64 ; mov r14, Rq(RSP_HOME));
-            let slow = code.translate_address(8, false);
+            let slow = code.translate_address(8, Use::Read);
             dynasm!(code.ops ; .arch x64 ; mov r15, [r14]);
             code.never_rejoin(slow);
             find_target(code);
@@ -111,7 +116,7 @@ fn target_operand(code: &mut Code, i: &Instruction) {
         return;
     }
     code.address(i);
-    let slow = code.translate_address(8, false);
+    let slow = code.translate_address(8, Use::Read);
     dynasm!(code.ops ; .arch x64 ; mov r15, [r14]);
     code.never_rejoin(slow);
 }
@@ -148,7 +153,7 @@ fn find_target(code: &mut Code) {
 fn push_return(code: &mut Code, i: &Instruction) {
     let back = code.next_rip(i);
     dynasm!(code.ops ; .arch x64 ; lea r14, [Rq(RSP_HOME) - 8]);
-    let slow = code.translate_address(8, true);
+    let slow = code.translate_address(8, Use::Write);
     match i32::try_from(back as i64) {
         Ok(back) => dynasm!(code.ops ; .arch x64 ; mov QWORD [r14], back),
         Err(_) => {

@@ -2,7 +2,8 @@
 
 use super::state::{Flags, Producer};
 use crate::{
-    frame::{EXIT, Home, RIP, SLOTS, TAG, home, host},
+    frame::{EXIT, Home, MISS as MISS_AT, MISSED, RIP, SLOTS, TAG, home, host, packed},
+    interface::Use,
     links::Slot,
 };
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
@@ -14,6 +15,8 @@ pub(crate) enum Leaving {
     Link(u32),
     /// Block and instruction.
     Handler(u32, usize),
+    /// The same.
+    Miss(u32, usize),
     /// Block.
     Budget(u32),
 }
@@ -23,6 +26,7 @@ const INSN_BITS: u32 = 5;
 const LINK: u32 = 0;
 const HANDLER: u32 = 1;
 const BUDGET: u32 = 2;
+const MISS: u32 = 3;
 
 pub(crate) fn leaving(code: u32) -> Leaving {
     let number = code >> KIND_BITS;
@@ -30,6 +34,7 @@ pub(crate) fn leaving(code: u32) -> Leaving {
     match code % (1 << KIND_BITS) {
         LINK => Leaving::Link(number),
         HANDLER => Leaving::Handler(block, insn),
+        MISS => Leaving::Miss(block, insn),
         _ => Leaving::Budget(block),
     }
 }
@@ -39,6 +44,8 @@ pub(crate) struct Translation {
     pub(crate) bytes: Vec<u8>,
     /// Where it goes on with each instruction after the interpreter has executed the one before.
     pub(crate) resume: Vec<Option<usize>>,
+    /// Where each instruction is entered again.
+    pub(crate) retry: Vec<Option<usize>>,
     /// Ways out that were numbered.
     pub(crate) links: u32,
 }
@@ -47,6 +54,8 @@ pub(crate) struct Translation {
 enum Stub {
     /// An access is the interpreter's; behind it the code goes on at `back`, if at all, with flags loaded if it counts on that.
     Slow { label: DynamicLabel, insn: usize, back: Option<DynamicLabel>, loads_flags: bool },
+    /// An access misses its page; what is [`packed`] of it.
+    Miss { label: DynamicLabel, insn: usize, packed: u32 },
     /// A branch that was taken.
     Taken { label: DynamicLabel, insn: usize, target: u64, save: Option<Producer> },
 }
@@ -68,6 +77,7 @@ pub(crate) struct Code {
     /// Changes of memory are counted.
     pub(super) counts: bool,
     resume: Vec<Option<DynamicLabel>>,
+    retry: Vec<Option<DynamicLabel>>,
     pub(super) flags: Flags,
     /// The current instruction: its number, its address, and whether anybody may want the status flags before and after it.
     insn: usize,
@@ -94,6 +104,7 @@ impl Code {
             knows_sse: false,
             counts,
             resume: vec![None; len + 1],
+            retry: vec![None; len],
             flags: Flags::in_frame(),
             insn: 0,
             rip: start,
@@ -125,6 +136,20 @@ impl Code {
         dynasm!(self.ops ; .arch x64 ; =>label);
         self.resume[self.insn + 1] = Some(label);
         self.forget_flags();
+    }
+
+    /// The current instruction is entered again here, with its flags in the frame.
+    pub(super) fn retry_here(&mut self) {
+        let label = self.ops.new_dynamic_label();
+        dynasm!(self.ops ; .arch x64 ; =>label);
+        self.retry[self.insn] = Some(label);
+    }
+
+    /// A label for where an access misses the page of the linear address in R14.
+    pub(super) fn miss(&mut self, size: u8, to: Use, exact: bool) -> DynamicLabel {
+        let label = self.ops.new_dynamic_label();
+        self.stubs.push(Stub::Miss { label, insn: self.insn, packed: packed(size, to, exact) });
+        label
     }
 
     /// Instructions from the current one on, which the budget has less already.
@@ -270,8 +295,9 @@ impl Code {
             label.and_then(|label| labels.resolve_dynamic(label).ok()).map(|offset| offset.0)
         };
         let resume = self.resume.iter().map(offset).collect();
+        let retry = self.retry.iter().map(offset).collect();
         let bytes = self.ops.finalize().ok()?;
-        Some(Translation { bytes, resume, links: self.links })
+        Some(Translation { bytes, resume, retry, links: self.links })
     }
 
     fn stub(&mut self, stub: Stub) {
@@ -288,6 +314,15 @@ impl Code {
                     dynasm!(self.ops ; .arch x64 ; jmp =>back);
                     self.resume[insn + 1] = Some(resume);
                 }
+            }
+            Stub::Miss { label, insn, packed } => {
+                dynasm!(self.ops
+                    ; .arch x64
+                    ; =>label
+                    ; mov [rbp + MISSED], r14
+                    ; mov DWORD [rbp + MISS_AT], packed as i32
+                );
+                self.leave_with(MISS, self.id << INSN_BITS | insn as u32);
             }
             Stub::Taken { label, insn, target, save } => {
                 dynasm!(self.ops ; .arch x64 ; =>label);

@@ -3,9 +3,9 @@
 use super::code::{Code, SlowPath};
 use crate::{
     frame::{FS_BASE, GS_BASE, Home, RAM, RAM_LAST, READ_EPOCH, TLB, WRITE_EPOCH, home, host},
-    interface::{TLB_ENTRIES, TlbEntry},
+    interface::{TLB_ENTRIES, TlbEntry, Use},
 };
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, Register};
 use std::mem::offset_of;
 
@@ -77,14 +77,16 @@ impl Code {
 
     /// From the linear address of `size` bytes in R14 to the host's own, if the table allows the access. Destroys RAX, R15 and
     /// flags.
-    pub(super) fn translate_address(&mut self, size: u8, writes: bool) -> SlowPath {
+    pub(super) fn translate_address(&mut self, size: u8, to: Use) -> SlowPath {
         let slow = self.slow_path();
-        self.translate_to(&slow, size, writes);
+        let miss = self.miss(size, to, true);
+        self.translate_to(&slow, miss, size, to != Use::Read);
         slow
     }
 
-    /// As [`Code::translate_address`], to be followed by [`Code::count_after`] if it writes, with another's way to the interpreter.
-    pub(super) fn translate_to(&mut self, slow: &SlowPath, size: u8, writes: bool) {
+    /// As [`Code::translate_address`], to be followed by [`Code::count_after`] if it writes, with another's way to the interpreter and where
+    /// it is left without its page.
+    pub(super) fn translate_to(&mut self, slow: &SlowPath, miss: DynamicLabel, size: u8, writes: bool) {
         if writes {
             self.count_within_words(slow, size);
         }
@@ -101,7 +103,7 @@ impl Code {
             ; and rax, -(1i32 << PAGE_SHIFT)
             ; or rax, [BYTE rbp + epoch]
             ; cmp rax, [BYTE r15 + tag]
-            ; jne =>label
+            ; jne =>miss
             ; add r14, [BYTE r15 + ADDEND]
             ; cmp r14, [BYTE rbp + RAM_LAST]
             ; ja =>label

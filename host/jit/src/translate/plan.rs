@@ -5,9 +5,12 @@ use super::{
     effect::{Effect, has_memory},
     state::Producer,
 };
-use crate::frame::{Home, OVERFLOW, RAX_HOME, home, host};
+use crate::{
+    frame::{Home, OVERFLOW, RAX_HOME, home, host},
+    interface::Use,
+};
 use dynasmrt::{DynasmApi, dynasm};
-use iced_x86::{Encoder, Instruction, MemoryOperand, Mnemonic, OpKind, Register};
+use iced_x86::{ConditionCode, Encoder, Instruction, MemoryOperand, Mnemonic, OpKind, Register};
 
 const RAX: u8 = 0;
 
@@ -127,6 +130,11 @@ fn changes(i: &Instruction, n: u32) -> bool {
     }
 }
 
+/// SETcc.
+fn is_set(i: &Instruction) -> bool {
+    i.condition_code() != ConditionCode::None
+}
+
 /// The number of a general register, and that of the whole one. High bytes have none.
 fn number(register: Register) -> Option<(u8, u8)> {
     use Register::{AH, BH, CH, DH};
@@ -187,8 +195,14 @@ pub(super) fn emit(code: &mut Code, i: &Instruction, plan: &Plan, effect: Effect
     let writes = has_memory(i) && i.op0_kind() == OpKind::Memory && changes(i, 0);
     let slow = if has_memory(i) {
         code.give_up_flags();
+        code.retry_here();
         code.address(i);
-        Some(code.translate_address(size, writes))
+        let to = match (writes, i.mnemonic() == Mnemonic::Mov || i.op_count() == 1 && is_set(i)) {
+            (false, _) => Use::Read,
+            (true, true) => Use::Write,
+            (true, false) => Use::Modify,
+        };
+        Some(code.translate_address(size, to))
     } else {
         None
     };

@@ -12,7 +12,10 @@ use super::{
     sse_forms::{self, Class},
     state::Producer,
 };
-use crate::frame::{FLOATS, HOST_MXCSR, Home, MXCSR, SSE, XMM, home, host};
+use crate::{
+    frame::{FLOATS, HOST_MXCSR, Home, MXCSR, SSE, XMM, home, host},
+    interface::Use,
+};
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Encoder, Instruction, MemoryOperand, OpKind, Register};
 
@@ -121,6 +124,7 @@ fn memory(i: &Instruction) -> Option<Memory> {
 
 pub(super) fn emit(code: &mut Code, i: &Instruction, sse: &Sse) {
     code.give_up_flags();
+    code.retry_here();
     let slow = code.slow_path();
     code.need_sse(&slow);
     if sse.memory != Memory::None {
@@ -128,13 +132,13 @@ pub(super) fn emit(code: &mut Code, i: &Instruction, sse: &Sse) {
     }
     match sse.memory {
         Memory::None => {}
-        Memory::Inside { size, writes } => code.translate_to(&slow, size, writes),
+        Memory::Inside { size, writes } => translate(code, &slow, size, writes),
         Memory::Whole { aligned, writes } => {
             if aligned {
                 let label = slow.label;
                 dynasm!(code.ops ; .arch x64 ; test r14d, (WIDTH - 1) as i32 ; jne =>label);
             }
-            code.translate_to(&slow, WIDTH as u8, writes);
+            translate(code, &slow, WIDTH as u8, writes);
         }
     }
     if sse.class.is_float() {
@@ -151,6 +155,12 @@ pub(super) fn emit(code: &mut Code, i: &Instruction, sse: &Sse) {
         false => code.forget_flags(),
     }
     code.rejoin(slow);
+}
+
+/// The handlers of some access their operand in pieces.
+fn translate(code: &mut Code, slow: &SlowPath, size: u8, writes: bool) {
+    let miss = code.miss(size, if writes { Use::Write } else { Use::Read }, false);
+    code.translate_to(slow, miss, size, writes);
 }
 
 /// The instruction between the registers that it reads and writes. Flags are those that it sets.

@@ -1,7 +1,10 @@
 //! PUSH, POP and LEAVE of 64 bits.
 
 use super::code::Code;
-use crate::frame::{Home, RBP_HOME, RSP_HOME, home};
+use crate::{
+    frame::{Home, RBP_HOME, RSP_HOME, home},
+    interface::Use,
+};
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Code as Form, Instruction};
 
@@ -31,10 +34,11 @@ pub(super) fn of(i: &Instruction) -> Option<Stack> {
 
 pub(super) fn emit(code: &mut Code, stack: Stack) {
     code.give_up_flags();
+    code.retry_here();
     let slow = match stack {
         Stack::Push(register) => {
             dynasm!(code.ops ; .arch x64 ; lea r14, [Rq(RSP_HOME) - 8]);
-            let slow = code.translate_address(8, true);
+            let slow = code.translate_address(8, Use::Write);
             let value = code.value(register);
             dynasm!(code.ops
                 ; .arch x64
@@ -46,7 +50,7 @@ pub(super) fn emit(code: &mut Code, stack: Stack) {
         }
         Stack::PushImmediate(value) => {
             dynasm!(code.ops ; .arch x64 ; lea r14, [Rq(RSP_HOME) - 8]);
-            let slow = code.translate_address(8, true);
+            let slow = code.translate_address(8, Use::Write);
             dynasm!(code.ops
                 ; .arch x64
                 ; mov QWORD [r14], value
@@ -57,7 +61,7 @@ pub(super) fn emit(code: &mut Code, stack: Stack) {
         }
         Stack::Pop(register) => {
             dynasm!(code.ops ; .arch x64 ; mov r14, Rq(RSP_HOME));
-            let slow = code.translate_address(8, false);
+            let slow = code.translate_address(8, Use::Read);
             match home(register) {
                 Home::Host(to) => dynasm!(code.ops ; .arch x64 ; mov Rq(to), [r14]),
                 Home::Frame(at) => {
@@ -69,7 +73,7 @@ pub(super) fn emit(code: &mut Code, stack: Stack) {
         }
         Stack::Leave => {
             dynasm!(code.ops ; .arch x64 ; mov r14, Rq(RBP_HOME));
-            let slow = code.translate_address(8, false);
+            let slow = code.translate_address(8, Use::Read);
             dynasm!(code.ops
                 ; .arch x64
                 ; lea Rq(RSP_HOME), [Rq(RBP_HOME) + 8]

@@ -56,6 +56,7 @@ impl Memory {
         let range = |slot: &MemoryRegion| slot.hpa..slot.hpa + slot.size;
         let common = base..always.last().map_or(base, |slot| range(slot).end);
         let elsewhere = scripted.iter().map(range).collect();
+        use_huge_pages(&arena);
         let ram = Ram::placed(cells(&arena), Box::new(arena), common, elsewhere);
         Ok(Self { ram, slots, backing, absent: Absent::default(), remote: BTreeSet::new(), uncounted: 0 })
     }
@@ -187,6 +188,19 @@ impl Memory {
 fn holds(slots: &[MemoryRegion], hpa: u64, len: u64) -> bool {
     slots.iter().any(|s| hpa >= s.hpa && hpa.checked_add(len).is_some_and(|end| end <= s.hpa + s.size))
 }
+
+/// Asks for host pages of 2 MiB, so that a guest that goes over much memory does not miss the host's TLB with each page. What comes of
+/// it does not matter.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code)]
+fn use_huge_pages(arena: &MmapRegion) {
+    // UNSAFETY: there is no safe way to madvise().
+    // SAFETY: the range is a mapping of this process, whose contents stay.
+    unsafe { libc::madvise(arena.as_ptr().cast(), arena.size(), libc::MADV_HUGEPAGE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn use_huge_pages(_: &MmapRegion) {}
 
 #[expect(unsafe_code)]
 fn cells(arena: &MmapRegion) -> &'static [Cell<u8>] {
