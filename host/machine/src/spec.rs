@@ -72,13 +72,15 @@ pub struct Platform {
     pub hpet: bool,
     /// VMware's backdoor port.
     pub vmport: bool,
-    #[bits(6)]
+    /// Power management of ACPI, and its tables.
+    pub acpi: bool,
+    #[bits(5)]
     reserved: u8,
 }
 
 impl Platform {
     /// That of new machines.
-    pub const CURRENT: Self = Self::new().with_hpet(true).with_vmport(true);
+    pub const CURRENT: Self = Self::new().with_hpet(true).with_vmport(true).with_acpi(true);
 }
 
 /// Instructions between two milestones, unless somebody asks for more or fewer: a hundredth of a second or so.

@@ -204,6 +204,8 @@ fn is_frame(line: &str) -> bool {
     (8..=16).contains(&address.len())
         && address.bytes().all(|b| b.is_ascii_hexdigit())
         && !symbol.contains(": ")
+        // Behind a symbol comes its module.
+        && (!symbol.contains(' ') || symbol.ends_with(')'))
 }
 
 /// `CPU:0 [LOST 1234 EVENTS]` of tracefs, `CPU:0 [1234 EVENTS DROPPED]` of trace-cmd, `CPU 0: 1234 EVENTS LOST`; of perf

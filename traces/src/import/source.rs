@@ -5,10 +5,11 @@ use super::{
     dat::{self, Trace},
     line::{self, Line},
     perf,
-    wrap::{self, LONGEST_LINE, Lines},
+    wrap::{self, LONGEST_LINE, Lines, Wrapped},
 };
 use flate2::bufread::MultiGzDecoder;
 use std::{
+    cell::Cell,
     fs::{self, File},
     io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write},
     path::{Path, PathBuf},
@@ -61,7 +62,7 @@ impl Source {
                 Input::File(File::open(path).map_err(io)?)
             }
         };
-        let mut opened = Opened { name, input, format: Format::Text };
+        let mut opened = Opened { name, input, format: Format::Text, wrapped: Cell::default() };
         opened.recognise().map_err(|cause| opened.io(cause))?;
         Ok(opened)
     }
@@ -77,6 +78,8 @@ pub(super) struct Opened<'a> {
     name: String,
     input: Input<'a>,
     format: Format,
+    /// How its lines are wrapped, once they were read.
+    wrapped: Cell<Wrapped>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,11 +176,14 @@ impl Opened<'_> {
         reader: impl BufRead,
         each: &mut dyn FnMut(&Line<'_>, &str) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let mut lines = Lines::new(reader);
+        let mut lines = Lines::new(reader, self.wrapped.get());
         loop {
             match lines.next() {
                 Ok(Some(text)) => each(&line::classify(text), text)?,
-                Ok(None) => return Ok(()),
+                Ok(None) => {
+                    self.wrapped.set(lines.wrapped());
+                    return Ok(());
+                }
                 Err(wrap::Error::Io(cause)) => return Err(self.io(cause)),
                 Err(wrap::Error::Long(line)) => {
                     return Err(Error::LongLine { trace: self.name.clone(), line, limit: LONGEST_LINE });

@@ -32,14 +32,25 @@ pub(super) struct Lines<R> {
     next: Vec<u8>,
     /// How many were read.
     number: u64,
-    /// Lines that were put together with a space, and without one.
+    wrapped: Wrapped,
+}
+
+/// Lines that were understood once they were put together: with a space, and without one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wrapped {
     spaced: u32,
     joined: u32,
 }
 
 impl<R: BufRead> Lines<R> {
-    pub fn new(reader: R) -> Self {
-        Self { reader, line: String::new(), next: Vec::new(), number: 0, spaced: 0, joined: 0 }
+    /// `wrapped`: what an earlier look at the same text has found.
+    pub fn new(reader: R, wrapped: Wrapped) -> Self {
+        Self { reader, line: String::new(), next: Vec::new(), number: 0, wrapped }
+    }
+
+    /// How the text is wrapped, as far as it was read.
+    pub fn wrapped(&self) -> Wrapped {
+        self.wrapped
     }
 
     /// The next line, without its end.
@@ -97,23 +108,19 @@ impl<R: BufRead> Lines<R> {
             _ => return false,
         };
         let [spaced, joined] = [" ", ""].map(|between| [self.line.trim_end(), between, piece].concat());
-        let wrapped = self.spaced + self.joined >= CONVINCING;
+        let wrapped = self.wrapped.spaced + self.wrapped.joined >= CONVINCING;
         let whole = match (is_understood(&spaced), is_understood(&joined)) {
             (true, false) => {
-                self.spaced += 1;
+                self.wrapped.spaced += 1;
                 spaced
             }
             (false, true) => {
-                self.joined += 1;
+                self.wrapped.joined += 1;
                 joined
             }
             // Which of the two it is, others show.
             (understood, _) if wrapped && (understood || own) => {
-                if self.spaced >= self.joined {
-                    spaced
-                } else {
-                    joined
-                }
+                if self.wrapped.spaced >= self.wrapped.joined { spaced } else { joined }
             }
             _ => return false,
         };
@@ -170,7 +177,7 @@ mod tests {
     use super::*;
 
     fn lines(text: &str) -> Vec<String> {
-        let mut lines = Lines::new(text.as_bytes());
+        let mut lines = Lines::new(text.as_bytes(), Wrapped::default());
         let mut all = Vec::new();
         while let Ok(Some(line)) = lines.next() {
             all.push(line.to_owned());

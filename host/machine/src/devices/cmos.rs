@@ -14,8 +14,11 @@ const EPOCH_WEEKDAY: u64 = 5;
 
 mod register {
     pub const SECONDS: u8 = 0;
+    pub const SECONDS_ALARM: u8 = 1;
     pub const MINUTES: u8 = 2;
+    pub const MINUTES_ALARM: u8 = 3;
     pub const HOURS: u8 = 4;
+    pub const HOURS_ALARM: u8 = 5;
     pub const WEEKDAY: u8 = 6;
     pub const DAY: u8 = 7;
     pub const MONTH: u8 = 8;
@@ -31,6 +34,9 @@ const A_DIVIDER_32_KHZ: u8 = 0x26;
 const A_UPDATE_IN_PROGRESS: u8 = 0x80;
 const B_24_HOURS: u8 = 0x02;
 const B_BINARY: u8 = 0x04;
+const B_ALARM: u8 = 0x20;
+/// Of an alarm: at every one.
+const ANY: u8 = 0xc0;
 const D_VALID: u8 = 0x80;
 /// How long the update-in-progress bit is set before a second begins.
 const UPDATE_NS: u64 = 244_000;
@@ -98,6 +104,22 @@ impl Cmos {
             index => return self.memory[usize::from(index)],
         };
         self.encode(value)
+    }
+
+    /// When the alarm strikes next, if its interrupt is enabled.
+    pub fn next_alarm(&self, now: u64) -> Option<u64> {
+        const DAY: u64 = 86_400;
+        let memory = |index: u8| self.memory[usize::from(index)];
+        let enabled = memory(register::B) & B_ALARM != 0;
+        let strikes = |second: &u64| {
+            let date = Date::at(*second);
+            let at = [self.encode(date.second), self.encode(date.minute), self.hours(date.hour)];
+            let alarm = [register::SECONDS_ALARM, register::MINUTES_ALARM, register::HOURS_ALARM].map(memory);
+            at.iter().zip(alarm).all(|(at, alarm)| alarm & ANY == ANY || *at == alarm)
+        };
+        let first = now / NS_PER_SECOND + 1;
+        let second = (first..first + DAY).find(strikes).filter(|_| enabled)?;
+        Some(second * NS_PER_SECOND)
     }
 
     fn status_a(&self, now: u64) -> u8 {
@@ -201,6 +223,23 @@ mod tests {
     fn the_first_second_is_that_of_the_epoch() {
         let days: u64 = (1970..EPOCH_YEAR).map(year_days).sum();
         assert_eq!(days * 86_400, vmtape_arch::time::EPOCH_SECONDS);
+    }
+
+    #[test]
+    fn an_alarm_strikes_when_it_matches() {
+        let mut cmos = Cmos::default();
+        let mut set = |index, value| {
+            cmos.select(index);
+            cmos.write(value);
+            cmos.next_alarm(1)
+        };
+        set(register::SECONDS_ALARM, ANY);
+        set(register::MINUTES_ALARM, ANY);
+        assert_eq!(set(register::HOURS_ALARM, ANY), None, "it is not enabled");
+        assert_eq!(set(register::B, B_24_HOURS | B_ALARM), Some(NS_PER_SECOND));
+        assert_eq!(set(register::SECONDS_ALARM, 0x30), Some(30 * NS_PER_SECOND));
+        assert_eq!(set(register::HOURS_ALARM, 0x13), Some((13 * 3600 + 30) * NS_PER_SECOND));
+        assert_eq!(set(register::HOURS_ALARM, 0x30), None, "no such hour");
     }
 
     #[test]

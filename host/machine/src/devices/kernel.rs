@@ -257,6 +257,7 @@ mod tests {
             max_gpa: (1 << 36) - 1,
             hpet: false,
             vmport: false,
+            acpi: false,
         });
         let registers = [
             (lapic::DEFAULT_BASE + u64::from(reg::SPURIOUS), 0x1ff),

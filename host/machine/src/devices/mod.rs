@@ -2,13 +2,14 @@
 
 mod cmos;
 mod disturb;
-mod hpet;
+pub(crate) mod hpet;
 mod ioapic;
 mod kernel;
 pub mod lapic;
 mod message;
 mod pic;
 mod pit;
+pub(crate) mod pm;
 mod seen;
 mod testdev;
 mod uart;
@@ -42,6 +43,7 @@ pub struct DeviceConfig {
     pub max_gpa: u64,
     pub hpet: bool,
     pub vmport: bool,
+    pub acpi: bool,
 }
 
 /// All devices of a machine.
@@ -53,6 +55,11 @@ pub struct Devices {
     pit: Pit,
     /// Machines of old tapes have none.
     hpet: Option<Hpet>,
+    /// Nor this.
+    pm: Option<pm::Pm>,
+    /// The guest sleeps: what wakes it, if anything does.
+    #[serde(skip)]
+    sleep: Option<Option<Woken>>,
     /// Nor this; it has no state of its own.
     #[serde(skip)]
     pub(crate) vmport: Option<VmPort>,
@@ -78,6 +85,15 @@ pub struct Devices {
     traced: Option<Vec<Note>>,
 }
 
+/// A guest's way back from S3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Woken {
+    /// When, in nanoseconds.
+    pub at: u64,
+    /// `Firmware_Waking_Vector`.
+    pub vector: u32,
+}
+
 impl Devices {
     pub fn new(config: &DeviceConfig) -> Self {
         let lapic = |vcpu| LocalApic::new(vcpu, config.has_x2apic, config.has_tsc_deadline);
@@ -87,6 +103,8 @@ impl Devices {
             pic: PicPair::default(),
             pit: Pit::new(),
             hpet: config.hpet.then(Hpet::default),
+            pm: config.acpi.then(pm::Pm::default),
+            sleep: None,
             vmport: config.vmport.then(|| VmPort::new(config.ram)),
             uart: uart::Uart::default(),
             cmos: cmos::Cmos::new(config.ram),
@@ -112,6 +130,28 @@ impl Devices {
     pub fn resume(&mut self, saved: Self) {
         let vmport = self.vmport.take();
         *self = Self { vmport, ..saved };
+    }
+
+    /// The guest goes to sleep. Devices are reset, as after power-on, and the clock's alarm may wake it.
+    fn suspend(&mut self, now: u64) {
+        let alarm =
+            self.cmos.next_alarm(now).filter(|_| self.pm.as_ref().is_some_and(pm::Pm::wakes_by_clock));
+        self.sleep = Some(alarm.map(|at| Woken { at, vector: 0 }));
+        self.lapics.iter_mut().for_each(LocalApic::reset);
+        (self.ioapic, self.pic, self.pit) = (IoApic::default(), PicPair::default(), Pit::new());
+        self.hpet = self.hpet.take().map(|_| Hpet::default());
+        self.pm = Some(pm::Pm::woken());
+        self.kicked = true;
+    }
+
+    /// Where the guest wants to go on, while it is asked for to sleep.
+    pub fn waking_vector(&mut self) -> Option<&mut u32> {
+        self.sleep.as_mut()?.as_mut().map(|woken| &mut woken.vector)
+    }
+
+    /// Whether the guest sleeps since the last call, and what wakes it.
+    pub fn take_sleep(&mut self) -> Option<Option<Woken>> {
+        self.sleep.take()
     }
 
     /// A vCPU's CPUID has changed.

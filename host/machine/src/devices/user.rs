@@ -1,6 +1,11 @@
 //! The bus of the devices that a VMM models: serial port, debug exit, reset lines, test device, clock.
 
-use super::{Devices, cmos, hpet, testdev, uart, vmport::VmPort};
+use super::{
+    Devices, cmos, hpet,
+    pm::{self, Sleep},
+    testdev, uart,
+    vmport::VmPort,
+};
 use crate::time::NS_PER_SECOND;
 use vmtape_abi::BusOp;
 use vmtape_arch::vmware;
@@ -47,6 +52,9 @@ impl Devices {
             KEYBOARD_COMMAND => 0,
             FAST_A20 => A20_ENABLED.into(),
             RESET_CONTROL => self.reset_control.into(),
+            port if pm::PORTS.contains(&port) && self.pm.is_some() => {
+                self.pm.as_ref().map_or(0, |pm| pm.read(port, now)).into()
+            }
             vmware::PORT if self.vmport.is_some() => self.vmport.as_mut().map_or(0, VmPort::call).into(),
             port if testdev::LATCH.contains(&port) => self.test.read_latch().into(),
             port if testdev::BYTE_LATCH.contains(&port) => (*self.test.byte(port)).into(),
@@ -78,6 +86,15 @@ impl Devices {
             }
             BOCHS_SHUTDOWN => self.bochs_shutdown(byte, now),
             port if testdev::LATCH.contains(&port) => self.test.write_latch(value),
+            port if pm::PORTS.contains(&port) && self.pm.is_some() => {
+                let sleep = self.pm.as_mut().and_then(|pm| pm.write(port, size, value));
+                match sleep {
+                    Some(Sleep::TO_RAM) => self.suspend(now),
+                    Some(Sleep::OFF) => self.shutdown("soft off (S5) by ACPI", now),
+                    Some(Sleep::TO_DISK) => self.shutdown("suspended to disk (S4) by ACPI", now),
+                    _ => {}
+                }
+            }
             // As IN, but that OUT has no room for EAX.
             vmware::PORT if self.vmport.is_some() => _ = self.vmport.as_mut().map(VmPort::call),
             testdev::FLUSH => {}

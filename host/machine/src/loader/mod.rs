@@ -1,5 +1,6 @@
 //! Image loaders: a file's bytes become memory contents and the first vCPU's initial state.
 
+pub(crate) mod acpi;
 mod bzimage;
 mod multiboot;
 mod raw;

@@ -3,7 +3,7 @@
 //! See: Multiboot Specification version 0.6.96, 3.1 OS image format, 3.2 Machine state, 3.3 Boot information format.
 //! Addresses are those of QEMU's option ROM.
 
-use super::{HIGH_MEMORY, place, ram_map, segments, upper_memory};
+use super::{HIGH_MEMORY, acpi, place, ram_map, segments, upper_memory};
 use crate::{error::LoadError, memory::Memory, spec::MachineSpec};
 use object::{
     LittleEndian, elf,
@@ -45,6 +45,7 @@ const DATA_SELECTOR: u16 = 0x10;
 pub fn load(spec: &MachineSpec, memory: &Memory) -> Result<VcpuState, LoadError> {
     let (entry, end) = load_elf(&spec.image.bytes, memory)?;
     write_info(spec, memory, end)?;
+    acpi::write(spec, memory)?;
     // Once more: an image that covers the boot information wins, as it does under QEMU.
     load_elf(&spec.image.bytes, memory)?;
     Ok(entry_state(entry))

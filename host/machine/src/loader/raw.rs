@@ -1,6 +1,6 @@
 //! Boot sectors and what follows them: loaded at 0x7c00, started in real mode.
 
-use super::place;
+use super::{acpi, place};
 use crate::{error::LoadError, memory::Memory, spec::MachineSpec};
 use vmtape_arch::vcpu::{VcpuState, seg};
 
@@ -20,6 +20,7 @@ pub fn load(spec: &MachineSpec, memory: &Memory) -> Result<VcpuState, LoadError>
     if bytes.len() as u64 > END - LOAD_ADDRESS {
         return Err(LoadError::BootSector(bytes.len()));
     }
+    acpi::write(spec, memory)?;
     place(memory, "the boot sector", LOAD_ADDRESS, bytes)?;
     let mut state = VcpuState::reset();
     state.seg[seg::CS].selector = 0;

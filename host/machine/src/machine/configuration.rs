@@ -44,6 +44,7 @@ pub(super) fn device_config(spec: &MachineSpec) -> DeviceConfig {
         max_gpa: max_gpa(&spec.cpuid),
         hpet: spec.platform.hpet(),
         vmport: spec.platform.vmport(),
+        acpi: spec.platform.acpi(),
     }
 }
 

@@ -155,6 +155,9 @@ impl Machine {
         if !self.services.watching {
             self.services.rules.clear();
         }
+        if let Some(end) = self.sleep() {
+            return Some(end);
+        }
         let ended = match self.apply(n, &resume, Some(&exit)) {
             Ok(_) => stuck.map(|progress| no_progress(n, &progress, &exit, before.rip)),
             Err(end) => Some(end),

@@ -12,6 +12,7 @@ mod moving;
 mod pcpus;
 mod resolve;
 mod run;
+mod sleep;
 mod snapshot;
 mod state;
 mod take_over;

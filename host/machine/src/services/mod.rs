@@ -18,6 +18,7 @@ pub use pager::{Arrived, Pager};
 
 use crate::{
     devices::Devices,
+    loader::acpi,
     memory::Memory,
     tape::{Emulation, Feeding, Tape},
     time::{Clock, FaultNumbers, InputStream, Inputs, NS_PER_TICK},
@@ -197,13 +198,31 @@ impl Services {
         }
     }
 
+    /// A guest that goes to sleep has left in memory where firmware is to go on: part of what the exit reads.
+    fn read_waking_vector(&mut self) {
+        if self.devices.waking_vector().is_none() {
+            return;
+        }
+        let mut bytes = [0; 4];
+        if let Some(hpa) = self.memory.hpa(acpi::WAKING_VECTOR) {
+            self.read(hpa, &mut bytes);
+        }
+        if let Some(vector) = self.devices.waking_vector() {
+            *vector = u32::from_le_bytes(bytes);
+        }
+    }
+
     fn access_bus(&mut self, vcpu: u32, op: &mut BusOp) -> bool {
         self.to_userspace |= matches!(op.space, BusSpace::USER_PIO | BusSpace::USER_MMIO);
         let before_trap = u64::from(self.trapped && self.traps_keep_their_time);
         let now = self.clock.now().saturating_sub(before_trap * NS_PER_TICK);
         match op.space {
             BusSpace::KERNEL_PIO => self.devices.kernel_pio(op, now),
-            BusSpace::USER_PIO => self.devices.user_pio(op, now),
+            BusSpace::USER_PIO => {
+                let claimed = self.devices.user_pio(op, now);
+                self.read_waking_vector();
+                claimed
+            }
             BusSpace::USER_MMIO => self.devices.user_mmio(op, now),
             BusSpace::EOI => self.devices.silicon_eoi(vcpu, op),
             BusSpace::INTERRUPT => {

@@ -68,6 +68,11 @@ fn warn(summary: &Summary) {
     if summary.exits == 0 {
         tell("the trace has no exits: its events are kept, and there is no exit to replay or to compare");
     }
+    if let Some(count) = summary.kept.get("kvm_exit") {
+        tell(format!(
+            "{count} of its lines are a kvm_exit that is not understood: they are kept as text, and no exits"
+        ));
+    }
     if summary.lost_lines > 0 {
         let events = summary.lost_events;
         tell(format!(
