@@ -180,6 +180,8 @@ open_enum! {
         AVIC_INCOMPLETE_IPI = 0x401 => "avic_incomplete_ipi",
         AVIC_UNACCELERATED_ACCESS = 0x402 => "avic_unaccelerated_access",
         VMGEXIT = 0x403 => "vmgexit",
+        /// Of software: KVM's own, which its table of names does not have.
+        SW = 0xf000_0000 => "0xf0000000",
         ERR = 0xffff_ffff => "invalid_guest_state",
     }
 }

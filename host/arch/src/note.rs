@@ -11,6 +11,7 @@ use crate::{
     memory_type::MemoryType,
     msr::{MsrAccess, ReachedPat},
     open_enum,
+    vcpu::{VcpuState, seg},
 };
 use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
@@ -61,6 +62,8 @@ open_enum! {
         /// Put on the tape by the host, whose local APICs they are.
         APIC_IPI = 40 => "kvm_apic_ipi",
         APIC_ACCEPT_IRQ = 41 => "kvm_apic_accept_irq",
+        ENTER_SMM = 42 => "kvm_enter_smm",
+        SMM_TRANSITION = 43 => "kvm_smm_transition",
         // From here on: not tracepoints of KVM.
         /// One step of the silicon's own walk: entry gpa, value before, value after, level.
         SILICON_STEP = 64 => "silicon_step",
@@ -95,6 +98,19 @@ open_enum! {
         VM16 = 3 => "vm16",
         PROT32 = 5 => "prot32",
         PROT64 = 9 => "prot64",
+    }
+}
+
+impl EmulateMode {
+    /// That of a processor in this state.
+    pub fn of(state: &VcpuState) -> Self {
+        match () {
+            () if !state.cr0().pe() => Self::REAL,
+            () if state.rflags().vm() => Self::VM16,
+            () if state.is_64bit_code() => Self::PROT64,
+            () if state.seg[seg::CS].attr.db() => Self::PROT32,
+            () => Self::PROT16,
+        }
     }
 }
 
@@ -417,6 +433,12 @@ pub enum Note {
     Skinit {
         rip: u64,
         slb: u32,
+    },
+    /// Into SMM, or out of it. Before 5.14 (`old`) the event is `kvm_enter_smm`.
+    SmmTransition {
+        smbase: u64,
+        entering: bool,
+        old: bool,
     },
     /// A kind that this build does not know, or one without a decoded form.
     Other(RawNote),

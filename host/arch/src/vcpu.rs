@@ -61,11 +61,11 @@ layout!(TableReg: 16, limit: 8);
 pub struct Interruptibility {
     pub sti: bool,
     pub mov_ss: bool,
-    /// SMIs wait.
+    /// SMIs wait: SMM is active, GIF is clear, or something else comes first. Written by the backend.
     pub smi: bool,
     /// NMIs are blocked until IRET.
     pub nmi: bool,
-    /// INIT, SIPI and SMI wait: AMD's global interrupt flag is clear, or L1 wants to hear of INIT. Written by the backend.
+    /// INIT and SIPI wait: SMM is active, AMD's global interrupt flag is clear, or L1 wants to hear of INIT. Written by the backend.
     pub init: bool,
     /// Interrupts wait whatever RFLAGS.IF says. Written by the backend.
     pub interrupts: bool,

@@ -747,6 +747,8 @@ typedef uint32_t vt_NoteKind;
 // Put on the tape by the host, whose local APICs they are.
 #define vt_NoteKind_APIC_IPI 40
 #define vt_NoteKind_APIC_ACCEPT_IRQ 41
+#define vt_NoteKind_ENTER_SMM 42
+#define vt_NoteKind_SMM_TRANSITION 43
 // One step of the silicon's own walk: entry gpa, value before, value after, level.
 #define vt_NoteKind_SILICON_STEP 64
 // A rule of the backend's table decided the outcome.
@@ -810,8 +812,9 @@ typedef struct vt_HostTable {
     vt_Status (*nmi)(void *ctx, uint32_t vcpu, uint8_t ack, uint8_t *out);
     // Whether an INIT is pending. The host takes it as soon as `interruptibility` does not hold it back.
     vt_Status (*init)(void *ctx, uint32_t vcpu, uint8_t *out);
-    // Whether an SMI is pending, which the host takes in the same way: as a firmware does that has nothing to do.
-    vt_Status (*smi)(void *ctx, uint32_t vcpu, uint8_t *out);
+    // Whether an SMI is pending; `ack` takes it. The host drops one that still is when the guest is entered, unless
+    // `interruptibility` holds it back: as a firmware does that has nothing to do.
+    vt_Status (*smi)(void *ctx, uint32_t vcpu, uint8_t ack, uint8_t *out);
     // Puts a note on the tape, with the level that ran and, for a step of a walk, its dimension.
     vt_Status (*note_at)(void *ctx, uint32_t vcpu, struct vt_Place place, const struct vt_RawNote *note);
     // Whether notes of this kind are wanted; a backend may skip building those that are not.
@@ -1522,6 +1525,8 @@ typedef uint32_t vt_SvmExitCode;
 #define vt_SvmExitCode_AVIC_INCOMPLETE_IPI 1025
 #define vt_SvmExitCode_AVIC_UNACCELERATED_ACCESS 1026
 #define vt_SvmExitCode_VMGEXIT 1027
+// Of software: KVM's own, which its table of names does not have.
+#define vt_SvmExitCode_SW 4026531840
 #define vt_SvmExitCode_ERR 4294967295
 
 // The call did what it should, and its out-parameters are filled in.

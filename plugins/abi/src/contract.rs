@@ -249,8 +249,9 @@ macro_rules! host_calls {
             /// Whether an INIT is pending. The host takes it as soon as `interruptibility` does not hold it back.
             fn init(&mut self, vcpu: u32) -> bool;
 
-            /// Whether an SMI is pending, which the host takes in the same way: as a firmware does that has nothing to do.
-            fn smi(&mut self, vcpu: u32) -> bool;
+            /// Whether an SMI is pending; `ack` takes it. The host drops one that still is when the guest is entered, unless
+            /// `interruptibility` holds it back: as a firmware does that has nothing to do.
+            fn smi(&mut self, vcpu: u32, ack: bool) -> bool;
 
             /// Puts a note on the tape, with the level that ran and, for a step of a walk, its dimension.
             fn note_at(&mut self, vcpu: u32, place: Place, note: Note);

@@ -396,8 +396,8 @@ impl Host for FakeHost {
         vcpu == 0
     }
 
-    fn smi(&mut self, vcpu: u32) -> bool {
-        vcpu == 1
+    fn smi(&mut self, vcpu: u32, ack: bool) -> bool {
+        vcpu == 1 && ack
     }
 
     fn note_at(&mut self, vcpu: u32, place: Place, note: Note) {

@@ -2,7 +2,10 @@
 //!
 //! See: KVM arch/x86/kvm/x86.c kvm_vm_ioctl_check_extension(), include/uapi/linux/kvm.h
 
-use crate::profile::{Options, Switch};
+use crate::{
+    profile::{Options, Switch},
+    smm::Smm,
+};
 use vmtape_abi::TableRow;
 use vmtape_arch::open_enum;
 use vmtape_kvm_mmu::dirty;
@@ -22,6 +25,7 @@ open_enum! {
         READONLY_MEM = 81 => "KVM_CAP_READONLY_MEM",
         ENABLE_CAP_VM = 98 => "KVM_CAP_ENABLE_CAP_VM",
         DISABLE_QUIRKS = 116 => "KVM_CAP_DISABLE_QUIRKS",
+        X86_SMM = 117 => "KVM_CAP_X86_SMM",
         MANUAL_DIRTY_LOG_PROTECT2 = 168 => "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2",
         NESTED_STATE = 157 => "KVM_CAP_NESTED_STATE",
         SMALLER_MAXPHYADDR = 185 => "KVM_CAP_SMALLER_MAXPHYADDR",
@@ -50,6 +54,7 @@ pub fn check(cap: u32, options: &Options, tdp: bool) -> i64 {
             dirty::MOST_RING_BYTES as i64
         }
         Cap::DIRTY_LOG_RING | Cap::DIRTY_LOG_RING_ACQ_REL => 0,
+        Cap::X86_SMM => Smm::is_supported(options).into(),
         // Zero in releases before it, which have no quirk that is modelled.
         Cap::DISABLE_QUIRKS2 => options.quirks() as i64,
         // CONFIG_KVM_MAX_NR_VCPUS by default. Real hosts recommend as many as they have CPUs; 5.10 has 288 at most, and 509 slots.

@@ -2,7 +2,7 @@
 //!
 //! See: KVM arch/x86/kvm/x86.c kvm_check_and_inject_events(), kvm_multiple_exception()
 
-use crate::tracer::Tracer;
+use crate::{smm::Smi, tracer::Tracer};
 use serde::{Deserialize, Serialize};
 use vmtape_abi::Host;
 use vmtape_arch::{
@@ -55,6 +55,7 @@ pub struct Windows {
     pub late: bool,
     /// Silicon delivers NMIs by itself, and has none to deliver.
     pub virtual_nmi: bool,
+    pub smi: Smi,
 }
 
 /// What the vendor has to ask its silicon for.
@@ -285,13 +286,19 @@ impl Events {
             self.injected = Some(exception);
             can_inject = false;
         }
+        if windows.smi == Smi::Waits {
+            requests.immediate_exit = true;
+            return requests;
+        }
+        // Behind an SMI nothing can be injected: the guest is left again at once for it (-EBUSY).
+        let busy = |can_inject: bool| windows.smi == Smi::Taken || can_inject && windows.busy;
         if windows.virtual_nmi && self.has_nmi(tracer.vcpu, host) {
             // `kvm_x86_ops.set_vnmi_pending`, in process_nmi().
             self.take_nmi(tracer.vcpu, host);
             requests.virtual_nmi = true;
         }
         if self.has_nmi(tracer.vcpu, host) {
-            if can_inject && windows.busy {
+            if busy(can_inject) {
                 requests.immediate_exit = true;
                 return requests;
             }
@@ -306,7 +313,7 @@ impl Events {
         // Silicon delivers the local APIC's interrupts by itself then, but not the PIC's.
         let injectable = |vector: &u8| !windows.virtual_interrupts || *vector == EXTINT;
         if host.interrupt(tracer.vcpu, false).filter(injectable).is_some() {
-            if can_inject && windows.busy {
+            if busy(can_inject) {
                 requests.immediate_exit = true;
                 return requests;
             }

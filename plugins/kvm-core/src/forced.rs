@@ -7,6 +7,7 @@ use crate::{
     hypercall::{self, Hypercall},
     io, msr, pmu,
     profile::Switch,
+    smm,
     vm::{Ops, VendorVcpu},
 };
 use vmtape_abi::{EmulateRequest, EmulateStatus, Emulated, EmulatorMmu, Host, emultype};
@@ -50,6 +51,9 @@ const CR_WRITES: u32 = 1 << 0 | 1 << 3 | 1 << 4;
 
 /// `handle_ud`: a #UD of an instruction that KVM's emulator may execute all the same, or of the prefix.
 pub fn handle_ud<O: Ops>(ops: &mut O, v: &mut O::Vcpu, state: &mut VcpuState, host: &mut dyn Host) -> Resume {
+    if v.core().smm.active && is_rsm(ops.kvm_mut(), v.core().id, state, host) {
+        return smm::rsm(ops, v, state, host);
+    }
     if !is_prefixed(ops.kvm_mut(), v.core().id, state, host) {
         return ops.kvm_mut().handle_ud(v.core_mut(), state, host);
     }
@@ -64,6 +68,11 @@ pub fn handle_ud<O: Ops>(ops: &mut O, v: &mut O::Vcpu, state: &mut VcpuState, ho
     }
     let wanted = if v.core().guest_mode { v.core().l1_intercepts } else { Intercepts::default() };
     execute(ops, v, state, wanted, host)
+}
+
+/// RSM, which silicon that is not in SMM does not know, and the emulator does.
+fn is_rsm(kvm: &mut Kvm, vcpu: u32, state: &VcpuState, host: &mut dyn Host) -> bool {
+    insn::is_rsm(&kvm.mmu.peek_instruction(vcpu, state, host))
 }
 
 /// `kvm_read_guest_virt` of the bytes at RIP, and whether they are the prefix.
@@ -177,6 +186,9 @@ fn own<O: Ops>(
     }
     let old = state.rflags();
     state.rflags = old.with_rf(false).into_bits();
+    if insn.kind == K::RSM {
+        return smm::rsm(ops, v, state, host);
+    }
     if insn.kind == K::HLT {
         return io::halt(v.core_mut(), state, insn.len);
     }

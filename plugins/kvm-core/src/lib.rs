@@ -21,6 +21,7 @@ pub mod msr;
 pub mod pmu;
 pub mod profile;
 pub mod pv;
+pub mod smm;
 mod state;
 pub mod supported;
 #[cfg(test)]

@@ -7,6 +7,7 @@ use crate::{
     msr::Msrs,
     profile::{Options, Switch},
     pv::Paravirtual,
+    smm::Smm,
     tracer::Tracer,
 };
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,7 @@ pub struct Vcpu {
     pub msrs: Msrs,
     pub events: Events,
     pub pv: Paravirtual,
+    pub smm: Smm,
     /// IA32_APIC_BASE as the local APIC has it.
     pub apic_base: u64,
     /// The physical CPU of the last entry; [`NEVER`] before the first one, where KVM keeps that apart.
@@ -81,6 +83,7 @@ impl Vcpu {
             msrs: Msrs::new(ucode_rev),
             events: Events::default(),
             pv: Paravirtual::default(),
+            smm: Smm::new(true),
             apic_base: APIC_BASE_RESET,
             last_vmentry_cpu: NEVER,
             cpu: None,

@@ -13,6 +13,7 @@ use crate::{
     msr::{self, Refused},
     profile::Switch,
     pv::{self, Paravirtual},
+    smm::{self, Failed, Smi, SmiAllowed, Smm, save_state::SaveState},
     state, supported,
     vcpu::SetCpuid,
     warning,
@@ -31,7 +32,7 @@ use vmtape_arch::{
     paging::bits,
     sensitive::{Sensitive, SensitiveKind},
     state::{MsrEntry, StateKind},
-    vcpu::{Activity, Intercepts, VcpuState},
+    vcpu::{Activity, Intercepts, Interruptibility, VcpuState},
 };
 use vmtape_kvm_mmu::{
     fault_points::FaultPoint,
@@ -132,6 +133,47 @@ pub trait Ops {
             nmi: events::nmi_allowed(state),
             ..Default::default()
         }
+    }
+
+    /// `smi_allowed`, for injection.
+    fn smi_allowed(&self, v: &Self::Vcpu) -> SmiAllowed {
+        if v.core().smm.active { SmiAllowed::Blocked } else { SmiAllowed::Now }
+    }
+
+    /// `enable_smi_window`: RSM exits, or is #UD, whatever was asked for.
+    fn enable_smi_window(&self, _vcpu: &mut Self::Vcpu) {}
+
+    /// `enter_smm`: what only the vendor saves, and L2 is left. KVM counts a failure as the end of the VM, or goes on.
+    fn enter_smm(
+        &mut self,
+        _vcpu: &mut Self::Vcpu,
+        _state: &mut VcpuState,
+        _area: &mut SaveState,
+        _host: &mut dyn Host,
+    ) -> Result<(), Failed> {
+        Ok(())
+    }
+
+    /// `leave_smm`: L2 is entered again, if it ran.
+    fn leave_smm(
+        &mut self,
+        _vcpu: &mut Self::Vcpu,
+        _state: &mut VcpuState,
+        _area: &SaveState,
+        _host: &mut dyn Host,
+    ) -> Result<(), Failed> {
+        Ok(())
+    }
+
+    /// `set_nmi_mask`.
+    fn set_nmi_mask(&self, _vcpu: &mut Self::Vcpu, state: &mut VcpuState, masked: bool) {
+        state.interruptibility.set_nmi(masked);
+    }
+
+    /// What waits for the vendor's sake, for whoever sends it. Without SMM no SMI is ever let in.
+    fn held(&self, v: &Self::Vcpu, state: &VcpuState) -> Interruptibility {
+        let Smm { active, supported, .. } = v.core().smm;
+        state.interruptibility.with_smi(active || !supported).with_init(active)
     }
 
     /// An entry that no exit came before: silicon left the guest for a reason of the host's. False: the guest has not run since
@@ -342,7 +384,14 @@ impl<O: Ops> Vm<O> {
             state.activity = Activity::ACTIVE;
         }
         let late = v.core().guest_mode && ops.check_nested_events(v, state, host);
-        let windows = Windows { late, ..ops.windows(v, state) };
+        let smi = match late {
+            true => Smi::None,
+            false => match smm::deliver(ops, v, state, host) {
+                Ok(smi) => smi,
+                Err(resume) => return Some(resume),
+            },
+        };
+        let windows = Windows { late, smi, ..ops.windows(v, state) };
         let tracer = v.core().tracer();
         let requests = v.core_mut().events.check_and_inject(tracer, state, windows, host);
         if let Some(killed) = killed(v.core_mut(), host) {
@@ -371,6 +420,8 @@ impl<O: Ops> Vm<O> {
                 if let Some(Err(errno)) = on.map(|cpu| ops.entered_on(v, cpu, state, host)) {
                     return Some(Resume::errno(errno.0));
                 }
+                // One that waits for something else is not to be dropped.
+                state.interruptibility.set_smi(state.interruptibility.smi() || host.smi(vcpu, false));
                 state.intercepts = intercepts;
                 state.intercepts.set(SensitiveKind::IMMEDIATE_EXIT, requests.immediate_exit);
                 Some(Resume::GUEST)
@@ -497,6 +548,7 @@ impl<O: Ops> Backend for Vm<O> {
         let options = &self.shared.kvm().options;
         v.core_mut().last_vmentry_cpu = Vcpu::before_first_entry(options);
         v.core_mut().pv = Paravirtual::new(options);
+        v.core_mut().smm = Smm::new(Smm::is_supported(options));
         self.vcpus.push(v);
         Ok(())
     }
@@ -554,10 +606,13 @@ impl<O: Ops> Backend for Vm<O> {
         let core = v.core_mut();
         // INIT and RESET leave no event behind. See: KVM x86.c kvm_vcpu_reset()
         core.events.clear();
+        (core.smm.active, core.smm.inside_nmi, core.smm.count) = (false, false, 0);
         core.refresh_apic_base(state, host);
         core.update_cpuid_runtime(state);
         ops.after_reset(v);
-        ops.kvm_mut().mmu.reset_context(vcpu, state, host);
+        let mmu = &mut ops.kvm_mut().mmu;
+        mmu.vcpu(vcpu).smm = false;
+        mmu.reset_context(vcpu, state, host);
         state.intercepts = ops.intercepts(v, state);
     }
 
@@ -669,6 +724,8 @@ impl<O: Ops> Backend for Vm<O> {
     fn handle_exit(&mut self, vcpu: u32, state: &mut VcpuState, exit: &Exit, host: &mut dyn Host) -> Resume {
         let (ops, v) = self.parts(vcpu);
         v.core_mut().exited = true;
-        ops.handle_exit(v, state, exit, host)
+        let resume = ops.handle_exit(v, state, exit, host);
+        state.interruptibility = ops.held(v, state);
+        resume
     }
 }

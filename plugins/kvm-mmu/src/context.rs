@@ -163,6 +163,8 @@ pub struct VcpuMmu {
     pub walk_mmu: ContextId,
     /// `is_guest_mode`: L2 runs, or is about to.
     pub guest_mode: bool,
+    /// `is_smm`.
+    pub smm: bool,
     /// KVM_REQ_MMU_SYNC and KVM_REQ_TLB_FLUSH_CURRENT of a nested transition, for the next entry.
     pub(crate) transition: bool,
     pub mmio: MmioCache,
@@ -184,6 +186,7 @@ impl Default for VcpuMmu {
             mmu: ContextId::Root,
             walk_mmu: ContextId::Root,
             guest_mode: false,
+            smm: false,
             transition: false,
             mmio: MmioCache::default(),
             types: GuestTypes::default(),

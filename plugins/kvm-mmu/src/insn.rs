@@ -112,14 +112,19 @@ pub fn is_int_n(insn: &[u8]) -> bool {
     matches!(opcode(insn), [0xcd, ..])
 }
 
-/// Instructions with the EmulateOnUD flag: SYSCALL, SYSENTER, SYSEXIT, VMCALL, VMMCALL, MOVBE, RDPID.
+/// Instructions with the EmulateOnUD flag: SYSCALL, SYSENTER, SYSEXIT, RSM, VMCALL, VMMCALL, MOVBE, RDPID.
 pub fn emulates_on_ud(insn: &[u8]) -> bool {
     match opcode(insn) {
-        [0x0f, 0x05 | 0x34 | 0x35, ..] | [0x0f, 0x01, 0xc1 | 0xd9, ..] => true,
+        [0x0f, 0x05 | 0x34 | 0x35 | 0xaa, ..] | [0x0f, 0x01, 0xc1 | 0xd9, ..] => true,
         [0x0f, 0x38, 0xf0 | 0xf1, ..] => true,
         [0x0f, 0xc7, modrm, ..] => modrm >> 3 & 7 == 7,
         _ => false,
     }
+}
+
+/// RSM, which is KVM's own to execute.
+pub fn is_rsm(insn: &[u8]) -> bool {
+    matches!(opcode(insn), [0x0f, 0xaa, ..])
 }
 
 fn is_known_two_byte(opcode: u8) -> bool {

@@ -23,7 +23,7 @@ use vmtape_arch::{
     msr::ReachedPat,
     note::NoteKind,
     sensitive::{Sensitive, SensitiveKind, svm},
-    vcpu::{Intercepts, VcpuState},
+    vcpu::{Intercepts, Interruptibility, VcpuState},
 };
 use vmtape_kvm_core::{
     Kvm, Vcpu,
@@ -32,6 +32,7 @@ use vmtape_kvm_core::{
     events::{WindowRequests, Windows},
     msr::{Refused, Written, note_passed},
     profile::Switch,
+    smm::{Failed, SmiAllowed, save_state::SaveState},
     tracer::Tracer,
     vm::{Ops, VendorVcpu, fail_entry},
 };
@@ -135,8 +136,8 @@ impl Ops for Shared {
             .vmrun(vmcb, pa, &self.kvm.silicon, honour)
             .map_err(|_| fail_entry(vmcb.control.exit_code().0))?;
         running.load_kept(vmcb, state);
-        state.interruptibility = v
-            .held(self, state)
+        state.interruptibility = self
+            .held(v, state)
             .with_virtual_tpr(v.virtualizes_tpr())
             .with_virtual_irq(v.is_guest_mode() && v.running.vmcb.control.int_ctl.v_irq())
             .with_virtual_nmi(vmrun::waits_for_nmi(&v.running.vmcb));
@@ -159,6 +160,48 @@ impl Ops for Shared {
         state.inject = Default::default();
         nested::exit::reflect(&mut Cx { shared: self, vcpu: v, state, exit: &Exit::default(), host });
         None
+    }
+
+    fn smi_allowed(&self, v: &SvmVcpu) -> SmiAllowed {
+        v.smi_allowed()
+    }
+
+    fn enable_smi_window(&self, v: &mut SvmVcpu) {
+        if !v.nested.gif && self.vgif() {
+            set_intercept(self, v, SvmExitCode::STGI, true);
+        }
+    }
+
+    fn enter_smm(
+        &mut self,
+        v: &mut SvmVcpu,
+        state: &mut VcpuState,
+        area: &mut SaveState,
+        host: &mut dyn Host,
+    ) -> Result<(), Failed> {
+        nested::smm::enter(&mut Cx { shared: self, vcpu: v, state, exit: &Exit::default(), host }, area)
+    }
+
+    fn leave_smm(
+        &mut self,
+        v: &mut SvmVcpu,
+        state: &mut VcpuState,
+        area: &SaveState,
+        host: &mut dyn Host,
+    ) -> Result<(), Failed> {
+        nested::smm::leave(&mut Cx { shared: self, vcpu: v, state, exit: &Exit::default(), host }, area)
+    }
+
+    fn set_nmi_mask(&self, v: &mut SvmVcpu, state: &mut VcpuState, masked: bool) {
+        state.interruptibility.set_nmi(masked);
+        // Where silicon knows when NMIs are blocked it needs no watching.
+        if !v.has_virtual_nmi() {
+            set_intercept(self, v, SvmExitCode::IRET, masked);
+        }
+    }
+
+    fn held(&self, v: &SvmVcpu, state: &VcpuState) -> Interruptibility {
+        v.held(self, state)
     }
 
     fn windows(&self, v: &SvmVcpu, state: &VcpuState) -> Windows {
@@ -260,7 +303,6 @@ impl Ops for Shared {
         let resume = with_exit(kvm::handle(cx), exit);
         nested::exit::follow_leave(cx);
         nested::events::look_for_init(v, state, Some(SvmExitCode(exit.reason)), host);
-        state.interruptibility = v.held(self, state);
         resume
     }
 

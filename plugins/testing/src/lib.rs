@@ -187,8 +187,10 @@ impl Host for TestHost {
         self.init
     }
 
-    fn smi(&mut self, _vcpu: u32) -> bool {
-        self.smi
+    fn smi(&mut self, _vcpu: u32, ack: bool) -> bool {
+        let pending = self.smi;
+        self.smi &= !ack;
+        pending
     }
 
     fn note_at(&mut self, _vcpu: u32, place: Place, note: Note) {

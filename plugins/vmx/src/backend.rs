@@ -124,6 +124,7 @@ impl Ops for Shared {
         _host: &mut dyn Host,
     ) -> Result<Intercepts, Resume> {
         write_state(self, v, state);
+        state.interruptibility = self.held(v, state);
         if self.emulation_required(v) {
             // KVM emulates up to a state that silicon can enter; the interpreter runs it.
             v.controls = Controls::load(&v.vmcs01);

@@ -66,7 +66,7 @@ impl Host for Nobody {
     fn init(&mut self, _: u32) -> bool {
         false
     }
-    fn smi(&mut self, _: u32) -> bool {
+    fn smi(&mut self, _: u32, _: bool) -> bool {
         false
     }
     fn note_at(&mut self, _: u32, _: Place, note: Note) {

@@ -1,4 +1,4 @@
-//! The built-in hypervisors under the real kvm_amd (traces/recordings/npt1-nested, npt0-nested, npt1-nested-6.1): ours see
+//! The built-in hypervisors under the real kvm_amd (traces/recordings/npt1-nested, npt0-nested, npt1-nested-6.1, and -smm): ours see
 //! the same exits of their guests and print the same, and our tapes say the same exit by exit.
 
 use anyhow::{Context, Result, ensure};
@@ -77,9 +77,12 @@ enum Scope {
 
 fn compare(folder: &Path, backend: &str, kvm: &str, (recording, guest): Guest, scope: Scope) -> Result<()> {
     let directory = tempfile::tempdir()?;
+    // INIT, which comes last, leaves a machine without firmware in nowhere.
+    let has_init = recording.starts_with("nested-signals");
     let run = |arguments: &[&str]| -> Result<String> {
         let output = vmtape(directory.path(), arguments)?;
-        ensure!(output.status.success(), "{arguments:?}: {}", tail(&output));
+        let lost = has_init && arguments[0] == "record";
+        ensure!(output.status.success() != lost, "{arguments:?}: {}", tail(&output));
         Ok(String::from_utf8_lossy(&output.stdout).replace('\r', ""))
     };
     let trace = folder.join(recording).join("trace.txt.gz");
@@ -171,6 +174,21 @@ fn exit_by_exit_under_an_older_kvm() -> Result<()> {
     let guests =
         OLDER.into_iter().filter(|(name, _)| ["nested-npf", "nested-pat", "nested-touch"].contains(name));
     compare_all("npt1-nested-6.1", "svm-npt", "v6.1", &guests.collect::<Vec<_>>(), Scope::Exits)
+}
+
+/// SMIs, in a guest and in its guest, and other signals: exit by exit.
+#[test]
+fn system_management_mode() -> Result<()> {
+    let guests = [
+        ("smm", "smm"),
+        ("nested-smm", "nested-exits,part=smm"),
+        ("nested-signals", "nested-exits,part=signals"),
+        ("nested-smm-np0", "nested-exits,part=smm,npt=0"),
+        ("nested-signals-np0", "nested-exits,part=signals,npt=0"),
+    ];
+    compare_all("npt1-smm", "svm-npt", "v6.12", &guests, Scope::Exits)?;
+    compare_all("npt0-smm", "svm", "v6.12", &[guests[0], guests[3], guests[4]], Scope::Exits)?;
+    compare_all("npt1-smm-6.1", "svm-npt", "v6.1", &guests[..4], Scope::Exits)
 }
 
 /// Two kernels, one difference. With

@@ -266,6 +266,10 @@ fn nested_note(event: &str, mut s: Scan<'_>) -> Option<Note> {
             Note::Invlpga { rip: s.hex("rip: ")?, asid: s.dec("asid: ")?, address: s.hex("address: ")? }
         }
         "kvm_skinit" => Note::Skinit { rip: s.hex("rip: ")?, slb: s.hex("slb: ")? },
+        "kvm_enter_smm" | "kvm_smm_transition" => {
+            let entering = s.has("entering SMM");
+            Note::SmmTransition { smbase: s.hex("smbase ")?, entering, old: event == "kvm_enter_smm" }
+        }
         _ => return None,
     })
 }

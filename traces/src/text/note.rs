@@ -197,6 +197,10 @@ fn write(f: &mut String, note: &Note, vcpu: u32, rip: u64) -> fmt::Result {
             write!(f, "rip: {rip:#018x} asid: {asid} address: {address:#018x}")
         }
         Note::Skinit { rip, slb } => write!(f, "rip: {rip:#018x} slb: {slb:#010x}"),
+        Note::SmmTransition { smbase, entering, .. } => {
+            let way = if entering { "entering" } else { "leaving" };
+            write!(f, "vcpu {vcpu}: {way} SMM, smbase {smbase:#x}")
+        }
         Note::SiliconStep { .. }
         | Note::MemoryType { .. }
         | Note::Rule { .. }

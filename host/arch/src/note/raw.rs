@@ -141,6 +141,9 @@ impl Note {
             }
             Self::Invlpga { rip, asid, address } => raw(K::INVLPGA, &[rip, asid.into(), address]),
             Self::Skinit { rip, slb } => raw(K::SKINIT, &[rip, slb.into()]),
+            Self::SmmTransition { smbase, entering, old } => {
+                raw(if old { K::ENTER_SMM } else { K::SMM_TRANSITION }, &[smbase, entering.into()])
+            }
             Self::MemoryType { gva, gpa, memory_type, guest, icount } => {
                 let types = pack(&[(memory_type.0.into(), 8), (guest.0.into(), 8)]);
                 raw(K::MEMORY_TYPE, &[gva, gpa, types, icount])
@@ -217,6 +220,9 @@ impl Note {
             K::NESTED_VMENTER_FAILED => Self::NestedVmenterFailed { check: a[0] as u32, error: a[1] as u32 },
             K::INVLPGA => Self::Invlpga { rip: a[0], asid: a[1] as u32, address: a[2] },
             K::SKINIT => Self::Skinit { rip: a[0], slb: a[1] as u32 },
+            K::ENTER_SMM | K::SMM_TRANSITION => {
+                Self::SmmTransition { smbase: a[0], entering: bit(a[1], 0), old: raw.kind == K::ENTER_SMM }
+            }
             K::MMIO => Self::Mmio { gpa: a[0], value: a[1], kind: a[2] as u8, len: (a[2] >> 8) as u8 },
             K::INJ_EXCEPTION => Self::InjException {
                 vector: Vector(a[0] as u8),

@@ -17,6 +17,7 @@ mod nested;
 mod paging;
 mod pending;
 mod role;
+mod smm;
 mod smp;
 mod smp2;
 mod stale;
@@ -147,6 +148,14 @@ pub const ALL: &[GuestInfo] = &[
         default_memory: 64,
         default_smp: 1,
         program: Program::Long(pending::program),
+    },
+    GuestInfo {
+        name: "smm",
+        summary: "sends itself SMIs, moves SMBASE, and looks at the state-save area",
+        parameters: smm::PARAMETERS,
+        default_memory: 64,
+        default_smp: 1,
+        program: Program::Long(smm::program),
     },
     GuestInfo {
         name: "work",

@@ -104,7 +104,7 @@ impl Host for BareHost<'_> {
         false
     }
 
-    fn smi(&mut self, _vcpu: u32) -> bool {
+    fn smi(&mut self, _vcpu: u32, _ack: bool) -> bool {
         false
     }
 

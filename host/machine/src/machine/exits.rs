@@ -57,6 +57,7 @@ impl Machine {
 
     /// Asks the backend for the way back into the guest. False: the vCPU stays out for now.
     pub(super) fn enter(&mut self, n: u32) -> Result<bool, End> {
+        self.place_smi_handler(n);
         let vcpu = &mut self.vcpus[n as usize];
         vcpu.state.icount = self.services.clock.icount;
         self.services.sync_clock(&mut vcpu.state);
@@ -69,6 +70,7 @@ impl Machine {
         if told {
             self.services.tape.changes.begin(&vcpu.state);
         }
+        self.services.emulation.exchanged = false;
         let resume = self.backend.enter(n, &mut vcpu.state, &mut self.services);
         self.services.is_right(answers::resume("enter", &resume, &vcpu.state));
         if let Some(wrong) = self.services.take_wrong() {
@@ -80,8 +82,13 @@ impl Machine {
             fed.entered = outcome;
         }
         self.services.after_backend(n, &mut vcpu.state, None);
-        if told {
+        if told && !self.services.emulation.exchanged {
             self.services.tape.changes.end_entry(n, &vcpu.state);
+        }
+        if resume.kind == ResumeKind::RESUME {
+            // No firmware has a handler of an SMI that the backend neither takes nor holds back.
+            let apic = &mut self.services.devices.lapics[n as usize];
+            apic.smi_pending &= vcpu.state.interruptibility.smi();
         }
         if resume.kind == ResumeKind::RESUME && self.services.wants(NoteKind::ENTRY) {
             let rip = vcpu.state.rip;

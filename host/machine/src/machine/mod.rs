@@ -13,6 +13,7 @@ mod pcpus;
 mod resolve;
 mod run;
 mod sleep;
+mod smi;
 mod snapshot;
 mod state;
 mod take_over;

@@ -1,7 +1,7 @@
 //! The machine's state by kinds, as a VMM gets and sets it: one call for each over the backend's and the machine's own.
 //!
 //! The local APIC and the clock are devices of the machine, which are there for every backend; so are, of a vCPU's events, a
-//! pending NMI, a latched INIT and the SIPI vector.
+//! pending NMI, a pending SMI, a latched INIT and the SIPI vector.
 
 use super::Machine;
 use crate::{
@@ -116,7 +116,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Fills in what of a vCPU's events the local APIC holds; the backend has asked it for NMIs.
+    /// Fills in what of a vCPU's events the local APIC holds; the backend has asked it for NMIs and SMIs.
     fn with_signals(&self, vcpu: u32, bytes: Vec<u8>) -> Vec<u8> {
         let Some(mut events) = VcpuEvents::from_bytes(&bytes) else { return bytes };
         events.smi_latched_init = self.services.devices.lapics[vcpu as usize].init_pending.into();
@@ -131,6 +131,7 @@ impl Machine {
         }
         if events.flags.smm() {
             apic.init_pending = events.smi_latched_init != 0;
+            apic.smi_pending = events.smi_pending != 0;
         }
         if events.flags.sipi_vector() {
             apic.sipi_vector = Some(events.sipi_vector as u8);

@@ -1,4 +1,4 @@
-//! Who can run: halts, INIT, SIPI and SMI, and devices that want attention.
+//! Who can run: halts, INIT and SIPI, and devices that want attention.
 
 use super::{Machine, halt::Halt};
 use crate::{time::MOST_NS, vcpu::init};
@@ -13,11 +13,10 @@ impl Machine {
         self.accept_signals(n);
         let vcpu = &mut self.vcpus[n as usize];
         let takes_interrupts = vcpu.state.takes_interrupts();
-        let smi_for_l1 =
-            self.services.devices.lapics[n as usize].smi_pending && vcpu.state.interruptibility.smi();
+        let smi = self.services.devices.lapics[n as usize].smi_pending && !vcpu.state.interruptibility.smi();
         match vcpu.state.activity {
             Activity::ACTIVE => true,
-            Activity::HLT if smi_for_l1 || self.services.devices.can_wake(n, takes_interrupts) => {
+            Activity::HLT if smi || self.services.devices.can_wake(n, takes_interrupts) => {
                 vcpu.state.activity = Activity::ACTIVE;
                 vcpu.needs_entry = true;
                 self.services.devices.lapics[n as usize].unhalted = false;
@@ -27,11 +26,9 @@ impl Machine {
         }
     }
 
-    /// No firmware has a handler of SMIs: one that nobody holds back is over at once.
     fn accept_signals(&mut self, n: u32) {
         let apic = &mut self.services.devices.lapics[n as usize];
         let state = &mut self.vcpus[n as usize].state;
-        apic.smi_pending &= state.interruptibility.init() || state.interruptibility.smi();
         if state.interruptibility.init() {
             return;
         }
@@ -67,8 +64,8 @@ impl Machine {
                 let virtual_interrupts = vcpu.state.intercepts.virtual_interrupts;
                 let (apic, held) =
                     (&self.services.devices.lapics[other as usize], vcpu.state.interruptibility);
-                // What is held back may be L1's, which L2 is left for.
-                let held_back = apic.init_pending && held.init() || apic.smi_pending && held.smi();
+                // What is held back may be L1's, which L2 is left for. An SMI is the backend's to take.
+                let held_back = apic.init_pending && held.init() || apic.smi_pending;
                 let pending = self.services.devices.interrupt(other, false).is_some() && !virtual_interrupts
                     || held_back
                     || self.services.devices.nmi(other, false)
@@ -76,9 +73,8 @@ impl Machine {
                 vcpu.needs_entry |= pending;
             }
         }
-        // INIT and SMI reach a running vCPU between two instructions.
-        let apic = &self.services.devices.lapics[n as usize];
-        if apic.init_pending || apic.smi_pending {
+        // INIT reaches a running vCPU between two instructions.
+        if self.services.devices.lapics[n as usize].init_pending {
             self.accept_signals(n);
         }
     }

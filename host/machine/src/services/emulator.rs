@@ -227,13 +227,6 @@ fn trace(services: &mut Services, vcpu: u32, state: &VcpuState, result: &Emulate
         return;
     }
     let long = state.is_64bit_code();
-    let mode = match (state.cr0().pe(), state.rflags().vm(), bitness(state)) {
-        (false, ..) => EmulateMode::REAL,
-        (_, true, _) => EmulateMode::VM16,
-        (.., 64) => EmulateMode::PROT64,
-        (.., 32) => EmulateMode::PROT32,
-        _ => EmulateMode::PROT16,
-    };
     // Of an instruction only its own bytes; of what is none, all that were fetched.
     let len = usize::from(if result.insn_len == 0 { result.fetched } else { result.insn_len });
     let mut insn = [0; 16];
@@ -249,7 +242,7 @@ fn trace(services: &mut Services, vcpu: u32, state: &VcpuState, result: &Emulate
             csbase,
             len: result.insn_len,
             insn: u128::from_le_bytes(insn),
-            mode: mode.0,
+            mode: EmulateMode::of(state).0,
             failed,
         },
     );

@@ -112,8 +112,11 @@ impl Host for Services {
         self.devices.lapics.get(vcpu as usize).is_some_and(|apic| apic.init_pending)
     }
 
-    fn smi(&mut self, vcpu: u32) -> bool {
-        self.devices.lapics.get(vcpu as usize).is_some_and(|apic| apic.smi_pending)
+    fn smi(&mut self, vcpu: u32, ack: bool) -> bool {
+        let Some(apic) = self.devices.lapics.get_mut(vcpu as usize) else { return false };
+        let pending = apic.smi_pending;
+        apic.smi_pending &= !ack;
+        pending
     }
 
     fn note_at(&mut self, vcpu: u32, place: Place, note: Note) {
@@ -123,6 +126,7 @@ impl Host for Services {
         {
             self.rules.push(id);
         }
+        self.emulation.exchanged |= matches!(note, Note::SmmTransition { .. });
         self.tape.note(vcpu, place, note);
     }
 

@@ -9,6 +9,7 @@
 use crate::{
     cpuid::{Feature, feature},
     profile::{Options, Switch},
+    smm::Smm,
 };
 use vmtape_arch::{
     cpuid::CpuidEntry,
@@ -28,6 +29,8 @@ enum When {
     AmdSince(Switch),
     /// KVM has the change.
     Since(Switch),
+    /// KVM has SMM.
+    Smm,
     /// The silicon is AMD's, and KVM does not have the change.
     AmdUntil(Switch),
 }
@@ -86,7 +89,7 @@ const EMULATED: &[(u32, When)] = &[
     (0x17a, When::Always),                                     // MSR_IA32_MCG_STATUS
     (0x17b, When::Always),                                     // MSR_IA32_MCG_CTL
     (0x4d0, When::Vendor(Vendor::INTEL)),                      // MSR_IA32_MCG_EXT_CTL
-    (0x9e, When::Always),                                      // MSR_IA32_SMBASE
+    (0x9e, When::Smm),                                         // MSR_IA32_SMBASE
     (0x34, When::Always),                                      // MSR_SMI_COUNT
     (0xce, When::Always),                                      // MSR_PLATFORM_INFO
     (0x140, When::Always),                                     // MSR_MISC_FEATURES_ENABLES
@@ -139,6 +142,7 @@ impl Lists<'_> {
             When::Supported(features) => features.iter().any(|feature| feature.is_in(self.supported)),
             When::AmdSince(switch) => amd && self.options.on(*switch),
             When::Since(switch) => self.options.on(*switch),
+            When::Smm => Smm::is_supported(self.options),
             When::AmdUntil(switch) => amd && !self.options.on(*switch),
         }
     }

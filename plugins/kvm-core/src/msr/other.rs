@@ -75,8 +75,8 @@ pub(super) fn get(vcpu: &Vcpu, index: u32, host_initiated: bool) -> Result<u64, 
         // IA32_MCG_CTL exists only with MCG_CTL_P, which IA32_MCG_CAP does not have.
         MCG_CTL if host_initiated => 0,
         P5_MC_ADDR | P5_MC_TYPE => 0,
-        SMBASE if host_initiated => 0x30000,
-        SMI_COUNT => 0,
+        SMBASE if host_initiated && vcpu.smm.supported => vcpu.smm.smbase,
+        SMI_COUNT => vcpu.smm.count,
         POWER_CTL | MISC_FEATURES_ENABLES => msrs.stored(index),
         XFD | XFD_ERR if xfd => msrs.stored(index),
         VM_HSAVE_PA_ON_INTEL | SYSCFG | INT_PENDING_MSG | NB_CFG | MMIO_CONF_BASE | BU_CFG2 | DC_CFG
@@ -130,7 +130,16 @@ pub(super) fn set(vcpu: &mut Vcpu, index: u32, data: u64, host_initiated: bool) 
         }
         P6_PERFCTR_0..=P6_PERFCTR_1 | P6_EVNTSEL_0..=P6_EVNTSEL_1 => return done,
         _ if K7_EVNTSEL_PERFCTR.contains(&index) => return done,
-        SMBASE | SMI_COUNT => return check(host_initiated).and(done),
+        SMBASE => {
+            check(host_initiated && vcpu.smm.supported)?;
+            vcpu.smm.smbase = data;
+            return done;
+        }
+        SMI_COUNT => {
+            check(host_initiated)?;
+            vcpu.smm.count = data;
+            return done;
+        }
         PLATFORM_INFO => {
             check(host_initiated)?;
             vcpu.msrs.platform_info = data;

@@ -11,6 +11,7 @@ mod patches;
 mod quirks;
 mod release;
 mod set;
+mod smm;
 mod switch;
 #[cfg(test)]
 mod tests;
@@ -44,6 +45,7 @@ pub fn entries() -> impl Iterator<Item = &'static Entry> {
         nested::NESTED_6_12,
         nested::NESTED_7_2,
         gpat::GPAT,
+        smm::SMM,
         parameters::SILICON,
     ]
     .into_iter()

@@ -149,6 +149,16 @@ pub const PARAMETERS: &[Entry] = &[
          is intercepted",
     )
     .source("x86.c is_vmware_backdoor_opcode(), emulate.c emulator_io_port_access_allowed(), check_rdpmc()"),
+    Entry::parameter(
+        Switch::CONFIG_KVM_SMM,
+        Scope::ALL,
+        true,
+        "KVM is built with SMM; off: SMIs are dropped, and state that says otherwise is refused. Releases before the option always \
+         are",
+    )
+    .commit("4b8e1b32017c", "KVM: x86: compile out vendor-specific code if SMM is disabled")
+    .source("Kconfig KVM_SMM, smm.h kvm_inject_smi(); not in 6.1, there in 6.12")
+    .since("v6.2"),
     Entry::parameter(Switch::NRIPS, Scope::AMD, true, "Use next-RIP save where silicon has it")
         .source("svm/svm.c"),
 ];

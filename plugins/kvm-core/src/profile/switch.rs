@@ -38,6 +38,8 @@ open_enum! {
         FORCE_EMULATION_PREFIX = 29 => "force_emulation_prefix",
         FEP_CLEAR_RFLAGS_RF = 30 => "fep_clear_rflags_rf",
         ENABLE_VMWARE_BACKDOOR = 31 => "enable_vmware_backdoor",
+        // No parameter, but an option of the kernel's build.
+        CONFIG_KVM_SMM = 32 => "config_kvm_smm",
         /// Numbers from 100 on: patches. First those about guests narrower than their host.
         SMALLER_MAXPHYADDR = 100 => "smaller-maxphyaddr",
         SMALLER_MAXPHYADDR_DEFAULT_OFF = 101 => "smaller-maxphyaddr-default-off",
@@ -210,6 +212,16 @@ open_enum! {
         V1_GPAT_STATE = 316 => "v1-gpat-state",
         V2_GPAT_STATE = 317 => "v2-gpat-state",
         NESTED_GIF_TAKES_INIT = 318 => "nested-gif-takes-init",
+        /// SMM.
+        SMM_TRANSITION_TRACED = 320 => "smm-transition-traced",
+        RSM_FAILURE_SHUTDOWN = 321 => "rsm-failure-shutdown",
+        SMM_SHADOW_SAVED = 322 => "smm-shadow-saved",
+        SMM_FAILURE_CHECKED = 323 => "smm-failure-checked",
+        SMM_SAVES_L1 = 324 => "smm-saves-l1",
+        RSM_RUN_PENDING = 325 => "rsm-run-pending",
+        RSM_CHECKS_VMCB12 = 326 => "rsm-checks-vmcb12",
+        RSM_FAILURE_LEAVES_L2 = 327 => "rsm-failure-leaves-l2",
+        SMM_TOGGLE_LEAVES_NESTED = 328 => "smm-toggle-leaves-nested",
         /// Numbers from 1000 on: silicon.
         EPT4_WIDE_GPA_VIOLATION = 1000 => "ept4-wide-gpa-violation",
         AMD_ACCESSED_BEFORE_NPF = 1001 => "amd-accessed-before-npf",

@@ -1,13 +1,15 @@
 //! KVM_GET_VCPU_EVENTS and KVM_SET_VCPU_EVENTS, with KVM_CAP_EXCEPTION_PAYLOAD and KVM_CAP_X86_TRIPLE_FAULT_EVENT enabled, as
 //! VMMs do.
 //!
-//! A pending NMI and what INIT and SIPI left are the local APIC's, which is the machine's: it fills them in. There is no SMM.
+//! Pending NMIs and SMIs, and what INIT and SIPI left, are the local APIC's, which is the machine's: it fills them in.
 //!
 //! See: KVM x86.c kvm_vcpu_ioctl_x86_get_vcpu_events(), kvm_vcpu_ioctl_x86_set_vcpu_events()
 
 use crate::{
     Vcpu,
     events::{Events, QueuedException, QueuedInterrupt, WindowRequests},
+    profile::Switch,
+    smm,
     vm::{Ops, VendorVcpu},
 };
 use vmtape_abi::{Errno, Host};
@@ -15,7 +17,7 @@ use vmtape_arch::{
     event::Event,
     exception::Vector,
     state::{VcpuEvents, VcpuEventsFlags, interrupt_shadow},
-    vcpu::VcpuState,
+    vcpu::{Activity, VcpuState},
 };
 
 /// The first vector that is no exception.
@@ -24,11 +26,14 @@ const EXCEPTIONS: u8 = 32;
 pub fn get(core: &Vcpu, state: &VcpuState, host: &mut dyn Host) -> VcpuEvents {
     let events = as_after_an_exit(core, state);
     let mut out = VcpuEvents {
-        flags: VcpuEventsFlags::KNOWN.with_sipi_vector(false),
+        flags: VcpuEventsFlags::KNOWN.with_sipi_vector(false).with_smm(core.smm.supported),
         interrupt_shadow: shadow(state),
         nmi_injected: events.nmi_injected.into(),
         nmi_pending: events.has_nmi(core.id, host).into(),
         nmi_masked: state.interruptibility.nmi().into(),
+        smi_smm: core.smm.active.into(),
+        smi_pending: (core.smm.supported && host.smi(core.id, false)).into(),
+        smi_smm_inside_nmi: core.smm.inside_nmi.into(),
         triple_fault_pending: events.triple_fault.into(),
         ..VcpuEvents::default()
     };
@@ -67,8 +72,9 @@ pub fn set<O: Ops>(
     v: &mut O::Vcpu,
     state: &mut VcpuState,
     new: &VcpuEvents,
+    host: &mut dyn Host,
 ) -> Result<(), Errno> {
-    if !is_valid(new) {
+    if !is_valid(new, v.core().smm.supported, state.activity) {
         return Err(Errno::EINVAL);
     }
     let pending = new.flags.payload() && new.exception_pending != 0;
@@ -105,14 +111,42 @@ pub fn set<O: Ops>(
     state.interruptibility = blocked;
     // `set_nmi_mask`: silicon that cannot mask NMIs itself watches for IRET.
     ops.request_windows(v, WindowRequests { nmi_injected: new.nmi_masked != 0, ..Default::default() });
+    if new.flags.smm() && v.core().smm.supported {
+        set_smm(ops, v, state, new, host);
+    }
+    state.interruptibility = ops.held(v, state);
     Ok(())
 }
 
-fn is_valid(new: &VcpuEvents) -> bool {
+fn set_smm<O: Ops>(
+    ops: &mut O,
+    v: &mut O::Vcpu,
+    state: &mut VcpuState,
+    new: &VcpuEvents,
+    host: &mut dyn Host,
+) {
+    let active = new.smi_smm != 0;
+    if active != v.core().smm.active {
+        if ops.kvm().options.on(Switch::SMM_TOGGLE_LEAVES_NESTED) {
+            ops.leave_nested(v, state, host);
+        }
+        smm::toggle(ops, v, state, active, host);
+    }
+    if active {
+        v.core_mut().smm.inside_nmi = new.smi_smm_inside_nmi != 0;
+    }
+}
+
+/// INITs wait in SMM, so that nobody waits for a SIPI there.
+fn is_valid(new: &VcpuEvents, smm_supported: bool, activity: Activity) -> bool {
     let flags = new.flags.into_bits();
     let exception = new.exception_injected != 0 || new.flags.payload() && new.exception_pending != 0;
-    let smm = new.flags.smm() && (new.smi_smm | new.smi_pending | new.smi_smm_inside_nmi) != 0;
+    let in_smm = new.smi_smm | new.smi_pending;
+    let smm = match smm_supported {
+        true => in_smm != 0 && activity == Activity::WAIT_FOR_SIPI,
+        false => in_smm | new.smi_smm_inside_nmi != 0,
+    };
     flags & !VcpuEventsFlags::KNOWN.into_bits() == 0
         && !(exception && (new.exception_nr >= EXCEPTIONS || Vector(new.exception_nr) == Vector::NMI))
-        && !smm
+        && !(new.flags.smm() && smm)
 }

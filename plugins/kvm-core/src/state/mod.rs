@@ -15,7 +15,7 @@ use crate::{
 use vmtape_abi::{Errno, Host};
 use vmtape_arch::{
     state::{BackendState, DebugRegs, Layout, MpState, Owner, Regs, StateKind, Xsave},
-    vcpu::VcpuState,
+    vcpu::{Activity, VcpuState},
 };
 use vmtape_kvm_mmu::fault_points::FaultPoint;
 
@@ -72,10 +72,17 @@ pub fn set_state<O: Ops>(
         BackendState::DebugRegs => set_debugregs(state, &read(bytes)?)?,
         BackendState::Xcrs => xcrs::set(v.core_mut(), state, &read(bytes)?)?,
         BackendState::Xsave => set_xsave(ops, state, &read(bytes)?)?,
-        BackendState::VcpuEvents => events::set(ops, v, state, &read(bytes)?)?,
+        BackendState::VcpuEvents => events::set(ops, v, state, &read(bytes)?, host)?,
         BackendState::MpState => {
             let wanted: MpState = read(bytes)?;
-            state.activity = wanted.activity().ok_or(Errno::EINVAL)?;
+            let (activity, core) = (wanted.activity().ok_or(Errno::EINVAL)?, v.core());
+            // INITs wait in SMM, and behind an SMI.
+            let latched = core.smm.active || core.smm.supported && host.smi(core.id, false);
+            let starts = activity == Activity::WAIT_FOR_SIPI || wanted == MpState::SIPI_RECEIVED;
+            if latched && starts {
+                return Err(Errno::EINVAL);
+            }
+            state.activity = activity;
         }
         BackendState::NestedState => ops.set_nested_state(v, state, bytes, host)?,
         BackendState::TscOffset => state.tsc_offset = read(bytes)?,

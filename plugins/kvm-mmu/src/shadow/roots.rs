@@ -27,6 +27,7 @@ impl Mmu {
     pub fn init(&mut self, vcpu: u32, state: &VcpuState) {
         let mut cpu_role = CpuRole::of(state);
         cpu_role.base.set_guest_mode(self.vcpu(vcpu).guest_mode);
+        cpu_role.base.set_smm(self.vcpu(vcpu).smm.into());
         if self.vcpu(vcpu).is_nested() {
             // See: mmu.c init_kvm_nested_mmu()
             self.vcpu(vcpu).nested_mmu.cpu_role = cpu_role;

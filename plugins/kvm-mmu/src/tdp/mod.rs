@@ -64,6 +64,7 @@ impl Mmu {
             .with_level(self.tdp_level(vcpu))
             .with_direct(true)
             .with_guest_mode(self.vcpus[vcpu as usize].guest_mode)
+            .with_smm(self.vcpus[vcpu as usize].smm.into())
     }
 
     /// `kvm_tdp_mmu_alloc_root`: gives the vCPU its root, new or shared.

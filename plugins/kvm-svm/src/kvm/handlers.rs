@@ -20,7 +20,7 @@ use vmtape_arch::{
     sensitive::SensitiveKind,
     vcpu::{VcpuState, gpr},
 };
-use vmtape_kvm_core::{cpuid, cr, events, forced, hypercall, io, msr, pmu, profile::Switch, vmware};
+use vmtape_kvm_core::{cpuid, cr, events, forced, hypercall, io, msr, pmu, profile::Switch, smm, vmware};
 use vmtape_kvm_mmu::fault::FaultCode;
 
 /// Everything a handler works on.
@@ -90,8 +90,8 @@ fn dispatch(cx: &mut Cx<'_>) -> Resume {
         C::INVD | C::WBINVD | C::MONITOR | C::MWAIT | C::PAUSE => cx.skip(),
         C::XSETBV => xsetbv(cx),
         C::VMMCALL => vmmcall(cx),
-        // RSM: there is no SMM to leave.
-        C::RDPRU | C::RDTSCP | C::RSM => cx.inject(Exception::ud()),
+        C::RDPRU | C::RDTSCP => cx.inject(Exception::ud()),
+        C::RSM => smm::rsm(cx.shared, cx.vcpu, cx.state, cx.host),
         code @ (C::VMRUN | C::VMLOAD | C::VMSAVE | C::STGI | C::CLGI | C::INVLPGA | C::SKINIT) => {
             nested::instructions::handle(cx, code)
         }

@@ -195,7 +195,10 @@ fn set_efer(
     if had && !state.efer().svme() {
         let (l2, shutdown) = (vcpu.is_guest_mode(), options.on(Switch::SVME_CLEARED_SHUTDOWN));
         leave(vcpu);
-        vcpu.nested.forget();
+        // RSM may go back to what is kept of L2.
+        if !vcpu.core.smm.active {
+            vcpu.nested.forget();
+        }
         if l2 && shutdown && !host_initiated {
             vcpu.core.events.request_triple_fault();
         }

@@ -85,7 +85,7 @@ pub fn silicon_cr0(guest: Cr0, npt: bool) -> Cr0 {
 }
 
 /// CR4 that silicon runs with; the host has MCE.
-fn silicon_cr4(guest: Cr4, paging: bool, npt: bool) -> Cr4 {
+pub fn silicon_cr4(guest: Cr4, paging: bool, npt: bool) -> Cr4 {
     let cr4 = guest.with_mce(true);
     match (npt, paging) {
         (true, _) => cr4,
@@ -95,7 +95,7 @@ fn silicon_cr4(guest: Cr4, paging: bool, npt: bool) -> Cr4 {
 }
 
 /// EFER that silicon runs with.
-fn silicon_efer(guest: Efer, npt: bool) -> Efer {
+pub fn silicon_efer(guest: Efer, npt: bool) -> Efer {
     let efer = guest.with_svme(true);
     if npt { efer } else { efer.with_nxe(true).with_lme(guest.lme() && guest.lma()) }
 }

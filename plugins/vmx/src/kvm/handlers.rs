@@ -68,6 +68,7 @@ const fn table() -> [Option<Handler>; REASONS] {
     put(&mut t, R::EOI_INDUCED, apic_eoi_induced);
     put(&mut t, R::EPT_VIOLATION, ept_violation);
     put(&mut t, R::EPT_MISCONFIG, ept_misconfig);
+    put(&mut t, R::PREEMPTION_TIMER, preemption_timer);
     put(&mut t, R::PML_FULL, pml_full);
     put(&mut t, R::XSETBV, xsetbv);
     put(&mut t, R::RDRAND, invalid_opcode);
@@ -197,6 +198,11 @@ fn interrupt_window(cx: &mut Cx<'_>) -> Resume {
 fn nmi_window(cx: &mut Cx<'_>) -> Resume {
     let controls = cx.vcpu.vmcs01.cpu_based();
     cx.vcpu.vmcs01.set_cpu_based(controls.with_nmi_window_exiting(false));
+    Resume::GUEST
+}
+
+/// `handle_preemption_timer`: it was asked for, to be out of the guest at once.
+fn preemption_timer(_cx: &mut Cx<'_>) -> Resume {
     Resume::GUEST
 }
 

@@ -116,6 +116,8 @@ pub fn instruction(insn: &Sensitive, state: &VcpuState) -> Exit {
         K::TASK_SWITCH => (VmxReason::TASK_SWITCH, insn.number.into()),
         K::INTERRUPT_WINDOW => (VmxReason::INTERRUPT_WINDOW, 0),
         K::NMI_WINDOW => (VmxReason::NMI_WINDOW, 0),
+        // The VMX-preemption timer, at zero.
+        K::IMMEDIATE_EXIT => (VmxReason::PREEMPTION_TIMER, 0),
         K::APIC_READ => (VmxReason::APIC_ACCESS, apic().into_bits()),
         K::APIC_WRITE => (VmxReason::APIC_ACCESS, apic().with_kind(1).into_bits()),
         _ => (VmxReason::TRIPLE_FAULT, 0),

@@ -15,6 +15,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("cpuid_after_run.toml", include_str!("../../scenarios/cpuid_after_run.toml")),
     ("nested_pat.toml", include_str!("../../scenarios/nested_pat.toml")),
     ("nested_svm.toml", include_str!("../../scenarios/nested_svm.toml")),
+    ("smm.toml", include_str!("../../scenarios/smm.toml")),
     ("fleet.toml", include_str!("../../scenarios/fleet.toml")),
     ("local_apic.toml", include_str!("../../scenarios/local_apic.toml")),
     ("event_vectoring.toml", include_str!("../../scenarios/event_vectoring.toml")),

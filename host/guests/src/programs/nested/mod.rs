@@ -9,7 +9,7 @@ mod random;
 mod report;
 mod tables;
 mod touch;
-mod vmcb;
+pub mod vmcb;
 
 use crate::{GuestInfo, Program};
 

@@ -33,12 +33,15 @@ pub(crate) struct Emulation {
     pub(crate) perhaps: u32,
     /// Registers of the FPU that were told.
     pub(crate) fpu: Vec<usize>,
+    /// SMM was entered or left, in this exit or the entry behind it: all registers are others, and nobody who is fed knows those before.
+    pub(crate) exchanged: bool,
 }
 
 impl Emulation {
     /// Another exit begins.
     pub(crate) fn begin(&mut self) {
         (self.asked, self.read, self.written, self.perhaps) = (false, 0, 0, 0);
+        self.exchanged = false;
         self.fpu.clear();
     }
 }
@@ -84,10 +87,12 @@ impl Changes {
         after: &VcpuState,
     ) -> RegisterChanges {
         let entry = self.entered.get_mut(vcpu as usize).map_or(0, |entered| {
-            entered.follows = is_plain(exit);
+            entered.follows = is_plain(exit) && !emulation.exchanged;
             std::mem::take(&mut entered.changes)
         });
-        let Some(before) = &self.before else { return RegisterChanges { entry, ..RegisterChanges::NONE } };
+        let Some(before) = self.before.as_ref().filter(|_| !emulation.exchanged) else {
+            return RegisterChanges { entry, ..RegisterChanges::NONE };
+        };
         let handling = Rule::of(exit, emulation, before, after).digest(before, after, &mut self.words);
         RegisterChanges { handling, entry }
     }

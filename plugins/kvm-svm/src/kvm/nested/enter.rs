@@ -18,6 +18,7 @@ use crate::{
     silicon::vmcb::{Clean, ControlArea, IntCtl, Vmcb},
 };
 use vmtape_arch::{
+    exception::Exception,
     exit::Resume,
     note::{Note, NoteKind},
     regs::{Cr0, Cr4, DR6_INIT, DR7_INIT, Efer, Rflags},
@@ -29,6 +30,9 @@ use vmtape_kvm_core::{cr, profile::Switch, vcpu::clear_shadow};
 pub fn vmrun(cx: &mut Cx<'_>) -> Resume {
     if cx.on(Switch::HSAVE_PA_REQUIRED) && cx.vcpu.msrs.hsave_pa == 0 {
         return cx.gp();
+    }
+    if cx.vcpu.core.smm.active {
+        return cx.inject(Exception::ud());
     }
     let VmcbAddress { gpa, mut mapped } = match instructions::vmcb(cx, vmcb12::VMRUN) {
         Ok(found) => found,
@@ -65,14 +69,14 @@ pub fn vmrun(cx: &mut Cx<'_>) -> Resume {
     }
     save_l1(cx);
     cx.vcpu.nested.run_pending = true;
-    if !enter_guest_mode(cx, gpa, Some(&mapped.vmcb)) || !merge_msrpm(cx) {
+    if !enter_guest_mode(cx, gpa, &mapped.vmcb, true) || !merge_msrpm(cx) {
         fail(cx);
     }
     resume
 }
 
 /// `kvm_nested_vmenter_failed`.
-fn note_failure(cx: &mut Cx<'_>, why: checks::Check) {
+pub fn note_failure(cx: &mut Cx<'_>, why: checks::Check) {
     if cx.on(Switch::NESTED_ENTRIES_TRACED) {
         let check = checks::worded(why, &L1::new(cx.shared, &cx.vcpu.core.cpuid));
         cx.note(Note::NestedVmenterFailed { check: check.0, error: 0 });
@@ -103,22 +107,25 @@ fn save_l1(cx: &mut Cx<'_>) {
     crate::kvm::vmcb::write_segments(&mut cx.vcpu.vmcb01, cx.state);
 }
 
-/// `enter_svm_guest_mode`, `vmcb12`: from VMRUN. False: L2 has an illegal CR3, and guest mode is on.
-pub fn enter_guest_mode(cx: &mut Cx<'_>, gpa: u64, vmcb12: Option<&Vmcb>) -> bool {
-    note_entry(cx, gpa);
-    let l1 = *cx.state;
+/// `enter_svm_guest_mode`, by VMRUN or by RSM. False: L2 has an illegal CR3, and guest mode is on.
+pub fn enter_guest_mode(cx: &mut Cx<'_>, gpa: u64, vmcb12: &Vmcb, from_vmrun: bool) -> bool {
+    // 5.10 tells it of VMRUN only.
+    if from_vmrun || cx.on(Switch::NESTED_ENTRIES_TRACED) {
+        note_entry(cx, gpa);
+    }
+    let save = &cx.vcpu.vmcb01.vmcb.save;
+    let l1 = VcpuState { cr0: save.cr0, cr4: save.cr4, efer: save.efer, ..*cx.state };
     cx.vcpu.nested.vmcb12_gpa = gpa;
     let spec_ctrl = cx.vcpu.vmcb01.vmcb.save.spec_ctrl;
     cx.vcpu.nested.vmcb02.vmcb.save.spec_ctrl = spec_ctrl;
     cx.vcpu.core.guest_mode = true;
     watch_l2(cx);
     prepare_control(cx);
-    if let Some(vmcb12) = vmcb12 {
-        prepare_save(cx, vmcb12);
-    }
+    prepare_save(cx, vmcb12);
     let cr3 = cx.vcpu.nested.vmcb12.save.cr3;
-    let legal = load_cr3(cx, cr3, &l1, vmcb12.is_some());
+    let legal = load_cr3(cx, cr3, &l1, from_vmrun);
     if legal {
+        cx.vcpu.nested.pages_wanted |= !from_vmrun;
         events::set_gif(cx, true);
     }
     legal
@@ -138,7 +145,7 @@ fn note_entry(cx: &mut Cx<'_>, gpa: u64) {
         let Vmcb { control, save } = &cx.vcpu.nested.vmcb12;
         let npt = control.nested_ctl.into_bits() != 0;
         let traced = cx.on(Switch::NESTED_ENTRIES_TRACED);
-        let next = cx.state.rip;
+        let next = cx.vcpu.vmcb01.vmcb.save.rip;
         let note = Note::NestedVmenter {
             // The older event has the address of VMRUN itself.
             rip: if traced { next } else { next.wrapping_sub(cx.exit.insn.len.into()) },

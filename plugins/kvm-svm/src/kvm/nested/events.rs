@@ -20,7 +20,7 @@ use vmtape_arch::{
     regs::Rflags,
     vcpu::{Activity, Interruptibility, VcpuState, gpr},
 };
-use vmtape_kvm_core::{events::Windows, profile::Switch};
+use vmtape_kvm_core::{events::Windows, profile::Switch, smm::SmiAllowed};
 
 /// Its index as an MSR. See: APM vol. 2 16.11 Accessing x2APIC Register
 const X2APIC_EOI: u32 = 0x80b;
@@ -47,7 +47,7 @@ fn overlooks(vcpu: &SvmVcpu, host: &mut dyn Host) -> bool {
 
 fn has_event(vcpu: &SvmVcpu, host: &mut dyn Host) -> bool {
     let id = vcpu.core.id;
-    host.smi(id) || vcpu.core.events.has_nmi(id, host) || host.interrupt(id, false).is_some()
+    host.smi(id, false) || vcpu.core.events.has_nmi(id, host) || host.interrupt(id, false).is_some()
 }
 
 /// KVM_REQ_EVENT, of which `kvm_apic_accept_events` is a part. Not told here: an EOI that the guest writes to memory.
@@ -127,6 +127,21 @@ impl SvmVcpu {
         !self.nested.gif || !self.exits_for(C::NMI) && masked
     }
 
+    /// `svm_smi_blocked`.
+    fn smi_blocked(&self) -> bool {
+        !self.nested.gif || self.core.smm.active
+    }
+
+    /// `svm_smi_allowed`, for injection.
+    pub fn smi_allowed(&self) -> SmiAllowed {
+        match () {
+            () if self.is_guest_mode() && self.nested.run_pending => SmiAllowed::Busy,
+            () if self.smi_blocked() => SmiAllowed::Blocked,
+            () if self.exits_for(C::SMI) => SmiAllowed::Busy,
+            () => SmiAllowed::Now,
+        }
+    }
+
     /// `svm_interrupt_allowed` and `svm_nmi_allowed`, for injection.
     pub fn windows(&self, state: &VcpuState) -> Windows {
         Windows {
@@ -150,8 +165,8 @@ impl SvmVcpu {
         };
         state
             .interruptibility
-            .with_init(!gif || self.nested.init_overlooked || self.exits_for(C::INIT))
-            .with_smi(self.exits_for(C::SMI))
+            .with_init(!gif || self.nested.init_overlooked || self.exits_for(C::INIT) || self.core.smm.active)
+            .with_smi(self.smi_blocked() || !self.core.smm.supported)
             .with_interrupts(held)
             .with_ignores_if(open)
             .with_virtual_gif(silicons)
@@ -165,7 +180,7 @@ fn shadowed(state: &VcpuState) -> bool {
 }
 
 /// `svm_check_nested_events`: an event that L1 wants takes L2 out. True (-EBUSY): there is one, but L2 must get in first, or
-/// what is on its way into it. What L1 does not want of INIT and SMI is the machine's.
+/// what is on its way into it. An INIT that L1 does not want is the machine's.
 pub fn check(cx: &mut Cx<'_>) -> bool {
     look_for_init(cx.vcpu, cx.state, None, cx.host);
     let pending = cx.vcpu.nested.run_pending;
@@ -196,12 +211,9 @@ pub fn check(cx: &mut Cx<'_>) -> bool {
         }
         return busy;
     }
-    if !cx.vcpu.nested.gif && cx.shared.vgif() && cx.host.smi(id) {
-        // `svm_enable_smi_window`
-        set_intercept(cx.shared, cx.vcpu, C::STGI, true);
-    }
-    if cx.vcpu.nested.gif && cx.vcpu.exits_for(C::SMI) && cx.host.smi(id) {
-        if !busy {
+    let smi = cx.vcpu.core.smm.supported && cx.host.smi(id, false);
+    if smi && !cx.vcpu.smi_blocked() {
+        if !busy && cx.vcpu.exits_for(C::SMI) {
             exit::simple_vmexit(cx, C::SMI);
         }
         return busy;

@@ -15,11 +15,12 @@ pub mod lbr;
 pub mod msrpm;
 pub mod pat;
 pub mod patches;
+pub mod smm;
 pub mod state;
 pub mod vmcb12;
 
 use crate::{
-    silicon::vmcb::Msrpm,
+    silicon::vmcb::{Msrpm, Vmcb},
     vm::{SvmVcpu, VmcbInfo},
 };
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,8 @@ pub struct Nested {
     pub tsc_ratio: u64,
     /// KVM_REQ_GET_NESTED_STATE_PAGES: L1's map is read before the next entry, since its memory may have come after the state.
     pub pages_wanted: bool,
+    /// L1's registers while SMM is active, where L2 ran before: 5.10's `hsave`.
+    pub hsave: Option<Box<Vmcb>>,
     /// gPAT follows IA32_PAT until KVM_RUN (`legacy_gpat_semantics` of the series' third version).
     pub legacy_gpat: bool,
     /// KVM_RUN gives gPAT the value of IA32_PAT (`restore_gpat_from_pat` of its second version).
@@ -79,6 +82,7 @@ impl Default for Nested {
             entered_at: 0,
             tsc_ratio: TSC_RATIO_DEFAULT,
             pages_wanted: false,
+            hsave: None,
             legacy_gpat: false,
             restore_gpat: false,
         }

@@ -102,7 +102,7 @@ fn l1_save(l1: &L1<'_>, vmcb01: &SaveArea, state: &VcpuState) -> SaveArea {
 }
 
 /// `svm_copy_vmrun_state`: what VMRUN saves of the host.
-fn copy_vmrun_state(l1: &L1<'_>, to: &mut SaveArea, from: &SaveArea) {
+pub fn copy_vmrun_state(l1: &L1<'_>, to: &mut SaveArea, from: &SaveArea) {
     (to.es, to.cs, to.ss, to.ds) = (from.es, from.cs, from.ss, from.ds);
     (to.gdtr, to.idtr) = (from.gdtr, from.idtr);
     to.rflags = from.rflags | Rflags::new().with_always_one(true).into_bits();
@@ -174,7 +174,12 @@ pub struct Entered {
 }
 
 /// KVM_SET_NESTED_STATE, KVM's checks in its order. `state`: the vCPU's registers now, which are L2's.
-pub fn check(l1: &L1<'_>, npt: bool, state: &VcpuState, bytes: &[u8]) -> Result<Wanted, Errno> {
+pub fn check(
+    l1: &L1<'_>,
+    (npt, in_smm): (bool, bool),
+    state: &VcpuState,
+    bytes: &[u8],
+) -> Result<Wanted, Errno> {
     let refuse = |legal: bool| if legal { Ok(()) } else { Err(Errno::EINVAL) };
     let (header, data) = Header::read_from_prefix(bytes).map_err(|_| Errno::EFAULT)?;
     let flags = header.flags;
@@ -188,6 +193,8 @@ pub fn check(l1: &L1<'_>, npt: bool, state: &VcpuState, bytes: &[u8]) -> Result<
         let free = l1.on(Switch::NESTED_SET_GIF_FREE) && flags == idle;
         refuse(free || flags == idle.with_gif_set(true))?;
     }
+    // SMM disables SVM.
+    refuse(!in_smm || !flags.guest_mode())?;
     if !flags.guest_mode() {
         return Ok(Wanted::Leave { gif: flags.gif_set() });
     }
@@ -231,7 +238,7 @@ pub fn set(cx: &mut Cx<'_>, bytes: &[u8]) -> Result<(), Errno> {
     if has_no_state(l1.options) {
         return Err(Errno::EINVAL);
     }
-    match check(&l1, cx.shared.kvm.tdp(), cx.state, bytes)? {
+    match check(&l1, (cx.shared.kvm.tdp(), cx.vcpu.core.smm.active), cx.state, bytes)? {
         Wanted::Leave { gif } => {
             leave(cx.vcpu);
             exit::follow_leave(cx);

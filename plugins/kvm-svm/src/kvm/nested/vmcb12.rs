@@ -69,6 +69,20 @@ pub const VMRUN: Fields = &[
     0x668..0x698,
 ];
 
+/// What `svm_copy_vmrun_state` moves to and from the host save area: ES, CS, SS, DS; GDTR; IDTR; CPL and EFER; CR4, CR3, CR0; RFLAGS, RIP; RSP;
+/// RAX; DBGCTL to LASTEXCP_TO.
+pub const HOST_SAVE: Fields = &[
+    0x400..0x440,
+    0x460..0x470,
+    0x480..0x490,
+    0x4c8..0x4d8,
+    0x548..0x560,
+    0x570..0x580,
+    0x5d8..0x5e0,
+    0x5f8..0x600,
+    0x670..0x698,
+];
+
 /// FS, GS; LDTR; TR; STAR to SYSENTER_EIP. See: APM 15.5.2 VMSAVE and VMLOAD Instructions
 pub const VMLOAD: Fields = &[0x440..0x460, 0x470..0x480, 0x490..0x4a0, 0x600..0x640];
 

@@ -8,6 +8,7 @@ mod forced;
 mod history;
 mod instructions;
 mod signals;
+mod smm;
 
 use super::{
     hypervisor::{self, Hypervisor},
@@ -42,6 +43,9 @@ pub const PARAMETERS: &[Parameter] = &[
             "fields",
             "elsewhere",
             "signals",
+            "smm",
+            "smm-lost",
+            "smm-asid",
         ]),
         "all",
         "which part of the list; by name only, from old-checks on: those that may end the machine, need a parameter of KVM or \
@@ -104,6 +108,9 @@ pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
         ("fields", history::fields, false),
         ("elsewhere", history::elsewhere, false),
         ("signals", signals::list, false),
+        ("smm", smm::list, false),
+        ("smm-lost", smm::lost, false),
+        ("smm-asid", smm::without_asid, false),
     ] {
         if part == name || part == "all" && in_all {
             emit(k, &hypervisor)?;

@@ -9,6 +9,7 @@ use crate::{
             report,
             vmcb::{self, exit},
         },
+        smm::handler::{self, SMBASE},
         smp,
     },
 };
@@ -21,7 +22,8 @@ const TIMER_LVT: u32 = LOCAL_APIC + 0x320;
 const TIMER_INITIAL_COUNT: u32 = LOCAL_APIC + 0x380;
 const TIMER_DIVIDE: u32 = LOCAL_APIC + 0x3e0;
 const DIVIDE_BY_ONE: u32 = 0xb;
-const COUNT: u32 = 20_000;
+/// Enough for the guest's guest to be halted by then, on a slow machine too.
+const COUNT: u32 = 50_000_000;
 // Self; SMI, INIT. See: APM vol. 2 16.5 Interprocessor Interrupts
 const SELF_SMI: u32 = 0x4_4200;
 const SELF_INIT: u32 = 0x4_4500;
@@ -34,6 +36,7 @@ const HALTED: Step = step("timer interrupt", wanted, |k| k.a.hlt());
 pub fn list(k: &mut Kernel, hypervisor: &Hypervisor) -> Result<(), IcedError> {
     smp::mask_pics(k)?;
     smp::enable_apic(k)?;
+    handler::place(k, SMBASE)?;
     for smi in SMIS {
         k.a.clgi()?;
         write(k, ICR_LOW, SELF_SMI)?;
