@@ -90,6 +90,15 @@ pub fn decode(bytes: Vec<u8>) -> Result<String> {
     }
 }
 
+/// A text without the `>` of a mail that quotes all of it.
+pub fn unquoted(text: &str) -> String {
+    let quoted = |line: &str| line.trim().is_empty() || line.starts_with('>');
+    if !text.starts_with('>') || !text.lines().all(quoted) {
+        return text.to_owned();
+    }
+    text.lines().map(|line| line.trim_start_matches(['>', ' ']).to_owned() + "\n").collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

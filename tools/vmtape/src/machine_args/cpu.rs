@@ -1,7 +1,7 @@
 //! The guest's CPU, as `--cpu` asks for it.
 
 use super::read;
-use crate::{libvirt, output::usage};
+use crate::{files, libvirt, output::usage};
 use anyhow::{Context, Result};
 use std::path::Path;
 use vmtape_abi::Backend;
@@ -23,8 +23,8 @@ pub(super) fn cpu_words(text: &str) -> Result<String> {
     let file = text.strip_prefix(LIBVIRT).or(text.ends_with(".xml").then_some(text));
     let Some(path) = file else { return Ok(text.to_owned()) };
     let bytes = read(Path::new(path))?;
-    let xml = String::from_utf8(bytes).with_context(|| format!("{path}: no text"))?;
-    libvirt::domain_cpu(&xml).with_context(|| path.to_owned())
+    let xml = files::decode(bytes).with_context(|| format!("{path}: no text"))?;
+    libvirt::domain_cpu(&files::unquoted(&xml)).with_context(|| path.to_owned())
 }
 
 /// A CPUID that comes from a tape instead of a model.
@@ -72,4 +72,26 @@ pub(super) fn fits_bits(guest: u8, silicon: &Silicon, host: &str, force: bool) -
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// As an editor of another system saves it, and as a mail quotes it.
+    #[test]
+    fn a_domain_is_read_however_it_was_passed_on() -> Result<()> {
+        const XML: &str = "<cpu mode='custom'>\n<model>EPYC-Rome</model>\n</cpu>\n";
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("domain.xml");
+        let quoted: String = XML.lines().map(|line| format!("> {line}\n")).collect();
+        let wide: Vec<u8> =
+            "\u{feff}".encode_utf16().chain(XML.encode_utf16()).flat_map(u16::to_le_bytes).collect();
+        for bytes in [XML.into(), XML.replace('\n', "\r\n").into_bytes(), quoted.into_bytes(), wide] {
+            fs::write(&path, bytes)?;
+            assert_eq!(cpu_words(&path.display().to_string())?, "EPYC-Rome");
+        }
+        Ok(())
+    }
 }

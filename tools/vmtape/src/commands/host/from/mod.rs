@@ -46,7 +46,7 @@ const LARGEST: u64 = 16 << 20;
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let shown = args.file.display();
-    let text = unquoted(&read(&args.file)?);
+    let text = files::unquoted(&read(&args.file)?);
     let evidence = recognise(&text).with_context(|| shown.to_string())?;
     let Some(vendor) = evidence.vendor.or(args.vendor) else {
         return Err(usage(format!(
@@ -88,15 +88,6 @@ fn read(path: &Path) -> Result<String> {
         LARGEST >> 20
     );
     files::decode(bytes).with_context(|| format!("{}: no text", path.display()))
-}
-
-/// A text without the `>` of a mail that quotes all of it.
-fn unquoted(text: &str) -> String {
-    let quoted = |line: &str| line.trim().is_empty() || line.starts_with('>');
-    if !text.starts_with('>') || !text.lines().all(quoted) {
-        return text.to_owned();
-    }
-    text.lines().map(|line| line.trim_start_matches(['>', ' ']).to_owned() + "\n").collect()
 }
 
 fn recognise(text: &str) -> Result<Evidence> {
@@ -239,8 +230,8 @@ mod tests {
     #[test]
     fn a_mail_may_quote_it() {
         let quoted: String = CPUINFO.lines().map(|line| format!("> {line}\n")).collect();
-        assert_eq!(passport(&unquoted(&quoted)).0, passport(CPUINFO).0);
-        assert_eq!(unquoted("<a>\n"), "<a>\n");
+        assert_eq!(passport(&files::unquoted(&quoted)).0, passport(CPUINFO).0);
+        assert_eq!(files::unquoted("<a>\n"), "<a>\n");
     }
 
     /// Of several processors in `cpuid -r` the narrowest counts, and a leaf that is missing takes no features away.
