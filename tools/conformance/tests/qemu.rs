@@ -6,8 +6,15 @@ use vmtape_conformance::{BACKENDS, skipped, tail, vmtape};
 
 /// Guests whose output depends on nothing but their CPU model. `cpuid` prints the model itself, and `illegal` needs a
 /// CPU narrower than 52 bits, which QEMU's reserved-bit fault gets wrong in some versions (error code 8 instead of 9).
-const GUESTS: [(&str, &str); 6] =
-    [("hello", "1"), ("io", "1"), ("matrix", "1"), ("bar", "1"), ("legacy", "1"), ("smp2", "2")];
+const GUESTS: [(&str, &str); 7] = [
+    ("hello", "1"),
+    ("io", "1"),
+    ("matrix", "1"),
+    ("bar", "1"),
+    ("legacy", "1"),
+    ("smp2", "2"),
+    ("smm", "1"),
+];
 const CPU: &str = "max,phys-bits=52";
 
 /// Accesses whose entries have bits that 36 bits of address leave no room for, and some that all processors agree on.
@@ -34,7 +41,8 @@ fn qemu(folder: &Path, image: &str, cpu: &str, smp: &str) -> Result<Option<Print
         .current_dir(folder)
         .args(["-accel", "tcg", "-cpu", cpu, "-m", "64", "-smp", smp, "-kernel", image])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-serial", "stdio"])
-        .args(["-display", "none", "-no-reboot", "-nodefaults"])
+        // So that firmware leaves SMM and SMBASE to the guest.
+        .args(["-display", "none", "-no-reboot", "-nodefaults", "-M", "pc,smm=off"])
         .output();
     match output {
         Ok(output) => {
