@@ -126,7 +126,7 @@ impl Feeder {
         }
         let entries = self.replayed.machine.other_entries();
         if let Some((expected, actual)) = entries.first().filter(|_| self.method.same && !last.unknown) {
-            self.keep(Found::of_entry(group, &expected.outcome, actual), report);
+            self.keep(Found::of_entry(group, expected, actual), report);
         }
         let handling = &last.handling;
         let mut known = true;

@@ -25,6 +25,10 @@ pub struct ExitGroup {
     pub before: Vec<Note>,
     /// Entries among them, each with the number of notes that came before its end: those that did more than go on.
     pub entries: Vec<(usize, EntryEvent)>,
+    /// How many of `before` and of `entries` come before an exit of another vCPU, and stand with it as well.
+    pub earlier: (usize, usize),
+    /// What other vCPUs entered with since the exit before this one.
+    pub others: Vec<Elsewhere>,
     /// What the VMM did since the entry before this exit, or before the first one.
     pub controls_before: Vec<Control>,
     /// Faults since the entry before this exit: of silicon, of what the VMM did, or of entries of their own.
@@ -54,6 +58,16 @@ pub struct ExitGroup {
     pub resume: Option<Resume>,
     /// What the handling changed in registers, and the entry before.
     pub changes: RegisterChanges,
+}
+
+/// Entries of a vCPU before an exit of another one: what they took waited for them then, and not later.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Elsewhere {
+    pub vcpu: u32,
+    /// As `ExitGroup::before`, of the vCPU's next exit, up to its last entry so far.
+    pub before: Vec<Note>,
+    /// As `ExitGroup::entries`, for these notes.
+    pub entries: Vec<(usize, EntryEvent)>,
 }
 
 /// Groups events into exits. A group is given out when the vCPU enters the guest again, exits again, or the tape ends.
@@ -139,7 +153,26 @@ struct Group {
     cpus: Vec<u32>,
     /// Entries among them.
     entries: Vec<(usize, EntryEvent)>,
+    /// How many of both stand with an exit of another vCPU.
+    earlier: (usize, usize),
+    /// An entry came after them.
+    entered: bool,
     exit: Option<Box<ExitGroup>>,
+}
+
+impl Group {
+    /// The entries that stand with no exit so far.
+    fn take_entered(&mut self, vcpu: u32) -> Elsewhere {
+        let (notes, entries) = self.earlier;
+        let is_entry = |note: &Note| matches!(note, Note::Entry { .. });
+        let last = self.loose[notes..].iter().rposition(is_entry).map_or(notes, |at| notes + at + 1);
+        let told = self.entries[entries..].iter().map(|(at, entry)| (at - notes, entry.clone())).collect();
+        // What silicon did after the last one belongs to the exit.
+        let last = self.entries.last().map_or(last, |(at, _)| last.max(*at));
+        self.earlier = (last, self.entries.len());
+        self.entered = false;
+        Elsewhere { vcpu, before: self.loose[notes..last].to_vec(), entries: told }
+    }
 }
 
 /// The groups of all vCPUs.
@@ -215,6 +248,7 @@ impl Grouping {
             Event::Entry(entry) => {
                 let group = self.open.of(entry.vcpu);
                 group.entries.push((group.loose.len(), *entry));
+                group.entered = true;
             }
             Event::Registers(registers) => self.registers(registers),
             Event::Read { hpa, data } => self.read(hpa, data),
@@ -278,10 +312,20 @@ impl Grouping {
         hand_over(&mut group.loose, &mut new.before);
         hand_over(&mut group.cpus, &mut new.cpus_before);
         hand_over(&mut group.entries, &mut new.entries);
+        new.earlier = std::mem::take(&mut group.earlier);
+        group.entered = false;
         hand_over(&mut self.controls, &mut new.controls_before);
         hand_over(&mut self.faults, &mut new.faults_before);
         hand_over(&mut self.pages, &mut new.pages_before);
-        group.exit = Some(new);
+        if self.open.groups.len() > 1 {
+            for (vcpu, at) in &self.open.places {
+                let group = &mut self.open.groups[*at];
+                if group.entered {
+                    new.others.push(group.take_entered(*vcpu));
+                }
+            }
+        }
+        self.open.groups[at].exit = Some(new);
         self.number += 1;
     }
 
@@ -298,7 +342,7 @@ impl Grouping {
 
     fn note(&mut self, vcpu: u32, place: Place, note: Note) {
         let at = self.open.at(vcpu);
-        let Group { loose, exit, .. } = &mut self.open.groups[at];
+        let Group { loose, entered, exit, .. } = &mut self.open.groups[at];
         match exit {
             Some(exit) => {
                 if place != Place::L1 {
@@ -306,7 +350,10 @@ impl Grouping {
                 }
                 exit.notes.push(note);
             }
-            None => loose.push(note),
+            None => {
+                loose.push(note);
+                *entered |= matches!(note, Note::Entry { .. });
+            }
         }
         if matches!(note, Note::Entry { .. }) {
             self.close(at);
@@ -414,6 +461,8 @@ impl ExitGroup {
         self.exit = *exit;
         self.before.clear();
         self.entries.clear();
+        self.earlier = (0, 0);
+        self.others.clear();
         self.controls_before.clear();
         self.registers.clear();
         self.reads.clear();

@@ -9,6 +9,7 @@ pub const VECTORS: usize = 0x50;
 pub const RETURN_VECTOR: u8 = 0x20;
 /// Interrupts that programs send themselves: the handler counts them at `vars::INTERRUPTS` and ends them at the APIC.
 pub const IPI_VECTOR: u8 = 0x40;
+pub const NMI: u8 = 2;
 
 /// The vector that [`Kernel::attempt`] leaves in `vars::VECTOR` where nothing happened.
 pub const NO_VECTOR: u32 = 0xff;
@@ -140,6 +141,15 @@ impl Kernel {
         body(self)?;
         self.here(&mut after)?;
         self.a.mov(qword_ptr(vars::FIXUP_RIP), 0)
+    }
+
+    /// Gives a vector a handler of the program's own. Clobbers RAX and RBX.
+    pub fn set_gate(&mut self, vector: u8, handler: CodeLabel) -> Result<(), IcedError> {
+        self.a.lea(rax, ptr(handler))?;
+        self.a.mov(rbx, layout::IDT + u64::from(vector) * 16)?;
+        self.a.mov(word_ptr(rbx), ax)?;
+        self.a.shr(rax, 16)?;
+        self.a.mov(word_ptr(rbx + 6), ax)
     }
 
     /// Leaves the guest with the status in EAX. Does not come back.

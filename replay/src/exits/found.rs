@@ -9,7 +9,7 @@ use crate::{
 };
 use vmtape_traces::{
     Event, ExitGroup, Metadata,
-    event::{Control, EntryOutcome, Fault, RegisterChanges},
+    event::{Control, EntryEvent, EntryOutcome, Fault, RegisterChanges},
     text::fault_text,
 };
 
@@ -25,11 +25,15 @@ pub(super) struct Found {
 
 impl Found {
     /// An entry before the exit, of which something else came.
-    pub fn of_entry(group: &ExitGroup, expected: &EntryOutcome, actual: &EntryOutcome) -> Self {
-        let (expected, actual) = (expected.to_string(), actual.to_string());
+    pub fn of_entry(group: &ExitGroup, entry: &EntryEvent, actual: &EntryOutcome) -> Self {
+        let whose = match entry.vcpu == group.exit.vcpu {
+            true => "the entry before it".to_owned(),
+            false => format!("an entry of vCPU {} before it", entry.vcpu),
+        };
+        let (expected, actual) = (entry.outcome.to_string(), actual.to_string());
         Self {
             group: group.clone(),
-            what: ("entry>entry".into(), format!("the entry before it: {actual} instead of {expected}")),
+            what: ("entry>entry".into(), format!("{whose}: {actual} instead of {expected}")),
             rows: vec![Row::new("entry", expected, actual)],
             difference: None,
         }

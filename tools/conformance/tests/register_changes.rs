@@ -71,3 +71,20 @@ fn an_honest_replay_is_the_same() -> Result<()> {
     }
     Ok(())
 }
+
+/// NMIs that another vCPU sends wait one at a time: each is taken by an entry that no exit comes before, and not by a later one.
+#[test]
+fn each_nmi_of_another_vcpu_is_taken_by_its_own_entry() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for backend in BACKENDS {
+        for every in ["0", "7"] {
+            let record = ["record", "-b", backend, "--checkpoint-every", every, "-o", "n.tape"];
+            let recorded = lines(folder.path(), &[&record, &["builtin:smp2,nmis=5"]])?;
+            let text = String::from_utf8_lossy(&recorded.stdout).into_owned();
+            ensure!(text.contains("NMIs that came: 5\n"), "{backend}: {}", tail(&recorded));
+            let replayed = lines(folder.path(), &[&["replay", "n.tape", "--mode", "exits"]])?;
+            assert_eq!(replayed.status.code(), SAME, "{backend} {every}: {}", tail(&replayed));
+        }
+    }
+    Ok(())
+}

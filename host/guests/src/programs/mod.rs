@@ -96,7 +96,7 @@ pub const ALL: &[GuestInfo] = &[
     GuestInfo {
         name: "smp2",
         summary: "two vCPUs: INIT and SIPI, a handshake in memory, interrupts both ways",
-        parameters: &[],
+        parameters: smp2::PARAMETERS,
         default_memory: 64,
         default_smp: 2,
         program: Program::Long(smp2::program),

@@ -5,8 +5,7 @@
 //! two, of which one is a timer's that has expired; and within the handler of an NMI another NMI waits for its end.
 
 use crate::{
-    boot::layout,
-    kernel::{Kernel, vars},
+    kernel::{Kernel, NMI, vars},
     parameters::{Kind, Parameter, Values},
     programs::{expect, smp},
 };
@@ -19,7 +18,6 @@ const BASE: u32 = 0x80_0000;
 /// The timer's has the higher priority class. See: SDM vol. 3A 11.8.3.1 Task and Processor Priorities
 const IPI: u8 = 0x31;
 const TIMER: u8 = 0x41;
-const NMI: u8 = 2;
 const APIC: u32 = 0xfee0_0000;
 const EOI: u32 = APIC + 0xb0;
 /// 32 vectors in each register, 16 bytes apart.
@@ -66,7 +64,7 @@ pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
     smp::mask_pics(k)?;
     smp::enable_apic(k)?;
     for (vector, handler) in [(TIMER, timer), (IPI, ipi), (NMI, nmi)] {
-        gate(k, vector, handler)?;
+        k.set_gate(vector, handler)?;
     }
     k.a.cli()?;
     k.a.xor(r12d, r12d)?;
@@ -94,15 +92,6 @@ pub fn program(k: &mut Kernel, values: &Values) -> Result<(), IcedError> {
 
 fn expect(k: &mut Kernel, what: &str) -> Result<(), IcedError> {
     expect::expect_equal(k, "pending", what)
-}
-
-/// Clobbers RAX and RBX.
-fn gate(k: &mut Kernel, vector: u8, handler: CodeLabel) -> Result<(), IcedError> {
-    k.a.lea(rax, ptr(handler))?;
-    k.a.mov(rbx, layout::IDT + u64::from(vector) * 16)?;
-    k.a.mov(word_ptr(rbx), ax)?;
-    k.a.shr(rax, 16)?;
-    k.a.mov(word_ptr(rbx + 6), ax)
 }
 
 /// Clobbers RBX.

@@ -21,6 +21,7 @@ const SPURIOUS_ENABLED: i32 = 0x14f;
 // All excluding self. See: SDM vol. 3A 11.6.1 Interrupt Command Register (ICR)
 const ICR_INIT: i32 = 0xc_4500;
 const ICR_STARTUP: i32 = 0xc_4600 | (TRAMPOLINE >> 12) as i32;
+const ICR_NMI: i32 = 0xc_4400;
 const ICR_FIXED: i32 = 0xc_4000 | IPI_VECTOR as i32;
 
 /// Starts the other processor and waits until it has reached 64-bit code. Clobbers RAX and RBX.
@@ -45,6 +46,12 @@ pub fn mask_pics(k: &mut Kernel) -> Result<(), IcedError> {
 pub fn interrupt_other(k: &mut Kernel) -> Result<(), IcedError> {
     k.a.mov(ebx, LOCAL_APIC_ICR_LOW)?;
     k.a.mov(dword_ptr(rbx), ICR_FIXED)
+}
+
+/// Sends the other processor an NMI. Clobbers RBX.
+pub fn send_nmi(k: &mut Kernel) -> Result<(), IcedError> {
+    k.a.mov(ebx, LOCAL_APIC_ICR_LOW)?;
+    k.a.mov(dword_ptr(rbx), ICR_NMI)
 }
 
 /// Clobbers RAX and RBX.

@@ -102,12 +102,16 @@ impl Machine {
             fed.faults.begin(&group.faults_before, &group.faults);
         }
         self.services.follow_pages(&group.pages_before);
+        self.enter_others(group)?;
         self.load_fed(n)?;
         group.cpus_before.iter().try_for_each(|cpu| self.load_on(n, *cpu))?;
         group.controls_before.iter().for_each(|control| self.control_fed(control));
         self.wake_fed(n);
+        let (notes, entries) = group.earlier;
+        let (before, entries) = (&group.before[notes..], group.entries[entries..].iter());
+        let entries = entries.map(|(at, entry)| (at - notes, entry));
         if !group.entries.is_empty() {
-            self.enter_before(n, group);
+            self.enter_before(n, before, entries.clone());
         }
         self.services.clock.icount = group.exit.icount;
         self.services.fire_timers();
@@ -118,7 +122,7 @@ impl Machine {
             let _ = self.enter(n);
         }
         if group.entries.is_empty() {
-            self.enter_before(n, group);
+            self.enter_before(n, before, entries);
         }
         let state = &mut self.vcpus[n as usize].state;
         state.icount = group.exit.icount;
@@ -187,8 +191,10 @@ impl Machine {
             }
         }
         let state = &mut self.vcpus[n as usize].state;
-        if state.rip != entry.rip {
-            // The guest went on, so what the entry before this one injected was delivered.
+        let EntryOutcome { resume, inject, .. } = &entry.outcome;
+        let is_again = inject.valid.is_set() && inject.reinjected.is_set();
+        if state.rip != entry.rip || (resume.kind == ResumeKind::RESUME && !is_again) {
+            // The guest went on, perhaps back to the same place, so what the entry before this one injected was delivered.
             state.inject = Default::default();
         }
         (state.rip, state.rflags) = (entry.rip, entry.rflags);
@@ -207,12 +213,38 @@ impl Machine {
         self.services.fed.as_mut().map_or(Vec::new(), |fed| std::mem::take(&mut fed.other_entries))
     }
 
+    /// Entries of other vCPUs before this exit: what they took is gone before the next of its kind comes.
+    fn enter_others(&mut self, group: &ExitGroup) -> Result<(), End> {
+        for other in &group.others {
+            if self.vcpus.get(other.vcpu as usize).is_none() {
+                continue;
+            }
+            if let Some(fed) = &mut self.services.fed {
+                let of_halt = fed.take_for_wakeup(other.vcpu);
+                self.learn(&of_halt);
+            }
+            self.load_fed(other.vcpu)?;
+            self.wake_fed(other.vcpu);
+            let entries = other.entries.iter().map(|(at, entry)| (*at, entry));
+            self.enter_before(other.vcpu, &other.before, entries);
+        }
+        if let Some(fed) = self.services.fed.as_mut().filter(|fed| !group.others.is_empty() && !fed.keeps()) {
+            fed.knowledge.memory.forget();
+        }
+        Ok(())
+    }
+
     /// Entries that no exit came before: the first one, one after a halt, or one because a device had an interrupt for
     /// the running guest.
-    fn enter_before(&mut self, n: u32, group: &ExitGroup) {
-        let mut told = group.entries.iter().peekable();
+    fn enter_before<'e>(
+        &mut self,
+        n: u32,
+        before: &[Note],
+        entries: impl Iterator<Item = (usize, &'e EntryEvent)>,
+    ) {
+        let mut told = entries.peekable();
         let mut injected = false;
-        for (index, note) in group.before.iter().enumerate() {
+        for (index, note) in before.iter().enumerate() {
             let mut resumed = false;
             while let Some((_, entry)) = told.next_if(|(at, _)| *at == index) {
                 self.enter_as_told(n, entry);
