@@ -5,12 +5,14 @@
 //! has its value too. Of the others nobody who is fed knows what was there before: for them it has what changed, which is
 //! nothing where the handler is KVM's. Left out are registers that KVM changes by a state that the tape does not tell.
 
+mod emulation;
 mod rest;
 mod rule;
 #[cfg(test)]
 mod tests;
 mod words;
 
+pub(crate) use emulation::Emulation;
 use rule::{Rule, is_plain};
 use serde::{Deserialize, Serialize};
 use vmtape_arch::{
@@ -19,32 +21,6 @@ use vmtape_arch::{
 };
 use vmtape_traces::event::RegisterChanges;
 use words::Words;
-
-/// What KVM's emulator did in the exit that is being handled, as masks of the tape's registers.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Emulation {
-    /// It was asked.
-    pub(crate) asked: bool,
-    /// Registers that it read, which were told.
-    pub(crate) read: u32,
-    /// General registers that it wrote whole, whatever was in them.
-    pub(crate) written: u32,
-    /// Those that it may have written otherwise.
-    pub(crate) perhaps: u32,
-    /// Registers of the FPU that were told.
-    pub(crate) fpu: Vec<usize>,
-    /// SMM was entered or left, in this exit or the entry behind it: all registers are others, and nobody who is fed knows those before.
-    pub(crate) exchanged: bool,
-}
-
-impl Emulation {
-    /// Another exit begins.
-    pub(crate) fn begin(&mut self) {
-        (self.asked, self.read, self.written, self.perhaps) = (false, 0, 0, 0);
-        self.exchanged = false;
-        self.fpu.clear();
-    }
-}
 
 /// What is to be told of the entries of a vCPU, with its next exit.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]

@@ -1,7 +1,8 @@
 //! What the digest of an exit's changes has, by what the exit was.
 
 use super::{
-    Emulation, rest,
+    emulation::Emulation,
+    rest,
     words::{Place, Words},
 };
 use crate::tape::{
