@@ -35,7 +35,6 @@ pub const SERIAL_PORT: u32 = 0x3f8;
 const DEBUG_EXIT_PORT: u8 = 0xf4;
 /// Status for an exception that nobody expected; kvm-unit-tests' code for an abort.
 const ABORTED: u32 = 63;
-const APIC_EOI: u64 = 0xfee0_00b0;
 
 /// The assembled program.
 pub struct Code {
@@ -294,7 +293,7 @@ impl Kernel {
         self.a.set_label(&mut interrupt)?;
         self.a.lock().inc(qword_ptr(vars::INTERRUPTS))?;
         self.a.push(rax)?;
-        self.a.mov(eax, APIC_EOI as u32)?;
+        self.a.mov(eax, crate::apic::EOI)?;
         self.a.mov(dword_ptr(rax), 0)?;
         self.a.pop(rax)?;
         self.a.iretq()?;

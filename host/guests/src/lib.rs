@@ -6,6 +6,7 @@
 //! assembled for these values and holds nothing else.
 #![forbid(unsafe_code)]
 
+mod apic;
 mod boot;
 mod error;
 mod image;

@@ -1,6 +1,7 @@
 //! Ports and memory-mapped registers that every PC has.
 
 use crate::{
+    apic,
     kernel::{Kernel, SERIAL_PORT},
     parameters::Values,
 };
@@ -10,8 +11,6 @@ const CMOS_INDEX: u8 = 0x70;
 const CMOS_DATA: u8 = 0x71;
 /// A byte of battery-backed memory that nothing else uses, with NMIs left enabled.
 const CMOS_SCRATCH: i32 = 0x5c;
-const LOCAL_APIC_VERSION: u32 = 0xfee0_0030;
-const LOCAL_APIC_TPR: u32 = 0xfee0_0080;
 const IO_APIC_INDEX: u32 = 0xfec0_0000;
 const IO_APIC_DATA: u32 = 0xfec0_0010;
 /// Redirection entry 5, low half; masked, vector 0x55.
@@ -43,12 +42,12 @@ pub fn program(k: &mut Kernel, _: &Values) -> Result<(), IcedError> {
     k.a.jne(wrong)?;
 
     // The local APIC: an integrated one has version 0x1X. The task priority keeps its value.
-    k.a.mov(ebx, LOCAL_APIC_VERSION)?;
+    k.a.mov(ebx, apic::VERSION)?;
     k.a.mov(eax, dword_ptr(rbx))?;
     k.a.and(eax, 0xf0)?;
     k.a.cmp(eax, 0x10)?;
     k.a.jne(wrong)?;
-    k.a.mov(ebx, LOCAL_APIC_TPR)?;
+    k.a.mov(ebx, apic::TPR)?;
     k.a.mov(dword_ptr(rbx), 0x20)?;
     k.a.mov(eax, dword_ptr(rbx))?;
     k.print("tpr ")?;

@@ -4,6 +4,7 @@
 //! No other guest tells it how it should be: whatever loses a page, a register or an interrupt makes it say so.
 
 use crate::{
+    apic,
     boot::layout,
     kernel::{IPI_VECTOR, Kernel, vars},
     parameters::{Kind, Parameter, Values},
@@ -30,9 +31,6 @@ const KEY_RIGHTS: i32 = 0x4000_0000;
 /// Round to nearest is zero; this rounds to zero, all exceptions masked.
 const MXCSR: u32 = 0x7f80;
 const FCW: u16 = 0x0f7f;
-const LOCAL_APIC_LVT_TIMER: u32 = 0xfee0_0320;
-const LOCAL_APIC_TIMER_INITIAL: u32 = 0xfee0_0380;
-const LOCAL_APIC_TIMER_DIVIDE: u32 = 0xfee0_03e0;
 /// The timer's ticks, and how often the guest looks before it believes that its interrupt is lost.
 const TICKS: i32 = 400;
 const PATIENCE: i32 = 1_000_000;
@@ -208,10 +206,10 @@ fn check_accessed(k: &mut Kernel) -> Result<(), IcedError> {
 fn arm_timer(k: &mut Kernel) -> Result<(), IcedError> {
     k.a.mov(qword_ptr(vars::INTERRUPTS), 0)?;
     for (register, value) in [
-        (LOCAL_APIC_LVT_TIMER, i32::from(IPI_VECTOR)),
+        (apic::LVT_TIMER, i32::from(IPI_VECTOR)),
         // Divided by one.
-        (LOCAL_APIC_TIMER_DIVIDE, 0b1011),
-        (LOCAL_APIC_TIMER_INITIAL, TICKS),
+        (apic::TIMER_DIVIDE, 0b1011),
+        (apic::TIMER_INITIAL, TICKS),
     ] {
         k.a.mov(ebx, register)?;
         k.a.mov(dword_ptr(rbx), value)?;

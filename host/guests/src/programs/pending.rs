@@ -5,6 +5,7 @@
 //! two, of which one is a timer's that has expired; and within the handler of an NMI another NMI waits for its end.
 
 use crate::{
+    apic::{EOI, ICR_HIGH, ICR_LOW, IRR, LVT_TIMER, TIMER_DIVIDE, TIMER_INITIAL},
     kernel::{Kernel, NMI, vars},
     parameters::{Kind, Parameter, Values},
     programs::{expect, smp},
@@ -18,15 +19,6 @@ const BASE: u32 = 0x80_0000;
 /// The timer's has the higher priority class. See: SDM vol. 3A 11.8.3.1 Task and Processor Priorities
 const IPI: u8 = 0x31;
 const TIMER: u8 = 0x41;
-const APIC: u32 = 0xfee0_0000;
-const EOI: u32 = APIC + 0xb0;
-/// 32 vectors in each register, 16 bytes apart.
-const IRR: u32 = APIC + 0x200;
-const ICR_LOW: u32 = APIC + 0x300;
-const ICR_HIGH: u32 = APIC + 0x310;
-const LVT_TIMER: u32 = APIC + 0x320;
-const TIMER_INITIAL: u32 = APIC + 0x380;
-const TIMER_DIVIDE: u32 = APIC + 0x3e0;
 /// Divided by one.
 const DIVIDE: i32 = 0b1011;
 const TICKS: i32 = 300;

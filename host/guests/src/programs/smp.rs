@@ -1,6 +1,7 @@
 //! How the second processor comes up: INIT, SIPI, and a trampoline from real mode to 64-bit code.
 
 use crate::{
+    apic,
     boot::{self, layout, selector},
     kernel::{IPI_VECTOR, Kernel, vars},
 };
@@ -13,9 +14,6 @@ const PROTECTED_MODE_OFFSET: u32 = 0x80;
 
 const PIC_MASTER_MASK: u8 = 0x21;
 const PIC_SLAVE_MASK: u8 = 0xa1;
-const LOCAL_APIC_ID: u32 = 0xfee0_0020;
-const LOCAL_APIC_SPURIOUS: u32 = 0xfee0_00f0;
-const LOCAL_APIC_ICR_LOW: u32 = 0xfee0_0300;
 /// Enabled, spurious vector 0x4f.
 const SPURIOUS_ENABLED: i32 = 0x14f;
 // All excluding self. See: SDM vol. 3A 11.6.1 Interrupt Command Register (ICR)
@@ -29,7 +27,7 @@ pub fn start_other(k: &mut Kernel) -> Result<(), IcedError> {
     mask_pics(k)?;
     enable_apic(k)?;
     place_trampoline(k)?;
-    k.a.mov(ebx, LOCAL_APIC_ICR_LOW)?;
+    k.a.mov(ebx, apic::ICR_LOW)?;
     k.a.mov(dword_ptr(rbx), ICR_INIT)?;
     k.a.mov(dword_ptr(rbx), ICR_STARTUP)?;
     wait_until(k, vars::PROCESSORS, 2)
@@ -44,21 +42,21 @@ pub fn mask_pics(k: &mut Kernel) -> Result<(), IcedError> {
 
 /// Interrupts the other processor. Clobbers RBX.
 pub fn interrupt_other(k: &mut Kernel) -> Result<(), IcedError> {
-    k.a.mov(ebx, LOCAL_APIC_ICR_LOW)?;
+    k.a.mov(ebx, apic::ICR_LOW)?;
     k.a.mov(dword_ptr(rbx), ICR_FIXED)
 }
 
 /// Sends the other processor an NMI. Clobbers RBX.
 pub fn send_nmi(k: &mut Kernel) -> Result<(), IcedError> {
-    k.a.mov(ebx, LOCAL_APIC_ICR_LOW)?;
+    k.a.mov(ebx, apic::ICR_LOW)?;
     k.a.mov(dword_ptr(rbx), ICR_NMI)
 }
 
 /// Clobbers RAX and RBX.
 pub fn enable_apic(k: &mut Kernel) -> Result<(), IcedError> {
-    k.a.mov(ebx, LOCAL_APIC_SPURIOUS)?;
+    k.a.mov(ebx, apic::SPURIOUS)?;
     k.a.mov(dword_ptr(rbx), SPURIOUS_ENABLED)?;
-    k.a.mov(ebx, LOCAL_APIC_ID)?;
+    k.a.mov(ebx, apic::ID)?;
     k.a.mov(eax, dword_ptr(rbx))
 }
 

@@ -110,7 +110,9 @@ impl Cmos {
     pub fn next_alarm(&self, now: u64) -> Option<u64> {
         const DAY: u64 = 86_400;
         let memory = |index: u8| self.memory[usize::from(index)];
-        let enabled = memory(register::B) & B_ALARM != 0;
+        if memory(register::B) & B_ALARM == 0 {
+            return None;
+        }
         let strikes = |second: &u64| {
             let date = Date::at(*second);
             let at = [self.encode(date.second), self.encode(date.minute), self.hours(date.hour)];
@@ -118,7 +120,7 @@ impl Cmos {
             at.iter().zip(alarm).all(|(at, alarm)| alarm & ANY == ANY || *at == alarm)
         };
         let first = now / NS_PER_SECOND + 1;
-        let second = (first..first + DAY).find(strikes).filter(|_| enabled)?;
+        let second = (first..first + DAY).find(strikes)?;
         Some(second * NS_PER_SECOND)
     }
 

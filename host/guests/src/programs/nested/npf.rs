@@ -10,6 +10,7 @@ use super::{
     vmcb::{self, exit},
 };
 use crate::{
+    apic,
     kernel::Kernel,
     parameters::{Kind, Parameter, Values},
     programs::paging::{self, Mapping, P_W_U, Page},
@@ -32,11 +33,10 @@ const NX: u64 = 1 << 63;
 const RESERVED_WITH_PS: u64 = 1 << 13;
 const RESERVED_IN_PML4E: u64 = 1 << 8;
 
+const APIC: u64 = apic::BASE as u64;
+
 /// A page in 2 MiB of its own, away from the guest's guest's tables.
 const FAR_PAGE: u64 = 0x220_0000;
-const APIC: u64 = 0xfee0_0000;
-const APIC_VERSION: i32 = 0xfee0_0030u32 as i32;
-const APIC_TPR: u64 = 0xfee0_0080;
 
 /// How the guest's guest meets the entry. RBX holds the linear address of the page under test.
 #[derive(Clone, Copy)]
@@ -191,17 +191,17 @@ fn meet(k: &mut Kernel, access: Access, gva: u64) -> Result<(), IcedError> {
         Access::Write => k.a.mov(dword_ptr(rbx + 8), 0x1357_9bdf),
         Access::Fetch => k.a.call(rbx),
         Access::Move => {
-            k.a.mov(esi, APIC_VERSION)?;
+            k.a.mov(esi, apic::VERSION as i32)?;
             k.a.mov(rdi, rbx)?;
             k.a.add(rdi, 8)?;
             k.a.movsd()
         }
         Access::ApicRead => {
-            k.a.mov(esi, APIC_VERSION)?;
+            k.a.mov(esi, apic::VERSION as i32)?;
             k.a.mov(eax, dword_ptr(rsi))
         }
         Access::ApicWrite => {
-            k.a.mov(esi, APIC_TPR as u32)?;
+            k.a.mov(esi, apic::TPR)?;
             k.a.mov(dword_ptr(rsi), 0x20)
         }
     }

@@ -1,6 +1,7 @@
 //! A handler of SMIs, and the mailbox by which it hears what to do and says what it has found.
 
 use crate::{
+    apic::{ICR_HIGH, ICR_LOW},
     kernel::{Kernel, vars},
     programs::nested::vmcb,
 };
@@ -62,8 +63,6 @@ pub mod task {
 
 const CHANGED_RAX: u32 = 0x5a5a;
 const NOWHERE: i32 = 0x7fff_f000;
-const ICR_LOW: u32 = 0xfee0_0300;
-const ICR_HIGH: u32 = 0xfee0_0310;
 // Asserted, to a physical destination. See: APM vol. 2 16.5 Interprocessor Interrupts
 pub const ICR_SMI: i32 = 0x4200;
 pub const ICR_NMI: i32 = 0x4400;

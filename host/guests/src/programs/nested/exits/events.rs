@@ -2,6 +2,7 @@
 
 use super::{Step, nothing, step};
 use crate::{
+    apic::ICR_LOW,
     boot::selector,
     kernel::{IPI_VECTOR, Kernel, NO_VECTOR, vars},
     programs::{
@@ -23,7 +24,6 @@ pub const NOWHERE: u64 = crate::programs::paging::GVA + (1 << 39);
 // RFLAGS with bit 1, which is always set. See: APM vol. 2 3.1.6 RFLAGS Register
 const RFLAGS_IF: u64 = 0x202;
 const RFLAGS_TF: u64 = 0x102;
-const ICR_LOW: u32 = 0xfee0_0300;
 // Self, fixed; self, NMI. See: APM vol. 2 16.5 Interprocessor Interrupts
 const SELF: u32 = 0x4_4000 | IPI_VECTOR as u32;
 const SELF_NMI: u32 = 0x4_4400;

@@ -2,6 +2,7 @@
 
 use super::{Step, nothing, step};
 use crate::{
+    apic::{ICR_LOW, LVT_TIMER, TIMER_DIVIDE, TIMER_INITIAL},
     kernel::{IPI_VECTOR, Kernel},
     programs::{
         nested::{
@@ -15,12 +16,6 @@ use crate::{
 };
 use iced_x86::{IcedError, code_asm::*};
 
-const LOCAL_APIC: u32 = 0xfee0_0000;
-// See: APM vol. 2 16.3.2 APIC Registers
-const ICR_LOW: u32 = LOCAL_APIC + 0x300;
-const TIMER_LVT: u32 = LOCAL_APIC + 0x320;
-const TIMER_INITIAL_COUNT: u32 = LOCAL_APIC + 0x380;
-const TIMER_DIVIDE: u32 = LOCAL_APIC + 0x3e0;
 const DIVIDE_BY_ONE: u32 = 0xb;
 /// Enough for the guest's guest to be halted by then, on a slow machine too.
 const COUNT: u32 = 50_000_000;
@@ -60,8 +55,8 @@ fn write(k: &mut Kernel, register: u32, value: u32) -> Result<(), IcedError> {
 /// It comes once.
 fn start_timer(k: &mut Kernel) -> Result<(), IcedError> {
     write(k, TIMER_DIVIDE, DIVIDE_BY_ONE)?;
-    write(k, TIMER_LVT, IPI_VECTOR.into())?;
-    write(k, TIMER_INITIAL_COUNT, COUNT)
+    write(k, LVT_TIMER, IPI_VECTOR.into())?;
+    write(k, TIMER_INITIAL, COUNT)
 }
 
 fn wanted(k: &mut Kernel) -> Result<(), IcedError> {
