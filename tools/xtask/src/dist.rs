@@ -1,4 +1,4 @@
-//! Packages: a tarball to unpack anywhere, and a .deb.
+//! Packages: a tarball to unpack anywhere, another of debug information to unpack over it, and a .deb.
 
 use crate::install::{self, Build, succeed};
 use anyhow::{Context, Result};
@@ -8,18 +8,42 @@ use std::{
     process::Command,
 };
 
-/// Makes both and gives their paths. The .deb needs `cargo-deb` or `dpkg-deb`.
+/// Makes them and gives their paths. The .deb needs `cargo-deb` or `dpkg-deb`.
 pub fn dist(build: &Build) -> Result<Vec<PathBuf>> {
     let (version, machine) = (env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
     let folder = build.root.join("target/dist");
     let name = format!("vmtape-{version}-{machine}");
     let tree = fresh(&folder.join(&name))?;
     install::install(build, &tree)?;
-    let tarball = folder.join(format!("{name}.tar.gz"));
+    let tarball = packed(&folder, &name, &format!("{name}.tar.gz"))?;
+    let debug = debug_information(&build.folder(), &folder, &name)?;
+    Ok([Some(tarball), debug, deb(build, &folder, version)?].into_iter().flatten().collect())
+}
+
+/// A tarball of a tree, the same whoever makes it.
+fn packed(folder: &Path, name: &str, tarball: &str) -> Result<PathBuf> {
+    let tarball = folder.join(tarball);
     let mut tar = Command::new("tar");
     tar.args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "-czf"]).arg(&tarball);
-    succeed(tar.arg("-C").arg(&folder).arg(&name))?;
-    Ok([Some(tarball), deb(build, &folder, version)?].into_iter().flatten().collect())
+    succeed(tar.arg("-C").arg(folder).arg(name))?;
+    Ok(tarball)
+}
+
+/// What the profile split off, each beside what it belongs to, where debuggers look for it. None where it splits nothing off.
+fn debug_information(built: &Path, folder: &Path, name: &str) -> Result<Option<PathBuf>> {
+    let parts =
+        install::BINARIES.map(|(file, place)| (built.join(format!("{file}.dwp")), format!("{place}.dwp")));
+    if !parts.iter().any(|(from, _)| from.exists()) {
+        return Ok(None);
+    }
+    let tree = fresh(&folder.join("debug"))?.join(name);
+    for (from, place) in parts {
+        let to = tree.join(place);
+        fs::create_dir_all(to.parent().context("a file lies in a folder")?)?;
+        fs::copy(&from, &to).with_context(|| format!("{} to {}", from.display(), to.display()))?;
+    }
+    let tarball = packed(&folder.join("debug"), name, &format!("../{name}-debug.tar.gz"))?;
+    Ok(Some(fs::canonicalize(tarball)?))
 }
 
 /// The words of the package, as cargo-deb reads them in the program's manifest.
@@ -100,4 +124,26 @@ fn fresh(folder: &Path) -> Result<PathBuf> {
     }
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     Ok(folder.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_information_unpacks_beside_what_it_belongs_to() -> Result<()> {
+        let [built, folder] = [tempfile::tempdir()?, tempfile::tempdir()?];
+        assert_eq!(debug_information(built.path(), folder.path(), "vmtape-1")?, None);
+        for (file, _) in install::BINARIES {
+            fs::write(built.path().join(format!("{file}.dwp")), file)?;
+        }
+        let tarball = debug_information(built.path(), folder.path(), "vmtape-1")?.context("a tarball")?;
+        let unpacked = tempfile::tempdir()?;
+        succeed(Command::new("tar").arg("-xzf").arg(tarball).arg("-C").arg(unpacked.path()))?;
+        for (file, place) in install::BINARIES {
+            let beside = unpacked.path().join("vmtape-1").join(format!("{place}.dwp"));
+            assert_eq!(fs::read_to_string(beside)?, file);
+        }
+        Ok(())
+    }
 }

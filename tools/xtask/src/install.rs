@@ -7,8 +7,13 @@ use std::{
     process::Command,
 };
 
-/// Libraries that the program finds at `../lib/vmtape/plugins`, seen from where it lies.
-const PLUGINS: [&str; 3] = ["libvmtape_vmx.so", "libvmtape_svm.so", "libvmtape_svm_npt.so"];
+/// The program, and the plugins, which it finds at `../lib/vmtape/plugins`, seen from where it lies; where each goes.
+pub const BINARIES: [(&str, &str); 4] = [
+    ("vmtape", "bin/vmtape"),
+    ("libvmtape_vmx.so", "lib/vmtape/plugins/libvmtape_vmx.so"),
+    ("libvmtape_svm.so", "lib/vmtape/plugins/libvmtape_svm.so"),
+    ("libvmtape_svm_npt.so", "lib/vmtape/plugins/libvmtape_svm_npt.so"),
+];
 /// Documents and the header that authors of backends need, and where they go.
 const DOCUMENTS: [(&str, &str); 5] = [
     ("README.md", "share/doc/vmtape/README.md"),
@@ -44,11 +49,16 @@ impl Build {
             command.args(["build", "--locked", "--profile", &self.profile]).current_dir(&self.root);
             succeed(&mut command)?;
         }
+        Ok(self.folder())
+    }
+
+    /// Where cargo leaves what it builds.
+    pub fn folder(&self) -> PathBuf {
         // The one profile whose folder has another name.
         let folder = if self.profile == "dev" { "debug" } else { &self.profile };
         let target =
             std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| self.root.join("target"), PathBuf::from);
-        Ok(target.join(folder))
+        target.join(folder)
     }
 }
 
@@ -56,9 +66,8 @@ impl Build {
 pub fn install(build: &Build, prefix: &Path) -> Result<()> {
     let built = build.run()?;
     let mut to = Prefix { folder: prefix.to_owned(), files: Vec::new() };
-    to.copy(&built.join("vmtape"), "bin/vmtape")?;
-    for plugin in PLUGINS {
-        to.copy(&built.join(plugin), &format!("lib/vmtape/plugins/{plugin}"))?;
+    for (file, place) in BINARIES {
+        to.copy(&built.join(file), place)?;
     }
     for (from, place) in DOCUMENTS {
         to.copy(&build.root.join(from), place)?;

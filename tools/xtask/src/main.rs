@@ -12,7 +12,7 @@ const USAGE: &str = "\
 usage: cargo xtask tidy                        check what no compiler checks
        cargo xtask install --prefix DIR        build, and install program, plugins, man pages, completions, header
        cargo xtask uninstall --prefix DIR      take exactly that away again
-       cargo xtask dist                        a tarball and a .deb in target/dist
+       cargo xtask dist                        a tarball, one of debug information, and a .deb in target/dist
 Options of install and dist: --profile PROFILE (release), --no-build (it is built)";
 
 fn main() -> Result<()> {
