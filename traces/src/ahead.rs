@@ -8,10 +8,11 @@ use crate::{
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::thread;
 
-/// Exits that cross the channel at once: few, so that all exits under way stay in the processors' caches.
-const BATCH: usize = 128;
+/// Exits that cross the channel at once: few enough that all exits under way stay in the processors' caches, so many that waking
+/// the decoder costs little.
+const BATCH: usize = 512;
 /// Batches that are decoded ahead.
-const QUEUE: usize = 4;
+const QUEUE: usize = 2;
 
 /// The exits of a tape in order. What was looked at goes back to the decoder, so that no memory is allocated for exits.
 pub struct Ahead {

@@ -23,10 +23,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Events that cross the channel at once: few, so that those under way stay in the processors' caches.
-const BATCH: usize = 512;
+/// Events that cross the channel at once: few enough that those under way stay in the processors' caches, so many that waking
+/// the writer costs nothing.
+const BATCH: usize = 4096;
 /// Batches that may wait: beyond them the guest waits for the writer.
-const QUEUE: usize = 64;
+const QUEUE: usize = 8;
 
 enum Message {
     Events(Vec<Event>),
@@ -70,7 +71,10 @@ enum Output {
 }
 
 struct Behind {
+    /// The first `filled` are this batch's. The others are of a batch that is written: each goes when its place is needed, so that
+    /// the allocator has its memory at hand for the next event.
     batch: Vec<Event>,
+    filled: usize,
     queue: Option<Sender<Message>>,
     /// Batches that are written. Who made their events frees them: two threads at one allocator wait for each other.
     used: Receiver<Vec<Event>>,
@@ -103,7 +107,7 @@ impl Writer {
             .spawn(move || write(stream, &messages, &give_back, options.flush_every, &asks))
             .map_err(|e| Cause::Io(e).at(&writer.path.display().to_string(), Place::File))?;
         let batch = Vec::with_capacity(BATCH);
-        writer.output = Output::Thread(Behind { batch, queue: Some(queue), used, thread, due });
+        writer.output = Output::Thread(Behind { batch, filled: 0, queue: Some(queue), used, thread, due });
         Ok(writer)
     }
 
@@ -200,7 +204,7 @@ impl Writer {
     /// Ends without a tape: the temporary file is removed.
     pub fn discard(mut self) {
         if let Output::Thread(behind) = &mut self.output {
-            behind.batch.clear();
+            behind.filled = 0;
         }
         // Whoever discards a tape has an error of its own to report.
         let _ = self.end(false);
@@ -248,18 +252,22 @@ impl Drop for Writer {
 impl Behind {
     #[inline]
     fn push(&mut self, event: Event) {
-        self.batch.push(event);
-        if self.batch.len() == BATCH {
+        match self.batch.get_mut(self.filled) {
+            Some(place) => *place = event,
+            None => self.batch.push(event),
+        }
+        self.filled += 1;
+        if self.filled == BATCH {
             self.flush();
         }
     }
 
     #[cold]
     fn flush(&mut self) {
-        if !self.batch.is_empty() {
-            let mut next = self.used.try_recv().unwrap_or_else(|_| Vec::with_capacity(BATCH));
-            next.clear();
-            let batch = std::mem::replace(&mut self.batch, next);
+        if self.filled > 0 {
+            let next = self.used.try_recv().unwrap_or_else(|_| Vec::with_capacity(BATCH));
+            let mut batch = std::mem::replace(&mut self.batch, next);
+            batch.truncate(std::mem::take(&mut self.filled));
             self.send(Message::Events(batch));
         }
     }
