@@ -95,6 +95,7 @@ pub fn replay(
 const PROGRESS: u64 = 4096;
 const UNKNOWN: &str = "exits whose handling reads memory or registers that the tape does not have";
 const CUT: &str = "exits whose entry, with what it delivers, the tape ends before";
+const WOKEN: &str = "entries after a halt that a device ended whose state the tape does not tell";
 const NOT_TAKEN: &str = "exits that the other silicon does not take";
 /// No exit tells them: the other silicon would have to walk what the tape does not have.
 const TYPES: &str = "memory types of accesses that do not exit";
@@ -127,6 +128,12 @@ impl Feeder {
         let entries = self.replayed.machine.other_entries();
         if let Some((expected, actual)) = entries.first().filter(|_| self.method.same && !last.unknown) {
             self.keep(Found::of_entry(group, expected, actual), report);
+        }
+        if let Some(woken) = self.replayed.take_woken() {
+            match woken.known && !last.unknown {
+                true => self.keep(Found::of_woken(group, &woken), report),
+                false => report.leave_open(WOKEN, 1),
+            }
         }
         let handling = &last.handling;
         let mut known = true;

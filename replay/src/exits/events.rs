@@ -13,6 +13,8 @@ use vmtape_traces::{Event, ExitGroup, event::RegisterChanges};
 pub(super) struct Answer {
     /// What came before the last exit began: silicon's walk, entries, other exits.
     pub before: Vec<Note>,
+    /// Where in `before` the entry begins that ended a halt, and whether the machine knows why it ended.
+    pub woken: Option<(usize, bool)>,
     pub notes: Vec<Note>,
     /// As `ExitGroup::places`.
     pub places: Vec<(usize, Place)>,
@@ -63,6 +65,15 @@ pub(super) fn compare(group: &ExitGroup, answer: &Answer, ended: bool) -> Compar
         return Compared::Exempt;
     }
     Compared::Different(Box::new([first.cloned(), other.cloned()]))
+}
+
+/// What an entry gives the guest: the rest of its notes is made wherever what woke the vCPU came from.
+pub(super) fn given(notes: &[Note]) -> Vec<Note> {
+    let entry = notes.iter().position(|note| matches!(note, Note::Entry { .. }));
+    let notes = &notes[..entry.map_or(notes.len(), |entry| entry + 1)];
+    let is_given =
+        |note: &&Note| matches!(note, Note::InjVirq { .. } | Note::InjException { .. } | Note::Entry { .. });
+    notes.iter().filter(is_given).copied().collect()
 }
 
 /// What was done about an exit, in order.

@@ -1,12 +1,16 @@
 //! What was found at an exit.
 
-use super::{replayed::Replayed, view::View};
+use super::{
+    replayed::{Replayed, Woken},
+    view::View,
+};
 use crate::{
     report::Row,
     signature::{self, Signature},
     state::Difference,
-    text::{event_kind, event_text},
+    text::{event_kind, event_text, note_line},
 };
+use vmtape_arch::note::Note;
 use vmtape_traces::{
     Event, ExitGroup, Metadata,
     event::{Control, EntryEvent, EntryOutcome, Fault, RegisterChanges},
@@ -34,6 +38,21 @@ impl Found {
         Self {
             group: group.clone(),
             what: ("entry>entry".into(), format!("{whose}: {actual} instead of {expected}")),
+            rows: vec![Row::new("entry", expected, actual)],
+            difference: None,
+        }
+    }
+
+    /// The entry before the exit, which ended a halt and gave the guest something else.
+    pub fn of_woken(group: &ExitGroup, woken: &Woken) -> Self {
+        let lines = |notes: &[Note]| match notes {
+            [] => "nothing".to_owned(),
+            notes => notes.iter().map(|note| note_line(note, 0, 0)).collect::<Vec<_>>().join("; "),
+        };
+        let (expected, actual) = (lines(&woken.expected), lines(&woken.actual));
+        Self {
+            group: group.clone(),
+            what: ("entry>entry".into(), format!("the entry after the halt: {actual} instead of {expected}")),
             rows: vec![Row::new("entry", expected, actual)],
             difference: None,
         }

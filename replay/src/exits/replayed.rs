@@ -12,6 +12,7 @@ use crate::{
 };
 use std::{
     cell::{Ref, RefCell},
+    collections::BTreeMap,
     ops::ControlFlow,
     rc::Rc,
 };
@@ -48,6 +49,10 @@ pub(super) struct Replayed {
     diverged: bool,
     /// What is to be said of the last exit, where it is the tape's own machine.
     compared: Compared,
+    /// What the tape's entries give that come after a halt, by vCPU.
+    halted: BTreeMap<u32, Vec<Note>>,
+    /// Such an entry, where it gave something else here.
+    woken: Option<Woken>,
 }
 
 /// How the machine dealt with what it was given.
@@ -76,6 +81,14 @@ impl Handling {
         let silent = || visible(&group.notes).next().is_none();
         *self == Self::Native && explain::address_of(&group.exit.exit).is_none() && !silent()
     }
+}
+
+/// An entry that ended a halt and gave the guest something else than the tape's.
+pub(super) struct Woken {
+    pub expected: Vec<Note>,
+    pub actual: Vec<Note>,
+    /// The machine's devices ended the halt, too.
+    pub known: bool,
 }
 
 struct Listener {
@@ -108,6 +121,11 @@ impl Recorder for Listener {
         }
         answer.notes.push(note);
         ControlFlow::Continue(())
+    }
+
+    fn halt_ends(&mut self, known: bool) {
+        let mut answer = self.answer.borrow_mut();
+        answer.woken = Some((answer.before.len() + answer.notes.len(), known));
     }
 
     fn wants_stimuli(&self) -> bool {
@@ -153,7 +171,17 @@ impl Replayed {
         let mut machine = Machine::new(machine.clone(), backend, inputs, Some(Box::new(listener)))?;
         machine.start_feeding(sides.tape.schema(), method.same);
         let compared = Compared::Equal;
-        Ok(Self { machine, answer, guide, beside, same: method.same, diverged: false, compared })
+        Ok(Self {
+            machine,
+            answer,
+            guide,
+            beside,
+            same: method.same,
+            diverged: false,
+            compared,
+            halted: BTreeMap::new(),
+            woken: None,
+        })
     }
 
     /// Gives the machine an exit, or if it is not the tape's own what caused the exit.
@@ -173,11 +201,25 @@ impl Replayed {
         self.diverged = match self.same {
             true => {
                 self.compared = events::compare(group, &self.answer.borrow(), handling.has_ended());
+                self.compare_woken(group);
                 matches!(self.compared, Compared::Different(..))
             }
             false => !self.is_alike(group, &handling),
         };
         Ok(handling)
+    }
+
+    /// The entry before this exit, if it ended a halt: the tape has it with the exit that halted.
+    fn compare_woken(&mut self, group: &ExitGroup) {
+        let answer = self.answer.borrow();
+        if let (Some(expected), Some((at, known))) = (self.halted.remove(&group.exit.vcpu), answer.woken) {
+            let actual = events::given(answer.before.get(at..).unwrap_or_default());
+            self.woken = (actual != expected).then_some(Woken { expected, actual, known });
+        }
+        let behind = &group.notes[group.handled..];
+        if group.is_halted() && behind.iter().any(|note| matches!(note, Note::Entry { .. })) {
+            self.halted.insert(group.exit.vcpu, events::given(behind));
+        }
     }
 
     /// The guest that runs beside comes to the exit. Where an event's delivery exits it may be beyond.
@@ -196,6 +238,7 @@ impl Replayed {
         {
             let mut answer = self.answer.borrow_mut();
             answer.before.clear();
+            answer.woken = None;
             answer.notes.clear();
             answer.places.clear();
             (answer.handled, answer.resume, answer.changes) = (0, None, RegisterChanges::NONE);
@@ -234,6 +277,11 @@ impl Replayed {
     /// What is to be said of the last exit, to be asked once, of the tape's own machine.
     pub fn take_compared(&mut self) -> Compared {
         std::mem::replace(&mut self.compared, Compared::Equal)
+    }
+
+    /// The entry before the last exit, where it ended a halt and gave something else.
+    pub fn take_woken(&mut self) -> Option<Woken> {
+        self.woken.take()
     }
 
     pub fn answer(&self) -> Ref<'_, Answer> {

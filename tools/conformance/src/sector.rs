@@ -13,6 +13,16 @@ pub const LEAVE: &[u8] = b"\xba\xf4\x00\x66\xef";
 /// xor ax, ax; mov ds, ax
 pub const FLAT: &[u8] = b"\x31\xc0\x8e\xd8";
 
+/// Writes the boot sector of this code and this handler, `guest.bin`.
+pub fn write(folder: &Path, code: &[u8], handler: &[u8]) -> Result<()> {
+    ensure!(code.len() <= HANDLER && HANDLER + handler.len() <= 510, "it does not fit a sector");
+    let mut sector = vec![0; 512];
+    sector[..code.len()].copy_from_slice(code);
+    sector[HANDLER..HANDLER + handler.len()].copy_from_slice(handler);
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    Ok(fs::write(folder.join("guest.bin"), sector)?)
+}
+
 /// Records a boot sector of this code and this handler as `a.tape`, replays it in both modes; what the guest left with in EAX,
 /// without its highest bit.
 pub fn leaves_with(folder: &Path, backend: &str, code: &[u8], handler: &[u8]) -> Result<u32> {
@@ -28,12 +38,7 @@ pub fn replayed(
     code: &[u8],
     handler: &[u8],
 ) -> Result<u32> {
-    ensure!(code.len() <= HANDLER && HANDLER + handler.len() <= 510, "it does not fit a sector");
-    let mut sector = vec![0; 512];
-    sector[..code.len()].copy_from_slice(code);
-    sector[HANDLER..HANDLER + handler.len()].copy_from_slice(handler);
-    sector[510..].copy_from_slice(&[0x55, 0xaa]);
-    fs::write(folder.join("guest.bin"), sector)?;
+    write(folder, code, handler)?;
     let recorded =
         vmtape(folder, &["record", "-q", "-b", backend, "-m", memory, "-o", "a.tape", "guest.bin"])?;
     let path = folder.join("a.tape");

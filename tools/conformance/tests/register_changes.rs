@@ -3,7 +3,12 @@
 
 use anyhow::{Result, ensure};
 use std::path::Path;
-use vmtape_conformance::{BACKENDS, identity::compile, tail, vmtape};
+use vmtape_conformance::{
+    BACKENDS,
+    identity::{compile, compile_changed},
+    sector::{self, FLAT, LEAVE, leaves_with},
+    tail, vmtape,
+};
 
 const SAME: Option<i32> = Some(0);
 const DIFFERENT: Option<i32> = Some(1);
@@ -51,6 +56,98 @@ fn a_build_that_changes_a_register_that_no_event_tells_is_different() -> Result<
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
+}
+
+/// Three flat segments, and a GDTR at 0x7d60.
+fn segments() -> Vec<u8> {
+    const GDT: [u64; 3] = [0, 0x00cf_9a00_0000_ffff, 0x00cf_9200_0000_ffff];
+    let mut bytes = GDT.iter().flat_map(|segment| segment.to_le_bytes()).collect::<Vec<_>>();
+    bytes.resize(0x20, 0);
+    bytes.extend(b"\x17\0\x40\x7d\0\0\0\0");
+    bytes
+}
+
+/// Three times it halts, in 32-bit mode, and the local APIC's timer comes, by vector 0x40.
+fn halts(folder: &Path) -> Result<()> {
+    // In the sector behind the handler: segments, IDTR, and the gate of the vector.
+    const GATE: [u8; 8] = [0x00, 0x7d, 0x08, 0, 0, 0x8e, 0, 0];
+    // mov dword [APIC + REGISTER], VALUE
+    let apic = |register: u16, value: u32| {
+        [&b"\xc7\x05"[..], &register.to_le_bytes(), b"\xe0\xfe", &value.to_le_bytes()].concat()
+    };
+    // cli; lgdt [0x7d60]; mov eax, cr0; or al, 1; mov cr0, eax; jmp 8:0x7c1b
+    let enter = b"\xfa\x0f\x01\x16\x60\x7d\x0f\x20\xc0\x0c\x01\x0f\x22\xc0\x66\xea\x1a\x7c\0\0\x08\0";
+    // mov eax, 16; mov ds, eax; mov ss, eax; mov esp, 0x7000; lidt [0x7d68]
+    let flat = b"\xb8\x10\0\0\0\x8e\xd8\x8e\xd0\xbc\0\x70\0\0\x0f\x01\x1d\x68\x7d\0\0";
+    let timer = [apic(0xf0, 0x1ff), apic(0x320, 0x2_0040), apic(0x3e0, 0xb), apic(0x380, 0x1000)].concat();
+    // sti; hlt; hlt; hlt; cli; mov edx, 0xf4; out dx, eax
+    let code = [FLAT, enter, flat, &timer, b"\xfb\xf4\xf4\xf4\xfa\xba\xf4\0\0\0\xef"].concat();
+    // EOI; iretd
+    let mut handler = [&apic(0xb0, 0), &b"\xcf"[..]].concat();
+    handler.resize(0x40, 0);
+    handler.extend(segments());
+    handler.extend(b"\x07\x02\x70\x7b\0\0\0\0");
+    handler.extend(GATE);
+    sector::write(folder, &code, &handler)
+}
+
+/// What ends a halt stands with the exit that halted, and is looked at when the machine comes there.
+#[test]
+fn a_build_that_ends_a_halt_with_something_else_is_different() -> Result<()> {
+    const ENTER: &str = "static vt_Status enter(";
+    const TAKES: &str = "        state->inject.vector = (uint8_t)vector.value;\n";
+    const HALTS: &str = "        state->activity = vt_Activity_HLT;\n";
+    let folder = tempfile::tempdir()?;
+    let build = |lie: u8| {
+        let takes = format!(
+            "        state->inject.vector = (uint8_t)vector.value ^ (halted[vcpu] ? {lie} : 0);
+        halted[vcpu] = false;
+        vt_RawNote note = {{.kind = vt_NoteKind_INJ_VIRQ, .args = {{state->inject.vector}}}};
+        host.table->note_at(host.ctx, vcpu, vt_Place_L1, &note);
+"
+        );
+        let halted = format!("static bool halted[2];\n{ENTER}");
+        let halts = format!("{HALTS}        halted[vcpu] = true;\n");
+        compile_changed(folder.path(), &[(ENTER, &halted), (TAKES, &takes), (HALTS, &halts)])
+    };
+    halts(folder.path())?;
+    build(0)?;
+    let recorded = lines(folder.path(), &[&RECORD, &["h.tape", "guest.bin"], &PLUGIN])?;
+    ensure!(recorded.status.success(), "{}", tail(&recorded));
+    let replay = ["replay", "h.tape", "--mode", "exits"];
+    let honest = lines(folder.path(), &[&replay, &PLUGIN])?;
+    assert_eq!(honest.status.code(), SAME, "{}", tail(&honest));
+    build(1)?;
+    let lying = lines(folder.path(), &[&replay, &PLUGIN])?;
+    assert_eq!(lying.status.code(), DIFFERENT, "{}", tail(&lying));
+    let text = String::from_utf8_lossy(&lying.stdout).into_owned();
+    assert!(text.contains("the entry after the halt: kvm_inj_virq"), "{text}");
+    Ok(())
+}
+
+/// Outside of 64-bit mode an emulated access goes by its segment: flat in 32-bit mode, and with the limit that protected mode left
+/// in "unreal" mode.
+#[test]
+fn segments_of_emulated_accesses_are_told() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    // cli; lgdt [0x7d60]; mov eax, cr0; or al, 1; mov cr0, eax; mov bx, 16; mov ds, bx; and al, 0xfe; mov cr0, eax
+    let unreal =
+        b"\xfa\x0f\x01\x16\x60\x7d\x0f\x20\xc0\x0c\x01\x0f\x22\xc0\xbb\x10\0\x8e\xdb\x24\xfe\x0f\x22\xc0";
+    // mov eax, [0xfee00030]: the local APIC's version, with six entries
+    let read = b"\x67\x66\xa1\x30\0\xe0\xfe";
+    let mut data = vec![0; 0x40];
+    data.extend(segments());
+    for backend in BACKENDS {
+        let code = [FLAT, unreal, read, LEAVE].concat();
+        assert_eq!(leaves_with(folder.path(), backend, &code, &data)?, 0x5_0014, "{backend}");
+        halts(folder.path())?;
+        lines(folder.path(), &[&["record", "-q", "-b", backend, "-o", "h.tape", "guest.bin"]])?;
+        for mode in ["run", "exits"] {
+            let replayed = lines(folder.path(), &[&["replay", "h.tape", "--mode", mode]])?;
+            assert_eq!(replayed.status.code(), SAME, "{backend}, {mode}: {}", tail(&replayed));
+        }
+    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 //! handling used come from the tape. Devices and the clock are the machine's own, because handlers reach them. Memory
 //! that the tape did not tell is *unknown*: a read of it is counted, and what depends on it is not to be judged.
 
-use super::{Limits, Machine};
+use super::{Limits, Machine, halt::Halt};
 use crate::{tape::Feeding, vcpu::Vcpu};
 use vmtape_arch::{
     PAGE_SHIFT, PAGE_SIZE,
@@ -118,8 +118,11 @@ impl Machine {
         self.look_at_kick(n);
         let has_entry = group.before.iter().any(|note| matches!(note, Note::Entry { .. }));
         if self.vcpus[n as usize].needs_entry && !has_entry {
-            // The entry after a halt stands with the exit that halted.
-            let _ = self.enter(n);
+            let known = self.services.devices.can_wake(n, true);
+            if let Some(recorder) = self.services.tape.recorder() {
+                recorder.halt_ends(known);
+            }
+            self.enter(n)?;
         }
         if group.entries.is_empty() {
             self.enter_before(n, before, entries);
@@ -276,6 +279,7 @@ impl Machine {
     fn wake_fed(&mut self, n: u32) {
         /// Timers that may be due before the one that wakes.
         const MOST_JUMPS: u32 = 1024;
+        self.halt = Halt::default();
         for _ in 0..MOST_JUMPS {
             let everybody_halted = (0..self.vcpus.len() as u32).all(|vcpu| !self.wake(vcpu));
             if !everybody_halted || self.idle().is_some() {

@@ -59,6 +59,8 @@ pub(crate) fn emulate(
         let numbers = fpu::used_by(&insn);
         if services.tape.tells_stimuli() {
             numbers.iter().for_each(|number| services.tape.fpu(vcpu, state, *number));
+            let segments = registers::segments_used(&insn, state);
+            segments.into_iter().for_each(|segment| services.tape.segment(vcpu, state, segment));
         }
         services.emulation.read |= used.read;
         services.emulation.perhaps |= used.written | used.perhaps;

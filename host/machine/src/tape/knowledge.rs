@@ -83,7 +83,7 @@ impl Knowledge {
         event
     }
 
-    /// Takes what the tape tells. The FPU's registers and last branches, which are told at each use, go into the state at once.
+    /// Takes what the tape tells. The FPU's registers and others with a number, which are told at each use, go into the state at once.
     pub(crate) fn learn(&mut self, registers: &Registers, state: &mut VcpuState) {
         let Some(told) = self.registers.get_mut(registers.vcpu as usize) else { return };
         let mut values = registers.values.iter().copied();
@@ -96,6 +96,7 @@ impl Knowledge {
                 match number {
                     bit::LAST_BRANCH => state.last_branch = [low, high],
                     bit::LAST_EXCEPTION => state.last_exception = [low, high],
+                    bit::SEGMENT.. => bit::set_segment(state, number, [low, high]),
                     bit::DEBUG.. => bit::debug(state, number).into_iter().for_each(|dr| *dr = low),
                     _ => {
                         let number = usize::try_from(number).unwrap_or(usize::MAX);

@@ -7,7 +7,7 @@ use vmtape_arch::{
     exit::{Exit, Resume, StimulusKind},
     level::Place,
     note::{Note, NoteKind},
-    sensitive::SensitiveKind,
+    sensitive::{Sensitive, SensitiveKind},
     vcpu::VcpuState,
 };
 use vmtape_traces::event::{Data, EntryEvent, EntryOutcome, Event, ExitEvent, RegisterChanges, Registers};
@@ -26,6 +26,10 @@ pub trait Recorder {
 
     /// An exit's handling begins, whatever is told of the exit.
     fn exit_begins(&mut self) {}
+
+    /// A machine that is fed a tape enters the guest after a halt: on the tape that stands with the exit that halted. `known`: its
+    /// devices have something that ends a halt; what the guest did with them without an exit it does not know.
+    fn halt_ends(&mut self, _known: bool) {}
 
     /// Takes an event; `Break` ends the run with [`vmtape_traces::event::End::Cut`].
     fn event(&mut self, event: Event) -> ControlFlow<()>;
@@ -180,15 +184,8 @@ impl Tape {
             self.tell_numbered(vcpu, registers::LAST_BRANCH, state.last_branch);
             self.tell_numbered(vcpu, registers::LAST_EXCEPTION, state.last_exception);
         }
-        let insn = &exit.insn;
-        if self.tells_changes
-            && exit.stimulus == StimulusKind::SENSITIVE
-            && insn.kind == SensitiveKind::DR_READ
-        {
-            let number = registers::DEBUG + u64::from(insn.number);
-            if let Some(value) = registers::debug(&mut { *state }, number) {
-                self.tell_numbered(vcpu, number, [*value, 0]);
-            }
+        if self.tells_changes && exit.stimulus == StimulusKind::SENSITIVE {
+            self.tell_beside(vcpu, state, &exit.insn);
         }
         self.knowledge.memory.forget();
         let (walk, bytes) = (std::mem::take(&mut self.walk), std::mem::take(&mut self.walk_bytes));
@@ -203,6 +200,23 @@ impl Tape {
         (self.walk, self.walk_bytes) = (walk, bytes);
         self.begin_walk();
         (self.exited, self.handling) = (Some(vcpu), true);
+    }
+
+    /// Registers that few instructions look at.
+    fn tell_beside(&mut self, vcpu: u32, state: &VcpuState, insn: &Sensitive) {
+        match insn.kind {
+            SensitiveKind::DR_READ => {
+                let number = registers::DEBUG + u64::from(insn.number);
+                if let Some(value) = registers::debug(&mut { *state }, number) {
+                    self.tell_numbered(vcpu, number, [*value, 0]);
+                }
+            }
+            // Another mode, of which silicon may find that the segments do not fit it.
+            SensitiveKind::CR_WRITE if insn.number == 0 && !state.is_64bit_code() => {
+                (0..state.seg.len()).for_each(|segment| self.segment(vcpu, state, segment));
+            }
+            _ => {}
+        }
     }
 
     pub(crate) fn end_exit(&mut self, vcpu: u32, resume: &Resume, changes: RegisterChanges) {
@@ -265,6 +279,14 @@ impl Tape {
     /// Tells a register of the FPU that an emulation may use.
     pub(crate) fn fpu(&mut self, vcpu: u32, state: &VcpuState, number: usize) {
         self.tell_numbered(vcpu, number as u64, fpu::get(&state.fpu, number));
+    }
+
+    /// Tells a segment that an emulation goes by.
+    pub(crate) fn segment(&mut self, vcpu: u32, state: &VcpuState, number: usize) {
+        if self.tells_changes {
+            let number_told = registers::SEGMENT + number as u64;
+            self.tell_numbered(vcpu, number_told, registers::segment(&state.seg[number]));
+        }
     }
 
     fn tell_numbered(&mut self, vcpu: u32, number: u64, [low, high]: [u64; 2]) {

@@ -1,12 +1,13 @@
 //! The registers that a tape tells by mask: where a vCPU has them, and what an exit's handling uses.
 
-use std::ops::Range;
+use iced_x86::{Instruction, InstructionInfoFactory, InstructionInfoOptions};
+use std::{collections::BTreeSet, ops::Range};
 use vmtape_arch::{
     exit::{Exit, StimulusKind},
     level::Level,
     regs::SegAttr,
     sensitive::SensitiveKind,
-    vcpu::{Interruptibility, VcpuState, gpr, seg},
+    vcpu::{Interruptibility, Segment, VcpuState, gpr, seg},
     vmware,
 };
 use vmtape_traces::registers::Register;
@@ -46,6 +47,34 @@ pub(crate) fn debug(state: &mut VcpuState, number: u64) -> Option<&mut u64> {
         DR6 => Some(&mut state.dr6),
         _ => None,
     }
+}
+
+/// The first of eight: `VcpuState::seg`, base and the hidden rest. Told where an instruction is emulated to which they matter.
+pub(crate) const SEGMENT: u64 = DEBUG + 8;
+
+/// A segment register in two words.
+pub(crate) fn segment(segment: &Segment) -> [u64; 2] {
+    let attr = u64::from(segment.attr.into_bits());
+    [segment.base, u64::from(segment.limit) | u64::from(segment.selector) << 32 | attr << 48]
+}
+
+/// Puts a segment register into its place: the inverse of [`segment`]. Of numbers that there are not, nothing.
+pub(crate) fn set_segment(state: &mut VcpuState, number: u64, [base, rest]: [u64; 2]) {
+    if let Some(place) = state.seg.get_mut((number - SEGMENT) as usize) {
+        let attr = SegAttr::from_bits((rest >> 48) as u16);
+        *place = Segment { base, limit: rest as u32, selector: (rest >> 32) as u16, attr };
+    }
+}
+
+/// The segments that an emulated instruction goes by: FS and GS in 64-bit mode, else all that it names, and that of the code.
+pub(crate) fn segments_used(insn: &Instruction, state: &VcpuState) -> Vec<usize> {
+    let mut info = InstructionInfoFactory::new();
+    let memory = info.info_options(insn, InstructionInfoOptions::NO_REGISTER_USAGE).used_memory();
+    let named = memory.iter().map(|memory| memory.segment()).filter(|segment| segment.is_segment_register());
+    let code = (!state.is_64bit_code()).then_some(seg::CS);
+    let first = if state.is_64bit_code() { seg::FS } else { 0 };
+    let used = code.into_iter().chain(named.map(|segment| segment.number())).filter(|n| *n >= first);
+    BTreeSet::from_iter(used).into_iter().collect()
 }
 
 /// What every exit's handling may look at. CR8 is the local APIC's task priority, which a guest may have changed without an
@@ -164,6 +193,20 @@ fn used_in_place(exit: &Exit) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn segments_can_be_set_as_they_are_told() {
+        let mut state = VcpuState::reset();
+        let wanted = Segment {
+            base: 0x1234_5678_9abc,
+            limit: 0xffff_ffff,
+            selector: 0x2b,
+            attr: SegAttr::new().with_typ(3).with_present(true).with_db(true),
+        };
+        set_segment(&mut state, SEGMENT + seg::GS as u64, segment(&wanted));
+        assert_eq!(state.seg[seg::GS], wanted);
+        set_segment(&mut state, SEGMENT + 8, segment(&wanted));
+    }
 
     #[test]
     fn what_is_read_by_mask_can_be_set_by_it() {

@@ -1,5 +1,6 @@
 //! Registers beside the general ones.
 
+use crate::tape::registers;
 use vmtape_arch::vcpu::VcpuState;
 
 /// Whether anything differs but general registers, RIP, the FPU, clocks, and what backends publish.
@@ -52,9 +53,7 @@ const WORDS: usize = 2 * 8 + 4 + 4 + 13;
 pub(super) fn words(state: &VcpuState) -> [u64; WORDS] {
     let mut words = [0; WORDS];
     for (pair, segment) in words.chunks_exact_mut(2).zip(&state.seg) {
-        let attr = u64::from(segment.attr.into_bits());
-        pair[0] = segment.base;
-        pair[1] = u64::from(segment.limit) | u64::from(segment.selector) << 32 | attr << 48;
+        pair.copy_from_slice(&registers::segment(segment));
     }
     words[16..].copy_from_slice(&[
         state.gdtr.base,
