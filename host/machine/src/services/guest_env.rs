@@ -208,7 +208,7 @@ impl Env for GuestEnv<'_> {
             return Ok(data);
         }
         // Silicon virtualizes these registers without KVM's tracepoints.
-        let claimed = self.services.devices.msr(self.vcpu, &mut op, now).claimed;
+        let claimed = self.services.devices.silicon_msr(self.vcpu, &mut op, now);
         self.services.devices.tpr_to_cr8(self.vcpu, state);
         if claimed { Ok(op.data) } else { Err(Exception::gp(0)) }
     }
