@@ -17,6 +17,7 @@ use vmtape_arch::{
     exit::{Exit, Resume, ResumeKind},
     note::Note,
     regs::Rflags,
+    sensitive::Sensitive,
     vcpu::VcpuState,
 };
 use vmtape_kvm_mmu::{Unmappable, insn, walker::EmulatorView};
@@ -86,7 +87,9 @@ pub fn on_ud(
 ) -> bool {
     let request = EmulateRequest { flags: emultype::TRAP_UD, ..Default::default() };
     vcpu.events.clear_exceptions();
-    let result = host.emulate(vcpu.id, state, &request, &mut OnlyOnUd(mmu));
+    // EmulateOnUD: all others are the guest's #UD.
+    let mut flagged = Only { mmu, executes: insn::emulates_on_ud };
+    let result = host.emulate(vcpu.id, state, &request, &mut flagged);
     if done(vcpu, state, &result, options, mmu) {
         return false;
     }
@@ -193,26 +196,34 @@ pub fn with_exit(mut resume: Resume, exit: &Exit) -> Resume {
     resume
 }
 
-/// The emulator on a #UD: only instructions with the EmulateOnUD flag are executed, all others are the guest's #UD.
-/// See: KVM emulate.c x86_decode_insn()
-struct OnlyOnUd<'a>(&'a mut dyn EmulatorMmu);
+/// The emulator where it executes some instructions only, and decodes the others. What L1 wants to hear of is asked for all.
+/// See: KVM emulate.c x86_decode_insn(), x86_emulate_insn()
+pub(crate) struct Only<'a> {
+    pub mmu: &'a mut dyn EmulatorMmu,
+    /// Whether it executes an instruction.
+    pub executes: fn(&[u8]) -> bool,
+}
 
-impl EmulatorMmu for OnlyOnUd<'_> {
+impl EmulatorMmu for Only<'_> {
     fn translate(
         &mut self,
         state: &VcpuState,
         access: &Access,
         host: &mut dyn Host,
     ) -> Result<Translation, Exception> {
-        self.0.translate(state, access, host)
+        self.mmu.translate(state, access, host)
     }
 
     fn wrote(&mut self, gpa: u64, len: u8, host: &mut dyn Host) {
-        self.0.wrote(gpa, len, host);
+        self.mmu.wrote(gpa, len, host);
     }
 
     fn knows(&self, insn: &[u8]) -> bool {
-        insn::emulates_on_ud(insn) && self.0.knows(insn)
+        (self.executes)(insn) && self.mmu.knows(insn)
+    }
+
+    fn sensitive(&mut self, insn: &Sensitive) -> bool {
+        self.mmu.sensitive(insn)
     }
 }
 

@@ -356,13 +356,13 @@ fn inject_exception(
     reinjected: bool,
     host: &mut dyn Host,
 ) {
-    // Real mode pushes no error codes. See: KVM x86.c kvm_inject_exception()
+    // Real mode pushes no error codes, and none is traced. See: KVM x86.c kvm_inject_exception()
     let error_code = exception.error_code.filter(|_| state.cr0().pe());
     tracer.note(
         Note::InjException {
             vector: Vector(exception.vector),
-            has_error: exception.error_code.is_some(),
-            error_code: exception.error_code.unwrap_or(0),
+            has_error: error_code.is_some(),
+            error_code: error_code.unwrap_or(0),
             reinjected,
         },
         host,

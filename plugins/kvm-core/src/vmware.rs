@@ -8,12 +8,11 @@ use crate::{
     emulate, pmu,
     vm::{Ops, VendorVcpu},
 };
-use vmtape_abi::{EmulateRequest, EmulateStatus, EmulatorMmu, Host, Translation, emultype};
+use vmtape_abi::{EmulateRequest, EmulateStatus, Host, emultype};
 use vmtape_arch::{
-    access::Access,
     exception::Exception,
     exit::Resume,
-    sensitive::{Sensitive, SensitiveKind},
+    sensitive::SensitiveKind,
     vcpu::{Intercepts, VcpuState},
 };
 use vmtape_kvm_mmu::insn;
@@ -42,7 +41,8 @@ pub fn handle_gp<O: Ops>(
     let (kvm, vcpu) = (ops.kvm_mut(), v.core_mut());
     let mut emulator = kvm.mmu.emulator(vcpu.id, None);
     emulator.in_mode_of(state);
-    let result = host.emulate(vcpu.id, state, &request, &mut OnlyBackdoor(&mut emulator));
+    let mut backdoor = emulate::Only { mmu: &mut emulator, executes: is_backdoor_opcode };
+    let result = host.emulate(vcpu.id, state, &request, &mut backdoor);
     match result.status {
         EmulateStatus::DONE => emulate::single_step(vcpu, state, before, &result),
         EmulateStatus::FAULT => emulate::fault(vcpu, state, &result.fault, &mut emulator),
@@ -58,32 +58,6 @@ pub fn handle_gp<O: Ops>(
 /// `is_vmware_backdoor_opcode`: IN, OUT, INS, OUTS, RDPMC.
 fn is_backdoor_opcode(insn: &[u8]) -> bool {
     matches!(insn::opcode(insn), [0xe4..=0xe7 | 0xec..=0xef | 0x6c..=0x6f, ..] | [0x0f, 0x33, ..])
-}
-
-/// The emulator on a #GP: other instructions are decoded, and no more.
-struct OnlyBackdoor<'a>(&'a mut dyn EmulatorMmu);
-
-impl EmulatorMmu for OnlyBackdoor<'_> {
-    fn translate(
-        &mut self,
-        state: &VcpuState,
-        access: &Access,
-        host: &mut dyn Host,
-    ) -> Result<Translation, Exception> {
-        self.0.translate(state, access, host)
-    }
-
-    fn wrote(&mut self, gpa: u64, len: u8, host: &mut dyn Host) {
-        self.0.wrote(gpa, len, host);
-    }
-
-    fn knows(&self, insn: &[u8]) -> bool {
-        is_backdoor_opcode(insn) && self.0.knows(insn)
-    }
-
-    fn sensitive(&mut self, insn: &Sensitive) -> bool {
-        self.0.sensitive(insn)
-    }
 }
 
 #[cfg(test)]
