@@ -28,7 +28,7 @@ use explain::{At, Last};
 use found::{Found, taped};
 use replayed::Replayed;
 use vmtape_arch::note::Note;
-use vmtape_traces::{ExitGroup, Metadata, Tape, ahead, event::Control};
+use vmtape_traces::{ExitGroup, Metadata, Rest, Tape, ahead, event::Control};
 
 /// Feeds the whole tape, or all of it up to the first difference.
 pub fn replay(
@@ -46,6 +46,7 @@ pub fn replay(
         asked: None,
         found: Vec::new(),
         retired: 0,
+        astray: false,
     };
     let reached = ahead::with_exits(sides.tape, 0, 0, |exits| -> Result<_, Error> {
         while let Some(group) = exits.next_exit()? {
@@ -63,6 +64,7 @@ pub fn replay(
                 return Ok(group.exit.icount);
             }
         }
+        feeder.take_rest(sides, &exits.rest(), report)?;
         Ok(sides.tape.totals()?.icount)
     })?;
     match method.same {
@@ -116,6 +118,8 @@ struct Feeder {
     found: Vec<(Found, u64)>,
     /// Instructions of the tape that its exits' handling completed.
     retired: u64,
+    /// Since the tape told last what all changes of registers make, an exit was unknown or different.
+    astray: bool,
 }
 
 impl Feeder {
@@ -132,13 +136,23 @@ impl Feeder {
         if let Some(woken) = self.replayed.take_woken() {
             match woken.known && !last.unknown {
                 true => self.keep(Found::of_woken(group, &woken), report),
-                false => report.leave_open(WOKEN, 1),
+                false => {
+                    self.astray = true;
+                    report.leave_open(WOKEN, 1);
+                }
             }
+        }
+        if let Some(equal) = self.replayed.machine.take_chain_is_equal().filter(|_| self.method.same) {
+            if !equal && !self.astray {
+                self.keep(Found::of_chain(group, group.exit.vcpu), report);
+            }
+            self.astray = false;
         }
         let handling = &last.handling;
         let mut known = true;
         if last.unknown {
             known = false;
+            self.astray = true;
             report.leave_open(UNKNOWN, 1);
         } else if let Some(fault) = last.missed.first().filter(|_| self.method.same) {
             let found = Found::of_missed_fault(group, fault, &self.names);
@@ -150,6 +164,7 @@ impl Feeder {
                     *report.exempted.entry(exempt::SILICON_BITS.name).or_default() += 1;
                 }
                 events::Compared::Different(differ) => {
+                    self.astray = true;
                     let [expected, actual] = *differ;
                     self.keep(Found::of_events(group, expected.as_ref(), actual.as_ref()), report);
                 }
@@ -178,6 +193,28 @@ impl Feeder {
         }
         self.last = Some(last);
         Ok(known)
+    }
+
+    /// What the tape has behind its last exit.
+    fn take_rest(&mut self, sides: &Sides, rest: &Rest, report: &mut Report) -> Result<(), Error> {
+        let last = self.last.as_ref().filter(|last| self.method.same && !last.handling.has_ended());
+        let Some(number) = last.map(Last::number) else { return Ok(()) };
+        let Some((compared, changed)) = self.replayed.take_rest(rest) else {
+            report.leave_open(WOKEN, 1);
+            return Ok(());
+        };
+        let entries = self.replayed.machine.other_entries();
+        let group = || sides.tape.exits_from(number)?.next().transpose().map(Option::unwrap_or_default);
+        let found = match (entries.first(), compared, changed.first().filter(|_| !self.astray)) {
+            (Some((expected, actual)), ..) => Found::of_entry(&group()?, expected, actual),
+            (None, events::Compared::Different(differ), _) => {
+                Found::of_events(&group()?, differ[0].as_ref(), differ[1].as_ref())
+            }
+            (None, _, Some(vcpu)) => Found::of_chain(&group()?, *vcpu),
+            _ => return Ok(()),
+        };
+        self.keep(found, report);
+        Ok(())
     }
 
     fn compare_ioctls(&mut self, group: &ExitGroup, done: &[Control], report: &mut Report) {

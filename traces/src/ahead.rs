@@ -2,7 +2,7 @@
 
 use crate::{
     error::{Error, Result},
-    exits::{Batch, ExitGroup, Grouping},
+    exits::{Batch, ExitGroup, Grouping, Rest},
     reader::{Events, Tape},
 };
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -18,11 +18,17 @@ const QUEUE: usize = 2;
 pub struct Ahead {
     batches: Receiver<Result<Batch>>,
     used: Sender<Batch>,
+    rest: Receiver<Rest>,
     batch: Batch,
     next: usize,
 }
 
 impl Ahead {
+    /// What is behind the last exit, once all of them were given.
+    pub fn rest(&mut self) -> Rest {
+        self.rest.try_recv().unwrap_or_default()
+    }
+
     /// The next exit.
     pub fn next_exit(&mut self) -> Result<Option<&ExitGroup>> {
         while self.next == self.batch.len() {
@@ -41,14 +47,19 @@ impl Ahead {
 pub fn with_exits<R>(tape: &Tape, chunk: usize, first: u64, work: impl FnOnce(&mut Ahead) -> R) -> R {
     let (batches, received) = bounded(QUEUE);
     let (used, returned) = bounded(QUEUE);
+    let (rests, rest) = bounded(1);
     thread::scope(|scope| {
         scope.spawn(move || {
-            let decoder =
-                AheadDecoder { events: tape.events_from(chunk), groups: Grouping::new(first), returned };
+            let decoder = AheadDecoder {
+                events: tape.events_from(chunk),
+                groups: Grouping::new(first),
+                returned,
+                rests,
+            };
             decoder.run(&batches);
         });
         // The decoder ends when nobody receives any more.
-        work(&mut Ahead { batches: received, used, batch: Vec::new(), next: 0 })
+        work(&mut Ahead { batches: received, used, rest, batch: Vec::new(), next: 0 })
     })
 }
 
@@ -56,6 +67,7 @@ struct AheadDecoder<'t> {
     events: Events<'t>,
     groups: Grouping,
     returned: Receiver<Batch>,
+    rests: Sender<Rest>,
 }
 
 impl AheadDecoder<'_> {
@@ -72,6 +84,7 @@ impl AheadDecoder<'_> {
                 return;
             }
             if over {
+                let _ = self.rests.send(self.groups.take_rest());
                 return;
             }
         }

@@ -6,6 +6,7 @@
 //! wall-clock time, addresses of this process, or threads.
 
 pub use crate::ioctl::Control;
+use crate::registers::{Register, numbered::CHAIN};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::fmt;
@@ -269,6 +270,16 @@ pub struct Registers {
     pub mask: u32,
     /// As many values per set bit as the register takes, low bit first.
     pub values: Vec<u64>,
+}
+
+impl Registers {
+    /// What all changes of the vCPU's registers make together, where this tells that and nothing else.
+    pub fn chain(&self) -> Option<u64> {
+        match self.values[..] {
+            [CHAIN, chain, _] if self.mask == Register::FPU.mask() => Some(chain),
+            _ => None,
+        }
+    }
 }
 
 /// Up to 16 bytes inline: reads by handlers are mostly one paging entry.

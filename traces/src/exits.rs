@@ -70,6 +70,28 @@ pub struct Elsewhere {
     pub entries: Vec<(usize, EntryEvent)>,
 }
 
+/// What a tape has behind its last exit.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rest {
+    /// Entries that no exit followed.
+    pub entered: Vec<Elsewhere>,
+    /// What all changes of registers make together at the end, by vCPU.
+    pub chains: Vec<(u32, u64)>,
+    /// As `ExitGroup::controls_before`, `faults_before` and `pages_before`.
+    pub controls: Vec<Control>,
+    pub faults: Vec<Fault>,
+    pub pages: Vec<FaultIn>,
+}
+
+impl Rest {
+    /// Whether it is known what came after what: ioctls and one entry come in that order.
+    pub fn is_ordered(&self) -> bool {
+        let entries =
+            |other: &Elsewhere| other.before.iter().filter(|note| matches!(note, Note::Entry { .. })).count();
+        self.controls.is_empty() || self.entered.iter().map(entries).sum::<usize>() <= 1
+    }
+}
+
 /// Groups events into exits. A group is given out when the vCPU enters the guest again, exits again, or the tape ends.
 /// Of events that belong to no vCPU's exits, lines without a decoded form, what devices saw, and the end go to `other`.
 pub struct Exits<I> {
@@ -144,6 +166,8 @@ pub(crate) struct Grouping {
     pub(crate) spare: Batch,
     /// Likewise the values of registers.
     values: Vec<Vec<u64>>,
+    /// [`Rest::chains`]
+    chains: Vec<(u32, u64)>,
 }
 
 #[derive(Default)]
@@ -236,6 +260,7 @@ impl Grouping {
             pages: Vec::new(),
             spare: Vec::new(),
             values: Vec::new(),
+            chains: Vec::new(),
         }
     }
 
@@ -361,8 +386,11 @@ impl Grouping {
     }
 
     fn registers(&mut self, registers: Registers) {
-        if let Some(exit) = self.open.exit(registers.vcpu) {
-            exit.registers.push(registers);
+        let chain = registers.chain();
+        // Behind the exits it is that of the tape's end.
+        match self.open.exit(registers.vcpu).filter(|exit| chain.is_none() || exit.resume.is_none()) {
+            Some(exit) => exit.registers.push(registers),
+            None => self.chains.extend(chain.map(|chain| (registers.vcpu, chain))),
         }
     }
 
@@ -404,6 +432,20 @@ impl Grouping {
     fn close(&mut self, at: usize) {
         if let Some(exit) = self.open.groups[at].exit.take() {
             self.done.push_back(exit);
+        }
+    }
+
+    /// What is behind the last exit, once all is closed.
+    pub(crate) fn take_rest(&mut self) -> Rest {
+        let Open { groups, places, .. } = &mut self.open;
+        let entered = places.iter().filter(|(_, at)| groups[**at].entered).map(|(vcpu, at)| (*vcpu, *at));
+        let entered: Vec<_> = entered.collect();
+        Rest {
+            entered: entered.into_iter().map(|(vcpu, at)| groups[at].take_entered(vcpu)).collect(),
+            chains: std::mem::take(&mut self.chains),
+            controls: std::mem::take(&mut self.controls),
+            faults: std::mem::take(&mut self.faults),
+            pages: std::mem::take(&mut self.pages),
         }
     }
 

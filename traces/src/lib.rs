@@ -27,7 +27,7 @@ pub mod writer;
 
 pub use error::{Cause, Error, Place, Result};
 pub use event::Event;
-pub use exits::{ExitGroup, Exits};
+pub use exits::{Elsewhere, ExitGroup, Exits, Rest};
 pub use metadata::Metadata;
 pub use reader::Tape;
 pub use writer::{Options, Writer};

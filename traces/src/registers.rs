@@ -41,9 +41,15 @@ open_enum! {
         IDTR = 29 => "idt",
         DR7 = 30 => "dr7",
         /// One of the FPU, in three values: its number, low and high half. Behind the FPU's: 48 is the last branch, 49 the last one
-        /// before an interrupt or exception, from where and to where.
+        /// before an interrupt or exception, from where and to where; from 50 on debug registers and segments; [`numbered::CHAIN`] is none.
         FPU = 31 => "vector",
     }
+}
+
+/// Numbers of [`Register::FPU`] that are no registers.
+pub mod numbered {
+    /// What all digests of a vCPU's changed registers make together, up to the exit that it stands with or the tape's end.
+    pub const CHAIN: u64 = 80;
 }
 
 impl Register {

@@ -35,7 +35,7 @@ pub use machine::{Block, Capability, Digest, Limits, Machine, Resolved, Snapshot
 pub use memory::{Layout, Memory};
 pub use model::CpuidChange;
 pub use services::{Arrived, MemoryTypes, Pager, Typed, TypedPage};
-pub use spec::{GuestImage, MILESTONE_EVERY, MachineSpec, Platform};
+pub use spec::{ChangesTold, GuestImage, MILESTONE_EVERY, MachineSpec, Platform};
 pub use tape::Recorder;
 pub use time::{
     Asked, Decision, Exited, Faults, HostPoint, Inputs, Live, NS_PER_SECOND, NS_PER_TICK, Phase, Recorded,

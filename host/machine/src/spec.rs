@@ -57,8 +57,8 @@ pub struct MachineSpec {
     pub platform: Platform,
     /// The option that says whether silicon walks the guest's own tables. Empty: its backend, or an older tape, does not say.
     pub nested_paging: String,
-    /// A tape tells what each exit changed in registers (`RegisterChanges` of the tape).
-    pub register_changes: bool,
+    /// What a tape tells of what each exit changed in registers.
+    pub register_changes: ChangesTold,
     /// How instructions are executed. No tape has it: the run is the same.
     #[serde(skip)]
     pub engine: Engine,
@@ -81,6 +81,17 @@ pub struct Platform {
 impl Platform {
     /// That of new machines.
     pub const CURRENT: Self = Self::new().with_hpet(true).with_vmport(true).with_acpi(true);
+}
+
+/// What a tape tells of what exits and entries changed in registers (`RegisterChanges` of the tape).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChangesTold {
+    #[default]
+    Nothing,
+    /// Of each exit, and of the entry that follows another one at once.
+    Each,
+    /// Of all entries as well, and of more registers; now and then what all of them make together.
+    Chained,
 }
 
 /// Instructions between two milestones, unless somebody asks for more or fewer: a hundredth of a second or so.
@@ -115,7 +126,7 @@ impl MachineSpec {
             pcpus: 0,
             retries: 0,
             platform: Platform::CURRENT,
-            register_changes: true,
+            register_changes: ChangesTold::Chained,
             engine: Engine::default(),
         }
     }
@@ -185,7 +196,7 @@ mod tests {
             pcpus: 0,
             retries: 0,
             platform: Platform::default(),
-            register_changes: false,
+            register_changes: ChangesTold::default(),
             engine: Default::default(),
         }
     }

@@ -37,6 +37,11 @@ pub(super) struct Last {
 }
 
 impl Last {
+    /// The exit's.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Gives the machine an exit.
     pub fn of(replayed: &mut Replayed, group: &ExitGroup) -> Result<Self, Error> {
         let (unknown, done) = (replayed.machine.unknown_reads(), replayed.machine.controls().len());

@@ -92,6 +92,16 @@ impl Found {
         }
     }
 
+    /// What all handlings and entries up to an exit left in registers, though each of them looked like the tape's.
+    pub fn of_chain(group: &ExitGroup, vcpu: u32) -> Self {
+        let what = format!("an entry or handling of vCPU {vcpu} before it changes registers otherwise");
+        Self {
+            what: ("registers>registers".into(), what),
+            rows: vec![Row::new("digest of all changed registers", "the tape's", "another one")],
+            ..Self::of_differences(group, Vec::new())
+        }
+    }
+
     /// Ioctls that gave something else.
     pub fn of_differences(group: &ExitGroup, differences: Vec<Difference>) -> Self {
         let difference = differences.first().cloned();

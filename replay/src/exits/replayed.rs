@@ -1,6 +1,6 @@
 //! A machine that replays taped exits, and what it did about the last one.
 
-use super::events::{self, Answer, Compared};
+use super::events::{self, Answer, Compared, Waiting};
 use crate::{
     Error,
     explain::{self, Widths},
@@ -17,10 +17,10 @@ use std::{
     rc::Rc,
 };
 use vmtape_arch::{exception::Exception, exit::Resume, level::Place, note::Note};
-use vmtape_machine::{Machine, MachineSpec, Recorder, Resolved};
+use vmtape_machine::{ChangesTold, Machine, MachineSpec, Recorder, Resolved};
 use vmtape_traces::{
-    Event, ExitGroup,
-    event::{Control, End, RegisterChanges},
+    Event, ExitGroup, Rest,
+    event::{Control, End},
 };
 
 /// How to feed a tape.
@@ -53,6 +53,8 @@ pub(super) struct Replayed {
     halted: BTreeMap<u32, Vec<Note>>,
     /// Such an entry, where it gave something else here.
     woken: Option<Woken>,
+    /// What entries told that no exit came before, where that is compared.
+    waiting: Option<Waiting>,
 }
 
 /// How the machine dealt with what it was given.
@@ -120,6 +122,7 @@ impl Recorder for Listener {
             answer.places.push((index, place));
         }
         answer.notes.push(note);
+        answer.notes_of.push(vcpu);
         ControlFlow::Continue(())
     }
 
@@ -133,8 +136,9 @@ impl Recorder for Listener {
     }
 
     fn exit_begins(&mut self) {
-        let Answer { before, notes, places, .. } = &mut *self.answer.borrow_mut();
+        let Answer { before, before_of, notes, notes_of, places, .. } = &mut *self.answer.borrow_mut();
         before.append(notes);
+        before_of.append(notes_of);
         places.clear();
     }
 }
@@ -170,6 +174,8 @@ impl Replayed {
         let inputs = Box::new(spec::inputs(sides.tape)?);
         let mut machine = Machine::new(machine.clone(), backend, inputs, Some(Box::new(listener)))?;
         machine.start_feeding(sides.tape.schema(), method.same);
+        let chained = method.same && machine.spec().register_changes == ChangesTold::Chained;
+        let waiting = chained.then(Waiting::default);
         let compared = Compared::Equal;
         Ok(Self {
             machine,
@@ -181,6 +187,7 @@ impl Replayed {
             compared,
             halted: BTreeMap::new(),
             woken: None,
+            waiting,
         })
     }
 
@@ -200,8 +207,7 @@ impl Replayed {
         let handling = self.give(group);
         self.diverged = match self.same {
             true => {
-                self.compared = events::compare(group, &self.answer.borrow(), handling.has_ended());
-                self.compare_woken(group);
+                self.compared = self.compare(group, handling.has_ended());
                 matches!(self.compared, Compared::Different(..))
             }
             false => !self.is_alike(group, &handling),
@@ -222,6 +228,43 @@ impl Replayed {
         }
     }
 
+    fn compare(&mut self, group: &ExitGroup, ended: bool) -> Compared {
+        self.compare_woken(group);
+        if self.woken.as_ref().is_some_and(|woken| !woken.known) {
+            // Nobody knows what that entry was to give.
+            self.answer.borrow_mut().changes.entry = group.changes.entry;
+        }
+        let answer = self.answer.borrow();
+        let compared = events::compare(group, &answer, ended);
+        let Some(waiting) = &mut self.waiting else { return compared };
+        let expected = waiting.before(group, answer.woken.is_some());
+        waiting.keep(group);
+        let before = match ended && answer.resume.is_none() {
+            true => Compared::Equal,
+            false => events::compare_before(&expected, &answer),
+        };
+        if let Compared::Equal = before { compared } else { before }
+    }
+
+    /// What the tape has behind its last exit: what entries told otherwise, and the vCPUs whose registers changed otherwise. `None`:
+    /// what ended a halt there is not known.
+    pub fn take_rest(&mut self, rest: &Rest) -> Option<(Compared, Vec<u32>)> {
+        let nothing = Some((Compared::Equal, Vec::new()));
+        let Some(waiting) = self.waiting.as_mut().filter(|_| rest.is_ordered()) else { return nothing };
+        let (woken, cut) = (waiting.woken(), waiting.cut());
+        let expected = waiting.behind(rest);
+        self.answer.borrow_mut().clear();
+        let Ok(changed) = self.machine.feed_rest(rest, &woken, &cut) else {
+            // Its run ended, which the tape's may have done there.
+            return nothing;
+        };
+        let mut answer = self.answer.borrow_mut();
+        let Answer { before, before_of, notes, notes_of, .. } = &mut *answer;
+        before.append(notes);
+        before_of.append(notes_of);
+        Some((events::compare_before(&expected, &answer), changed?))
+    }
+
     /// The guest that runs beside comes to the exit. Where an event's delivery exits it may be beyond.
     fn look_beside(&mut self, group: &ExitGroup) -> Result<(), Error> {
         let Some(player) = &mut self.beside else { return Ok(()) };
@@ -235,14 +278,7 @@ impl Replayed {
     }
 
     fn give(&mut self, group: &ExitGroup) -> Handling {
-        {
-            let mut answer = self.answer.borrow_mut();
-            answer.before.clear();
-            answer.woken = None;
-            answer.notes.clear();
-            answer.places.clear();
-            (answer.handled, answer.resume, answer.changes) = (0, None, RegisterChanges::NONE);
-        }
+        self.answer.borrow_mut().clear();
         if self.same {
             return match self.machine.feed(group) {
                 None => Handling::Handled,

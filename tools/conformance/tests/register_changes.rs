@@ -1,11 +1,12 @@
 //! Registers that no event tells: a build of a backend that leaves something else in them is DIFFERENT without the guest being
 //! run, and an honest one is not.
 
-use anyhow::{Result, ensure};
-use std::path::Path;
+use anyhow::{Context, Result, ensure};
+use std::{path::Path, process::Command};
 use vmtape_conformance::{
     BACKENDS,
     identity::{compile, compile_changed},
+    program,
     sector::{self, FLAT, LEAVE, leaves_with},
     tail, vmtape,
 };
@@ -23,7 +24,7 @@ fn lines(folder: &Path, parts: &[&[&str]]) -> Result<std::process::Output> {
 }
 
 /// What a build does besides, where, and who is said to have done it.
-const LIES: [(&str, &str, &str); 9] = [
+const LIES: [(&str, &str, &str); 15] = [
     (CPUID, "state->gpr[vt_GPR_RAX] = 0;", "the handling"),
     (CPUID, "state->gpr[15] ^= 1;", "the handling"),
     (CPUID, "state->rflags ^= 1;", "the handling"),
@@ -32,7 +33,13 @@ const LIES: [(&str, &str, &str); 9] = [
     (CPUID, "state->fpu.xmm[5][1] ^= 1;", "the handling"),
     (CPUID, "state->cr2 ^= 1;", "the handling"),
     (CPUID, "state->dr[1] ^= 1;", "the handling"),
+    (CPUID, "state->dr6 ^= 1;", "the handling"),
+    (CPUID, "state->pdptr[2] ^= 4096;", "the handling"),
+    (CPUID, "state->spec_ctrl ^= 1;", "the handling"),
+    (CPUID, "state->debugctl ^= 1;", "the handling"),
+    (CPUID, "state->tsc_offset ^= 1;", "the handling"),
     (ENTER, "state->gpr[15] ^= 1;", "the entry before it"),
+    (ENTER, "state->tsc_offset ^= 1;", "the entry before it"),
 ];
 
 #[test]
@@ -146,6 +153,38 @@ fn segments_of_emulated_accesses_are_told() -> Result<()> {
         for mode in ["run", "exits"] {
             let replayed = lines(folder.path(), &[&["replay", "h.tape", "--mode", mode]])?;
             assert_eq!(replayed.status.code(), SAME, "{backend}, {mode}: {}", tail(&replayed));
+        }
+    }
+    Ok(())
+}
+
+/// A register that is changed at one entry of a run, whichever: the first one, those after a halt, and the one after the last exit.
+#[test]
+fn a_lie_at_any_entry_is_different() -> Result<()> {
+    let lie = "    static int entries;\n    const char *at = getenv(\"LIE_AT\");\n    \
+               if (at && ++entries == atoi(at)) state->gpr[15] ^= 1;\n    // RFLAGS.IF, and not";
+    let folder = tempfile::tempdir()?;
+    let replay = |at: usize| {
+        Command::new(program()?)
+            .current_dir(folder.path())
+            .args(["replay", "a.tape", "--mode", "exits"])
+            .args(PLUGIN)
+            .env("LIE_AT", at.to_string())
+            .output()
+            .context("vmtape")
+    };
+    compile(folder.path(), ENTER, lie)?;
+    // The second one halts.
+    for (guest, entries) in [("builtin:cpuid", 9), ("builtin:smp2", 14)] {
+        lines(folder.path(), &[&RECORD, &["a.tape", guest], &PLUGIN])?;
+        let stat = lines(folder.path(), &[&["stat", "a.tape", "--json"]])?;
+        let stat: serde_json::Value = serde_json::from_slice(&stat.stdout)?;
+        assert_eq!(stat["events_by_kind"]["kvm_entry"], entries, "{guest}: {stat}");
+        let honest = replay(0)?;
+        assert_eq!(honest.status.code(), SAME, "{guest}: {}", tail(&honest));
+        for at in 1..=entries {
+            let lying = replay(at)?;
+            assert_eq!(lying.status.code(), DIFFERENT, "{guest}, entry {at} of {entries}: {}", tail(&lying));
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use crate::{
     Metadata,
     event::{Data, Event, Fault, FaultIn, NO_VCPU, PcpuEvent, RegisterChanges, Registers, Skip},
     flat::{Clock, Flat, tag},
-    registers::Register,
+    registers::{Register, numbered::CHAIN},
 };
 use std::fmt::Write;
 use vmtape_arch::{
@@ -147,10 +147,10 @@ fn registers_text(registers: &Registers) -> String {
     for &(register, name) in Register::NAMED.iter().filter(|(bit, _)| registers.mask & bit.mask() != 0) {
         words.push(match register {
             Register::CS => format!("{name}={:x} cs.base={:x}", next(), next()),
-            Register::FPU => {
-                let (number, low, high) = (next(), next(), next());
-                format!("{name}{number}={high:016x}{low:016x}")
-            }
+            Register::FPU => match (next(), next(), next()) {
+                (CHAIN, chain, _) => format!("changes={chain:016x}"),
+                (number, low, high) => format!("{name}{number}={high:016x}{low:016x}"),
+            },
             _ => format!("{name}={:x}", next()),
         });
     }

@@ -82,8 +82,9 @@ impl Machine {
             fed.entered = outcome;
         }
         self.services.after_backend(n, &mut vcpu.state, None);
-        if told && !self.services.emulation.exchanged {
-            self.services.tape.changes.end_entry(n, &vcpu.state);
+        if told {
+            let exchanged = self.services.emulation.exchanged;
+            self.services.tape.changes.end_entry(n, &vcpu.state, exchanged);
         }
         if resume.kind == ResumeKind::RESUME {
             // No firmware has a handler of an SMI that the backend neither takes nor holds back.

@@ -13,7 +13,7 @@ use vmtape_arch::{
     vcpu::{Activity, Interruptibility, VcpuState},
 };
 use vmtape_traces::{
-    ExitGroup,
+    Elsewhere, ExitGroup, Rest,
     event::{Control, Data, End, EntryEvent, EntryOutcome},
 };
 
@@ -43,6 +43,47 @@ impl Machine {
             self.services.follow_pages(&group.pages);
             ended
         })
+    }
+
+    /// What the tape has behind its last exit. `woken`: vCPUs whose entry stands with the exit that halted them; `cut`: those whose entry
+    /// the tape ends before. Gives the vCPUs whose registers changed otherwise than on the tape; `None`: what ended a halt is not known.
+    pub fn feed_rest(&mut self, rest: &Rest, woken: &[u32], cut: &[u32]) -> Result<Option<Vec<u32>>, End> {
+        cut.iter().for_each(|vcpu| self.services.tape.changes.forget_entry(*vcpu));
+        if let Some(fed) = &mut self.services.fed {
+            fed.faults.begin(&rest.faults, &[]);
+        }
+        self.services.follow_pages(&rest.pages);
+        rest.controls.iter().for_each(|control| self.control_fed(control));
+        for &n in woken {
+            self.wake_for_rest(n)?;
+            self.services.fire_timers();
+            if !self.services.devices.can_wake(n, true) {
+                return Ok(None);
+            }
+            let _ = self.enter(n);
+        }
+        for Elsewhere { vcpu, before, entries } in &rest.entered {
+            if self.vcpus.get(*vcpu as usize).is_some() {
+                self.wake_for_rest(*vcpu)?;
+                self.enter_before(*vcpu, before, entries.iter().map(|(at, entry)| (*at, entry)));
+            }
+        }
+        let changes = &mut self.services.tape.changes;
+        let differs = |(vcpu, chain): &(u32, u64)| (!changes.compare_chain(*vcpu, *chain)).then_some(*vcpu);
+        Ok(Some(rest.chains.iter().filter_map(differs).collect()))
+    }
+
+    fn wake_for_rest(&mut self, n: u32) -> Result<(), End> {
+        let of_halt = self.services.fed.as_mut().map_or(Vec::new(), |fed| fed.take_for_wakeup(n));
+        self.learn(&of_halt);
+        self.load_fed(n)?;
+        self.wake_fed(n);
+        Ok(())
+    }
+
+    /// Whether all changes of registers make together what the tape has, if it has told that since this was asked last.
+    pub fn take_chain_is_equal(&mut self) -> Option<bool> {
+        self.services.fed.as_mut()?.chain_is_equal.take()
     }
 
     /// Copies the memory of another fed machine of the same tape, after an exit that this one dealt with otherwise: what this one
@@ -133,6 +174,10 @@ impl Machine {
         if let Some(fed) = &mut self.services.fed {
             let mut told = 0;
             for registers in &group.registers {
+                if let Some(chain) = registers.chain() {
+                    fed.chain_is_equal = Some(self.services.tape.changes.compare_chain(n, chain));
+                    continue;
+                }
                 fed.knowledge.learn(registers, state);
                 told |= registers.mask;
             }
@@ -261,6 +306,10 @@ impl Machine {
                 Note::Entry { rip, .. } => {
                     let state = &mut self.vcpus[n as usize].state;
                     state.rip = rip;
+                    if self.services.fed.as_ref().is_some_and(|fed| !fed.keeps()) {
+                        // It would be told if it injected again what the one before it did, so that was delivered.
+                        state.inject = Default::default();
+                    }
                     // Tapes before schema 3 do not tell entries.
                     if std::mem::take(&mut injected) {
                         // That the guest took an interrupt says that it could.

@@ -24,6 +24,7 @@ impl Machine {
         };
         self.tell_devices();
         self.disable_cpus();
+        (0..self.vcpus.len() as u32).for_each(|vcpu| self.services.tape.tell_chain(vcpu, true));
         let (icount, exits) = (self.services.clock.icount, self.exits);
         self.services.tape.event(Event::End { icount, exits, end });
     }

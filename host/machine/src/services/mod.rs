@@ -159,7 +159,7 @@ impl Services {
     /// Whether what exits change in registers is to be told, or compared.
     pub(crate) fn tells_changes(&self) -> bool {
         let compares = self.fed.as_ref().is_some_and(Feeding::compares_changes);
-        self.tape.tells_changes && (compares || self.tape.tells_stimuli())
+        self.tape.changes.are_told() && (compares || self.tape.tells_stimuli())
     }
 
     pub(crate) fn ram(&self) -> &Ram {

@@ -30,6 +30,8 @@ pub(crate) struct Feeding {
     pub(crate) entered: EntryOutcome,
     /// Entries of the tape of which something else came.
     pub(crate) other_entries: Vec<(EntryEvent, EntryOutcome)>,
+    /// Whether all changes of registers make together what the tape has, where it told that last.
+    pub(crate) chain_is_equal: Option<bool>,
 }
 
 impl Feeding {
@@ -45,6 +47,7 @@ impl Feeding {
             faults: TapedFaults::default(),
             entered: EntryOutcome::default(),
             other_entries: Vec::new(),
+            chain_is_equal: None,
         }
     }
 

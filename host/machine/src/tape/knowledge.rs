@@ -96,6 +96,7 @@ impl Knowledge {
                 match number {
                     bit::LAST_BRANCH => state.last_branch = [low, high],
                     bit::LAST_EXCEPTION => state.last_exception = [low, high],
+                    bit::CHAIN => {}
                     bit::SEGMENT.. => bit::set_segment(state, number, [low, high]),
                     bit::DEBUG.. => bit::debug(state, number).into_iter().for_each(|dr| *dr = low),
                     _ => {

@@ -1,6 +1,7 @@
 //! What happens in a run, told to whoever listens.
 
 use super::{changes::Changes, fpu, knowledge::Knowledge, registers};
+use crate::spec::ChangesTold;
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
 use vmtape_arch::{
@@ -85,16 +86,14 @@ pub(crate) struct Tape {
     /// Exits, registers and reads are told.
     stimuli: bool,
     pub(crate) changes: Changes,
-    /// They are told, and debug registers that are read.
-    pub(crate) tells_changes: bool,
 }
 
 impl Tape {
-    /// `tells_changes`: of registers.
-    pub(crate) fn new(recorder: Option<Box<dyn Recorder>>, vcpus: u32, tells_changes: bool) -> Self {
+    /// `changes`: what is told of those of registers.
+    pub(crate) fn new(recorder: Option<Box<dyn Recorder>>, vcpus: u32, changes: ChangesTold) -> Self {
         let stimuli = recorder.as_ref().is_some_and(|recorder| recorder.wants_stimuli());
-        let (knowledge, changes) = (Knowledge::new(vcpus), Changes::new(vcpus));
-        Self { recorder, stimuli, knowledge, changes, tells_changes, ..Self::default() }
+        let (knowledge, changes) = (Knowledge::new(vcpus), Changes::new(vcpus, changes));
+        Self { recorder, stimuli, knowledge, changes, ..Self::default() }
     }
 
     pub(crate) fn is_on(&self) -> bool {
@@ -184,7 +183,8 @@ impl Tape {
             self.tell_numbered(vcpu, registers::LAST_BRANCH, state.last_branch);
             self.tell_numbered(vcpu, registers::LAST_EXCEPTION, state.last_exception);
         }
-        if self.tells_changes && exit.stimulus == StimulusKind::SENSITIVE {
+        self.tell_chain(vcpu, false);
+        if self.changes.are_told() && exit.stimulus == StimulusKind::SENSITIVE {
             self.tell_beside(vcpu, state, &exit.insn);
         }
         self.knowledge.memory.forget();
@@ -222,6 +222,15 @@ impl Tape {
     pub(crate) fn end_exit(&mut self, vcpu: u32, resume: &Resume, changes: RegisterChanges) {
         self.handling = false;
         self.event(Event::Resume { vcpu, resume: *resume, changes });
+    }
+
+    /// What all changes of a vCPU's registers make together, now and then and at the end.
+    pub(crate) fn tell_chain(&mut self, vcpu: u32, at_end: bool) {
+        if self.stimuli
+            && let Some(chain) = self.changes.take_chain(vcpu, at_end)
+        {
+            self.tell_numbered(vcpu, registers::CHAIN, [chain, 0]);
+        }
     }
 
     /// The entry after an exit is told with it. Another one is an event of its own.
@@ -283,7 +292,7 @@ impl Tape {
 
     /// Tells a segment that an emulation goes by.
     pub(crate) fn segment(&mut self, vcpu: u32, state: &VcpuState, number: usize) {
-        if self.tells_changes {
+        if self.changes.are_told() {
             let number_told = registers::SEGMENT + number as u64;
             self.tell_numbered(vcpu, number_told, registers::segment(&state.seg[number]));
         }

@@ -10,7 +10,7 @@ use vmtape_arch::{
     vcpu::{Interruptibility, Segment, VcpuState, gpr, seg},
     vmware,
 };
-use vmtape_traces::registers::Register;
+use vmtape_traces::registers::{Register, numbered};
 
 /// The general registers.
 const GPRS: u32 = 0xffff;
@@ -39,6 +39,9 @@ pub(crate) const LAST_EXCEPTION: u64 = LAST_BRANCH + 1;
 /// The first of eight: `VcpuState::dr`, and DR6. Silicon writes them without an exit once KVM has let the guest have them.
 pub(crate) const DEBUG: u64 = LAST_EXCEPTION + 1;
 const DR6: u64 = 6;
+
+/// No register: what all digests of a vCPU's changes make together.
+pub(crate) const CHAIN: u64 = numbered::CHAIN;
 
 /// The debug register with such a number.
 pub(crate) fn debug(state: &mut VcpuState, number: u64) -> Option<&mut u64> {

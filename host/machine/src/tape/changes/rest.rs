@@ -4,6 +4,7 @@ use crate::tape::registers;
 use vmtape_arch::vcpu::VcpuState;
 
 /// Whether anything differs but general registers, RIP, the FPU, clocks, and what backends publish.
+#[inline]
 pub(super) fn differs(a: &VcpuState, b: &VcpuState) -> bool {
     let controls = (a.rflags ^ b.rflags)
         | (a.cr0 ^ b.cr0)
@@ -14,42 +15,21 @@ pub(super) fn differs(a: &VcpuState, b: &VcpuState) -> bool {
         | (a.xcr0 ^ b.xcr0)
         | (a.efer ^ b.efer)
         | (a.dr7 ^ b.dr7)
-        | u64::from(a.pkru ^ b.pkru)
         | u64::from(a.cpl ^ b.cpl)
         | u64::from(a.interruptibility.into_bits() ^ b.interruptibility.into_bits());
-    controls != 0 || words_differ(a, b)
+    let words = words(a).iter().zip(&words(b)).fold(0, |differ, (a, b)| differ | (a ^ b));
+    (controls | words) != 0
 }
 
-/// Whether [`words`] differ: asked twice per exit, and nearly always it does not.
-#[inline(always)]
-fn words_differ(a: &VcpuState, b: &VcpuState) -> bool {
-    let tables = (a.gdtr.base ^ b.gdtr.base)
-        | (a.idtr.base ^ b.idtr.base)
-        | u64::from((a.gdtr.limit ^ b.gdtr.limit) | (a.idtr.limit ^ b.idtr.limit));
-    let msrs = (a.sysenter_cs ^ b.sysenter_cs)
-        | (a.sysenter_esp ^ b.sysenter_esp)
-        | (a.sysenter_eip ^ b.sysenter_eip)
-        | (a.star ^ b.star)
-        | (a.lstar ^ b.lstar)
-        | (a.cstar ^ b.cstar)
-        | (a.sfmask ^ b.sfmask)
-        | (a.kernel_gs_base ^ b.kernel_gs_base)
-        | (a.tsc_aux ^ b.tsc_aux)
-        | (a.pat ^ b.pat)
-        | (a.xss ^ b.xss)
-        | (a.tsc_adjust ^ b.tsc_adjust);
-    let segments = a.seg.iter().zip(&b.seg).fold(0, |differ, (a, b)| {
-        differ
-            | (a.base ^ b.base)
-            | u64::from(a.limit ^ b.limit)
-            | u64::from((a.selector ^ b.selector) | (a.attr.into_bits() ^ b.attr.into_bits()))
-    });
-    (tables | msrs | segments) != 0 || a.dr != b.dr
-}
+/// Two words of a segment, and the others.
+const WORDS: usize = 2 * 8 + 4 + 4 + 13 + 8;
 
-const WORDS: usize = 2 * 8 + 4 + 4 + 13;
+/// Where the words begin that only chained digests have, and what is special about the first one.
+pub(super) const LATER: usize = WORDS - 8;
+pub(super) const DR6: usize = LATER;
 
 /// What only the guest changes, but for the instructions of `sets_system_registers`: segments, tables, debug registers, MSRs.
+#[inline(always)]
 pub(super) fn words(state: &VcpuState) -> [u64; WORDS] {
     let mut words = [0; WORDS];
     for (pair, segment) in words.chunks_exact_mut(2).zip(&state.seg) {
@@ -77,6 +57,14 @@ pub(super) fn words(state: &VcpuState) -> [u64; WORDS] {
         state.xss,
         state.tsc_adjust,
         state.pkru.into(),
+        state.dr6,
+        state.pdptr[0],
+        state.pdptr[1],
+        state.pdptr[2],
+        state.pdptr[3],
+        state.spec_ctrl,
+        state.debugctl,
+        state.tsc_offset,
     ]);
     words
 }

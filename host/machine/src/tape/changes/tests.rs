@@ -1,4 +1,5 @@
 use super::{rest, *};
+use crate::spec::ChangesTold;
 use vmtape_arch::{
     exit::StimulusKind,
     sensitive::{Sensitive, SensitiveKind},
@@ -14,7 +15,7 @@ fn exit(kind: SensitiveKind) -> Exit {
 }
 
 fn digest(exit: &Exit, before: &VcpuState, after: &VcpuState) -> u16 {
-    of_handling(&mut Changes::new(1), exit, &Emulation::default(), before, after).handling
+    of_handling(&mut chained(), exit, &Emulation::default(), before, after).handling
 }
 
 fn of_handling(
@@ -26,6 +27,10 @@ fn of_handling(
 ) -> RegisterChanges {
     changes.begin(before);
     changes.of_handling(0, exit, emulation, after)
+}
+
+fn chained() -> Changes {
+    Changes::new(1, ChangesTold::Chained)
 }
 
 /// A recorder and a reader that has other values in registers that no event tells: the same handling has the same digest, and
@@ -48,7 +53,12 @@ fn it_depends_on_nothing_that_one_side_alone_knows() {
     let expected = digest(&cpuid, &recorder, &handled(&recorder));
     assert_ne!(expected, 0);
     assert_eq!(digest(&cpuid, &reader, &handled(&reader)), expected);
-    let wrong: [fn(&mut VcpuState); 9] = [
+    let wrong: [fn(&mut VcpuState); 14] = [
+        |state| state.dr6 ^= 1,
+        |state| state.pdptr[3] ^= 1 << 12,
+        |state| state.spec_ctrl ^= 1,
+        |state| state.debugctl ^= 1,
+        |state| state.tsc_offset ^= 1,
         |state| state.gpr[gpr::RAX] = 0,
         |state| state.gpr[gpr::RBX] += 1,
         |state| state.gpr[15] ^= 1,
@@ -77,7 +87,7 @@ fn what_is_asked_first_is_what_is_told() {
         bytes[n] ^= 1;
         let Ok(other) = postcard::from_bytes::<VcpuState>(&bytes) else { continue };
         Rule::ALL.beyond_gprs(&state, &other, &mut words);
-        let told = words.take_digest() != 0;
+        let told = words.take_digest().is_some();
         assert!(!told || rest::differs(&other, &state), "byte {n}");
         seen += usize::from(told);
     }
@@ -98,7 +108,7 @@ fn of_the_fpu_an_emulation_changes_what_it_names() {
     };
     let digest = |before: &VcpuState, mantissa| {
         let after = after(before, mantissa);
-        of_handling(&mut Changes::new(1), &Exit::default(), &emulation, before, &after).handling
+        of_handling(&mut chained(), &Exit::default(), &emulation, before, &after).handling
     };
     assert_eq!([digest(&recorder, 0), digest(&reader, 0)], [0, 0]);
     assert_ne!(digest(&reader, 1), 0);
@@ -109,7 +119,7 @@ fn of_the_fpu_an_emulation_changes_what_it_names() {
 fn an_entry_is_told_with_the_next_exit_where_it_follows_one() {
     let (before, hlt) = (VcpuState::reset(), exit(SensitiveKind::HLT));
     let after = VcpuState { gpr: [1; 16], ..before };
-    let mut changes = Changes::new(1);
+    let mut changes = Changes::new(1, ChangesTold::Each);
     assert!(!changes.begin_entry(0));
     for activity in [Activity::ACTIVE, Activity::HLT] {
         of_handling(&mut changes, &hlt, &Emulation::default(), &before, &before);
@@ -117,7 +127,7 @@ fn an_entry_is_told_with_the_next_exit_where_it_follows_one() {
         assert_eq!(changes.begin_entry(0), activity == Activity::ACTIVE);
     }
     changes.begin(&before);
-    changes.end_entry(0, &after);
+    changes.end_entry(0, &after, false);
     let told =
         |changes: &mut Changes| of_handling(changes, &hlt, &Emulation::default(), &before, &before).entry;
     assert_ne!(told(&mut changes), 0);
@@ -136,4 +146,70 @@ fn as_many_words_as_there_are_count() {
         seen.insert(digest(&page_fault, &before, &after));
     }
     assert!(seen.len() > 14, "{seen:x?}");
+}
+
+/// Two runs of which one digest differs, and all of them afterwards are alike: they do not come together again.
+#[test]
+fn what_one_exit_changed_shows_in_all_chains_behind_it() {
+    let page_fault = Exit::default();
+    let before = VcpuState::reset();
+    let mut chains = [chained(), chained()];
+    for (n, changes) in (0..).zip(&mut chains) {
+        for exit in 0..40 {
+            let mut after = before;
+            after.gpr[gpr::RDX] = if exit == 3 { 5 + n } else { exit };
+            of_handling(changes, &page_fault, &Emulation::default(), &before, &after);
+        }
+    }
+    let [a, b] = chains.each_mut().map(|changes| changes.take_chain(0, true));
+    assert!(a.is_some() && a != b, "{a:?} {b:?}");
+    assert_eq!(chains[0].take_chain(0, true), None, "it was told");
+    assert!(!chains[0].compare_chain(0, 7) && chains[0].compare_chain(0, 7));
+}
+
+/// Whoever waits enters for what others did: chained digests tell of that as well.
+#[test]
+fn an_entry_after_a_halt_is_told_where_digests_are_chained() {
+    let (before, hlt) = (VcpuState::reset(), exit(SensitiveKind::HLT));
+    let after = VcpuState { gpr: [1; 16], ..before };
+    let mut changes = chained();
+    of_handling(&mut changes, &hlt, &Emulation::default(), &before, &before);
+    changes.end_exit(0, Activity::HLT);
+    assert!(changes.begin_entry(0));
+    changes.begin(&before);
+    changes.end_entry(0, &after, false);
+    let told = of_handling(&mut changes, &hlt, &Emulation::default(), &before, &before);
+    assert_ne!(told.entry, 0);
+}
+
+/// One lie in 65,536 has the honest digest on the tape; the next telling of all digests together has it.
+#[test]
+fn a_digest_that_happens_to_be_equal_is_found_by_the_next_chain() {
+    let cpuid = exit(SensitiveKind::CPUID);
+    let before = VcpuState::reset();
+    let changed = |lie: u64| {
+        let mut after = VcpuState { rip: before.rip + 2, ..before };
+        (after.gpr[gpr::RBX], after.gpr[15]) = (5, lie);
+        let mut changes = chained();
+        let told = of_handling(&mut changes, &cpuid, &Emulation::default(), &before, &after);
+        (told, changes.take_chain(0, true))
+    };
+    let (honest, chain) = changed(0);
+    let missed = (1..1 << 20).map(changed).find(|(told, _)| *told == honest);
+    let (_, other) = missed.expect("2^20 of them and 2^16 digests");
+    assert_ne!(other, chain);
+}
+
+#[test]
+fn another_event_in_an_entry_is_told() {
+    let before = VcpuState::reset();
+    let digest = |vector| {
+        let mut after = before;
+        after.inject = vmtape_arch::event::Event { valid: true.into(), vector, ..Default::default() };
+        let mut changes = chained();
+        changes.begin(&before);
+        changes.end_entry(0, &after, false);
+        changes.take_chain(0, true)
+    };
+    assert!(digest(32).is_some() && digest(32) != digest(33));
 }

@@ -1,5 +1,6 @@
 //! The words of a digest.
 
+use vmtape_arch::event::Event;
 use xxhash_rust::xxh3::xxh3_64;
 use zerocopy::IntoBytes;
 
@@ -12,6 +13,7 @@ pub(super) enum Place {
     Fpu,
     FpuChange,
     Rest,
+    Inject,
 }
 
 /// Words on their way into a digest, little-endian: none, for most exits.
@@ -29,13 +31,20 @@ impl Words {
         }
     }
 
-    /// Of what was pushed since the last one. Zero: nothing.
-    pub(super) fn take_digest(&mut self) -> u16 {
+    /// An event on its way to the guest.
+    pub(super) fn push_event(&mut self, event: &Event) {
+        let code = u64::from(event.error_code) << 32 | u64::from(event.has_error_code.is_set()) << 24;
+        let what = u64::from(event.kind.0) << 16 | u64::from(event.insn_len) << 8 | u64::from(event.vector);
+        self.push(Place::Inject, 0, code | what);
+    }
+
+    /// Of what was pushed since the last one. `None`: nothing.
+    pub(super) fn take_digest(&mut self) -> Option<u64> {
         if self.0.is_empty() {
-            return 0;
+            return None;
         }
-        let digest = xxh3_64(self.0.as_bytes()) as u16;
+        let digest = xxh3_64(self.0.as_bytes());
         self.0.clear();
-        digest.max(1)
+        Some(digest)
     }
 }

@@ -13,7 +13,7 @@ use clap::{ValueEnum, ValueHint};
 use std::{cell::RefCell, collections::BTreeMap, path::PathBuf, rc::Rc};
 use vmtape_abi::Backend;
 use vmtape_backends::LoadedPlugin;
-use vmtape_machine::{MachineSpec, hosts, vmm::When};
+use vmtape_machine::{ChangesTold, MachineSpec, hosts, vmm::When};
 use vmtape_replay::{Error, Report, across, exits, identical, report::Verdict, signature::Signature, spec};
 use vmtape_traces::Tape;
 
@@ -341,7 +341,7 @@ fn compare(
     };
     let mut report;
     if args.mode == Mode::Exits {
-        let method = match (alike, sides.expected.register_changes) {
+        let method = match (alike, sides.expected.register_changes != ChangesTold::Nothing) {
             (true, true) => {
                 "each taped exit is given to the backend's handlers; every event must be the same, and what becomes of registers that the tape tells of"
             }
