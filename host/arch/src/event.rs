@@ -2,10 +2,12 @@
 
 use crate::{flag::Flag, layout, open_enum};
 use serde::{Deserialize, Serialize};
+use zerocopy::{Immutable, IntoBytes};
 
 open_enum! {
     /// The kind of an event, with VMX's numbers. See: SDM vol. 3C Table 25-17. Format of the VM-Entry
     /// Interruption-Information Field
+    #[derive(IntoBytes, Immutable)]
     pub struct EventKind(u8) {
         EXTERNAL_INTERRUPT = 0 => "IRQ",
         NMI = 2 => "NMI",
@@ -18,7 +20,7 @@ open_enum! {
 
 /// An event: to be injected at the next entry, or in delivery when an exit happened.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoBytes, Immutable)]
 pub struct Event {
     pub valid: Flag,
     pub kind: EventKind,

@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 use std::{fmt, ops::Not};
+use zerocopy::{Immutable, IntoBytes};
 
 /// A byte that is true unless it is zero. A Rust `bool` holds 0 or 1 and nothing else, which no foreign library promises.
 #[repr(transparent)]
-#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Default, Serialize, Deserialize, IntoBytes, Immutable)]
 #[serde(from = "bool", into = "bool")]
 pub struct Flag(pub u8);
 

@@ -2,10 +2,11 @@
 
 use crate::layout;
 use serde::{Deserialize, Serialize};
+use zerocopy::{Immutable, IntoBytes};
 
 /// The floating-point and vector registers of a vCPU.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, IntoBytes, Immutable)]
 pub struct Fpu {
     pub fcw: u16,
     pub fsw: u16,

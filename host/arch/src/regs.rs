@@ -2,6 +2,7 @@
 
 use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
+use zerocopy::{Immutable, IntoBytes};
 
 /// CR0. See: SDM vol. 3A 2.5 Control Registers
 #[bitfield(u64)]
@@ -179,7 +180,7 @@ pub const DR7_INIT: u64 = 0x400;
 /// Segment attributes in the layout of the VMCS access-rights field, which a `Segment` carries.
 /// See: SDM vol. 3C 25.4.1 Guest Register State, Table 25-2
 #[bitfield(u16)]
-#[derive(PartialEq, Eq, Serialize, Deserialize)]
+#[derive(PartialEq, Eq, Serialize, Deserialize, IntoBytes, Immutable)]
 pub struct SegAttr {
     #[bits(4)]
     pub typ: u8,

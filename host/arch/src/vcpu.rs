@@ -6,6 +6,7 @@ use crate::{
 };
 use bitfield_struct::bitfield;
 use serde::{Deserialize, Serialize};
+use zerocopy::{Immutable, IntoBytes};
 
 /// General registers by their encoding number.
 pub mod gpr {
@@ -33,7 +34,7 @@ pub mod seg {
 
 /// A segment register with its hidden part. A null selector has `present` clear.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoBytes, Immutable)]
 pub struct Segment {
     pub base: u64,
     /// Byte-granular limit.
@@ -46,7 +47,7 @@ layout!(Segment: 16, limit: 8, selector: 12, attr: 14);
 
 /// GDTR or IDTR.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoBytes, Immutable)]
 pub struct TableReg {
     pub base: u64,
     pub limit: u16,
@@ -57,7 +58,7 @@ layout!(TableReg: 16, limit: 8);
 
 /// What holds back interrupts after the current instruction.
 #[bitfield(u32)]
-#[derive(PartialEq, Eq, Serialize, Deserialize)]
+#[derive(PartialEq, Eq, Serialize, Deserialize, IntoBytes, Immutable)]
 pub struct Interruptibility {
     pub sti: bool,
     pub mov_ss: bool,
@@ -92,6 +93,7 @@ impl Interruptibility {
 
 open_enum! {
     /// Whether the vCPU executes. See: SDM vol. 3C 25.4.2 Guest Non-Register State
+    #[derive(IntoBytes, Immutable)]
     pub struct Activity(u32) {
         ACTIVE = 0 => "active",
         HLT = 1 => "halted",
@@ -103,7 +105,7 @@ open_enum! {
 /// What the backend wants to hear of. Published by the backend, read by the interpreter at every sensitive
 /// instruction: what is clear here never crosses the boundary.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoBytes, Immutable)]
 pub struct Intercepts {
     /// Bit `SensitiveKind`.
     pub sensitive: u64,
@@ -137,7 +139,7 @@ pub const TSC_RATIO_ONE: u64 = 1 << TSC_RATIO_FRACTION;
 /// Everything that a world switch saves. Values are what the guest sees; what silicon holds instead under a given
 /// backend (CR0.NE, CR4.VMXE, shadow CR3) is that backend's own.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, IntoBytes, Immutable)]
 pub struct VcpuState {
     pub gpr: [u64; 16],
     pub rip: u64,

@@ -1,24 +1,24 @@
 //! Registers beside the general ones.
 
 use crate::tape::registers;
-use vmtape_arch::vcpu::VcpuState;
+use std::{mem::offset_of, ops::Range};
+use vmtape_arch::{fpu::Fpu, vcpu::VcpuState};
+use zerocopy::IntoBytes;
 
-/// Whether anything differs but general registers, RIP, the FPU, clocks, and what backends publish.
-#[inline]
+/// Where in a state those registers begin of which [`words`] and the rule's masks have some, and where they end: behind the general
+/// ones and RIP, before the clocks and what backends publish.
+const REGISTERS: Range<usize> = offset_of!(VcpuState, rflags)..offset_of!(VcpuState, icount);
+const FPU: Range<usize> = offset_of!(VcpuState, fpu)..offset_of!(VcpuState, fpu) + size_of::<Fpu>();
+
+/// Whether anything differs but general registers, RIP, the FPU, clocks, and what backends publish: all at one look, since after most
+/// exits nothing does.
 pub(super) fn differs(a: &VcpuState, b: &VcpuState) -> bool {
-    let controls = (a.rflags ^ b.rflags)
-        | (a.cr0 ^ b.cr0)
-        | (a.cr2 ^ b.cr2)
-        | (a.cr3 ^ b.cr3)
-        | (a.cr4 ^ b.cr4)
-        | (a.cr8 ^ b.cr8)
-        | (a.xcr0 ^ b.xcr0)
-        | (a.efer ^ b.efer)
-        | (a.dr7 ^ b.dr7)
-        | u64::from(a.cpl ^ b.cpl)
-        | u64::from(a.interruptibility.into_bits() ^ b.interruptibility.into_bits());
-    let words = words(a).iter().zip(&words(b)).fold(0, |differ, (a, b)| differ | (a ^ b));
-    (controls | words) != 0
+    a.as_bytes()[REGISTERS] != b.as_bytes()[REGISTERS]
+}
+
+/// Whether a register of the FPU differs.
+pub(super) fn fpu_differs(a: &VcpuState, b: &VcpuState) -> bool {
+    a.as_bytes()[FPU] != b.as_bytes()[FPU]
 }
 
 /// Two words of a segment, and the others.
@@ -29,7 +29,6 @@ pub(super) const LATER: usize = WORDS - 8;
 pub(super) const DR6: usize = LATER;
 
 /// What only the guest changes, but for the instructions of `sets_system_registers`: segments, tables, debug registers, MSRs.
-#[inline(always)]
 pub(super) fn words(state: &VcpuState) -> [u64; WORDS] {
     let mut words = [0; WORDS];
     for (pair, segment) in words.chunks_exact_mut(2).zip(&state.seg) {

@@ -122,8 +122,11 @@ impl<'a> Rule<'a> {
     /// Of what it has of two states; `None`: of nothing.
     pub(super) fn digest(&self, before: &VcpuState, after: &VcpuState, words: &mut Words) -> Option<u64> {
         let mut changed = 0;
-        for (n, (a, b)) in before.gpr.iter().zip(&after.gpr).enumerate() {
-            changed |= u32::from(a != b) << n;
+        // Entries change none.
+        if before.gpr != after.gpr {
+            for (n, (a, b)) in before.gpr.iter().zip(&after.gpr).enumerate() {
+                changed |= u32::from(a != b) << n;
+            }
         }
         let valued = self.written & GPRS | changed & self.known;
         let mut told = valued | changed & self.others;
@@ -142,7 +145,7 @@ impl<'a> Rule<'a> {
         if rest::differs(before, after) {
             self.beyond_gprs(before, after, words);
         }
-        if before.fpu != after.fpu {
+        if rest::fpu_differs(before, after) {
             self.of_fpu(before, after, words);
         }
         if self.inject && after.inject.valid.is_set() && after.inject != before.inject {
