@@ -13,6 +13,7 @@ mod layout;
 mod open_enum;
 
 pub mod access;
+pub mod apic;
 pub mod cpuid;
 pub mod descriptor;
 pub mod event;

@@ -3,8 +3,8 @@
 //! See: KVM arch/x86/kvm/trace.h, arch/x86/kvm/mmu/mmutrace.h (5.10, 6.1, 6.12)
 
 use super::{name::Name, note};
-use crate::text::tables::IcrLow;
 use vmtape_arch::{
+    apic::Icr,
     exception::Vector,
     exit::{Exit, Isa},
     msr::ReachedPat,
@@ -113,16 +113,16 @@ pub fn note(event: &str, f: &dyn Fields) -> Option<Note> {
             Note::Apic { write: yes(Name::RW)?, register: word(Name::REG)?, value: get(Name::VAL)? }
         }
         "kvm_apic_ipi" => {
-            let icr = IcrLow::from_bits(word(Name::ICR_LOW)?);
+            let icr = Icr::from_low(word(Name::ICR_LOW)?);
             // The bits that are printed, as text has them.
-            let icr = IcrLow::new()
+            let icr = Icr::new()
                 .with_vector(icr.vector())
                 .with_mode(icr.mode())
                 .with_logical(icr.logical())
                 .with_assert(icr.assert())
                 .with_level(icr.level())
                 .with_shorthand(icr.shorthand());
-            Note::ApicIpi { icr: icr.into_bits(), destination: word(Name::DEST_ID)? }
+            Note::ApicIpi { icr: icr.low(), destination: word(Name::DEST_ID)? }
         }
         "kvm_apic_accept_irq" => Note::ApicAcceptIrq {
             apic: word(Name::APICID)?,

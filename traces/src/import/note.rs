@@ -5,10 +5,9 @@ use super::{
     name::Name,
     plugin,
 };
-use crate::text::tables::{
-    ACCESS, ApicRegister, DeliverMode, IcrLow, MmioKind, Shorthand, parse_pferr, parse_reason,
-};
+use crate::text::tables::{ACCESS, ApicRegister, MmioKind, parse_pferr, parse_reason};
 use vmtape_arch::{
+    apic::{DeliveryMode, Icr, Shorthand},
     exception::Vector,
     exit::{Exit, Isa, VmxReason},
     msr::ReachedPat,
@@ -186,19 +185,19 @@ fn kernel_note(event: &str, text: &str) -> Option<Note> {
             let (destination, vector) = (s.hex("dst ")?, s.dec("vec ")?);
             let mut word = |end| s.until(end);
             word("(")?;
-            let icr = IcrLow::new()
+            let icr = Icr::new()
                 .with_vector(vector)
-                .with_mode(DeliverMode::from_name(word("|")?)?.0)
+                .with_mode(DeliveryMode::from_name(word("|")?)?.0)
                 .with_logical(word("|")? == "logical")
                 .with_assert(word("|")? == "assert")
                 .with_level(word("|")? == "level")
                 .with_shorthand(Shorthand::from_name(word(")")?)?.0);
-            Note::ApicIpi { icr: icr.into_bits(), destination }
+            Note::ApicIpi { icr: icr.low(), destination }
         }
         "kvm_apic_accept_irq" => {
             let (apic, vector) = (s.hex("apicid ")?, s.dec("vec ")?);
             s.until("(")?;
-            let mode = DeliverMode::from_name(s.until("|")?)?.0;
+            let mode = DeliveryMode::from_name(s.until("|")?)?.0;
             Note::ApicAcceptIrq { apic, vector, mode, level: s.until(")")? == "level" }
         }
         "kvm_hypercall" => Note::Hypercall {

@@ -1,8 +1,9 @@
 //! Notes as tracepoint text, in the form of kernel 6.12. Host addresses, which notes do not carry, print as zero.
 
-use super::tables::{ACCESS, ApicRegister, DeliverMode, IcrLow, MmioKind, Shorthand, UserspaceReason, pferr};
+use super::tables::{ACCESS, ApicRegister, MmioKind, UserspaceReason, pferr};
 use std::fmt::{self, Display, Write};
 use vmtape_arch::{
+    apic::{DeliveryMode, Icr, Shorthand},
     exit::SvmExitCode,
     msr::ReachedPat,
     note::{EmulateMode, Note, PageRole},
@@ -124,12 +125,12 @@ fn write(f: &mut String, note: &Note, vcpu: u32, rip: u64) -> fmt::Result {
             write!(f, "apic_{} {register} = {value:#x}", rw(write))
         }
         Note::ApicIpi { icr, destination } => {
-            let icr = IcrLow::from_bits(icr);
+            let icr = Icr::from_low(icr);
             write!(
                 f,
                 "dst {destination:x} vec {} ({}|{}|{}|{}|{})",
                 icr.vector(),
-                DeliverMode(icr.mode()),
+                DeliveryMode(icr.mode()),
                 if icr.logical() { "logical" } else { "physical" },
                 if icr.assert() { "assert" } else { "de-assert" },
                 if icr.level() { "level" } else { "edge" },
@@ -138,7 +139,7 @@ fn write(f: &mut String, note: &Note, vcpu: u32, rip: u64) -> fmt::Result {
         }
         Note::ApicAcceptIrq { apic, mode, level, vector } => {
             let level = if level { "level" } else { "edge" };
-            write!(f, "apicid {apic:x} vec {vector} ({}|{level})", DeliverMode(mode))
+            write!(f, "apicid {apic:x} vec {vector} ({}|{level})", DeliveryMode(mode))
         }
         Note::Hypercall { nr, args: [a0, a1, a2, a3] } => {
             write!(f, "nr {nr:#x} a0 {a0:#x} a1 {a1:#x} a2 {a2:#x} a3 {a3:#x}")

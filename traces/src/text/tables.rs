@@ -1,6 +1,5 @@
 //! Names that the tracepoints print for numbers.
 
-use bitfield_struct::bitfield;
 use std::fmt::Write;
 use vmtape_arch::{
     exit::{Isa, SvmExitCode, VmxReason},
@@ -66,49 +65,6 @@ open_enum! {
         EFEAT = 0x400 => "APIC_EFEAT",
         ECTRL = 0x410 => "APIC_ECTRL",
     }
-}
-
-open_enum! {
-    /// How an interrupt is delivered, in the ICR's encoding.
-    pub struct DeliverMode(u8) {
-        FIXED = 0 => "Fixed",
-        LOWEST_PRIORITY = 1 => "LowPrio",
-        SMI = 2 => "SMI",
-        RES3 = 3 => "Res3",
-        NMI = 4 => "NMI",
-        INIT = 5 => "INIT",
-        SIPI = 6 => "SIPI",
-        EXTINT = 7 => "ExtINT",
-    }
-}
-
-open_enum! {
-    /// Whom an interprocessor interrupt goes to.
-    pub struct Shorthand(u8) {
-        NONE = 0 => "dst",
-        SELF = 1 => "self",
-        ALL = 2 => "all",
-        ALL_BUT_SELF = 3 => "all-but-self",
-    }
-}
-
-/// The low half of the ICR. See: SDM vol. 3A 12.6.1 Interrupt Command Register (ICR)
-#[bitfield(u32)]
-pub struct IcrLow {
-    pub vector: u8,
-    #[bits(3)]
-    pub mode: u8,
-    pub logical: bool,
-    #[bits(2)]
-    __: u8,
-    pub assert: bool,
-    pub level: bool,
-    #[bits(2)]
-    __: u8,
-    #[bits(2)]
-    pub shorthand: u8,
-    #[bits(12)]
-    __: u16,
 }
 
 open_enum! {

@@ -67,26 +67,6 @@ pub struct Lvt {
     __: u16,
 }
 
-/// The interrupt command register. See: SDM vol. 3A Figure 12-12
-#[bitfield(u64)]
-pub struct Icr {
-    pub vector: u8,
-    #[bits(3)]
-    pub mode: u8,
-    pub logical: bool,
-    pub busy: bool,
-    __: bool,
-    pub assert: bool,
-    pub level: bool,
-    #[bits(2)]
-    __: u8,
-    #[bits(2)]
-    pub shorthand: u8,
-    #[bits(12)]
-    __: u16,
-    pub destination: u32,
-}
-
 /// Bits that a WRMSR of the x2APIC ICR must leave clear. See: KVM lapic.c X2APIC_ICR_RESERVED_BITS
 pub const X2APIC_ICR_RESERVED: u64 = 0xfff3_2000;
 pub const SPURIOUS_ENABLE: u32 = 0x100;

@@ -2,7 +2,7 @@
 
 use super::{LocalApic, Refused, layout::*, timer::TimerMode};
 use crate::devices::message::{DeliveryMode, Message, Shorthand};
-use vmtape_arch::note::Note;
+use vmtape_arch::{apic::Icr, note::Note};
 
 impl LocalApic {
     /// Reads a 32-bit register.
@@ -53,8 +53,7 @@ impl LocalApic {
             reg::SPURIOUS => self.write_spurious(value),
             reg::ESR if !x2apic || value == 0 => self.esr = 0,
             reg::ICR => {
-                self.icr = self.icr & !0xffff_ffff
-                    | u64::from(Icr::from_bits(value.into()).with_busy(false).into_bits() as u32);
+                self.icr = self.icr & !0xffff_ffff | u64::from(Icr::from_low(value).with_busy(false).low());
                 effects.messages.push(self.ipi());
             }
             reg::ICR_HIGH if !x2apic => {
@@ -164,7 +163,7 @@ impl LocalApic {
 
 /// The message that the lower half of an ICR describes.
 pub fn message(icr: u32) -> Message {
-    let icr = Icr::from_bits(icr.into());
+    let icr = Icr::from_low(icr);
     Message {
         vector: icr.vector(),
         mode: DeliveryMode(icr.mode()),
@@ -193,5 +192,5 @@ pub fn ipi(message: &Message) -> Note {
         .with_assert(!message.deassert)
         .with_level(message.level)
         .with_shorthand(message.shorthand.0);
-    Note::ApicIpi { icr: icr.into_bits() as u32, destination: message.destination }
+    Note::ApicIpi { icr: icr.low(), destination: message.destination }
 }
