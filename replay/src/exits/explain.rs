@@ -47,6 +47,9 @@ impl Last {
         let (unknown, done) = (replayed.machine.unknown_reads(), replayed.machine.controls().len());
         let handling = replayed.take(group)?;
         let unknown = replayed.machine.unknown_reads() != unknown;
+        if unknown {
+            replayed.goes_astray(group.exit.vcpu);
+        }
         let missed = replayed.machine.missed_faults();
         Ok(Self { number: group.number, handling, controls: replayed.controls(done), unknown, missed })
     }

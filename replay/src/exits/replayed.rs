@@ -12,7 +12,7 @@ use crate::{
 };
 use std::{
     cell::{Ref, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ops::ControlFlow,
     rc::Rc,
 };
@@ -55,6 +55,8 @@ pub(super) struct Replayed {
     woken: Option<Woken>,
     /// What entries told that no exit came before, where that is compared.
     waiting: Option<Waiting>,
+    /// vCPUs whose last exit was unknown or different: so is what they entered with after it.
+    astray: BTreeSet<u32>,
 }
 
 /// How the machine dealt with what it was given.
@@ -188,6 +190,7 @@ impl Replayed {
             halted: BTreeMap::new(),
             woken: None,
             waiting,
+            astray: BTreeSet::new(),
         })
     }
 
@@ -208,7 +211,11 @@ impl Replayed {
         self.diverged = match self.same {
             true => {
                 self.compared = self.compare(group, handling.has_ended());
-                matches!(self.compared, Compared::Different(..))
+                let diverged = matches!(self.compared, Compared::Different(..));
+                if diverged {
+                    self.goes_astray(group.exit.vcpu);
+                }
+                diverged
             }
             false => !self.is_alike(group, &handling),
         };
@@ -228,9 +235,15 @@ impl Replayed {
         }
     }
 
+    /// A vCPU's last exit is unknown or different.
+    pub fn goes_astray(&mut self, vcpu: u32) {
+        self.astray.insert(vcpu);
+    }
+
     fn compare(&mut self, group: &ExitGroup, ended: bool) -> Compared {
         self.compare_woken(group);
-        if self.woken.as_ref().is_some_and(|woken| !woken.known) {
+        let astray = self.astray.remove(&group.exit.vcpu);
+        if astray || self.woken.as_ref().is_some_and(|woken| !woken.known) {
             // Nobody knows what that entry was to give.
             self.answer.borrow_mut().changes.entry = group.changes.entry;
         }
@@ -239,7 +252,7 @@ impl Replayed {
         let Some(waiting) = &mut self.waiting else { return compared };
         let expected = waiting.before(group, answer.woken.is_some());
         waiting.keep(group);
-        let before = match ended && answer.resume.is_none() {
+        let before = match astray || ended && answer.resume.is_none() {
             true => Compared::Equal,
             false => events::compare_before(&expected, &answer),
         };
@@ -250,7 +263,8 @@ impl Replayed {
     /// what ended a halt there is not known.
     pub fn take_rest(&mut self, rest: &Rest) -> Option<(Compared, Vec<u32>)> {
         let nothing = Some((Compared::Equal, Vec::new()));
-        let Some(waiting) = self.waiting.as_mut().filter(|_| rest.is_ordered()) else { return nothing };
+        let compares = rest.is_ordered() && self.astray.is_empty();
+        let Some(waiting) = self.waiting.as_mut().filter(|_| compares) else { return nothing };
         let (woken, cut) = (waiting.woken(), waiting.cut());
         let expected = waiting.behind(rest);
         self.answer.borrow_mut().clear();
