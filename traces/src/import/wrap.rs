@@ -1,7 +1,8 @@
 //! Lines of a text, put together again where somebody between who printed them and who reads them has wrapped them.
 //!
 //! A mail wraps at words, which loses a space, a terminal anywhere. What follows a line and is none of the trace's own belongs to it if
-//! the event is understood with it; once that was so a few times, what follows an event that nobody knows does too.
+//! the event is understood with it; once that was so a few times, what follows an event that nobody knows does too. Who wraps anywhere
+//! does so at one width: what follows a line of just that width belongs to it, though the line may be an event by itself (`val 0x8`).
 
 use super::line::{self, Line};
 use std::io::{self, BufRead, Read};
@@ -32,6 +33,8 @@ pub(super) struct Lines<R> {
     next: Vec<u8>,
     /// How many were read.
     number: u64,
+    /// The length of the last one that is part of `line`, as it was read.
+    length: usize,
     wrapped: Wrapped,
 }
 
@@ -40,12 +43,31 @@ pub(super) struct Lines<R> {
 pub(super) struct Wrapped {
     spaced: u32,
     joined: u32,
+    /// The length of those that were joined, and how many were of it, less how many were not.
+    width: (usize, u32),
+}
+
+impl Wrapped {
+    /// A line of this length was understood with what follows it at once.
+    fn join(&mut self, length: usize) {
+        self.joined += 1;
+        self.width = match self.width {
+            (width, times) if width == length => (width, times + 1),
+            (width, times @ 1..) => (width, times - 1),
+            _ => (length, 1),
+        };
+    }
+
+    /// Whether a line of this length is certainly the first part of one.
+    fn is_cut(&self, length: usize) -> bool {
+        self.joined > self.spaced && self.width.0 == length && self.width.1 >= CONVINCING
+    }
 }
 
 impl<R: BufRead> Lines<R> {
     /// `wrapped`: what an earlier look at the same text has found.
     pub fn new(reader: R, wrapped: Wrapped) -> Self {
-        Self { reader, line: String::new(), next: Vec::new(), number: 0, wrapped }
+        Self { reader, line: String::new(), next: Vec::new(), number: 0, length: 0, wrapped }
     }
 
     /// How the text is wrapped, as far as it was read.
@@ -66,11 +88,13 @@ impl<R: BufRead> Lines<R> {
         }
         self.line.clear();
         push(&mut self.line, &self.next);
+        self.length = without_end(&self.next).len();
         self.read()?;
         for _ in 0..MOST_PIECES {
             if self.next.is_empty() || !self.goes_on() {
                 break;
             }
+            self.length = without_end(&self.next).len();
             self.read()?;
         }
         Ok(Some(&self.line))
@@ -87,18 +111,27 @@ impl<R: BufRead> Lines<R> {
     /// Puts the next line behind this one, if it belongs there.
     fn goes_on(&mut self) -> bool {
         // The lines of most traces have a CPU in brackets, and nobody looks twice at those.
-        if self.next.contains(&b'[') {
+        if has_cpu(&self.next) {
             return false;
         }
         let mut next = String::new();
         push(&mut next, &self.next);
+        let raw = without_quote(&next);
+        if self.wrapped.is_cut(self.length) && self.line.len() + raw.len() <= LONGEST_LINE {
+            self.line.push_str(raw);
+            return true;
+        }
         let piece = line::unquoted(&next);
-        if piece.is_empty() || piece.starts_with('#') {
+        // An exception's name (`#PF`) is no comment.
+        let is_name = |rest: &str| rest.starts_with(|letter: char| letter.is_ascii_uppercase());
+        if piece.is_empty() || piece.strip_prefix('#').is_some_and(|rest| !is_name(rest)) {
             return false;
         }
+        let spaced = [self.line.trim_end(), " ", piece].concat();
         let own = match line::classify(&self.line) {
             Line::Event(_) => true,
-            Line::Unreadable => false,
+            // Cut before the name of the event.
+            Line::Unreadable => matches!(line::classify(&spaced), Line::Event(_)),
             _ => return false,
         };
         // A piece that begins with a number looks like a frame of a call chain, which follows what is whole.
@@ -107,20 +140,26 @@ impl<R: BufRead> Lines<R> {
             Line::Comment if !is_understood(&self.line) => false,
             _ => return false,
         };
-        let [spaced, joined] = [" ", ""].map(|between| [self.line.trim_end(), between, piece].concat());
+        let joined = [&self.line, raw].concat();
         let wrapped = self.wrapped.spaced + self.wrapped.joined >= CONVINCING;
+        let has_space = self.line.ends_with(' ') || raw.starts_with(' ');
         let whole = match (is_understood(&spaced), is_understood(&joined)) {
-            (true, false) => {
+            // Cut before a space: as between two letters.
+            (_, true) if raw.starts_with(' ') => {
+                self.wrapped.join(self.length);
+                joined
+            }
+            (true, understood) if !understood || has_space => {
                 self.wrapped.spaced += 1;
-                spaced
+                if understood { joined } else { spaced }
             }
             (false, true) => {
-                self.wrapped.joined += 1;
+                self.wrapped.join(self.length);
                 joined
             }
             // Which of the two it is, others show.
             (understood, _) if wrapped && (understood || own) => {
-                if self.wrapped.spaced >= self.wrapped.joined { spaced } else { joined }
+                if !has_space && self.wrapped.spaced >= self.wrapped.joined { spaced } else { joined }
             }
             _ => return false,
         };
@@ -139,13 +178,31 @@ fn is_understood(line: &str) -> bool {
     }
 }
 
+/// A line without the mark of a mail's quotation.
+fn without_quote(line: &str) -> &str {
+    line.strip_prefix('>').map_or(line, |quoted| quoted.strip_prefix(' ').unwrap_or(quoted))
+}
+
+/// Whether a number stands in brackets.
+fn has_cpu(line: &[u8]) -> bool {
+    let opens = line.iter().enumerate().filter(|(_, byte)| **byte == b'[');
+    opens.map(|(at, _)| &line[at + 1..]).any(|rest| {
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        digits > 0 && rest.get(digits) == Some(&b']')
+    })
+}
+
+fn without_end(line: &[u8]) -> &[u8] {
+    let end = line.iter().rposition(|byte| !matches!(byte, b'\n' | b'\r'));
+    &line[..end.map_or(0, |last| last + 1)]
+}
+
 /// Appends a line as text, without its end, and with plain spaces.
 fn push(text: &mut String, line: &[u8]) {
-    let line = String::from_utf8_lossy(line);
-    let line = line.trim_end_matches(['\n', '\r']);
+    let line = String::from_utf8_lossy(without_end(line));
     match line.as_bytes().contains(&OF_HARD_SPACE) {
         true => text.push_str(&line.replace(HARD_SPACE, " ")),
-        false => text.push_str(line),
+        false => text.push_str(&line),
     }
 }
 
@@ -207,6 +264,46 @@ mod tests {
             let (head, tail) = LINE.split_at(at);
             let found = lines(&format!("{shown}{head}\n{tail}\n"));
             assert_eq!(found.last().map(String::as_str), Some(LINE), "{head}");
+        }
+    }
+
+    /// A terminal wraps at one width, also where what it leaves is an event by itself, where a piece is blank, and in a mail.
+    #[test]
+    fn lines_that_are_cut_at_one_width_are_exact() {
+        let events = [
+            LINE,
+            "CPU 0/KVM-186 [000] d..1. 7.431541: kvm_pio: pio_write at 0x70 size 1 count 1 val 0x8f ",
+            "CPU 0/KVM-186 [000] d..1. 7.431541: kvm_new_event: some words 1234 that nobody knows, and no more",
+            "CPU 0/KVM-186 [000] d..1. 7.431541: kvm_inj_virq: IRQ 0x8 [reinjected]",
+        ];
+        for (width, quote) in (40..100).flat_map(|width| [(width, ""), (width, "> ")]) {
+            let cut = |line: &str| {
+                let pieces = line.as_bytes().chunks(width).map(|piece| String::from_utf8_lossy(piece));
+                pieces.map(|piece| format!("{quote}{piece}\n")).collect::<String>()
+            };
+            let text = events.map(cut).concat();
+            let mut shown = Lines::new(text.as_bytes(), Wrapped::default());
+            (0..20).for_each(|_| shown.wrapped.join(quote.len() + width));
+            let mut found = Vec::new();
+            while let Ok(Some(line)) = shown.next() {
+                found.push(line.strip_prefix(quote).unwrap().to_owned());
+            }
+            assert_eq!(found, events, "{width} {quote}");
+        }
+    }
+
+    /// A mail wraps at words, also before an event's name, and before one of an exception.
+    #[test]
+    fn lines_that_are_wrapped_at_words_are_whole_again() {
+        let (head, tail) = LINE.split_once(" info1").unwrap();
+        let shown = format!("{head}\ninfo1{tail}\n").repeat(CONVINCING as usize);
+        for (head, tail) in [
+            ("CPU 0/KVM-186 [000] d..1. 7.431541:", "kvm_inj_exception: #UD"),
+            ("CPU 0/KVM-186 [000] d..1. 7.431541: kvm_inj_exception:", "#UD"),
+            ("CPU 0/KVM-186 [000] d..1. 7.431541:", "kvm_new_event: some words"),
+        ] {
+            let found = lines(&format!("{shown}{head}\n{tail}\n"));
+            assert_eq!(found.last(), Some(&format!("{head} {tail}")));
         }
     }
 

@@ -65,8 +65,10 @@ fn print(summary: &Summary) -> Result<()> {
 
 /// Says what the trace does not tell.
 fn warn(summary: &Summary) {
+    let unknown = summary.kept.contains_key("kvm_exit");
     if summary.exits == 0 {
-        tell("the trace has no exits: its events are kept, and there is no exit to replay or to compare");
+        let none = if unknown { "no exit of the trace is understood" } else { "the trace has no exits" };
+        tell(format!("{none}: its events are kept, and there is no exit to replay or to compare"));
     }
     if let Some(count) = summary.kept.get("kvm_exit") {
         tell(format!(
@@ -80,7 +82,7 @@ fn warn(summary: &Summary) {
             summary.lost_lines
         ));
     }
-    if summary.terse {
+    if summary.terse && summary.exits > 0 {
         tell("its exits tell neither intr_info nor error_code: both are zero on the tape");
     }
     if summary.numbered > 0 {
