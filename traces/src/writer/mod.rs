@@ -25,9 +25,9 @@ use std::{
 
 /// Events that cross the channel at once: few enough that those under way stay in the processors' caches, so many that waking
 /// the writer costs nothing.
-const BATCH: usize = 4096;
+const BATCH: usize = 1024;
 /// Batches that may wait: beyond them the guest waits for the writer.
-const QUEUE: usize = 8;
+const QUEUE: usize = 32;
 
 enum Message {
     Events(Vec<Event>),
