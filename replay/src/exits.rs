@@ -98,6 +98,8 @@ const PROGRESS: u64 = 4096;
 const UNKNOWN: &str = "exits whose handling reads memory or registers that the tape does not have";
 const CUT: &str = "exits whose entry, with what it delivers, the tape ends before";
 const WOKEN: &str = "entries after a halt that a device ended whose state the tape does not tell";
+const UNORDERED: &str =
+    "entries behind the last exit, where the tape does not tell which of them came before what the VMM did";
 const NOT_TAKEN: &str = "exits that the other silicon does not take";
 /// No exit tells them: the other silicon would have to walk what the tape does not have.
 const TYPES: &str = "memory types of accesses that do not exit";
@@ -199,6 +201,10 @@ impl Feeder {
     fn take_rest(&mut self, sides: &Sides, rest: &Rest, report: &mut Report) -> Result<(), Error> {
         let last = self.last.as_ref().filter(|last| self.method.same && !last.handling.has_ended());
         let Some(number) = last.map(Last::number) else { return Ok(()) };
+        if !rest.is_ordered() {
+            report.leave_open(UNORDERED, 1);
+            return Ok(());
+        }
         let Some((compared, changed)) = self.replayed.take_rest(rest) else {
             report.leave_open(WOKEN, 1);
             return Ok(());
