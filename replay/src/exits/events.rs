@@ -139,9 +139,15 @@ fn has_entry(notes: &[Note]) -> bool {
     notes.iter().rev().any(|note| matches!(note, Note::Entry { .. }))
 }
 
-/// Not what the guest did by itself, nor devices.
+/// Not what the guest did by itself, MSRs that silicon let it have among it, nor devices.
 fn is_of_entry(note: &Note) -> bool {
-    !matches!(note, Note::SiliconStep { .. } | Note::MemoryType { .. } | Note::Rule { .. })
+    !matches!(
+        note,
+        Note::SiliconStep { .. }
+            | Note::MemoryType { .. }
+            | Note::Rule { .. }
+            | Note::Msr { passed: true, .. }
+    )
 }
 
 /// Entries that no exit came before, by vCPU, and what the machine told of them: the first events that differ.
@@ -238,4 +244,29 @@ fn first_difference<'e>(
     let lengths = expected.len() != actual.len() && !open;
     let at = differ.or_else(|| lengths.then(|| expected.len().min(actual.len())))?;
     Some((expected.get(at), actual.get(at)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmtape_arch::msr::ReachedPat;
+
+    /// Of silicon and of a guest that writes an MSR without an exit a machine that is fed exits tells nothing.
+    #[test]
+    fn what_the_guest_does_by_itself_is_no_part_of_an_entry() {
+        let msr = |passed| Note::Msr {
+            write: true,
+            index: 0x49,
+            data: 0,
+            exception: false,
+            host_initiated: false,
+            passed,
+            pat: ReachedPat::ONLY,
+        };
+        let entry = Note::Entry { rip: 0x1000, intr_info: 0, error_code: 0 };
+        let group = ExitGroup { before: vec![msr(true), entry], ..ExitGroup::default() };
+        assert_eq!(Waiting::default().before(&group, false), [(0, vec![entry])]);
+        let told = ExitGroup { before: vec![msr(false), entry], ..ExitGroup::default() };
+        assert_eq!(Waiting::default().before(&told, false), [(0, vec![msr(false), entry])]);
+    }
 }
